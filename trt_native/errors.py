@@ -1,0 +1,71 @@
+"""The exceptions this package raises on purpose.
+
+Every message is one line that says what is wrong, what was found, and what to do about it. Whatever
+TensorRT logged about the failure travels along as :attr:`TrtNativeError.details`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = [
+    "BuildError",
+    "ClosedError",
+    "CudaError",
+    "ExportError",
+    "ModelError",
+    "PlanError",
+    "SpecError",
+    "TrtNativeError",
+    "UnsupportedError",
+]
+
+
+class TrtNativeError(Exception):
+    """Base of every error raised by this package.
+
+    Args:
+        message: One line for a person.
+        details: Further lines, such as TensorRT's own error log. They follow the message in
+            ``str(error)``, one per line.
+
+    Attributes:
+        details: The further lines, oldest first.
+    """
+
+    def __init__(self, message: str, details: Sequence[str] = ()) -> None:
+        super().__init__("\n  ".join((message, *details)))
+        self.message = message
+        self.details = tuple(details)
+
+
+class SpecError(TrtNativeError, ValueError):
+    """What the user asked for is malformed or contradicts the model."""
+
+
+class UnsupportedError(TrtNativeError):
+    """The request is well formed, but this backend or machine cannot serve it."""
+
+
+class ModelError(TrtNativeError):
+    """An ONNX file or a checkpoint is missing, damaged or not what it should be."""
+
+
+class ExportError(TrtNativeError):
+    """A PyTorch module could not be turned into ONNX."""
+
+
+class BuildError(TrtNativeError):
+    """TensorRT rejected the network or failed while building it."""
+
+
+class PlanError(TrtNativeError):
+    """A plan file is missing, damaged, or made for another TensorRT or GPU."""
+
+
+class CudaError(TrtNativeError):
+    """The CUDA driver returned an error, or no usable GPU was found."""
+
+
+class ClosedError(TrtNativeError):
+    """An object was used after ``close()``."""

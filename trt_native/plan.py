@@ -1,0 +1,372 @@
+"""A plan: TensorRT's serialized engine, and the manifest that tells what it is.
+
+The ``.plan`` file holds TensorRT's bytes and nothing else, so that trtexec, Triton and C++ programs
+load it as it is. What else must be known stands in ``NAME.plan.json`` beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import struct
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from trt_native.errors import PlanError
+from trt_native.spec import ShapeRange, format_bytes
+
+__all__ = [
+    "MANIFEST_SCHEMA",
+    "Manifest",
+    "Plan",
+    "PlanHeader",
+    "PlanTensor",
+    "check_writable",
+    "replacing",
+    "sha256_of_file",
+]
+
+MANIFEST_SCHEMA = 1
+"""Number of the manifest's layout; a change that would break readers raises it."""
+
+_HEADER_BYTES = 32
+_PRODUCTS = {b"ftrt": "TensorRT", b"vtrt": "TensorRT-RTX"}
+
+
+@dataclass(frozen=True, slots=True)
+class PlanHeader:
+    """What the first bytes of a plan say.
+
+    Attributes:
+        product: ``TensorRT`` or ``TensorRT-RTX``.
+        version: Version of that library: major, minor, patch, build (modulo 256 each).
+        declared_bytes: Length of the whole plan as the header states it; None where the layout
+            of the header is not known to hold it.
+    """
+
+    product: str
+    version: tuple[int, int, int, int]
+    declared_bytes: int | None
+
+    @classmethod
+    def parse(cls, data: bytes | memoryview) -> PlanHeader:
+        """Read the header; ``data`` needs the first 32 bytes of a plan.
+
+        The four tag bytes and the version at bytes 24 to 27 are what trtexec's
+        ``--getPlanVersionOnly`` reads; the length at bytes 16 to 23 was read off the plans that
+        TensorRT-RTX 1.4 to 1.7 write.
+
+        Raises:
+            PlanError: the data is too short or does not start with a plan's tag.
+        """
+        head = bytes(data[:_HEADER_BYTES])
+        if len(head) < _HEADER_BYTES:
+            raise PlanError(f"not a TensorRT plan: only {len(head)} bytes long")
+        product = _PRODUCTS.get(head[:4])
+        if product is None:
+            raise PlanError(
+                f"not a TensorRT plan: it starts with {head[:4]!r} instead of b'ftrt' or b'vtrt'"
+            )
+        (length,) = struct.unpack_from("<Q", head, 16)
+        declared = length if product == "TensorRT-RTX" else None
+        return cls(product, (head[24], head[25], head[26], head[27]), declared)
+
+    @property
+    def version_text(self) -> str:
+        """The version as TensorRT writes it, such as ``1.6.1.120``."""
+        return ".".join(map(str, self.version))
+
+    def mismatch(self, product: str, version: str) -> str | None:
+        """Why a library of this name and version will not load the plan; None if it should.
+
+        TensorRT loads only plans of its own exact version, unless a plan was built to be version
+        compatible, which its header does not tell: then only the major version decides here.
+        """
+        if product != self.product:
+            return f"the plan is for {self.product} {self.version_text}, not for {product}"
+        wanted = [int(part) % 256 for part in version.split(".")[:4] if part.isdigit()]
+        exact = self.product == "TensorRT-RTX"
+        if wanted[: 4 if exact else 1] != list(self.version[: len(wanted) if exact else 1]):
+            return (
+                f"the plan was built by {self.product} {self.version_text}, here is {version};"
+                " install that version or build the plan again"
+            )
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class PlanTensor:
+    """An input or output of a plan.
+
+    Attributes:
+        name: Name in the engine.
+        mode: ``input`` or ``output``.
+        dtype: Element type by its NumPy or ml_dtypes name.
+        shape: Extents; -1 where the shape is dynamic.
+        dims: Symbolic dimension of each axis as the ONNX file names it; None where it has none.
+        profiles: For a dynamic input, its range in each optimization profile.
+        values: For an input that is itself a shape, the range of its values in each profile.
+    """
+
+    name: str
+    mode: str
+    dtype: str
+    shape: tuple[int, ...]
+    dims: tuple[str | None, ...] = ()
+    profiles: tuple[ShapeRange, ...] = ()
+    values: tuple[ShapeRange, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON holds it, ranges as ``MIN:OPT:MAX``."""
+        data = asdict(self)
+        data["profiles"] = [str(item) for item in self.profiles]
+        data["values"] = [str(item) for item in self.values]
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> PlanTensor:
+        """The inverse of :meth:`to_json`."""
+        return cls(
+            name=str(data["name"]),
+            mode=str(data["mode"]),
+            dtype=str(data["dtype"]),
+            shape=tuple(int(axis) for axis in data["shape"]),
+            dims=tuple(data["dims"]),
+            profiles=tuple(ShapeRange.parse(text) for text in data["profiles"]),
+            values=tuple(ShapeRange.parse(text) for text in data["values"]),
+        )
+
+    def describe_shape(self) -> str:
+        """The shape for a person: extents, and the symbolic name where an axis is dynamic."""
+        names = self.dims or (None,) * len(self.shape)
+        axes = [
+            str(extent) if extent >= 0 else (name or "?")
+            for extent, name in zip(self.shape, names, strict=True)
+        ]
+        return " x ".join(axes) or "scalar"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Where a plan comes from and what it needs.
+
+    Attributes:
+        producer: Program and version that wrote the plan.
+        plan_sha256: Hash of the plan's bytes.
+        plan_bytes: Length of the plan.
+        backend: ``trt10``, ``trt11`` or ``rtx``.
+        backend_version: Full version of the TensorRT library.
+        gpu: Name of the GPU the plan was built on; None where it was built without one.
+        compute_capabilities: GPUs the plan targets, as ``8.9``; empty means every GPU that the
+            backend supports.
+        driver: CUDA driver API version at the build, such as ``13.0``; None without a GPU.
+        model: ``file``, ``sha256``, ``bytes`` of the ONNX file and the same for each file of
+            ``external`` weights.
+        tensors: Inputs, then outputs, in the engine's order.
+        precision: What was asked for and what was done.
+        options: Every build option that differs from its default.
+        seconds: How long each part of the build took.
+        created: UTC time in ISO 8601.
+        schema: Number of this layout.
+    """
+
+    producer: str
+    plan_sha256: str
+    plan_bytes: int
+    backend: str
+    backend_version: str
+    gpu: str | None
+    compute_capabilities: tuple[str, ...]
+    driver: str | None
+    model: Mapping[str, Any]
+    tensors: tuple[PlanTensor, ...]
+    precision: Mapping[str, Any]
+    options: Mapping[str, Any]
+    seconds: Mapping[str, float]
+    created: str
+    schema: int = MANIFEST_SCHEMA
+
+    @property
+    def inputs(self) -> tuple[PlanTensor, ...]:
+        """The tensors to be supplied."""
+        return tuple(tensor for tensor in self.tensors if tensor.mode == "input")
+
+    @property
+    def outputs(self) -> tuple[PlanTensor, ...]:
+        """The tensors that come back."""
+        return tuple(tensor for tensor in self.tensors if tensor.mode == "output")
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON holds it; ``schema`` comes first."""
+        data = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        data["tensors"] = [tensor.to_json() for tensor in self.tensors]
+        data["compute_capabilities"] = list(self.compute_capabilities)
+        return {"schema": data.pop("schema"), **data}
+
+    @classmethod
+    def from_json(cls, data: object) -> Manifest:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            PlanError: another schema, or a field is missing or malformed.
+        """
+        if not isinstance(data, dict) or data.get("schema") != MANIFEST_SCHEMA:
+            found = data.get("schema") if isinstance(data, dict) else type(data).__name__
+            raise PlanError(f"manifest of schema {found!r}, this version reads {MANIFEST_SCHEMA}")
+        try:
+            fields = {name: data[name] for name in cls.__dataclass_fields__}
+            fields["tensors"] = tuple(PlanTensor.from_json(item) for item in data["tensors"])
+            fields["compute_capabilities"] = tuple(data["compute_capabilities"])
+            return cls(**fields)
+        except (KeyError, TypeError, ValueError) as error:
+            raise PlanError(f"malformed manifest: {type(error).__name__}: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A serialized engine.
+
+    Attributes:
+        data: TensorRT's bytes. They may be memory that TensorRT owns; it lives as long as this.
+        manifest: What is known of the plan; None for a plan that came without a manifest.
+        path: Where it was loaded from, if it was.
+    """
+
+    data: bytes | memoryview = field(repr=False)
+    manifest: Manifest | None = None
+    path: Path | None = None
+
+    @property
+    def header(self) -> PlanHeader:
+        """The plan's header.
+
+        Raises:
+            PlanError: the bytes are no plan.
+        """
+        return PlanHeader.parse(self.data)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the plan to ``path`` and its manifest to ``path`` + ``.json``.
+
+        Both are complete on disk or not there at all; a file that was there before stays until
+        both new ones are ready.
+
+        Raises:
+            PlanError: the folder cannot be written to, or the disk is full.
+        """
+        target = Path(path)
+        try:
+            with contextlib.ExitStack() as files:
+                files.enter_context(replacing(target)).write(self.data)
+                if self.manifest is not None:
+                    text = json.dumps(self.manifest.to_json(), indent=1)
+                    json_file = files.enter_context(replacing(_manifest_path(target)))
+                    json_file.write(text.encode() + b"\n")
+            if self.manifest is None:
+                _manifest_path(target).unlink(missing_ok=True)
+        except OSError as error:
+            needed = format_bytes(len(self.data))
+            raise PlanError(
+                f"cannot write {target} ({needed}): {error.strerror}; nothing was left there"
+            ) from error
+        return target
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Read a plan and, where one lies beside it, its manifest; check both.
+
+        Raises:
+            PlanError: the file is missing, is no plan, is truncated, or differs from what its
+                manifest describes.
+        """
+        source = Path(path)
+        try:
+            data = source.read_bytes()
+        except OSError as error:
+            raise PlanError(f"cannot read {source}: {error.strerror}") from None
+        try:
+            header = PlanHeader.parse(data)
+        except PlanError as error:
+            raise PlanError(f"{source}: {error}") from None
+        if header.declared_bytes not in (None, len(data)):
+            raise PlanError(
+                f"{source}: damaged: its header says {header.declared_bytes} bytes,"
+                f" the file has {len(data)}; copy or build it again"
+            )
+        manifest = _read_manifest(source)
+        if manifest and manifest.plan_sha256 != hashlib.sha256(data).hexdigest():
+            raise PlanError(
+                f"{source}: its bytes are not those that {_manifest_path(source).name} describes"
+                " (SHA-256 differs): the plan is damaged or was replaced; copy or build it again,"
+                " or delete the manifest if the plan came from another tool"
+            )
+        return cls(data, manifest, source)
+
+
+def _manifest_path(plan: Path) -> Path:
+    return plan.with_name(plan.name + ".json")
+
+
+def _read_manifest(plan: Path) -> Manifest | None:
+    path = _manifest_path(plan)
+    try:
+        return Manifest.from_json(json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise PlanError(f"{path}: cannot be read: {error}; delete it or build again") from None
+    except PlanError as error:
+        raise PlanError(f"{path}: {error}; build the plan again") from None
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of ``path`` once the block ends, and only if it succeeds.
+
+    Raises:
+        OSError: the folder cannot be written to, or the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def check_writable(path: Path) -> None:
+    """Find out now, not after a long build, whether a file can be created at ``path``.
+
+    Raises:
+        PlanError: it cannot.
+    """
+    if path.is_dir():
+        raise PlanError(f"cannot write {path}: it is a folder; name a file in it")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise PlanError(f"cannot write {path}: {error.strerror} ({path.parent})") from None
+
+
+def sha256_of_file(path: Path) -> str:
+    """SHA-256 of a file's content as 64 hexadecimal digits.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

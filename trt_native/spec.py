@@ -1,0 +1,436 @@
+"""The words a user speaks in: shapes, profiles, precisions and the build configuration.
+
+Everything here is plain, frozen data. Each type that a person may write on a command line or in a
+file has a ``parse`` that reads it and a message that says what was wrong.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar
+
+from trt_native.errors import SpecError, UnsupportedError
+
+__all__ = [
+    "BuildConfig",
+    "DimRange",
+    "HardwareCompatibility",
+    "IoPrecision",
+    "Precision",
+    "Profile",
+    "ProfileSpec",
+    "ProfilingVerbosity",
+    "Shape",
+    "ShapeRange",
+    "TensorSpec",
+    "format_bytes",
+    "parse_bytes",
+    "parse_shape",
+]
+
+Shape = tuple[int, ...]
+"""Extents in elements, outermost axis first; ``()`` is a scalar."""
+
+_UNITS = {
+    "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+    "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
+}  # fmt: skip
+_E = TypeVar("_E", bound="_Choice")
+
+
+def parse_bytes(text: str | int) -> int:
+    """Read a size such as ``8GiB``, ``512 MiB``, ``2GB`` or a plain number of bytes.
+
+    Raises:
+        SpecError: the text is not a number with one of the known units.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
+    if match is None or match[2].lower() not in _UNITS:
+        raise SpecError(f"not a size: {text!r}; write for example 8GiB, 512MiB or 4000000000")
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def format_bytes(count: int) -> str:
+    """Write a size in bytes with the largest binary unit that keeps it at 1 or more."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def parse_shape(text: str) -> Shape:
+    """Read ``1x3x8x8``; ``scalar`` (or nothing) is the empty shape.
+
+    Raises:
+        SpecError: an axis is not a whole number of at least 0.
+    """
+    text = text.strip()
+    if text in ("", "scalar"):
+        return ()
+    axes = re.split(r"[x,]", text)
+    if not all(re.fullmatch(r"\s*\d+\s*", axis) for axis in axes):
+        raise SpecError(f"not a shape: {text!r}; write for example 1x3x8x8")
+    return tuple(int(axis) for axis in axes)
+
+
+def _split_range(text: str, example: str) -> tuple[str, str, str]:
+    parts = str(text).split(":")
+    if len(parts) == 1:
+        return (parts[0], parts[0], parts[0])
+    if len(parts) == 3:
+        return (parts[0], parts[1], parts[2])
+    raise SpecError(f"not a range: {text!r}; write one value, or MIN:OPT:MAX such as {example}")
+
+
+@dataclass(frozen=True, slots=True)
+class DimRange:
+    """Extents one symbolic dimension may take: ``min <= opt <= max``, in elements."""
+
+    min: int
+    opt: int
+    max: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min <= self.opt <= self.max:
+            raise SpecError(f"not ordered: {self}; a range needs 0 <= MIN <= OPT <= MAX")
+
+    @classmethod
+    def parse(cls, text: str | int) -> DimRange:
+        """Read ``2`` (fixed) or ``1:2:4`` (min:opt:max).
+
+        Raises:
+            SpecError: the text has neither form, or is not ordered.
+        """
+        parts = _split_range(str(text), "1:2:4")
+        if not all(re.fullmatch(r"\s*\d+\s*", part) for part in parts):
+            raise SpecError(f"not a range of extents: {text!r}; write for example 2 or 1:2:4")
+        return cls(int(parts[0]), int(parts[1]), int(parts[2]))
+
+    def __str__(self) -> str:
+        fixed = self.min == self.opt == self.max
+        return str(self.min) if fixed else f"{self.min}:{self.opt}:{self.max}"
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeRange:
+    """Shapes one input may take: ``min <= opt <= max`` on every axis, in elements."""
+
+    min: Shape
+    opt: Shape
+    max: Shape
+
+    def __post_init__(self) -> None:
+        if not len(self.min) == len(self.opt) == len(self.max):
+            raise SpecError(f"ranks differ: {self}; MIN, OPT and MAX need the same number of axes")
+        if not all(a <= b <= c for a, b, c in zip(self.min, self.opt, self.max, strict=True)):
+            raise SpecError(f"not ordered: {self}; every axis needs MIN <= OPT <= MAX")
+
+    @classmethod
+    def parse(cls, text: str) -> ShapeRange:
+        """Read ``1x3x8x8`` (static) or ``1x3x8x8:4x3x8x8:8x3x8x8`` (min:opt:max).
+
+        Raises:
+            SpecError: the text has neither form, or an axis is not ordered.
+        """
+        low, best, high = (parse_shape(part) for part in _split_range(text, "1x8:2x8:4x8"))
+        return cls(low, best, high)
+
+    @property
+    def is_static(self) -> bool:
+        """Whether only one shape is allowed."""
+        return self.min == self.max
+
+    def contains(self, shape: Shape) -> bool:
+        """Whether ``shape`` has this rank and lies between ``min`` and ``max`` on every axis."""
+        return len(shape) == len(self.min) and all(
+            low <= extent <= high
+            for low, extent, high in zip(self.min, shape, self.max, strict=True)
+        )
+
+    def __str__(self) -> str:
+        texts = ["x".join(map(str, shape)) or "scalar" for shape in (self.min, self.opt, self.max)]
+        return texts[0] if self.is_static else ":".join(texts)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output of a model.
+
+    Attributes:
+        name: The tensor's name, as in the ONNX file and in the plan.
+        dtype: The element type, by its NumPy or ml_dtypes name (``float32``, ``bfloat16``, ...).
+        shape: One entry per axis: an extent, the text of a symbolic dimension (a name or an
+            expression of names), or None where the extent is unknown and has no name. None
+            instead of a tuple means that even the rank is unknown.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...] | None
+
+    @property
+    def is_static(self) -> bool:
+        """Whether every extent is a number."""
+        return self.shape is not None and all(isinstance(axis, int) for axis in self.shape)
+
+    def __str__(self) -> str:
+        if self.shape is None:
+            return f"{self.name}: {self.dtype} of unknown rank"
+        axes = ", ".join("?" if axis is None else str(axis) for axis in self.shape)
+        return f"{self.name}: {self.dtype}({axes})"
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """One optimization profile, resolved: a range for every input that has a dynamic shape.
+
+    Attributes:
+        shapes: Input name to the shapes it may take.
+        values: Name of an input that *is* a shape to the values it may take.
+    """
+
+    shapes: Mapping[str, ShapeRange]
+    values: Mapping[str, ShapeRange] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileSpec:
+    """One optimization profile as a user asks for it.
+
+    Attributes:
+        dims: Symbolic dimension to its range.
+        shapes: Input name to its shapes. Wins over ``dims``, and binds the symbolic dimensions
+            of that input, so that other inputs follow.
+    """
+
+    dims: Mapping[str, DimRange] = field(default_factory=dict)
+    shapes: Mapping[str, ShapeRange] = field(default_factory=dict)
+
+    def overridden_by(self, later: ProfileSpec) -> ProfileSpec:
+        """This profile with every entry that ``later`` names replaced by ``later``'s."""
+        return ProfileSpec({**self.dims, **later.dims}, {**self.shapes, **later.shapes})
+
+    @classmethod
+    def parse(cls, dims: Iterable[str] = (), shapes: Iterable[str] = ()) -> ProfileSpec:
+        """Read ``NAME=MIN:OPT:MAX`` texts.
+
+        Raises:
+            SpecError: an entry lacks ``NAME=`` or its range cannot be read; all faults at once.
+        """
+        faults: list[str] = []
+        spec = cls(
+            _parse_entries(dims, DimRange.parse, "batch=1:2:4", faults),
+            _parse_entries(shapes, ShapeRange.parse, "x=1x8:2x8:4x8", faults),
+        )
+        _raise_faults(faults)
+        return spec
+
+    @classmethod
+    def from_mapping(cls, data: object) -> ProfileSpec:
+        """Read one profile of a profile file: a mapping with ``dims`` and/or ``shapes``.
+
+        Raises:
+            SpecError: the mapping has other keys, or a range cannot be read.
+        """
+        if not isinstance(data, Mapping) or not set(data) <= {"dims", "shapes", "name"}:
+            found = sorted(data) if isinstance(data, Mapping) else type(data).__name__
+            raise SpecError(f"a profile needs the keys 'dims' and/or 'shapes', found {found}")
+        entries: dict[str, list[str]] = {}
+        for key in ("dims", "shapes"):
+            section = data.get(key) or {}
+            if not isinstance(section, Mapping):
+                raise SpecError(
+                    f"'{key}' of a profile needs NAME: RANGE entries, found {section!r}"
+                )
+            entries[key] = [f"{name}={_range_text(value)}" for name, value in section.items()]
+        return cls.parse(**entries)
+
+
+def _range_text(value: Any) -> str:
+    """Undo what YAML and TOML make of a range: ``[1, 2, 4]`` as well as the text ``1:2:4``."""
+    if isinstance(value, list):
+        return ":".join("x".join(map(str, v)) if isinstance(v, list) else str(v) for v in value)
+    return str(value)
+
+
+def _parse_entries(
+    entries: Iterable[str], parse: Any, example: str, faults: list[str]
+) -> dict[str, Any]:
+    parsed: dict[str, Any] = {}
+    for entry in entries:
+        # A symbolic expression may hold a comparison, so the last '=' separates.
+        name, separator, text = entry.rpartition("=")
+        if not separator or not name.strip():
+            faults.append(f"{entry!r} is not NAME=RANGE; write for example {example}")
+            continue
+        try:
+            parsed[name.strip()] = parse(text)
+        except SpecError as error:
+            faults.append(f"{name.strip()}: {error}")
+    return parsed
+
+
+def _raise_faults(faults: list[str]) -> None:
+    if len(faults) == 1:
+        raise SpecError(faults[0])
+    if faults:
+        raise SpecError(f"{len(faults)} faults:", faults)
+
+
+class _Choice(str, Enum):
+    @classmethod
+    def parse(cls: type[_E], text: str) -> _E:
+        """Read one of the values, in any case.
+
+        Raises:
+            SpecError: the text is none of them.
+        """
+        try:
+            return cls(str(text).lower().replace("-", "_"))
+        except ValueError:
+            known = ", ".join(choice.value for choice in cls)
+            raise SpecError(f"{text!r} is none of: {known}") from None
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+class Precision(_Choice):
+    """Arithmetic of the plan's layers. ``AUTO``: FP16 for an FP32 graph, else the graph's own."""
+
+    AUTO = "auto"
+    FP32 = "fp32"
+    TF32 = "tf32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+    @classmethod
+    def parse(cls, text: str) -> Precision:
+        """Read a precision by name.
+
+        Raises:
+            UnsupportedError: a quantized precision, which needs calibration.
+            SpecError: the text is no precision.
+        """
+        if str(text).lower() in ("int8", "fp8", "int4", "fp4", "best"):
+            raise UnsupportedError(
+                f"precision {text} is not available: this version builds no quantized plans;"
+                " use auto, fp32, tf32, fp16 or bf16, or an ONNX file that has Q/DQ nodes"
+            )
+        return super().parse(text)
+
+
+class IoPrecision(_Choice):
+    """Type of a plan's floating-point inputs and outputs; ``KEEP`` is the ONNX file's."""
+
+    KEEP = "keep"
+    FP32 = "fp32"
+    FP16 = "fp16"
+
+
+class ProfilingVerbosity(_Choice):
+    """How much of its layers a plan remembers for the engine inspector."""
+
+    NONE = "none"
+    LAYER_NAMES_ONLY = "layer_names_only"
+    DETAILED = "detailed"
+
+
+class HardwareCompatibility(_Choice):
+    """Which other GPUs a plan of TensorRT 10 or 11 may run on."""
+
+    NONE = "none"
+    AMPERE_PLUS = "ampere_plus"
+    SAME_COMPUTE_CAPABILITY = "same_compute_capability"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildConfig:
+    """Everything that decides what a plan becomes, apart from the model and the backend.
+
+    Attributes:
+        profiles: Optimization profiles; none are needed where every input is static.
+        precision: See :class:`Precision`.
+        io_precision: See :class:`IoPrecision`.
+        keep_fp32: Shell patterns of ONNX node names (``*/norm*``) or operators (``op:Resize``)
+            that keep FP32 arithmetic in a reduced-precision plan.
+        workspace_bytes: Upper limit for scratch memory of one layer. None is 8 GiB, or what the
+            GPU has free where that is less.
+        optimization_level: 0 (fastest build) to 5 (most thorough). None is TensorRT's default.
+        max_aux_streams: Extra streams one inference may use. None lets TensorRT decide.
+        tf32: Whether FP32 layers may use TF32. None: yes, unless ``precision`` is FP32.
+        sparse_weights: Use 2:4 structured sparsity where the weights have it.
+        refit: Make the weights replaceable after the build.
+        strip_weights: Leave the weights out of the plan; they are refitted before use.
+        weight_streaming: Let the engine keep part of its weights in host memory.
+        version_compatible: Make the plan loadable by later minor versions of TensorRT.
+        hardware_compatibility: See :class:`HardwareCompatibility`.
+        compute_capabilities: GPUs that a TensorRT-RTX plan targets, such as ``("8.6", "8.9")``.
+            Empty: every GPU the backend supports.
+        timing_cache: File with layer timings, read before and written after the build.
+        profiling_verbosity: See :class:`ProfilingVerbosity`.
+    """
+
+    profiles: tuple[ProfileSpec, ...] = ()
+    precision: Precision = Precision.AUTO
+    io_precision: IoPrecision = IoPrecision.KEEP
+    keep_fp32: tuple[str, ...] = ()
+    workspace_bytes: int | None = None
+    optimization_level: int | None = None
+    max_aux_streams: int | None = None
+    tf32: bool | None = None
+    sparse_weights: bool = False
+    refit: bool = False
+    strip_weights: bool = False
+    weight_streaming: bool = False
+    version_compatible: bool = False
+    hardware_compatibility: HardwareCompatibility = HardwareCompatibility.NONE
+    compute_capabilities: tuple[str, ...] = ()
+    timing_cache: Path | None = None
+    profiling_verbosity: ProfilingVerbosity = ProfilingVerbosity.DETAILED
+
+    def __post_init__(self) -> None:
+        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
+            raise SpecError(f"optimization level {self.optimization_level}: it goes from 0 to 5")
+        if self.max_aux_streams is not None and self.max_aux_streams < 0:
+            raise SpecError(f"max_aux_streams {self.max_aux_streams}: it cannot be negative")
+        if self.workspace_bytes is not None and self.workspace_bytes <= 0:
+            raise SpecError(f"workspace of {self.workspace_bytes} bytes: it must be positive")
+        if self.precision is Precision.TF32 and self.tf32 is False:
+            raise SpecError("precision tf32 contradicts --no-tf32; use precision fp32")
+        for text in self.compute_capabilities:
+            if not re.fullmatch(r"\d+\.\d", text):
+                raise SpecError(f"compute capability {text!r}: write it as 8.6, 8.9 or 12.0")
+
+    @property
+    def allows_tf32(self) -> bool:
+        """Whether FP32 layers may use TF32 in this build."""
+        return self.tf32 if self.tf32 is not None else self.precision is not Precision.FP32
+
+    def options(self) -> dict[str, Any]:
+        """Every field that differs from its default, as JSON can hold it."""
+        default = BuildConfig()
+        return {
+            name: _jsonable(getattr(self, name))
+            for name in self.__dataclass_fields__
+            if getattr(self, name) != getattr(default, name)
+        }
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, ProfileSpec):
+        return {
+            "dims": {name: str(r) for name, r in value.dims.items()},
+            "shapes": {name: str(r) for name, r in value.shapes.items()},
+        }
+    if isinstance(value, tuple):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, (Path, _Choice)):
+        return str(value)
+    return value
