@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from trt_native.errors import SpecError
+from trt_native.graph.dims import fixed_axes, read_profile_file, resolve_profiles
+from trt_native.spec import DimRange, ProfileSpec, ShapeRange, TensorSpec
+
+LATENTS = TensorSpec("latents", "float32", ("batch", 13, "frames", "height", "width"))
+AUDIO = TensorSpec("audio", "float32", ("batch*frames", 50, 384))
+STEP = TensorSpec("timestep", "int64", (1,))
+INPUTS = (LATENTS, STEP, AUDIO)
+DIMS = ("batch=1:2:2", "frames=1:16:16", "height=32:64:64", "width=64")
+
+
+def resolve(*specs, inputs=INPUTS):
+    return resolve_profiles(inputs, specs)
+
+
+def test_expressions_follow_their_dimensions():
+    (profile,) = resolve(ProfileSpec.parse(DIMS))
+    assert profile.shapes == {
+        "latents": ShapeRange((1, 13, 1, 32, 64), (2, 13, 16, 64, 64), (2, 13, 16, 64, 64)),
+        "audio": ShapeRange((1, 50, 384), (32, 50, 384), (32, 50, 384)),
+    }
+
+
+def test_a_shape_wins_and_the_other_inputs_follow_it():
+    shape = "latents=1x13x2x8x8:1x13x4x8x8:1x13x4x8x8"
+    (profile,) = resolve(ProfileSpec.parse(DIMS, [shape]))
+    assert str(profile.shapes["latents"]) == shape.removeprefix("latents=")
+    assert str(profile.shapes["audio"]) == "2x50x384:4x50x384:4x50x384"
+
+
+def test_a_whole_expression_can_be_given_by_its_text():
+    (profile,) = resolve(ProfileSpec.parse(["batch*frames=2:4:8"]), inputs=(AUDIO,))
+    assert str(profile.shapes["audio"]) == "2x50x384:4x50x384:8x50x384"
+
+
+def test_a_static_model_needs_no_profile():
+    assert resolve(inputs=(STEP,)) == ()
+
+
+def test_several_profiles():
+    small = ProfileSpec.parse(["batch=1", "frames=1", "height=8", "width=8"])
+    first, second = resolve(small, ProfileSpec.parse(DIMS))
+    assert first.shapes["audio"].is_static
+    assert not second.shapes["audio"].is_static
+
+
+def test_all_faults_come_in_one_error_with_the_dimensions():
+    with pytest.raises(SpecError) as caught:
+        resolve(
+            ProfileSpec(
+                dims={"batch": DimRange(1, 2, 2), "hieght": DimRange(1, 1, 1)},
+                shapes={"latent": ShapeRange((1,), (1,), (1,))},
+            )
+        )
+    text = str(caught.value)
+    for part in (
+        "dimension 'hieght' is not one of the model's; did you mean 'height'?",
+        "input 'latent' is not one of the model's; did you mean 'latents'?",
+        "dimension 'frames' has no range: give one with --dim frames=MIN:OPT:MAX",
+        "dimension 'width' has no range",
+        "the model's dimensions: batch (latents[0]), frames (latents[2])",
+        "batch*frames (audio[0])",
+    ):
+        assert part in text
+    assert text.count("'frames' has no range") == 1
+
+
+def test_the_number_of_a_faulty_profile_is_told():
+    with pytest.raises(SpecError, match="profile 1: dimension 'frames' has no range"):
+        resolve(ProfileSpec.parse(DIMS), ProfileSpec.parse(["batch=1", "height=8", "width=8"]))
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ("latents=1x13x4x8", "has 5 axes, the range 1x13x4x8 has 4"),
+        ("latents=1x12x4x8x8", r"axis 1 of latents.* is fixed"),
+    ],
+)
+def test_a_shape_that_contradicts_the_model(shape, message):
+    with pytest.raises(SpecError, match=message):
+        resolve(ProfileSpec.parse(DIMS, [shape]))
+
+
+def test_two_shapes_that_contradict_each_other():
+    other = TensorSpec("other", "float32", ("batch", 4))
+    with pytest.raises(SpecError, match="dimension 'batch' is 1 in one shape and 2 in another"):
+        resolve(ProfileSpec.parse((), ["latents=1x13x4x8x8", "other=2x4"]), inputs=(LATENTS, other))
+
+
+def test_an_expression_that_falls_is_refused():
+    falling = TensorSpec("x", "float32", ("16 - n",))
+    with pytest.raises(SpecError, match=r"comes out as 15:8:0, which is no ordered range"):
+        resolve(ProfileSpec.parse(["n=1:8:16"]), inputs=(falling,))
+
+
+def test_an_axis_without_a_name_needs_a_shape():
+    unnamed = TensorSpec("x", "float32", (None, 3))
+    with pytest.raises(SpecError, match=r"axis 0 of x: float32.* has no name"):
+        resolve(inputs=(unnamed,))
+    (profile,) = resolve(ProfileSpec.parse((), ["x=1x3:2x3:4x3"]), inputs=(unnamed,))
+    assert str(profile.shapes["x"]) == "1x3:2x3:4x3"
+
+
+def test_an_input_of_unknown_rank_needs_a_shape():
+    unknown = TensorSpec("x", "float32", None)
+    with pytest.raises(SpecError, match="give its shapes with --shape x=MIN:OPT:MAX"):
+        resolve(inputs=(unknown,))
+    (profile,) = resolve(ProfileSpec.parse((), ["x=1x3"]), inputs=(unknown,))
+    assert profile.shapes["x"].is_static
+
+
+def test_a_range_for_a_small_integer_input_speaks_of_its_values():
+    shape = TensorSpec("shape", "int64", (2,))
+    (profile,) = resolve(ProfileSpec.parse((), ["shape=1x4:2x4:4x4"]), inputs=(shape,))
+    assert profile.shapes == {}
+    assert str(profile.values["shape"]) == "1x4:2x4:4x4"
+
+
+@pytest.mark.parametrize("name", ["N/A", "dim 1", "unk__0", "a.b", "lambda"])
+def test_any_text_can_name_a_dimension(name):
+    odd = TensorSpec("x", "float32", (name,))
+    (profile,) = resolve(ProfileSpec(dims={name: DimRange(1, 2, 3)}), inputs=(odd,))
+    assert str(profile.shapes["x"]) == "1:2:3"
+
+
+def test_fixed_axes_are_those_that_no_profile_varies():
+    profiles = resolve(
+        ProfileSpec.parse(["batch=1", "frames=4", "height=8:16:16", "width=8"]),
+        ProfileSpec.parse(["batch=2", "frames=4", "height=8:16:16", "width=8"]),
+    )
+    assert fixed_axes(profiles, "latents") == (None, 13, 4, None, 8)
+    assert fixed_axes(profiles, "audio") == (None, 50, 384)
+
+
+YAML = """
+profiles:
+  - name: one chunk
+    dims: {batch: 1:2:2, frames: 16}
+  - dims:
+      batch: 1:1:59
+    shapes:
+      x: 1x3:2x3:4x3
+"""
+TOML = """
+[[profiles]]
+name = "one chunk"
+dims = {batch = "1:2:2", frames = 16}
+[[profiles]]
+dims = {batch = [1, 1, 59]}
+shapes = {x = [[1, 3], [2, 3], [4, 3]]}
+"""
+EXPECTED = (
+    ProfileSpec.parse(["batch=1:2:2", "frames=16"]),
+    ProfileSpec.parse(["batch=1:1:59"], ["x=1x3:2x3:4x3"]),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("p.yaml", YAML),
+        ("p.toml", TOML),
+        (
+            "p.json",
+            json.dumps(
+                {
+                    "profiles": [
+                        {"dims": {"batch": "1:2:2", "frames": 16}},
+                        {"dims": {"batch": "1:1:59"}, "shapes": {"x": "1x3:2x3:4x3"}},
+                    ]
+                }
+            ),
+        ),
+    ],
+)
+def test_profile_files(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_text(text)
+    assert read_profile_file(path) == EXPECTED
+
+
+def test_a_file_may_hold_one_profile_alone(tmp_path):
+    path = tmp_path / "p.yml"
+    path.write_text("dims: {batch: 2}")
+    assert read_profile_file(path) == (ProfileSpec.parse(["batch=2"]),)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("p.txt", "", "ends in one of .yaml"),
+        ("p.yaml", "a: [", "not valid YAML"),
+        ("p.json", "{", "not valid JSON"),
+        ("p.toml", "=", "not valid TOML"),
+        ("p.yaml", "profiles: 3", "must be a list"),
+        ("p.yaml", "sizes: {}", r"found \['sizes'\]"),
+        ("p.yaml", "dims: {batch: 2:1:1}", "batch: not ordered"),
+        ("p.yaml", "dims: 7", "needs NAME: RANGE entries"),
+        ("p.yaml", "", "needs the keys"),
+    ],
+)
+def test_bad_profile_files(tmp_path, name, text, message):
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(SpecError, match=message):
+        read_profile_file(path)
+
+
+def test_a_missing_profile_file(tmp_path):
+    with pytest.raises(SpecError, match="cannot be read: No such file"):
+        read_profile_file(tmp_path / "p.yaml")

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import hashlib
+import os
+
+import pytest
+import tiny_models
+from onnx import TensorProto, helper
+
+from trt_native.errors import ModelError
+from trt_native.graph.onnx_file import hash_files, operator_names, read_model, summarize
+
+
+def test_summary(tmp_path):
+    path = tiny_models.conv(tmp_path / "m.onnx")
+    summary = summarize(path, read_model(path))
+    assert [str(t) for t in summary.inputs] == ["x: float32(batch, 3, height, width)"]
+    assert [str(t) for t in summary.outputs] == ["y: float32(batch, 8, height, width)"]
+    assert summary.opsets == {"": 18}
+    assert summary.operators == {"Relu": 1, "Conv": 1}
+    assert (summary.parameters, summary.weight_bytes) == (8 * 3 * 3 * 3, 8 * 3 * 3 * 3 * 4)
+    assert summary.file_bytes == path.stat().st_size
+
+
+def test_operators_of_subgraphs_and_other_domains_count(tmp_path):
+    def body(operator, name, domain=""):
+        node = helper.make_node(operator, ["x"], [name], name=f"in_{name}", domain=domain)
+        out = tiny_models.tensor(name, TensorProto.FLOAT, [4])
+        return helper.make_graph([node], name, [], [out])
+
+    node = helper.make_node(
+        "If",
+        ["c"],
+        ["y"],
+        name="if",
+        then_branch=body("Abs", "t"),
+        else_branch=body("Warp", "e", "com.example"),
+    )
+    path = tiny_models.save(
+        tmp_path / "m.onnx",
+        [node],
+        [
+            tiny_models.tensor("x", TensorProto.FLOAT, [4]),
+            tiny_models.tensor("c", TensorProto.BOOL, []),
+        ],
+        [tiny_models.tensor("y", TensorProto.FLOAT, [4])],
+    )
+    model = read_model(path)
+    assert operator_names(model) == {"If": "if", "Abs": "in_t", "com.example::Warp": "in_e"}
+    assert summarize(path, model).operators == {"If": 1, "Abs": 1, "com.example::Warp": 1}
+
+
+def test_hashes_cover_external_weights(tmp_path):
+    path = tiny_models.external_weights(tmp_path / "m.onnx")
+    weights = (tmp_path / "weights.bin").read_bytes()
+    files = hash_files(path, read_model(path))
+    assert files["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert files["external"] == [
+        {
+            "file": "weights.bin",
+            "bytes": len(weights),
+            "sha256": hashlib.sha256(weights).hexdigest(),
+        }
+    ]
+
+
+def test_external_weights_stay_on_disk(tmp_path):
+    path = tiny_models.external_weights(tmp_path / "m.onnx")
+    summary = summarize(path, read_model(path))
+    assert summary.weight_bytes == 64 * 64 * 4
+    assert summary.file_bytes < 1024
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", bytes(64), b"\x08\x07", b"vtrt" + bytes(40)])
+def test_what_is_no_onnx_file(tmp_path, content):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=r"empty|not an ONNX") as caught:
+        read_model(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_truncation_is_an_error(tmp_path):
+    path = tiny_models.conv(tmp_path / "m.onnx")
+    whole = path.read_bytes()
+    for length in range(0, len(whole) - 1, 37):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ModelError):
+            read_model(path)
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(ModelError, match="cannot be read: No such file"):
+        read_model(tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match="is a folder"):
+        read_model(tmp_path)
+
+
+def test_external_weights_missing(tmp_path):
+    path = tiny_models.external_weights(tmp_path / "m.onnx")
+    (tmp_path / "weights.bin").unlink()
+    with pytest.raises(ModelError, match=r"weights.bin is missing \(first needed by 'w'\)"):
+        read_model(path)
+
+
+def test_external_weights_too_short(tmp_path):
+    path = tiny_models.external_weights(tmp_path / "m.onnx")
+    os.truncate(tmp_path / "weights.bin", 100)
+    with pytest.raises(ModelError, match="'w' needs 16384 bytes, the file has 100"):
+        read_model(path)
+
+
+def test_external_weights_outside_the_folder_are_not_followed(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    path = tiny_models.external_weights(folder / "m.onnx")
+    (folder / "weights.bin").rename(tmp_path / "weights.bin")
+    content = path.read_bytes().replace(b"weights.bin", b"../weights1")
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match="lies outside the model's folder"):
+        read_model(path)

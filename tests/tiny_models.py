@@ -1,0 +1,99 @@
+"""ONNX models of a few nodes, built in code."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
+
+
+def tensor(name, dtype, shape):
+    return helper.make_tensor_value_info(name, dtype, shape)
+
+
+def save(path, nodes, inputs, outputs, weights=None, opset=18, **kwargs):
+    initializers = [numpy_helper.from_array(np.asarray(v), k) for k, v in (weights or {}).items()]
+    graph = helper.make_graph(nodes, "tiny", inputs, outputs, initializers)
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10, **kwargs
+    )
+    onnx.save(model, path)
+    return path
+
+
+def conv(path, shape=("batch", 3, "height", "width"), operator="Relu"):
+    """A 3x3 convolution of 3 to 8 channels after an elementwise operator."""
+    kernel = np.random.default_rng(0).standard_normal((8, 3, 3, 3), np.float32)
+    nodes = [
+        helper.make_node(operator, ["x"], ["a"], name="activation"),
+        helper.make_node("Conv", ["a", "kernel"], ["y"], name="conv", pads=[1, 1, 1, 1]),
+    ]
+    out = [shape[0], 8, *shape[2:]]
+    return save(
+        path, nodes, [tensor("x", FLOAT, shape)], [tensor("y", FLOAT, out)], {"kernel": kernel}
+    )
+
+
+def coupled(path):
+    """Adds a (batch*frames, 4) input to a (batch, frames, 4) one, as audio meets latents."""
+    nodes = [
+        helper.make_node("Reshape", ["x", "flat"], ["r"], name="flatten"),
+        helper.make_node("Add", ["r", "z"], ["y"], name="add"),
+    ]
+    return save(
+        path,
+        nodes,
+        [tensor("x", FLOAT, ["batch", "frames", 4]), tensor("z", FLOAT, ["batch*frames", 4])],
+        [tensor("y", FLOAT, ["batch*frames", 4])],
+        {"flat": np.array([-1, 4], np.int64)},
+    )
+
+
+def norm(path):
+    """LayerNormalization, MatMul and Softmax with named nodes."""
+    random = np.random.default_rng(0)
+    weights = {
+        "scale": np.ones(16, np.float32),
+        "bias": np.zeros(16, np.float32),
+        "w": random.standard_normal((16, 16), np.float32),
+    }
+    nodes = [
+        helper.make_node("LayerNormalization", ["x", "scale", "bias"], ["n"], name="/norm"),
+        helper.make_node("MatMul", ["n", "w"], ["m"], name="/matmul"),
+        helper.make_node("Softmax", ["m"], ["y"], name="/softmax", axis=-1),
+    ]
+    return save(
+        path,
+        nodes,
+        [tensor("x", FLOAT, ["batch", 16])],
+        [tensor("y", FLOAT, ["batch", 16])],
+        weights,
+    )
+
+
+def reshape_by_input(path):
+    """Reshapes to a shape that is itself an input."""
+    nodes = [helper.make_node("Reshape", ["x", "shape"], ["y"], name="reshape")]
+    return save(
+        path,
+        nodes,
+        [tensor("x", FLOAT, ["n"]), tensor("shape", INT64, [2])],
+        [tensor("y", FLOAT, ["a", "b"])],
+    )
+
+
+def external_weights(path):
+    """A MatMul whose weights lie in ``weights.bin`` beside the model."""
+    weight = np.random.default_rng(0).standard_normal((64, 64), np.float32)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="matmul")]
+    save(path, nodes, [tensor("x", FLOAT, [1, 64])], [tensor("y", FLOAT, [1, 64])], {"w": weight})
+    onnx.save(
+        onnx.load(path),
+        path,
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=0,
+    )
+    return path

@@ -1,0 +1,1 @@
+"""ONNX graphs: reading, rewriting and symbolic dimensions, with weights left on disk."""

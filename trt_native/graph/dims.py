@@ -1,0 +1,275 @@
+"""From symbolic dimensions to optimization profiles.
+
+A user gives ranges to the dimensions a model names; every input's shapes follow from them, also
+where an axis is an expression such as ``batch*frames``, so that coupled axes stay consistent.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from trt_native.errors import SpecError
+from trt_native.spec import DimRange, Profile, ProfileSpec, Shape, ShapeRange, TensorSpec
+
+__all__ = ["fixed_axes", "read_profile_file", "resolve_profiles"]
+
+
+def resolve_profiles(
+    inputs: Sequence[TensorSpec], specs: Sequence[ProfileSpec]
+) -> tuple[Profile, ...]:
+    """Work out the shapes of every input in every profile.
+
+    Within one profile a range for an input's shape wins over ranges for dimensions, and binds the
+    dimensions that this input names, so that other inputs follow it.
+
+    Returns:
+        One resolved profile for each of ``specs``, with every input whose shape is dynamic. An
+        empty tuple where all inputs are static and no values of shape inputs were given.
+
+    Raises:
+        SpecError: ranges are missing, unknown, unordered or contradict the model. All faults are
+            in this one error, with the list of the model's dimensions.
+    """
+    faults: list[str] = []
+    many = len(specs) > 1
+    profiles = tuple(
+        _resolve(inputs, spec, f"profile {index}: " if many else "", faults)
+        for index, spec in enumerate(specs or (ProfileSpec(),))
+    )
+    if faults:
+        unique = list(dict.fromkeys(faults))
+        listing = [f"- {fault}" for fault in unique] + [_known_dimensions(inputs)]
+        raise SpecError("the shapes asked for do not fit the model:", listing)
+    return profiles if any(profile.shapes or profile.values for profile in profiles) else ()
+
+
+def _resolve(
+    inputs: Sequence[TensorSpec], spec: ProfileSpec, where: str, faults: list[str]
+) -> Profile:
+    add = partial(_add_fault, faults, where)
+    by_name = {tensor.name: tensor for tensor in inputs}
+    values: dict[str, ShapeRange] = {}
+    given: dict[str, ShapeRange] = {}
+    for name, shapes in spec.shapes.items():
+        if name not in by_name:
+            add(f"input {name!r} is not one of the model's{_close(name, by_name)}")
+        elif _may_be_shape_input(by_name[name], shapes):
+            values[name] = shapes
+        elif fault := _contradiction(by_name[name], shapes):
+            add(fault)
+        else:
+            given[name] = shapes
+    ranges = _bind_dimensions(inputs, spec.dims, given, add)
+    resolved = {}
+    for tensor in inputs:
+        if not tensor.is_static:
+            shapes_or_none = given.get(tensor.name) or _shapes_from(tensor, ranges, add)
+            if shapes_or_none is not None:
+                resolved[tensor.name] = shapes_or_none
+    return Profile(resolved, values)
+
+
+def _add_fault(faults: list[str], where: str, fault: str) -> None:
+    faults.append(where + fault)
+
+
+def _close(name: str, known: Any) -> str:
+    match = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def _may_be_shape_input(tensor: TensorSpec, shapes: ShapeRange) -> bool:
+    """Whether the range speaks of the *values* of a small integer input, as a shape input has."""
+    return (
+        tensor.dtype in ("int32", "int64")
+        and tensor.is_static
+        and tensor.shape in ((), (len(shapes.min),))
+    )
+
+
+def _contradiction(tensor: TensorSpec, shapes: ShapeRange) -> str | None:
+    if tensor.shape is None:
+        return None
+    if len(tensor.shape) != len(shapes.min):
+        return f"{tensor} has {len(tensor.shape)} axes, the range {shapes} has {len(shapes.min)}"
+    for index, axis in enumerate(tensor.shape):
+        if isinstance(axis, int) and not shapes.min[index] == shapes.max[index] == axis:
+            return f"axis {index} of {tensor} is fixed, the range {shapes} changes it"
+    return None
+
+
+def _bind_dimensions(
+    inputs: Sequence[TensorSpec],
+    dims: Mapping[str, DimRange],
+    given: Mapping[str, ShapeRange],
+    add: Any,
+) -> dict[str, DimRange]:
+    """Ranges by dimension: those of ``dims``, overridden by what whole shapes imply."""
+    known = {name for tensor in inputs for axis in tensor.shape or () for name in _names(axis)}
+    for name in dims:
+        if name not in known:
+            add(f"dimension {name!r} is not one of the model's{_close(name, known)}")
+    bound: dict[str, DimRange] = {}
+    for tensor in inputs:
+        shapes = given.get(tensor.name)
+        for index, axis in enumerate(tensor.shape or ()):
+            if shapes is None or not isinstance(axis, str):
+                continue
+            implied = DimRange(shapes.min[index], shapes.opt[index], shapes.max[index])
+            if bound.setdefault(axis, implied) != implied:
+                add(f"dimension {axis!r} is {bound[axis]} in one shape and {implied} in another")
+    return {**dims, **bound}
+
+
+def _names(axis: int | str | None) -> set[str]:
+    """The text of an axis, and the names it is an expression of."""
+    if not isinstance(axis, str):
+        return set()
+    return {axis} | _symbols(axis)
+
+
+def _symbols(text: str) -> set[str]:
+    try:
+        return set(ir.SymbolicDim(text).free_symbols())
+    except ValueError:  # not an expression that onnx_ir reads: a name like any other
+        return {text}
+
+
+def _shapes_from(tensor: TensorSpec, ranges: Mapping[str, DimRange], add: Any) -> ShapeRange | None:
+    if tensor.shape is None:
+        add(f"{tensor}: give its shapes with --shape {tensor.name}=MIN:OPT:MAX")
+        return None
+    axes = [_axis_range(tensor, index, ranges, add) for index in range(len(tensor.shape))]
+    complete = [axis for axis in axes if axis is not None]
+    if len(complete) < len(axes):
+        return None
+    return ShapeRange(
+        tuple(axis.min for axis in complete),
+        tuple(axis.opt for axis in complete),
+        tuple(axis.max for axis in complete),
+    )
+
+
+def _axis_range(
+    tensor: TensorSpec, index: int, ranges: Mapping[str, DimRange], add: Any
+) -> DimRange | None:
+    axis = (tensor.shape or ())[index]
+    if isinstance(axis, int):
+        return DimRange(axis, axis, axis)
+    if axis is None:
+        add(
+            f"axis {index} of {tensor} is dynamic and has no name:"
+            f" give its shapes with --shape {tensor.name}=MIN:OPT:MAX"
+        )
+        return None
+    if axis in ranges:
+        return ranges[axis]
+    missing = sorted(_symbols(axis) - set(ranges))
+    for name in missing:
+        add(f"dimension {name!r} has no range: give one with --dim {name}=MIN:OPT:MAX")
+    return None if missing else _evaluate(axis, ranges, add)
+
+
+def _evaluate(axis: str, ranges: Mapping[str, DimRange], add: Any) -> DimRange | None:
+    extents: list[Any] = [
+        ir.SymbolicDim(axis).evaluate({name: getattr(r, end) for name, r in ranges.items()})
+        for end in ("min", "opt", "max")
+    ]
+    try:
+        return DimRange(*(int(extent) for extent in extents))
+    except (SpecError, TypeError, ValueError):
+        low, best, high = extents
+        add(
+            f"dimension {axis!r} comes out as {low}:{best}:{high}, which is no ordered range;"
+            f' give one with --dim "{axis}=MIN:OPT:MAX"'
+        )
+        return None
+
+
+def _known_dimensions(inputs: Sequence[TensorSpec]) -> str:
+    places: dict[str, list[str]] = {}
+    for tensor in inputs:
+        for index, axis in enumerate(tensor.shape or ()):
+            if isinstance(axis, str):
+                places.setdefault(axis, []).append(f"{tensor.name}[{index}]")
+    listing = ", ".join(f"{name} ({', '.join(where)})" for name, where in places.items())
+    return f"the model's dimensions: {listing or 'none, every input is static'}"
+
+
+def fixed_axes(profiles: Sequence[Profile], name: str) -> tuple[int | None, ...]:
+    """Extents of an input's axes that every profile fixes to one and the same number.
+
+    Returns:
+        One entry per axis: the extent, or None where it varies within or between profiles.
+    """
+    shapes: list[Shape] = [
+        shape
+        for profile in profiles
+        for shape in (profile.shapes[name].min, profile.shapes[name].max)
+    ]
+    return tuple(
+        extents[0] if len(set(extents)) == 1 else None for extents in zip(*shapes, strict=True)
+    )
+
+
+def read_profile_file(path: Path) -> tuple[ProfileSpec, ...]:
+    """Read optimization profiles from a YAML, JSON or TOML file.
+
+    The file holds a list ``profiles`` of mappings with ``dims`` and/or ``shapes``, or one such
+    mapping alone::
+
+        profiles:
+          - dims: {batch: 1:2:2, frames: 16}
+          - shapes: {latents: 1x13x8x64x64}
+
+    Raises:
+        SpecError: the file cannot be read, or holds anything else.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = _PARSERS[path.suffix.lower()](text)
+    except KeyError:
+        known = ", ".join(_PARSERS)
+        raise SpecError(f"{path}: a profile file ends in one of {known}") from None
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
+    except Exception as error:  # each parser has its own kinds
+        reason = " ".join(str(error).split())
+        raise SpecError(f"{path}: not valid {path.suffix[1:].upper()}: {reason}") from None
+    entries = data.get("profiles") if isinstance(data, dict) and "profiles" in data else [data]
+    if not isinstance(entries, list) or not entries:
+        raise SpecError(f"{path}: 'profiles' must be a list of mappings, found {entries!r}")
+    try:
+        return tuple(ProfileSpec.from_mapping(entry) for entry in entries)
+    except SpecError as error:
+        raise SpecError(f"{path}: {error.message}", error.details) from None
+
+
+def _parse_yaml(text: str) -> Any:
+    from ruamel.yaml import YAML
+
+    return YAML(typ="safe", pure=True).load(text)
+
+
+def _parse_toml(text: str) -> Any:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
+    return tomllib.loads(text)
+
+
+_PARSERS: dict[str, Callable[[str], Any]] = {
+    ".yaml": _parse_yaml,
+    ".yml": _parse_yaml,
+    ".json": json.loads,
+    ".toml": _parse_toml,
+}

@@ -1,0 +1,197 @@
+"""Reading an ONNX file without loading its weights, and telling what is in it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from trt_native.errors import ModelError
+from trt_native.plan import sha256_of_file
+from trt_native.spec import TensorSpec
+
+__all__ = [
+    "ModelSummary",
+    "dtype_name",
+    "hash_files",
+    "operator_names",
+    "read_model",
+    "summarize",
+    "tensor_specs",
+]
+
+
+def read_model(path: Path) -> ir.Model:
+    """Load an ONNX file; external weights stay on disk, but are checked to be there in full.
+
+    Raises:
+        ModelError: the file is missing, empty, truncated or not ONNX, or external weights are
+            missing, too short, or outside the model's folder.
+    """
+    if path.is_dir():
+        raise ModelError(f"{path}: is a folder, not an ONNX file")
+    try:
+        size = path.stat().st_size
+        model = ir.load(path) if size else None
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # onnx_ir and protobuf raise many kinds on malformed bytes
+        raise ModelError(f"{path}: not an ONNX file, or truncated ({_first_line(error)})") from None
+    if model is None:
+        raise ModelError(f"{path}: is empty; export or copy the model again")
+    if not model.graph.outputs or not model.opset_imports:
+        raise ModelError(f"{path}: not an ONNX model: it has no graph with outputs")
+    _check_external_weights(path, model)
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _check_external_weights(path: Path, model: ir.Model) -> None:
+    faults: dict[str, str] = {}
+    for tensor in _external_tensors(model):
+        name = str(tensor.location)
+        location = Path(name)
+        file = path.parent / location
+        if location.is_absolute() or ".." in location.parts:
+            faults[name] = "lies outside the model's folder, which is not followed"
+        elif not file.is_file():
+            faults[name] = f"is missing (first needed by {tensor.name!r})"
+        else:
+            end = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
+            if end > file.stat().st_size:
+                faults[name] = (
+                    f"is too short: {tensor.name!r} needs {end} bytes,"
+                    f" the file has {file.stat().st_size}"
+                )
+    if faults:
+        lines = [f"{location} {fault}" for location, fault in faults.items()]
+        raise ModelError(f"{path}: external weights: {'; '.join(lines)}")
+
+
+def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                yield value.const_value
+    for node in model.graph.all_nodes():
+        for attribute in node.attributes.values():
+            if isinstance(attribute, ir.Attr) and isinstance(attribute.value, ir.ExternalTensor):
+                yield attribute.value
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSummary:
+    """What an ONNX file contains.
+
+    Attributes:
+        inputs: Inputs that a caller supplies; initializers are not among them.
+        outputs: Outputs.
+        opsets: Operator-set version by domain; the default domain is ``""``.
+        operators: How often each operator occurs, subgraphs included, most frequent first.
+        parameters: Number of elements in all weights.
+        weight_bytes: Size of all weights.
+        file_bytes: Size of the ONNX file, without external weights.
+        producer: Program and version that wrote the file.
+        metadata: The file's own key-value pairs.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    opsets: Mapping[str, int]
+    operators: Mapping[str, int]
+    parameters: int
+    weight_bytes: int
+    file_bytes: int
+    producer: str
+    metadata: Mapping[str, str]
+
+
+def summarize(path: Path, model: ir.Model) -> ModelSummary:
+    """Describe a model that was read from ``path``."""
+    operators = Counter(_operator(node) for node in model.graph.all_nodes())
+    weights = [
+        value.const_value
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if value.const_value is not None
+    ]
+    inputs, outputs = tensor_specs(model)
+    return ModelSummary(
+        inputs=inputs,
+        outputs=outputs,
+        opsets=dict(model.opset_imports),
+        operators=dict(operators.most_common()),
+        parameters=sum(int(weight.size) for weight in weights),
+        weight_bytes=sum(int(weight.nbytes) for weight in weights),
+        file_bytes=path.stat().st_size,
+        producer=" ".join(filter(None, (model.producer_name, model.producer_version))),
+        metadata=dict(model.metadata_props),
+    )
+
+
+def operator_names(model: ir.Model) -> dict[str, str]:
+    """Each operator that occurs, subgraphs included, with the name of the first node that uses it.
+
+    Operators outside the default domain are written ``domain::Operator``.
+    """
+    names: dict[str, str] = {}
+    for node in model.graph.all_nodes():
+        names.setdefault(_operator(node), node.name or "")
+    return names
+
+
+def _operator(node: ir.Node) -> str:
+    return f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+
+
+def tensor_specs(model: ir.Model) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """The inputs that a caller supplies, and the outputs."""
+    graph = model.graph
+    inputs = [value for value in graph.inputs if value.name not in graph.initializers]
+    return tuple(map(_spec, inputs)), tuple(map(_spec, graph.outputs))
+
+
+def _spec(value: ir.Value) -> TensorSpec:
+    shape = None if value.shape is None else tuple(_axis(axis) for axis in value.shape)
+    return TensorSpec(value.name or "", dtype_name(value.dtype), shape)
+
+
+def _axis(axis: int | ir.SymbolicDim) -> int | str | None:
+    return axis if isinstance(axis, int) else axis.value
+
+
+def dtype_name(dtype: ir.DataType | None) -> str:
+    """The NumPy or ml_dtypes name of an ONNX element type; ``unknown`` for none."""
+    if dtype is None:
+        return "unknown"
+    try:
+        return str(dtype.numpy())
+    except TypeError:
+        return str(dtype.name).lower()
+
+
+def hash_files(path: Path, model: ir.Model) -> dict[str, Any]:
+    """Name, size and SHA-256 of the ONNX file and of every file of external weights.
+
+    Raises:
+        ModelError: a file cannot be read.
+    """
+    locations = sorted({str(tensor.location) for tensor in _external_tensors(model)})
+    try:
+        return {
+            **_hashed(path, path.name),
+            "external": [_hashed(path.parent / location, location) for location in locations],
+        }
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _hashed(path: Path, name: str) -> dict[str, Any]:
+    return {"file": name, "bytes": path.stat().st_size, "sha256": sha256_of_file(path)}

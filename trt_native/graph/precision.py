@@ -1,0 +1,556 @@
+"""Rewrite an FP32 ONNX graph to FP16 or BF16, for a TensorRT that takes precision from the graph.
+
+Most nodes compute in the reduced type; some stay in FP32 and the graph gets the casts between the
+two. :class:`Reason` lists why a node stays. The analysis works on the main graph only: bodies of
+``If``, ``Loop`` and ``Scan`` keep computing in FP32, and model-local functions are inlined first.
+
+Weights are converted when they are serialised, never before, so that a model larger than memory
+stays on disk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import fnmatch
+import functools
+import logging
+import operator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from trt_native.errors import ModelError, SpecError
+from trt_native.graph.opset import raise_opset
+from trt_native.graph.precision_rules import (
+    BFLOAT16,
+    CASTS,
+    FLOAT,
+    FLOAT16,
+    MOVING,
+    SHAPES,
+    Analysis,
+    Label,
+    Reason,
+    all_nodes,
+    allowed_types,
+    bodies,
+    is_float,
+    op_set,
+    schema_of,
+)
+
+__all__ = [
+    "PrecisionReport",
+    "Reason",
+    "convert_precision",
+    "is_reduced",
+    "reduced_types",
+    "statistics_nodes",
+]
+
+logger = logging.getLogger(__name__)
+
+_SUFFIX = {FLOAT: "fp32", FLOAT16: "fp16", BFLOAT16: "bf16"}
+_LARGEST = {FLOAT16: 65504.0, BFLOAT16: float.fromhex("0x1.fep127")}
+_QUANTIZED = op_set(
+    "QuantizeLinear DequantizeLinear DynamicQuantizeLinear MatMulInteger ConvInteger "
+    "QLinearMatMul QLinearConv"
+)
+_REDUCED_TYPES = frozenset(
+    dtype
+    for dtype in ir.DataType
+    if dtype in (FLOAT16, BFLOAT16) or dtype.name.startswith(("FLOAT8", "FLOAT4", "INT4", "UINT4"))
+)
+_DEFAULT_OPSET = 17  # for a model of custom operators alone, which casts are added to
+_CLIP_OPSET = 11  # bounds are inputs since then
+_COUNTED_ELEMENTS = 65536  # larger weights are clamped too, but nobody reads them just to count
+
+
+@dataclasses.dataclass(frozen=True)
+class PrecisionReport:
+    """What :func:`convert_precision` did.
+
+    Attributes:
+        target: ``"fp16"`` or ``"bf16"``.
+        io_precision: The request for graph inputs and outputs.
+        reduced: Number of nodes that now compute in the target type, by operator.
+        kept: Number of nodes that stay in FP32, by :class:`Reason` value, then by operator.
+        casts: Number of ``Cast`` nodes inserted.
+        weights: Number of initializers converted, constants among them.
+        weight_bytes_before: Size of those initializers in FP32.
+        weight_bytes_after: Size of those initializers as converted.
+        clamped: Number of finite weights beyond the target's range, set to its largest value.
+            Counted in initializers of up to 65536 elements; larger ones are clamped all the same.
+        patterns: For each ``keep_fp32`` pattern, the number of nodes that match.
+        opset: The opset the model was raised to, or None where it was left alone.
+        skipped: The model was reduced already, so that nothing was changed.
+    """
+
+    target: str
+    io_precision: str
+    reduced: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    kept: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+    casts: int = 0
+    weights: int = 0
+    weight_bytes_before: int = 0
+    weight_bytes_after: int = 0
+    clamped: int = 0
+    patterns: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    opset: int | None = None
+    skipped: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data that ``json`` can write."""
+        return dataclasses.asdict(self)
+
+
+def is_reduced(model: ir.Model) -> bool:
+    """Tell whether a graph already carries reduced precision, and should be left as it is.
+
+    See :func:`reduced_types` for what counts.
+    """
+    return bool(reduced_types(model))
+
+
+def reduced_types(model: ir.Model) -> frozenset[str]:
+    """Name the reduced precisions in a graph, bodies and model-local functions included.
+
+    Returns:
+        ONNX type names of values, weights and ``Cast`` nodes that are FP16, BF16, FP8, FP4 or
+        INT4 (``"float16"``, ``"float8e4m3fn"``), and ``"quantized"`` where there are Q/DQ or other
+        quantised operators. Empty for an FP32 model.
+    """
+    nodes = _nodes_of(model)
+    values = [*model.graph.inputs, *model.graph.outputs]
+    values += [v for node in nodes for v in (*node.inputs, *node.outputs) if v is not None]
+    types = {value.dtype for value in values if value.dtype}
+    for node in nodes:
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+                types.add(attribute.as_tensor().dtype)
+        if node.op_type == "Cast" and not node.attributes["to"].is_ref():
+            types.add(ir.DataType(node.attributes["to"].as_int()))
+    names = {dtype.name.lower() for dtype in types & _REDUCED_TYPES}
+    quantized = any(node.op_type in _QUANTIZED for node in nodes)
+    return frozenset(names | {"quantized"} if quantized else names)
+
+
+def statistics_nodes(model: ir.Model, keep_fp32: Sequence[str] = ()) -> frozenset[str]:
+    """Names of the nodes that an FP16 engine should compute in FP32.
+
+    The rules are those of :func:`convert_precision` for FP16, less those about ONNX types, for a
+    weakly typed TensorRT whose layers are pinned by name. Fills in missing value types and shapes;
+    changes nothing else. Nodes inside bodies and model-local functions are not named.
+
+    Raises:
+        SpecError: A pattern matches no node.
+        ModelError: A value's type is unknown.
+    """
+    _infer_types(model)
+    typing = {Reason.SCHEMA, Reason.TENSORRT, Reason.CUSTOM, Reason.SUBGRAPH, Reason.GENERATOR}
+    kept = Analysis(model, FLOAT16, _match(model, keep_fp32)).kept
+    return frozenset(n.name for n, reason in kept.items() if n.name and reason not in typing)
+
+
+def convert_precision(
+    model: ir.Model,
+    target: ir.DataType,
+    *,
+    keep_fp32: Sequence[str] = (),
+    io_precision: Literal["keep", "fp32", "fp16"] = "keep",
+) -> PrecisionReport:
+    """Rewrite an FP32 model, in place, to compute in FP16 or BF16 where that is safe.
+
+    Names of nodes, inputs, outputs and of existing values stay; casts, and copies of weights
+    needed in both types, get new names. ``Constant`` nodes become initializers. A
+    ``BatchNormalization`` with constant parameters keeps its node, with the statistics folded into
+    scale and bias: TensorRT computes ``1/sqrt(var + eps)`` in the node's own type otherwise.
+    For BF16 the model is raised to opset 22 if its operators need that, and can be unchanged.
+
+    Converted weights are read from their source when they are serialised: save the model under
+    another external data path than the one it was loaded from. A model that :func:`is_reduced`
+    is left alone.
+
+    Args:
+        model: The model, with its weights in memory or on disk.
+        target: ``FLOAT16`` or ``BFLOAT16``.
+        keep_fp32: Patterns (``fnmatch``, case-sensitive) on node names, or with the prefix ``op:``
+            on operator types (``op:Resize``), of further nodes to keep in FP32.
+        io_precision: Type of the graph's FP32 inputs and outputs from now on: ``"keep"`` and
+            ``"fp32"`` leave them; ``"fp16"`` makes them FP16, for a BF16 model too.
+
+    Raises:
+        SpecError: A pattern matches no node, or an argument is none of the above.
+        ModelError: A value's type is unknown and cannot be inferred.
+        UnsupportedError: BF16 at an opset without it that cannot be raised.
+    """
+    if target not in (FLOAT16, BFLOAT16) or io_precision not in ("keep", "fp32", "fp16"):
+        raise SpecError(
+            f"cannot convert to {target} with io_precision {io_precision!r}: choose FLOAT16 or "
+            "BFLOAT16, and 'keep', 'fp32' or 'fp16'"
+        )
+    matches = _match(model, keep_fp32)
+    counts = {pattern: len(nodes) for pattern, nodes in matches.items()}
+    if is_reduced(model):
+        logger.info("The model has reduced precision already; it is left as it is.")
+        return PrecisionReport(_SUFFIX[target], io_precision, patterns=counts, skipped=True)
+    if model.functions:
+        passes.InlinePass()(model)
+        matches = _match(model, keep_fp32)  # nodes of functions have new names
+    model.opset_imports.setdefault("", _DEFAULT_OPSET)
+    passes.RemoveInitializersFromInputsPass()(model)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    _infer_types(model)
+    opset = raise_opset(model) if target == BFLOAT16 else None
+    rewriter = _Rewriter(
+        model, Analysis(model, target, matches), FLOAT16 if io_precision == "fp16" else FLOAT
+    )
+    rewriter.run()
+    return PrecisionReport(
+        target=_SUFFIX[target], io_precision=io_precision, patterns=counts, opset=opset,
+        **rewriter.counts(),
+    )  # fmt: skip
+
+
+def _nodes_of(model: ir.Model) -> list[ir.Node]:
+    """Nodes of the graph, of bodies, and of model-local functions."""
+    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    return [node for graph in graphs for node in all_nodes(graph)]
+
+
+def _infer_types(model: ir.Model) -> None:
+    """Complete the value types of the main graph.
+
+    Raises:
+        ModelError: A value that an ONNX operator reads is still of unknown type.
+    """
+
+    def unknown() -> list[ir.Value]:
+        return [v for node in model.graph for v in node.outputs if v.type is None and v.uses()]
+
+    if unknown():
+        shapes = [(v, v.shape) for node in model.graph for v in node.outputs]
+        # Leaves the weights out of what it serialises, so that size does not matter.
+        passes.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+        for value, shape in shapes:
+            value.shape = value.shape if shape is None else shape
+    for value in unknown():
+        if any(user.domain == "" for user, _ in value.uses()):
+            producer = value.producer()
+            origin = f"{producer.op_type} {producer.name!r}" if producer else "no node"
+            raise ModelError(
+                f"the type of value {value.name!r} ({origin}) is neither given nor inferred; "
+                "add a value_info with its element type to the model"
+            )
+
+
+def _match(model: ir.Model, patterns: Sequence[str]) -> dict[str, set[ir.Node]]:
+    nodes = _nodes_of(model)
+    matches: dict[str, set[ir.Node]] = {}
+    for pattern in patterns:
+        by_op, wanted = pattern.startswith("op:"), pattern.removeprefix("op:")
+        names = {n: (n.op_type if by_op else n.name or "") for n in nodes}
+        matches[pattern] = {n for n, name in names.items() if fnmatch.fnmatchcase(name, wanted)}
+        if not matches[pattern]:
+            close = difflib.get_close_matches(wanted, sorted(set(names.values())), n=3, cutoff=0.4)
+            hint = f"; close: {', '.join(close)}" if close else ""
+            kind = "operator type" if by_op else "node name"
+            raise SpecError(f"keep_fp32 pattern {pattern!r} matches no {kind}{hint}")
+    return matches
+
+
+_Replace: TypeAlias = Callable[[ir.Value], None]
+_Array: TypeAlias = npt.NDArray[Any]
+
+
+class _Rewriter:
+    """Gives every value of the main graph its type, and inserts casts where readers differ."""
+
+    def __init__(self, model: ir.Model, analysis: Analysis, io_type: ir.DataType) -> None:
+        self.graph = model.graph
+        self.analysis = analysis
+        self.target = analysis.target
+        self.io_type = io_type
+        self.native: dict[ir.Value, ir.DataType] = {}  # the type in which a value is produced
+        self.uses: dict[ir.Value, dict[ir.DataType, list[_Replace]]] = {}
+        self.casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+        self.reduced: Counter[str] = Counter()
+        self.kept: dict[str, Counter[str]] = {}
+        self.weights: list[tuple[int, int, int]] = []  # bytes before, bytes after, clamped
+        self.taken = {v.name for node in all_nodes(self.graph) for v in node.outputs}
+        self.taken |= {v.name for v in self.graph.inputs} | set(self.graph.initializers)
+
+    def run(self) -> None:
+        for node in self.graph:
+            if node.op_type == "BatchNormalization" and node not in self.analysis.kept:
+                self._fold_statistics(node)
+        self._assign_types()
+        for value, needs in self.uses.items():
+            if value in self.native:
+                for dtype in needs.keys() - {self.native[value]}:
+                    _replace_all(needs[dtype], self._cast(value, dtype))
+            else:
+                self._convert_weight(value, needs)
+        self._cast_outputs()
+        for value, dtype in self.native.items():
+            value.dtype = dtype
+
+    def counts(self) -> dict[str, Any]:
+        """Fields of the report."""
+        return {
+            "reduced": dict(self.reduced),
+            "kept": {reason: dict(operators) for reason, operators in self.kept.items()},
+            "casts": len(self.casts),
+            "weights": len(self.weights),
+            "weight_bytes_before": sum(before for before, _, _ in self.weights),
+            "weight_bytes_after": sum(after for _, after, _ in self.weights),
+            "clamped": sum(clamped for _, _, clamped in self.weights),
+        }
+
+    def _assign_types(self) -> None:
+        movers = self._fp32_movers()
+        self.native.update((v, self.io_type) for v in self.graph.inputs if is_float(v))
+        for node in self.graph:
+            inputs, outputs = self._slot_types(node, node in movers)
+            for i, value in enumerate(node.inputs):
+                self._need(value, inputs[i], functools.partial(node.replace_input_with, i))
+            for value, dtype in zip(node.outputs, outputs, strict=True):
+                if is_float(value):
+                    self.native[value] = dtype
+                    self._retype_attribute(node, dtype)
+            for body in _all_bodies(node):
+                self._need_captured(body)
+            self._count(node, [*inputs, *outputs])
+        for value in self.graph.outputs:
+            if value not in self.native:
+                self._need(value, self.io_type)
+
+    def _need(self, value: ir.Value | None, dtype: ir.DataType, *replace: _Replace) -> None:
+        if value is not None and is_float(value):
+            self.uses.setdefault(value, {}).setdefault(dtype, []).extend(replace)
+
+    def _need_captured(self, body: ir.Graph) -> None:
+        def outer(value: ir.Value | None) -> bool:
+            return value is not None and (
+                value in self.native or self.graph.initializers.get(value.name or "") is value
+            )
+
+        for node in body:
+            for i, value in enumerate(node.inputs):
+                if outer(value):
+                    self._need(value, FLOAT, functools.partial(node.replace_input_with, i))
+        for i, value in enumerate(body.outputs):
+            if outer(value):
+                self._need(value, FLOAT, functools.partial(operator.setitem, body.outputs, i))
+
+    def _fp32_movers(self) -> set[ir.Node]:
+        """The nodes that only move or cast values, for a reader that wants them in FP32."""
+        movers: set[ir.Node] = set()
+
+        def wants_fp32(user: ir.Node, index: int) -> bool:
+            if user.graph is not self.graph or user in self.analysis.kept or user in movers:
+                return True
+            schema = schema_of(user.op_type, self.analysis.opset)
+            if schema is None or user.op_type in CASTS | SHAPES:
+                return False
+            return not allowed_types(schema, user, self.target)[0][index]
+
+        for node in reversed(self.graph):
+            if node.op_type in MOVING | CASTS and any(
+                (v.is_graph_output() and self.io_type == FLOAT)
+                or any(wants_fp32(*use) for use in v.uses())
+                for v in node.outputs
+            ):
+                movers.add(node)
+        return movers
+
+    def _slot_types(
+        self, node: ir.Node, mover: bool
+    ) -> tuple[list[ir.DataType], list[ir.DataType]]:
+        """The types that a node's inputs and outputs take, where they are FP32 now."""
+        fp32 = [FLOAT] * len(node.inputs), [FLOAT] * len(node.outputs)
+        schema = None if node.domain else schema_of(node.op_type, self.analysis.opset)
+        if node in self.analysis.kept or schema is None:
+            return fp32
+        free = [self.native[v] for v in node.inputs if v in self.native]
+        if node.op_type in CASTS | SHAPES:  # read any type
+            result = FLOAT if mover else self.target
+            return [*free[:1], *[result] * len(node.inputs)], [result] * len(node.outputs)
+        follows = not any(map(is_float, node.outputs)) and FLOAT in free
+        if follows or (mover and free and set(free) == {FLOAT}):
+            return fp32
+        inputs, outputs = allowed_types(schema, node, self.target)
+        return (
+            [self.target if ok else FLOAT for ok in inputs],
+            [self.target if ok else FLOAT for ok in outputs],
+        )
+
+    def _count(self, node: ir.Node, types: Sequence[ir.DataType]) -> None:
+        slots = zip((*node.inputs, *node.outputs), types, strict=False)
+        used = {dtype for value, dtype in slots if value is not None and is_float(value)}
+        if self.target in used:
+            self.reduced[node.op_type] += 1
+        elif used:
+            reason = self.analysis.kept.get(node, Reason.NEIGHBORS).value
+            self.kept.setdefault(reason, Counter())[node.op_type] += 1
+
+    def _retype_attribute(self, node: ir.Node, dtype: ir.DataType) -> None:
+        if node.op_type == "Cast":
+            node.attributes["to"] = ir.AttrInt64("to", dtype.value)
+        elif node.op_type == "ConstantOfShape" and dtype != FLOAT:
+            given = node.attributes.get("value")
+            array = given.as_tensor().numpy() if given else np.zeros(1, np.float32)
+            node.attributes["value"] = ir.AttrTensor("value", _rounded(ir.tensor(array), dtype))
+
+    def _cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        if (value, dtype) in self.casts:
+            return self.casts[value, dtype]
+        producer, source, nodes = value.producer(), value, []
+        if producer and producer.op_type == "Cast" and _is_integer(producer.inputs[0]):
+            source = producer.inputs[0] or value
+        elif dtype == FLOAT16 and self._overflows(value):
+            # A mask's -1e9 must not turn into an infinity: a row of those is NaN after Softmax.
+            nodes.append(self._clip(value))
+            source = nodes[0].outputs[0]
+        result = self._new_value(value, dtype, _SUFFIX[dtype])
+        nodes.append(_node("Cast", [source], result, {"to": dtype.value}))
+        if producer:
+            self.graph.insert_after(producer, nodes)
+        else:
+            self.graph.insert_before(self.graph[0], nodes)
+        self.casts[value, dtype] = result
+        return result
+
+    def _overflows(self, value: ir.Value) -> bool:
+        clips = self.analysis.opset >= _CLIP_OPSET
+        return clips and self.analysis.labels.get(value) == Label.WIDE
+
+    def _clip(self, value: ir.Value) -> ir.Node:
+        limit = np.float32(np.finfo(np.float16).max)
+        bounds = [
+            self._initializer(f"{value.name}__{name}", ir.tensor(np.asarray(bound)))
+            for name, bound in (("min", -limit), ("max", limit))
+        ]
+        return _node("Clip", [value, *bounds], self._new_value(value, FLOAT, "clipped"))
+
+    def _cast_outputs(self) -> None:
+        for i, value in enumerate(self.graph.outputs):
+            if self.native.get(value, self.io_type) != self.io_type:
+                result, name = self._cast(value, self.io_type), value.name
+                result.name, value.name = None, self._unique(f"{name}__{_SUFFIX[self.target]}")
+                result.name = name
+                self.graph.outputs[i] = result
+
+    def _convert_weight(
+        self, value: ir.Value, needs: Mapping[ir.DataType, Sequence[_Replace]]
+    ) -> None:
+        """Put an initializer into the type, or the types, that its readers need."""
+        tensor = value.const_value
+        if tensor is None:
+            return
+        own = FLOAT if FLOAT in needs else next(iter(needs))
+        own = self.io_type if value.is_graph_output() else own
+        for dtype in needs.keys() - {own}:
+            copy = self._initializer(f"{value.name}__{_SUFFIX[dtype]}", self._lazy(tensor, dtype))
+            _replace_all(needs[dtype], copy)
+        if own != FLOAT:
+            value.const_value = self._lazy(tensor, own)
+            value.dtype = own
+
+    def _lazy(self, tensor: ir.TensorProtocol, dtype: ir.DataType) -> ir.LazyTensor:
+        lazy = ir.LazyTensor(
+            functools.partial(_rounded, tensor, dtype), dtype, ir.Shape(tensor.shape.numpy())
+        )
+        if dtype != FLOAT:
+            small = tensor.size <= _COUNTED_ELEMENTS
+            clamped = int(_round(_read(tensor), dtype)[1].sum()) if small else 0
+            self.weights.append((tensor.nbytes, lazy.nbytes, clamped))
+        return lazy
+
+    def _fold_statistics(self, node: ir.Node) -> None:
+        """Leave a ``BatchNormalization`` mean 0 and variance 1, which no type can lose."""
+        old = [v for v in node.inputs[1:] if v is not None and v.const_value is not None]
+        tensors = [v.const_value for v in old if v.const_value is not None]
+        scale, bias, mean, variance = (_read(t).astype(np.float64) for t in tensors)
+        factor = scale / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
+        folded = factor, bias - mean * factor, np.zeros_like(mean), np.ones_like(mean)
+        for i, name in enumerate(("scale", "bias", "mean", "var")):
+            tensor = ir.tensor(folded[i].astype(np.float32))
+            folded_name = f"{node.name or node.outputs[0].name}__{name}"
+            node.replace_input_with(i + 1, self._initializer(folded_name, tensor))
+        node.attributes["epsilon"] = ir.AttrFloat32("epsilon", 0.0)
+        for value in old:
+            if value.name and not value.uses() and not value.is_graph_output():
+                self.graph.initializers.pop(value.name, None)
+
+    def _initializer(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+        value = ir.Value(
+            name=self._unique(name), shape=ir.Shape(tensor.shape.numpy()),
+            type=ir.TensorType(tensor.dtype), const_value=tensor,
+        )  # fmt: skip
+        self.graph.register_initializer(value)
+        return value
+
+    def _new_value(self, like: ir.Value, dtype: ir.DataType, suffix: str) -> ir.Value:
+        shape = None if like.shape is None else ir.Shape(like.shape)
+        name = self._unique(f"{like.name}__{suffix}")
+        return ir.Value(name=name, shape=shape, type=ir.TensorType(dtype))
+
+    def _unique(self, name: str) -> str:
+        while name in self.taken:
+            name += "_"
+        self.taken.add(name)
+        return name
+
+
+def _node(
+    op_type: str, inputs: list[ir.Value], output: ir.Value, attributes: dict[str, int] | None = None
+) -> ir.Node:
+    return ir.node(op_type, inputs, attributes, outputs=[output], name=output.name)
+
+
+def _replace_all(replacements: Iterable[_Replace], value: ir.Value) -> None:
+    for replace in replacements:
+        replace(value)
+
+
+def _all_bodies(node: ir.Node) -> Iterator[ir.Graph]:
+    for body in bodies(node):
+        yield body
+        for inner in body:
+            yield from _all_bodies(inner)
+
+
+def _is_integer(value: ir.Value | None) -> bool:
+    dtype = value.dtype if value else None
+    return dtype is not None and (dtype.is_integer() or dtype == ir.DataType.BOOL)
+
+
+def _read(tensor: ir.TensorProtocol) -> _Array:
+    """The values of a tensor; external data is mapped only as long as the array lives."""
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor = ir.ExternalTensor(
+            tensor.location, tensor.offset, tensor.length, tensor.dtype,
+            shape=tensor.shape, name=tensor.name or "", base_dir=tensor.base_dir,
+        )  # fmt: skip
+    return tensor.numpy()
+
+
+def _round(array: _Array, dtype: ir.DataType) -> tuple[_Array, _Array]:
+    """Round to a type, and say which finite values beyond its range were clamped to it."""
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = array.astype(dtype.numpy())
+    clamped = np.isinf(rounded) & np.isfinite(array)
+    if clamped.any():
+        rounded[clamped] = np.copysign(_LARGEST[dtype], array[clamped]).astype(rounded.dtype)
+    return rounded, clamped
+
+
+def _rounded(tensor: ir.TensorProtocol, dtype: ir.DataType) -> ir.Tensor[Any]:
+    return ir.Tensor(_round(_read(tensor), dtype)[0], dtype=dtype)
