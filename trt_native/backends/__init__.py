@@ -1,0 +1,1 @@
+"""The TensorRT libraries, behind one protocol. Nothing outside this folder imports TensorRT."""

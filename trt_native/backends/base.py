@@ -1,0 +1,261 @@
+"""What every TensorRT looks like to the rest of the package, and how one is found.
+
+The rest of the code reads :class:`Capabilities`, never a version number.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from trt_native.errors import UnsupportedError
+from trt_native.plan import PlanTensor
+from trt_native.spec import BuildConfig, Precision, Profile
+
+__all__ = [
+    "BACKEND_VARIABLE",
+    "DTYPES",
+    "Backend",
+    "BuildRequest",
+    "BuildResult",
+    "Capabilities",
+    "Prober",
+    "Progress",
+    "available_backends",
+    "load_backend",
+]
+
+BACKEND_VARIABLE = "TRT_NATIVE_BACKEND"
+"""Environment variable that names the backend where no argument does."""
+
+DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "INT8": "int8",
+    "INT32": "int32",
+    "INT64": "int64",
+    "UINT8": "uint8",
+    "BOOL": "bool",
+    "FP8": "float8_e4m3fn",
+    "INT4": "int4",
+    "FP4": "float4_e2m1fn",
+    "E8M0": "float8_e8m0fnu",
+}
+"""NumPy or ml_dtypes name of each member of TensorRT's ``DataType``."""
+
+_INSTALL = (
+    "install one: pip install 'trt-native[rtx]' (TensorRT-RTX, builds without a GPU too),"
+    " 'trt-native[tensorrt11]' or 'trt-native[tensorrt]' (TensorRT 11 or 10)"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a backend can do.
+
+    Attributes:
+        weakly_typed: Precision may come from builder flags. Otherwise it comes from the graph.
+        timing_cache: Layer timings can be kept between builds.
+        build_needs_gpu: Plans can be built only on a machine with a GPU.
+        targets: Compute capabilities a build may name, such as ``8.9``; empty where it may not.
+        refusals: Name of a :class:`BuildConfig` field to the reason why this backend has no such
+            thing, and what to do instead.
+    """
+
+    weakly_typed: bool
+    timing_cache: bool
+    build_needs_gpu: bool
+    targets: tuple[str, ...]
+    refusals: Mapping[str, str]
+
+
+class Progress(Protocol):
+    """Hears how a build goes on. Called from the thread that builds; must return quickly."""
+
+    def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+        """A phase of so many steps begins inside ``parent``."""
+
+    def step_complete(self, phase: str, step: int) -> None:
+        """A step, counted from 0, is done."""
+
+    def phase_finish(self, phase: str) -> None:
+        """A phase ends, possibly before its last step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildRequest:
+    """A build, decided in every detail.
+
+    Attributes:
+        onnx: The file to parse; external weights are found beside it.
+        config: What the user asked for.
+        profiles: Ranges of the inputs with dynamic shapes.
+        fixed: For each input with a symbolic axis, its extents where every profile fixes them.
+        precision: Flags to set on a weakly typed network; meaningless on a strongly typed one.
+        strongly_typed: Take the types from the graph.
+        fp32_nodes: Names of ONNX nodes to hold in FP32 on a weakly typed network.
+        operators: Operator to the name of the first node that uses it.
+        workspace_bytes: Upper limit for scratch memory.
+    """
+
+    onnx: Path
+    config: BuildConfig
+    profiles: tuple[Profile, ...]
+    fixed: Mapping[str, tuple[int | None, ...]]
+    precision: Precision
+    strongly_typed: bool
+    fp32_nodes: frozenset[str]
+    operators: Mapping[str, str]
+    workspace_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class BuildResult:
+    """What TensorRT made.
+
+    Attributes:
+        data: The serialized engine, in memory that TensorRT owns and this object keeps alive.
+        tensors: The network's inputs and outputs, without profiles and dimension names.
+        seconds: Duration of ``parse`` and ``build``.
+    """
+
+    data: memoryview = field(repr=False)
+    tensors: tuple[PlanTensor, ...]
+    seconds: Mapping[str, float]
+
+
+class Backend(Protocol):
+    """One TensorRT library."""
+
+    name: str
+    product: str
+    version: str
+    capabilities: Capabilities
+
+    def check(self, config: BuildConfig) -> None:
+        """Refuse what cannot work, before any work is done.
+
+        Raises:
+            UnsupportedError: an option this backend lacks, or this machine cannot build at all.
+        """
+
+    def build(
+        self, request: BuildRequest, progress: Progress | None, cancelled: threading.Event
+    ) -> BuildResult:
+        """Parse, configure and build.
+
+        Args:
+            request: What to build.
+            progress: Hears of every phase and step.
+            cancelled: Once set, the build stops at its next step.
+
+        Raises:
+            BuildError: TensorRT rejected the model or failed; its log is in ``details``.
+        """
+
+    def deserialize(self, data: bytes | memoryview) -> Any:
+        """Turn a plan into an ``ICudaEngine`` on the current GPU.
+
+        Raises:
+            PlanError: TensorRT rejected the plan.
+        """
+
+    def json_format(self) -> Any:
+        """The ``LayerInformationFormat`` with which an engine inspector answers in JSON."""
+
+    def output_allocator(self, allocate: Callable[[str, int], int]) -> Any:
+        """An ``IOutputAllocator`` for outputs whose shape depends on data.
+
+        Args:
+            allocate: Given a tensor's name and a size in bytes, returns a device address that
+                stays valid until the next call for that tensor. An exception it raises is kept
+                and re-raised by the ``shape`` method of what this returns.
+        """
+
+    def collected_errors(self) -> AbstractContextManager[list[str]]:
+        """Collects, while the block runs, the errors that TensorRT logs."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Prober:
+    """How to find out whether a backend could be loaded, without loading it.
+
+    Attributes:
+        package: The module to import.
+        extra: The extra of this package that installs it.
+        note: What it is good for.
+    """
+
+    package: str
+    extra: str
+    note: str
+
+
+PROBERS = {
+    "tensorrt": Prober("tensorrt", "tensorrt11", "data-centre and desktop GPUs; builds need one"),
+    "rtx": Prober("tensorrt_rtx", "rtx", "RTX GPUs from Turing on; builds on any machine"),
+}
+
+
+def available_backends() -> dict[str, bool]:
+    """Which of the names ``tensorrt`` and ``rtx`` have their package installed."""
+    return {
+        name: importlib.util.find_spec(prober.package) is not None
+        for name, prober in PROBERS.items()
+    }
+
+
+def load_backend(name: str = "auto") -> Backend:
+    """Import a TensorRT.
+
+    Args:
+        name: ``tensorrt``, ``rtx`` or ``auto``. ``auto`` takes the value of the environment
+            variable ``TRT_NATIVE_BACKEND``, or else ``tensorrt`` where it imports, or else
+            ``rtx``.
+
+    Raises:
+        UnsupportedError: the name is unknown, or no such library imports; says what to install.
+    """
+    if name == "auto":
+        name = os.environ.get(BACKEND_VARIABLE, "auto")
+    if name not in ("auto", *PROBERS):
+        raise UnsupportedError(f"no backend {name!r}; the backends are auto, tensorrt and rtx")
+    faults: list[str] = []
+    for candidate in PROBERS if name == "auto" else (name,):
+        try:
+            module = importlib.import_module(PROBERS[candidate].package)
+        except Exception as error:  # a broken installation raises all kinds
+            faults.append(f"{candidate}: {' '.join(str(error).split())}")
+        else:
+            return _wrap(candidate, module)
+    wanted = "no TensorRT" if name == "auto" else f"backend {name!r} does not import, or"
+    raise UnsupportedError(f"{wanted} is installed; {_INSTALL}", faults)
+
+
+def _wrap(name: str, module: Any) -> Backend:
+    version = str(module.__version__)
+    major = int(version.split(".")[0])
+    if name == "rtx":
+        from trt_native.backends.rtx import RtxBackend
+
+        return RtxBackend(module)
+    if major == 10:
+        from trt_native.backends.trt10 import TensorRT10Backend
+
+        return TensorRT10Backend(module)
+    if major == 11:
+        from trt_native.backends.trt11 import TensorRT11Backend
+
+        return TensorRT11Backend(module)
+    raise UnsupportedError(
+        f"TensorRT {version} is not supported; use 10.3 or later, or 11.x: {_INSTALL}"
+    )

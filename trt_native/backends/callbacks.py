@@ -1,0 +1,144 @@
+"""Objects that TensorRT calls back: log, progress monitor, output allocator.
+
+TensorRT swallows what they raise and goes on with less, so none of them ever raises: an exception
+is kept, the work is stopped where that is possible, and the caller raises it afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from trt_native.backends.base import Progress
+
+__all__ = ["Log", "make_log", "make_monitor", "make_output_allocator"]
+
+_LOGGER = logging.getLogger("trt_native.tensorrt")
+# TensorRT's severities 0 to 4: internal error, error, warning, info, verbose.
+_LEVELS = (logging.ERROR, logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
+
+
+class Log:
+    """Collects what TensorRT logs and passes it on to ``logging``.
+
+    TensorRT keeps the first logger it is given for the whole process, so there is one of these for
+    each library.
+    """
+
+    def __init__(self) -> None:
+        self.tensorrt_logger: Any = None
+        self._sinks: list[list[str]] = []
+
+    def receive(self, severity: int, message: str) -> None:
+        """Take one line; severity 0 is the gravest."""
+        text = message.strip()
+        level = _LEVELS[min(severity, 4)]
+        if level == logging.ERROR and self._sinks:
+            for sink in list(self._sinks):
+                if text not in sink:
+                    sink.append(text)
+            level = logging.DEBUG  # it reaches the user with the exception that follows
+        _LOGGER.log(level, "%s", text)
+
+    @contextlib.contextmanager
+    def collecting(self) -> Iterator[list[str]]:
+        """Collect errors, each once, while the block runs."""
+        sink: list[str] = []
+        self._sinks.append(sink)
+        try:
+            yield sink
+        finally:
+            # By identity: two empty lists are equal.
+            self._sinks = [other for other in self._sinks if other is not sink]
+
+
+def make_log(trt: Any) -> Log:
+    """A log with a ``trt.ILogger`` that feeds it."""
+    log = Log()
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            with contextlib.suppress(Exception):
+                log.receive(int(severity), message)
+
+    log.tensorrt_logger = Logger()
+    return log
+
+
+def make_monitor(trt: Any, progress: Progress | None, cancelled: threading.Event) -> Any:
+    """A ``trt.IProgressMonitor`` that reports to ``progress`` and stops the build once cancelled.
+
+    Its attribute ``failure`` holds the first exception ``progress`` raised, which also stops it.
+    """
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.failure: BaseException | None = None
+
+        def _tell(self, method: str, *arguments: Any) -> None:
+            if progress is None or self.failure is not None:
+                return
+            try:
+                getattr(progress, method)(*arguments)
+            except BaseException as error:  # kept for the caller, whatever it is
+                self.failure = error
+                cancelled.set()
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self._tell("phase_start", phase_name, parent_phase, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            self._tell("step_complete", phase_name, step)
+            return not cancelled.is_set()
+
+        def phase_finish(self, phase_name: str) -> None:
+            self._tell("phase_finish", phase_name)
+
+    return Monitor()
+
+
+def make_output_allocator(trt: Any, allocate: Callable[[str, int], int]) -> Any:
+    """A ``trt.IOutputAllocator`` over ``allocate(tensor name, bytes) -> device address``.
+
+    Its method ``shape(name)`` returns the shape TensorRT reported, or re-raises what ``allocate``
+    raised.
+    """
+
+    class Allocator(trt.IOutputAllocator):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IOutputAllocator.__init__(self)
+            self._shapes: dict[str, tuple[int, ...]] = {}
+            self._failure: BaseException | None = None
+
+        def _allocate(self, name: str, size: int) -> int:
+            try:
+                return allocate(name, size)
+            except BaseException as error:  # kept for shape()
+                self._failure = error
+                return 0
+
+        def reallocate_output(self, name: str, _memory: int, size: int, _alignment: int) -> int:
+            return self._allocate(name, size)
+
+        def reallocate_output_async(
+            self, name: str, _memory: int, size: int, _alignment: int, _stream: int
+        ) -> int:
+            return self._allocate(name, size)
+
+        def notify_shape(self, name: str, shape: Any) -> None:
+            self._shapes[name] = tuple(shape)
+
+        def shape(self, name: str) -> tuple[int, ...]:
+            failure, self._failure = self._failure, None
+            if failure is not None:
+                raise failure
+            return self._shapes[name]
+
+    return Allocator()

@@ -1,0 +1,305 @@
+"""The walk that all TensorRT libraries share: parse, configure, build; and loading a plan."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from trt_native.backends.base import DTYPES, BuildRequest, BuildResult, Capabilities, Progress
+from trt_native.backends.callbacks import make_log, make_monitor, make_output_allocator
+from trt_native.errors import BuildError, PlanError, SpecError, UnsupportedError
+from trt_native.plan import PlanHeader, PlanTensor, replacing
+from trt_native.spec import BuildConfig
+
+__all__ = ["NativeBackend"]
+
+_LOGGER = logging.getLogger(__name__)
+
+_BUILDER_FLAGS = {
+    "sparse_weights": "SPARSE_WEIGHTS",
+    "refit": "REFIT",
+    "strip_weights": "STRIP_PLAN",
+    "weight_streaming": "WEIGHT_STREAMING",
+    "version_compatible": "VERSION_COMPATIBLE",
+}
+
+
+class NativeBackend:
+    """A :class:`~trt_native.backends.base.Backend` over an imported TensorRT module.
+
+    Subclasses say what differs between the libraries: the capabilities, and the hooks
+    :meth:`_network_flags`, :meth:`_set_precision`, :meth:`_set_targets` and :meth:`_check_loads`.
+    """
+
+    name: str
+    product: str
+
+    def __init__(self, trt: Any) -> None:
+        self._trt = trt
+        self._log = make_log(trt)
+        self.version = str(trt.__version__)
+        self.capabilities = self._capabilities()
+
+    # What differs
+
+    def _capabilities(self) -> Capabilities:
+        raise NotImplementedError
+
+    def _network_flags(self, request: BuildRequest) -> int:
+        raise NotImplementedError
+
+    def _set_precision(self, request: BuildRequest, network: Any, config: Any) -> None:
+        """Set types from flags; nothing to do where they come from the graph."""
+
+    def _set_targets(self, request: BuildRequest, config: Any) -> None:
+        """Choose the GPUs the plan is for."""
+
+    def _check_loads(self, runtime: Any, data: bytes | memoryview) -> None:
+        """Raise :class:`PlanError` with a reason where the library can tell one beforehand."""
+
+    # Checking
+
+    def check(self, config: BuildConfig) -> None:
+        """See :meth:`trt_native.backends.base.Backend.check`."""
+        default = BuildConfig()
+        refused = [
+            f"{option.replace('_', ' ')}: {reason}"
+            for option, reason in self.capabilities.refusals.items()
+            if getattr(config, option) != getattr(default, option)
+        ]
+        unknown = set(config.compute_capabilities) - set(self.capabilities.targets)
+        if unknown and "compute_capabilities" not in self.capabilities.refusals:
+            targets = ", ".join(self.capabilities.targets)
+            refused.append(f"compute capability {', '.join(sorted(unknown))}: it targets {targets}")
+        if refused:
+            raise UnsupportedError(
+                f"{self.product} {self.version} cannot do this: {'; '.join(refused)}"
+            )
+        self._builder()
+
+    def _builder(self) -> Any:
+        with self._log.collecting() as errors:
+            try:
+                return self._trt.Builder(self._log.tensorrt_logger)
+            except Exception as error:  # pybind11 raises TypeError where the factory gave nothing
+                hint = (
+                    "; it builds only on a machine with a GPU that it supports. TensorRT-RTX"
+                    " builds without one: pip install 'trt-native[rtx]' and --backend rtx"
+                    if self.capabilities.build_needs_gpu
+                    else ""
+                )
+                raise UnsupportedError(
+                    f"{self.product} {self.version} gives no builder on this machine{hint}",
+                    _relevant(errors) or [str(error).splitlines()[0]],
+                ) from None
+
+    # Building
+
+    def build(
+        self, request: BuildRequest, progress: Progress | None, cancelled: threading.Event
+    ) -> BuildResult:
+        """See :meth:`trt_native.backends.base.Backend.build`."""
+        started = time.perf_counter()
+        builder = self._builder()
+        with self._log.collecting() as errors:
+            network = builder.create_network(self._network_flags(request))
+            config = builder.create_builder_config()
+        if network is None or config is None:
+            raise BuildError(f"{self.product} {self.version} made no network", _relevant(errors))
+        self._parse(request, network)
+        parsed = time.perf_counter()
+        self._fix_shapes(request, network)
+        self._configure(request, network, config)
+        self._add_profiles(request, builder, config)
+        data = self._serialize(builder, network, config, progress, cancelled)
+        self._save_timing_cache(request, config)
+        seconds = {"parse": parsed - started, "build": time.perf_counter() - parsed}
+        return BuildResult(data, self._tensors(network), seconds)
+
+    def _parse(self, request: BuildRequest, network: Any) -> None:
+        with self._log.collecting() as errors:
+            parser = self._trt.OnnxParser(network, self._log.tensorrt_logger)
+            if parser.parse_from_file(str(request.onnx)):
+                return
+            faults = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
+            missing = [
+                f"{operator} (first in node {node!r})"
+                for operator, node in request.operators.items()
+                if not parser.supports_operator(operator.rpartition("::")[2])
+            ]
+        if missing:
+            raise BuildError(
+                f"{self.product} {self.version} does not support these operators of"
+                f" {request.onnx.name}: {', '.join(missing)}",
+                faults,
+            )
+        raise BuildError(
+            f"{self.product} {self.version} cannot parse {request.onnx.name}",
+            faults or _relevant(errors),
+        )
+
+    def _fix_shapes(self, request: BuildRequest, network: Any) -> None:
+        """Tell the network which extents never vary: TensorRT optimizes more than for min = max."""
+        for tensor in self._inputs(network):
+            extents = request.fixed.get(tensor.name)
+            if extents is not None:
+                tensor.shape = tuple(
+                    present if extent is None else extent
+                    for extent, present in zip(extents, tensor.shape, strict=True)
+                )
+
+    def _configure(self, request: BuildRequest, network: Any, config: Any) -> None:
+        """Set every option; TensorRT only logs what it does not take, so its log decides."""
+        trt, wanted = self._trt, request.config
+        with self._log.collecting() as errors:
+            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_bytes)
+            for option, flag in _BUILDER_FLAGS.items():
+                if getattr(wanted, option):
+                    config.set_flag(getattr(trt.BuilderFlag, flag))
+            if wanted.allows_tf32:
+                config.set_flag(trt.BuilderFlag.TF32)
+            else:
+                config.clear_flag(trt.BuilderFlag.TF32)
+            if wanted.optimization_level is not None:
+                config.builder_optimization_level = wanted.optimization_level
+            if wanted.max_aux_streams is not None:
+                config.max_aux_streams = wanted.max_aux_streams
+            config.profiling_verbosity = getattr(
+                trt.ProfilingVerbosity, wanted.profiling_verbosity.value.upper()
+            )
+            if "hardware_compatibility" not in self.capabilities.refusals:
+                config.hardware_compatibility_level = getattr(
+                    trt.HardwareCompatibilityLevel, wanted.hardware_compatibility.value.upper()
+                )
+            self._set_targets(request, config)
+            self._set_precision(request, network, config)
+            self._load_timing_cache(request, config)
+        if errors:
+            raise BuildError(f"{self.product} {self.version} refused a build option", errors)
+
+    def _add_profiles(self, request: BuildRequest, builder: Any, config: Any) -> None:
+        for number, profile in enumerate(request.profiles):
+            native = builder.create_optimization_profile()
+            with self._log.collecting() as errors:
+                for name, shapes in profile.shapes.items():
+                    native.set_shape(name, shapes.min, shapes.opt, shapes.max)
+                for name, values in profile.values.items():
+                    native.set_shape_input(name, values.min, values.opt, values.max)
+                index = config.add_optimization_profile(native)
+            if index < 0 or errors:
+                raise BuildError(f"{self.product} rejected optimization profile {number}", errors)
+
+    def _tensors(self, network: Any) -> tuple[PlanTensor, ...]:
+        outputs = (network.get_output(i) for i in range(network.num_outputs))
+        modes = [("input", tensor) for tensor in self._inputs(network)]
+        modes += [("output", tensor) for tensor in outputs]
+        return tuple(
+            PlanTensor(
+                name=str(tensor.name),
+                mode=mode,
+                dtype=DTYPES[tensor.dtype.name],
+                shape=tuple(int(extent) for extent in tensor.shape),
+            )
+            for mode, tensor in modes
+        )
+
+    def _inputs(self, network: Any) -> Iterator[Any]:
+        return (network.get_input(i) for i in range(network.num_inputs))
+
+    def _serialize(
+        self,
+        builder: Any,
+        network: Any,
+        config: Any,
+        progress: Progress | None,
+        cancelled: threading.Event,
+    ) -> memoryview:
+        monitor = make_monitor(self._trt, progress, cancelled)
+        config.progress_monitor = monitor
+        with self._log.collecting() as errors:
+            serialized = builder.build_serialized_network(network, config)
+        if monitor.failure is not None:
+            raise monitor.failure
+        if cancelled.is_set():
+            raise BuildError("the build was cancelled")
+        if serialized is None:
+            raise BuildError(
+                f"{self.product} {self.version} failed to build the network", _relevant(errors)
+            )
+        return memoryview(serialized).cast("B")
+
+    # Timing cache
+
+    def _load_timing_cache(self, request: BuildRequest, config: Any) -> None:
+        path = request.config.timing_cache
+        if path is None:
+            return
+        try:
+            content = path.read_bytes() if path.exists() else b""
+        except OSError as error:
+            raise SpecError(f"timing cache {path}: cannot be read: {error.strerror}") from None
+        cache = config.create_timing_cache(content)
+        if cache is None or not config.set_timing_cache(cache, False):
+            raise SpecError(
+                f"timing cache {path}: not one that {self.product} {self.version} can use on this"
+                " GPU; name another file, or delete it"
+            )
+
+    def _save_timing_cache(self, request: BuildRequest, config: Any) -> None:
+        path = request.config.timing_cache
+        if path is None:
+            return
+        try:
+            with replacing(path) as file:
+                file.write(memoryview(config.get_timing_cache().serialize()))
+        except OSError as error:  # the plan is good all the same
+            _LOGGER.warning("timing cache %s was not written: %s", path, error.strerror)
+
+    # Loading
+
+    def deserialize(self, data: bytes | memoryview) -> Any:
+        """See :meth:`trt_native.backends.base.Backend.deserialize`."""
+        mismatch = PlanHeader.parse(data).mismatch(self.product, self.version)
+        if mismatch:
+            raise PlanError(f"this plan cannot be loaded: {mismatch}")
+        with self._log.collecting() as errors:
+            runtime = self._trt.Runtime(self._log.tensorrt_logger)
+            self._check_loads(runtime, data)
+            engine = runtime.deserialize_cuda_engine(data)
+        if engine is None:
+            raise PlanError(
+                f"{self.product} {self.version} cannot load the plan: it is damaged, or made for"
+                " another GPU or version",
+                _relevant(errors),
+            )
+        return engine
+
+    def json_format(self) -> Any:
+        """See :meth:`trt_native.backends.base.Backend.json_format`."""
+        return self._trt.LayerInformationFormat.JSON
+
+    def output_allocator(self, allocate: Callable[[str, int], int]) -> Any:
+        """See :meth:`trt_native.backends.base.Backend.output_allocator`."""
+        return make_output_allocator(self._trt, allocate)
+
+    def collected_errors(self) -> contextlib.AbstractContextManager[list[str]]:
+        """See :meth:`trt_native.backends.base.Backend.collected_errors`."""
+        return self._log.collecting()
+
+
+def _parser_error(error: Any) -> str:
+    place = f"node {error.node()}"
+    if error.node_name():
+        place += f" {error.node_name()!r}"
+    if error.node_operator():
+        place += f" ({error.node_operator()})"
+    return f"{place}: {error.desc()} [{error.code().name}]"
+
+
+def _relevant(errors: list[str]) -> list[str]:
+    """The errors without the driver complaint that follows each one on a machine without a GPU."""
+    return [line for line in errors if "catchCudaError" not in line] or errors

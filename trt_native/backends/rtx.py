@@ -1,0 +1,66 @@
+"""TensorRT-RTX: strongly typed, builds without a GPU, compiles kernels where the plan runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trt_native.backends.base import BuildRequest, Capabilities
+from trt_native.backends.native import NativeBackend
+from trt_native.errors import PlanError
+
+__all__ = ["RtxBackend"]
+
+_REFUSALS = {
+    "timing_cache": (
+        "it times no tactics at build, so there is nothing to keep; kernels are compiled and"
+        " cached when a plan first runs"
+    ),
+    "version_compatible": (
+        "the package lacks the lean runtime (libnvinfer_lean) that such plans need; build with"
+        " the version that will load the plan"
+    ),
+    "hardware_compatibility": (
+        "its plans run on every supported GPU; narrow them with --compute-capability instead"
+    ),
+}
+
+
+class RtxBackend(NativeBackend):
+    """``tensorrt_rtx`` 1.4 and later."""
+
+    name = "rtx"
+    product = "TensorRT-RTX"
+
+    def _capabilities(self) -> Capabilities:
+        members = self._trt.ComputeCapability.__members__
+        targets = (name.removeprefix("SM") for name in members if name.startswith("SM"))
+        return Capabilities(
+            weakly_typed=False,
+            timing_cache=False,
+            build_needs_gpu=False,
+            targets=tuple(f"{target[:-1]}.{target[-1]}" for target in targets),
+            refusals=_REFUSALS,
+        )
+
+    def _network_flags(self, request: BuildRequest) -> int:  # noqa: ARG002
+        return 1 << int(self._trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+
+    def _set_targets(self, request: BuildRequest, config: Any) -> None:
+        wanted = dict.fromkeys(request.config.compute_capabilities)
+        if not wanted:
+            return
+        config.num_compute_capabilities = len(wanted)
+        for index, target in enumerate(wanted):
+            member = "SM" + target.replace(".", "")
+            config.set_compute_capability(getattr(self._trt.ComputeCapability, member), index)
+
+    def _check_loads(self, runtime: Any, data: bytes | memoryview) -> None:
+        validity, diagnostics = runtime.get_engine_validity(data)
+        if validity == self._trt.EngineValidity.INVALID:
+            members = self._trt.EngineInvalidityDiagnostics.__members__.items()
+            reasons = [name for name, value in members if diagnostics & int(value)]
+            why = ", ".join(reasons).lower().replace("_", " ")
+            raise PlanError(
+                f"{self.product} {self.version} says this plan cannot run here"
+                f" ({why or 'no usable GPU or driver'}): build it again on, or for, this machine"
+            )

@@ -1,0 +1,32 @@
+"""TensorRT 11: strongly typed, so precision comes from the graph."""
+
+from __future__ import annotations
+
+from trt_native.backends.base import BuildRequest, Capabilities
+from trt_native.backends.native import NativeBackend
+
+__all__ = ["TensorRT11Backend"]
+
+_NO_TARGETS = (
+    "TensorRT builds for the GPU it runs on; use hardware compatibility, or TensorRT-RTX"
+    " (--backend rtx) to name targets"
+)
+
+
+class TensorRT11Backend(NativeBackend):
+    """``tensorrt`` 11.x."""
+
+    name = "trt11"
+    product = "TensorRT"
+
+    def _capabilities(self) -> Capabilities:
+        return Capabilities(
+            weakly_typed=False,
+            timing_cache=True,
+            build_needs_gpu=True,
+            targets=(),
+            refusals={"compute_capabilities": _NO_TARGETS},
+        )
+
+    def _network_flags(self, request: BuildRequest) -> int:  # noqa: ARG002
+        return 1 << int(self._trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
