@@ -1,0 +1,166 @@
+"""Plans built for real by TensorRT-RTX, which needs no GPU for it."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from pathlib import Path
+
+import onnx
+import pytest
+import tiny_models
+
+from trt_native import BuildConfig, IoPrecision, Plan, Precision, ProfileSpec, build_plan
+from trt_native.builder import outline
+from trt_native.errors import ModelError, SpecError, UnsupportedError
+
+pytest.importorskip("tensorrt_rtx")
+pytestmark = pytest.mark.backend
+
+DIMS = ("batch=1:2:4", "height=8:8:16", "width=8")
+
+
+def config(*dims, **options):
+    profiles = (ProfileSpec.parse(dims),) if dims else ()
+    return BuildConfig(profiles=profiles, **options)
+
+
+def build(path, *dims, **options):
+    return build_plan(path, config(*dims, **options), backend="rtx")
+
+
+def test_the_manifest_tells_what_the_plan_is(tmp_path):
+    path = tiny_models.conv(tmp_path / "m.onnx")
+    plan = build(path, *DIMS, precision=Precision.FP32)
+    manifest = plan.manifest
+    assert manifest.plan_sha256 == hashlib.sha256(plan.data).hexdigest()
+    assert manifest.plan_bytes == len(plan.data) == plan.header.declared_bytes
+    assert manifest.backend == "rtx"
+    assert plan.header.mismatch("TensorRT-RTX", manifest.backend_version) is None
+    assert manifest.model["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    (x,), (y,) = manifest.inputs, manifest.outputs
+    assert (x.name, x.dtype, x.shape) == ("x", "float32", (-1, 3, -1, 8))
+    assert x.dims == ("batch", None, "height", "width")
+    assert [str(r) for r in x.profiles] == ["1x3x8x8:2x3x8x8:4x3x16x8"]
+    assert (y.name, y.shape, y.profiles) == ("y", (-1, 8, -1, 8), ())
+    assert manifest.precision == {"requested": "fp32", "applied": "fp32", "tf32": False}
+    assert manifest.options["precision"] == "fp32"
+    assert set(manifest.seconds) == {"parse", "build", "total"}
+
+
+def test_a_saved_plan_loads_with_an_equal_manifest(tmp_path):
+    plan = build(tiny_models.conv(tmp_path / "m.onnx"), *DIMS)
+    loaded = Plan.load(plan.save(tmp_path / "m.plan"))
+    assert loaded.manifest == plan.manifest
+    assert loaded.data == bytes(plan.data)
+
+
+def test_an_fp32_model_becomes_fp16_by_default(tmp_path):
+    manifest = build(tiny_models.norm(tmp_path / "m.onnx"), "batch=1:2:4").manifest
+    assert manifest.precision["requested"] == "auto"
+    assert manifest.precision["applied"] == "fp16"
+    kept = manifest.precision["rewritten"]["kept"]
+    assert kept["statistics"] == {"LayerNormalization": 1, "Softmax": 1}
+    # The types of inputs and outputs are the model's, unless asked otherwise.
+    assert [t.dtype for t in manifest.tensors] == ["float32", "float32"]
+
+
+@pytest.mark.parametrize(
+    ("options", "types"),
+    [
+        ({"io_precision": IoPrecision.FP16}, ["float16", "float16"]),
+        ({"precision": Precision.BF16}, ["float32", "float32"]),
+        ({"precision": Precision.TF32}, ["float32", "float32"]),
+    ],
+    ids=str,
+)
+def test_input_and_output_types(tmp_path, options, types):
+    manifest = build(tiny_models.norm(tmp_path / "m.onnx"), "batch=1", **options).manifest
+    assert [t.dtype for t in manifest.tensors] == types
+
+
+def test_a_graph_with_reduced_types_stays_as_it_is(tmp_path):
+    path = tiny_models.save(
+        tmp_path / "m.onnx",
+        [onnx.helper.make_node("Relu", ["x"], ["y"], name="relu")],
+        [tiny_models.tensor("x", onnx.TensorProto.FLOAT16, [2])],
+        [tiny_models.tensor("y", onnx.TensorProto.FLOAT16, [2])],
+    )
+    manifest = build(path).manifest
+    assert manifest.precision["applied"] == "as in the model"
+    assert [t.dtype for t in manifest.tensors] == ["float16", "float16"]
+    assert build(path, precision=Precision.FP16).manifest.precision["applied"] == "as in the model"
+    with pytest.raises(SpecError, match="already has float16 types"):
+        build(path, precision=Precision.FP32)
+    with pytest.raises(SpecError, match="keep_fp32: no effect"):
+        build(path, keep_fp32=("relu",))
+
+
+def test_coupled_dimensions_stay_consistent(tmp_path):
+    path = tiny_models.coupled(tmp_path / "m.onnx")
+    manifest = build(path, "batch=1:2:2", "frames=1:16:16", precision=Precision.FP32).manifest
+    ranges = {t.name: str(t.profiles[0]) for t in manifest.inputs}
+    assert ranges == {"x": "1x1x4:2x16x4:2x16x4", "z": "1x4:32x4:32x4"}
+
+
+def test_fixing_every_dimension_gives_a_static_plan(tmp_path):
+    path = tiny_models.coupled(tmp_path / "m.onnx")
+    manifest = build(path, "batch=2", "frames=3", precision=Precision.FP32).manifest
+    assert [t.shape for t in manifest.tensors] == [(2, 3, 4), (6, 4), (6, 4)]
+
+
+def test_several_profiles(tmp_path):
+    path = tiny_models.conv(tmp_path / "m.onnx")
+    specs = tuple(
+        ProfileSpec.parse([f"batch={n}", "height=8", "width=8:8:16"]) for n in ("1", "2:4:8")
+    )
+    plan = build_plan(path, BuildConfig(profiles=specs), backend="rtx")
+    (x,) = plan.manifest.inputs
+    assert [str(r) for r in x.profiles] == ["1x3x8x8:1x3x8x8:1x3x8x16", "2x3x8x8:4x3x8x8:8x3x8x16"]
+    assert x.shape == (-1, 3, 8, -1)
+
+
+def test_an_input_that_is_a_shape(tmp_path):
+    path = tiny_models.reshape_by_input(tmp_path / "m.onnx")
+    spec = ProfileSpec.parse(["n=2:8:32"], ["shape=1x2:2x4:4x8"])
+    plan = build_plan(path, BuildConfig(profiles=(spec,), precision=Precision.FP32), backend="rtx")
+    (_, shape) = plan.manifest.inputs
+    assert [str(r) for r in shape.values] == ["1x2:2x4:4x8"]
+
+
+def test_the_temporary_rewritten_model_is_gone_afterwards(tmp_path, monkeypatch):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    build(tiny_models.norm(tmp_path / "m.onnx"), "batch=1")
+    assert list(scratch.iterdir()) == []
+
+
+def test_outline_resolves_without_building(tmp_path):
+    path = tiny_models.coupled(tmp_path / "m.onnx")
+    planned = outline(path, config("batch=1:2:2", "frames=16", workspace_bytes=99), backend="rtx")
+    assert planned.fixed == {"x": (None, 16, 4), "z": (None, 4)}
+    assert planned.precision is Precision.FP16
+    assert planned.strongly_typed
+    assert planned.rewrites
+    assert planned.workspace_bytes == 99
+
+
+def test_errors_come_before_tensorrt_is_asked(tmp_path):
+    path = tiny_models.conv(tmp_path / "m.onnx")
+    with pytest.raises(SpecError, match="dimension 'width' has no range"):
+        build(path, "batch=1", "height=8")
+    with pytest.raises(UnsupportedError, match="version compatible: the package lacks"):
+        build(path, *DIMS, version_compatible=True)
+    with pytest.raises(ModelError, match="No such file"):
+        build(Path("none.onnx"))
+    with pytest.raises(UnsupportedError, match="no backend 'cuda'"):
+        build_plan(path, backend="cuda")
+
+
+def test_node_patterns_that_match_nothing_are_an_error(tmp_path):
+    path = tiny_models.norm(tmp_path / "m.onnx")
+    with pytest.raises(SpecError, match="/matmull"):
+        build(path, "batch=1", keep_fp32=("/matmull",))
+    manifest = build(path, "batch=1", keep_fp32=("/matmul",)).manifest
+    assert manifest.precision["rewritten"]["kept"]["keep_fp32"] == {"MatMul": 1}
