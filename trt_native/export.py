@@ -1,0 +1,620 @@
+"""PyTorch modules to ONNX files that TensorRT builds well, with dimensions that have names.
+
+The work is done by ``torch.export`` and the ONNX translation that comes with torch. What is added
+here: names for dynamic dimensions (also products of them), a check that they really are dynamic,
+a tidy graph, and files that are written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import logging
+import math
+import os
+import re
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+import trt_native
+from trt_native.errors import ExportError, SpecError, UnsupportedError
+from trt_native.graph.onnx_file import tensor_specs
+from trt_native.models.latentsync.config import UNetConfig
+from trt_native.spec import TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.export import ExportedProgram
+
+    from trt_native.models.latentsync.checkpoint import Checkpoint
+
+__all__ = ["DEFAULT_OPSET", "ExportReport", "export_latentsync", "export_module"]
+
+DEFAULT_OPSET = 18
+"""What torch's translation writes without converting; every supported TensorRT reads it."""
+
+AUDIO_TOKENS = 50
+"""Audio features per frame that the LatentSync U-Net is exported for."""
+
+_PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+# Extents to trace with. None is 1, which torch takes for a constant.
+_EXAMPLE_EXTENTS = {"batch": 2, "frames": 3, "height": 16, "width": 24}
+# Protobuf ends at 2 GiB; the graph itself needs some of that.
+_MAX_INLINE_BYTES = 2**31 - 2**26
+_NOISY_LOGGERS = ("torch", "torch.export", "torch.onnx", "torch._dynamo", "onnxscript", "onnx_ir")
+_SYMBOL = re.compile(r"\b[su]\d+\b")
+
+_logger = logging.getLogger(__name__)
+_Dynamic = Mapping[str, Mapping[int, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What an export wrote.
+
+    Attributes:
+        path: The ONNX file.
+        external_data: The file with its weights beside it; None if they are inside.
+        opset: Version of the ONNX operator set.
+        inputs: The model's inputs, dynamic axes as the text of their dimension.
+        outputs: Its outputs.
+        parameters: Number of elements in the module's parameters.
+        total_bytes: Size of all files written.
+        seconds: How long it took.
+    """
+
+    path: Path
+    external_data: Path | None
+    opset: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    parameters: int
+    total_bytes: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON can hold it."""
+        external = str(self.external_data) if self.external_data else None
+        return {**dataclasses.asdict(self), "path": str(self.path), "external_data": external}
+
+
+def export_module(
+    module: nn.Module,
+    inputs: Sequence[Tensor] | Mapping[str, Tensor],
+    *,
+    path: str | Path,
+    dynamic: _Dynamic | None = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    opset: int | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> ExportReport:
+    """Export any module, in evaluation mode, to one ONNX file.
+
+    Weights above protobuf's limit of 2 GB go to ``<name>.data`` beside it. Nothing is left behind
+    by an export that fails or is interrupted, and an earlier file at ``path`` stays as it was.
+
+    Args:
+        module: What to export. Its mode is restored afterwards.
+        inputs: Example tensors for ``forward``, in order or by parameter name, on the module's
+            device and of its dtype. Only their shapes and dtypes matter.
+        path: The file to write; its folder must exist.
+        dynamic: Per input (by its name in the ONNX), the axes that stay dynamic and the name of
+            their dimension. One name in several places is one dimension. A product such as
+            ``"batch*frames"`` is allowed. The example's extent there must be 2 or more.
+        input_names: Names in the ONNX. Default: the names of ``forward``'s parameters.
+        output_names: Names in the ONNX. Default: ``output``, or ``output_0``, ``output_1``, ...
+        opset: ONNX operator-set version; :data:`DEFAULT_OPSET` if None.
+        metadata: Entries for the model's own key-value pairs.
+
+    Returns:
+        What was written.
+
+    Raises:
+        SpecError: the inputs, names or dimensions do not fit the module or each other.
+        ExportError: torch cannot export the module, a dimension declared dynamic is a constant
+            in it, or the file cannot be written.
+        UnsupportedError: torch or onnxscript is not installed.
+    """
+    _require_torch()
+    started = time.perf_counter()
+    path = Path(path)
+    if not path.parent.is_dir() or path.is_dir():
+        raise SpecError(f"{path}: cannot be written: its folder is missing, or it is a folder")
+    named = _named_inputs(module, inputs)
+    names = _matched(input_names, list(named), "input_names")
+    axes = _checked_dynamic(dynamic or {}, dict(zip(names, named.values(), strict=True)))
+    by_parameter = {parameter: axes[name] for parameter, name in zip(named, names, strict=True)}
+    with ExitStack() as stack:
+        stack.enter_context(_quiet())
+        stack.enter_context(_evaluating(module))
+        program = _trace(module, named, by_parameter)
+        symbols = _symbol_names(program, by_parameter)
+        model = _translate(program, opset or DEFAULT_OPSET)
+    _fold(model)
+    _name_tensors(model, names, output_names)
+    _name_dimensions(model, symbols, axes)
+    _name_nodes(model)
+    model.producer_name, model.producer_version = "trt-native", trt_native.__version__
+    model.metadata_props.update(metadata or {})
+    external, total_bytes = _save(model, path)
+    specs = tensor_specs(model)
+    return ExportReport(
+        path=path,
+        external_data=external,
+        opset=model.opset_imports[""],
+        inputs=specs[0],
+        outputs=specs[1],
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        total_bytes=total_bytes,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def export_latentsync(
+    path: str | Path,
+    *,
+    config: UNetConfig | str | Path | None = None,
+    checkpoint: Checkpoint | Mapping[str, Tensor] | str | Path | None = None,
+    random_seed: int | None = None,
+    precision: str = "fp32",
+    static: Mapping[str, int] | None = None,
+    opset: int | None = None,
+    allow_mismatch: bool = False,
+) -> ExportReport:
+    """Export the LatentSync U-Net with the weights of a checkpoint, or with random ones.
+
+    The ONNX has the inputs ``latents`` (batch, channels, frames, height, width), ``timestep``
+    (1,) int64 and, if the model has audio layers, ``encoder_hidden_states`` (batch*frames, 50,
+    features), and the output ``noise_pred``; height and width are those of the latents. All but
+    ``timestep`` have the type of ``precision``. Norms and softmax work in FP32 inside.
+
+    Configuration, precision and the checkpoint's SHA-256 (or the seed) are in the model's
+    key-value pairs, under names that start with ``trt_native.``.
+
+    Args:
+        path: The file to write.
+        config: A configuration, its YAML or JSON file, or a preset's name. Default: the
+            checkpoint's own, else ``latentsync-1.6``.
+        checkpoint: A checkpoint, its file, or a state dict.
+        random_seed: Random weights that depend on this number alone, instead of a checkpoint.
+        precision: ``fp32``, ``fp16`` or ``bf16``.
+        static: Extents for any of ``batch``, ``frames``, ``height`` and ``width``; the others
+            stay dynamic.
+        opset: ONNX operator-set version; :data:`DEFAULT_OPSET` if None.
+        allow_mismatch: Whether to go on where the checkpoint does not fit: what is unexpected
+            is ignored, and what is missing gets random values.
+
+    Returns:
+        What was written.
+
+    Raises:
+        SpecError: arguments contradict each other or the model.
+        ModelError: the checkpoint cannot be read, or does not fit the configuration.
+        ExportError: see :func:`export_module`.
+        UnsupportedError: see :func:`export_module`.
+    """
+    _require_torch()
+    from trt_native.models.latentsync import load_unet
+
+    if precision not in _PRECISIONS:
+        raise SpecError(f"precision {precision!r} cannot be exported: use fp32, fp16 or bf16")
+    unet, checkpoint_sha256 = load_unet(
+        config=config,
+        checkpoint=checkpoint,
+        random_seed=random_seed,
+        dtype=_PRECISIONS[precision],
+        allow_mismatch=allow_mismatch,
+    )
+    extents = _checked_static(static or {}, unet.config)
+    metadata = {
+        "model": "latentsync-unet",
+        "config": json.dumps(unet.config.to_dict()),
+        "precision": precision,
+        "checkpoint_sha256": checkpoint_sha256,
+        "random_seed": random_seed,
+    }
+    inputs, dynamic = _latentsync_inputs(unet.config, extents, _PRECISIONS[precision])
+    return export_module(
+        unet,
+        inputs,
+        path=path,
+        dynamic=dynamic,
+        output_names=["noise_pred"],
+        opset=opset,
+        metadata={f"trt_native.{k}": str(v) for k, v in metadata.items() if v is not None},
+    )
+
+
+def _require_torch() -> None:
+    try:
+        import onnxscript  # noqa: F401
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise UnsupportedError(
+            f"exporting needs PyTorch and onnxscript ({error.name} is not installed):"
+            " pip install 'trt-native[export]'"
+        ) from None
+
+
+# What the LatentSync U-Net is exported with ------------------------------------------------------
+
+
+def _checked_static(static: Mapping[str, int], config: UNetConfig) -> Mapping[str, int]:
+    unknown = sorted(set(static) - set(_EXAMPLE_EXTENTS))
+    too_small = sorted(name for name, extent in static.items() if extent < 1)
+    if unknown or too_small:
+        raise SpecError(
+            f"static extents {dict(static)}: need {', '.join(_EXAMPLE_EXTENTS)} of at least 1"
+        )
+    if config.max_frames is not None and static.get("frames", 1) > config.max_frames:
+        raise SpecError(
+            f"{static['frames']} frames: the model has positions for {config.max_frames}"
+        )
+    return static
+
+
+def _latentsync_inputs(
+    config: UNetConfig, static: Mapping[str, int], dtype: str
+) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
+    """Example inputs, and the dimensions that ``static`` leaves dynamic."""
+    import torch
+
+    extents = {**_EXAMPLE_EXTENTS, **static}
+    batch, frames, height, width = extents.values()
+    kind = getattr(torch, dtype)
+    inputs = {
+        "latents": torch.zeros(batch, config.in_channels, frames, height, width, dtype=kind),
+        "timestep": torch.zeros(1, dtype=torch.int64),
+    }
+    free = {0: "batch", 2: "frames", 3: "height", 4: "width"}
+    dynamic = {"latents": {axis: name for axis, name in free.items() if name not in static}}
+    if config.add_audio_layer:
+        audio = (batch * frames, AUDIO_TOKENS, config.cross_attention_dim)
+        inputs["encoder_hidden_states"] = torch.zeros(audio, dtype=kind)
+        factors = [str(static.get(name, name)) for name in ("batch", "frames")]
+        if not {"batch", "frames"} <= set(static):
+            product = "*".join(factor for factor in factors if factor != "1")
+            dynamic["encoder_hidden_states"] = {0: product}
+    return inputs, dynamic
+
+
+# From the arguments to a traced program ----------------------------------------------------------
+
+
+def _named_inputs(
+    module: nn.Module, inputs: Sequence[Tensor] | Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The inputs by parameter of ``forward``, in the parameters' order."""
+    import torch
+
+    args, kwargs = ((), inputs) if isinstance(inputs, Mapping) else (inputs, {})
+    try:
+        bound = inspect.signature(module.forward).bind(*args, **kwargs)
+    except TypeError as error:
+        raise SpecError(f"inputs do not fit {type(module).__name__}.forward: {error}") from None
+    faulty = [
+        name for name, value in bound.arguments.items() if not isinstance(value, torch.Tensor)
+    ]
+    if faulty:
+        raise SpecError(f"inputs must be tensors, one per parameter; not so: {', '.join(faulty)}")
+    return dict(bound.arguments)
+
+
+def _matched(given: Sequence[str] | None, default: list[str], what: str) -> list[str]:
+    names = default if given is None else list(given)
+    if len(names) != len(default) or len(set(names)) != len(names):
+        raise SpecError(f"{what} needs {len(default)} different names, found {names}")
+    return names
+
+
+def _checked_dynamic(dynamic: _Dynamic, inputs: Mapping[str, Tensor]) -> dict[str, dict[int, str]]:
+    """``dynamic`` with an entry for every input, after checking it against the examples."""
+    faults = [f"{name!r} is not an input" for name in dynamic if name not in inputs]
+    extents: dict[str, int] = {}
+    for name in inputs.keys() & dynamic.keys():
+        shape = inputs[name].shape
+        for axis, dim in dynamic[name].items():
+            if not re.fullmatch(r"(\w+\*)*\w+", dim) or dim.isdecimal():
+                faults.append(f"{dim!r} is neither a name nor a product such as batch*frames")
+            elif not 0 <= axis < len(shape):
+                faults.append(f"{name} has {len(shape)} axes, no axis {axis}")
+            elif shape[axis] < 2:
+                faults.append(f"{dim} needs an example of 2 or more, {name} has {shape[axis]}")
+            elif extents.setdefault(dim, shape[axis]) != shape[axis]:
+                faults.append(f"{dim} is both {extents[dim]} and {shape[axis]} in the examples")
+    for dim, extent in extents.items():
+        product = _product(dim, extents)
+        if product is not None and product != extent:
+            faults.append(f"{dim} is {extent} in the examples, but its factors give {product}")
+    if faults:
+        raise SpecError(f"dynamic dimensions do not fit: {'; '.join(sorted(faults))}")
+    return {name: dict(dynamic.get(name, {})) for name in inputs}
+
+
+def _product(dim: str, extents: Mapping[str, Any]) -> Any:
+    """The extent that a product's factors give; None for a plain name or unknown factors."""
+    factors = dim.split("*")
+    if len(factors) == 1 or not all(f in extents or f.isdecimal() for f in factors):
+        return None
+    return math.prod(extents.get(f) or int(f) for f in factors)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's and onnxscript's chatter away from the user's terminal."""
+    loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def _trace(
+    module: nn.Module, inputs: dict[str, Tensor], axes: Mapping[str, Mapping[int, str]]
+) -> ExportedProgram:
+    import torch
+
+    # AUTO rather than named Dims: those cannot say that one axis is a product of others, and
+    # fail where the module merely limits a range.
+    auto = torch.export.Dim.AUTO
+    shapes = {name: dict.fromkeys(axes[name], auto) or None for name in inputs}
+    hook = module.register_forward_pre_hook(
+        lambda _module, _args, kwargs: _tie_dimensions(kwargs, axes), with_kwargs=True
+    )
+    try:
+        with torch.no_grad():
+            return torch.export.export(module, (), inputs, dynamic_shapes=shapes, strict=False)
+    except Exception as error:  # anything the module's own code may raise
+        raise ExportError(
+            f"torch cannot trace {type(module).__name__}: {_brief(error)}", _lines(error)
+        ) from error
+    finally:
+        hook.remove()
+
+
+def _tie_dimensions(inputs: Mapping[str, Tensor], axes: Mapping[str, Mapping[int, str]]) -> None:
+    """Tell the tracer which axes are equal, and which are products of others."""
+    import torch
+
+    check: Any = torch._check  # has no annotations
+    extents: dict[str, Any] = {}
+    for name, dims in axes.items():
+        for axis, dim in dims.items():
+            extent = inputs[name].shape[axis]
+            check(extents.setdefault(dim, extent) == extent)
+    for dim, extent in extents.items():
+        product = _product(dim, extents)
+        if product is not None:
+            check(extent == product)
+
+
+def _symbol_names(
+    program: ExportedProgram, axes: Mapping[str, Mapping[int, str]]
+) -> dict[str, str]:
+    """The tracer's symbols and the names of their dimensions.
+
+    Raises:
+        ExportError: the module turned a dynamic dimension into a constant, or made two of them
+            one and the same.
+    """
+    inputs = set(program.graph_signature.user_inputs)
+    shapes = [node.meta["val"].shape for node in program.graph.nodes if node.name in inputs]
+    symbols: dict[str, str] = {}
+    faults = []
+    for shape, (name, dims) in zip(shapes, axes.items(), strict=True):
+        for axis, dim in dims.items():
+            symbol = str(shape[axis])
+            if symbol.isdecimal():
+                faults.append(f"{dim} (axis {axis} of {name}) is always {symbol}")
+            elif _SYMBOL.fullmatch(symbol) and symbols.setdefault(symbol, dim) != dim:
+                faults.append(f"{dim} is always equal to {symbols[symbol]}")
+    if faults:
+        raise ExportError(
+            f"the module's code fixes dimensions declared dynamic: {'; '.join(faults)};"
+            " change the code, or the declaration"
+        )
+    return symbols
+
+
+def _translate(program: ExportedProgram, opset: int) -> ir.Model:
+    import torch
+
+    try:
+        result = torch.onnx.export(
+            program, dynamo=True, opset_version=opset, optimize=False, verbose=False
+        )
+    except Exception as error:  # errors of its passes come in many kinds
+        raise ExportError(
+            f"torch cannot translate the module to ONNX: {_brief(error)}", _lines(error)
+        ) from error
+    assert result is not None  # noqa: S101  # for the type checker
+    if result.model.opset_imports.get("") != opset:
+        raise ExportError(f"opset {opset} is out of reach; {DEFAULT_OPSET} is what torch writes")
+    return result.model
+
+
+def _brief(error: BaseException) -> str:
+    """What went wrong in one line: the innermost cause's first."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _lines(error: BaseException) -> list[str]:
+    return [line for line in str(error).splitlines() if line.strip()][:40]
+
+
+# From the translated model to the file -----------------------------------------------------------
+
+
+def _fold(model: ir.Model) -> None:
+    """Fold constants and drop what is not used.
+
+    ``onnxscript.optimizer.optimize`` does the same and more, but its pattern matching takes
+    longer than the whole export.
+    """
+    from onnxscript.optimizer import fold_constants_ir
+
+    _fold_transposed_weights(model)
+    with _quiet():
+        fold_constants_ir(model)
+    for step in (
+        common.RemoveUnusedNodesPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.OutputFixPass(),
+    ):
+        step(model)
+
+
+def _fold_transposed_weights(model: ir.Model) -> None:
+    """Give MatMul the weight it multiplies by, in place of the weight of nn.Linear, transposed."""
+    graph = model.graph
+    for node in list(graph):
+        weight = node.inputs[0] if node.op_type == "Transpose" else None
+        tensor: Any = weight.const_value if weight is not None else None
+        if weight is None or tensor is None or not weight.is_initializer():
+            continue
+        turned = graph.initializers.get(f"{weight.name}.T")
+        if turned is None:
+            # A view: its bytes are put in order one tensor at a time, when they are written.
+            raw = tensor.raw.permute(*node.attributes["perm"].as_ints())
+            turned = ir.Value(
+                name=f"{weight.name}.T",
+                shape=ir.Shape(raw.shape),
+                type=ir.TensorType(tensor.dtype),
+                const_value=type(tensor)(raw, name=f"{weight.name}.T"),
+            )
+            graph.register_initializer(turned)
+        node.outputs[0].replace_all_uses_with(turned)
+        graph.remove(node, safe=True)
+
+
+def _name_tensors(model: ir.Model, inputs: list[str], outputs: Sequence[str] | None) -> None:
+    count = len(model.graph.outputs)
+    default = ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
+    names = _matched(outputs, default, "output_names")
+    for value, name in zip(model.graph.inputs, inputs, strict=True):
+        value.name = name
+    for value, name in zip(model.graph.outputs, names, strict=True):
+        value.name = name
+    common.NameFixPass()(model)
+
+
+def _name_dimensions(model: ir.Model, symbols: Mapping[str, str], axes: _Dynamic) -> None:
+    graph = model.graph
+    values = [*graph.inputs, *(output for node in graph for output in node.outputs)]
+    for value in values:
+        if value.shape is not None:
+            value.shape = ir.Shape(_renamed(axis, symbols) for axis in value.shape)
+    for value in graph.inputs:
+        for axis, dim in axes[value.name or ""].items():
+            assert value.shape is not None  # noqa: S101  # for the type checker
+            value.shape[axis] = dim
+
+
+def _renamed(axis: int | ir.SymbolicDim, symbols: Mapping[str, str]) -> int | str | None:
+    if isinstance(axis, int) or axis.value is None:
+        return axis if isinstance(axis, int) else None
+    return _SYMBOL.sub(lambda match: symbols.get(match[0], match[0]), axis.value)
+
+
+def _name_nodes(model: ir.Model) -> None:
+    """Name nodes after their module, as ``down_blocks.0.conv1/Conv``; drop torch's notes.
+
+    The notes would carry source lines and the paths of this machine.
+    """
+    for node in model.graph:
+        scopes = re.findall(r"'([^']*)'", node.metadata_props.get(_SCOPES, ""))
+        scope = scopes[-2] if len(scopes) > 1 else ""
+        node.name = f"{scope}/{node.op_type}"
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.metadata_props.clear()
+    common.NameFixPass()(model)
+
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+def _save(model: ir.Model, path: Path) -> tuple[Path | None, int]:
+    """Write the file, and its weights beside it if they are too large to be inside.
+
+    Returns:
+        The file with the weights, if any, and the size of all files.
+    """
+    weights = model.graph.initializers.values()
+    weight_bytes = sum(value.const_value.nbytes for value in weights if value.const_value)
+    data = path.with_name(f"{path.name}.data") if weight_bytes > _MAX_INLINE_BYTES else None
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            written = Path(folder) / path.name
+            ir.save(model, written, external_data=data.name if data else None)
+            onnx.checker.check_model(str(written))
+            return data, _publish(Path(folder), path)
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be written: {error.strerror or error}") from None
+    except onnx.checker.ValidationError as error:
+        raise ExportError(
+            f"the exported model is not valid ONNX: {_brief(error)}", _lines(error)
+        ) from None
+
+
+def _publish(folder: Path, path: Path) -> int:
+    """Move the finished files to their place, and remove weights that an earlier export left.
+
+    With weights in a second file the ONNX goes first and comes last: at no moment is there one
+    beside weights that are not its own.
+    """
+    files = sorted(folder.iterdir(), reverse=True)  # the weights before the ONNX
+    total = sum(file.stat().st_size for file in files)
+    for file in files:
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+    stale = path.with_name(f"{path.name}.data")
+    if stale.exists():
+        path.unlink(missing_ok=True)
+        stale.unlink()
+    for file in files:
+        file.replace(path.with_name(file.name))
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return total

@@ -1,0 +1,1 @@
+"""Models written to export well, compatible with their published checkpoints."""

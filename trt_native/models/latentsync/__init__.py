@@ -1,0 +1,38 @@
+"""The LatentSync 1.6 U-Net: configuration, checkpoints and the module itself.
+
+Importing this package does not import torch; only :class:`UNet` and the checkpoint functions do.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from trt_native.models.latentsync.config import PRESETS, MotionConfig, UNetConfig
+
+if TYPE_CHECKING:
+    from trt_native.models.latentsync.checkpoint import Checkpoint as Checkpoint
+    from trt_native.models.latentsync.checkpoint import load_checkpoint as load_checkpoint
+    from trt_native.models.latentsync.checkpoint import load_into as load_into
+    from trt_native.models.latentsync.loading import load_unet as load_unet
+    from trt_native.models.latentsync.unet import UNet as UNet
+
+_HOMES = {
+    "Checkpoint": "checkpoint",
+    "UNet": "unet",
+    "load_checkpoint": "checkpoint",
+    "load_into": "checkpoint",
+    "load_unet": "loading",
+}
+
+__all__ = ["PRESETS", "MotionConfig", "UNetConfig", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

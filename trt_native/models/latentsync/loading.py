@@ -1,0 +1,73 @@
+"""A U-Net with its weights, from a checkpoint or from a seed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from trt_native.errors import SpecError
+from trt_native.models.latentsync.checkpoint import Checkpoint, load_checkpoint, load_into
+from trt_native.models.latentsync.config import UNetConfig
+from trt_native.models.latentsync.unet import UNet
+
+__all__ = ["load_unet"]
+
+_DEFAULT_PRESET = "latentsync-1.6"
+_logger = logging.getLogger(__name__)
+
+
+def load_unet(
+    *,
+    config: UNetConfig | str | Path | None = None,
+    checkpoint: Checkpoint | Mapping[str, Tensor] | str | Path | None = None,
+    random_seed: int | None = None,
+    dtype: str = "float32",
+    allow_mismatch: bool = False,
+) -> tuple[UNet, str | None]:
+    """Make a U-Net on the CPU, in evaluation mode, without a second copy of its weights.
+
+    Args:
+        config: A configuration, its YAML or JSON file, or a preset's name. Default: the
+            checkpoint's own, else ``latentsync-1.6``.
+        checkpoint: A checkpoint, its file, or a state dict. Weights that have ``dtype`` already
+            stay mapped from the file.
+        random_seed: Random weights that depend on this number alone, instead of a checkpoint.
+        dtype: Type of the weights, by torch's name.
+        allow_mismatch: Whether to go on where the checkpoint does not fit: what is unexpected is
+            ignored, and what is missing gets random values; the log tells which.
+
+    Returns:
+        The module, and the SHA-256 of the checkpoint's file if there is one.
+
+    Raises:
+        SpecError: the configuration is not valid, or not exactly one source of weights is given.
+        ModelError: the checkpoint cannot be read, or does not fit the configuration.
+    """
+    if (checkpoint is None) == (random_seed is None):
+        raise SpecError("give either a checkpoint or a random_seed for the U-Net's weights")
+    weights = load_checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
+    own = weights.config if isinstance(weights, Checkpoint) else None
+    with torch.device("meta"):
+        unet = UNet(_chosen(config, own))
+    unet = unet.to(getattr(torch, dtype))
+    if weights is None or allow_mismatch:
+        unet.to_empty(device="cpu")
+        unet.init_random(random_seed or 0)
+    if weights is not None:
+        state = weights.state_dict if isinstance(weights, Checkpoint) else weights
+        if skipped := str(load_into(unet, state, strict=not allow_mismatch)):
+            _logger.warning("the checkpoint does not fit: %s", skipped)
+    sha256 = weights.sha256 if isinstance(weights, Checkpoint) else None
+    return unet.requires_grad_(False).eval(), sha256
+
+
+def _chosen(given: UNetConfig | str | Path | None, own: Mapping[str, object] | None) -> UNetConfig:
+    if isinstance(given, UNetConfig):
+        return given
+    if given is None and own is not None:
+        return UNetConfig.from_mapping(own)
+    return UNetConfig.load(given or _DEFAULT_PRESET)
