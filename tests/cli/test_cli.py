@@ -1,0 +1,294 @@
+"""The command as a user meets it: real processes, exit codes, standard output and error."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tiny_models
+
+from trt_native.cuda import gpu_info
+
+HAS_GPU = gpu_info() is not None
+
+
+def trt_native(*arguments, cwd=None, env=None):
+    return subprocess.run(
+        [sys.executable, "-m", "trt_native", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "120", **(env or {})},
+    )
+
+
+def fails(*arguments, code=1, **options):
+    """Run a command that must fail with a clear message; return the message."""
+    result = trt_native(*arguments, **options)
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    return result.stderr
+
+
+@pytest.fixture
+def model(tmp_path):
+    return tiny_models.conv(tmp_path / "m.onnx")
+
+
+DIMS = ("--dim", "batch=1:2:4", "--dim", "height=8:8:16", "--dim", "width=8")
+
+
+def test_help_lists_the_commands_and_imports_nothing_heavy():
+    script = (
+        "import sys; from trt_native.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'onnx', 'onnx_ir', 'numpy', 'tensorrt', 'tensorrt_rtx', 'cuda'}"
+        " & set(sys.modules)), file=sys.stderr)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    for command in ("build", "inspect", "run", "doctor", "export"):
+        assert command in result.stdout
+    assert result.stderr.strip() == "[]"
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    script = "import sys, trt_native; print(len({'torch', 'numpy', 'onnx_ir'} & set(sys.modules)))"
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "0"
+
+
+def test_version():
+    result = trt_native("--version")
+    assert (result.returncode, result.stdout) == (0, "trt-native 0.1.0\n")
+
+
+@pytest.mark.backend
+class TestBuild:
+    @pytest.fixture(autouse=True)
+    def _needs_rtx(self):
+        pytest.importorskip("tensorrt_rtx")
+
+    def test_builds_a_plan_with_its_manifest(self, model, tmp_path):
+        result = trt_native("build", model, *DIMS, "--backend", "rtx")
+        assert result.returncode == 0, result.stderr
+        assert sorted(os.listdir(tmp_path)) == ["m.onnx", "m.plan", "m.plan.json"]
+        assert "1x3x8x8:2x3x8x8:4x3x16x8" in result.stdout
+        assert "Building engine" in result.stderr
+
+    def test_json_is_the_manifest_and_nothing_else(self, model, tmp_path):
+        target = tmp_path / "out.plan"
+        result = trt_native("build", model, "-o", target, *DIMS, "--backend", "rtx", "--json")
+        printed = json.loads(result.stdout)
+        written = json.loads((tmp_path / "out.plan.json").read_text())
+        assert printed == {"path": str(target), **written}
+
+    def test_dry_run_writes_nothing(self, model, tmp_path):
+        profile = tmp_path / "p.yaml"
+        profile.write_text("dims: {batch: 1:1:1, height: 8, width: 8}\n")
+        result = trt_native(
+            "build", model, "--profile", profile, "--dim", "batch=1:2:4", "--dry-run", "--json"
+        )
+        outcome = json.loads(result.stdout)
+        assert outcome["profiles"] == [{"shapes": {"x": "1x3x8x8:2x3x8x8:4x3x8x8"}, "values": {}}]
+        assert sorted(os.listdir(tmp_path)) == ["m.onnx", "p.yaml"]
+
+    def test_shapes_win_over_dims_and_dims_over_the_file(self, model, tmp_path):
+        profile = tmp_path / "p.toml"
+        profile.write_text("[dims]\nbatch = 1\nheight = 8\nwidth = 8\n")
+        result = trt_native(
+            "build",
+            model,
+            *("--profile", profile, "--dim", "height=16", "--shape", "x=3x3x32x8"),
+            *("--dry-run", "--json"),
+        )
+        assert json.loads(result.stdout)["profiles"][0]["shapes"] == {"x": "3x3x32x8"}
+
+    def test_an_unwritable_target_is_found_before_the_build(self, model):
+        message = fails("build", model, *DIMS, "-o", "/proc/m.plan", "--backend", "rtx")
+        assert "cannot write /proc/m.plan" in message
+        assert "Building engine" not in message
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--precision", "int8"], "precision int8 is not available"),
+            (["--precision", "fast"], "none of: auto, fp32"),
+            (["--workspace", "lots"], "not a size"),
+            (["--dim", "batch"], "not NAME=RANGE"),
+            (["--dim", "depth=1"], "'depth' is not one of the model's"),
+            (["--shape", "x=1x3x8"], "has 4 axes"),
+            (["--timing-cache", "c"], "timing cache: it times no tactics"),
+            (["--version-compatible"], "version compatible: the package lacks"),
+            (["--hardware-compatibility", "ampere_plus"], "hardware compatibility: its plans run"),
+            (["--compute-capability", "3.5"], "compute capability 3.5: it targets"),
+            (["--compute-capability", "sm_89"], "write it as 8.6"),
+            (["--optimization-level", "9"], "it goes from 0 to 5"),
+            (["--keep-fp32", "nothing*"], "nothing*"),
+            (["--backend", "vulkan"], "no backend 'vulkan'"),
+        ],
+        ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    )
+    def test_bad_options(self, model, tmp_path, arguments, message):
+        backend = () if "--backend" in arguments else ("--backend", "rtx")
+        assert message in fails("build", model, *DIMS, *backend, *arguments)
+        assert os.listdir(tmp_path) == ["m.onnx"]
+
+    def test_an_unknown_operator(self, tmp_path):
+        path = tiny_models.conv(tmp_path / "m.onnx", operator="Warp")
+        message = fails("build", path, *DIMS, "--backend", "rtx", "--precision", "fp32")
+        assert "does not support these operators of m.onnx: Warp (first in node 'activation')" in (
+            message
+        )
+        assert os.listdir(tmp_path) == ["m.onnx"]
+
+    def test_ctrl_c_ends_the_build_and_leaves_no_file(self, model, tmp_path):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "trt_native", "build", model, *DIMS, "--backend", "rtx"],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "TMPDIR": str(tmp_path)},
+        )
+        assert "Reading the model" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        _, rest = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert rest.endswith("interrupted\n")
+        assert "Traceback" not in rest
+        assert os.listdir(tmp_path) == ["m.onnx"]
+
+    def test_ctrl_c_at_any_moment(self, model, tmp_path):
+        for delay in np.linspace(0.05, 1.2, 8):
+            process = subprocess.Popen(
+                [sys.executable, "-m", "trt_native", "build", model, *DIMS, "--backend", "rtx"],
+                stderr=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                text=True,
+                env={**os.environ, "TMPDIR": str(tmp_path)},
+            )
+            time.sleep(delay)
+            process.send_signal(signal.SIGINT)
+            _, text = process.communicate(timeout=60)
+            if "trt_native" in text:  # the interpreter was still starting
+                continue
+            assert "Traceback" not in text
+            left = set(os.listdir(tmp_path)) - {"m.onnx"}
+            assert left in (set(), {"m.plan", "m.plan.json"})
+            # Before Python has set its handler, and after it has removed it, the signal kills.
+            assert process.returncode in (130, 0, -signal.SIGINT)
+
+
+def test_no_backend_says_what_to_install(model):
+    script = (
+        "import sys; sys.modules['tensorrt'] = sys.modules['tensorrt_rtx'] = None\n"
+        "from trt_native.cli import main; main(sys.argv[1:])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script, "build", model, *DIMS],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert "no TensorRT is installed; install one: pip install 'trt-native[rtx]'" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["build", "inspect"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "No such file"), (b"", "is empty"), (b"not onnx", "not an ONNX")],
+    ids=["missing", "empty", "text"],
+)
+def test_files_that_are_no_model(tmp_path, command, content, message):
+    path = tmp_path / "m.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    assert message in fails(command, path)
+
+
+def test_inspect_onnx(model):
+    result = trt_native("inspect", model, "--json")
+    data = json.loads(result.stdout)
+    assert data["inputs"] == [
+        {"name": "x", "dtype": "float32", "shape": ["batch", 3, "height", "width"]}
+    ]
+    assert data["operators"] == {"Relu": 1, "Conv": 1}
+    assert data["opsets"] == {"": 18}
+    assert "batch x 3 x height x width" in trt_native("inspect", model).stdout
+
+
+@pytest.mark.backend
+def test_inspect_plan(model, tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    trt_native("build", model, *DIMS, "--backend", "rtx")
+    plan = tmp_path / "m.plan"
+    data = json.loads(trt_native("inspect", plan, "--json").stdout)
+    assert data["product"] == "TensorRT-RTX"
+    assert data["bytes"] == plan.stat().st_size
+    assert data["manifest"] == json.loads((tmp_path / "m.plan.json").read_text())
+    assert (data["layers"] is not None) == HAS_GPU
+    if not HAS_GPU:
+        assert "only a machine with a GPU" in data["layers_unreadable"]
+    plan.write_bytes(plan.read_bytes()[:-1])
+    assert "damaged: its header says" in fails("inspect", plan)
+
+
+def test_run_refuses_without_inputs(tmp_path):
+    path = tmp_path / "m.plan"
+    assert "no inputs: give --input" in fails("run", path)
+    assert "cannot read" in fails("run", path, "--random", "0")
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("x=none.npy", "cannot be read"),
+        ("x=bad.npy", "not a NumPy file"),
+        ("bad.npz", "not a NumPy file"),
+        ("pickle.npy", "write NAME=FILE.npy"),
+        ("x=pickle.npy", "not a NumPy file"),
+    ],
+)
+def test_run_refuses_bad_input_files(tmp_path, entry, message):
+    (tmp_path / "bad.npy").write_bytes(b"hello")
+    (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04hello")
+    np.save(tmp_path / "pickle.npy", np.array([object()], object))
+    assert message in fails("run", "m.plan", "--input", entry, cwd=tmp_path)
+
+
+def test_doctor_tells_a_verdict():
+    result = trt_native("doctor", "--json")
+    findings = json.loads(result.stdout)
+    assert findings["packages"]["numpy"] == np.__version__
+    assert result.returncode == (0 if findings["can_build"] else 1)
+    assert (findings["gpu"] is not None) == HAS_GPU
+    assert findings["verdict"]
+
+
+def test_wrong_usage_is_exit_code_2(model):
+    assert "No such option" in fails("build", model, "--fast", code=2)
+
+
+def test_a_closed_pipe_is_silent(model):
+    command = f"{sys.executable} -m trt_native inspect {model} | true; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(
+        ["bash", "-c", command],  # noqa: S607
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in result.stderr
+    assert "Exception" not in result.stderr

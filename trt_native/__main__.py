@@ -1,0 +1,5 @@
+"""``python -m trt_native``."""
+
+from trt_native.cli import main
+
+main()

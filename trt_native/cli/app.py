@@ -1,0 +1,54 @@
+"""The command tree."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import trt_native
+from trt_native.cli.build import build
+from trt_native.cli.console import set_verbosity, stdout
+from trt_native.cli.doctor import doctor
+from trt_native.cli.export import export_app
+from trt_native.cli.inspect import inspect
+from trt_native.cli.run import run
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="trt-native",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        stdout.print(f"trt-native {trt_native.__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    verbose: Annotated[
+        int,
+        typer.Option(
+            "--verbose", "-v", count=True, help="TensorRT's information; twice: everything."
+        ),
+    ] = 0,
+    version: Annotated[  # noqa: ARG001
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """PyTorch and ONNX models to native TensorRT plans, and the plans run."""
+    set_verbosity(verbose)
+
+
+app.add_typer(export_app)
+app.command()(build)
+app.command()(inspect)
+app.command()(run)
+app.command()(doctor)

@@ -1,0 +1,297 @@
+"""``trt-native build``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trt_native.cli.console import guarded, print_json, stderr, stdout, table
+from trt_native.spec import (
+    BuildConfig,
+    HardwareCompatibility,
+    IoPrecision,
+    Precision,
+    ProfileSpec,
+    ProfilingVerbosity,
+    format_bytes,
+    parse_bytes,
+)
+
+if TYPE_CHECKING:
+    from trt_native.builder import Outline
+    from trt_native.plan import Manifest
+
+__all__ = ["build", "print_tensors"]
+
+_SHAPES, _TYPES, _TUNING, _TARGET = "Shapes", "Precision", "Memory and tuning", "Target"
+
+
+@guarded
+def build(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The ONNX file.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The plan to write. [default: MODEL.plan]"),
+    ] = None,
+    backend: Annotated[
+        str, typer.Option(help="auto, tensorrt or rtx; auto reads TRT_NATIVE_BACKEND first.")
+    ] = "auto",
+    dim: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Range of a symbolic dimension: NAME=MIN:OPT:MAX, or NAME=N. Repeatable.",
+            rich_help_panel=_SHAPES,
+        ),
+    ] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Range of an input's shape: NAME=1x3x8x8:2x3x8x8:4x3x8x8, or one shape."
+            " Wins over --dim. Repeatable.",
+            rich_help_panel=_SHAPES,
+        ),
+    ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML, JSON or TOML file with one or more profiles. --dim and --shape win.",
+            rich_help_panel=_SHAPES,
+        ),
+    ] = None,
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="auto, fp32, tf32, fp16 or bf16. auto: FP16 for an FP32 model, else the model's.",
+            rich_help_panel=_TYPES,
+        ),
+    ] = "auto",
+    keep_fp32: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Shell pattern of nodes that stay FP32, such as '*/norm*' or 'op:Resize'."
+            " Norm and softmax statistics always do. Repeatable.",
+            rich_help_panel=_TYPES,
+        ),
+    ] = None,
+    io_precision: Annotated[
+        str,
+        typer.Option(
+            help="keep, fp32 or fp16: type of the plan's floating-point inputs and outputs.",
+            rich_help_panel=_TYPES,
+        ),
+    ] = "keep",
+    tf32: Annotated[
+        bool | None,
+        typer.Option(
+            "--tf32/--no-tf32",
+            help="TF32 in FP32 layers. [default: yes, but for --precision fp32]",
+            rich_help_panel=_TYPES,
+        ),
+    ] = None,
+    workspace: Annotated[
+        str | None,
+        typer.Option(
+            help="Most scratch memory one layer may take. [default: 8GiB, or what is free]",
+            rich_help_panel=_TUNING,
+        ),
+    ] = None,
+    optimization_level: Annotated[
+        int | None,
+        typer.Option(help="0 (fast build) to 5 (fast plan).", rich_help_panel=_TUNING),
+    ] = None,
+    max_aux_streams: Annotated[
+        int | None,
+        typer.Option(help="Extra streams one inference may use.", rich_help_panel=_TUNING),
+    ] = None,
+    sparse_weights: Annotated[
+        bool, typer.Option(help="Use 2:4 sparse weights.", rich_help_panel=_TUNING)
+    ] = False,
+    timing_cache: Annotated[
+        Path | None,
+        typer.Option(help="Layer timings to read and extend.", rich_help_panel=_TUNING),
+    ] = None,
+    profiling_verbosity: Annotated[
+        str,
+        typer.Option(
+            help="detailed, layer_names_only or none: what the plan tells of its layers.",
+            rich_help_panel=_TUNING,
+        ),
+    ] = "detailed",
+    refit: Annotated[
+        bool, typer.Option(help="Weights can be replaced later.", rich_help_panel=_TARGET)
+    ] = False,
+    strip_weights: Annotated[
+        bool, typer.Option(help="Leave the weights out of the plan.", rich_help_panel=_TARGET)
+    ] = False,
+    weight_streaming: Annotated[
+        bool,
+        typer.Option(help="Weights may stay in host memory.", rich_help_panel=_TARGET),
+    ] = False,
+    version_compatible: Annotated[
+        bool,
+        typer.Option(help="Loads in later versions of TensorRT.", rich_help_panel=_TARGET),
+    ] = False,
+    hardware_compatibility: Annotated[
+        str,
+        typer.Option(help="none, ampere_plus or same_compute_capability.", rich_help_panel=_TARGET),
+    ] = "none",
+    compute_capability: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="GPU the plan targets, such as 8.9 (TensorRT-RTX). Repeatable."
+            " [default: every one it supports]",
+            rich_help_panel=_TARGET,
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and print what would be built.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+) -> None:
+    """Build a TensorRT plan from an ONNX model."""
+    config = BuildConfig(
+        profiles=_profiles(dim or [], shape or [], profile),
+        precision=Precision.parse(precision),
+        io_precision=IoPrecision.parse(io_precision),
+        keep_fp32=tuple(keep_fp32 or ()),
+        workspace_bytes=parse_bytes(workspace) if workspace is not None else None,
+        optimization_level=optimization_level,
+        max_aux_streams=max_aux_streams,
+        tf32=tf32,
+        sparse_weights=sparse_weights,
+        refit=refit,
+        strip_weights=strip_weights,
+        weight_streaming=weight_streaming,
+        version_compatible=version_compatible,
+        hardware_compatibility=HardwareCompatibility.parse(hardware_compatibility),
+        compute_capabilities=tuple(compute_capability or ()),
+        timing_cache=timing_cache,
+        profiling_verbosity=ProfilingVerbosity.parse(profiling_verbosity),
+    )
+    target = output or model.with_suffix(".plan")
+    if dry_run:
+        _dry_run(model, config, backend, json)
+    else:
+        _build(model, target, config, backend, json)
+
+
+def _profiles(dims: list[str], shapes: list[str], file: Path | None) -> tuple[ProfileSpec, ...]:
+    from trt_native.graph.dims import read_profile_file
+
+    given = ProfileSpec.parse(dims, shapes)
+    if file is not None:
+        return tuple(profile.overridden_by(given) for profile in read_profile_file(file))
+    return (given,) if dims or shapes else ()
+
+
+def _build(model: Path, target: Path, config: BuildConfig, backend: str, json: bool) -> None:
+    from trt_native.builder import build_plan
+    from trt_native.cli.progress import BuildProgress
+    from trt_native.plan import check_writable
+
+    check_writable(target)
+    with BuildProgress(stderr) as progress:
+        plan = build_plan(model, config, backend=backend, progress=progress)
+    plan.save(target)
+    if plan.manifest is not None:
+        if json:
+            print_json({"path": str(target), **plan.manifest.to_json()})
+        else:
+            _print_summary(target, plan.manifest)
+
+
+def _print_summary(target: Path, manifest: Manifest) -> None:
+    seconds = manifest.seconds
+    rows = [
+        ("plan", f"{target} ({format_bytes(manifest.plan_bytes)})"),
+        ("backend", f"{manifest.backend} {manifest.backend_version}"),
+        ("built on", manifest.gpu or "a machine without a GPU"),
+        ("for", _targets_text(manifest)),
+        ("precision", _precision_text(manifest)),
+        ("time", ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())),
+    ]
+    table("Built", ("", ""), rows)
+    print_tensors(manifest)
+
+
+def _targets_text(manifest: Manifest) -> str:
+    if manifest.compute_capabilities:
+        return "compute capability " + ", ".join(manifest.compute_capabilities)
+    return "every GPU that the backend supports"
+
+
+def _precision_text(manifest: Manifest) -> str:
+    precision = manifest.precision
+    text = str(precision["applied"])
+    rewritten = precision.get("rewritten")
+    if rewritten:
+        reduced = sum(rewritten["reduced"].values())
+        kept = sum(sum(operators.values()) for operators in rewritten["kept"].values())
+        text += f" ({reduced} nodes; {kept} stay FP32, {rewritten['casts']} casts)"
+    elif "pinned_fp32_nodes" in precision:
+        text += f" ({precision['pinned_fp32_nodes']} nodes pinned to FP32)"
+    return text
+
+
+def print_tensors(manifest: Manifest) -> None:
+    """Write the table of a plan's inputs and outputs."""
+    rows = (
+        (
+            tensor.mode,
+            tensor.name,
+            tensor.dtype,
+            tensor.describe_shape(),
+            "\n".join(map(str, tensor.profiles or tensor.values)),
+        )
+        for tensor in manifest.tensors
+    )
+    table("Tensors", ("", "name", "dtype", "shape", "min:opt:max by profile"), rows)
+
+
+def _dry_run(model: Path, config: BuildConfig, backend: str, json: bool) -> None:
+    from trt_native.backends.base import load_backend
+    from trt_native.builder import outline
+
+    chosen = load_backend(backend)
+    planned = outline(model, config, backend=chosen)
+    if json:
+        print_json({"backend": chosen.name, **_outline_json(planned, config)})
+        return
+    typing = "from the graph" if planned.strongly_typed else "from builder flags"
+    if planned.rewrites:
+        typing += ", which is rewritten"
+    precision = "as in the model" if planned.precision is Precision.AUTO else planned.precision
+    rows = [
+        ("backend", f"{chosen.name} {chosen.version}"),
+        ("precision", f"{precision} (types {typing})"),
+        ("workspace", format_bytes(planned.workspace_bytes)),
+    ]
+    table("Would build", ("", ""), rows)
+    ranges = [
+        (index, name, *(("x".join(map(str, s)) or "scalar") for s in (r.min, r.opt, r.max)))
+        for index, profile in enumerate(planned.profiles)
+        for name, r in (*profile.shapes.items(), *profile.values.items())
+    ]
+    if ranges:
+        table("Profiles", ("", "input", "min", "opt", "max"), ranges)
+    else:
+        stdout.print("No profiles: every input is static.")
+
+
+def _outline_json(planned: Outline, config: BuildConfig) -> dict[str, object]:
+    return {
+        "precision": str(planned.precision),
+        "strongly_typed": planned.strongly_typed,
+        "rewrites": planned.rewrites,
+        "workspace_bytes": planned.workspace_bytes,
+        "options": config.options(),
+        "profiles": [
+            {
+                "shapes": {name: str(r) for name, r in profile.shapes.items()},
+                "values": {name: str(r) for name, r in profile.values.items()},
+            }
+            for profile in planned.profiles
+        ],
+    }

@@ -1,0 +1,90 @@
+"""What the commands share: the two consoles, how errors end a command, logging, JSON, tables."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from trt_native.cli import interrupted
+from trt_native.errors import TrtNativeError
+
+__all__ = ["guarded", "print_json", "set_verbosity", "stderr", "stdout", "table"]
+
+stdout = Console(soft_wrap=True)
+stderr = Console(stderr=True, soft_wrap=True)
+
+_F = TypeVar("_F", bound=Callable[..., None])
+_verbosity = 0
+
+
+def set_verbosity(level: int) -> None:
+    """Show warnings (0), TensorRT's information too (1), or everything (2) on standard error."""
+    from rich.logging import RichHandler
+
+    global _verbosity
+    _verbosity = level
+    handler = RichHandler(console=stderr, show_path=False, show_time=False)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    levels = (logging.WARNING, logging.INFO, logging.DEBUG)
+    logger = logging.getLogger("trt_native")
+    logger.addHandler(handler)
+    logger.setLevel(levels[min(level, 2)])
+
+
+def guarded(command: _F) -> _F:
+    """Let a command end with one clear message and exit code 1 instead of a traceback."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            interrupted()
+        except TrtNativeError as error:
+            _fail(str(error))
+        except BrokenPipeError:
+            # The reader has gone; the interpreter must not try to flush to it again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+        except OSError as error:
+            _fail(f"{error.filename or 'input/output'}: {error.strerror or error}")
+        except MemoryError:
+            _fail("the machine has too little memory for this")
+
+    return run  # type: ignore[return-value]
+
+
+def _fail(message: str) -> None:
+    stderr.print("error: ", style="bold red", end="")
+    stderr.print(message, markup=False, highlight=False)
+    if _verbosity >= 2:
+        stderr.print(traceback.format_exc(), markup=False, highlight=False)
+    raise typer.Exit(1) from None
+
+
+def print_json(data: object) -> None:
+    """Write one JSON document to standard output."""
+    stdout.print(json.dumps(data, indent=1), markup=False, highlight=False)
+
+
+def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    """Write a table to standard output."""
+    names = list(columns)
+    grid = Table(title=Text(title, style="bold"), title_justify="left", show_header=any(names))
+    for name in names:
+        grid.add_column(name, overflow="fold")
+    for row in rows:
+        grid.add_row(*(Text(str(cell)) for cell in row))
+    stdout.print(grid)

@@ -1,0 +1,124 @@
+"""``trt-native export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trt_native.cli.console import guarded, print_json, stderr, table
+from trt_native.errors import SpecError
+from trt_native.spec import format_bytes
+
+if TYPE_CHECKING:
+    from trt_native.export import ExportReport
+
+__all__ = ["export_app"]
+
+_DIMENSIONS = ("batch", "frames", "height", "width")
+
+export_app = typer.Typer(
+    name="export", help="Turn a PyTorch model into ONNX.", no_args_is_help=True
+)
+
+
+@export_app.callback()
+def _group() -> None:
+    """Turn a PyTorch model into ONNX."""
+
+
+@export_app.command()
+@guarded
+def latentsync(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The ONNX file to write.")],
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="latentsync_unet.pt, any other .pt of such weights, or .safetensors."),
+    ] = None,
+    random_weights: Annotated[
+        int | None, typer.Option(metavar="SEED", help="Random weights instead of a checkpoint.")
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            help="The model's YAML or JSON, or a preset: latentsync-1.6, small."
+            " [default: the checkpoint's own, else latentsync-1.6]"
+        ),
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="fp32, fp16 or bf16: types of the ONNX graph.")
+    ] = "fp32",
+    static: Annotated[
+        str | None,
+        typer.Option(
+            metavar="batch=N,frames=N,height=N,width=N",
+            help="Fix all four extents (of the latents). [default: dynamic]",
+        ),
+    ] = None,
+    opset: Annotated[int | None, typer.Option(help="ONNX operator-set version.")] = None,
+    allow_mismatch: Annotated[
+        bool,
+        typer.Option(
+            "--allow-mismatch",
+            help="Go on with a checkpoint that has missing or unexpected keys; missing ones get"
+            " random values.",
+        ),
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Export the LatentSync U-Net: latents, timestep and audio in, predicted noise out."""
+    if (checkpoint is None) == (random_weights is None):
+        raise SpecError("give either --checkpoint FILE or --random-weights SEED")
+    extents = _parse_static(static) if static is not None else None
+    from trt_native.export import export_latentsync
+
+    with stderr.status("exporting the LatentSync U-Net") as status:
+        report = export_latentsync(
+            output,
+            config=config,
+            checkpoint=checkpoint,
+            random_seed=random_weights,
+            precision=precision,
+            static=extents,
+            opset=opset,
+            allow_mismatch=allow_mismatch,
+        )
+        status.stop()
+    _print(report, json)
+
+
+def _parse_static(text: str) -> dict[str, int]:
+    extents: dict[str, int] = {}
+    for entry in text.split(","):
+        name, _, extent = entry.partition("=")
+        if name.strip() not in _DIMENSIONS or not extent.strip().isdigit() or int(extent) < 1:
+            raise SpecError(f"--static {text!r}: write for example {_example()}")
+        extents[name.strip()] = int(extent)
+    missing = [name for name in _DIMENSIONS if name not in extents]
+    if missing:
+        raise SpecError(f"--static lacks {', '.join(missing)}; write for example {_example()}")
+    return extents
+
+
+def _example() -> str:
+    return "batch=2,frames=16,height=64,width=64"
+
+
+def _print(report: ExportReport, json: bool) -> None:
+    if json:
+        print_json(report.to_dict())
+        return
+    rows = [
+        ("ONNX", f"{report.path} (opset {report.opset})"),
+        ("weights", str(report.external_data or "inside the ONNX file")),
+        ("parameters", f"{report.parameters:,} ({format_bytes(report.total_bytes)} on disk)"),
+        ("time", f"{report.seconds:.1f} s"),
+    ]
+    table("Exported", ("", ""), rows)
+    tensors = [("input", t) for t in report.inputs] + [("output", t) for t in report.outputs]
+    table(
+        "Tensors",
+        ("", "name", "dtype", "shape"),
+        ((mode, t.name, t.dtype, " x ".join(map(str, t.shape or ()))) for mode, t in tensors),
+    )

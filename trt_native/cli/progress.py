@@ -1,0 +1,84 @@
+"""A build's progress: bars on a terminal, now and then a plain line anywhere else."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+
+__all__ = ["BuildProgress"]
+
+_BAR_INTERVAL = 0.05
+_LINE_INTERVAL = 5.0
+
+
+class BuildProgress:
+    """A :class:`trt_native.backends.base.Progress` for people.
+
+    TensorRT calls it thousands of times from the building thread, so it hands on at most 20 updates
+    a second, and at most one line in 5 seconds where standard error is not a terminal.
+
+    Args:
+        console: Where to write.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars: Any = None
+        self._tasks: dict[str, Any] = {}
+        self._steps: dict[str, int] = {}
+        self._started = self._shown = time.monotonic()
+
+    def __enter__(self) -> BuildProgress:
+        if self._console.is_terminal:
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                TextColumn,
+                TimeElapsedColumn,
+            )
+
+            self._bars = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._bars.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+        """See :class:`trt_native.backends.base.Progress`."""
+        self._steps[phase] = steps
+        if self._bars is not None:
+            self._tasks[phase] = self._bars.add_task(phase, total=steps)
+        elif parent is None:
+            self._line(phase)
+
+    def step_complete(self, phase: str, step: int) -> None:
+        """See :class:`trt_native.backends.base.Progress`."""
+        now = time.monotonic()
+        if self._bars is not None:
+            if now - self._shown >= _BAR_INTERVAL:
+                self._shown = now
+                self._bars.update(self._tasks[phase], completed=step + 1)
+        elif now - self._shown >= _LINE_INTERVAL:
+            self._line(f"{phase} {step + 1}/{self._steps[phase]}")
+
+    def phase_finish(self, phase: str) -> None:
+        """See :class:`trt_native.backends.base.Progress`."""
+        if self._bars is not None:
+            self._bars.remove_task(self._tasks.pop(phase))
+
+    def _line(self, text: str) -> None:
+        self._shown = time.monotonic()
+        elapsed = self._shown - self._started
+        self._console.print(f"[{elapsed:6.1f} s] {text}", markup=False, highlight=False)
