@@ -1,0 +1,66 @@
+"""What only TensorRT 10 has: weak typing. Runs where its real bindings import (tests/lanes)."""
+
+from __future__ import annotations
+
+import pytest
+import tiny_models
+
+from trt_native import BuildConfig, ProfileSpec, build_plan
+from trt_native.backends.base import load_backend
+from trt_native.builder import outline
+from trt_native.errors import BuildError, UnsupportedError
+from trt_native.spec import Precision
+
+pytestmark = pytest.mark.backend
+
+
+@pytest.fixture(scope="module")
+def trt10():
+    try:
+        backend = load_backend("tensorrt")
+    except UnsupportedError as error:
+        pytest.skip(error.message)
+    if backend.name != "trt10":
+        pytest.skip(f"this is {backend.name}")
+    return backend
+
+
+def config(*dims, **options):
+    return BuildConfig(profiles=(ProfileSpec.parse(dims),), **options)
+
+
+CONV = ("batch=1:2:4", "height=8", "width=8")
+
+
+@pytest.mark.parametrize("name", ["fp16", "bf16"])
+def test_precision_comes_from_builder_flags(trt10, tmp_path, monkeypatch, name):
+    flags = []
+    set_precision = trt10._set_precision
+
+    def spy(request, network, native_config):
+        set_precision(request, network, native_config)
+        members = trt10._trt.BuilderFlag.__members__
+        flags.extend(key for key, flag in members.items() if native_config.get_flag(flag))
+
+    monkeypatch.setattr(trt10, "_set_precision", spy)
+    path = tiny_models.conv(tmp_path / "m.onnx")
+    plan = build_plan(path, config(*CONV, precision=Precision(name)), backend=trt10)
+    assert set(flags) & {"FP16", "BF16", "INT8"} == {name.upper()}
+    assert plan.manifest.precision["applied"] == name
+    assert "rewritten" not in plan.manifest.precision
+
+
+def test_statistics_are_pinned_by_layer(trt10, tmp_path):
+    # The library under these bindings types strongly and refuses each pin by name, which shows
+    # what was asked of it.
+    path = tiny_models.norm(tmp_path / "m.onnx")
+    with pytest.raises(BuildError, match="refused a build option") as caught:
+        build_plan(path, config("batch=1:2:4", precision=Precision.FP16), backend=trt10)
+    assert "setPrecision() cannot be called for a strongly typed network" in str(caught.value)
+
+
+def test_weight_streaming_needs_strong_typing(trt10, tmp_path):
+    path = tiny_models.conv(tmp_path / "m.onnx")
+    planned = outline(path, config(*CONV, weight_streaming=True), backend=trt10)
+    assert planned.strongly_typed
+    assert planned.rewrites
