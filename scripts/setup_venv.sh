@@ -15,23 +15,25 @@ python=${PYTHON:-python3}
   exit 1
 }
 
-wanted="$("$python" -c 'import sys; print(sys.version)') $(cat pyproject.toml constraints.txt | cksum)"
-stamp=.venv/.trt-native
-if [[ -f $stamp && $(head -n 1 "$stamp") == "$wanted" ]]; then
-  installed=",$(tail -n 1 "$stamp"),"
-  missing=0
-  for extra in ${extras//,/ }; do [[ $installed == *",$extra,"* ]] || missing=1; done
-  ((missing)) || exit 0
-  extras=$(tail -n 1 "$stamp"),$extras
-fi
-
-if [[ ! -x .venv/bin/python || $(head -n 1 "$stamp" 2>/dev/null) != "$wanted" ]]; then
+stamp=.venv/.trt-native # the Python, the checksum of what is asked for, the extras installed
+version=$("$python" -c 'import sys; print(sys.version.replace("\n", " "))')
+sum=$(cat pyproject.toml constraints.txt | cksum)
+present=$(sed -n 3p "$stamp" 2>/dev/null || true)
+tensorrt_of() { tr , '\n' <<<"$1" | grep -E '^(rtx|tensorrt)' || true; }
+# Two TensorRT extras share files, so another one needs a new environment.
+if [[ $(sed -n 1p "$stamp" 2>/dev/null) != "$version" ||
+  (-n $present && $(tensorrt_of "$present") != "$(tensorrt_of "$extras")") ]]; then
+  present=
   "$python" -m venv --clear .venv || {
     echo "error: '$python -m venv' failed; on Debian and Ubuntu: apt-get install python3-venv" >&2
     exit 1
   }
 fi
-echo "installing trt-native[$extras] into .venv" >&2
+all=$(tr , '\n' <<<"$present,$extras" | sed '/^$/d' | sort -u | paste -sd,)
+if [[ $(sed -n 2p "$stamp" 2>/dev/null) == "$sum" && $all == "$present" ]]; then
+  exit 0
+fi
+echo "installing trt-native[$all] into .venv" >&2
 .venv/bin/python -m pip install --quiet --disable-pip-version-check \
-  --constraint constraints.txt --editable ".[$extras]"
-printf '%s\n%s\n' "$wanted" "$extras" >"$stamp"
+  --constraint constraints.txt --editable ".[$all]"
+printf '%s\n' "$version" "$sum" "$all" >"$stamp"

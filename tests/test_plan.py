@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from trt_native.errors import PlanError
+from trt_native.errors import PlanError, SpecError
 from trt_native.plan import Manifest, Plan, PlanHeader, PlanTensor, check_writable, replacing
 from trt_native.spec import ShapeRange
 
@@ -181,7 +181,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, plan):
 def test_check_writable(tmp_path):
     check_writable(tmp_path / "new.plan")
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(PlanError, match="No such file"):
+    with pytest.raises(SpecError, match="No such file"):
         check_writable(tmp_path / "missing" / "m.plan")
-    with pytest.raises(PlanError, match="is a folder"):
+    with pytest.raises(SpecError, match="is a folder"):
         check_writable(tmp_path)

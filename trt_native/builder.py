@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import tempfile
 import threading
@@ -34,6 +35,7 @@ from trt_native.spec import BuildConfig, IoPrecision, Precision, Profile, ShapeR
 
 __all__ = ["Outline", "build_plan", "outline"]
 
+_LOGGER = logging.getLogger(__name__)
 _DEFAULT_WORKSPACE = 8 * 2**30
 _REDUCED = {Precision.FP16: "float16", Precision.BF16: "bfloat16"}
 _T = TypeVar("_T")
@@ -245,8 +247,8 @@ def _save_temporary(graph: ir.Model, path: Path) -> None:
         ir.save(graph, path, external_data=f"{path.name}.data")
     except OSError as error:
         raise BuildError(
-            f"cannot write the rewritten model to {path.parent}: {error.strerror}; point the"
-            " environment variable TMPDIR at a folder with more space"
+            f"cannot write the rewritten model to {path.parent}: {error.strerror or error}; point"
+            " the environment variable TMPDIR at a folder with more space"
         ) from error
 
 
@@ -284,6 +286,7 @@ def _in_thread(work: Callable[[], _T], cancelled: threading.Event) -> _T:
         ended.wait()
     except BaseException:
         cancelled.set()
+        _LOGGER.warning("cancelling once TensorRT ends its step; interrupt again to leave at once")
         ended.wait()
         raise
     if failure:

@@ -31,6 +31,7 @@ import trt_native
 from trt_native.errors import ExportError, SpecError, UnsupportedError
 from trt_native.graph.onnx_file import tensor_specs
 from trt_native.models.latentsync.config import UNetConfig
+from trt_native.plan import check_writable
 from trt_native.spec import TensorSpec
 
 if TYPE_CHECKING:
@@ -130,8 +131,7 @@ def export_module(
     _require_torch()
     started = time.perf_counter()
     path = Path(path)
-    if not path.parent.is_dir() or path.is_dir():
-        raise SpecError(f"{path}: cannot be written: its folder is missing, or it is a folder")
+    check_writable(path)
     named = _named_inputs(module, inputs)
     names = _matched(input_names, list(named), "input_names")
     axes = _checked_dynamic(dynamic or {}, dict(zip(names, named.values(), strict=True)))

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from trt_native.errors import PlanError
+from trt_native.errors import PlanError, SpecError
 from trt_native.spec import ShapeRange, format_bytes
 
 __all__ = [
@@ -273,7 +273,8 @@ class Plan:
         except OSError as error:
             needed = format_bytes(len(self.data))
             raise PlanError(
-                f"cannot write {target} ({needed}): {error.strerror}; nothing was left there"
+                f"cannot write {target} ({needed}): {error.strerror or error};"
+                " nothing was left there"
             ) from error
         return target
 
@@ -345,18 +346,18 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def check_writable(path: Path) -> None:
-    """Find out now, not after a long build, whether a file can be created at ``path``.
+    """Find out now, not after long work, whether a file can be created at ``path``.
 
     Raises:
-        PlanError: it cannot.
+        SpecError: it cannot.
     """
     if path.is_dir():
-        raise PlanError(f"cannot write {path}: it is a folder; name a file in it")
+        raise SpecError(f"cannot write {path}: it is a folder; name a file in it")
     try:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise PlanError(f"cannot write {path}: {error.strerror} ({path.parent})") from None
+        raise SpecError(f"cannot write {path}: {error.strerror} ({path.parent})") from None
 
 
 def sha256_of_file(path: Path) -> str:

@@ -237,8 +237,8 @@ def load_backend(name: str = "auto") -> Backend:
             faults.append(f"{candidate}: {' '.join(str(error).split())}")
         else:
             return _wrap(candidate, module)
-    wanted = "no TensorRT" if name == "auto" else f"backend {name!r} does not import, or"
-    raise UnsupportedError(f"{wanted} is installed; {_INSTALL}", faults)
+    wanted = "no TensorRT is" if name == "auto" else f"backend {name!r} is not"
+    raise UnsupportedError(f"{wanted} installed; {_INSTALL}", faults)
 
 
 def _wrap(name: str, module: Any) -> Backend:

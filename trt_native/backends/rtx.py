@@ -6,7 +6,9 @@ from typing import Any
 
 from trt_native.backends.base import BuildRequest, Capabilities
 from trt_native.backends.native import NativeBackend
-from trt_native.errors import PlanError
+from trt_native.cuda import gpu_info
+from trt_native.errors import PlanError, UnsupportedError
+from trt_native.spec import BuildConfig
 
 __all__ = ["RtxBackend"]
 
@@ -41,6 +43,15 @@ class RtxBackend(NativeBackend):
             targets=tuple(f"{target[:-1]}.{target[-1]}" for target in targets),
             refusals=_REFUSALS,
         )
+
+    def check(self, config: BuildConfig) -> None:
+        """See :meth:`trt_native.backends.base.Backend.check`."""
+        if (config.refit or config.strip_weights) and gpu_info() is None:
+            raise UnsupportedError(
+                f"{self.product} {self.version} cannot do this here: it builds refittable and"
+                " stripped plans only on a machine with a GPU"
+            )
+        super().check(config)
 
     def _network_flags(self, request: BuildRequest) -> int:  # noqa: ARG002
         return 1 << int(self._trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
