@@ -147,7 +147,9 @@ class Engine:
                 if -1 in shape
             ),
             values=tuple(
-                _range(engine.get_tensor_profile_values(index, name)) for index in profiles if host
+                _range(bounds)
+                for index in profiles
+                if host and (bounds := engine.get_tensor_profile_values(index, name))
             ),
         )
 

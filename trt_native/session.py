@@ -43,8 +43,8 @@ class Session:
         self._stream = Stream(self.engine.ordinal)
         self._buffers = {tensor.name: DeviceBuffer() for tensor in self.engine.tensors}
         self._host: dict[str, Array] = {}
-        self._profile = 0
         self._context = self.engine.create_context()
+        self._profile = int(self._context.active_optimization_profile)
         self._allocator = self.engine.backend.output_allocator(
             lambda name, size: self._buffers[name].reserve(size, self._stream)
         )

@@ -15,9 +15,17 @@ from trt_native.errors import BuildError, PlanError, SpecError, UnsupportedError
 from trt_native.plan import PlanHeader, PlanTensor, replacing
 from trt_native.spec import BuildConfig
 
-__all__ = ["NativeBackend"]
+__all__ = ["TENSORRT_REFUSALS", "NativeBackend"]
 
 _LOGGER = logging.getLogger(__name__)
+
+TENSORRT_REFUSALS = {
+    "compute_capabilities": (
+        "TensorRT builds for the GPU it runs on; use hardware compatibility, or TensorRT-RTX"
+        " (--backend rtx) to name targets"
+    )
+}
+"""What neither TensorRT 10 nor 11 has."""
 
 _BUILDER_FLAGS = {
     "sparse_weights": "SPARSE_WEIGHTS",

@@ -5,15 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from trt_native.backends.base import BuildRequest, Capabilities
-from trt_native.backends.native import NativeBackend
+from trt_native.backends.native import TENSORRT_REFUSALS, NativeBackend
 from trt_native.spec import IoPrecision, Precision
 
 __all__ = ["TensorRT10Backend"]
-
-_NO_TARGETS = (
-    "TensorRT builds for the GPU it runs on; use hardware compatibility, or TensorRT-RTX"
-    " (--backend rtx) to name targets"
-)
 
 
 class TensorRT10Backend(NativeBackend):
@@ -28,7 +23,7 @@ class TensorRT10Backend(NativeBackend):
             timing_cache=True,
             build_needs_gpu=True,
             targets=(),
-            refusals={"compute_capabilities": _NO_TARGETS},
+            refusals=TENSORRT_REFUSALS,
         )
 
     def _network_flags(self, request: BuildRequest) -> int:

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 from trt_native.backends.base import BuildRequest, Capabilities
-from trt_native.backends.native import NativeBackend
+from trt_native.backends.native import TENSORRT_REFUSALS, NativeBackend
 
 __all__ = ["TensorRT11Backend"]
-
-_NO_TARGETS = (
-    "TensorRT builds for the GPU it runs on; use hardware compatibility, or TensorRT-RTX"
-    " (--backend rtx) to name targets"
-)
 
 
 class TensorRT11Backend(NativeBackend):
@@ -25,7 +20,7 @@ class TensorRT11Backend(NativeBackend):
             timing_cache=True,
             build_needs_gpu=True,
             targets=(),
-            refusals={"compute_capabilities": _NO_TARGETS},
+            refusals=TENSORRT_REFUSALS,
         )
 
     def _network_flags(self, request: BuildRequest) -> int:  # noqa: ARG002

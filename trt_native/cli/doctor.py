@@ -34,7 +34,12 @@ def doctor(
         "Backends",
         ("backend", "found", "good for", "to install"),
         (
-            (name, b["version"] or b["fault"], b["note"], f"pip install 'trt-native[{b['extra']}]'")
+            (
+                name,
+                "\n".join(filter(None, (b["version"], b["fault"]))),
+                b["note"],
+                f"pip install 'trt-native[{b['extra']}]'",
+            )
             for name, b in findings["backends"].items()
         ),
     )

@@ -10,14 +10,15 @@ from rich.console import Console
 __all__ = ["BuildProgress"]
 
 _BAR_INTERVAL = 0.05
+_FEW = 30  # so few steps that each is shown
 _LINE_INTERVAL = 5.0
 
 
 class BuildProgress:
     """A :class:`trt_native.backends.base.Progress` for people.
 
-    TensorRT calls it thousands of times from the building thread, so it hands on at most 20 updates
-    a second, and at most one line in 5 seconds where standard error is not a terminal.
+    TensorRT calls it thousands of times from the building thread. So on a terminal at most 20 steps
+    a second of a long phase are shown, and elsewhere at most one line in 5 seconds.
 
     Args:
         console: Where to write.
@@ -67,7 +68,7 @@ class BuildProgress:
         """See :class:`trt_native.backends.base.Progress`."""
         now = time.monotonic()
         if self._bars is not None:
-            if now - self._shown >= _BAR_INTERVAL:
+            if self._steps[phase] <= _FEW or now - self._shown >= _BAR_INTERVAL:
                 self._shown = now
                 self._bars.update(self._tasks[phase], completed=step + 1)
         elif now - self._shown >= _LINE_INTERVAL:
