@@ -36,6 +36,24 @@ def conv(path, shape=("batch", 3, "height", "width"), operator="Relu"):
     )
 
 
+def conv_chain(path, length=150):
+    """So many convolutions that a build takes seconds."""
+    random = np.random.default_rng(0)
+    weights = {f"k{i}": random.standard_normal((64, 64, 3, 3), np.float32) for i in range(length)}
+    nodes = []
+    for i in range(length):
+        nodes.append(helper.make_node("Conv", [f"x{i}", f"k{i}"], [f"c{i}"], pads=[1, 1, 1, 1]))
+        nodes.append(helper.make_node("Sigmoid", [f"c{i}"], [f"x{i + 1}"]))
+    shape = ["batch", 64, 32, 32]
+    return save(
+        path,
+        nodes,
+        [tensor("x0", FLOAT, shape)],
+        [tensor(f"x{length}", FLOAT, shape)],
+        weights,
+    )
+
+
 def coupled(path):
     """Adds a (batch*frames, 4) input to a (batch, frames, 4) one, as audio meets latents."""
     nodes = [

@@ -40,10 +40,13 @@ if TYPE_CHECKING:
 
     from trt_native.models.latentsync.checkpoint import Checkpoint
 
-__all__ = ["DEFAULT_OPSET", "ExportReport", "export_latentsync", "export_module"]
+__all__ = ["BFLOAT16_OPSET", "DEFAULT_OPSET", "ExportReport", "export_latentsync", "export_module"]
 
 DEFAULT_OPSET = 18
 """What torch's translation writes without converting; every supported TensorRT reads it."""
+
+BFLOAT16_OPSET = 22
+"""The default for modules in BF16, which convolutions take from here on."""
 
 AUDIO_TOKENS = 50
 """Audio features per frame that the LatentSync U-Net is exported for."""
@@ -116,7 +119,7 @@ def export_module(
             ``"batch*frames"`` is allowed. The example's extent there must be 2 or more.
         input_names: Names in the ONNX. Default: the names of ``forward``'s parameters.
         output_names: Names in the ONNX. Default: ``output``, or ``output_0``, ``output_1``, ...
-        opset: ONNX operator-set version; :data:`DEFAULT_OPSET` if None.
+        opset: ONNX operator-set version; :data:`DEFAULT_OPSET` (:data:`BFLOAT16_OPSET`) if None.
         metadata: Entries for the model's own key-value pairs.
 
     Returns:
@@ -141,7 +144,7 @@ def export_module(
         stack.enter_context(_evaluating(module))
         program = _trace(module, named, by_parameter)
         symbols = _symbol_names(program, by_parameter)
-        model = _translate(program, opset or DEFAULT_OPSET)
+        model = _translate(program, opset or _default_opset(module))
     _fold(model)
     _name_tensors(model, names, output_names)
     _name_dimensions(model, symbols, axes)
@@ -192,7 +195,7 @@ def export_latentsync(
         precision: ``fp32``, ``fp16`` or ``bf16``.
         static: Extents for any of ``batch``, ``frames``, ``height`` and ``width``; the others
             stay dynamic.
-        opset: ONNX operator-set version; :data:`DEFAULT_OPSET` if None.
+        opset: ONNX operator-set version; :data:`DEFAULT_OPSET` (:data:`BFLOAT16_OPSET`) if None.
         allow_mismatch: Whether to go on where the checkpoint does not fit: what is unexpected
             is ignored, and what is missing gets random values.
 
@@ -443,6 +446,11 @@ def _symbol_names(
             " change the code, or the declaration"
         )
     return symbols
+
+
+def _default_opset(module: nn.Module) -> int:
+    kinds = {str(parameter.dtype) for parameter in module.parameters()}
+    return BFLOAT16_OPSET if "torch.bfloat16" in kinds else DEFAULT_OPSET
 
 
 def _translate(program: ExportedProgram, opset: int) -> ir.Model:

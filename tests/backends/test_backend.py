@@ -218,3 +218,22 @@ def test_targets_narrow_the_plan(backend, request_for):
     results = [build(backend, request_for(shapes=DYNAMIC, config=c)) for c in (one, both)]
     # The bit mask of targets that follows the header's version.
     assert [result.data[32] for result in results] == [0x08, 0x0C]
+
+
+def test_an_interrupt_during_tensorrts_log_is_raised_afterwards(backend, request_for):
+    # TensorRT's bindings swallow what its calls back into Python raise.
+    class Interrupting(logging.Handler):
+        def emit(self, record):
+            raise KeyboardInterrupt
+
+    logger = logging.getLogger("trt_native.tensorrt")
+    handler = Interrupting(logging.DEBUG)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            build(backend, request_for(shapes=DYNAMIC))
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

@@ -31,6 +31,7 @@ class Log:
     def __init__(self) -> None:
         self.tensorrt_logger: Any = None
         self._sinks: list[list[str]] = []
+        self.interrupt: BaseException | None = None
 
     def receive(self, severity: int, message: str) -> None:
         """Take one line; severity 0 is the gravest."""
@@ -45,7 +46,10 @@ class Log:
 
     @contextlib.contextmanager
     def collecting(self) -> Iterator[list[str]]:
-        """Collect errors, each once, while the block runs."""
+        """Collect errors, each once, while the block runs.
+
+        Raises a KeyboardInterrupt that came meanwhile in one of TensorRT's calls to the log.
+        """
         sink: list[str] = []
         self._sinks.append(sink)
         try:
@@ -53,6 +57,9 @@ class Log:
         finally:
             # By identity: two empty lists are equal.
             self._sinks = [other for other in self._sinks if other is not sink]
+        interrupt, self.interrupt = self.interrupt, None
+        if interrupt is not None:
+            raise interrupt
 
 
 def make_log(trt: Any) -> Log:
@@ -64,8 +71,12 @@ def make_log(trt: Any) -> Log:
             trt.ILogger.__init__(self)
 
         def log(self, severity: Any, message: str) -> None:
-            with contextlib.suppress(Exception):
+            try:
                 log.receive(int(severity), message)
+            except Exception:  # a handler of the user's failed: the build goes on
+                _LOGGER.debug("a log handler failed", exc_info=True)
+            except BaseException as error:  # Ctrl-C, which collecting() raises again
+                log.interrupt = error
 
     log.tensorrt_logger = Logger()
     return log

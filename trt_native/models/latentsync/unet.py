@@ -325,27 +325,21 @@ class _ResNet(nn.Module):
 class _GroupNorm(nn.GroupNorm):
     """GroupNorm as plain reductions, for TensorRT has no kernel for the operator on some GPUs.
 
-    The activation itself is never reshaped: spatial means per channel come first, and only they
-    are combined over the channels of a group (and over the frames of a clip).
+    The statistics are taken over the grouped view in one step. Means per channel that are then
+    combined would be cheaper to write, but TensorRT-RTX 1.6 fails to build them in FP32.
     """
 
     def forward(self, input: Tensor, clip: _Clip | None = None) -> Tensor:  # noqa: A002
         """Normalise per frame, or over all frames of each (batch, frames) ``clip``."""
-        x = _fp32(input)
-        centered = x - self._group_mean(x, clip)
-        variance = self._group_mean(centered * centered, clip)
-        scale = torch.rsqrt(variance + self.eps) * _fp32(self.weight).reshape(-1, 1, 1)
-        out = centered * scale + _fp32(self.bias).reshape(-1, 1, 1)
-        return _like(out, input)
-
-    def _group_mean(self, x: Tensor, clip: _Clip | None) -> Tensor:
-        """Means over groups and space, repeated per channel: (batch*frames, channels, 1, 1)."""
-        images, channels = x.shape[:2]
-        batch, frames = clip or (images, 1)
+        images, channels, height, width = input.shape
         size = channels // self.num_groups
-        means = x.mean((2, 3)).reshape(batch, frames, self.num_groups, size)
-        means = means.mean((1, 3), keepdim=True).expand(batch, frames, self.num_groups, size)
-        return means.reshape(images, channels, 1, 1)
+        grouped = (*(clip or (images, 1)), self.num_groups, size, height * width)
+        x = _fp32(input).reshape(grouped)
+        x = x - x.mean((1, 3, 4), keepdim=True)
+        variance = (x * x).mean((1, 3, 4), keepdim=True)
+        x = (x * torch.rsqrt(variance + self.eps)).reshape(input.shape)
+        weight, bias = (_fp32(p).reshape(-1, 1, 1) for p in (self.weight, self.bias))
+        return _like(x * weight + bias, input)
 
 
 # Conversions that change nothing are left out: traced, each costs nodes and time.
