@@ -36,15 +36,15 @@ def conv(path, shape=("batch", 3, "height", "width"), operator="Relu"):
     )
 
 
-def conv_chain(path, length=150):
+def conv_chain(path, length=500):
     """So many convolutions that a build takes seconds."""
     random = np.random.default_rng(0)
-    weights = {f"k{i}": random.standard_normal((64, 64, 3, 3), np.float32) for i in range(length)}
+    weights = {f"k{i}": random.standard_normal((32, 32, 3, 3), np.float32) for i in range(length)}
     nodes = []
     for i in range(length):
         nodes.append(helper.make_node("Conv", [f"x{i}", f"k{i}"], [f"c{i}"], pads=[1, 1, 1, 1]))
         nodes.append(helper.make_node("Sigmoid", [f"c{i}"], [f"x{i + 1}"]))
-    shape = ["batch", 64, 32, 32]
+    shape = ["batch", 32, 32, 32]
     return save(
         path,
         nodes,
