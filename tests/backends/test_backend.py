@@ -237,3 +237,19 @@ def test_an_interrupt_during_tensorrts_log_is_raised_afterwards(backend, request
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+
+
+def test_an_output_allocator_keeps_what_its_allocation_raises(backend):
+    def allocate(name, size):
+        if size > 100:
+            raise MemoryError(f"{name} needs {size}")
+        return 4096
+
+    allocator = backend.output_allocator(allocate)
+    assert allocator.reallocate_output_async("y", 0, 16, 256, 0) == 4096
+    allocator.notify_shape("y", backend._trt.Dims([2, 3]))
+    assert allocator.shape("y") == (2, 3)
+    assert allocator.reallocate_output_async("y", 0, 101, 256, 0) == 0
+    with pytest.raises(MemoryError, match="y needs 101"):
+        allocator.shape("y")
+    assert allocator.shape("y") == (2, 3)
