@@ -39,6 +39,11 @@ def fails(*arguments, code=1, **options):
     return result.stderr
 
 
+def heed_interrupts():
+    """What runs in a shell's background ignores SIGINT, and so would what the tests start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture
 def model(tmp_path):
     return tiny_models.conv(tmp_path / "m.onnx")
@@ -168,6 +173,7 @@ class TestBuild:
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "TMPDIR": str(tmp_path)},
+            preexec_fn=heed_interrupts,
         )
         while "Building engine" not in process.stderr.readline():
             assert process.poll() is None
@@ -186,6 +192,7 @@ class TestBuild:
                 stdout=subprocess.DEVNULL,
                 text=True,
                 env={**os.environ, "TMPDIR": str(tmp_path)},
+                preexec_fn=heed_interrupts,
             )
             time.sleep(delay)
             process.send_signal(signal.SIGINT)

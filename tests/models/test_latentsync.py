@@ -39,6 +39,15 @@ def relative_l2(found, expected):
     return np.linalg.norm(found - expected) / np.linalg.norm(expected)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads cost more than they bring in a model this small, above all on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def golden():
     return np.load(DATA / "unet_small.npz")
@@ -133,26 +142,24 @@ def test_positions_are_those_in_the_checkpoint(small_checkpoint):
         torch.testing.assert_close(computed[name], small_checkpoint.state_dict[name])
 
 
-def test_timestep_may_be_a_number_a_scalar_or_one_per_sample(small, golden):
-    latents, _, audio = tensors(golden, 1)
+def test_timestep_may_be_a_number_a_scalar_or_one_per_sample(small):
+    latents, audio = torch.randn(2, 13, 2, 16, 16), torch.randn(4, 5, 24)
     with torch.no_grad():
         both = small(latents, torch.tensor([7, 900]), audio)
         for index, step in enumerate((7, 900)):
-            expected = both[index]
-            forms = (step, float(step), torch.tensor(step), torch.tensor([step]))
-            for form in forms:
+            for form in (step, float(step), torch.tensor(step), torch.tensor([step])):
                 found = small(latents, form, audio)[index]
-                torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+                assert relative_l2(found, both[index]) <= 1e-4
     assert (
         relative_l2(small(latents, 7, audio).detach(), small(latents, 900, audio).detach()) > 0.01
     )
 
 
 def test_audio_may_have_batch_and_frames_apart(small, golden):
-    latents, step, audio = tensors(golden, 1)
+    latents, step, audio = tensors(golden, 0)
     with torch.no_grad():
         expected = small(latents, step, audio)
-        assert torch.equal(small(latents, step, audio.unflatten(0, (2, 3))), expected)
+        assert torch.equal(small(latents, step, audio.unflatten(0, (1, 2))), expected)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 14), (11, 5)])
