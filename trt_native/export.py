@@ -56,15 +56,7 @@ _PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _EXAMPLE_EXTENTS = {"batch": 2, "frames": 3, "height": 16, "width": 24}
 # Protobuf ends at 2 GiB; the graph itself needs some of that.
 _MAX_INLINE_BYTES = 2**31 - 2**26
-_NOISY_LOGGERS = (
-    "torch",
-    "torch.__trace",
-    "torch.export",
-    "torch.onnx",
-    "torch._dynamo",
-    "onnxscript",
-    "onnx_ir",
-)
+_NOISY_LOGGERS = ("torch", "torch.export", "torch.onnx", "torch._dynamo", "onnxscript", "onnx_ir")
 _SYMBOL = re.compile(r"\b[su]\d+\b")
 
 _logger = logging.getLogger(__name__)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,14 +103,13 @@ def _read_torch(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=can_map)
     except pickle.UnpicklingError as error:
-        refused = re.search(r"GLOBAL (\S+)|unrecognized function (\S+)", str(error))
-        if refused is None:
-            raise ModelError(f"{path}: not a checkpoint, truncated or damaged") from None
+        if "weights_only" not in str(error).lower():
+            raise ModelError(f"{path}: not a checkpoint, or damaged: {_brief(error)}") from None
         raise ModelError(
-            f"{path}: refused: it holds pickled objects other than tensors"
-            f" ({refused[1] or refused[2]}), which can run any code; save its state dict alone"
+            f"{path}: refused: it holds pickled objects other than tensors, and unpickling them"
+            " can run any code; save its state dict alone"
         ) from None
-    except Exception as error:  # its readers raise many kinds on damaged bytes
+    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
             f"{path}: not a checkpoint, truncated or damaged: {_brief(error)}"
         ) from None
