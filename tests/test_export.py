@@ -125,6 +125,26 @@ def test_large_weights_go_to_one_file_and_none_is_left_behind(tmp_path, monkeypa
     assert os.listdir(tmp_path) == ["m.onnx"]
 
 
+class Narrow(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.down = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1))
+
+    def forward(self, x):
+        return self.down(x).flatten(2)
+
+
+def test_an_example_that_shrinks_to_one_pixel_is_refused(tmp_path):
+    dynamic = {"x": {2: "height", 3: "width"}}
+    with pytest.raises(ExportError, match=r"a dynamic extent is 1 inside down\.1"):
+        export_module(
+            Narrow(), [torch.zeros(2, 3, 4, 4)], path=tmp_path / "m.onnx", dynamic=dynamic
+        )
+    export_module(Narrow(), [torch.zeros(2, 3, 4, 4)], path=tmp_path / "static.onnx")
+    export_module(Narrow(), [torch.zeros(2, 3, 8, 8)], path=tmp_path / "m.onnx", dynamic=dynamic)
+    assert dims(tmp_path / "m.onnx")["x"] == [2, 3, "height", "width"]
+
+
 class Fixed(nn.Module):
     def forward(self, x):
         return x.reshape(2, -1) * 1

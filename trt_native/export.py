@@ -116,7 +116,8 @@ def export_module(
         path: The file to write; its folder must exist.
         dynamic: Per input (by its name in the ONNX), the axes that stay dynamic and the name of
             their dimension. One name in several places is one dimension. A product such as
-            ``"batch*frames"`` is allowed. The example's extent there must be 2 or more.
+            ``"batch*frames"`` is allowed. The example's extents there must be 2 or more, and
+            large enough that none of them shrinks to 1 on its way through the module.
         input_names: Names in the ONNX. Default: the names of ``forward``'s parameters.
         output_names: Names in the ONNX. Default: ``output``, or ``output_0``, ``output_1``, ...
         opset: ONNX operator-set version; :data:`DEFAULT_OPSET` (:data:`BFLOAT16_OPSET`) if None.
@@ -143,6 +144,7 @@ def export_module(
         stack.enter_context(_quiet())
         stack.enter_context(_evaluating(module))
         program = _trace(module, named, by_parameter)
+        _check_extents(program)
         symbols = _symbol_names(program, by_parameter)
         model = _translate(program, opset or _default_opset(module))
     _fold(model)
@@ -385,7 +387,9 @@ def _trace(
     module: nn.Module, inputs: dict[str, Tensor], axes: Mapping[str, Mapping[int, str]]
 ) -> ExportedProgram:
     import torch
+    import torch.fx.experimental._config
 
+    tracing: Any = torch.fx.experimental._config
     # AUTO rather than named Dims: those cannot say that one axis is a product of others, and
     # fail where the module merely limits a range.
     auto = torch.export.Dim.AUTO
@@ -394,7 +398,8 @@ def _trace(
         lambda _module, _args, kwargs: _tie_dimensions(kwargs, axes), with_kwargs=True
     )
     try:
-        with torch.no_grad():
+        # Leaves extents that are 1 in this run symbols, for _check_extents to see.
+        with torch.no_grad(), tracing.patch(backed_size_oblivious=True):
             return torch.export.export(module, (), inputs, dynamic_shapes=shapes, strict=False)
     except Exception as error:  # anything the module's own code may raise
         raise ExportError(
@@ -418,6 +423,23 @@ def _tie_dimensions(inputs: Mapping[str, Tensor], axes: Mapping[str, Mapping[int
         product = _product(dim, extents)
         if product is not None:
             check(extent == product)
+
+
+def _check_extents(program: ExportedProgram) -> None:
+    """Refuse an example in whose run a dynamic extent becomes 1 somewhere.
+
+    Torch's decompositions may take such an extent for a constant, silently.
+    """
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        for extent in getattr(value, "shape", ()):
+            if not isinstance(extent, int) and extent.node.hint == 1:
+                modules = [name for name, _ in node.meta.get("nn_module_stack", {}).values()]
+                place = modules[-1] if modules and modules[-1] else "the module"
+                raise ExportError(
+                    f"a dynamic extent is 1 inside {place} with this example, which torch would"
+                    " take for a constant: use an example with larger dynamic dimensions"
+                )
 
 
 def _symbol_names(
