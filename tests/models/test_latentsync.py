@@ -248,7 +248,7 @@ class TestCheckpoint:
 
         path = tmp_path / "c.pt"
         torch.save({"state_dict": Evil()}, path, pickle_module=pickle)
-        with pytest.raises(ModelError, match="pickled objects other than tensors"):
+        with pytest.raises(ModelError, match=r"holds a pickled \S*(touch|getattr)"):
             load_checkpoint(path)
         assert not ran.exists()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,9 +106,11 @@ def _read_torch(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         if "weights_only" not in str(error).lower():
             raise ModelError(f"{path}: not a checkpoint, or damaged: {_brief(error)}") from None
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"a pickled {found[1]}" if found else "pickled objects other than tensors"
         raise ModelError(
-            f"{path}: refused: it holds pickled objects other than tensors, and unpickling them"
-            " can run any code; save its state dict alone"
+            f"{path}: refused: it holds {what}, and unpickling that can run any code;"
+            " save its state dict alone"
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
