@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import mmap
 import pickle
 import re
 from collections.abc import Iterator, Mapping
@@ -203,4 +205,22 @@ def _converted(
         if name in names:
             source, target = state_dict[name], own[name]
             device = source.device if target.is_meta else target.device
-            yield name, source.to(device=device, dtype=target.dtype)
+            converted = source.to(device=device, dtype=target.dtype)
+            if converted is not source:
+                _page_out(source)
+            yield name, converted
+
+
+def _page_out(tensor: Tensor) -> None:
+    """Let the kernel take back the pages of a tensor that is not needed for now.
+
+    A mapped checkpoint would otherwise count as this process's memory once it has been read. The
+    contents stay: MADV_PAGEOUT (Linux 5.4) drops nothing that is not on disk.
+    """
+    libc: Any = ctypes.CDLL(None)
+    advice = 21  # MADV_PAGEOUT in Linux's mman-common.h
+    if tensor.device.type == "cpu" and hasattr(libc, "madvise"):
+        start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = tensor.data_ptr() + tensor.nbytes - start
+        if length > 0:
+            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), advice)
