@@ -32,7 +32,7 @@ from trt_native.errors import ExportError, SpecError, UnsupportedError
 from trt_native.graph.onnx_file import tensor_specs
 from trt_native.models.latentsync.config import UNetConfig
 from trt_native.plan import check_writable
-from trt_native.spec import TensorSpec
+from trt_native.spec import ByteProgress, TensorSpec, no_progress
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -103,6 +103,7 @@ def export_module(
     output_names: Sequence[str] | None = None,
     opset: int | None = None,
     metadata: Mapping[str, str] | None = None,
+    progress: ByteProgress | None = None,
 ) -> ExportReport:
     """Export any module, in evaluation mode, to one ONNX file.
 
@@ -122,6 +123,7 @@ def export_module(
         output_names: Names in the ONNX. Default: ``output``, or ``output_0``, ``output_1``, ...
         opset: ONNX operator-set version; :data:`DEFAULT_OPSET` (:data:`BFLOAT16_OPSET`) if None.
         metadata: Entries for the model's own key-value pairs.
+        progress: Told what is being done and, where weights are written, how many bytes are.
 
     Returns:
         What was written.
@@ -134,6 +136,7 @@ def export_module(
     """
     _require_torch()
     started = time.perf_counter()
+    report = progress or no_progress
     path = Path(path)
     check_writable(path)
     named = _named_inputs(module, inputs)
@@ -143,9 +146,11 @@ def export_module(
     with ExitStack() as stack:
         stack.enter_context(_quiet())
         stack.enter_context(_evaluating(module))
+        report("Tracing the module", 0, 0)
         program = _trace(module, named, by_parameter)
         _check_extents(program)
         symbols = _symbol_names(program, by_parameter)
+        report("Translating to ONNX", 0, 0)
         model = _translate(program, opset or _default_opset(module))
     _fold(model)
     _name_tensors(model, names, output_names)
@@ -153,7 +158,7 @@ def export_module(
     _name_nodes(model)
     model.producer_name, model.producer_version = "trt-native", trt_native.__version__
     model.metadata_props.update(metadata or {})
-    external, total_bytes = _save(model, path)
+    external, total_bytes = _save(model, path, report)
     specs = tensor_specs(model)
     return ExportReport(
         path=path,
@@ -177,6 +182,7 @@ def export_latentsync(
     static: Mapping[str, int] | None = None,
     opset: int | None = None,
     allow_mismatch: bool = False,
+    progress: ByteProgress | None = None,
 ) -> ExportReport:
     """Export the LatentSync U-Net with the weights of a checkpoint, or with random ones.
 
@@ -200,6 +206,7 @@ def export_latentsync(
         opset: ONNX operator-set version; :data:`DEFAULT_OPSET` (:data:`BFLOAT16_OPSET`) if None.
         allow_mismatch: Whether to go on where the checkpoint does not fit: what is unexpected
             is ignored, and what is missing gets random values.
+        progress: Told what is being done and how many bytes of it.
 
     Returns:
         What was written.
@@ -221,6 +228,7 @@ def export_latentsync(
         random_seed=random_seed,
         dtype=_PRECISIONS[precision],
         allow_mismatch=allow_mismatch,
+        progress=progress,
     )
     extents = _checked_static(static or {}, unet.config)
     metadata = {
@@ -239,6 +247,7 @@ def export_latentsync(
         output_names=["noise_pred"],
         opset=opset,
         metadata={f"trt_native.{k}": str(v) for k, v in metadata.items() if v is not None},
+        progress=progress,
     )
 
 
@@ -602,7 +611,7 @@ def _name_nodes(model: ir.Model) -> None:
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
-def _save(model: ir.Model, path: Path) -> tuple[Path | None, int]:
+def _save(model: ir.Model, path: Path, progress: ByteProgress) -> tuple[Path | None, int]:
     """Write the file, and its weights beside it if they are too large to be inside.
 
     Returns:
@@ -611,10 +620,15 @@ def _save(model: ir.Model, path: Path) -> tuple[Path | None, int]:
     weights = model.graph.initializers.values()
     weight_bytes = sum(value.const_value.nbytes for value in weights if value.const_value)
     data = path.with_name(f"{path.name}.data") if weight_bytes > _MAX_INLINE_BYTES else None
+
+    def on_tensor(tensor: ir.TensorProtocol, info: Any) -> None:
+        progress("Writing the weights", info.offset + tensor.nbytes, weight_bytes)
+
+    progress("Writing the weights", 0, weight_bytes)
     try:
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             written = Path(folder) / path.name
-            ir.save(model, written, external_data=data.name if data else None)
+            ir.save(model, written, external_data=data.name if data else None, callback=on_tensor)
             onnx.checker.check_model(str(written))
             return data, _publish(Path(folder), path)
     except OSError as error:

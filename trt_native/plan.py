@@ -13,7 +13,7 @@ import os
 import secrets
 import struct
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -360,8 +360,12 @@ def check_writable(path: Path) -> None:
         raise SpecError(f"cannot write {path}: {error.strerror} ({path.parent})") from None
 
 
-def sha256_of_file(path: Path) -> str:
+def sha256_of_file(path: Path, on_read: Callable[[int], None] | None = None) -> str:
     """SHA-256 of a file's content as 64 hexadecimal digits.
+
+    Args:
+        path: The file.
+        on_read: Told, again and again, how many bytes have been read.
 
     Raises:
         OSError: the file cannot be read.
@@ -370,4 +374,6 @@ def sha256_of_file(path: Path) -> str:
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
+            if on_read is not None:
+                on_read(file.tell())
     return digest.hexdigest()

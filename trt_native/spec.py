@@ -7,7 +7,7 @@ file has a ``parse`` that reads it and a message that says what was wrong.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -17,6 +17,7 @@ from trt_native.errors import SpecError, UnsupportedError
 
 __all__ = [
     "BuildConfig",
+    "ByteProgress",
     "DimRange",
     "HardwareCompatibility",
     "IoPrecision",
@@ -28,6 +29,7 @@ __all__ = [
     "ShapeRange",
     "TensorSpec",
     "format_bytes",
+    "no_progress",
     "parse_bytes",
     "parse_shape",
 ]
@@ -35,11 +37,18 @@ __all__ = [
 Shape = tuple[int, ...]
 """Extents in elements, outermost axis first; ``()`` is a scalar."""
 
+ByteProgress = Callable[[str, int, int], None]
+"""Told what is being done, how many bytes of it are done, and of how many (0: not known)."""
+
 _UNITS = {
     "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
     "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
 }  # fmt: skip
 _E = TypeVar("_E", bound="_Choice")
+
+
+def no_progress(phase: str, done: int, total: int) -> None:
+    """A :data:`ByteProgress` that nobody looks at."""
 
 
 def parse_bytes(text: str | int) -> int:

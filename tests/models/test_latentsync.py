@@ -252,6 +252,23 @@ class TestCheckpoint:
             load_checkpoint(path)
         assert not ran.exists()
 
+    def test_progress_counts_all_bytes(self):
+        told = {}
+
+        def progress(phase, done, total):
+            assert done <= total
+            told[phase] = (done, total)
+
+        path = DATA / "unet_small.pt"
+        loaded = load_checkpoint(path, progress)
+        load_into(UNet(UNetConfig.load("small")), loaded.state_dict, progress=progress)
+        size = path.stat().st_size
+        weights = sum(t.numel() * t.element_size() for t in loaded.state_dict.values())
+        assert told == {
+            "Hashing the checkpoint": (size, size),
+            "Converting the weights": (weights, weights),
+        }
+
     def test_every_key_that_does_not_fit_is_told(self, state):
         wrong = dict(state)
         del wrong["conv_in.bias"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trt_native.cli.console import guarded, print_json, stderr, table
+from trt_native.cli.progress import ExportProgress
 from trt_native.errors import SpecError
 from trt_native.spec import format_bytes
 
@@ -73,7 +74,7 @@ def latentsync(
     extents = _parse_static(static) if static is not None else None
     from trt_native.export import export_latentsync
 
-    with stderr.status("exporting the LatentSync U-Net") as status:
+    with ExportProgress(stderr) as progress:
         report = export_latentsync(
             output,
             config=config,
@@ -83,8 +84,8 @@ def latentsync(
             static=extents,
             opset=opset,
             allow_mismatch=allow_mismatch,
+            progress=progress,
         )
-        status.stop()
     _print(report, json)
 
 

@@ -1,4 +1,4 @@
-"""A build's progress: bars on a terminal, now and then a plain line anywhere else."""
+"""How far a build or an export is: bars on a terminal, now and then a plain line elsewhere."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 
 from rich.console import Console
 
-__all__ = ["BuildProgress"]
+from trt_native.spec import format_bytes
+
+__all__ = ["BuildProgress", "ExportProgress"]
 
 _BAR_INTERVAL = 0.05
 _FEW = 30  # so few steps that each is shown
@@ -83,3 +85,55 @@ class BuildProgress:
         self._shown = time.monotonic()
         elapsed = self._shown - self._started
         self._console.print(f"[{elapsed:6.1f} s] {text}", markup=False, highlight=False)
+
+
+class ExportProgress:
+    """A :data:`trt_native.spec.ByteProgress` for people: one bar, or a line for each phase.
+
+    Args:
+        console: Where to write.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar: Any = None
+        self._phase = ""
+        self._started = time.monotonic()
+
+    def __enter__(self) -> ExportProgress:
+        if self._console.is_terminal:
+            from rich.progress import (
+                BarColumn,
+                DownloadColumn,
+                Progress,
+                TextColumn,
+                TimeElapsedColumn,
+            )
+
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                DownloadColumn(binary_units=True),
+                TimeElapsedColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        """See :data:`trt_native.spec.ByteProgress`."""
+        begins, self._phase = phase != self._phase, phase
+        if self._bar is not None:
+            for task in self._bar.task_ids if begins else ():
+                self._bar.remove_task(task)
+            task = self._bar.add_task(phase) if begins else self._bar.task_ids[0]
+            self._bar.update(task, completed=done, total=total or None)
+        elif begins:
+            elapsed = time.monotonic() - self._started
+            size = f" ({format_bytes(total)})" if total else ""
+            self._console.print(f"[{elapsed:6.1f} s] {phase}{size}", markup=False, highlight=False)

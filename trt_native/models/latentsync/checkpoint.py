@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from trt_native.errors import ModelError
 from trt_native.plan import sha256_of_file
+from trt_native.spec import ByteProgress, no_progress
 
 __all__ = ["Checkpoint", "LoadReport", "load_checkpoint", "load_into"]
 
@@ -69,7 +70,7 @@ class LoadReport:
         )
 
 
-def load_checkpoint(path: str | Path) -> Checkpoint:
+def load_checkpoint(path: str | Path, progress: ByteProgress | None = None) -> Checkpoint:
     """Read a ``.safetensors`` file or one that ``torch.save`` wrote, without running its pickle.
 
     The latter may hold ``{"global_step", "state_dict"}``, ``{"config", "state_dict"}`` or a bare
@@ -79,11 +80,13 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         ModelError: the file is missing, empty, truncated, not a checkpoint, or has pickled code.
     """
     path = Path(path)
+    report = progress or no_progress
     try:
         if path.stat().st_size == 0:
             raise ModelError(f"{path}: is empty; download the checkpoint again")
         data = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-        sha256 = sha256_of_file(path)
+        size = path.stat().st_size
+        sha256 = sha256_of_file(path, lambda n: report("Hashing the checkpoint", n, size))
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from None
     has_header = isinstance(data, Mapping) and isinstance(data.get("state_dict"), Mapping)
@@ -159,7 +162,11 @@ def _without_prefix(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def load_into(
-    module: nn.Module, state_dict: Mapping[str, Tensor], *, strict: bool = True
+    module: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    *,
+    strict: bool = True,
+    progress: ByteProgress | None = None,
 ) -> LoadReport:
     """Put weights into a module, converted to its dtype and device.
 
@@ -172,6 +179,7 @@ def load_into(
         state_dict: Weights by name.
         strict: Whether anything missing, unexpected or of another shape is an error. If not, it
             is left out, and what is missing keeps its value in the module.
+        progress: Told about the bytes converted.
 
     Returns:
         What was left out; empty if ``strict``.
@@ -193,22 +201,26 @@ def load_into(
     )
     if strict and report != LoadReport():
         raise ModelError(f"the weights do not fit the model's configuration: {report}")
-    converted = dict(_converted(state_dict, own, shared - wrong))
+    fitting = {name: tensor for name, tensor in state_dict.items() if name in shared - wrong}
+    converted = dict(_converted(fitting, own, progress or no_progress))
     module.load_state_dict(converted, strict=False, assign=True)
     return report
 
 
 def _converted(
-    state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor], names: set[str]
+    state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor], progress: ByteProgress
 ) -> Iterator[tuple[str, Tensor]]:
-    for name in state_dict:
-        if name in names:
-            source, target = state_dict[name], own[name]
-            device = source.device if target.is_meta else target.device
-            converted = source.to(device=device, dtype=target.dtype)
-            if converted is not source:
-                _page_out(source)
-            yield name, converted
+    total = sum(tensor.nbytes for tensor in state_dict.values())
+    done = 0
+    for name, source in state_dict.items():
+        target = own[name]
+        device = source.device if target.is_meta else target.device
+        converted = source.to(device=device, dtype=target.dtype)
+        if converted is not source:
+            _page_out(source)
+        done += source.nbytes
+        progress("Converting the weights", done, total)
+        yield name, converted
 
 
 def _page_out(tensor: Tensor) -> None:

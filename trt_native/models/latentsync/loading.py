@@ -13,6 +13,7 @@ from trt_native.errors import SpecError
 from trt_native.models.latentsync.checkpoint import Checkpoint, load_checkpoint, load_into
 from trt_native.models.latentsync.config import UNetConfig
 from trt_native.models.latentsync.unet import UNet
+from trt_native.spec import ByteProgress
 
 __all__ = ["load_unet"]
 
@@ -27,6 +28,7 @@ def load_unet(
     random_seed: int | None = None,
     dtype: str = "float32",
     allow_mismatch: bool = False,
+    progress: ByteProgress | None = None,
 ) -> tuple[UNet, str | None]:
     """Make a U-Net on the CPU, in evaluation mode, without a second copy of its weights.
 
@@ -39,6 +41,7 @@ def load_unet(
         dtype: Type of the weights, by torch's name.
         allow_mismatch: Whether to go on where the checkpoint does not fit: what is unexpected is
             ignored, and what is missing gets random values; the log tells which.
+        progress: Told about the bytes of the checkpoint read and converted.
 
     Returns:
         The module, and the SHA-256 of the checkpoint's file if there is one.
@@ -49,7 +52,9 @@ def load_unet(
     """
     if (checkpoint is None) == (random_seed is None):
         raise SpecError("give either a checkpoint or a random_seed for the U-Net's weights")
-    weights = load_checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
+    weights = checkpoint
+    if isinstance(weights, str | Path):
+        weights = load_checkpoint(weights, progress)
     own = weights.config if isinstance(weights, Checkpoint) else None
     with torch.device("meta"):
         unet = UNet(_chosen(config, own))
@@ -59,7 +64,7 @@ def load_unet(
         unet.init_random(random_seed or 0)
     if weights is not None:
         state = weights.state_dict if isinstance(weights, Checkpoint) else weights
-        if skipped := str(load_into(unet, state, strict=not allow_mismatch)):
+        if skipped := str(load_into(unet, state, strict=not allow_mismatch, progress=progress)):
             _logger.warning("the checkpoint does not fit: %s", skipped)
     sha256 = weights.sha256 if isinstance(weights, Checkpoint) else None
     return unet.requires_grad_(False).eval(), sha256
