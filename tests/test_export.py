@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -14,9 +15,9 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
-import trt_native.export as export
+import trt_native.export.module as export
 from trt_native.errors import ExportError, ModelError, SpecError
-from trt_native.export import export_latentsync, export_module
+from trt_native.export import export_deepcache, export_latentsync, export_module
 from trt_native.graph.onnx_file import read_model
 from trt_native.graph.precision import convert_precision
 from trt_native.models.latentsync import UNet, UNetConfig, load_checkpoint, load_into
@@ -266,3 +267,79 @@ class TestUNet:
         with pytest.raises(ModelError, match="do not fit the model's configuration"):
             export_latentsync(path, config="latentsync-1.6", checkpoint=DATA / "unet_small.pt")
         assert os.listdir(tmp_path) == []
+
+
+def with_cached_modules(unet, interval):
+    """DeepCache as published: outputs of all modules but the outermost ones are kept and reused.
+
+    Written from the paper's rule for branch 0 and uniform intervals, as a wrapper around every
+    ResNet block, transformer, sampler and block of a U-Net.
+    """
+    step = {"index": 0}
+    kept = {}
+    last = unet.up_blocks[-1]
+    blocks = [*unet.down_blocks, *unet.up_blocks]
+    wrapped = [part for block in blocks for part in (*block.resnets, *block.attentions)]
+    wrapped = [part for part in wrapped if part not in (last.resnets[-1], last.attentions[-1])]
+    samplers = [block.downsamplers for block in unet.down_blocks if block.downsamplers]
+    samplers += [block.upsamplers for block in unet.up_blocks if block.upsamplers]
+    wrapped += [unet.mid_block, *(sampler[0] for sampler in samplers)]
+
+    def wrap(module):
+        forward = module.forward
+
+        def cached(*args, **kwargs):
+            if step["index"] % interval == 0:
+                kept[module] = forward(*args, **kwargs)
+            return kept[module]
+
+        module.forward = cached
+
+    for module in wrapped:
+        wrap(module)
+
+    def run(**inputs):
+        noise = unet(**inputs)
+        step["index"] += 1
+        return noise.numpy()
+
+    return run
+
+
+@pytest.mark.slow
+def test_deepcache_steps(tmp_path):
+    path = tmp_path / "unet.onnx"
+    config, checkpoint = "small", DATA / "unet_small.pt"
+    full_report, shallow_report = export_deepcache(path, config=config, checkpoint=checkpoint)
+    names = ["unet.deepcache.data", "unet.onnx", "unet.shallow.onnx"]
+    assert sorted(os.listdir(tmp_path)) == names
+    sizes = [(tmp_path / name).stat().st_size for name in names]
+    assert full_report.total_bytes == sizes[0] + sizes[1]
+    assert shallow_report.total_bytes == sizes[2]
+
+    shallow_onnx = onnx.load(tmp_path / "unet.shallow.onnx", load_external_data=False)
+    inside = [w for w in shallow_onnx.graph.initializer if not w.external_data]
+    assert max(math.prod(w.dims) for w in inside) < 1000
+    onnx.checker.check_model(tmp_path / "unet.shallow.onnx")
+
+    unet = UNet(UNetConfig.load("small")).eval().requires_grad_(False)
+    load_into(unet, load_checkpoint(checkpoint).state_dict)
+    reference = with_cached_modules(unet, interval=3)
+    full = ReferenceEvaluator(str(path))
+    shallow = ReferenceEvaluator(str(tmp_path / "unet.shallow.onnx"))
+    torch.manual_seed(0)
+    audio = torch.randn(2, 50, 24)
+    features = None
+    for step in range(4):
+        inputs = {
+            "latents": torch.randn(1, 13, 2, 8, 16),
+            "timestep": torch.tensor([900 - 50 * step]),
+            "encoder_hidden_states": audio,
+        }
+        expected = reference(**inputs)
+        arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
+        if step % 3 == 0:
+            found, features = full.run(None, arrays)
+        else:
+            (found,) = shallow.run(None, {**arrays, "deep_features": features})
+        assert relative_error(found, expected) <= 1e-4

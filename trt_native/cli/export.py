@@ -57,6 +57,14 @@ def latentsync(
             help="Fix all four extents (of the latents). [default: dynamic]",
         ),
     ] = None,
+    deepcache: Annotated[
+        bool,
+        typer.Option(
+            "--deepcache",
+            help="Write two graphs with shared weights: the full step, which also returns its deep"
+            " features, and NAME.shallow.onnx, which takes them.",
+        ),
+    ] = False,
     opset: Annotated[int | None, typer.Option(help="ONNX operator-set version.")] = None,
     allow_mismatch: Annotated[
         bool,
@@ -72,10 +80,11 @@ def latentsync(
     if (checkpoint is None) == (random_weights is None):
         raise SpecError("give either --checkpoint FILE or --random-weights SEED")
     extents = _parse_static(static) if static is not None else None
-    from trt_native.export import export_latentsync
+    from trt_native.export import export_deepcache, export_latentsync
 
     with ExportProgress(stderr) as progress:
-        report = export_latentsync(
+        export = export_deepcache if deepcache else export_latentsync
+        written = export(
             output,
             config=config,
             checkpoint=checkpoint,
@@ -86,7 +95,13 @@ def latentsync(
             allow_mismatch=allow_mismatch,
             progress=progress,
         )
-    _print(report, json)
+    reports = written if isinstance(written, tuple) else (written,)
+    if json:
+        documents = [report.to_dict() for report in reports]
+        print_json(documents if deepcache else documents[0])
+        return
+    for report in reports:
+        _print(report)
 
 
 def _parse_static(text: str) -> dict[str, int]:
@@ -106,14 +121,12 @@ def _example() -> str:
     return "batch=2,frames=16,height=64,width=64"
 
 
-def _print(report: ExportReport, json: bool) -> None:
-    if json:
-        print_json(report.to_dict())
-        return
+def _print(report: ExportReport) -> None:
     rows = [
         ("ONNX", f"{report.path} (opset {report.opset})"),
         ("weights", str(report.external_data or "inside the ONNX file")),
-        ("parameters", f"{report.parameters:,} ({format_bytes(report.total_bytes)} on disk)"),
+        ("parameters", f"{report.parameters:,}"),
+        ("on disk", format_bytes(report.total_bytes)),
         ("time", f"{report.seconds:.1f} s"),
     ]
     table("Exported", ("", ""), rows)

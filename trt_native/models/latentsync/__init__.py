@@ -15,10 +15,14 @@ if TYPE_CHECKING:
     from trt_native.models.latentsync.checkpoint import load_checkpoint as load_checkpoint
     from trt_native.models.latentsync.checkpoint import load_into as load_into
     from trt_native.models.latentsync.loading import load_unet as load_unet
+    from trt_native.models.latentsync.unet import DeepCacheFull as DeepCacheFull
+    from trt_native.models.latentsync.unet import DeepCacheShallow as DeepCacheShallow
     from trt_native.models.latentsync.unet import UNet as UNet
 
 _HOMES = {
     "Checkpoint": "checkpoint",
+    "DeepCacheFull": "unet",
+    "DeepCacheShallow": "unet",
     "UNet": "unet",
     "load_checkpoint": "checkpoint",
     "load_into": "checkpoint",

@@ -20,7 +20,7 @@ from torch.nn import functional
 from trt_native.errors import SpecError
 from trt_native.models.latentsync.config import MotionConfig, UNetConfig
 
-__all__ = ["UNet"]
+__all__ = ["DeepCacheFull", "DeepCacheShallow", "UNet"]
 
 _Clip = tuple[int, int]
 """(batch, frames): how the leading axis of an activation is made up."""
@@ -78,27 +78,47 @@ class UNet(nn.Module):
             SpecError: shapes or dtypes do not fit the model or each other, or there are more
                 frames than positions. Not checked while the module is exported.
         """
+        return self._step(latents, timestep, encoder_hidden_states)[0]
+
+    def _step(
+        self,
+        latents: Tensor,
+        timestep: Tensor | float,
+        audio: Tensor | None,
+        deep_features: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The predicted noise, and what enters the last layer of the last up block.
+
+        With ``deep_features`` these are taken for the latter, and what leads to them is skipped.
+        """
         if not torch.compiler.is_exporting():
-            timestep, encoder_hidden_states = _checked_inputs(
-                self, latents, timestep, encoder_hidden_states
-            )
+            timestep, audio = _checked_inputs(self, latents, timestep, audio)
         batch, channels, frames, height, width = latents.shape
         clip = (batch, frames)
         x = latents.transpose(1, 2).reshape(batch * frames, channels, height, width)
         if self.config.center_input_sample:
             x = 2 * x - 1
         time = self._time_features(torch.as_tensor(timestep), frames)
-        x = self.conv_in(x)
-        skips: list[Tensor] = [x]
-        for block in self.down_blocks:
-            x, outputs = block(x, time, encoder_hidden_states, clip)
-            skips += outputs
-        x = self.mid_block(x, time, encoder_hidden_states, clip)
-        for block in self.up_blocks:
-            x = block(x, skips, time, encoder_hidden_states, clip)
+        skips: list[Tensor] = [self.conv_in(x)]
+        if deep_features is None:
+            deep_features = self._deep(skips, time, audio, clip)
+        last = cast(_UpBlock, self.up_blocks[-1])
+        x = last.last_layer(deep_features, skips, time, audio, clip)
         x = self.conv_out(functional.silu(self.conv_norm_out(x, clip)))
-        noise: Tensor = x.reshape(batch, frames, self.config.out_channels, height, width)
-        return noise.transpose(1, 2)
+        noise = x.reshape(batch, frames, self.config.out_channels, height, width).transpose(1, 2)
+        return noise, deep_features
+
+    def _deep(self, skips: list[Tensor], time: Tensor, audio: Tensor | None, clip: _Clip) -> Tensor:
+        """All between ``conv_in`` and the last layer, which finds its skip left in ``skips``."""
+        x = skips[0]
+        for block in self.down_blocks:
+            x, outputs = block(x, time, audio, clip)
+            skips += outputs
+        x = self.mid_block(x, time, audio, clip)
+        *blocks, last = self.up_blocks
+        for block in blocks:
+            x = block(x, skips, time, audio, clip)
+        return cast(_UpBlock, last).but_last_layer(x, skips, time, audio, clip)
 
     def init_random(self, seed: int) -> None:
         """Fill every parameter with values that depend on ``seed`` and the configuration alone.
@@ -132,6 +152,46 @@ class UNet(nn.Module):
         features = torch.cat(waves, dim=-1).to(self.conv_in.weight.dtype)
         time = functional.silu(self.time_embedding(features))
         return time if time.shape[0] == 1 else time.repeat_interleave(frames, dim=0)
+
+
+class DeepCacheFull(UNet):
+    """A U-Net whose step also returns the features that :class:`DeepCacheShallow` takes.
+
+    The split is that of DeepCache (Ma et al., 2023, "DeepCache: Accelerating Diffusion Models for
+    Free") for its branch 0: everything but ``conv_in``, the last layer of the last up block and
+    the output convolution is deep.
+    """
+
+    def forward(  # type: ignore[override]
+        self,
+        latents: Tensor,
+        timestep: Tensor | float,
+        encoder_hidden_states: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`UNet.forward`.
+
+        Returns:
+            The predicted noise, and the deep features, (batch*frames, block_out_channels[0],
+            height, width), in the module's dtype.
+        """
+        return self._step(latents, timestep, encoder_hidden_states)
+
+
+class DeepCacheShallow(UNet):
+    """A U-Net step that reuses the deep features of an earlier one; see :class:`DeepCacheFull`.
+
+    Only the parameters of the layers that run are used.
+    """
+
+    def forward(  # type: ignore[override]
+        self,
+        latents: Tensor,
+        timestep: Tensor | float,
+        encoder_hidden_states: Tensor | None,
+        deep_features: Tensor,
+    ) -> Tensor:
+        """See :meth:`UNet.forward`; ``deep_features`` come from a full step on this clip."""
+        return self._step(latents, timestep, encoder_hidden_states, deep_features)[0]
 
 
 def _checked_inputs(
@@ -273,9 +333,22 @@ class _UpBlock(_Block):
     def forward(
         self, x: Tensor, skips: list[Tensor], time: Tensor, audio: Tensor | None, clip: _Clip
     ) -> Tensor:
-        for index in range(len(self.resnets)):
-            x = self._layer(index, torch.cat((x, skips.pop()), dim=1), time, audio, clip)
+        x = self.but_last_layer(x, skips, time, audio, clip)
+        x = self.last_layer(x, skips, time, audio, clip)
         return x if self.upsamplers is None else cast(Tensor, self.upsamplers[0](x, skips[-1]))
+
+    def but_last_layer(
+        self, x: Tensor, skips: list[Tensor], time: Tensor, audio: Tensor | None, clip: _Clip
+    ) -> Tensor:
+        for index in range(len(self.resnets) - 1):
+            x = self._layer(index, torch.cat((x, skips.pop()), dim=1), time, audio, clip)
+        return x
+
+    def last_layer(
+        self, x: Tensor, skips: list[Tensor], time: Tensor, audio: Tensor | None, clip: _Clip
+    ) -> Tensor:
+        index = len(self.resnets) - 1
+        return self._layer(index, torch.cat((x, skips.pop()), dim=1), time, audio, clip)
 
 
 def _has_motion(config: UNetConfig, level: int) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 import logging
 import math
 import os
@@ -30,7 +29,6 @@ from onnx_ir.passes import common
 import trt_native
 from trt_native.errors import ExportError, SpecError, UnsupportedError
 from trt_native.graph.onnx_file import tensor_specs
-from trt_native.models.latentsync.config import UNetConfig
 from trt_native.plan import check_writable
 from trt_native.spec import ByteProgress, TensorSpec, no_progress
 
@@ -38,9 +36,15 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.export import ExportedProgram
 
-    from trt_native.models.latentsync.checkpoint import Checkpoint
-
-__all__ = ["BFLOAT16_OPSET", "DEFAULT_OPSET", "ExportReport", "export_latentsync", "export_module"]
+__all__ = [
+    "BFLOAT16_OPSET",
+    "DEFAULT_OPSET",
+    "ExportReport",
+    "export_module",
+    "exported_model",
+    "require_torch",
+    "save_models",
+]
 
 DEFAULT_OPSET = 18
 """What torch's translation writes without converting; every supported TensorRT reads it."""
@@ -48,12 +52,6 @@ DEFAULT_OPSET = 18
 BFLOAT16_OPSET = 22
 """The default for modules in BF16, which convolutions take from here on."""
 
-AUDIO_TOKENS = 50
-"""Audio features per frame that the LatentSync U-Net is exported for."""
-
-_PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-# Extents to trace with. None is 1, which torch takes for a constant.
-_EXAMPLE_EXTENTS = {"batch": 2, "frames": 3, "height": 16, "width": 24}
 # Protobuf ends at 2 GiB; the graph itself needs some of that.
 _MAX_INLINE_BYTES = 2**31 - 2**26
 _NOISY_LOGGERS = ("torch", "torch.export", "torch.onnx", "torch._dynamo", "onnxscript", "onnx_ir")
@@ -86,6 +84,29 @@ class ExportReport:
     parameters: int
     total_bytes: int
     seconds: float
+
+    @classmethod
+    def of(
+        cls,
+        model: ir.Model,
+        module: nn.Module,
+        path: Path,
+        external_data: Path | None,
+        total_bytes: int,
+        started: float,
+    ) -> ExportReport:
+        """Report a model that was written; ``started`` is by ``time.perf_counter``."""
+        inputs, outputs = tensor_specs(model)
+        return cls(
+            path=path,
+            external_data=external_data,
+            opset=model.opset_imports[""],
+            inputs=inputs,
+            outputs=outputs,
+            parameters=sum(parameter.numel() for parameter in module.parameters()),
+            total_bytes=total_bytes,
+            seconds=time.perf_counter() - started,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON can hold it."""
@@ -134,11 +155,42 @@ def export_module(
             in it, or the file cannot be written.
         UnsupportedError: torch or onnxscript is not installed.
     """
-    _require_torch()
     started = time.perf_counter()
-    report = progress or no_progress
     path = Path(path)
+    report = progress or no_progress
     check_writable(path)
+    model = exported_model(
+        module,
+        inputs,
+        dynamic=dynamic,
+        input_names=input_names,
+        output_names=output_names,
+        opset=opset,
+        metadata=metadata,
+        progress=report,
+    )
+    in_two = _weight_bytes(model) > _MAX_INLINE_BYTES
+    data = path.with_name(f"{path.name}.data") if in_two else None
+    sizes = save_models({path: model}, data, report)
+    return ExportReport.of(model, module, path, data, sum(sizes.values()), started)
+
+
+def exported_model(
+    module: nn.Module,
+    inputs: Sequence[Tensor] | Mapping[str, Tensor],
+    *,
+    dynamic: _Dynamic | None = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    opset: int | None = None,
+    metadata: Mapping[str, str] | None = None,
+    progress: ByteProgress = no_progress,
+) -> ir.Model:
+    """The module as an ONNX model in memory, its weights those of the module, not copied.
+
+    Arguments and errors are those of :func:`export_module`.
+    """
+    require_torch()
     named = _named_inputs(module, inputs)
     names = _matched(input_names, list(named), "input_names")
     axes = _checked_dynamic(dynamic or {}, dict(zip(names, named.values(), strict=True)))
@@ -146,11 +198,11 @@ def export_module(
     with ExitStack() as stack:
         stack.enter_context(_quiet())
         stack.enter_context(_evaluating(module))
-        report("Tracing the module", 0, 0)
+        progress("Tracing the module", 0, 0)
         program = _trace(module, named, by_parameter)
         _check_extents(program)
         symbols = _symbol_names(program, by_parameter)
-        report("Translating to ONNX", 0, 0)
+        progress("Translating to ONNX", 0, 0)
         model = _translate(program, opset or _default_opset(module))
     _fold(model)
     _name_tensors(model, names, output_names)
@@ -158,100 +210,11 @@ def export_module(
     _name_nodes(model)
     model.producer_name, model.producer_version = "trt-native", trt_native.__version__
     model.metadata_props.update(metadata or {})
-    external, total_bytes = _save(model, path, report)
-    specs = tensor_specs(model)
-    return ExportReport(
-        path=path,
-        external_data=external,
-        opset=model.opset_imports[""],
-        inputs=specs[0],
-        outputs=specs[1],
-        parameters=sum(parameter.numel() for parameter in module.parameters()),
-        total_bytes=total_bytes,
-        seconds=time.perf_counter() - started,
-    )
+    return model
 
 
-def export_latentsync(
-    path: str | Path,
-    *,
-    config: UNetConfig | str | Path | None = None,
-    checkpoint: Checkpoint | Mapping[str, Tensor] | str | Path | None = None,
-    random_seed: int | None = None,
-    precision: str = "fp32",
-    static: Mapping[str, int] | None = None,
-    opset: int | None = None,
-    allow_mismatch: bool = False,
-    progress: ByteProgress | None = None,
-) -> ExportReport:
-    """Export the LatentSync U-Net with the weights of a checkpoint, or with random ones.
-
-    The ONNX has the inputs ``latents`` (batch, channels, frames, height, width), ``timestep``
-    (1,) int64 and, if the model has audio layers, ``encoder_hidden_states`` (batch*frames, 50,
-    features), and the output ``noise_pred``; height and width are those of the latents. All but
-    ``timestep`` have the type of ``precision``. Norms and softmax work in FP32 inside.
-
-    Configuration, precision and the checkpoint's SHA-256 (or the seed) are in the model's
-    key-value pairs, under names that start with ``trt_native.``.
-
-    Args:
-        path: The file to write.
-        config: A configuration, its YAML or JSON file, or a preset's name. Default: the
-            checkpoint's own, else ``latentsync-1.6``.
-        checkpoint: A checkpoint, its file, or a state dict.
-        random_seed: Random weights that depend on this number alone, instead of a checkpoint.
-        precision: ``fp32``, ``fp16`` or ``bf16``.
-        static: Extents for any of ``batch``, ``frames``, ``height`` and ``width``; the others
-            stay dynamic.
-        opset: ONNX operator-set version; :data:`DEFAULT_OPSET` (:data:`BFLOAT16_OPSET`) if None.
-        allow_mismatch: Whether to go on where the checkpoint does not fit: what is unexpected
-            is ignored, and what is missing gets random values.
-        progress: Told what is being done and how many bytes of it.
-
-    Returns:
-        What was written.
-
-    Raises:
-        SpecError: arguments contradict each other or the model.
-        ModelError: the checkpoint cannot be read, or does not fit the configuration.
-        ExportError: see :func:`export_module`.
-        UnsupportedError: see :func:`export_module`.
-    """
-    _require_torch()
-    from trt_native.models.latentsync import load_unet
-
-    if precision not in _PRECISIONS:
-        raise SpecError(f"precision {precision!r} cannot be exported: use fp32, fp16 or bf16")
-    unet, checkpoint_sha256 = load_unet(
-        config=config,
-        checkpoint=checkpoint,
-        random_seed=random_seed,
-        dtype=_PRECISIONS[precision],
-        allow_mismatch=allow_mismatch,
-        progress=progress,
-    )
-    extents = _checked_static(static or {}, unet.config)
-    metadata = {
-        "model": "latentsync-unet",
-        "config": json.dumps(unet.config.to_dict()),
-        "precision": precision,
-        "checkpoint_sha256": checkpoint_sha256,
-        "random_seed": random_seed,
-    }
-    inputs, dynamic = _latentsync_inputs(unet.config, extents, _PRECISIONS[precision])
-    return export_module(
-        unet,
-        inputs,
-        path=path,
-        dynamic=dynamic,
-        output_names=["noise_pred"],
-        opset=opset,
-        metadata={f"trt_native.{k}": str(v) for k, v in metadata.items() if v is not None},
-        progress=progress,
-    )
-
-
-def _require_torch() -> None:
+def require_torch() -> None:
+    """Raise :class:`UnsupportedError` where torch or onnxscript is not installed."""
     try:
         import onnxscript  # noqa: F401
         import torch  # noqa: F401
@@ -260,48 +223,6 @@ def _require_torch() -> None:
             f"exporting needs PyTorch and onnxscript ({error.name} is not installed):"
             " pip install 'trt-native[export]'"
         ) from None
-
-
-# What the LatentSync U-Net is exported with ------------------------------------------------------
-
-
-def _checked_static(static: Mapping[str, int], config: UNetConfig) -> Mapping[str, int]:
-    unknown = sorted(set(static) - set(_EXAMPLE_EXTENTS))
-    too_small = sorted(name for name, extent in static.items() if extent < 1)
-    if unknown or too_small:
-        raise SpecError(
-            f"static extents {dict(static)}: need {', '.join(_EXAMPLE_EXTENTS)} of at least 1"
-        )
-    if config.max_frames is not None and static.get("frames", 1) > config.max_frames:
-        raise SpecError(
-            f"{static['frames']} frames: the model has positions for {config.max_frames}"
-        )
-    return static
-
-
-def _latentsync_inputs(
-    config: UNetConfig, static: Mapping[str, int], dtype: str
-) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
-    """Example inputs, and the dimensions that ``static`` leaves dynamic."""
-    import torch
-
-    extents = {**_EXAMPLE_EXTENTS, **static}
-    batch, frames, height, width = extents.values()
-    kind = getattr(torch, dtype)
-    inputs = {
-        "latents": torch.zeros(batch, config.in_channels, frames, height, width, dtype=kind),
-        "timestep": torch.zeros(1, dtype=torch.int64),
-    }
-    free = {0: "batch", 2: "frames", 3: "height", 4: "width"}
-    dynamic = {"latents": {axis: name for axis, name in free.items() if name not in static}}
-    if config.add_audio_layer:
-        audio = (batch * frames, AUDIO_TOKENS, config.cross_attention_dim)
-        inputs["encoder_hidden_states"] = torch.zeros(audio, dtype=kind)
-        factors = [str(static.get(name, name)) for name in ("batch", "frames")]
-        if not {"batch", "frames"} <= set(static):
-            product = "*".join(factor for factor in factors if factor != "1")
-            dynamic["encoder_hidden_states"] = {0: product}
-    return inputs, dynamic
 
 
 # From the arguments to a traced program ----------------------------------------------------------
@@ -611,54 +532,95 @@ def _name_nodes(model: ir.Model) -> None:
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
-def _save(model: ir.Model, path: Path, progress: ByteProgress) -> tuple[Path | None, int]:
-    """Write the file, and its weights beside it if they are too large to be inside.
+def _weight_bytes(model: ir.Model) -> int:
+    weights = model.graph.initializers.values()
+    return sum(value.const_value.nbytes for value in weights if value.const_value)
+
+
+def save_models(
+    models: Mapping[Path, ir.Model], data: Path | None, progress: ByteProgress
+) -> dict[Path, int]:
+    """Check models and write them, all or none.
+
+    Args:
+        models: The models by file; all files in one folder.
+        data: The file for the weights of the first model, which the others share where they have
+            the same; None if weights are inside.
+        progress: Told about the bytes written.
 
     Returns:
-        The file with the weights, if any, and the size of all files.
+        The size of each file.
+
+    Raises:
+        ExportError: a model is not valid, or a file cannot be written.
     """
-    weights = model.graph.initializers.values()
-    weight_bytes = sum(value.const_value.nbytes for value in weights if value.const_value)
-    data = path.with_name(f"{path.name}.data") if weight_bytes > _MAX_INLINE_BYTES else None
+    first = next(iter(models))
+    total = _weight_bytes(models[first])
 
     def on_tensor(tensor: ir.TensorProtocol, info: Any) -> None:
-        progress("Writing the weights", info.offset + tensor.nbytes, weight_bytes)
+        progress("Writing the weights", info.offset + tensor.nbytes, total)
 
-    progress("Writing the weights", 0, weight_bytes)
+    progress("Writing the weights", 0, total)
+    external = data.name if data else None
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            written = Path(folder) / path.name
-            ir.save(model, written, external_data=data.name if data else None, callback=on_tensor)
-            onnx.checker.check_model(str(written))
-            return data, _publish(Path(folder), path)
+        with tempfile.TemporaryDirectory(prefix=f".{first.name}.", dir=first.parent) as name:
+            folder = Path(name)
+            for path, model in models.items():
+                written = folder / path.name
+                if path == first:
+                    ir.save(model, written, external_data=external, callback=on_tensor)
+                else:
+                    _take_shared_weights(model, ir.load(folder / first.name))
+                    ir.save(model, written)
+                onnx.checker.check_model(str(written))
+            return _publish(folder, first)
     except OSError as error:
-        raise ExportError(f"{path}: cannot be written: {error.strerror or error}") from None
+        raise ExportError(f"{first}: cannot be written: {error.strerror or error}") from None
     except onnx.checker.ValidationError as error:
         raise ExportError(
             f"the exported model is not valid ONNX: {_brief(error)}", _lines(error)
         ) from None
 
 
-def _publish(folder: Path, path: Path) -> int:
+def _take_shared_weights(model: ir.Model, saved: ir.Model) -> None:
+    """Replace weights that a saved model has in its data file by references to that file."""
+    for name, value in model.graph.initializers.items():
+        other = saved.graph.initializers.get(name)
+        theirs = other.const_value if other is not None else None
+        if not isinstance(theirs, ir.ExternalTensor):
+            continue
+        own = value.const_value
+        assert own is not None  # noqa: S101  # for the type checker
+        same = own.dtype == theirs.dtype and own.shape == theirs.shape
+        if same and own.tobytes() == theirs.tobytes():
+            value.const_value = theirs
+
+
+def _publish(folder: Path, path: Path) -> dict[Path, int]:
     """Move the finished files to their place, and remove weights that an earlier export left.
 
     With weights in a second file the ONNX goes first and comes last: at no moment is there one
     beside weights that are not its own.
     """
-    files = sorted(folder.iterdir(), reverse=True)  # the weights before the ONNX
-    total = sum(file.stat().st_size for file in files)
+    files = sorted(folder.iterdir(), key=lambda file: file.suffix != ".data")
     for file in files:
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
-    stale = path.with_name(f"{path.name}.data")
-    if stale.exists():
-        path.unlink(missing_ok=True)
-        stale.unlink()
-    for file in files:
-        file.replace(path.with_name(file.name))
+    targets = {file: path.with_name(file.name) for file in files}
+    sizes = {target: file.stat().st_size for file, target in targets.items()}
+    earlier = path.with_name(f"{path.name}.data")  # of an earlier export that was larger
+    weights = {earlier, *(target for target in targets.values() if target.suffix == ".data")}
+    if any(file.exists() for file in weights):
+        for target in targets.values():
+            if target not in weights:
+                target.unlink(missing_ok=True)
+    if earlier not in targets.values():
+        earlier.unlink(missing_ok=True)
+    for file, target in targets.items():
+        file.replace(target)
     descriptor = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    return total
+    return sizes
