@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 __all__ = [
     "BuildError",
+    "CalibrationError",
     "ClosedError",
     "CudaError",
     "ExportError",
@@ -53,6 +54,10 @@ class ModelError(TrtNativeError):
 
 class ExportError(TrtNativeError):
     """A PyTorch module could not be turned into ONNX."""
+
+
+class CalibrationError(TrtNativeError):
+    """Calibration data or a calibration cache is missing, malformed or does not fit the model."""
 
 
 class BuildError(TrtNativeError):

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from trt_native.errors import SpecError
 from trt_native.spec import DimRange, Profile, ProfileSpec, Shape, ShapeRange, TensorSpec
 
-__all__ = ["fixed_axes", "read_profile_file", "resolve_profiles"]
+__all__ = ["fixed_axes", "read_profile_file", "resolve_profiles", "shape_faults"]
 
 
 def resolve_profiles(
@@ -218,6 +218,52 @@ def fixed_axes(profiles: Sequence[Profile], name: str) -> tuple[int | None, ...]
     return tuple(
         extents[0] if len(set(extents)) == 1 else None for extents in zip(*shapes, strict=True)
     )
+
+
+def shape_faults(inputs: Sequence[TensorSpec], shapes: Mapping[str, Shape]) -> list[str]:
+    """What is wrong with the shapes of one set of arrays; nothing where the model takes them.
+
+    Args:
+        inputs: The model's inputs. One that ``shapes`` lacks is not looked at.
+        shapes: Input name to the shape of its array.
+
+    Returns:
+        One line for each shape of another rank, each extent that the model fixes otherwise, and
+        each dimension that comes out differently in two places, expressions of names included.
+    """
+    faults: list[str] = []
+    extents: dict[str, tuple[int, str]] = {}
+    for tensor in inputs:
+        shape = shapes.get(tensor.name)
+        if shape is None or tensor.shape is None:
+            continue
+        text = "x".join(map(str, shape)) or "scalar"
+        if len(shape) != len(tensor.shape):
+            faults.append(f"{tensor} needs {len(tensor.shape)} axes, found {text}")
+            continue
+        for index, (axis, extent) in enumerate(zip(tensor.shape, shape, strict=True)):
+            place = f"{tensor.name}[{index}]"
+            if isinstance(axis, int) and axis != extent:
+                faults.append(f"{tensor} needs {axis} on axis {index}, found {text}")
+            elif isinstance(axis, str) and extents.setdefault(axis, (extent, place))[0] != extent:
+                known, where = extents[axis]
+                faults.append(f"dimension {axis!r} is {known} in {where}, but {extent} in {place}")
+    return faults + _expression_faults(extents)
+
+
+def _expression_faults(extents: Mapping[str, tuple[int, str]]) -> list[str]:
+    """Expressions such as ``batch*frames`` that disagree with the names they are made of."""
+    values = {text: extent for text, (extent, _) in extents.items()}
+    faults = []
+    for text, (extent, place) in extents.items():
+        names = _symbols(text)
+        if text in names or not names <= set(values):
+            continue
+        expected = ir.SymbolicDim(text).evaluate(values)
+        if expected != extent:
+            given = ", ".join(f"{name}={values[name]}" for name in sorted(names))
+            faults.append(f"{place} needs {text} = {expected} ({given}), found {extent}")
+    return faults
 
 
 def read_profile_file(path: Path) -> tuple[ProfileSpec, ...]:

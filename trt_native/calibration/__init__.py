@@ -1,0 +1,1 @@
+"""Calibration: the data, the ranges found in it, and TensorRT's cache of them."""

@@ -1,0 +1,234 @@
+"""Calibration data, checked against the model it is for.
+
+One batch is what one run of the model takes: an array for every input.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, overload
+
+import ml_dtypes  # noqa: F401  (makes bfloat16 and float8 known to NumPy by name)
+import numpy as np
+
+from trt_native.calibration.folder import Array, Batch, DataManifest
+from trt_native.calibration.sources import Source, open_source
+from trt_native.errors import CalibrationError, SpecError
+from trt_native.graph.dims import shape_faults
+from trt_native.spec import Shape, TensorSpec
+
+__all__ = ["Batches", "read_batches"]
+
+
+class Batches(Sequence[Batch]):
+    """Calibration data that was checked against a model. Made by :func:`read_batches`.
+
+    Every batch has an array for each input of the model and no other, in exactly the input's
+    dtype and C-contiguous. Batches are read when they are asked for, so that data of any size
+    takes the memory of one batch; iterating again reads the same batches again. A slice is
+    :class:`Batches` again.
+
+    Attributes:
+        source: What :func:`read_batches` was given.
+        inputs: The model's inputs.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        inputs: tuple[TensorSpec, ...],
+        content: Source,
+        shapes: Sequence[Mapping[str, Shape]],
+        numbers: range | None = None,
+    ) -> None:
+        self.source = source
+        self.inputs = inputs
+        self._content = content
+        self._all_shapes = shapes
+        self._numbers = range(len(shapes)) if numbers is None else numbers
+
+    @property
+    def manifest(self) -> DataManifest | None:
+        """The manifest of the folder they come from; None without one."""
+        return self._content.manifest
+
+    @property
+    def shapes(self) -> tuple[Mapping[str, Shape], ...]:
+        """The shape of every array, batch by batch."""
+        return tuple(self._all_shapes[number] for number in self._numbers)
+
+    def common_shapes(self) -> dict[str, Shape]:
+        """The shape that each input has in every batch.
+
+        Raises:
+            CalibrationError: an input's shape differs between batches.
+        """
+        shapes = self.shapes
+        faults = []
+        for tensor in self.inputs:
+            found = list(dict.fromkeys(batch[tensor.name] for batch in shapes))
+            if len(found) > 1:
+                listing = ", ".join("x".join(map(str, shape)) or "scalar" for shape in found)
+                faults.append(f"- {tensor.name!r} has the shapes {listing}")
+        if faults:
+            raise CalibrationError(
+                f"{self.source}: all batches need the same shapes here; keep those of one shape",
+                faults,
+            )
+        return dict(shapes[0])
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __iter__(self) -> Iterator[Batch]:
+        arrays = self._content.read(self._numbers)
+        for number, batch in zip(self._numbers, arrays, strict=True):
+            shapes = {name: array.shape for name, array in batch.items()}
+            if shapes != self._all_shapes[number]:
+                raise CalibrationError(f"{self.source}: batch {number} changed while it was in use")
+            yield _converted(batch, self.inputs)
+
+    @overload
+    def __getitem__(self, index: int) -> Batch: ...
+    @overload
+    def __getitem__(self, index: slice) -> Batches: ...
+    def __getitem__(self, index: int | slice) -> Batch | Batches:
+        if isinstance(index, slice) and (index.step or 1) < 0:
+            raise ValueError("batches are read forwards: a slice needs a positive step")
+        numbers = self._numbers[index]
+        if isinstance(numbers, int):
+            numbers = range(numbers, numbers + 1)
+        chosen = Batches(self.source, self.inputs, self._content, self._all_shapes, numbers)
+        return chosen if isinstance(index, slice) else next(iter(chosen))
+
+
+def read_batches(
+    source: str | os.PathLike[str], inputs: Sequence[TensorSpec], *, limit: int | None = None
+) -> Batches:
+    """Open calibration data and check all of it.
+
+    Args:
+        source: One of
+
+            - a folder of ``.npz`` files, one per batch, with arrays by input name. Where it has a
+              ``manifest.json``, that lists the files; else they are taken in their names' order;
+            - a folder of ``.npy`` files, one per array: ``BATCH.INPUT.npy``, or just
+              ``BATCH.npy`` for a model with one input;
+            - one ``.npz`` file: one batch, or many where every array has one axis more than its
+              input, whose extent is then the number of batches;
+            - ``FILE.py:FUNCTION``: a function without arguments whose result yields a mapping of
+              input name to array (or CPU tensor) for each batch. It is called once for every
+              pass over the data and must yield the same each time.
+        inputs: The model's inputs. Extents may be names or expressions of names; within a batch
+            each name stands for one extent.
+        limit: Use so many batches from the start. Needed for a function that never ends.
+
+    Returns:
+        The data. Floating-point arrays may have any floating-point type, and are converted to the
+        input's; integers may be narrower than the input's.
+
+    Raises:
+        CalibrationError: the source cannot be read, or arrays are missing, unknown, empty, of
+            another type or shape, or not finite in the input's type; all faults in one error.
+        SpecError: ``limit`` is less than 1.
+    """
+    if limit is not None and limit < 1:
+        raise SpecError(f"limit of {limit} batches: it must be at least 1")
+    text = os.fspath(source)
+    specs = tuple(inputs)
+    content = open_source(text, specs, limit)
+    faults = _Faults(content.faults)
+    shapes: list[dict[str, Shape]] = []
+    for label, batch in content.scan():
+        if isinstance(batch, CalibrationError):
+            faults.add(batch.message, label)
+            continue
+        for fault in _batch_faults(batch, specs):
+            faults.add(fault, label)
+        shapes.append({name: array.shape for name, array in batch.items()})
+    if faults:
+        raise faults.error(text, specs, content.hint)
+    if not shapes:
+        raise CalibrationError(f"{text}: no calibration data: there are no batches")
+    return Batches(text, specs, content, shapes)
+
+
+class _Faults:
+    """Faults, each once, with the batches that have it."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        self._places: dict[str, list[str]] = {fault: [] for fault in faults}
+
+    def add(self, fault: str, place: str) -> None:
+        self._places.setdefault(fault, []).append(place)
+
+    def __bool__(self) -> bool:
+        return bool(self._places)
+
+    def error(self, source: str, inputs: Sequence[TensorSpec], hint: str) -> CalibrationError:
+        listing = [f"- {fault}{_where(places)}" for fault, places in self._places.items()]
+        listing += ["the model's inputs:", *(f"- {tensor}" for tensor in inputs)]
+        listing += [hint] if hint else []
+        return CalibrationError(f"{source}: this calibration data cannot be used:", listing)
+
+
+def _where(places: list[str]) -> str:
+    more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+    return f" ({places[0]}{more})" if places else ""
+
+
+def _batch_faults(batch: Batch, inputs: Sequence[TensorSpec]) -> list[str]:
+    known = {tensor.name: tensor for tensor in inputs}
+    faults = []
+    for name in batch:
+        if name not in known:
+            close = difflib.get_close_matches(str(name), list(known), 1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            faults.append(f"{name!r} is not an input of the model{hint}")
+    faults += [f"{name!r} is missing" for name in known if name not in batch]
+    for name, tensor in known.items():
+        if name in batch:
+            faults += _value_faults(tensor, batch[name])
+    shapes = {name: array.shape for name, array in batch.items() if name in known}
+    return faults + shape_faults(inputs, shapes)
+
+
+def _value_faults(tensor: TensorSpec, array: Array) -> list[str]:
+    try:
+        wanted = np.dtype(tensor.dtype)
+    except TypeError:
+        return [f"{tensor.name!r} has the type {tensor.dtype}, which cannot be calibrated"]
+    if not _convertible(array.dtype, wanted):
+        return [f"{tensor.name!r} needs {tensor.dtype}, found {array.dtype}"]
+    if array.size == 0:
+        return [f"{tensor.name!r} is empty"]
+    if not _is_float(wanted):
+        return []
+    values = array if array.dtype.kind == "f" else array.astype(np.float32)
+    if wrong := int(np.count_nonzero(~np.isfinite(values))):
+        return [f"{tensor.name!r} has values that are NaN or infinite, {wrong} of {values.size}"]
+    if not np.isfinite(_cast(array, wanted).astype(np.float32)).all():
+        peak = float(np.abs(values).max())
+        return [f"{tensor.name!r} has values up to {peak:.3g}, too large for {tensor.dtype}"]
+    return []
+
+
+def _is_float(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind == "f" or "float" in dtype.name
+
+
+def _convertible(found: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
+    if _is_float(wanted):
+        return _is_float(found)
+    return found.kind == wanted.kind and np.can_cast(found, wanted, "safe")
+
+
+def _cast(array: Array, dtype: np.dtype[Any]) -> Array:
+    with np.errstate(over="ignore"):
+        return array.astype(dtype, order="C", copy=False)
+
+
+def _converted(batch: Batch, inputs: Sequence[TensorSpec]) -> Batch:
+    return {tensor.name: _cast(batch[tensor.name], np.dtype(tensor.dtype)) for tensor in inputs}

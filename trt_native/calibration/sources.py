@@ -1,0 +1,302 @@
+"""Where calibration data can come from: files of several layouts, and a function of the user's."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import inspect
+import itertools
+import sys
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trt_native.calibration.folder import MANIFEST_NAME, Array, Batch, DataManifest, read_manifest
+from trt_native.errors import CalibrationError
+from trt_native.spec import TensorSpec
+
+__all__ = ["Source", "load_function", "open_source"]
+
+_SOURCES = (
+    "give a folder of .npz or .npy files, one .npz file, or FILE.py:FUNCTION that yields"
+    " {input name: array}"
+)
+
+
+class Source:
+    """Batches as they are, before any check.
+
+    Attributes:
+        manifest: The folder's manifest; None without one.
+        faults: What is wrong with the source as a whole.
+        hint: What a user whose data does not fit may have missed.
+    """
+
+    manifest: DataManifest | None = None
+    faults: tuple[str, ...] = ()
+    hint: str = ""
+
+    def scan(self) -> Iterator[tuple[str, Batch | CalibrationError]]:
+        """Every batch, or why it cannot be read, with a label."""
+        raise NotImplementedError
+
+    def read(self, numbers: range) -> Iterator[Batch]:
+        """These batches; the numbers ascend.
+
+        Raises:
+            CalibrationError: one cannot be read any more.
+        """
+        raise NotImplementedError
+
+
+def open_source(text: str, inputs: Sequence[TensorSpec], limit: int | None) -> Source:
+    """Find out what ``text`` names; see :func:`trt_native.calibration.batches.read_batches`.
+
+    Raises:
+        CalibrationError: nothing that holds batches.
+    """
+    path = Path(text)
+    if path.is_dir():
+        return _open_folder(path, inputs, limit)
+    if ".py:" in text:
+        return _Function(text, limit)
+    if not path.exists():
+        raise CalibrationError(f"{text}: no such calibration data; {_SOURCES}")
+    if path.suffix != ".npz":
+        raise CalibrationError(f"{text}: not calibration data; {_SOURCES}")
+    batch = _load_npz(path)
+    if _is_stacked(batch, inputs):
+        return _Stacked(path, batch, limit)
+    alone = _Files([(path.name, partial(_load_npz, path))])
+    alone.hint = "a file of several batches has one more axis than the input, first, in each array"
+    return alone
+
+
+def _open_folder(folder: Path, inputs: Sequence[TensorSpec], limit: int | None) -> Source:
+    manifest = read_manifest(folder)
+    archives = _files(folder, ".npz")
+    if manifest is not None:
+        return _listed(folder, manifest, archives, limit)
+    arrays = _files(folder, ".npy")
+    if bool(archives) == bool(arrays):
+        found = "both .npz and .npy files" if archives else "no .npz and no .npy files"
+        raise CalibrationError(f"{folder}: has {found}; {_SOURCES}")
+    if arrays:
+        return _loose(folder, arrays, inputs, limit)
+    return _Files([(name, partial(_load_npz, folder / name)) for name in archives[:limit]])
+
+
+def _listed(
+    folder: Path, manifest: DataManifest, archives: Sequence[str], limit: int | None
+) -> Source:
+    """The files that a manifest lists."""
+    names = [str(batch["file"]) for batch in manifest.batches]
+    source = _Files([(name, partial(_load_npz, folder / name)) for name in names[:limit]])
+    source.manifest = manifest
+    source.faults = tuple(
+        f"{name} lies in the folder but is not in its {MANIFEST_NAME}"
+        for name in archives
+        if name not in names
+    )
+    return source
+
+
+def _loose(
+    folder: Path, names: Sequence[str], inputs: Sequence[TensorSpec], limit: int | None
+) -> Source:
+    """Files of one array each, ``BATCH.INPUT.npy``."""
+    groups: dict[str, dict[str, Path]] = {}
+    faults = []
+    for name in names:
+        stem = name.removesuffix(".npy")
+        owner = next((t.name for t in inputs if stem.endswith(f".{t.name}")), None)
+        if owner is not None:
+            groups.setdefault(stem.removesuffix(f".{owner}"), {})[owner] = folder / name
+        elif len(inputs) == 1:
+            groups.setdefault(stem, {})[inputs[0].name] = folder / name
+        else:
+            faults.append(f"{name}: name it BATCH.INPUT.npy, such as 0001.{inputs[0].name}.npy")
+    chosen = list(groups.items())[:limit]
+    source = _Files([(label, partial(_load_npys, paths)) for label, paths in chosen])
+    source.faults = tuple(faults)
+    return source
+
+
+def _files(folder: Path, suffix: str) -> list[str]:
+    names = (path.name for path in folder.iterdir() if path.suffix == suffix)
+    return sorted(name for name in names if not name.startswith("."))
+
+
+class _Files(Source):
+    """Batches that each have files of their own."""
+
+    def __init__(self, entries: Sequence[tuple[str, Callable[[], Batch]]]) -> None:
+        self._entries = entries
+
+    def scan(self) -> Iterator[tuple[str, Batch | CalibrationError]]:
+        for label, load in self._entries:
+            try:
+                yield label, load()
+            except CalibrationError as error:
+                yield label, error
+
+    def read(self, numbers: range) -> Iterator[Batch]:
+        return (self._entries[number][1]() for number in numbers)
+
+
+class _Stacked(Source):
+    """Batches along the first axis of the arrays of one file."""
+
+    def __init__(self, path: Path, batch: Batch, limit: int | None) -> None:
+        counts = {name: len(array) for name, array in batch.items()}
+        if len(set(counts.values())) > 1:
+            raise CalibrationError(
+                f"{path}: the first axes hold different numbers of batches: {counts}"
+            )
+        self._path = path
+        self._numbers = range(max(counts.values()))[:limit]
+
+    def scan(self) -> Iterator[tuple[str, Batch | CalibrationError]]:
+        for number, batch in enumerate(self.read(self._numbers)):
+            yield f"batch {number}", batch
+
+    def read(self, numbers: range) -> Iterator[Batch]:
+        arrays = _load_npz(self._path)
+        return ({name: array[n, ...] for name, array in arrays.items()} for n in numbers)
+
+
+def _is_stacked(batch: Batch, inputs: Sequence[TensorSpec]) -> bool:
+    ranks = {tensor.name: len(tensor.shape) for tensor in inputs if tensor.shape is not None}
+    extra = {array.ndim - ranks[name] for name, array in batch.items() if name in ranks}
+    return extra == {1} and all(array.ndim for array in batch.values())
+
+
+class _Function(Source):
+    """Batches that a function of the user's yields."""
+
+    def __init__(self, text: str, limit: int | None) -> None:
+        self._text = text
+        self._function = load_function(text)
+        self._limit = limit
+        self._digests: list[bytes] = []
+
+    def scan(self) -> Iterator[tuple[str, Batch | CalibrationError]]:
+        try:
+            for number, batch in enumerate(self._yielded()):
+                self._digests.append(_digest(batch))
+                yield f"batch {number}", batch
+        except CalibrationError as error:
+            yield f"batch {len(self._digests)}", error
+
+    def read(self, numbers: range) -> Iterator[Batch]:
+        if not numbers:
+            return
+        for number, batch in enumerate(self._yielded()):
+            if number not in numbers:
+                continue
+            if _digest(batch) != self._digests[number]:
+                raise CalibrationError(
+                    f"{self._text}: batch {number} is not what it was when the data was checked;"
+                    " the function must yield the same batches every time, so seed it"
+                )
+            yield batch
+            if number == numbers[-1]:
+                return
+        raise CalibrationError(f"{self._text}: yields fewer batches than when the data was checked")
+
+    def _yielded(self) -> Iterator[Batch]:
+        with contextlib.closing(self._call()) as batches:
+            for item in itertools.islice(batches, self._limit):
+                if not isinstance(item, Mapping):
+                    raise CalibrationError(
+                        f"the function must yield {{input name: array}}, found a"
+                        f" {type(item).__name__}"
+                    )
+                yield {str(name): _as_array(str(name), value) for name, value in item.items()}
+
+    def _call(self) -> Generator[Any, None, None]:
+        """What the function yields; what it raises, as a CalibrationError."""
+        try:
+            yield from self._function()
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise CalibrationError(f"{self._text} raised {reason}") from error
+
+
+def _as_array(name: str, value: Any) -> Array:
+    try:
+        return np.asarray(value)
+    except Exception as error:  # a tensor on a GPU, a ragged list: each has its own kind
+        reason = " ".join(str(error).split())
+        raise CalibrationError(f"{name!r} cannot be read as an array: {reason}") from None
+
+
+def _digest(batch: Batch) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, array in sorted(batch.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.digest()
+
+
+def load_function(text: str) -> Callable[..., Any]:
+    """Load ``FILE.py:FUNCTION``. The file is run: this is for the user's own code.
+
+    As with a script, the file's folder becomes a place to import from.
+
+    Raises:
+        CalibrationError: the file is missing or fails, or has no such function.
+    """
+    file, separator, name = text.rpartition(":")
+    if not separator:
+        raise CalibrationError(f"{text}: write FILE.py:FUNCTION")
+    path = Path(file)
+    if not path.is_file():
+        raise CalibrationError(f"{file}: no such file")
+    spec = importlib.util.spec_from_file_location(f"_trt_native_user_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise CalibrationError(f"{file}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses and pickle look
+    sys.path.insert(0, str(path.absolute().parent))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CalibrationError(f"{file} raised {reason} when it was loaded") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        functions = inspect.getmembers(module, inspect.isfunction)
+        own = [n for n, f in functions if f.__module__ == spec.name and not n.startswith("_")]
+        raise CalibrationError(
+            f"{file} has no function {name!r}; its functions are {', '.join(own) or 'none'}"
+        )
+    return function  # type: ignore[no-any-return]
+
+
+def _load_npz(path: Path) -> Batch:
+    with _translated(path), np.load(path, allow_pickle=False) as archive:
+        return dict(archive)
+
+
+def _load_npys(paths: Mapping[str, Path]) -> Batch:
+    arrays = {}
+    for name, path in paths.items():
+        with _translated(path), path.open("rb") as file:
+            arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
+    return arrays
+
+
+@contextlib.contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CalibrationError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # zipfile, zlib and NumPy have kinds of their own
+        reason = " ".join(str(error).split())
+        raise CalibrationError(f"{path}: not a NumPy file, or damaged ({reason})") from None
