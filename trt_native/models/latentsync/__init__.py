@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from trt_native.models.latentsync.checkpoint import Checkpoint as Checkpoint
     from trt_native.models.latentsync.checkpoint import load_checkpoint as load_checkpoint
     from trt_native.models.latentsync.checkpoint import load_into as load_into
+    from trt_native.models.latentsync.inputs import denoiser_inputs as denoiser_inputs
     from trt_native.models.latentsync.loading import load_unet as load_unet
     from trt_native.models.latentsync.unet import DeepCacheFull as DeepCacheFull
     from trt_native.models.latentsync.unet import DeepCacheShallow as DeepCacheShallow
@@ -24,6 +25,7 @@ _HOMES = {
     "DeepCacheFull": "unet",
     "DeepCacheShallow": "unet",
     "UNet": "unet",
+    "denoiser_inputs": "inputs",
     "load_checkpoint": "checkpoint",
     "load_into": "checkpoint",
     "load_unet": "loading",
