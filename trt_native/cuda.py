@@ -7,6 +7,7 @@ here is imported, and no driver is touched, before a function of this module is 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 from trt_native.errors import ClosedError, CudaError
 from trt_native.spec import format_bytes
 
-__all__ = ["DeviceBuffer", "GpuInfo", "Stream", "gpu_info", "require_gpu"]
+__all__ = ["DeviceBuffer", "GpuInfo", "PinnedBuffer", "Stream", "gpu_info", "require_gpu"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +178,46 @@ class DeviceBuffer:
         buffer, self._buffer = self._buffer, None
         if buffer is not None:
             buffer.close()
+
+
+class PinnedBuffer:
+    """Page-locked host memory, from which copies to the GPU run beside the CPU's work.
+
+    It grows when more is asked of it and never shrinks. Nothing may be in flight from it when it
+    grows or is closed.
+    """
+
+    def __init__(self) -> None:
+        self._address = 0
+        self._nbytes = 0
+
+    def hold(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Copy an array here; the result lies in this memory and lives as long as it does.
+
+        Raises:
+            CudaError: the memory cannot be had.
+        """
+        if self._nbytes < array.nbytes or not self._address:
+            self.close()
+            nbytes = max(array.nbytes, 1)
+            with _translated(f"allocate {format_bytes(nbytes)} of page-locked memory"):
+                from cuda.bindings import driver
+
+                self._address = int(_call(driver.cuMemHostAlloc(nbytes, 0))[0])
+                self._nbytes = nbytes
+        memory: Any = (ctypes.c_byte * array.nbytes).from_address(self._address)
+        held: np.ndarray[Any, Any] = np.ndarray(array.shape, array.dtype, buffer=memory)
+        held[...] = array
+        return held
+
+    def close(self) -> None:
+        """Give the memory back. May be called again."""
+        address, self._address, self._nbytes = self._address, 0, 0
+        if address:
+            with _translated("free page-locked memory"):
+                from cuda.bindings import driver
+
+                _call(driver.cuMemFreeHost(address))
 
 
 def _call(result: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -13,11 +13,14 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from trt_native.errors import UnsupportedError
+from trt_native.errors import SpecError, UnsupportedError
 from trt_native.plan import PlanTensor
 from trt_native.spec import BuildConfig, Precision, Profile
+
+if TYPE_CHECKING:
+    from trt_native.calibration.batches import Batches
 
 __all__ = [
     "BACKEND_VARIABLE",
@@ -25,6 +28,7 @@ __all__ = [
     "Backend",
     "BuildRequest",
     "BuildResult",
+    "Calibration",
     "Capabilities",
     "Prober",
     "Progress",
@@ -65,6 +69,7 @@ class Capabilities:
         weakly_typed: Precision may come from builder flags. Otherwise it comes from the graph.
         timing_cache: Layer timings can be kept between builds.
         build_needs_gpu: Plans can be built only on a machine with a GPU.
+        int8_calibrator: TensorRT can calibrate INT8 ranges itself, during the build.
         targets: Compute capabilities a build may name, such as ``8.9``; empty where it may not.
         refusals: Name of a :class:`BuildConfig` field to the reason why this backend has no such
             thing, and what to do instead.
@@ -73,6 +78,7 @@ class Capabilities:
     weakly_typed: bool
     timing_cache: bool
     build_needs_gpu: bool
+    int8_calibrator: bool
     targets: tuple[str, ...]
     refusals: Mapping[str, str]
 
@@ -91,6 +97,29 @@ class Progress(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """INT8 ranges that TensorRT finds itself while it builds.
+
+    Attributes:
+        batches: The data, all batches of the same shapes, checked against the model that is
+            built. None: the ranges come from ``cache``.
+        cache: File of ranges in TensorRT's format. If it exists and is not empty, its ranges are
+            used and the data is not read; otherwise it is written once all data was read.
+        method: ``entropy`` or ``minmax``.
+    """
+
+    batches: Batches | None = None
+    cache: Path | None = None
+    method: str = "entropy"
+
+    def __post_init__(self) -> None:
+        if self.method not in ("entropy", "minmax"):
+            raise SpecError(
+                f"calibration method {self.method!r}: TensorRT's own are entropy and minmax"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BuildRequest:
     """A build, decided in every detail.
 
@@ -104,6 +133,8 @@ class BuildRequest:
         fp32_nodes: Names of ONNX nodes to hold in FP32 on a weakly typed network.
         operators: Operator to the name of the first node that uses it.
         workspace_bytes: Upper limit for scratch memory.
+        calibration: Build in INT8 on a weakly typed network, FP16 (or BF16, where that is
+            ``precision``) elsewhere.
     """
 
     onnx: Path
@@ -115,6 +146,7 @@ class BuildRequest:
     fp32_nodes: frozenset[str]
     operators: Mapping[str, str]
     workspace_bytes: int
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +191,9 @@ class Backend(Protocol):
 
         Raises:
             BuildError: TensorRT rejected the model or failed; its log is in ``details``.
+            UnsupportedError: a calibration, on a backend whose TensorRT has no calibrator.
+            CalibrationError: the data or the cache cannot be used, or TensorRT did not read all
+                of the data.
         """
 
     def deserialize(self, data: bytes | memoryview) -> Any:

@@ -40,7 +40,8 @@ class NativeBackend:
     """A :class:`~trt_native.backends.base.Backend` over an imported TensorRT module.
 
     Subclasses say what differs between the libraries: the capabilities, and the hooks
-    :meth:`_network_flags`, :meth:`_set_precision`, :meth:`_set_targets` and :meth:`_check_loads`.
+    :meth:`_network_flags`, :meth:`_set_precision`, :meth:`_set_targets`, :meth:`_calibrating` and
+    :meth:`_check_loads`.
     """
 
     name: str
@@ -68,6 +69,18 @@ class NativeBackend:
 
     def _check_loads(self, runtime: Any, data: bytes | memoryview) -> None:
         """Raise :class:`PlanError` with a reason where the library can tell one beforehand."""
+
+    @contextlib.contextmanager
+    def _calibrating(
+        self,
+        request: BuildRequest,  # noqa: ARG002
+        builder: Any,  # noqa: ARG002
+        config: Any,  # noqa: ARG002
+        progress: Progress | None,  # noqa: ARG002
+        cancelled: threading.Event,  # noqa: ARG002
+    ) -> Iterator[None]:
+        """Let TensorRT calibrate in the build that the block makes, where that was asked for."""
+        yield
 
     # Checking
 
@@ -112,6 +125,11 @@ class NativeBackend:
     ) -> BuildResult:
         """See :meth:`trt_native.backends.base.Backend.build`."""
         started = time.perf_counter()
+        if request.calibration is not None and not self.capabilities.int8_calibrator:
+            raise UnsupportedError(
+                f"{self.product} {self.version} has no INT8 calibrator: put Q/DQ nodes into the"
+                " ONNX model and build that"
+            )
         builder = self._builder()
         with self._log.collecting() as errors:
             network = builder.create_network(self._network_flags(request))
@@ -123,7 +141,8 @@ class NativeBackend:
         self._fix_shapes(request, network)
         self._configure(request, network, config)
         self._add_profiles(request, builder, config)
-        data = self._serialize(builder, network, config, progress, cancelled)
+        with self._calibrating(request, builder, config, progress, cancelled):
+            data = self._serialize(builder, network, config, progress, cancelled)
         self._save_timing_cache(request, config)
         seconds = {"parse": parsed - started, "build": time.perf_counter() - parsed}
         return BuildResult(data, self._tensors(network), seconds)

@@ -40,6 +40,7 @@ class RtxBackend(NativeBackend):
             weakly_typed=False,
             timing_cache=False,
             build_needs_gpu=False,
+            int8_calibrator=False,
             targets=tuple(f"{target[:-1]}.{target[-1]}" for target in targets),
             refusals=_REFUSALS,
         )

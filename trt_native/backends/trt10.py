@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Iterator
 from typing import Any
 
-from trt_native.backends.base import BuildRequest, Capabilities
+from trt_native.backends.base import BuildRequest, Capabilities, Progress
 from trt_native.backends.native import TENSORRT_REFUSALS, NativeBackend
+from trt_native.backends.trt10_calibrator import (
+    DeviceUploader,
+    check_calibration,
+    make_calibrator,
+)
+from trt_native.errors import BuildError
 from trt_native.spec import IoPrecision, Precision
 
 __all__ = ["TensorRT10Backend"]
@@ -22,6 +31,7 @@ class TensorRT10Backend(NativeBackend):
             weakly_typed=True,
             timing_cache=True,
             build_needs_gpu=True,
+            int8_calibrator=True,
             targets=(),
             refusals=TENSORRT_REFUSALS,
         )
@@ -34,14 +44,58 @@ class TensorRT10Backend(NativeBackend):
         if request.strongly_typed:
             return
         flags = self._trt.BuilderFlag
-        if request.precision is Precision.FP16:
-            config.set_flag(flags.FP16)
-        elif request.precision is Precision.BF16:
+        if request.precision is Precision.BF16:
             config.set_flag(flags.BF16)
+        elif request.precision is Precision.FP16 or request.calibration is not None:
+            config.set_flag(flags.FP16)  # with INT8 alone, all that is not quantized were FP32
+        if request.calibration is not None:
+            config.set_flag(flags.INT8)
         self._set_io_types(request, network)
         if request.fp32_nodes:
             config.set_flag(flags.OBEY_PRECISION_CONSTRAINTS)
             self._hold_fp32(request.fp32_nodes, network)
+
+    @contextlib.contextmanager
+    def _calibrating(
+        self,
+        request: BuildRequest,
+        builder: Any,
+        config: Any,
+        progress: Progress | None,
+        cancelled: threading.Event,
+    ) -> Iterator[None]:
+        if request.calibration is None:
+            yield
+            return
+        check_calibration(request)
+        calibrator = make_calibrator(
+            self._trt, request.calibration, DeviceUploader(), progress, cancelled
+        )
+        try:
+            config.int8_calibrator = calibrator
+            self._set_calibration_profile(request, builder, config)
+            yield
+        except BuildError as error:
+            if calibrator.failure is not None:
+                raise calibrator.failure from error
+            raise
+        finally:
+            calibrator.close()
+        calibrator.check()
+
+    def _set_calibration_profile(self, request: BuildRequest, builder: Any, config: Any) -> None:
+        batches = request.calibration.batches if request.calibration else None
+        if not request.profiles:
+            return
+        profile = builder.create_optimization_profile()
+        shapes = batches.common_shapes() if batches is not None else {}
+        with self._log.collecting() as errors:
+            for name, shape_range in request.profiles[0].shapes.items():
+                shape = shapes.get(name, shape_range.opt)
+                profile.set_shape(name, shape, shape, shape)
+            accepted = config.set_calibration_profile(profile)
+        if not accepted or errors:
+            raise BuildError(f"{self.product} rejected the calibration profile", errors)
 
     def _set_io_types(self, request: BuildRequest, network: Any) -> None:
         wanted = request.config.io_precision

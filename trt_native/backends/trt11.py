@@ -19,6 +19,7 @@ class TensorRT11Backend(NativeBackend):
             weakly_typed=False,
             timing_cache=True,
             build_needs_gpu=True,
+            int8_calibrator=False,
             targets=(),
             refusals=TENSORRT_REFUSALS,
         )
