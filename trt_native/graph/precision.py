@@ -49,6 +49,7 @@ __all__ = [
     "PrecisionReport",
     "Reason",
     "convert_precision",
+    "infer_types",
     "is_reduced",
     "reduced_types",
     "statistics_nodes",
@@ -152,7 +153,7 @@ def statistics_nodes(model: ir.Model, keep_fp32: Sequence[str] = ()) -> frozense
         SpecError: A pattern matches no node.
         ModelError: A value's type is unknown.
     """
-    _infer_types(model)
+    infer_types(model)
     typing = {Reason.SCHEMA, Reason.TENSORRT, Reason.CUSTOM, Reason.SUBGRAPH, Reason.GENERATOR}
     kept = Analysis(model, FLOAT16, _match(model, keep_fp32)).kept
     return frozenset(n.name for n, reason in kept.items() if n.name and reason not in typing)
@@ -206,7 +207,7 @@ def convert_precision(
     model.opset_imports.setdefault("", _DEFAULT_OPSET)
     passes.RemoveInitializersFromInputsPass()(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    _infer_types(model)
+    infer_types(model)
     opset = raise_opset(model) if target == BFLOAT16 else None
     rewriter = _Rewriter(
         model, Analysis(model, target, matches), FLOAT16 if io_precision == "fp16" else FLOAT
@@ -224,8 +225,8 @@ def _nodes_of(model: ir.Model) -> list[ir.Node]:
     return [node for graph in graphs for node in all_nodes(graph)]
 
 
-def _infer_types(model: ir.Model) -> None:
-    """Complete the value types of the main graph.
+def infer_types(model: ir.Model) -> None:
+    """Fill in the value types and shapes that the main graph lacks; change nothing else.
 
     Raises:
         ModelError: A value that an ONNX operator reads is still of unknown type.
