@@ -18,6 +18,7 @@ from trt_native.errors import SpecError, UnsupportedError
 __all__ = [
     "BuildConfig",
     "ByteProgress",
+    "CalibrationMethod",
     "DimRange",
     "HardwareCompatibility",
     "IoPrecision",
@@ -341,6 +342,15 @@ class IoPrecision(_Choice):
     KEEP = "keep"
     FP32 = "fp32"
     FP16 = "fp16"
+
+
+class CalibrationMethod(_Choice):
+    """How a tensor's range follows from the values it takes."""
+
+    ENTROPY = "entropy"
+    MINMAX = "minmax"
+    PERCENTILE = "percentile"
+    MSE = "mse"
 
 
 class ProfilingVerbosity(_Choice):
