@@ -1,0 +1,313 @@
+"""From a model and batches of its inputs to a calibration cache."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+import trt_native
+from trt_native.calibration.cache import CalibrationCache, Provenance, TensorRange, cache_header
+from trt_native.calibration.ranges import (
+    DEFAULT_PERCENTILE,
+    Histogram,
+    check_percentile,
+    magnitude,
+    threshold,
+)
+from trt_native.calibration.reference import ReferenceRunner
+from trt_native.errors import CalibrationError, SpecError
+from trt_native.graph.onnx_file import hash_files, operator_names, read_model
+from trt_native.graph.quantizable import QUANTIZABLE_OPS, quantizable_tensors
+from trt_native.spec import CalibrationMethod
+
+if TYPE_CHECKING:
+    from trt_native.backends.base import Progress
+
+__all__ = [
+    "DEFAULT_VERSION",
+    "Activations",
+    "Runner",
+    "calibrate",
+    "collect",
+]
+
+DEFAULT_VERSION = "10.16.1"
+"""The TensorRT that a cache's header names unless told otherwise: the last that calibrates."""
+
+Array = npt.NDArray[Any]
+Batch: TypeAlias = Mapping[str, Array]
+_SMALLEST = float(np.finfo(np.float32).tiny)
+
+
+class Runner(Protocol):
+    """Runs a model, and hands out its activations."""
+
+    name: str
+    """What runs the model, for the cache's provenance."""
+
+    def __call__(self, batch: Batch) -> Iterable[tuple[str, Array]]:
+        """Name and values of each wanted tensor, in any order."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """What the tensors of a model held while batches ran through it.
+
+    Attributes:
+        amax: Tensor to its largest magnitude; 0 where it never held a value other than 0.
+        histograms: Tensor to its histogram, but for those of amax 0; empty if not asked for.
+        batches: Number of batches.
+        shapes: For each input, the different shapes it had, such as ``1x3x8x8``.
+    """
+
+    amax: Mapping[str, float]
+    histograms: Mapping[str, Histogram]
+    batches: int
+    shapes: Mapping[str, tuple[str, ...]]
+
+
+def calibrate(
+    model: Path,
+    batches: Iterable[Batch],
+    *,
+    method: CalibrationMethod = CalibrationMethod.ENTROPY,
+    percentile: float = DEFAULT_PERCENTILE,
+    ops: Iterable[str] = QUANTIZABLE_OPS,
+    patterns: Sequence[str] = (),
+    version: str = DEFAULT_VERSION,
+    open_runner: Callable[[ir.Model, Sequence[str]], Runner] = ReferenceRunner,
+    progress: Progress | None = None,
+) -> CalibrationCache:
+    """Find the range of every tensor that a quantized model needs one for.
+
+    Model-local functions are inlined first; tensors inside them get the names that ``InlinePass``
+    of ``onnx_ir`` gives.
+
+    Args:
+        model: Path of the ONNX file.
+        batches: Input name to array, batch by batch. What can be iterated again is run through
+            the model twice, first for the largest values, then for exact histograms; an iterator
+            only once, for histograms of 1024 to 2048 bins.
+        method: How ranges follow from values.
+        percentile: Percentage of values that the percentile method covers.
+        ops: Operators whose inputs to calibrate.
+        patterns: Shell patterns of tensor names; only these, where given.
+        version: The version of TensorRT that the cache's header names.
+        open_runner: Makes what runs the model, from the model (which it may change) and the
+            tensors wanted.
+        progress: Hears how it goes on.
+
+    Returns:
+        The cache with its provenance, not yet saved. Tensors that hold nothing but zeros have no
+        entry.
+
+    Raises:
+        SpecError: the version, the percentile, an operator or a pattern is none.
+        ModelError: the ONNX file is missing or damaged.
+        UnsupportedError: the runner cannot run the model.
+        CalibrationError: the model has nothing to calibrate, the batches do not fit, or an
+            activation is NaN or infinite.
+    """
+    minmax = method is CalibrationMethod.MINMAX
+    header = cache_header(version, "MinMaxCalibration" if minmax else "EntropyCalibration2")
+    check_percentile(percentile)
+    graph = read_model(model)
+    files = hash_files(model, graph)
+    run, tensors = _prepared(model, graph, tuple(ops), patterns, open_runner)
+    found = collect(batches, run, tensors, histograms=not minmax, progress=progress)
+    ranges = _ranges(found, method, percentile)
+    if not ranges:
+        raise CalibrationError(
+            f"{model}: none of its {len(tensors)} tensors holds anything but zeros with this data;"
+            " calibrate with real inputs"
+        )
+    covering = f" {percentile:g}" if method is CalibrationMethod.PERCENTILE else ""
+    provenance = Provenance(
+        producer=f"trt-native {trt_native.__version__}",
+        model=files,
+        method=f"{method}{covering}",
+        runner=run.name,
+        batches=found.batches,
+        shapes=found.shapes,
+        ranges=ranges,
+        skipped={name: "holds nothing but zeros" for name in tensors if name not in ranges},
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+    return CalibrationCache.from_ranges(header, provenance)
+
+
+def _prepared(
+    path: Path,
+    graph: ir.Model,
+    ops: Sequence[str],
+    patterns: Sequence[str],
+    open_runner: Callable[[ir.Model, Sequence[str]], Runner],
+) -> tuple[Runner, list[str]]:
+    """What runs the model, and the tensors to measure."""
+    if graph.functions:
+        passes.InlinePass()(graph)
+    if "QuantizeLinear" in operator_names(graph):
+        raise CalibrationError(
+            f"{path}: is quantized already; calibrate the model that Q/DQ nodes were added to"
+        )
+    tensors = quantizable_tensors(graph, ops)
+    if not tensors:
+        raise CalibrationError(
+            f"{path}: nothing to calibrate: no activation goes into {' or '.join(ops)}"
+        )
+    chosen = _chosen(tensors, patterns)
+    return open_runner(graph, chosen), chosen
+
+
+def _ranges(
+    found: Activations, method: CalibrationMethod, percentile: float
+) -> dict[str, TensorRange]:
+    """The range of each tensor that has one."""
+    ranges = {}
+    for name, amax in found.amax.items():
+        histogram = found.histograms.get(name)
+        limit = threshold(histogram, method, percentile) if histogram else amax
+        if limit >= _SMALLEST:
+            ranges[name] = TensorRange(amax, limit)
+    return ranges
+
+
+def _chosen(tensors: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    for pattern in patterns:
+        if not fnmatch.filter(tensors, pattern):
+            close = difflib.get_close_matches(pattern, tensors, n=3, cutoff=0.4)
+            hint = f"; close: {', '.join(close)}" if close else ""
+            raise SpecError(f"pattern {pattern!r} matches no tensor that can be calibrated{hint}")
+    if not patterns:
+        return list(tensors)
+    return [name for name in tensors if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
+
+
+def collect(
+    batches: Iterable[Batch],
+    run: Callable[[Batch], Iterable[tuple[str, Array]]],
+    tensors: Sequence[str],
+    *,
+    histograms: bool = True,
+    progress: Progress | None = None,
+) -> Activations:
+    """Run batches through a model and measure what its tensors hold.
+
+    Args:
+        batches: Input name to array, batch by batch. An iterator is run through once, anything
+            else twice if there shall be histograms.
+        run: Takes a batch; gives name and values of each of the tensors, in any order, and of
+            others, which do not matter.
+        tensors: What to measure.
+        histograms: Whether to make histograms; otherwise only ``amax``.
+        progress: Hears how it goes on.
+
+    Raises:
+        CalibrationError: there are no batches, fewer or more of them the second time, a tensor is
+            NaN or infinite, or ``run`` leaves one out.
+    """
+    run_all = partial(_pass, batches, run, tensors, progress)
+    amax = dict.fromkeys(tensors, 0.0)
+    filled: dict[str, Histogram] = {}
+
+    def measure(name: str, values: Array) -> None:
+        peak = magnitude(values)
+        if not np.isfinite(peak):
+            raise ValueError("NaN or infinite values")
+        amax[name] = max(amax[name], peak)
+
+    def count(name: str, values: Array) -> None:
+        if name in filled:
+            filled[name].add(values)
+
+    once = histograms and isinstance(batches, Iterator)
+    if once:
+        filled = {name: Histogram() for name in tensors}
+        shapes = run_all("histograms", count)
+        amax = {name: histogram.amax for name, histogram in filled.items()}
+        filled = {name: histogram for name, histogram in filled.items() if histogram.amax}
+    else:
+        shapes = run_all("largest values", measure)
+    if histograms and not once and any(amax.values()):
+        filled = {name: Histogram(peak) for name, peak in amax.items() if peak}
+        again = len(run_all("histograms", count))
+        if again != len(shapes):
+            raise CalibrationError(
+                f"the calibration data had {len(shapes)} batches at first and {again} the second"
+                " time; give an iterator if it can be read only once"
+            )
+    return Activations(amax, filled, len(shapes), _distinct(shapes))
+
+
+def _pass(
+    batches: Iterable[Batch],
+    run: Callable[[Batch], Iterable[tuple[str, Array]]],
+    tensors: Sequence[str],
+    progress: Progress | None,
+    title: str,
+    use: Callable[[str, Array], None],
+) -> list[dict[str, str]]:
+    """Run every batch once; return the shapes of each."""
+    phase = f"Running the model: {title}"
+    steps = len(batches) if isinstance(batches, Sized) else None
+    shapes = []
+    if progress is not None:
+        progress.phase_start(phase, None, steps or 1)
+    for number, batch in enumerate(batches):
+        try:
+            _run_batch(run(batch), tensors, use)
+        except CalibrationError as error:
+            raise CalibrationError(f"batch {number}: {error.message}", error.details) from error
+        shapes.append({name: _shape_text(array) for name, array in batch.items()})
+        if progress is not None and steps:
+            progress.step_complete(phase, number)
+    if progress is not None:
+        progress.phase_finish(phase)
+    if not shapes:
+        raise CalibrationError("there are no batches to calibrate with")
+    return shapes
+
+
+def _run_batch(
+    activations: Iterable[tuple[str, Array]],
+    tensors: Sequence[str],
+    use: Callable[[str, Array], None],
+) -> None:
+    wanted = set(tensors)
+    missing = set(tensors)
+    for name, values in activations:
+        if name not in wanted:
+            continue
+        try:
+            use(name, values)
+        except ValueError as error:
+            raise CalibrationError(
+                f"tensor {name!r} has {error}; leave this batch out, or calibrate the model in FP32"
+            ) from None
+        missing.discard(name)
+    if missing:
+        raise CalibrationError(f"the model gave no values of tensor {min(missing)!r}")
+
+
+def _shape_text(array: Array) -> str:
+    return "x".join(map(str, np.shape(array))) or "scalar"
+
+
+def _distinct(batches: Sequence[Mapping[str, str]]) -> dict[str, tuple[str, ...]]:
+    names = dict.fromkeys(name for shapes in batches for name in shapes)
+    return {
+        name: tuple(dict.fromkeys(shapes[name] for shapes in batches if name in shapes))
+        for name in names
+    }
