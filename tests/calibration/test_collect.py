@@ -85,8 +85,15 @@ def test_without_histograms_one_pass_is_enough(batches):
 @pytest.mark.parametrize("wrap", [list, iter])
 def test_zeros_and_nothing_have_no_histogram(wrap):
     batches = [{"x": np.zeros(4, np.float32), "y": np.zeros((0, 4), np.float32)}] * 2
-    found = collect(wrap(batches), identity, ["x", "y"])
+    runs = []
+
+    def run(batch):
+        runs.append(batch)
+        return identity(batch)
+
+    found = collect(wrap(batches), run, ["x", "y"])
     assert (found.amax, found.histograms) == ({"x": 0.0, "y": 0.0}, {})
+    assert len(runs) == 2
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.int8, np.int64, np.bool_])

@@ -230,6 +230,7 @@ def test_a_limit_that_is_exceeded_doubles():
     [
         (np.array([-128, 127], np.int8), 128.0),
         (np.array([-(2**63)], np.int64), 2.0**63),
+        (np.array([2**24 + 1], np.int32), 2.0**24 + 1),
         (np.array([255, 0], np.uint8), 255.0),
         (np.array([True, False]), 1.0),
         (np.array([-65504, 2], np.float16), 65504.0),

@@ -63,7 +63,7 @@ def test_help_lists_the_commands_and_imports_nothing_heavy():
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
-    for command in ("build", "inspect", "run", "doctor", "export"):
+    for command in ("build", "calibrate", "inspect", "run", "doctor", "export"):
         assert command in result.stdout
     assert result.stderr.strip() == "[]"
 

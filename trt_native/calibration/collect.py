@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 import trt_native
 from trt_native.calibration.cache import CalibrationCache, Provenance, TensorRange, cache_header
+from trt_native.calibration.folder import Array
 from trt_native.calibration.ranges import (
     DEFAULT_PERCENTILE,
     Histogram,
@@ -45,7 +45,6 @@ __all__ = [
 DEFAULT_VERSION = "10.16.1"
 """The TensorRT that a cache's header names unless told otherwise: the last that calibrates."""
 
-Array = npt.NDArray[Any]
 Batch: TypeAlias = Mapping[str, Array]
 _SMALLEST = float(np.finfo(np.float32).tiny)
 

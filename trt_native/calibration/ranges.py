@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_native.calibration.cache import LEVELS
+from trt_native.calibration.folder import Array
 from trt_native.errors import SpecError
 from trt_native.spec import CalibrationMethod
 
@@ -37,7 +38,6 @@ _GROUPS = LEVELS + 1  # magnitudes that INT8 tells apart, zero among them
 _TIE = 1e-12  # divergences as close as this are rounding
 _CHUNK = 1 << 20  # elements converted at a time
 
-Array = npt.NDArray[Any]
 Counts = npt.NDArray[np.int64]
 
 

@@ -8,20 +8,18 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes import common as passes
 
+from trt_native.calibration.folder import Array
 from trt_native.errors import CalibrationError, UnsupportedError
 from trt_native.graph.onnx_file import tensor_specs
 from trt_native.graph.precision_rules import all_nodes, bodies
 from trt_native.spec import TensorSpec
 
 __all__ = ["ReferenceRunner"]
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import typer
 
 import trt_native
 from trt_native.cli.build import build
+from trt_native.cli.calibrate import calibrate
 from trt_native.cli.console import set_verbosity, stdout
 from trt_native.cli.doctor import doctor
 from trt_native.cli.export import export_app
@@ -49,6 +50,7 @@ def options(
 
 app.add_typer(export_app)
 app.command()(build)
+app.command()(calibrate)
 app.command()(inspect)
 app.command()(run)
 app.command()(doctor)

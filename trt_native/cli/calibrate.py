@@ -1,0 +1,253 @@
+"""``trt-native calibrate``."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trt_native.cli.console import guarded, print_json, stderr, stdout, table
+from trt_native.cli.progress import BuildProgress
+from trt_native.errors import SpecError
+from trt_native.spec import CalibrationMethod
+
+if TYPE_CHECKING:
+    from trt_native.calibration.cache import CalibrationCache
+
+__all__ = ["calibrate"]
+
+_LISTED = 8  # names of tensors in one line of the summary
+_PANEL = "Existing caches"
+
+
+@guarded
+def calibrate(
+    model: Annotated[
+        Path | None, typer.Argument(metavar="MODEL.onnx", help="The ONNX file.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Calibration data: a folder of .npz or .npy files, one .npz file, or"
+            " FILE.py:FUNCTION that yields {input name: array}.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The cache to write. \\[default: MODEL.calib]"),
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="How ranges follow from values: entropy (TensorRT's own), minmax, percentile or"
+            " mse."
+        ),
+    ] = "entropy",
+    percentile: Annotated[
+        float | None,
+        typer.Option(help="Percentage of values to cover. \\[default: 99.99]"),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", help="Use only the first N batches.")
+    ] = None,
+    tensor: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Shell pattern of the tensors to calibrate. Repeatable. \\[default: all inputs of"
+            " Conv, ConvTranspose, MatMul and Gemm]",
+        ),
+    ] = None,
+    trt_version: Annotated[
+        str | None,
+        typer.Option(help="The TensorRT that the cache's header names. \\[default: 10.16.1]"),
+    ] = None,
+    show: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="List a cache's ranges.", rich_help_panel=_PANEL),
+    ] = None,
+    diff: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="A B", help="Compare two caches.", rich_help_panel=_PANEL),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Find the ranges that INT8 and FP8 need, by running a model on sample inputs.
+
+    Runs the model with onnx.reference on the CPU, which suits small models. The cache is
+    TensorRT's own text; where the ranges come from stands in a .json file beside it.
+    """
+    if [model is not None, show is not None, diff is not None].count(True) != 1:
+        raise SpecError("give one of: MODEL.onnx with --data DIR, --show FILE, or --diff A B")
+    if model is None and any((data, output, percentile, limit, tensor, trt_version)):
+        raise SpecError("--show and --diff read caches: they take no option but --json")
+    if show is not None:
+        _show(show, json)
+    elif diff is not None:
+        _diff(*diff, json)
+    elif model is not None:
+        if data is None:
+            raise SpecError(f"no calibration data for {model.name}: give --data DIR")
+        chosen = CalibrationMethod.parse(method)
+        if percentile is not None and chosen is not CalibrationMethod.PERCENTILE:
+            raise SpecError(f"--percentile: no effect with --method {chosen}")
+        _calibrate(
+            model,
+            data,
+            output or model.with_suffix(".calib"),
+            limit,
+            json,
+            {
+                "method": chosen,
+                "patterns": tensor or (),
+                **({} if percentile is None else {"percentile": percentile}),
+                **({} if trt_version is None else {"version": trt_version}),
+            },
+        )
+
+
+def _calibrate(
+    model: Path, data: str, output: Path, limit: int | None, json: bool, options: dict[str, Any]
+) -> None:
+    from trt_native.calibration.batches import read_batches
+    from trt_native.calibration.collect import calibrate
+    from trt_native.graph.onnx_file import read_model, tensor_specs
+    from trt_native.plan import check_writable
+
+    check_writable(output)
+    started = time.perf_counter()
+    with BuildProgress(stderr) as progress:
+        inputs, _ = tensor_specs(read_model(model))
+        progress.phase_start("Reading the calibration data", None, 1)
+        batches = read_batches(data, inputs, limit=limit)
+        progress.phase_finish("Reading the calibration data")
+        stderr.print("running the model with onnx.reference on the CPU: slow for large models")
+        cache = calibrate(model, batches, progress=progress, **options)
+    cache.save(output)
+    seconds = time.perf_counter() - started
+    if json:
+        print_json({**_as_json(output, cache), "seconds": round(seconds, 3)})
+        return
+    table("Calibrated", ("", ""), [*_origin(output, cache), ("time", f"{seconds:.1f} s")])
+
+
+def _origin(path: Path, cache: CalibrationCache) -> list[tuple[str, str]]:
+    """What a cache is and where it comes from, as rows of a table."""
+    rows = [("cache", f"{path} ({cache.header})"), ("tensors", f"{len(cache.scales)}")]
+    origin = cache.provenance
+    if origin is None:
+        return [*rows, ("origin", "unknown: no .json file beside the cache")]
+    if origin.skipped:
+        rows.append(("without a range", f"{_some(list(origin.skipped))}: nothing but zeros"))
+    shapes = (f"{name} {' or '.join(found)}" for name, found in origin.shapes.items())
+    return [
+        *rows,
+        ("model", f"{origin.model['file']} (SHA-256 {origin.model['sha256'][:16]}...)"),
+        ("method", origin.method),
+        ("activations from", origin.runner),
+        ("data", f"{origin.batches} batches: {', '.join(shapes)}"),
+        ("made", f"{origin.created} by {origin.producer}"),
+    ]
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
+
+
+def _as_json(path: Path, cache: CalibrationCache) -> dict[str, Any]:
+    origin = cache.provenance.to_json() if cache.provenance else None
+    return {
+        "path": str(path),
+        "header": cache.header,
+        "provenance": origin,
+        "tensors": [
+            {
+                "name": name,
+                "scale": scale,
+                "threshold": cache.threshold(name),
+                "amax": cache.amax(name),
+            }
+            for name, scale in cache.scales.items()
+        ],
+    }
+
+
+def _show(path: Path, json: bool) -> None:
+    from trt_native.calibration.cache import CalibrationCache
+
+    cache = CalibrationCache.load(path)
+    if json:
+        print_json(_as_json(path, cache))
+        return
+    table(str(path), ("", ""), _origin(path, cache))
+    table(
+        f"Ranges ({len(cache.scales)} tensors)",
+        ("tensor", "range +/-", "largest value", "covered", "scale"),
+        (
+            (name, f"{cache.threshold(name):.6g}", *_coverage(cache, name), f"{scale:.6g}")
+            for name, scale in cache.scales.items()
+        ),
+    )
+
+
+def _coverage(cache: CalibrationCache, name: str) -> tuple[str, str]:
+    amax = cache.amax(name)
+    if amax is None:
+        return "unknown", "unknown"
+    return f"{amax:.6g}", f"{min(cache.threshold(name) / amax, 1):.1%}"
+
+
+def _diff(first: Path, second: Path, json: bool) -> None:
+    from trt_native.calibration.cache import CalibrationCache
+
+    a, b = CalibrationCache.load(first), CalibrationCache.load(second)
+    only_a = [name for name in a.scales if name not in b.scales]
+    only_b = [name for name in b.scales if name not in a.scales]
+    ratios = {name: b.scales[name] / scale for name, scale in a.scales.items() if name in b.scales}
+    worst = sorted(ratios, key=lambda name: -abs(math.log(ratios[name])))
+    if json:
+        print_json(
+            {
+                "a": str(first),
+                "b": str(second),
+                "only_a": only_a,
+                "only_b": only_b,
+                "tensors": [
+                    {
+                        "name": name,
+                        "a": a.threshold(name),
+                        "b": b.threshold(name),
+                        "ratio": ratios[name],
+                    }
+                    for name in worst
+                ],
+            }
+        )
+        return
+    table("A", ("", ""), _origin(first, a))
+    table("B", ("", ""), _origin(second, b))
+    for title, names in (("Only in A", only_a), ("Only in B", only_b)):
+        if names:
+            table(f"{title} ({len(names)})", ("tensor",), ((name,) for name in names))
+    differing = [name for name in worst if ratios[name] != 1]
+    if differing:
+        table(
+            f"Different ranges ({len(differing)} of {len(worst)} tensors in both)",
+            ("tensor", "A +/-", "B +/-", "B / A"),
+            (
+                (
+                    name,
+                    f"{a.threshold(name):.6g}",
+                    f"{b.threshold(name):.6g}",
+                    f"{ratios[name]:.4f}",
+                )
+                for name in differing
+            ),
+        )
+    else:
+        stdout.print(f"The {len(worst)} tensors in both have the same ranges.", highlight=False)
