@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from trt_native.models.latentsync import UNet
     from trt_native.models.latentsync.checkpoint import Checkpoint
 
-__all__ = ["export_deepcache", "export_latentsync"]
+__all__ = ["AUDIO_TOKENS", "export_deepcache", "export_latentsync"]
 
 AUDIO_TOKENS = 50
 """Audio features per frame that the LatentSync U-Net is exported for."""
