@@ -38,6 +38,36 @@ MANIFEST_SCHEMA = 1
 _HEADER_BYTES = 32
 _PRODUCTS = {b"ftrt": "TensorRT", b"vtrt": "TensorRT-RTX"}
 
+_NONE = type(None)
+_MANIFEST_TYPES: dict[str, tuple[type, ...]] = {
+    "schema": (int,),
+    "producer": (str,),
+    "plan_sha256": (str,),
+    "plan_bytes": (int,),
+    "backend": (str,),
+    "backend_version": (str,),
+    "gpu": (str, _NONE),
+    "compute_capabilities": (list,),
+    "driver": (str, _NONE),
+    "model": (dict,),
+    "tensors": (list,),
+    "precision": (dict,),
+    "options": (dict,),
+    "seconds": (dict,),
+    "created": (str,),
+}
+_MODEL_TYPES = {"file": (str,), "bytes": (int,), "sha256": (str,), "external": (list,)}
+_PRECISION_TYPES = {"requested": (str,), "applied": (str,)}
+_TENSOR_TYPES = {
+    "name": (str,),
+    "mode": (str,),
+    "dtype": (str,),
+    "shape": (list,),
+    "dims": (list,),
+    "profiles": (list,),
+    "values": (list,),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class PlanHeader:
@@ -125,19 +155,33 @@ class PlanTensor:
     def to_json(self) -> dict[str, Any]:
         """As JSON holds it, ranges as ``MIN:OPT:MAX``."""
         data = asdict(self)
+        data["shape"] = list(self.shape)
+        data["dims"] = list(self.dims)
         data["profiles"] = [str(item) for item in self.profiles]
         data["values"] = [str(item) for item in self.values]
         return data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> PlanTensor:
-        """The inverse of :meth:`to_json`."""
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            KeyError, TypeError, ValueError: a field is missing or malformed.
+        """
+        _check_types(data, _TENSOR_TYPES, "tensor.")
+        shape, dims = data["shape"], data["dims"]
+        if data["mode"] not in ("input", "output"):
+            raise ValueError(f"mode {data['mode']!r} of tensor {data['name']!r}")
+        if not all(type(axis) is int and axis >= -1 for axis in shape):
+            raise ValueError(f"shape {shape} of tensor {data['name']!r}")
+        if len(dims) not in (0, len(shape)) or not all(isinstance(d, (str, _NONE)) for d in dims):
+            raise ValueError(f"dims {dims} of tensor {data['name']!r}")
         return cls(
-            name=str(data["name"]),
-            mode=str(data["mode"]),
-            dtype=str(data["dtype"]),
-            shape=tuple(int(axis) for axis in data["shape"]),
-            dims=tuple(data["dims"]),
+            name=data["name"],
+            mode=data["mode"],
+            dtype=data["dtype"],
+            shape=tuple(shape),
+            dims=tuple(dims),
             profiles=tuple(ShapeRange.parse(text) for text in data["profiles"]),
             values=tuple(ShapeRange.parse(text) for text in data["values"]),
         )
@@ -213,6 +257,9 @@ class Manifest:
     def from_json(cls, data: object) -> Manifest:
         """The inverse of :meth:`to_json`.
 
+        Properties that this version does not know are ignored, as
+        ``include/plan_manifest.schema.json`` asks of every reader.
+
         Raises:
             PlanError: another schema, or a field is missing or malformed.
         """
@@ -220,11 +267,15 @@ class Manifest:
             found = data.get("schema") if isinstance(data, dict) else type(data).__name__
             raise PlanError(f"manifest of schema {found!r}, this version reads {MANIFEST_SCHEMA}")
         try:
-            fields = {name: data[name] for name in cls.__dataclass_fields__}
+            _check_types(data, _MANIFEST_TYPES, "")
+            _check_types(data["model"], _MODEL_TYPES, "model.")
+            _check_types(data["precision"], _PRECISION_TYPES, "precision.")
+            known = [name for name in cls.__dataclass_fields__ if name in data]
+            fields = {name: data[name] for name in known}
             fields["tensors"] = tuple(PlanTensor.from_json(item) for item in data["tensors"])
-            fields["compute_capabilities"] = tuple(data["compute_capabilities"])
+            fields["compute_capabilities"] = tuple(map(str, data["compute_capabilities"]))
             return cls(**fields)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise PlanError(f"malformed manifest: {type(error).__name__}: {error}") from None
 
 
@@ -310,6 +361,21 @@ class Plan:
         return cls(data, manifest, source)
 
 
+def _check_types(data: Any, types: Mapping[str, tuple[type, ...]], where: str) -> None:
+    """What the rest relies on; the schema file says more than a reader needs.
+
+    Raises:
+        KeyError, TypeError: a property is missing, or of another type.
+    """
+    if not isinstance(data, dict):
+        raise TypeError(f"{where.rstrip('.')} is no object")
+    for name, allowed in types.items():
+        if name not in data:
+            raise KeyError(f"{where}{name}")
+        if not isinstance(data[name], allowed) or isinstance(data[name], bool):
+            raise TypeError(f"{where}{name} is {type(data[name]).__name__}")
+
+
 def _manifest_path(plan: Path) -> Path:
     return plan.with_name(plan.name + ".json")
 
@@ -320,7 +386,7 @@ def _read_manifest(plan: Path) -> Manifest | None:
         return Manifest.from_json(json.loads(path.read_bytes()))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PlanError(f"{path}: cannot be read: {error}; delete it or build again") from None
     except PlanError as error:
         raise PlanError(f"{path}: {error}; build the plan again") from None
