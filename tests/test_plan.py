@@ -3,14 +3,35 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shlex
 import struct
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from trt_native.errors import PlanError, SpecError
-from trt_native.plan import Manifest, Plan, PlanHeader, PlanTensor, check_writable, replacing
-from trt_native.spec import ShapeRange
+from trt_native.plan import (
+    Environment,
+    Manifest,
+    Plan,
+    PlanHeader,
+    PlanTensor,
+    check_writable,
+    compatibility,
+    find_model,
+    rebuild_command,
+    replacing,
+)
+from trt_native.spec import (
+    BuildConfig,
+    HardwareCompatibility,
+    IoPrecision,
+    Precision,
+    ProfileSpec,
+    ProfilingVerbosity,
+    ShapeRange,
+)
 
 
 def plan_bytes(tag=b"vtrt", version=(1, 6, 1, 120), payload=b"payload " * 8):
@@ -185,3 +206,230 @@ def test_check_writable(tmp_path):
         check_writable(tmp_path / "missing" / "m.plan")
     with pytest.raises(SpecError, match="is a folder"):
         check_writable(tmp_path)
+
+
+ADA = Environment(
+    libraries={"TensorRT-RTX": "1.6.1.120"},
+    targets={"TensorRT-RTX": ("8.6", "8.9")},
+    gpu="NVIDIA L4",
+    compute_capability="8.9",
+    driver="13.0",
+    total_bytes=24 << 30,
+    free_bytes=20 << 30,
+)
+TENSORRT = dataclasses.replace(ADA, libraries={"TensorRT": "10.16.1.11"}, targets={})
+
+
+def judge(plan, environment, header=None, **changes):
+    manifest = dataclasses.replace(plan.manifest, **changes)
+    return compatibility(header or plan.header, manifest, environment)
+
+
+def test_a_plan_at_home_loads_without_doubt(plan):
+    verdict = compatibility(plan.header, plan.manifest, ADA)
+    assert verdict.loads
+    assert verdict.doubts == ()
+
+
+@pytest.mark.parametrize(
+    ("environment", "changes", "fault"),
+    [
+        ({"libraries": {}}, {}, "needs TensorRT-RTX 1.6.1.120, which is not installed"),
+        ({"libraries": {"TensorRT": "11.1.0"}}, {}, "found: TensorRT 11.1.0"),
+        ({"libraries": {"TensorRT-RTX": "1.7.1.116"}}, {}, "built by TensorRT-RTX 1.6.1.120"),
+        ({"gpu": None, "compute_capability": None}, {}, "needs a GPU"),
+        ({"compute_capability": "8.6"}, {}, "for compute capability 8.9, this GPU is NVIDIA L4"),
+        ({"total_bytes": 100}, {"plan_bytes": 2000}, "the GPU has 100 B of memory"),
+    ],
+)
+def test_what_prevents_loading(plan, environment, changes, fault):
+    verdict = judge(plan, dataclasses.replace(ADA, **environment), **changes)
+    assert not verdict.loads
+    assert len(verdict.faults) == 1
+    assert fault in verdict.faults[0]
+
+
+@pytest.mark.parametrize(
+    ("environment", "changes", "doubt"),
+    [
+        ({"compute_capability": "9.0"}, {"compute_capabilities": ()}, "does not officially"),
+        ({"driver": "12.8"}, {"driver": "13.0"}, "a driver for CUDA 13.0, here it is for CUDA"),
+        ({"free_bytes": 100}, {"plan_bytes": 2000}, "2.0 KiB, the GPU has 100 B free"),
+        ({}, {"options": {"strip_weights": True}}, "refit it before it is run"),
+    ],
+)
+def test_what_is_only_doubtful(plan, environment, changes, doubt):
+    verdict = judge(plan, dataclasses.replace(ADA, **environment), **changes)
+    assert verdict.loads
+    assert len(verdict.doubts) == 1
+    assert doubt in verdict.doubts[0]
+
+
+def test_streamed_weights_need_not_fit(plan):
+    small = dataclasses.replace(ADA, total_bytes=100, free_bytes=10)
+    assert judge(plan, small, plan_bytes=2000, options={"weight_streaming": True}).loads
+
+
+@pytest.mark.parametrize(
+    ("built", "here", "options", "loads"),
+    [
+        ((10, 16, 1, 11), "10.16.1.11", {}, True),
+        ((10, 3, 0, 26), "10.16.1.11", {}, False),
+        ((10, 3, 0, 26), "10.16.1.11", {"version_compatible": True}, True),
+        ((10, 3, 0, 26), "11.1.0.106", {"version_compatible": True}, True),
+        ((11, 1, 0, 106), "10.16.1.11", {"version_compatible": True}, False),
+        ((10, 3, 0, 26), "10.16.1.11", None, True),  # not known: a doubt
+        ((10, 3, 0, 26), "11.1.0.106", None, False),
+    ],
+)
+def test_versions_of_tensorrt(plan, built, here, options, loads):
+    header = PlanHeader.parse(plan_bytes(b"ftrt", built))
+    environment = dataclasses.replace(TENSORRT, libraries={"TensorRT": here})
+    if options is None:
+        verdict = compatibility(header, None, environment)
+        assert any("version compatible" in doubt for doubt in verdict.doubts) == loads
+    else:
+        verdict = judge(plan, environment, header, options=options)
+    assert verdict.loads == loads
+
+
+@pytest.mark.parametrize(
+    ("built", "here", "compatible_with", "loads"),
+    [
+        ("8.9", "8.9", "none", True),
+        ("8.6", "8.9", "none", False),
+        ("8.0", "8.9", "ampere_plus", True),
+        ("8.9", "7.5", "ampere_plus", False),
+        ("8.6", "8.9", "same_compute_capability", False),
+    ],
+)
+def test_hardware_compatibility(plan, built, here, compatible_with, loads):
+    verdict = judge(
+        plan,
+        dataclasses.replace(TENSORRT, compute_capability=here),
+        PlanHeader.parse(plan_bytes(b"ftrt", (10, 16, 1, 11))),
+        compute_capabilities=(built,),
+        options={"hardware_compatibility": compatible_with},
+    )
+    assert verdict.loads == loads
+
+
+def test_another_gpu_of_the_same_kind_is_a_doubt(plan):
+    header = PlanHeader.parse(plan_bytes(b"ftrt", (10, 16, 1, 11)))
+    verdict = judge(plan, TENSORRT, header, gpu="NVIDIA RTX 6000 Ada")
+    assert verdict.doubts == (
+        "it was built and tuned on NVIDIA RTX 6000 Ada, and may be slower on NVIDIA L4"
+        " (compute capability 8.9)",
+    )
+
+
+def test_the_rebuild_command_has_every_option(plan, tmp_path):
+    """Parsed by the real command line, it gives the configuration that the manifest records."""
+    from typer.main import get_command
+
+    from trt_native.cli.app import app
+
+    config = BuildConfig(
+        profiles=(ProfileSpec.parse(["a b=1:2:4"], ["x=1x1:2x1:4x1"]),),
+        precision=Precision.FP16,
+        io_precision=IoPrecision.FP32,
+        keep_fp32=("*/norm*", "op:Resize; rm -rf"),
+        workspace_bytes=1 << 30,
+        optimization_level=2,
+        max_aux_streams=1,
+        tf32=False,
+        sparse_weights=True,
+        refit=True,
+        strip_weights=True,
+        weight_streaming=True,
+        version_compatible=True,
+        hardware_compatibility=HardwareCompatibility.AMPERE_PLUS,
+        compute_capabilities=("8.6", "8.9"),
+        timing_cache=tmp_path / "timing.cache",
+        profiling_verbosity=ProfilingVerbosity.NONE,
+    )
+    assert set(config.options()) == set(BuildConfig.__dataclass_fields__)
+    manifest = dataclasses.replace(plan.manifest, options=json.loads(json.dumps(config.options())))
+    words = shlex.split(rebuild_command(manifest, tmp_path / "it's.plan"))
+    assert words[:2] == ["trt-native", "build"]
+    command = get_command(app).commands["build"]
+    given = command.make_context("build", words[2:]).params
+    assert given["output"] == tmp_path / "it's.plan"
+    assert given["model"] == tmp_path / "m.onnx"
+    assert ProfileSpec.parse(given["dim"], given["shape"]) == config.profiles[0]
+    spelled = {"workspace": "workspace_bytes", "compute_capability": "compute_capabilities"}
+    repeated = {spelled.get(name, name): value for name, value in given.items()}
+    for name, value in config.options().items():
+        if name == "timing_cache":
+            assert repeated[name] is None
+        elif name == "workspace_bytes":
+            assert int(repeated[name]) == value
+        elif name != "profiles":
+            found = repeated[name]
+            assert (list(found) if isinstance(value, list) else found) == value
+
+
+def test_several_profiles_go_into_a_file(plan, tmp_path):
+    from trt_native.graph.dims import read_profile_file
+
+    profiles = tuple(ProfileSpec.parse([f"b={n}"], ["it's=1x2:1x3:1x4"]) for n in ("1", "2:4:8"))
+    options = json.loads(json.dumps(BuildConfig(profiles=profiles).options()))
+    manifest = dataclasses.replace(plan.manifest, options=options)
+    command = rebuild_command(manifest, tmp_path / "m.plan")
+    write, build = command.split(" && ")
+    subprocess.run(["bash", "-c", write], check=True)  # noqa: S607
+    file = Path(shlex.split(build)[-1])
+    assert shlex.split(build)[-2] == "--profile"
+    assert read_profile_file(file) == profiles
+
+
+def test_a_rebuild_is_for_the_gpu_that_is_here(plan, tmp_path):
+    manifest = dataclasses.replace(plan.manifest, options={"compute_capabilities": ["8.6"]})
+    manifest = dataclasses.replace(manifest, compute_capabilities=("8.6",))
+    assert rebuild_command(manifest, tmp_path / "m.plan", ADA).endswith("compute-capability 8.9")
+    here = dataclasses.replace(ADA, compute_capability="8.6")
+    assert rebuild_command(manifest, tmp_path / "m.plan", here).endswith("compute-capability 8.6")
+
+
+@pytest.mark.parametrize("options", [{"profiles": [3]}, {"profiles": [{"dims": [1]}]}])
+def test_options_that_are_none_are_no_command(plan, tmp_path, options):
+    manifest = dataclasses.replace(plan.manifest, options=options)
+    with pytest.raises(PlanError, match="malformed manifest: options"):
+        rebuild_command(manifest, tmp_path / "m.plan")
+
+
+def test_the_model_is_looked_for_beside_the_plan_alone(plan, tmp_path):
+    (tmp_path / "a").mkdir()
+    outside = tmp_path / "m.onnx"
+    outside.write_bytes(b"outside")
+    where = tmp_path / "a" / "m.plan"
+
+    def look(name):
+        return find_model(dataclasses.replace(plan.manifest, model={**model, "file": name}), where)
+
+    model = {"bytes": 7, "sha256": hashlib.sha256(b"outside").hexdigest(), "external": []}
+    for name in ("../m.onnx", str(outside), "b/../../m.onnx"):
+        assert look(name) == (
+            None,
+            f"{name!r} lies outside the plan's folder, which is not followed",
+        )
+    (tmp_path / "a" / "link.onnx").symlink_to(outside)
+    assert look("link.onnx")[0] is None
+    assert "does not lie beside the plan" in look("m.onnx")[1]
+    inside = tmp_path / "a" / "m.onnx"
+    inside.write_bytes(b"outside")
+    assert look("m.onnx") == (inside, "m.onnx beside it is the file that it was built from")
+    inside.write_bytes(b"changed")
+    assert look("m.onnx") == (inside, "m.onnx beside it has changed since the plan was built")
+    with pytest.raises(PlanError, match="cannot read"):
+        look("m\0.onnx")
+
+
+def test_a_manifest_can_be_ignored(tmp_path, plan):
+    path = plan.save(tmp_path / "m.plan")
+    for text in ("{", json.dumps(dict(plan.manifest.to_json(), plan_sha256="0" * 64))):
+        (tmp_path / "m.plan.json").write_text(text)
+        with pytest.raises(PlanError, match="--no-manifest"):
+            Plan.load(path)
+        loaded = Plan.load(path, ignore_manifest=True)
+        assert (loaded.data, loaded.manifest) == (plan.data, None)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from trt_native.backends.base import DTYPES, Backend, load_backend
-from trt_native.cuda import require_gpu
+from trt_native.cuda import GpuInfo, require_gpu
 from trt_native.errors import ClosedError, CudaError, PlanError, UnsupportedError
-from trt_native.plan import Plan, PlanTensor
+from trt_native.plan import Environment, Plan, PlanTensor, compatibility
 from trt_native.spec import ShapeRange
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "environment_of"]
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class Engine:
@@ -48,7 +52,7 @@ class Engine:
         self.plan = plan if isinstance(plan, Plan) else Plan.load(Path(plan))
         self.ordinal = ordinal
         self.backend = _backend_for(self.plan, backend)
-        require_gpu(ordinal)
+        _check(self.plan, environment_of([self.backend], require_gpu(ordinal)))
         self._native = self.backend.deserialize(self.plan.data)
         self.profile_count = max(1, int(self._native.num_optimization_profiles))
         self.tensors = self._read_tensors()
@@ -152,6 +156,32 @@ class Engine:
                 if host and (bounds := engine.get_tensor_profile_values(index, name))
             ),
         )
+
+
+def environment_of(backends: Iterable[Backend], gpu: GpuInfo | None) -> Environment:
+    """What these libraries and this GPU mean for loading plans."""
+    loaded = list(backends)
+    return Environment(
+        libraries={backend.product: backend.version for backend in loaded},
+        targets={b.product: b.capabilities.targets for b in loaded if b.capabilities.targets},
+        gpu=gpu.name if gpu else None,
+        compute_capability=gpu.compute_capability if gpu else None,
+        driver=gpu.driver if gpu else None,
+        total_bytes=gpu.total_bytes if gpu else None,
+        free_bytes=gpu.free_bytes if gpu else None,
+    )
+
+
+def _check(plan: Plan, environment: Environment) -> None:
+    """Refuse a plan that is known not to load, before TensorRT sees its bytes."""
+    verdict = compatibility(plan.header, plan.manifest, environment)
+    if not verdict.loads:
+        raise PlanError(
+            f"this plan cannot be loaded: {'; '.join(verdict.faults)}"
+            " (trt-native doctor PLAN tells how to build it again)"
+        )
+    for doubt in verdict.doubts:
+        _LOGGER.info("%s: %s", plan.path or "plan", doubt)
 
 
 def _range(bounds: Any) -> ShapeRange:

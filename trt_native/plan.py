@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import secrets
+import shlex
 import struct
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -23,11 +24,18 @@ from trt_native.spec import ShapeRange, format_bytes
 
 __all__ = [
     "MANIFEST_SCHEMA",
+    "Environment",
     "Manifest",
     "Plan",
     "PlanHeader",
     "PlanTensor",
+    "Verdict",
     "check_writable",
+    "compatibility",
+    "find_model",
+    "manifest_path",
+    "read_manifest",
+    "rebuild_command",
     "replacing",
     "sha256_of_file",
 ]
@@ -120,14 +128,19 @@ class PlanHeader:
         """
         if product != self.product:
             return f"the plan is for {self.product} {self.version_text}, not for {product}"
-        wanted = [int(part) % 256 for part in version.split(".")[:4] if part.isdigit()]
-        exact = self.product == "TensorRT-RTX"
-        if wanted[: 4 if exact else 1] != list(self.version[: len(wanted) if exact else 1]):
-            return (
-                f"the plan was built by {self.product} {self.version_text}, here is {version};"
-                " install that version or build the plan again"
-            )
-        return None
+        if self.product == "TensorRT-RTX":
+            return self.mismatch_exact(version)
+        return None if _numbers(version)[:1] == self.version[:1] else self.mismatch_exact(version)
+
+    def mismatch_exact(self, version: str) -> str | None:
+        """As :meth:`mismatch`, where only the plan's exact version will do."""
+        wanted = tuple(number % 256 for number in _numbers(version)[:4])
+        if wanted == self.version[: len(wanted)]:
+            return None
+        return (
+            f"the plan was built by {self.product} {self.version_text}, here is {version};"
+            " install that version or build the plan again"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,10 +330,10 @@ class Plan:
                 files.enter_context(replacing(target)).write(self.data)
                 if self.manifest is not None:
                     text = json.dumps(self.manifest.to_json(), indent=1)
-                    json_file = files.enter_context(replacing(_manifest_path(target)))
+                    json_file = files.enter_context(replacing(manifest_path(target)))
                     json_file.write(text.encode() + b"\n")
             if self.manifest is None:
-                _manifest_path(target).unlink(missing_ok=True)
+                manifest_path(target).unlink(missing_ok=True)
         except OSError as error:
             needed = format_bytes(len(self.data))
             raise PlanError(
@@ -330,8 +343,12 @@ class Plan:
         return target
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Plan:
+    def load(cls, path: str | os.PathLike[str], *, ignore_manifest: bool = False) -> Plan:
         """Read a plan and, where one lies beside it, its manifest; check both.
+
+        Args:
+            path: The plan's file.
+            ignore_manifest: Read the plan alone, as if it came from another tool.
 
         Raises:
             PlanError: the file is missing, is no plan, is truncated, or differs from what its
@@ -351,14 +368,233 @@ class Plan:
                 f"{source}: damaged: its header says {header.declared_bytes} bytes,"
                 f" the file has {len(data)}; copy or build it again"
             )
-        manifest = _read_manifest(source)
+        manifest = None if ignore_manifest else read_manifest(source)
         if manifest and manifest.plan_sha256 != hashlib.sha256(data).hexdigest():
             raise PlanError(
-                f"{source}: its bytes are not those that {_manifest_path(source).name} describes"
+                f"{source}: its bytes are not those that {manifest_path(source).name} describes"
                 " (SHA-256 differs): the plan is damaged or was replaced; copy or build it again,"
-                " or delete the manifest if the plan came from another tool"
+                " or ignore the manifest (--no-manifest) if the plan came from another tool"
             )
         return cls(data, manifest, source)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """What a machine has to load plans with.
+
+    Attributes:
+        libraries: Version of each TensorRT that imports, by product as in :class:`PlanHeader`.
+        targets: For a product that names them, the compute capabilities it supports.
+        gpu: Name of the GPU; None where there is none, and then the rest is None too.
+        compute_capability: Such as ``8.9``.
+        driver: CUDA version that the driver supports, such as ``13.0``.
+        total_bytes: Size of the GPU's memory.
+        free_bytes: How much of it is free.
+    """
+
+    libraries: Mapping[str, str]
+    targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    gpu: str | None = None
+    compute_capability: str | None = None
+    driver: str | None = None
+    total_bytes: int | None = None
+    free_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a plan will load.
+
+    Attributes:
+        faults: Why it will not, gravest first; none if it should.
+        doubts: What may still go wrong, or what loading alone does not give.
+    """
+
+    faults: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
+
+    @property
+    def loads(self) -> bool:
+        """Whether nothing is known that prevents it."""
+        return not self.faults
+
+
+def compatibility(
+    header: PlanHeader, manifest: Manifest | None, environment: Environment
+) -> Verdict:
+    """Judge a plan by its header and manifest, before TensorRT sees its bytes.
+
+    Args:
+        header: What the plan's first bytes say.
+        manifest: What else is known; None for a plan that came without one.
+        environment: The machine that is to load it.
+    """
+    faults, doubts = _library_verdict(header, manifest, environment)
+    if environment.gpu is None:
+        faults.append("loading a plan needs a GPU, and none is usable here")
+        return Verdict(tuple(faults), tuple(doubts))
+    if manifest is None:
+        doubts.append("there is no manifest, so the GPU that the plan is for is not known")
+        return Verdict(tuple(faults), tuple(doubts))
+    for found, where in _gpu_verdict(header, manifest, environment):
+        (faults if where == "fault" else doubts).append(found)
+    return Verdict(tuple(faults), tuple(doubts))
+
+
+def _library_verdict(
+    header: PlanHeader, manifest: Manifest | None, environment: Environment
+) -> tuple[list[str], list[str]]:
+    product = header.product
+    version = environment.libraries.get(product)
+    if version is None:
+        extra = "rtx" if product == "TensorRT-RTX" else "tensorrt"
+        extra += "11" if extra == "tensorrt" and header.version[0] == 11 else ""
+        present = " and ".join(f"{k} {v}" for k, v in environment.libraries.items())
+        return [
+            f"the plan needs {product} {header.version_text}, which is not installed"
+            f" (found: {present or 'no TensorRT'}); pip install 'trt-native[{extra}]'"
+        ], []
+    exact = header.mismatch_exact(version)
+    if exact is None:
+        return [], []
+    if product == "TensorRT-RTX" or (manifest is None and header.mismatch(product, version)):
+        return [exact], []
+    if manifest is None:
+        return [], [f"{exact}, unless it was built version compatible"]
+    if not manifest.options.get("version_compatible"):
+        return [exact], []
+    if _numbers(version) < header.version:
+        return [f"{exact}; version compatible plans load in later versions only"], []
+    return [], []
+
+
+def _gpu_verdict(
+    header: PlanHeader, manifest: Manifest, environment: Environment
+) -> Iterator[tuple[str, str]]:
+    """What the GPU, its driver and its memory mean for the plan: each a fault or a doubt."""
+    gpu = f"{environment.gpu} (compute capability {environment.compute_capability})"
+    here, built = environment.compute_capability, manifest.compute_capabilities
+    if not _targets_gpu(manifest, here or ""):
+        yield (
+            f"the plan is for compute capability {' and '.join(built)}, this GPU is {gpu};"
+            " build it again for this one",
+            "fault",
+        )
+    targets = environment.targets.get(header.product, ())
+    if header.product == "TensorRT-RTX":
+        if targets and here not in targets:
+            yield f"{header.product} does not officially support {gpu}", "doubt"
+    elif manifest.gpu not in (None, environment.gpu):
+        yield f"it was built and tuned on {manifest.gpu}, and may be slower on {gpu}", "doubt"
+    if _numbers(environment.driver or "") < _numbers(manifest.driver or ""):
+        yield (
+            f"it was built under a driver for CUDA {manifest.driver}, here it is for CUDA"
+            f" {environment.driver}",
+            "doubt",
+        )
+    if environment.total_bytes is not None and not manifest.options.get("weight_streaming"):
+        need = f"the plan is {format_bytes(manifest.plan_bytes)}, the GPU has"
+        if manifest.plan_bytes > environment.total_bytes:
+            yield f"{need} {format_bytes(environment.total_bytes)} of memory", "fault"
+        elif manifest.plan_bytes > (environment.free_bytes or 0):
+            yield f"{need} {format_bytes(environment.free_bytes or 0)} free", "doubt"
+    if manifest.options.get("strip_weights"):
+        yield "its weights were left out: refit it before it is run", "doubt"
+
+
+def _targets_gpu(manifest: Manifest, capability: str) -> bool:
+    built = manifest.compute_capabilities
+    if not built or capability in built:
+        return True
+    ampere_plus = manifest.options.get("hardware_compatibility") == "ampere_plus"
+    return ampere_plus and _numbers(capability) >= (8, 0)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdecimal())
+
+
+_OPTION_NAMES = {"workspace_bytes": "workspace", "compute_capabilities": "compute-capability"}
+# Where timings are kept says nothing of the plan, and those of another GPU or version are refused.
+_NOT_REPEATED = ("profiles", "timing_cache")
+
+
+def rebuild_command(manifest: Manifest, plan: Path, environment: Environment | None = None) -> str:
+    """The shell command that builds a plan again from what its manifest records.
+
+    Args:
+        manifest: The plan's manifest.
+        plan: Where the plan shall be written; the ONNX file is taken to lie beside it.
+        environment: The machine it shall load on; a plan that targets other GPUs is then built for
+            this one. None repeats the build as it was.
+
+    Raises:
+        PlanError: the manifest's options are not those of a build.
+    """
+    try:
+        return _rebuild_command(manifest, plan, environment)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise PlanError(f"malformed manifest: options: {error}") from None
+
+
+def _rebuild_command(manifest: Manifest, plan: Path, environment: Environment | None) -> str:
+    model = plan.parent / Path(manifest.model["file"]).name
+    words = ["trt-native", "build", str(model), "-o", str(plan)]
+    words += ["--backend", "rtx" if manifest.backend == "rtx" else "tensorrt"]
+    options = {k: v for k, v in manifest.options.items() if k not in _NOT_REPEATED}
+    here = environment.compute_capability if environment else None
+    if here and options.get("compute_capabilities") and not _targets_gpu(manifest, here):
+        options["compute_capabilities"] = [here]
+    before, profile_words = _profile_words(manifest.options.get("profiles") or [], plan)
+    words += profile_words
+    for name, value in options.items():
+        option = "--" + _OPTION_NAMES.get(name, name).replace("_", "-")
+        if isinstance(value, bool):
+            words.append(option if value else option.replace("--", "--no-", 1))
+        else:
+            for item in value if isinstance(value, list) else [value]:
+                words += [option, str(item)]
+    return before + shlex.join(words)
+
+
+def _profile_words(profiles: Any, plan: Path) -> tuple[str, list[str]]:
+    """What must run before, and the words that give a build these profiles."""
+    if len(profiles) > 1:
+        file = str(plan.with_suffix(".profiles.json"))
+        content = shlex.quote(json.dumps({"profiles": profiles}))
+        return f"printf %s {content} > {shlex.quote(file)} && ", ["--profile", file]
+    words = []
+    for profile in profiles:
+        for section, option in (("dims", "--dim"), ("shapes", "--shape")):
+            for name, text in profile.get(section, {}).items():
+                words += [option, f"{name}={text}"]
+    return "", words
+
+
+def find_model(manifest: Manifest, plan: Path) -> tuple[Path | None, str]:
+    """Look for the ONNX file of a plan beside it, and nowhere else.
+
+    Returns:
+        The file, if it is there, and one line on whether it is the one the plan was built from.
+
+    Raises:
+        PlanError: the file is there and cannot be read.
+    """
+    name = str(manifest.model["file"])
+    path = plan.parent / name
+    try:
+        if not path.resolve().is_relative_to(plan.parent.resolve()):
+            return None, f"{name!r} lies outside the plan's folder, which is not followed"
+        if not path.is_file():
+            digits = manifest.model["sha256"][:16]
+            return None, f"{name} (SHA-256 {digits}...) does not lie beside the plan; put it there"
+        same = path.stat().st_size == manifest.model["bytes"]
+        same = same and sha256_of_file(path) == manifest.model["sha256"]
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a null byte
+        raise PlanError(f"cannot read {path}: {error}") from None
+    if same:
+        return path, f"{name} beside it is the file that it was built from"
+    return path, f"{name} beside it has changed since the plan was built"
 
 
 def _check_types(data: Any, types: Mapping[str, tuple[type, ...]], where: str) -> None:
@@ -376,20 +612,27 @@ def _check_types(data: Any, types: Mapping[str, tuple[type, ...]], where: str) -
             raise TypeError(f"{where}{name} is {type(data[name]).__name__}")
 
 
-def _manifest_path(plan: Path) -> Path:
+def manifest_path(plan: Path) -> Path:
+    """Where the manifest of a plan lies, if it has one."""
     return plan.with_name(plan.name + ".json")
 
 
-def _read_manifest(plan: Path) -> Manifest | None:
-    path = _manifest_path(plan)
+def read_manifest(plan: Path) -> Manifest | None:
+    """Read the manifest beside a plan, without looking at the plan; None if there is none.
+
+    Raises:
+        PlanError: there is one, but it cannot be read.
+    """
+    path = manifest_path(plan)
     try:
         return Manifest.from_json(json.loads(path.read_bytes()))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        raise PlanError(f"{path}: cannot be read: {error}; delete it or build again") from None
+        reason, advice = f"cannot be read: {error}", "delete it or build again"
     except PlanError as error:
-        raise PlanError(f"{path}: {error}; build the plan again") from None
+        reason, advice = error.message, "build the plan again"
+    raise PlanError(f"{path}: {reason}; {advice}, or ignore it (--no-manifest)")
 
 
 @contextlib.contextmanager

@@ -199,6 +199,8 @@ class Backend(Protocol):
     def deserialize(self, data: bytes | memoryview) -> Any:
         """Turn a plan into an ``ICudaEngine`` on the current GPU.
 
+        The caller has judged the plan with :func:`trt_native.plan.compatibility`.
+
         Raises:
             PlanError: TensorRT rejected the plan.
         """

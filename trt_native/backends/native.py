@@ -12,7 +12,7 @@ from typing import Any
 from trt_native.backends.base import DTYPES, BuildRequest, BuildResult, Capabilities, Progress
 from trt_native.backends.callbacks import make_log, make_monitor, make_output_allocator
 from trt_native.errors import BuildError, PlanError, SpecError, UnsupportedError
-from trt_native.plan import PlanHeader, PlanTensor, replacing
+from trt_native.plan import PlanTensor, replacing
 from trt_native.spec import BuildConfig
 
 __all__ = ["TENSORRT_REFUSALS", "NativeBackend"]
@@ -290,9 +290,6 @@ class NativeBackend:
 
     def deserialize(self, data: bytes | memoryview) -> Any:
         """See :meth:`trt_native.backends.base.Backend.deserialize`."""
-        mismatch = PlanHeader.parse(data).mismatch(self.product, self.version)
-        if mismatch:
-            raise PlanError(f"this plan cannot be loaded: {mismatch}")
         with self._log.collecting() as errors:
             runtime = self._trt.Runtime(self._log.tensorrt_logger)
             self._check_loads(runtime, data)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import sys
+from dataclasses import asdict
 from importlib import metadata
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trt_native.cli.console import guarded, print_json, stdout, table
+
+if TYPE_CHECKING:
+    from trt_native.plan import Environment
 
 __all__ = ["doctor"]
 
@@ -18,9 +24,19 @@ _PACKAGES = ("numpy", "onnx", "onnx-ir", "cuda-core", "cuda-bindings", "torch", 
 
 @guarded
 def doctor(
+    plan: Annotated[
+        Path | None, typer.Argument(metavar="[PLAN]", help="A plan: will it load here?")
+    ] = None,
+    manifest: Annotated[
+        bool,
+        typer.Option("--manifest/--no-manifest", help="Heed the manifest beside the plan."),
+    ] = True,
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Tell what this machine has and what can be done on it."""
+    """Tell what this machine has and what can be done on it, or whether a plan will load here."""
+    if plan is not None:
+        _judge(plan, not manifest, json)
+        return
     findings = _examine()
     if json:
         print_json(findings)
@@ -46,6 +62,99 @@ def doctor(
     stdout.print(findings["verdict"], style="bold", markup=False, highlight=False)
     if not findings["can_build"]:
         raise typer.Exit(1)
+
+
+def _judge(path: Path, ignore_manifest: bool, json: bool) -> None:
+    """Report whether a plan will load here; exit with 1 if it will not."""
+    findings = _findings(path, ignore_manifest)
+    if json:
+        print_json(findings)
+    else:
+        _print_judgement(path, findings)
+    if not findings["loads"]:
+        raise typer.Exit(1)
+
+
+def _findings(path: Path, ignore_manifest: bool) -> dict[str, Any]:
+    from trt_native.errors import PlanError
+    from trt_native.plan import Plan, compatibility, find_model, read_manifest, rebuild_command
+
+    environment = _environment()
+    known = None
+    found: dict[str, Any] = {"plan": str(path), "made_by": None, "bytes": None, "built_for": None}
+    faults, doubts = [], []
+    try:
+        plan = Plan.load(path, ignore_manifest=ignore_manifest)
+        found.update(
+            made_by=f"{plan.header.product} {plan.header.version_text}", bytes=len(plan.data)
+        )
+        verdict = compatibility(plan.header, plan.manifest, environment)
+        faults, doubts, known = list(verdict.faults), list(verdict.doubts), plan.manifest
+    except PlanError as error:
+        if not path.is_file():
+            raise
+        faults = [error.message]
+        with contextlib.suppress(PlanError):
+            known = None if ignore_manifest else read_manifest(path)
+    rebuild = model = None
+    if known is not None:
+        found["built_for"] = list(known.compute_capabilities)
+        rebuild, model = rebuild_command(known, path, environment), find_model(known, path)[1]
+    return {
+        **found,
+        "here": asdict(environment),
+        "loads": not faults,
+        "faults": faults,
+        "doubts": doubts,
+        "rebuild": rebuild,
+        "model": model,
+    }
+
+
+def _environment() -> Environment:
+    from trt_native.backends.base import PROBERS, load_backend
+    from trt_native.cuda import gpu_info
+    from trt_native.engine import environment_of
+    from trt_native.errors import UnsupportedError
+
+    backends = []
+    for name in PROBERS:
+        with contextlib.suppress(UnsupportedError):
+            backends.append(load_backend(name))
+    return environment_of(backends, gpu_info())
+
+
+def _print_judgement(path: Path, findings: dict[str, Any]) -> None:
+    from trt_native.spec import format_bytes
+
+    here = findings["here"]
+    libraries = ", ".join(f"{name} {version}" for name, version in here["libraries"].items())
+    rows = [("library here", libraries or "no TensorRT")]
+    if findings["made_by"] is not None:
+        rows.insert(0, ("size", format_bytes(findings["bytes"])))
+        rows.insert(0, ("made by", findings["made_by"]))
+    if findings["built_for"] is not None:
+        targets = ", ".join(findings["built_for"]) or "every GPU that the backend supports"
+        rows.append(("built for", targets))
+    if here["gpu"]:
+        rows.append(("GPU here", f"{here['gpu']}, compute capability {here['compute_capability']}"))
+        free, total = format_bytes(here["free_bytes"]), format_bytes(here["total_bytes"])
+        rows += [("driver here", f"CUDA {here['driver']}"), ("memory here", f"{free} of {total}")]
+    else:
+        rows.append(("GPU here", "none usable"))
+    table(str(path), ("", ""), rows)
+    stdout.print("Loads here." if findings["loads"] else "Does not load here:", style="bold")
+    for line in findings["faults"]:
+        stdout.print(f"- {line}", markup=False, highlight=False)
+    for line in findings["doubts"]:
+        stdout.print(f"- note: {line}", markup=False, highlight=False)
+    if findings["loads"]:
+        return
+    if findings["rebuild"]:
+        stdout.print(f"To build it again here ({findings['model']}):", markup=False)
+        stdout.print(f"  {findings['rebuild']}", markup=False, highlight=False)
+    else:
+        stdout.print("How it was built is not recorded: build it again from its ONNX file.")
 
 
 def _examine() -> dict[str, Any]:

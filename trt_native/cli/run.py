@@ -41,6 +41,10 @@ def run(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the outputs to this .npz file.")
     ] = None,
+    manifest: Annotated[
+        bool,
+        typer.Option("--manifest/--no-manifest", help="Heed the manifest beside the plan."),
+    ] = True,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Run a plan once on the GPU and tell what comes out."""
@@ -53,7 +57,7 @@ def run(
         check_writable(output)
     if random is None and not arrays:
         raise SpecError("no inputs: give --input NAME=FILE.npy, or --random SEED")
-    with Session(Plan.load(plan)) as session:
+    with Session(Plan.load(plan, ignore_manifest=not manifest)) as session:
         if random is not None:
             arrays = _fill(session.engine.inputs, arrays, shapes, random)
         results = session.run(arrays)
