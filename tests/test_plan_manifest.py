@@ -151,6 +151,22 @@ def test_what_the_schema_and_the_reader_both_refuse(validator, path, value):
         Manifest.from_json(data)
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("tensors", 0, "profiles"), ["1x3x8x8"]),  # the other input has two
+        (("tensors", 0, "profiles"), ["1x3x8", "1x3x8"]),
+        (("tensors", 0, "profiles"), []),
+        (("tensors", 0, "dims"), ["batch"]),
+        (("producer",), "half a pair: \ud800"),
+    ],
+    ids=str,
+)
+def test_contradictions_that_only_the_reader_sees(path, value):
+    with pytest.raises(PlanError, match="malformed manifest"):
+        Manifest.from_json(changed(path, value))
+
+
 @pytest.mark.parametrize("name", ["/etc/passwd", "../m.onnx", "a/../../m.onnx", "C:m", "a\\b", ""])
 def test_file_names_stay_in_their_folder(validator, name):
     assert not validator.is_valid(changed(("model", "file"), name))

@@ -14,7 +14,7 @@ import secrets
 import shlex
 import struct
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -287,6 +287,8 @@ class Manifest:
             fields = {name: data[name] for name in known}
             fields["tensors"] = tuple(PlanTensor.from_json(item) for item in data["tensors"])
             fields["compute_capabilities"] = tuple(map(str, data["compute_capabilities"]))
+            json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair is no text
+            _check_profiles(fields["tensors"])
             return cls(**fields)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise PlanError(f"malformed manifest: {type(error).__name__}: {error}") from None
@@ -610,6 +612,21 @@ def _check_types(data: Any, types: Mapping[str, tuple[type, ...]], where: str) -
             raise KeyError(f"{where}{name}")
         if not isinstance(data[name], allowed) or isinstance(data[name], bool):
             raise TypeError(f"{where}{name} is {type(data[name]).__name__}")
+
+
+def _check_profiles(tensors: Iterable[PlanTensor]) -> None:
+    """Every dynamic input has a range in each profile, for each of its axes.
+
+    Raises:
+        ValueError: one has not.
+    """
+    dynamic = [t for t in tensors if t.mode == "input" and (-1 in t.shape or t.values)]
+    for tensor in dynamic:
+        ranges = tensor.profiles or tensor.values
+        if not ranges or len(ranges) != len(dynamic[0].profiles or dynamic[0].values):
+            raise ValueError(f"{len(ranges)} profiles of tensor {tensor.name!r}")
+        if any(len(shapes.min) != len(tensor.shape) for shapes in tensor.profiles):
+            raise ValueError(f"profiles of tensor {tensor.name!r} have another rank")
 
 
 def manifest_path(plan: Path) -> Path:

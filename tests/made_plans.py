@@ -1,0 +1,53 @@
+"""Plans with a true header and manifest, and nothing that TensorRT could load."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+from trt_native.plan import Manifest, Plan, PlanTensor
+from trt_native.spec import ShapeRange
+
+GOLDEN = json.loads((Path(__file__).parent / "data" / "plan_manifest_1.json").read_text())
+
+
+def tensor(name, mode, dtype, *ranges, shape=None, dims=(), values=()):
+    profiles = tuple(map(ShapeRange.parse, ranges))
+    if shape is None:
+        bounds = [bound for p in profiles for bound in (p.min, p.max)]
+        extents = (set(axis) for axis in zip(*bounds, strict=True))
+        shape = tuple(axis.pop() if len(axis) == 1 else -1 for axis in extents)
+    return PlanTensor(
+        name,
+        mode,
+        dtype,
+        shape,
+        dims or (None,) * len(shape),
+        profiles,
+        tuple(map(ShapeRange.parse, values)),
+    )
+
+
+X = tensor("x", "input", "float32", "1x3x8x8:4x3x16x8:8x3x32x8", dims=("n", None, "h", None))
+Y = tensor("y", "output", "float16", shape=(-1, 5), dims=("n", None))
+STATIC = (
+    tensor("x", "input", "float32", shape=(2, 3)),
+    tensor("y", "output", "int64", shape=(2, 3)),
+)
+TWO = tensor("x", "input", "float32", "1x3:2x3:4x3", "8x3:8x3:8x3")
+
+
+def make_plan(path, tensors, *, tag=b"ftrt", version=(10, 16, 1, 11), **changes):
+    data = tag + bytes(20) + bytes(version) + bytes(100)
+    manifest = dataclasses.replace(
+        Manifest.from_json(GOLDEN),
+        plan_sha256=hashlib.sha256(data).hexdigest(),
+        plan_bytes=len(data),
+        backend="trt10",
+        backend_version=".".join(map(str, version)),
+        tensors=tuple(tensors),
+        **{"options": {}, **changes},
+    )
+    return Plan.load(Plan(data, manifest).save(path))

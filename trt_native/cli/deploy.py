@@ -1,0 +1,143 @@
+"""``trt-native deploy``: hand a plan over to Triton or trtexec."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trt_native.cli.console import guarded, print_json, stderr, stdout, table
+from trt_native.errors import SpecError
+from trt_native.spec import Shape, parse_shape
+
+if TYPE_CHECKING:
+    from trt_native.plan import Plan
+
+__all__ = ["deploy_app"]
+
+deploy_app = typer.Typer(
+    name="deploy", no_args_is_help=True, help="Hand a plan over to Triton or trtexec."
+)
+
+_PlanArgument = Annotated[Path, typer.Argument(metavar="PLAN", help="The plan.")]
+_Manifest = Annotated[
+    bool, typer.Option("--manifest/--no-manifest", help="Heed the manifest beside the plan.")
+]
+
+
+@deploy_app.command()
+@guarded
+def triton(
+    plan: _PlanArgument,
+    repository: Annotated[
+        Path, typer.Option(metavar="DIR", help="Triton's model repository. Made if missing.")
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="Name of the model. [default: the plan's file name]")
+    ] = None,
+    instances: Annotated[int, typer.Option(help="Execution contexts on each GPU.")] = 1,
+    max_batch: Annotated[
+        int | None,
+        typer.Option(
+            help="Largest batch Triton may form; 0: none. [default: what the plan allows]"
+        ),
+    ] = None,
+    profile: Annotated[
+        list[int] | None,
+        typer.Option(help="Number of a profile to serve. Repeatable. [default: all]"),
+    ] = None,
+    batching_delay: Annotated[
+        int | None,
+        typer.Option(
+            metavar="MICROSECONDS", help="Dynamic batching: how long a request may wait for others."
+        ),
+    ] = None,
+    warmup: Annotated[
+        bool, typer.Option(help="Run each profile once before the model is ready.")
+    ] = True,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a model of this name that differs.")
+    ] = False,
+    manifest: _Manifest = True,
+    json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+) -> None:
+    """Write NAME/1/model.plan and NAME/config.pbtxt into a Triton model repository."""
+    from trt_native.deploy import TritonConfig, deploy_triton
+    from trt_native.plan import Plan
+
+    config = TritonConfig(
+        name=plan.name.removesuffix(".plan") if name is None else name,
+        instances=instances,
+        max_batch=max_batch,
+        profiles=tuple(profile or ()),
+        batching_delay_us=batching_delay,
+        warmup=warmup,
+    )
+    loaded = Plan.load(plan, ignore_manifest=not manifest)
+    folder, model = deploy_triton(loaded, repository, config, force=force)
+    linked = (folder / "1" / "model.plan").samefile(plan)
+    needs = _needs(loaded)
+    if json:
+        print_json(
+            {
+                "folder": str(folder),
+                "linked": linked,
+                "max_batch_size": model.max_batch_size,
+                "no_batching": model.no_batching,
+                "needs": needs,
+                "config": model.config,
+            }
+        )
+        return
+    batch = str(model.max_batch_size)
+    if model.no_batching:
+        batch += f": {model.no_batching}"
+    rows = [
+        ("model", str(folder)),
+        ("plan", "hard link" if linked else "copy"),
+        ("max_batch_size", batch),
+        ("needs", f"a Triton server with {needs}"),
+    ]
+    table("Deployed", ("", ""), rows)
+
+
+@deploy_app.command()
+@guarded
+def trtexec(
+    plan: _PlanArgument,
+    profile: Annotated[int, typer.Option(help="Number of the optimization profile.")] = 0,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(help="Shape of a dynamic input, NAME=1x3x8x8. [default: the profile's opt]"),
+    ] = None,
+    manifest: _Manifest = True,
+    json: Annotated[bool, typer.Option("--json", help="Print the words as JSON.")] = False,
+) -> None:
+    """Print the command that times a plan with trtexec, or with tensorrt_rtx."""
+    from trt_native.deploy import trtexec_command
+    from trt_native.plan import Plan
+
+    loaded = Plan.load(plan, ignore_manifest=not manifest)
+    words = trtexec_command(loaded, plan, profile=profile, shapes=_shapes(shape or []))
+    if json:
+        print_json({"command": shlex.join(words), "words": words, "needs": _needs(loaded)})
+        return
+    stdout.print(shlex.join(words), markup=False, highlight=False)
+    stderr.print(f"for the {words[0]} of {_needs(loaded)}", markup=False, highlight=False)
+
+
+def _needs(plan: Plan) -> str:
+    version = plan.manifest.backend_version if plan.manifest else plan.header.version_text
+    return f"{plan.header.product} {version}"
+
+
+def _shapes(entries: list[str]) -> dict[str, Shape]:
+    shapes = {}
+    for entry in entries:
+        name, separator, text = entry.rpartition("=")
+        if not separator:
+            raise SpecError(f"--shape {entry!r}: write NAME=1x3x8x8")
+        shapes[name] = parse_shape(text)
+    return shapes

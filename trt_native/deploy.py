@@ -1,0 +1,485 @@
+"""Handing a plan over: to Triton's model repository, and to trtexec."""
+
+from __future__ import annotations
+
+import contextlib
+import filecmp
+import os
+import re
+import secrets
+import shutil
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trt_native.engine import Engine
+from trt_native.errors import CudaError, PlanError, SpecError, UnsupportedError
+from trt_native.plan import Plan, PlanTensor
+from trt_native.spec import Shape
+
+__all__ = [
+    "TritonConfig",
+    "TritonModel",
+    "deploy_triton",
+    "plan_tensors",
+    "triton_config",
+    "trtexec_command",
+]
+
+_TRITON_TYPES = {
+    "float32": "TYPE_FP32",
+    "float16": "TYPE_FP16",
+    "bfloat16": "TYPE_BF16",
+    "int8": "TYPE_INT8",
+    "int32": "TYPE_INT32",
+    "int64": "TYPE_INT64",
+    "uint8": "TYPE_UINT8",
+    "bool": "TYPE_BOOL",
+}
+_VALUE_FORMATS = {"int32": "i", "int64": "q"}
+
+
+def plan_tensors(plan: Plan) -> tuple[PlanTensor, ...]:
+    """The inputs and outputs of a plan: from its manifest, else from the engine itself.
+
+    Raises:
+        PlanError: the plan has no manifest, and cannot be loaded here.
+    """
+    if plan.manifest is not None:
+        return plan.manifest.tensors
+    try:
+        with Engine(plan) as engine:
+            return engine.tensors
+    except (CudaError, PlanError, UnsupportedError) as error:
+        raise PlanError(
+            "the plan has no manifest, so only the engine knows its tensors, and it cannot be"
+            f" loaded here: {error.message}",
+            error.details,
+        ) from None
+
+
+# Triton
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TritonConfig:
+    """What a user may decide about a model in Triton.
+
+    Attributes:
+        name: Name of the model, and of its folder in the repository.
+        instances: Execution contexts on each GPU.
+        max_batch: Largest batch that Triton may form. None: as many as the plan allows, if its
+            first axis is a batch. 0: clients send every axis.
+        profiles: Numbers of the optimization profiles that are served. Empty: all.
+        batching_delay_us: How long a request may wait for others to share its batch, in
+            microseconds. None leaves dynamic batching to Triton.
+        warmup: Let Triton run each profile once, at its opt shapes, before the model is ready.
+    """
+
+    name: str
+    instances: int = 1
+    max_batch: int | None = None
+    profiles: tuple[int, ...] = ()
+    batching_delay_us: int | None = None
+    warmup: bool = True
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[^\s/\\.\x00-\x1f][^/\\\x00-\x1f]*", self.name):
+            raise SpecError(
+                f"model name {self.name!r}: it names a folder, so no '/' and no '.' first"
+            )
+        if self.instances < 1:
+            raise SpecError(f"{self.instances} instances: there must be at least 1")
+        if self.max_batch is not None and not 0 <= self.max_batch < 2**31:
+            raise SpecError(f"max batch {self.max_batch}: it cannot be negative; 0 is no batching")
+        if self.batching_delay_us is not None and self.batching_delay_us < 0:
+            raise SpecError(f"batching delay {self.batching_delay_us}: it cannot be negative")
+
+
+@dataclass(frozen=True, slots=True)
+class TritonModel:
+    """A model's files in Triton's repository, apart from the plan.
+
+    Attributes:
+        config: Text of ``config.pbtxt``.
+        warmup_files: Contents of the files in ``warmup/``, by name.
+        max_batch_size: Largest batch that Triton will form; 0 where it forms none.
+        no_batching: Why not; None where it does, or where none was asked for.
+    """
+
+    config: str
+    warmup_files: Mapping[str, bytes] = field(repr=False)
+    max_batch_size: int
+    no_batching: str | None
+
+
+def triton_config(
+    tensors: Sequence[PlanTensor], config: TritonConfig, *, comment: str = ""
+) -> TritonModel:
+    """Write a ``config.pbtxt`` for a plan with these tensors.
+
+    The format is Triton's ``ModelConfig`` message (``model_config.proto``); what the server asks
+    beyond it was read off its sources (``model_config_utils.cc`` of the core, and
+    ``instance_state.cc`` of the TensorRT backend).
+
+    Args:
+        tensors: Inputs and outputs of the plan.
+        config: What the user decided.
+        comment: A line to stand above it.
+
+    Raises:
+        UnsupportedError: a tensor is of a type or shape that Triton has not.
+        SpecError: the batch or the profiles asked for are not those of the plan.
+    """
+    _check_tensors(tensors)
+    profiles = _chosen_profiles(tensors, config.profiles)
+    limit, why_not = _batch_limit(tensors, profiles)
+    batch = limit if config.max_batch is None else config.max_batch
+    if batch > limit:
+        reason = why_not or f"the plan's profiles allow every batch only up to {limit}"
+        raise SpecError(f"max batch {batch}: {reason}")
+    inputs = [tensor for tensor in tensors if tensor.mode == "input"]
+    outputs = [tensor for tensor in tensors if tensor.mode == "output"]
+    fields: list[_Field] = [
+        ("name", config.name),
+        ("platform", "tensorrt_plan"),
+        ("max_batch_size", batch),
+        *(("input", _io_fields(tensor, batch)) for tensor in inputs),
+        *(("output", _io_fields(tensor, batch)) for tensor in outputs),
+        ("instance_group", _group_fields(config, profiles)),
+    ]
+    if config.batching_delay_us is not None:
+        if not batch:
+            reason = why_not or "the max batch is 0"
+            raise SpecError(f"dynamic batching needs a batch, and there is none: {reason}")
+        delay: list[_Field] = [("max_queue_delay_microseconds", config.batching_delay_us)]
+        fields.append(("dynamic_batching", delay))
+    files: dict[str, bytes] = {}
+    if config.warmup:
+        fields += [
+            ("model_warmup", _warmup_fields(inputs, index, batch, files))
+            for index in profiles or (0,)
+        ]
+    text = f"# {' '.join(comment.split())}\n" if comment else ""
+    unbatched = why_not if config.max_batch is None else None
+    return TritonModel(
+        text + "".join(_lines(fields)), files, batch, unbatched if not batch else None
+    )
+
+
+def deploy_triton(
+    plan: Plan, repository: str | os.PathLike[str], config: TritonConfig, *, force: bool = False
+) -> tuple[Path, TritonModel]:
+    """Put a plan into a Triton model repository as ``NAME/1/model.plan``.
+
+    The plan is hard linked where the file systems allow it, else copied. The model's folder appears
+    complete or not at all.
+
+    Args:
+        plan: The plan.
+        repository: The repository's folder; it is made where it is missing.
+        config: What the user decided.
+        force: Replace a model of this name that differs.
+
+    Returns:
+        The model's folder, and what was written there beside the plan.
+
+    Raises:
+        UnsupportedError: Triton cannot load such a plan.
+        SpecError: another model of this name is there, or the request does not fit the plan.
+        PlanError: the repository cannot be written to, or the plan's tensors are not known.
+    """
+    header = plan.header
+    if header.product != "TensorRT":
+        raise UnsupportedError(
+            f"Triton's TensorRT backend loads plans of TensorRT (libnvinfer), this one is for"
+            f" {header.product} {header.version_text}; build it with --backend tensorrt"
+        )
+    version = plan.manifest.backend_version if plan.manifest else header.version_text
+    comment = f"For a Triton server whose TensorRT is {version}."
+    model = triton_config(plan_tensors(plan), config, comment=comment)
+    folder = Path(repository) / config.name
+    try:
+        Path(repository).mkdir(parents=True, exist_ok=True)
+        with _staging(Path(repository), config.name) as staged:
+            _write_model(plan, model, staged)
+            _put(staged, folder, force)
+    except OSError as error:
+        raise PlanError(f"cannot write {folder}: {error.strerror or error}") from error
+    return folder, model
+
+
+def _check_tensors(tensors: Sequence[PlanTensor]) -> None:
+    faults = []
+    for tensor in tensors:
+        if tensor.dtype not in _TRITON_TYPES:
+            faults.append(f"{tensor.mode} {tensor.name!r} is {tensor.dtype}, which Triton has not")
+        if not tensor.shape:
+            faults.append(
+                f"{tensor.mode} {tensor.name!r} is a scalar, which Triton has not; export it with"
+                " the shape (1,)"
+            )
+        if 0 in tensor.shape:
+            faults.append(f"{tensor.mode} {tensor.name!r} is empty, which Triton does not allow")
+        if tensor.values and len(tensor.shape) > 1:
+            faults.append(f"{tensor.name!r} is a shape of more than one axis, which Triton has not")
+    if faults:
+        raise UnsupportedError("Triton cannot serve this plan:", [f"- {fault}" for fault in faults])
+
+
+def _profile_count(tensors: Sequence[PlanTensor]) -> int:
+    return max((len(tensor.profiles or tensor.values) for tensor in tensors), default=0)
+
+
+def _chosen_profiles(tensors: Sequence[PlanTensor], wanted: tuple[int, ...]) -> tuple[int, ...]:
+    count = _profile_count(tensors)
+    unknown = [index for index in wanted if not 0 <= index < max(count, 1)]
+    if unknown:
+        known = f"0 to {count - 1}" if count > 1 else "0 alone"
+        raise SpecError(f"profile {unknown[0]}: the plan has {known}")
+    return tuple(dict.fromkeys(wanted)) or tuple(range(count)) if count else ()
+
+
+def _batch_limit(tensors: Sequence[PlanTensor], profiles: Sequence[int]) -> tuple[int, str | None]:
+    """The largest batch so that the plan allows every batch up to it, or 0 and why there is none.
+
+    Triton stacks requests along the first axis of every tensor, so all of them must be one and the
+    same dynamic dimension, which occurs nowhere else.
+    """
+    for tensor in tensors:
+        if tensor.values:
+            return 0, f"{tensor.name!r} is itself a shape, which requests cannot be stacked with"
+        if tensor.shape[0] != -1:
+            return 0, f"the first axis of {tensor.name!r} is not dynamic"
+    first = {tensor.dims[0] for tensor in tensors if tensor.dims and tensor.dims[0]}
+    if len(first) > 1:
+        return 0, f"the first axes differ: {', '.join(sorted(map(repr, first)))}"
+    for name in first:
+        for tensor in tensors:
+            if any(
+                re.search(rf"\b{re.escape(str(name))}\b", axis or "") for axis in tensor.dims[1:]
+            ):
+                return 0, f"{name!r} is not only the first axis of {tensor.name!r}"
+    inputs = [tensor for tensor in tensors if tensor.mode == "input"]
+    if not inputs:
+        return 0, "the plan has no inputs"
+    ranges = sorted(
+        (max(t.profiles[i].min[0] for t in inputs), min(t.profiles[i].max[0] for t in inputs))
+        for i in profiles
+    )
+    limit = 0
+    for low, high in ranges:
+        if low <= limit + 1:
+            limit = max(limit, high)
+    return limit, None if limit else "no profile allows a batch of 1"
+
+
+# A field of a protobuf message: its name, and a number, a text, a name of an enum or a message.
+_Field = tuple[str, object]
+
+
+class _Name(str):
+    """A name of an enum's member, which text format writes without quotes."""
+
+    __slots__ = ()
+
+
+def _io_fields(tensor: PlanTensor, batch: int) -> list[_Field]:
+    dims = tensor.shape[1:] if batch else tensor.shape
+    fields: list[_Field] = [
+        ("name", tensor.name),
+        ("data_type", _Name(_TRITON_TYPES[tensor.dtype])),
+        *(("dims", extent) for extent in dims or (1,)),
+    ]
+    if not dims:  # Triton wants at least one axis beside the batch: it adds and removes this one
+        fields.append(("reshape", []))
+    if tensor.values:
+        fields.append(("is_shape_tensor", True))
+    return fields
+
+
+def _group_fields(config: TritonConfig, profiles: Sequence[int]) -> list[_Field]:
+    return [
+        ("count", config.instances),
+        ("kind", _Name("KIND_GPU")),
+        *(("profile", str(index)) for index in profiles),
+    ]
+
+
+def _warmup_fields(
+    inputs: Sequence[PlanTensor], profile: int, batch: int, files: dict[str, bytes]
+) -> list[_Field]:
+    """One request of zeros at a profile's opt shapes; an input that is a shape gets a file."""
+    size = 1
+    entries: list[_Field] = []
+    for number, tensor in enumerate(inputs):
+        shape = _opt_shape(tensor, profile)
+        if batch:
+            size = min(shape[0], batch)
+            shape = shape[1:] or (1,)
+        value: list[_Field] = [
+            ("data_type", _Name(_TRITON_TYPES[tensor.dtype])),
+            *(("dims", extent) for extent in shape),
+        ]
+        if tensor.values:
+            file = f"profile{profile}_input{number}"
+            values = tensor.values[profile].opt
+            files[file] = struct.pack(f"<{len(values)}{_VALUE_FORMATS[tensor.dtype]}", *values)
+            value.append(("input_data_file", file))
+        else:
+            value.append(("zero_data", True))
+        entries.append(("inputs", [("key", tensor.name), ("value", value)]))
+    return [("name", f"profile {profile}"), ("batch_size", size), *entries]
+
+
+def _opt_shape(tensor: PlanTensor, profile: int) -> Shape:
+    return tensor.profiles[profile].opt if tensor.profiles else tensor.shape
+
+
+def _lines(fields: Iterable[_Field], indent: str = "") -> Iterator[str]:
+    """Protobuf's text format."""
+    for name, value in fields:
+        if isinstance(value, list):
+            yield f"{indent}{name} {{\n"
+            yield from _lines(value, indent + "  ")
+            yield f"{indent}}}\n"
+        else:
+            yield f"{indent}{name}: {_literal(value)}\n"
+
+
+def _literal(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str) and not isinstance(value, _Name):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return '"' + re.sub(r"[\x00-\x1f\x7f]", lambda m: f"\\{ord(m[0]):03o}", escaped) + '"'
+    return str(value)
+
+
+@contextlib.contextmanager
+def _staging(repository: Path, name: str) -> Iterator[Path]:
+    """A new folder on the repository's file system, outside of it where that is possible.
+
+    Triton takes every folder in its repository for a model.
+    """
+    parent = repository.resolve().parent
+    beside = parent.stat().st_dev == repository.stat().st_dev and os.access(parent, os.W_OK)
+    staged = (parent if beside else repository) / f".{name}.{secrets.token_hex(4)}"
+    staged.mkdir()
+    try:
+        yield staged
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _write_model(plan: Plan, model: TritonModel, folder: Path) -> None:
+    (folder / "1").mkdir()
+    target = folder / "1" / "model.plan"
+    try:
+        linked = plan.path is not None
+        if plan.path is not None:
+            target.hardlink_to(plan.path.resolve())
+    except OSError:  # another file system, or one without links
+        linked = False
+    if not linked:
+        _write(target, plan.data)
+    if model.warmup_files:
+        (folder / "warmup").mkdir()
+        for name, content in model.warmup_files.items():
+            _write(folder / "warmup" / name, content)
+    _write(folder / "config.pbtxt", model.config.encode())
+
+
+def _write(path: Path, content: bytes | memoryview) -> None:
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _put(staged: Path, folder: Path, force: bool) -> None:
+    """Move the new model to its place; what is there already must be ours, and equal or forced."""
+    if not folder.exists():
+        staged.rename(folder)
+        return
+    foreign = sorted(_files(folder) - _files(staged))
+    strangers = [name for name in foreign if not name.startswith("warmup/profile")]
+    if strangers:
+        raise SpecError(
+            f"{folder} holds {strangers[0]}, which is not of this kind of model; move it away, or"
+            " choose another --name"
+        )
+    _, differing, unreadable = filecmp.cmpfiles(staged, folder, sorted(_files(staged)), False)
+    if not (foreign or differing or unreadable):
+        return
+    if not force:
+        changed = ", ".join(sorted({*foreign, *differing, *unreadable}))
+        raise SpecError(f"{folder} is there already and differs ({changed}); --force replaces it")
+    old = staged.with_name(staged.name + ".old")
+    folder.rename(old)
+    try:
+        staged.rename(folder)
+    except BaseException:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _files(folder: Path) -> set[str]:
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()}
+
+
+# trtexec
+
+
+def trtexec_command(
+    plan: Plan, path: Path, *, profile: int = 0, shapes: Mapping[str, Shape] | None = None
+) -> list[str]:
+    """The words of the command that times a plan with the tool of its own TensorRT.
+
+    TensorRT 10 and 11 then time the same thing: kernels in a CUDA graph, without copies to and from
+    the GPU, with a spinning host. That is what trtexec 11 does by default and trtexec 10 when
+    told so. ``tensorrt_rtx`` keeps its own defaults.
+
+    Args:
+        plan: The plan.
+        path: Its file, as trtexec shall find it.
+        profile: Number of the optimization profile.
+        shapes: Shapes of dynamic inputs instead of the profile's opt shapes.
+
+    Raises:
+        SpecError: the profile or a shape is not one of the plan's, or trtexec has no way to write
+            an input's name.
+        PlanError: the plan's tensors are not known.
+    """
+    tensors = [tensor for tensor in plan_tensors(plan) if tensor.mode == "input"]
+    _chosen_profiles(tensors, (profile,))
+    given = dict(shapes or {})
+    entries = []
+    for tensor in tensors:
+        ranges = tensor.profiles or tensor.values
+        if not ranges:
+            continue
+        shape = given.pop(tensor.name, ranges[profile].opt)
+        if not ranges[profile].contains(shape):
+            text = "x".join(map(str, shape))
+            raise SpecError(
+                f"{tensor.name}={text} is outside {ranges[profile]} of profile {profile}"
+            )
+        if "," in tensor.name or "'" in tensor.name:
+            raise SpecError(f"trtexec has no way to write the input name {tensor.name!r}")
+        name = f"'{tensor.name}'" if ":" in tensor.name else tensor.name
+        entries.append(f"{name}:{'x'.join(map(str, shape)) or 'scalar'}")
+    if given:
+        known = ", ".join(t.name for t in tensors if t.profiles or t.values) or "none"
+        raise SpecError(f"shape of {', '.join(given)}: the dynamic inputs are: {known}")
+    rtx = plan.header.product == "TensorRT-RTX"
+    words = ["tensorrt_rtx" if rtx else "trtexec", f"--loadEngine={path}"]
+    words += [f"--shapes={','.join(entries)}"] if entries else []
+    words += [f"--useProfile={profile}"] if profile else []
+    if not rtx and plan.header.version[0] < 11:
+        words += ["--useCudaGraph", "--noDataTransfers", "--useSpinWait"]
+    if plan.manifest is not None and plan.manifest.options.get("version_compatible"):
+        words.append("--versionCompatible")
+    return words
