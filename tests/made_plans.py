@@ -38,6 +38,43 @@ STATIC = (
 )
 TWO = tensor("x", "input", "float32", "1x3:2x3:4x3", "8x3:8x3:8x3")
 
+# In the form that the developer guide of TensorRT shows for kDETAILED, and what plans of dynamic
+# shapes and of lower verbosity give instead.
+LAYERS = [
+    {
+        "Name": "conv1 + relu1",
+        "LayerType": "CaskConvolution",
+        "Inputs": [
+            {
+                "Name": "x",
+                "Location": "Device",
+                "Dimensions": [16, 512, 28, 28],
+                "Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format.",
+            }
+        ],
+        "Outputs": [
+            {
+                "Name": "a",
+                "Location": "Device",
+                "Dimensions": [16, 256, 28, 28],
+                "Format/Datatype": "Row major linear FP16 format",
+            }
+        ],
+        "TacticName": "sm80_xmma_fprop_implicit_gemm",
+        "TacticValue": "0x11bde0e1d9f2f35d",
+    },
+    {
+        "Name": "__myl_Cast",
+        "LayerType": "kgen",
+        "Inputs": [{"Name": "a", "Format/Datatype": "Half"}],
+        "Outputs": [
+            {"Name": "y", "Dimensions": [-1, 3], "Format/Datatype": "N/A due to dynamic shapes"}
+        ],
+        "TacticName": "",
+    },
+    {"Name": "only a name"},
+]
+
 
 def make_plan(path, tensors, *, tag=b"ftrt", version=(10, 16, 1, 11), **changes):
     data = tag + bytes(20) + bytes(version) + bytes(100)

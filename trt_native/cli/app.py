@@ -11,6 +11,7 @@ from trt_native.cli.build import build
 from trt_native.cli.calibrate import calibrate
 from trt_native.cli.console import set_verbosity, stdout
 from trt_native.cli.deploy import deploy_app
+from trt_native.cli.diff import diff
 from trt_native.cli.doctor import doctor
 from trt_native.cli.export import export_app
 from trt_native.cli.inspect import inspect
@@ -53,6 +54,7 @@ app.add_typer(export_app)
 app.command()(build)
 app.command()(calibrate)
 app.command()(inspect)
+app.command()(diff)
 app.command()(run)
 app.add_typer(deploy_app)
 app.command()(doctor)

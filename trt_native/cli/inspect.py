@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trt_native.cli.console import guarded, print_json, stdout, table
-from trt_native.errors import CudaError, ModelError, TrtNativeError
+from trt_native.cli.console import guarded, print_json, stderr, stdout, table
+from trt_native.cli.html import TENSOR_COLUMNS, GraphNode, page, plan_page, tensor_rows
+from trt_native.errors import ModelError, SpecError
 from trt_native.spec import TensorSpec, format_bytes
 
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from trt_native.graph.onnx_file import ModelSummary
+    from trt_native.inspection import Layer
+
 __all__ = ["inspect"]
+
+_ONNX_PRECISIONS = {
+    "float32": "fp32",
+    "float16": "fp16",
+    "bfloat16": "bf16",
+    "float8_e4m3fn": "fp8",
+    "int8": "int8",
+}
 
 _PLAN_TAGS = (b"ftrt", b"vtrt")
 
@@ -20,24 +34,60 @@ _PLAN_TAGS = (b"ftrt", b"vtrt")
 @guarded
 def inspect(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="An ONNX file or a plan.")],
+    html: Annotated[
+        Path | None,
+        typer.Option(help="Write one self-contained page with the graph to this file."),
+    ] = None,
+    times: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON with the times of a plan's layers, for --html: of a benchmark, or of"
+            " trtexec --exportProfile."
+        ),
+    ] = None,
+    manifest: Annotated[
+        bool,
+        typer.Option("--manifest/--no-manifest", help="Heed the manifest beside the plan."),
+    ] = True,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Tell what an ONNX file or a plan contains."""
+    from trt_native.plan import check_writable
+
+    if html is not None:
+        check_writable(html)
+    if times is not None and html is None:
+        raise SpecError("--times: it is shown in the page of --html FILE")
     try:
         with file.open("rb") as opened:
             is_plan = opened.read(4) in _PLAN_TAGS
     except OSError as error:
         raise ModelError(f"{file}: cannot be read: {error.strerror}") from None
     if is_plan or file.suffix == ".plan":
-        _inspect_plan(file, json)
+        _inspect_plan(file, html, times, not manifest, json)
+    elif times is not None:
+        raise SpecError("--times: only the layers of a plan have times")
     else:
-        _inspect_onnx(file, json)
+        _inspect_onnx(file, html, json)
 
 
-def _inspect_onnx(path: Path, json: bool) -> None:
+def _write_html(path: Path, text: str) -> None:
+    from trt_native.plan import replacing
+
+    with replacing(path) as opened:
+        opened.write(text.encode(errors="replace"))
+    stderr.print(f"written to {path}", markup=False, highlight=False)
+
+
+def _inspect_onnx(path: Path, html: Path | None, json: bool) -> None:
     from trt_native.graph.onnx_file import read_model, summarize
 
-    summary = summarize(path, read_model(path))
+    model = read_model(path)
+    summary = summarize(path, model)
+    rows, tensors = _onnx_rows(summary), _onnx_tensors(summary)
+    if html is not None:
+        listing = ("Tensors", ("", "name", "dtype", "shape"), tensors)
+        _write_html(html, page(str(path), (("", ("", ""), rows), listing), _graph_nodes(model)))
     if json:
         data = {name: getattr(summary, name) for name in summary.__dataclass_fields__}
         for side in ("inputs", "outputs"):
@@ -47,26 +97,47 @@ def _inspect_onnx(path: Path, json: bool) -> None:
             ]
         print_json({"kind": "onnx", "path": str(path), **data})
         return
+    table(str(path), ("", ""), rows)
+    table("Tensors", ("", "name", "dtype", "shape"), tensors)
+    table(
+        f"Operators ({sum(summary.operators.values())} nodes)",
+        ("operator", "count"),
+        summary.operators.items(),
+    )
+
+
+def _onnx_rows(summary: ModelSummary) -> list[tuple[str, str]]:
     opsets = ", ".join(f"{domain or 'ai.onnx'} {opset}" for domain, opset in summary.opsets.items())
-    rows = [
+    return [
         ("producer", summary.producer or "unknown"),
         ("opset", opsets),
         ("parameters", f"{summary.parameters:,} ({format_bytes(summary.weight_bytes)})"),
         ("file", format_bytes(summary.file_bytes)),
         *((f"metadata {key}", value) for key, value in summary.metadata.items()),
     ]
-    table(str(path), ("", ""), rows)
+
+
+def _onnx_tensors(summary: ModelSummary) -> list[tuple[str, str, str, str]]:
     tensors = [("input", t) for t in summary.inputs] + [("output", t) for t in summary.outputs]
-    table(
-        "Tensors",
-        ("", "name", "dtype", "shape"),
-        ((m, t.name, t.dtype, _axes(t)) for m, t in tensors),
-    )
-    table(
-        f"Operators ({sum(summary.operators.values())} nodes)",
-        ("operator", "count"),
-        summary.operators.items(),
-    )
+    return [(mode, t.name, t.dtype, _axes(t)) for mode, t in tensors]
+
+
+def _graph_nodes(model: ir.Model) -> list[GraphNode]:
+    """The nodes of the main graph; shapes where the file records them."""
+    from trt_native.graph.onnx_file import value_spec
+
+    return [
+        GraphNode(
+            name=node.name or "",
+            kind=node.op_type,
+            inputs=tuple(value.name or "" for value in node.inputs if value is not None),
+            outputs=tuple(value.name or "" for value in node.outputs),
+            shape=" ".join((spec.dtype, _axes(spec))) if spec.shape is not None else "",
+            precision=_ONNX_PRECISIONS.get(spec.dtype, ""),
+        )
+        for node in model.graph
+        for spec in (value_spec(node.outputs[0]),)
+    ]
 
 
 def _axes(tensor: TensorSpec) -> str:
@@ -75,30 +146,26 @@ def _axes(tensor: TensorSpec) -> str:
     return " x ".join("?" if axis is None else str(axis) for axis in tensor.shape) or "scalar"
 
 
-def _inspect_plan(path: Path, json: bool) -> None:
+def _inspect_plan(
+    path: Path, html: Path | None, times: Path | None, ignore_manifest: bool, json: bool
+) -> None:
+    from trt_native.inspection import inspect_plan, read_layer_times
     from trt_native.plan import Plan
 
-    plan = Plan.load(path)
-    header, manifest = plan.header, plan.manifest
-    layers, why_not = _layers(plan)
+    layer_times = read_layer_times(times) if times is not None else None
+    report = inspect_plan(Plan.load(path, ignore_manifest=ignore_manifest))
+    if html is not None:
+        _write_html(html, plan_page(report, layer_times))
     if json:
-        print_json(
-            {
-                "kind": "plan",
-                "path": str(path),
-                "product": header.product,
-                "version": header.version_text,
-                "bytes": len(plan.data),
-                "manifest": manifest.to_json() if manifest else None,
-                "layers": layers,
-                "layers_unreadable": why_not,
-            }
-        )
+        print_json(report.to_json())
         return
+    manifest = report.manifest
     rows = [
-        ("made by", f"{header.product} {header.version_text}"),
-        ("size", format_bytes(len(plan.data))),
+        ("made by", f"{report.product} {report.version}"),
+        ("size", format_bytes(report.plan_bytes)),
     ]
+    if report.activation_bytes is not None:
+        rows.append(("activations", f"{format_bytes(report.activation_bytes)} in each context"))
     if manifest:
         targets = ", ".join(manifest.compute_capabilities) or "every GPU the backend supports"
         rows += [
@@ -110,42 +177,31 @@ def _inspect_plan(path: Path, json: bool) -> None:
             *((f"option {name}", str(value)) for name, value in manifest.options.items()),
         ]
     else:
-        rows.append(("manifest", "none beside the plan"))
+        rows.append(("manifest", "ignored" if ignore_manifest else "none beside the plan"))
     table(str(path), ("", ""), rows)
-    if manifest:
-        from trt_native.cli.build import print_tensors
-
-        print_tensors(manifest)
-    if layers is None:
-        stdout.print(f"Layers cannot be read here: {why_not}", markup=False, highlight=False)
+    if report.tensors is not None:
+        table("Tensors", TENSOR_COLUMNS, tensor_rows(report.tensors))
+    if report.layers is None:
+        fault = report.layers_fault
+        stdout.print(f"Layers cannot be read here: {fault}", markup=False, highlight=False)
     else:
-        _print_layers(layers)
+        _print_layers(report.layers)
 
 
-def _layers(plan: Any) -> tuple[list[dict[str, Any]] | None, str | None]:
-    """The layers, or the reason why they cannot be read on this machine."""
-    from trt_native.cuda import require_gpu
-    from trt_native.engine import Engine
+def _print_layers(layers: tuple[Layer, ...]) -> None:
+    from trt_native.inspection import precision_mix
 
-    try:
-        require_gpu()
-        with Engine(plan) as engine:
-            return engine.layers(), None
-    except CudaError as error:
-        return None, f"only a machine with a GPU can load a plan ({error.message})"
-    except TrtNativeError as error:
-        return None, error.message
-
-
-def _print_layers(layers: list[dict[str, Any]]) -> None:
-    precisions = Counter(_precision(layer) for layer in layers)
-    mix = ", ".join(f"{count} {name}" for name, count in precisions.most_common())
+    mix = ", ".join(f"{count} {name}" for name, count in precision_mix(layers).items())
     rows = (
-        (layer.get("Name", ""), layer.get("LayerType", ""), _precision(layer)) for layer in layers
+        (
+            layer.name,
+            layer.kind,
+            layer.precision,
+            ", ".join(tensor.name for tensor in layer.inputs),
+            ", ".join(tensor.name for tensor in layer.outputs),
+            layer.tactic or "",
+        )
+        for layer in layers
     )
-    table(f"Layers ({len(layers)}: {mix})", ("name", "type", "output"), rows)
-
-
-def _precision(layer: dict[str, Any]) -> str:
-    outputs = layer.get("Outputs") or [{}]
-    return str(outputs[0].get("Format/Datatype", outputs[0].get("Datatype", "unknown")))
+    columns = ("name", "type", "precision", "inputs", "outputs", "tactic")
+    table(f"Layers ({len(layers)}: {mix})", columns, rows)

@@ -22,6 +22,7 @@ __all__ = [
     "read_model",
     "summarize",
     "tensor_specs",
+    "value_spec",
 ]
 
 
@@ -155,10 +156,11 @@ def tensor_specs(model: ir.Model) -> tuple[tuple[TensorSpec, ...], tuple[TensorS
     """The inputs that a caller supplies, and the outputs."""
     graph = model.graph
     inputs = [value for value in graph.inputs if value.name not in graph.initializers]
-    return tuple(map(_spec, inputs)), tuple(map(_spec, graph.outputs))
+    return tuple(map(value_spec, inputs)), tuple(map(value_spec, graph.outputs))
 
 
-def _spec(value: ir.Value) -> TensorSpec:
+def value_spec(value: ir.Value) -> TensorSpec:
+    """Name, type and shape of a value, as far as the file records them."""
     shape = None if value.shape is None else tuple(_axis(axis) for axis in value.shape)
     return TensorSpec(value.name or "", dtype_name(value.dtype), shape)
 

@@ -1,0 +1,48 @@
+"""``trt-native diff``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trt_native.cli.console import guarded, print_json, stderr, stdout, table
+
+__all__ = ["diff"]
+
+_HELP = "A plan, or what 'trt-native inspect --json' printed of one where there is a GPU."
+
+
+@guarded
+def diff(
+    left: Annotated[Path, typer.Argument(metavar="A.plan", help=_HELP)],
+    right: Annotated[Path, typer.Argument(metavar="B.plan", help=_HELP)],
+    manifest: Annotated[
+        bool,
+        typer.Option("--manifest/--no-manifest", help="Heed the manifests beside the plans."),
+    ] = True,
+    json: Annotated[bool, typer.Option("--json", help="Print the differences as JSON.")] = False,
+) -> None:
+    """Tell how two plans differ. Exit code 0: in nothing that could be compared; 1: they do."""
+    from trt_native.inspection import compare, read_report
+
+    reports = [read_report(path, ignore_manifest=not manifest) for path in (left, right)]
+    found = compare(*reports)
+    if json:
+        print_json({"left": str(left), "right": str(right), **asdict(found)})
+    else:
+        if found.differences:
+            rows = (
+                (d.section, d.name, "-" if d.left is None else d.left, d.right or "-")
+                for d in found.differences
+            )
+            table("Differences", ("", "", str(left), str(right)), rows)
+        else:
+            same = "byte for byte" if found.same_bytes else "in all that was compared"
+            stdout.print(f"The plans are the same {same}.")
+        for line in found.not_compared:
+            stderr.print(f"not compared: {line}", markup=False, highlight=False)
+    if found.differences:
+        raise typer.Exit(1)

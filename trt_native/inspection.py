@@ -1,0 +1,377 @@
+"""What is known of a plan, and how two plans differ."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trt_native.cuda import require_gpu
+from trt_native.engine import Engine
+from trt_native.errors import CudaError, PlanError, SpecError, TrtNativeError
+from trt_native.plan import Manifest, Plan, PlanTensor
+
+__all__ = [
+    "Comparison",
+    "Difference",
+    "Layer",
+    "LayerTensor",
+    "PlanReport",
+    "compare",
+    "inspect_plan",
+    "parse_layers",
+    "precision_mix",
+    "read_layer_times",
+    "read_report",
+]
+
+_PRECISIONS = (
+    ("bf16", "bf16|bfloat16"),
+    ("fp8", "fp8|e4m3"),
+    ("fp4", "fp4|e2m1"),
+    ("fp16", "fp16|half"),
+    ("fp32", "fp32|float"),
+    ("int4", "int4"),
+    ("uint8", "uint8"),
+    ("int8", "int8"),
+    ("int64", "int64"),
+    ("int32", "int32"),
+    ("bool", "bool"),
+)
+_TIMES = ("median_ms", "medianMs", "mean_ms", "averageMs")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTensor:
+    """A tensor between layers.
+
+    Attributes:
+        name: Its name in the engine.
+        precision: Such as ``fp16``; ``unknown`` where the inspector does not tell.
+        shape: Extents, -1 where dynamic; None where the inspector does not tell.
+    """
+
+    name: str
+    precision: str
+    shape: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer of an engine, after TensorRT has fused what it could.
+
+    Attributes:
+        name: Its name, made of those of the ONNX nodes in it.
+        kind: TensorRT's layer type; empty where the plan has kept names alone.
+        tactic: Name of the kernel, where the inspector tells.
+        inputs: What it reads.
+        outputs: What it writes.
+    """
+
+    name: str
+    kind: str = ""
+    tactic: str | None = None
+    inputs: tuple[LayerTensor, ...] = ()
+    outputs: tuple[LayerTensor, ...] = ()
+
+    @property
+    def precision(self) -> str:
+        """Type of its first output."""
+        return self.outputs[0].precision if self.outputs else "unknown"
+
+
+def parse_layers(layers: Iterable[Mapping[str, Any]]) -> tuple[Layer, ...]:
+    """Read what the engine inspector writes as JSON, of any TensorRT; unknown keys are ignored."""
+    return tuple(
+        Layer(
+            name=str(layer.get("Name", "")),
+            kind=str(layer.get("LayerType", "")),
+            tactic=str(layer["TacticName"]) if layer.get("TacticName") else None,
+            inputs=_layer_tensors(layer.get("Inputs")),
+            outputs=_layer_tensors(layer.get("Outputs")),
+        )
+        for layer in layers
+    )
+
+
+def _layer_tensors(tensors: Any) -> tuple[LayerTensor, ...]:
+    return tuple(
+        LayerTensor(
+            name=str(tensor.get("Name", "")),
+            precision=_precision(str(tensor.get("Datatype") or tensor.get("Format/Datatype", ""))),
+            shape=tuple(tensor["Dimensions"]) if "Dimensions" in tensor else None,
+        )
+        for tensor in tensors or ()
+        if isinstance(tensor, Mapping)
+    )
+
+
+def _precision(text: str) -> str:
+    for name, pattern in _PRECISIONS:
+        if re.search(pattern, text, re.IGNORECASE):
+            return name
+    return "unknown"
+
+
+def precision_mix(layers: Iterable[Layer]) -> dict[str, int]:
+    """How many layers there are of each precision, most frequent first."""
+    return dict(Counter(layer.precision for layer in layers).most_common())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanReport:
+    """What is known of a plan here.
+
+    Attributes:
+        path: Where it was read from.
+        product: ``TensorRT`` or ``TensorRT-RTX``.
+        version: Version of that library.
+        plan_bytes: Length of the plan.
+        sha256: Hash of the plan's bytes.
+        manifest: Its manifest; None for a plan without one.
+        tensors: Its inputs and outputs; None where neither a manifest nor an engine tells them.
+        activation_bytes: Device memory that one execution context needs; None without the engine.
+        raw_layers: What the engine inspector tells of each layer; None without the engine.
+        layers_fault: Why the layers are not known.
+    """
+
+    path: str
+    product: str
+    version: str
+    plan_bytes: int
+    sha256: str
+    manifest: Manifest | None
+    tensors: tuple[PlanTensor, ...] | None
+    activation_bytes: int | None = None
+    raw_layers: list[dict[str, Any]] | None = field(default=None, repr=False)
+    layers_fault: str | None = None
+
+    @property
+    def layers(self) -> tuple[Layer, ...] | None:
+        """The layers in the order of their execution; None where they are not known."""
+        return None if self.raw_layers is None else parse_layers(self.raw_layers)
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``trt-native inspect --json`` prints it."""
+        return {
+            "kind": "plan",
+            "path": self.path,
+            "product": self.product,
+            "version": self.version,
+            "bytes": self.plan_bytes,
+            "sha256": self.sha256,
+            "manifest": self.manifest.to_json() if self.manifest else None,
+            "tensors": [t.to_json() for t in self.tensors] if self.tensors is not None else None,
+            "activation_bytes": self.activation_bytes,
+            "layers": self.raw_layers,
+            "layers_unreadable": self.layers_fault,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> PlanReport:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            PlanError: this is not such a report.
+        """
+        try:
+            tensors = data["tensors"]
+            layers = data["layers"]
+            report = cls(
+                path=str(data["path"]),
+                product=str(data["product"]),
+                version=str(data["version"]),
+                plan_bytes=int(data["bytes"]),
+                sha256=str(data["sha256"]),
+                manifest=Manifest.from_json(data["manifest"]) if data["manifest"] else None,
+                tensors=None if tensors is None else tuple(map(PlanTensor.from_json, tensors)),
+                activation_bytes=data["activation_bytes"],
+                raw_layers=None if layers is None else [dict(layer) for layer in layers],
+                layers_fault=data["layers_unreadable"],
+            )
+            parse_layers(report.raw_layers or ())
+        except (KeyError, TypeError, ValueError) as error:
+            raise PlanError(f"not a report of trt-native inspect --json: {error}") from None
+        return report
+
+
+def inspect_plan(plan: Plan) -> PlanReport:
+    """Tell what the header, the manifest and, where the plan can be loaded, the engine know."""
+    header, manifest = plan.header, plan.manifest
+    tensors = manifest.tensors if manifest else None
+    activation_bytes = layers = fault = None
+    try:
+        require_gpu()
+        with Engine(plan) as engine:
+            tensors = engine.tensors
+            activation_bytes = engine.activation_bytes
+            layers = engine.layers()
+    except CudaError as error:
+        fault = f"only a machine with a GPU can load a plan ({error.message})"
+    except TrtNativeError as error:
+        fault = error.message
+    return PlanReport(
+        path=str(plan.path or ""),
+        product=header.product,
+        version=manifest.backend_version if manifest else header.version_text,
+        plan_bytes=len(plan.data),
+        sha256=manifest.plan_sha256 if manifest else hashlib.sha256(plan.data).hexdigest(),
+        manifest=manifest,
+        tensors=tensors,
+        activation_bytes=activation_bytes,
+        raw_layers=layers,
+        layers_fault=fault,
+    )
+
+
+def read_report(path: Path, *, ignore_manifest: bool = False) -> PlanReport:
+    """Inspect a plan, or read what ``trt-native inspect --json`` printed elsewhere.
+
+    Raises:
+        PlanError: the file is neither, or is damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            is_json = file.read(1) == b"{"
+        if not is_json:
+            return inspect_plan(Plan.load(path, ignore_manifest=ignore_manifest))
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise PlanError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise PlanError(f"{path}: neither a plan nor JSON: {error}") from None
+    try:
+        return PlanReport.from_json(data)
+    except PlanError as error:
+        raise PlanError(f"{path}: {error.message}") from None
+
+
+def read_layer_times(path: Path) -> dict[str, float]:
+    """Read milliseconds by layer from a benchmark's JSON.
+
+    Takes what ``trtexec --exportProfile`` writes, and any JSON object whose ``layers`` is a list of
+    objects with ``name`` and one of ``median_ms``, ``medianMs``, ``mean_ms``, ``averageMs``.
+
+    Raises:
+        SpecError: the file cannot be read or tells no times of layers.
+    """
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise SpecError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise SpecError(f"{path}: not JSON: {error}") from None
+    entries = data.get("layers") if isinstance(data, dict) else data
+    times: dict[str, float] = {}
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, dict) and isinstance(entry.get("name"), str):
+            found = [entry[key] for key in _TIMES if isinstance(entry.get(key), (int, float))]
+            if found:
+                times[entry["name"]] = float(found[0])
+    if not times:
+        raise SpecError(f"{path}: it tells no times of layers; bench with the times of each layer")
+    return times
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One thing that two plans do not have in common.
+
+    Attributes:
+        section: ``plan``, ``model``, ``options``, ``tensors`` or ``layers``.
+        name: What differs.
+        left: How it is in the first plan; None where it is not there.
+        right: How it is in the second plan; None where it is not there.
+    """
+
+    section: str
+    name: str
+    left: str | None
+    right: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How two plans differ.
+
+    Attributes:
+        differences: What differs, section by section.
+        not_compared: What could not be compared, and why.
+        same_bytes: Whether the plans are byte for byte the same.
+    """
+
+    differences: tuple[Difference, ...]
+    not_compared: tuple[str, ...]
+    same_bytes: bool
+
+
+def compare(left: PlanReport, right: PlanReport) -> Comparison:
+    """Compare two plans by everything that is known of both."""
+    not_compared = []
+    sections = {"plan": (_plan_facts(left), _plan_facts(right))}
+    if left.manifest and right.manifest:
+        sections["model"] = (_model_facts(left.manifest), _model_facts(right.manifest))
+        sections["options"] = (_option_facts(left.manifest), _option_facts(right.manifest))
+    else:
+        not_compared.append("model and options: a manifest is missing")
+    if left.tensors is not None and right.tensors is not None:
+        sections["tensors"] = (_tensor_facts(left.tensors), _tensor_facts(right.tensors))
+    else:
+        not_compared.append("tensors: a manifest is missing, and the engine cannot be loaded")
+    if left.layers is not None and right.layers is not None:
+        sections["layers"] = (_layer_facts(left.layers), _layer_facts(right.layers))
+    elif left.sha256 != right.sha256:
+        not_compared.append(f"layers: {left.layers_fault or right.layers_fault}")
+    differences = [
+        Difference(section, name, one.get(name), other.get(name))
+        for section, (one, other) in sections.items()
+        for name in dict.fromkeys((*one, *other))
+        if one.get(name) != other.get(name)
+    ]
+    return Comparison(tuple(differences), tuple(not_compared), left.sha256 == right.sha256)
+
+
+def _plan_facts(report: PlanReport) -> dict[str, str]:
+    facts = {"made by": f"{report.product} {report.version}", "bytes": str(report.plan_bytes)}
+    if report.activation_bytes is not None:
+        facts["activation bytes"] = str(report.activation_bytes)
+    return facts
+
+
+def _model_facts(manifest: Manifest) -> dict[str, str]:
+    files = [manifest.model, *manifest.model["external"]]
+    return {"ONNX": " ".join(str(file["sha256"])[:16] for file in files)}
+
+
+def _option_facts(manifest: Manifest) -> dict[str, str]:
+    facts = {name: json.dumps(value) for name, value in manifest.options.items()}
+    facts["precision applied"] = str(manifest.precision["applied"])
+    facts["compute capabilities"] = ", ".join(manifest.compute_capabilities) or "all"
+    return facts
+
+
+def _tensor_facts(tensors: Iterable[PlanTensor]) -> dict[str, str]:
+    return {
+        f"{t.mode} {t.name}": " ".join(
+            (t.dtype, t.describe_shape(), *map(str, t.profiles), *map(str, t.values))
+        )
+        for t in tensors
+    }
+
+
+def _layer_facts(layers: tuple[Layer, ...]) -> dict[str, str]:
+    """The precision mix, then every layer; a name that comes again is numbered."""
+    mix = ", ".join(f"{count} {name}" for name, count in precision_mix(layers).items())
+    facts = {"precision mix": mix, "count": str(len(layers))}
+    seen: Counter[str] = Counter()
+    for layer in layers:
+        seen[layer.name] += 1
+        number = f" #{seen[layer.name]}" if seen[layer.name] > 1 else ""
+        parts = (layer.kind, layer.precision, layer.tactic or "")
+        facts[f"layer {layer.name}{number}"] = " ".join(filter(None, parts))
+    return facts
