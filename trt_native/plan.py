@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from trt_native.errors import PlanError, SpecError
-from trt_native.spec import ShapeRange, format_bytes
+from trt_native.spec import BuildConfig, ShapeRange, format_bytes
 
 __all__ = [
     "MANIFEST_SCHEMA",
@@ -544,6 +544,9 @@ def _rebuild_command(manifest: Manifest, plan: Path, environment: Environment | 
     words = ["trt-native", "build", str(model), "-o", str(plan)]
     words += ["--backend", "rtx" if manifest.backend == "rtx" else "tensorrt"]
     options = {k: v for k, v in manifest.options.items() if k not in _NOT_REPEATED}
+    unknown = set(options) - set(BuildConfig.__dataclass_fields__)
+    if unknown:
+        raise PlanError(f"malformed manifest: no build options: {', '.join(sorted(unknown))}")
     here = environment.compute_capability if environment else None
     if here and options.get("compute_capabilities") and not _targets_gpu(manifest, here):
         options["compute_capabilities"] = [here]

@@ -99,7 +99,11 @@ def _findings(path: Path, ignore_manifest: bool) -> dict[str, Any]:
     rebuild = model = None
     if known is not None:
         found["built_for"] = list(known.compute_capabilities)
-        rebuild, model = rebuild_command(known, path, environment), find_model(known, path)[1]
+        try:
+            rebuild = rebuild_command(known, path, environment)
+            model = find_model(known, path)[1]
+        except PlanError as error:
+            doubts.append(error.message)
     return {
         **found,
         "here": asdict(environment),
