@@ -14,6 +14,7 @@ from triton_message import parse_model_config
 from trt_native import deploy
 from trt_native.deploy import TritonConfig, deploy_triton, triton_config, trtexec_command
 from trt_native.errors import PlanError, SpecError, UnsupportedError
+from trt_native.spec import ShapeRange
 
 
 def configure(tensors, **options):
@@ -135,6 +136,16 @@ def test_an_input_that_is_a_shape():
     assert list(config.input[1].dims) == [2]
     file = config.model_warmup[0].inputs["s"].input_data_file
     assert np.frombuffer(model.warmup_files[file], np.int32).tolist() == [2, 4]
+
+
+def test_values_that_the_type_cannot_hold():
+    shape = tensor("s", "input", "int32", shape=(1,), values=("1:1:1",))
+    for change, error, reason in (
+        ({"values": (ShapeRange.parse(str(1 << 31)),)}, PlanError, "does not fit into int32"),
+        ({"dtype": "float32"}, UnsupportedError, "is a shape, but of type float32"),
+    ):
+        with pytest.raises(error, match=reason):
+            configure((dataclasses.replace(shape, **change), *STATIC))
 
 
 def test_batching_delay_and_no_warmup():

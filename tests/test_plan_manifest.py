@@ -136,6 +136,8 @@ def changed(path, value):
         (("tensors", 0, "shape"), "1x3"),
         (("tensors", 0, "profiles"), ["1:2"]),
         (("tensors", 0), "x"),
+        (("model", "external", 0), "weights.bin"),
+        (("model", "external", 0, "sha256"), None),
         (("plan_bytes",), "12"),
         (("model",), "m.onnx"),
         (("tensors",), {}),

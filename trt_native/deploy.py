@@ -222,6 +222,8 @@ def _check_tensors(tensors: Sequence[PlanTensor]) -> None:
             )
         if 0 in tensor.shape:
             faults.append(f"{tensor.mode} {tensor.name!r} is empty, which Triton does not allow")
+        if tensor.values and tensor.dtype not in _VALUE_FORMATS:
+            faults.append(f"{tensor.name!r} is a shape, but of type {tensor.dtype}")
         if tensor.values and len(tensor.shape) > 1:
             faults.append(f"{tensor.name!r} is a shape of more than one axis, which Triton has not")
     if faults:
@@ -324,13 +326,19 @@ def _warmup_fields(
         ]
         if tensor.values:
             file = f"profile{profile}_input{number}"
-            values = tensor.values[profile].opt
-            files[file] = struct.pack(f"<{len(values)}{_VALUE_FORMATS[tensor.dtype]}", *values)
+            files[file] = _packed(tensor, tensor.values[profile].opt)
             value.append(("input_data_file", file))
         else:
             value.append(("zero_data", True))
         entries.append(("inputs", [("key", tensor.name), ("value", value)]))
     return [("name", f"profile {profile}"), ("batch_size", size), *entries]
+
+
+def _packed(tensor: PlanTensor, values: Shape) -> bytes:
+    try:
+        return struct.pack(f"<{len(values)}{_VALUE_FORMATS[tensor.dtype]}", *values)
+    except struct.error:
+        raise PlanError(f"{values} of {tensor.name!r} does not fit into {tensor.dtype}") from None
 
 
 def _opt_shape(tensor: PlanTensor, profile: int) -> Shape:

@@ -64,7 +64,8 @@ _MANIFEST_TYPES: dict[str, tuple[type, ...]] = {
     "seconds": (dict,),
     "created": (str,),
 }
-_MODEL_TYPES = {"file": (str,), "bytes": (int,), "sha256": (str,), "external": (list,)}
+_FILE_TYPES: dict[str, tuple[type, ...]] = {"file": (str,), "bytes": (int,), "sha256": (str,)}
+_MODEL_TYPES = {**_FILE_TYPES, "external": (list,)}
 _PRECISION_TYPES = {"requested": (str,), "applied": (str,)}
 _TENSOR_TYPES = {
     "name": (str,),
@@ -282,6 +283,8 @@ class Manifest:
         try:
             _check_types(data, _MANIFEST_TYPES, "")
             _check_types(data["model"], _MODEL_TYPES, "model.")
+            for item in data["model"]["external"]:
+                _check_types(item, _FILE_TYPES, "model.external.")
             _check_types(data["precision"], _PRECISION_TYPES, "precision.")
             known = [name for name in cls.__dataclass_fields__ if name in data]
             fields = {name: data[name] for name in known}
