@@ -1,7 +1,10 @@
-"""Raise a model to the opset whose operators know BF16."""
+"""Raise a model to an opset whose operators know the types it shall have."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -16,11 +19,15 @@ from trt_native.graph.precision_rules import (
     schema_of,
 )
 
-__all__ = ["raise_opset"]
+__all__ = ["raise_opset", "require_opset"]
 
 _OPSET, _IR_VERSION, _OLDEST = 22, 10, 17
+_OLDEST_FOR_QDQ = 13  # per-channel scales, and axes as an input of Squeeze, are from then
 # Attributes that newer opsets added; a node without them means what it always did.
-_NEUTRAL_ATTRIBUTES = op_set("saturate dilations antialias axes keep_aspect_ratio_policy")
+_NEUTRAL_ATTRIBUTES = op_set(
+    "saturate dilations antialias axes keep_aspect_ratio_policy allowzero start end reduction "
+    "layout ceil_mode"
+)
 
 
 def raise_opset(model: ir.Model) -> int | None:
@@ -41,7 +48,7 @@ def raise_opset(model: ir.Model) -> int | None:
         old, new = schema_of(node.op_type, opset), schema_of(node.op_type, _OPSET)
         if node.domain or old is None:
             continue
-        if new is None or new.deprecated or not _same_meaning(old, new):
+        if new is None or not _same_meaning(old, new):
             changed.add(node.op_type)
         elif allowed_types(old, node, BFLOAT16) != allowed_types(new, node, BFLOAT16):
             lacking.add(node.op_type)
@@ -61,9 +68,86 @@ def raise_opset(model: ir.Model) -> int | None:
     return _OPSET
 
 
+def require_opset(model: ir.Model, opset: int, purpose: str) -> int | None:
+    """Give a model at least an opset, with every node meaning what it did.
+
+    Reductions and ``Split`` are rewritten the way newer opsets write them; model-local functions
+    must have been inlined.
+
+    Args:
+        model: The model.
+        opset: The lowest opset that will do.
+        purpose: What needs it, for the error: ``"FP16 scales"``.
+
+    Returns:
+        The new opset, or None if the model stays at its own.
+
+    Raises:
+        UnsupportedError: an operator means something else, or may, at the newer opset.
+    """
+    present = opset_of(model)
+    if present >= opset:
+        return None
+    changed, rewrites = set(), []
+    for node in list(all_nodes(model.graph)):
+        old, new = schema_of(node.op_type, present), schema_of(node.op_type, opset)
+        if node.domain or old is None:
+            continue
+        since, rewrite = _REWRITES.get(node.op_type, (0, None))
+        if rewrite is not None and present < since <= opset:
+            rewrites.append((rewrite, node))
+        elif node.op_type == "BatchNormalization" and len(node.outputs) == 1:
+            continue  # later opsets changed how it is trained
+        elif new is None or not _same_meaning(old, new):
+            changed.add(node.op_type)
+    if changed or present < _OLDEST_FOR_QDQ:
+        obstacle = f"{', '.join(sorted(changed))} changed since" if changed else "it is too old"
+        raise UnsupportedError(
+            f"{purpose} need opset {opset}; the model has opset {present} and cannot be raised as"
+            f" it is ({obstacle}): export it at opset {opset} or newer"
+        )
+    for rewrite, node in rewrites:
+        rewrite(model.graph, node)
+    model.opset_imports[""] = opset
+    model.ir_version = max(model.ir_version, _IR_VERSION)
+    return opset
+
+
+def _axes_as_input(graph: ir.Graph, node: ir.Node) -> None:
+    axes = node.attributes.pop("axes", None)
+    if axes is not None:
+        array = np.array(axes.as_ints(), np.int64)
+        name = f"{node.outputs[0].name}__axes"
+        while name in graph.initializers:
+            name += "_"
+        value = ir.Value(
+            name=name, shape=ir.Shape(array.shape), type=ir.TensorType(ir.DataType.INT64),
+            const_value=ir.tensor(array, name=name),
+        )  # fmt: skip
+        graph.register_initializer(value)
+        node.resize_inputs(2)
+        node.replace_input_with(1, value)
+
+
+def _number_of_parts(graph: ir.Graph, node: ir.Node) -> None:  # noqa: ARG001
+    if len(node.inputs) < 2 or node.inputs[1] is None:
+        node.attributes["num_outputs"] = ir.AttrInt64("num_outputs", len(node.outputs))
+
+
+_REDUCTIONS = op_set(
+    "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd "
+    "ReduceSumSquare"
+)
+# Operator to the opset that writes it otherwise, and how to rewrite a node.
+_REWRITES: dict[str, tuple[int, Callable[[ir.Graph, ir.Node], None]]] = {
+    **dict.fromkeys(_REDUCTIONS, (18, _axes_as_input)),
+    "Split": (18, _number_of_parts),
+}
+
+
 def _same_meaning(old: onnx.defs.OpSchema, new: onnx.defs.OpSchema) -> bool:
-    if old.since_version == new.since_version:
-        return True
+    if old.since_version == new.since_version or new.deprecated:
+        return old.since_version == new.since_version
     before = {k: str(a.default_value) for k, a in old.attributes.items()}
     after = {k: str(a.default_value) for k, a in new.attributes.items()}
     inputs = [i.name for i in old.inputs], [i.name for i in new.inputs]

@@ -11,8 +11,6 @@ stays on disk.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import fnmatch
 import functools
 import logging
 import operator
@@ -26,13 +24,16 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from trt_native.errors import ModelError, SpecError
-from trt_native.graph.opset import raise_opset
+from trt_native.graph.opset import raise_opset, require_opset
+from trt_native.graph.packing import read_tensor, repack_lazily, round_scale
+from trt_native.graph.patterns import match_nodes
 from trt_native.graph.precision_rules import (
     BFLOAT16,
     CASTS,
     FLOAT,
     FLOAT16,
     MOVING,
+    QDQ,
     SHAPES,
     Analysis,
     Label,
@@ -42,6 +43,7 @@ from trt_native.graph.precision_rules import (
     bodies,
     is_float,
     op_set,
+    scale_is_lost,
     schema_of,
 )
 
@@ -59,9 +61,8 @@ logger = logging.getLogger(__name__)
 
 _SUFFIX = {FLOAT: "fp32", FLOAT16: "fp16", BFLOAT16: "bf16"}
 _LARGEST = {FLOAT16: 65504.0, BFLOAT16: float.fromhex("0x1.fep127")}
-_QUANTIZED = op_set(
-    "QuantizeLinear DequantizeLinear DynamicQuantizeLinear MatMulInteger ConvInteger "
-    "QLinearMatMul QLinearConv"
+_QUANTIZED = QDQ | op_set(
+    "DynamicQuantizeLinear MatMulInteger ConvInteger QLinearMatMul QLinearConv"
 )
 _REDUCED_TYPES = frozenset(
     dtype
@@ -70,6 +71,7 @@ _REDUCED_TYPES = frozenset(
 )
 _DEFAULT_OPSET = 17  # for a model of custom operators alone, which casts are added to
 _CLIP_OPSET = 11  # bounds are inputs since then
+_QDQ_OPSET = 19  # Q/DQ know FP16 and BF16 since then
 _COUNTED_ELEMENTS = 65536  # larger weights are clamped too, but nobody reads them just to count
 
 
@@ -114,9 +116,24 @@ class PrecisionReport:
 def is_reduced(model: ir.Model) -> bool:
     """Tell whether a graph already carries reduced precision, and should be left as it is.
 
-    See :func:`reduced_types` for what counts.
+    See :func:`reduced_types` for what counts. What lies between the Q/DQ nodes of a graph that is
+    FP32 otherwise does not: the rest of such a graph can still be reduced.
     """
-    return bool(reduced_types(model))
+    types = reduced_types(model)
+    if "quantized" not in types:
+        return bool(types)
+    packed = types - {"quantized", "float16", "bfloat16"}
+    nodes = _nodes_of(model)
+    return (
+        types - packed != {"quantized"}
+        or any(node.op_type in _QUANTIZED - QDQ for node in nodes)
+        or any(node.op_type in CASTS and _touches(node, packed) for node in nodes)
+    )
+
+
+def _touches(node: ir.Node, types: frozenset[str]) -> bool:
+    values = (*node.inputs, *node.outputs)
+    return any(v is not None and v.dtype and v.dtype.name.lower() in types for v in values)
 
 
 def reduced_types(model: ir.Model) -> frozenset[str]:
@@ -169,7 +186,9 @@ def convert_precision(
     """Rewrite an FP32 model, in place, to compute in FP16 or BF16 where that is safe.
 
     Names of nodes, inputs, outputs and of existing values stay; casts, and copies of weights
-    needed in both types, get new names. ``Constant`` nodes become initializers. A
+    needed in both types, get new names. ``Constant`` nodes become initializers. What Q/DQ nodes
+    read and write is reduced too, with their scales, which needs opset 19; a scale that FP16 would
+    lose is replaced by one that it holds, and a weight that it belongs to quantized again. A
     ``BatchNormalization`` with constant parameters keeps its node, with the statistics folded into
     scale and bias: TensorRT computes ``1/sqrt(var + eps)`` in the node's own type otherwise.
     For BF16 the model is raised to opset 22 if its operators need that, and can be unchanged.
@@ -189,7 +208,7 @@ def convert_precision(
     Raises:
         SpecError: A pattern matches no node, or an argument is none of the above.
         ModelError: A value's type is unknown and cannot be inferred.
-        UnsupportedError: BF16 at an opset without it that cannot be raised.
+        UnsupportedError: BF16, or Q/DQ nodes, at an opset without such types that cannot be raised.
     """
     if target not in (FLOAT16, BFLOAT16) or io_precision not in ("keep", "fp32", "fp16"):
         raise SpecError(
@@ -209,6 +228,8 @@ def convert_precision(
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     infer_types(model)
     opset = raise_opset(model) if target == BFLOAT16 else None
+    if any(node.op_type in QDQ for node in model.graph):
+        opset = require_opset(model, _QDQ_OPSET, "FP16 and BF16 scales") or opset
     rewriter = _Rewriter(
         model, Analysis(model, target, matches), FLOAT16 if io_precision == "fp16" else FLOAT
     )
@@ -252,18 +273,7 @@ def infer_types(model: ir.Model) -> None:
 
 
 def _match(model: ir.Model, patterns: Sequence[str]) -> dict[str, set[ir.Node]]:
-    nodes = _nodes_of(model)
-    matches: dict[str, set[ir.Node]] = {}
-    for pattern in patterns:
-        by_op, wanted = pattern.startswith("op:"), pattern.removeprefix("op:")
-        names = {n: (n.op_type if by_op else n.name or "") for n in nodes}
-        matches[pattern] = {n for n, name in names.items() if fnmatch.fnmatchcase(name, wanted)}
-        if not matches[pattern]:
-            close = difflib.get_close_matches(wanted, sorted(set(names.values())), n=3, cutoff=0.4)
-            hint = f"; close: {', '.join(close)}" if close else ""
-            kind = "operator type" if by_op else "node name"
-            raise SpecError(f"keep_fp32 pattern {pattern!r} matches no {kind}{hint}")
-    return matches
+    return match_nodes(_nodes_of(model), patterns, "keep_fp32")
 
 
 _Replace: TypeAlias = Callable[[ir.Value], None]
@@ -284,6 +294,7 @@ class _Rewriter:
         self.reduced: Counter[str] = Counter()
         self.kept: dict[str, Counter[str]] = {}
         self.weights: list[tuple[int, int, int]] = []  # bytes before, bytes after, clamped
+        self.scales: dict[ir.Value, ir.Value] = {}  # each that FP16 would lose, as it becomes
         self.taken = {v.name for node in all_nodes(self.graph) for v in node.outputs}
         self.taken |= {v.name for v in self.graph.inputs} | set(self.graph.initializers)
 
@@ -291,6 +302,8 @@ class _Rewriter:
         for node in self.graph:
             if node.op_type == "BatchNormalization" and node not in self.analysis.kept:
                 self._fold_statistics(node)
+            elif node.op_type in QDQ and node not in self.analysis.kept:
+                self._fit_scale(node)
         self._assign_types()
         for value, needs in self.uses.items():
             if value in self.native:
@@ -383,7 +396,9 @@ class _Rewriter:
         if node.op_type in CASTS | SHAPES:  # read any type
             result = FLOAT if mover else self.target
             return [*free[:1], *[result] * len(node.inputs)], [result] * len(node.outputs)
-        follows = not any(map(is_float, node.outputs)) and FLOAT in free
+        # Not Q: it shares its scale with a DQ, and both shall have it in one type.
+        follows = not any(map(is_float, node.outputs)) and node.op_type not in QDQ
+        follows = follows and FLOAT in free
         if follows or (mover and free and set(free) == {FLOAT}):
             return fp32
         inputs, outputs = allowed_types(schema, node, self.target)
@@ -470,7 +485,7 @@ class _Rewriter:
         )
         if dtype != FLOAT:
             small = tensor.size <= _COUNTED_ELEMENTS
-            clamped = int(_round(_read(tensor), dtype)[1].sum()) if small else 0
+            clamped = int(_round(read_tensor(tensor), dtype)[1].sum()) if small else 0
             self.weights.append((tensor.nbytes, lazy.nbytes, clamped))
         return lazy
 
@@ -478,7 +493,7 @@ class _Rewriter:
         """Leave a ``BatchNormalization`` mean 0 and variance 1, which no type can lose."""
         old = [v for v in node.inputs[1:] if v is not None and v.const_value is not None]
         tensors = [v.const_value for v in old if v.const_value is not None]
-        scale, bias, mean, variance = (_read(t).astype(np.float64) for t in tensors)
+        scale, bias, mean, variance = (read_tensor(t).astype(np.float64) for t in tensors)
         factor = scale / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
         folded = factor, bias - mean * factor, np.zeros_like(mean), np.ones_like(mean)
         for i, name in enumerate(("scale", "bias", "mean", "var")):
@@ -486,7 +501,29 @@ class _Rewriter:
             folded_name = f"{node.name or node.outputs[0].name}__{name}"
             node.replace_input_with(i + 1, self._initializer(folded_name, tensor))
         node.attributes["epsilon"] = ir.AttrFloat32("epsilon", 0.0)
-        for value in old:
+        self._drop_unused(old)
+
+    def _fit_scale(self, node: ir.Node) -> None:
+        """Give a Q/DQ node a scale that FP16 holds, and its weight the numbers that go with it."""
+        packed, scale = node.inputs[:2]
+        if self.target != FLOAT16 or packed is None or scale is None or scale.const_value is None:
+            return
+        old = read_tensor(scale.const_value)
+        if not scale_is_lost(old):
+            return
+        new = round_scale(old, FLOAT16)
+        if scale not in self.scales:
+            tensor = ir.tensor(new)
+            self.scales[scale] = self._initializer(f"{scale.name}__{_SUFFIX[FLOAT16]}", tensor)
+        node.replace_input_with(1, self.scales[scale])
+        if packed.is_initializer() and packed.const_value is not None:
+            axis = node.attributes.get_int("axis", 1) % max(len(packed.const_value.shape), 1)
+            tensor = repack_lazily(packed.const_value, old, new, axis)
+            node.replace_input_with(0, self._initializer(f"{packed.name}__repacked", tensor))
+        self._drop_unused([packed, scale])
+
+    def _drop_unused(self, weights: Iterable[ir.Value]) -> None:
+        for value in weights:
             if value.name and not value.uses() and not value.is_graph_output():
                 self.graph.initializers.pop(value.name, None)
 
@@ -533,16 +570,6 @@ def _is_integer(value: ir.Value | None) -> bool:
     return dtype is not None and (dtype.is_integer() or dtype == ir.DataType.BOOL)
 
 
-def _read(tensor: ir.TensorProtocol) -> _Array:
-    """The values of a tensor; external data is mapped only as long as the array lives."""
-    if isinstance(tensor, ir.ExternalTensor):
-        tensor = ir.ExternalTensor(
-            tensor.location, tensor.offset, tensor.length, tensor.dtype,
-            shape=tensor.shape, name=tensor.name or "", base_dir=tensor.base_dir,
-        )  # fmt: skip
-    return tensor.numpy()
-
-
 def _round(array: _Array, dtype: ir.DataType) -> tuple[_Array, _Array]:
     """Round to a type, and say which finite values beyond its range were clamped to it."""
     with np.errstate(over="ignore", under="ignore"):
@@ -554,4 +581,4 @@ def _round(array: _Array, dtype: ir.DataType) -> tuple[_Array, _Array]:
 
 
 def _rounded(tensor: ir.TensorProtocol, dtype: ir.DataType) -> ir.Tensor[Any]:
-    return ir.Tensor(_round(_read(tensor), dtype)[0], dtype=dtype)
+    return ir.Tensor(_round(read_tensor(tensor), dtype)[0], dtype=dtype)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
@@ -91,6 +92,11 @@ _FP32_IN_TENSORRT = {
     FLOAT16: op_set("Celu"),
     BFLOAT16: op_set("Celu ConvTranspose GRU HardSwish LpPool Mish"),
 }
+
+
+QDQ = op_set("QuantizeLinear DequantizeLinear")
+_LARGEST_FP16 = 65504.0
+_SCALE_TOLERANCE = 2.0**-10  # what FP16 loses of a number that is not subnormal, and a bit more
 
 
 def all_nodes(graph: ir.Graph | ir.Function) -> Iterator[ir.Node]:
@@ -229,6 +235,8 @@ class Analysis:
     ) -> tuple[Reason | None, Label | None]:
         """Whether numbers keep a node in FP32, and the label of its outputs."""
         op = node.op_type
+        if op in QDQ:
+            return self._quantizer(node)
         if op in _NORMS or op in _SCANS:
             return Reason.STATISTICS, Label.AFFINE
         if op in _SOFTMAX or (op == "BatchNormalization" and not _folds(node)):
@@ -253,6 +261,19 @@ class Analysis:
         if op in _SELECTING and Label.WIDE in kinds:
             return Reason.RANGE, Label.WIDE
         return None, None
+
+    def _quantizer(self, node: ir.Node) -> tuple[Reason | None, Label | None]:
+        """What of Q/DQ FP16 cannot hold: ``QuantizeLinear`` saturates, so that is the scale."""
+        packed = node.outputs[0] if node.op_type == "QuantizeLinear" else node.inputs[0]
+        scale = _constant(node.inputs[1]) if node.inputs[1] is not None else None
+        if self.target != FLOAT16 or packed is None or scale is None or not scale.size:
+            return None, None
+        scales = scale.numpy()
+        levels = 128 if packed.dtype == ir.DataType.INT8 else 448
+        if float(scales.max()) * levels > _LARGEST_FP16:
+            return Reason.RANGE, Label.WIDE
+        fixed = packed.is_initializer() and not _can_be_scaled_anew(node, scale)
+        return (Reason.RANGE if fixed and scale_is_lost(scales) else None), None
 
     def _elementwise(
         self, node: ir.Node, kinds: set[Label | None]
@@ -359,6 +380,29 @@ class Analysis:
             self.kept.get(reader) == Reason.ARGUMENT
             and any(self._is(r, ops) for r in self._readers(reader))
         )
+
+
+def scale_is_lost(scales: npt.NDArray[np.float32]) -> bool:
+    """Whether FP16 would change a scale by more than it changes any number that it holds well."""
+    with np.errstate(over="ignore"):
+        halves = scales.astype(np.float16).astype(np.float32)
+    return bool((np.abs(halves - scales) > _SCALE_TOLERANCE * scales).any())
+
+
+def _can_be_scaled_anew(node: ir.Node, scale: ir.TensorProtocol) -> bool:
+    """Whether a weight is symmetric INT8 or FP8 with one scale, or one for each channel."""
+    weight = node.inputs[0]
+    zero = _constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] else None
+    return (
+        weight is not None
+        and weight.dtype in (ir.DataType.INT8, ir.DataType.FLOAT8E4M3FN)
+        and len(scale.shape) <= 1
+        and (len(node.inputs) <= 2 or node.inputs[2] is None or _is_zero(zero))
+    )
+
+
+def _is_zero(tensor: ir.TensorProtocol | None) -> bool:
+    return tensor is not None and not tensor.numpy().astype(np.float32).any()
 
 
 def _merged(kinds: set[Label | None]) -> Label | None:

@@ -10,7 +10,7 @@ from trt_native.errors import SpecError
 from trt_native.graph.precision import infer_types
 from trt_native.graph.precision_rules import bodies, op_set
 
-__all__ = ["QUANTIZABLE_OPS", "quantizable_tensors"]
+__all__ = ["QUANTIZABLE_OPS", "constant_values", "quantizable_tensors"]
 
 QUANTIZABLE_OPS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 """Operators whose inputs are quantized."""
@@ -47,7 +47,7 @@ def quantizable_tensors(model: ir.Model, ops: Iterable[str] = QUANTIZABLE_OPS) -
             f" choose from {', '.join(QUANTIZABLE_OPS)}"
         )
     infer_types(model)
-    constants = _constants(model.graph)
+    constants = constant_values(model.graph)
     names = (
         value.name
         for node in model.graph
@@ -58,7 +58,7 @@ def quantizable_tensors(model: ir.Model, ops: Iterable[str] = QUANTIZABLE_OPS) -
     return list(dict.fromkeys(name for name in names if name))
 
 
-def _constants(graph: ir.Graph) -> set[ir.Value]:
+def constant_values(graph: ir.Graph) -> set[ir.Value]:
     """Values that are the same whatever the graph's inputs are."""
     constants = set(graph.initializers.values())
     for node in graph:

@@ -1,0 +1,488 @@
+"""Write Q/DQ nodes around the matrix products of a graph, for a TensorRT that reads INT8 from them.
+
+Activations get a ``QuantizeLinear`` and a ``DequantizeLinear``, shared by all that read them, with
+one scale for the tensor and zero point 0. Weights are stored as INT8 or FP8 with one scale for each
+output channel, followed by a ``DequantizeLinear`` alone. Biases and outputs stay as they are.
+TensorRT fuses the pairs into the product between them.
+
+:class:`~trt_native.graph.quantization_rules.SkipReason` lists why a product is left alone.
+Bodies of ``If``, ``Loop`` and ``Scan`` stay as they are; model-local functions are inlined first.
+Weights are quantized when they are serialised, so that a model larger than memory stays on disk;
+they are read once before, for their scales.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence, Set
+from typing import Any, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from trt_native.errors import ModelError, SpecError, UnsupportedError
+from trt_native.graph.macs import multiply_adds, static_shapes
+from trt_native.graph.opset import require_opset
+from trt_native.graph.packing import (
+    FLOAT8,
+    INT8,
+    LARGEST,
+    channel_amax,
+    pack_lazily,
+    read_tensor,
+    round_scale,
+)
+from trt_native.graph.precision import infer_types, reduced_types
+from trt_native.graph.precision_rules import FLOAT, all_nodes
+from trt_native.graph.quantization_rules import (
+    COPIES,
+    PRESETS,
+    WRITABLE_OPS,
+    Format,
+    Operand,
+    Selection,
+    SkipReason,
+    Weight,
+    count_by_operator,
+    default_ops,
+    find_weight,
+)
+from trt_native.spec import Shape
+
+__all__ = [
+    "METADATA_KEY",
+    "PRESETS",
+    "WRITABLE_OPS",
+    "Format",
+    "QuantizationReport",
+    "SkipReason",
+    "quantize_model",
+]
+
+METADATA_KEY = "trt_native.quantization"
+"""Where an ONNX file's metadata hold the report, as JSON."""
+
+_SUFFIX = {INT8: "int8", FLOAT8: "fp8"}
+_OPSET_OF_CHANNELS, _OPSET_OF_TYPES = 13, 19  # per-channel scales; FP8, and scales in FP16 and BF16
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizationReport:
+    """What :func:`quantize_model` did.
+
+    Attributes:
+        format: ``"int8"``, ``"fp8"`` or ``"int8-weights"``.
+        preset: The preset.
+        ops: The operators to quantize.
+        quantized: Number of nodes whose inputs are quantized, by operator.
+        skipped: Number of matrix products left alone, by :class:`SkipReason` value, then by
+            operator.
+        macs: Multiply-adds of all matrix products, for the given shapes; None where those do not
+            tell.
+        macs_quantized: Multiply-adds of the quantized ones; None likewise.
+        activations: Number of activations with a Q/DQ pair.
+        residuals: How many of those are there for a residual sum alone.
+        weights: Number of weights quantized.
+        weight_bytes: Size of the weights of all matrix products before.
+        weight_bytes_quantized: Size of those among them that are quantized, before.
+        model_bytes_before: Size of all weights and constants before.
+        model_bytes_after: Size of all weights, constants and scales after.
+        kept_weights: Weights that stay in floating point too, for another reader.
+        without_range: Activations that have no range though a product needs one.
+        patterns: For each pattern of nodes to skip, the number of nodes that match.
+        opset: The opset the model was raised to, or None where it was left alone.
+    """
+
+    format: str
+    preset: str
+    ops: tuple[str, ...]
+    quantized: Mapping[str, int]
+    skipped: Mapping[str, Mapping[str, int]]
+    macs: int | None
+    macs_quantized: int | None
+    activations: int
+    residuals: int
+    weights: int
+    weight_bytes: int
+    weight_bytes_quantized: int
+    model_bytes_before: int
+    model_bytes_after: int
+    kept_weights: tuple[str, ...]
+    without_range: tuple[str, ...]
+    patterns: Mapping[str, int]
+    opset: int | None
+
+    @property
+    def nodes(self) -> int:
+        """Number of matrix products."""
+        return sum(self.quantized.values()) + sum(sum(n.values()) for n in self.skipped.values())
+
+    @property
+    def coverage(self) -> float:
+        """Quantized share of the multiply-adds, or of the nodes where those are unknown."""
+        if self.macs and self.macs_quantized is not None:
+            return self.macs_quantized / self.macs
+        return sum(self.quantized.values()) / self.nodes if self.nodes else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data that ``json`` can write, with ``coverage``."""
+        data = dataclasses.asdict(self)
+        lists = {name: list(value) for name, value in data.items() if isinstance(value, tuple)}
+        return {**data, **lists, "nodes": self.nodes, "coverage": round(self.coverage, 4)}
+
+    def explain(self) -> str:
+        """One line that says what was left alone, and why."""
+        parts = [
+            f"{count} {operator} ({reason})"
+            for reason, operators in self.skipped.items()
+            for operator, count in operators.items()
+        ]
+        return ", ".join(parts) or "nothing"
+
+
+def quantize_model(
+    model: ir.Model,
+    ranges: Mapping[str, float],
+    *,
+    format: Format = "int8",  # noqa: A002
+    ops: Sequence[str] | None = None,
+    skip: Sequence[str] = (),
+    preset: str = "default",
+    min_coverage: float = 0.0,
+    shapes: Mapping[str, Shape] | None = None,
+    dry_run: bool = False,
+) -> QuantizationReport:
+    """Rewrite a floating-point model, in place, to multiply in INT8 or FP8.
+
+    Names of nodes, inputs, outputs and of existing values stay. ``Constant`` nodes become
+    initializers. The report is noted in the model's metadata. Quantized weights are read from
+    their source when they are serialised: save the model under another external data path than the
+    one it was loaded from.
+
+    Args:
+        model: The model, in FP32, FP16 or BF16, with its weights in memory or on disk.
+        ranges: Largest magnitude of each activation, by tensor name. Tensors that the model lacks
+            are ignored; none are needed for ``"int8-weights"``.
+        format: ``"int8"``: scale = range / 127. ``"fp8"``: E4M3, scale = range / 448.
+            ``"int8-weights"``: only the weights are stored in INT8.
+        ops: Some of :data:`WRITABLE_OPS`; None is what
+            :func:`~trt_native.graph.quantization_rules.default_ops` says.
+        skip: Patterns (``fnmatch``, case-sensitive) on node names, or with the prefix ``op:`` on
+            operator types, of nodes to leave alone.
+        preset: One of :data:`PRESETS`.
+        min_coverage: Fail if :attr:`QuantizationReport.coverage` is less than this.
+        shapes: Shape of each dynamic input, to count multiply-adds for.
+        dry_run: Only report; leave the model's matrix products and metadata as they are.
+
+    Raises:
+        SpecError: A pattern or the preset matches no node, a range is not a positive number, an
+            argument is none of the above, or the coverage is 0 or too small.
+        ModelError: The model has Q/DQ nodes already, a weight holds NaN or infinity, or a value's
+            type is unknown and cannot be inferred.
+        UnsupportedError: The model's opset is too old and cannot be raised.
+    """
+    ops = default_ops(format, preset) if ops is None else tuple(ops)
+    _check_arguments(ranges, format, ops, preset, min_coverage)
+    if "quantized" in reduced_types(model):
+        raise ModelError(
+            "the model has Q/DQ or other quantized operators already; quantize the model it was"
+            " made from, or build this one as it is"
+        )
+    if model.functions:
+        passes.InlinePass()(model)
+    passes.RemoveInitializersFromInputsPass()(model)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    infer_types(model)
+    selection = Selection(model, ranges, format=format, ops=ops, skip=skip, preset=preset)
+    writer = _Writer(model, selection, FLOAT8 if format == "fp8" else INT8)
+    report = QuantizationReport(
+        format=format,
+        preset=preset,
+        ops=ops,
+        patterns=selection.patterns,
+        without_range=tuple(selection.without_range),
+        **_coverage(model, selection, shapes or {}),
+        **writer.outlook(),
+    )
+    _check_coverage(report, min_coverage)
+    if not dry_run:
+        report = dataclasses.replace(report, opset=writer.run())
+        model.metadata_props[METADATA_KEY] = json.dumps(report.to_dict())
+    return report
+
+
+def _check_arguments(
+    ranges: Mapping[str, float],
+    format: str,  # noqa: A002
+    ops: Sequence[str],
+    preset: str,
+    minimum: float,
+) -> None:
+    if format not in get_args(Format):
+        raise SpecError(f"format {format!r} is none of: {', '.join(get_args(Format))}")
+    if preset not in PRESETS:
+        raise SpecError(f"preset {preset!r} is none of: {', '.join(PRESETS)}")
+    unknown = [operator for operator in ops if operator not in WRITABLE_OPS]
+    if unknown or not ops:
+        raise SpecError(
+            f"operators to quantize: {', '.join(unknown) or 'none given'}; choose from"
+            f" {', '.join(WRITABLE_OPS)}"
+        )
+    if not 0 <= minimum <= 1:
+        raise SpecError(f"minimum coverage {minimum}: it is a share from 0 to 1")
+    wrong = [name for name, amax in ranges.items() if not (math.isfinite(amax) and amax > 0)]
+    if wrong:
+        listing = ", ".join(f"{name} ({ranges[name]})" for name in wrong[:5])
+        raise SpecError(f"{len(wrong)} ranges are not positive numbers: {listing}; calibrate again")
+
+
+def _coverage(model: ir.Model, selection: Selection, shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    """The report's counts of nodes and of multiply-adds."""
+    chosen = [product.node for product in selection.chosen]
+    known = static_shapes(model, shapes)
+    macs = {node: multiply_adds(node, known) for node in selection.quantizable()}
+    total = None if None in macs.values() else sum(n for n in macs.values() if n is not None)
+    reasons = {
+        reason: [node for node, why in selection.skipped.items() if why == reason]
+        for reason in SkipReason
+    }
+    return {
+        "quantized": count_by_operator(chosen),
+        "skipped": {r.value: count_by_operator(nodes) for r, nodes in reasons.items() if nodes},
+        "macs": total,
+        "macs_quantized": None if total is None else sum(macs[node] or 0 for node in chosen),
+    }
+
+
+def _check_coverage(report: QuantizationReport, minimum: float) -> None:
+    kind = "matrix products" if report.macs is None else "multiply-adds"
+    if report.quantized and report.coverage >= minimum:
+        return
+    missing = report.without_range
+    hint = ""
+    if missing:
+        hint = f"; {len(missing)} tensors have no range: {', '.join(missing[:5])}"
+        hint += ", ..." if len(missing) > 5 else ""
+    if not report.nodes:
+        raise SpecError("nothing to quantize: the model has no Conv, MatMul or Gemm")
+    wanted = f", {minimum:.1%} are asked for" if report.quantized else ""
+    raise SpecError(
+        f"only {report.coverage:.1%} of the {kind} can be quantized{wanted}; left alone:"
+        f" {report.explain()}{hint}"
+    )
+
+
+_Key: TypeAlias = tuple[ir.Value, tuple[int, ...] | None, int, ir.DataType | None]
+
+
+def _key(operand: Operand) -> _Key:
+    """What makes two weights the same: initializer, transposition, axis and type."""
+    weight = operand.weight
+    source, perm = (weight.source, weight.perm) if weight else (operand.value, None)
+    return source, perm, operand.axis, operand.value.dtype
+
+
+def _has_other_readers(value: ir.Value, wired: Set[tuple[ir.Node, int]]) -> bool:
+    """Whether a weight is read in floating point by anything but products to quantize."""
+    if value.is_graph_output():
+        return True
+    for node, index in value.uses():
+        if (node, index) in wired:
+            continue
+        if node.op_type not in COPIES or _has_other_readers(node.outputs[0], wired):
+            return True
+    return False
+
+
+def _nbytes(value: ir.Value) -> int:
+    return value.const_value.nbytes if value.const_value is not None else 0
+
+
+def _packed_nbytes(operand: Operand) -> int:
+    """Size of a quantized weight with its scales."""
+    tensor = operand.weight.source.const_value if operand.weight else None
+    if operand.weight is None or tensor is None:
+        return 0
+    shape, perm = tensor.shape.numpy(), operand.weight.perm
+    channels = int(shape[perm[operand.axis] if perm else operand.axis])
+    return int(tensor.size) + channels * int((operand.value.dtype or FLOAT).itemsize)
+
+
+class _Writer:
+    """Puts the Q/DQ nodes of a selection into the graph."""
+
+    def __init__(self, model: ir.Model, selection: Selection, dtype: ir.DataType) -> None:
+        self.model = model
+        self.graph = model.graph
+        self.selection = selection
+        self.dtype = dtype
+        self.scale_of: dict[_Key, npt.NDArray[np.float32]] = {}
+        self.weights: dict[_Key, ir.Value] = {}
+        self.activations: dict[ir.Value, ir.Value] = {}
+        self.taken = {v.name for node in all_nodes(self.graph) for v in node.outputs}
+        self.taken |= {v.name for v in self.graph.inputs} | set(self.graph.initializers)
+        self._zero_point: ir.Value | None = None
+
+    def outlook(self) -> dict[str, Any]:
+        """The report's fields about tensors, told without reading a weight."""
+        operands = [o for product in self.selection.chosen for o in product.operands]
+        activations = {operand.value for operand in operands if operand.weight is None}
+        sums = {add.inputs[index] for add, index in self.selection.residuals} - activations
+        copies = {_key(o): o for o in operands if o.weight}
+        sources = {o.weight.source for o in copies.values() if o.weight}
+        wired = {(p.node, o.index) for p in self.selection.chosen for o in p.operands}
+        kept = {source for source in sources if _has_other_readers(source, wired)}
+        products = self.selection.quantizable()
+        weights = [find_weight(v) for node in products for v in node.inputs[:2] if v is not None]
+        before = sum(_nbytes(value) for value in self.graph.initializers.values())
+        after = before - sum(_nbytes(source) for source in sources - kept)
+        after += sum(map(_packed_nbytes, copies.values()))
+        return {
+            "activations": len(activations) + len(sums),
+            "residuals": len(sums),
+            "weights": len(sources),
+            "weight_bytes": sum(_nbytes(v) for v in {w.source for w in weights if w}),
+            "weight_bytes_quantized": sum(map(_nbytes, sources)),
+            "model_bytes_before": before,
+            "model_bytes_after": after,
+            "kept_weights": tuple(sorted(value.name or "" for value in kept)),
+            "opset": None,
+        }
+
+    def run(self) -> int | None:
+        """Rewrite the graph; returns the opset it was raised to, if it was."""
+        opset = self._raise_opset()
+        self._measure_weights()
+        for product in self.selection.chosen:
+            for operand in product.operands:
+                if operand.weight is None:
+                    result = self._activation(operand.value)
+                else:
+                    result = self._weight(product.node, operand, operand.weight)
+                product.node.replace_input_with(operand.index, result)
+                self._drop_unused(operand.value)
+        for add, index in self.selection.residuals:
+            value = add.inputs[index]
+            if value is not None:
+                add.replace_input_with(index, self._activation(value))
+        return opset
+
+    def _raise_opset(self) -> int | None:
+        values = [o.value for product in self.selection.chosen for o in product.operands]
+        if self.dtype == FLOAT8:
+            return require_opset(self.model, _OPSET_OF_TYPES, "FP8 Q/DQ nodes")
+        if any(value.dtype != FLOAT for value in values):
+            return require_opset(self.model, _OPSET_OF_TYPES, "FP16 and BF16 scales")
+        try:
+            # So that the rest of the graph can be reduced later.
+            return require_opset(self.model, _OPSET_OF_TYPES, "")
+        except UnsupportedError:
+            return require_opset(self.model, _OPSET_OF_CHANNELS, "scales for each channel")
+
+    def _measure_weights(self) -> None:
+        """Find the scales of every weight, before anything is changed."""
+        faults: dict[str, str] = {}
+        for product in self.selection.chosen:
+            for operand in product.operands:
+                weight, key = operand.weight, _key(operand)
+                if weight is None or key in self.scale_of or weight.source.const_value is None:
+                    continue
+                array = read_tensor(weight.source.const_value)
+                array = array.transpose(weight.perm) if weight.perm else array
+                amax = channel_amax(array, operand.axis)
+                if not np.isfinite(amax).all():
+                    name = product.node.name or product.node.op_type
+                    faults.setdefault(weight.source.name or "", name)
+                scale = np.where(amax > 0, amax / LARGEST[self.dtype], 1.0)
+                self.scale_of[key] = round_scale(scale, operand.value.dtype or FLOAT)
+        if faults:
+            listing = ", ".join(f"{weight!r} (node {node!r})" for weight, node in faults.items())
+            raise ModelError(
+                f"weights hold NaN or infinity: {listing}; export the model again from sound"
+                " weights, or skip these nodes"
+            )
+
+    def _activation(self, value: ir.Value) -> ir.Value:
+        """The value after its ``QuantizeLinear`` and ``DequantizeLinear``."""
+        if value in self.activations:
+            return self.activations[value]
+        dtype = value.dtype or FLOAT
+        amax = self.selection.ranges[value.name or ""]
+        array = round_scale(amax / LARGEST[self.dtype], dtype).astype(dtype.numpy())
+        scale = self._initializer(f"{value.name}__scale", ir.tensor(array))
+        zero = self._zero()
+        packed = self._value(value, "quantized", self.dtype)
+        result = self._value(value, "dequantized", dtype)
+        nodes = [
+            ir.node("QuantizeLinear", [value, scale, zero], outputs=[packed], name=packed.name),
+            ir.node("DequantizeLinear", [packed, scale, zero], outputs=[result], name=result.name),
+        ]
+        producer = value.producer()
+        if producer is not None:
+            self.graph.insert_after(producer, nodes)
+        else:
+            self.graph.insert_before(self.graph[0], nodes)
+        self.activations[value] = result
+        return result
+
+    def _weight(self, reader: ir.Node, operand: Operand, weight: Weight) -> ir.Value:
+        """The quantized weight after its ``DequantizeLinear``."""
+        key = _key(operand)
+        if key in self.weights:
+            return self.weights[key]
+        tensor, dtype = weight.source.const_value, operand.value.dtype or FLOAT
+        assert tensor is not None  # noqa: S101  # for the type checker
+        array, name = self.scale_of[key], operand.value.name
+        lazy = pack_lazily(tensor, weight.perm, array, operand.axis, self.dtype)
+        packed = self._initializer(f"{name}__{_SUFFIX[self.dtype]}", lazy)
+        scale = self._initializer(f"{name}__scale", ir.tensor(array.astype(dtype.numpy())))
+        result = self._value(operand.value, "dequantized", dtype)
+        result.shape = ir.Shape(lazy.shape)
+        node = ir.node(
+            "DequantizeLinear", [packed, scale], {"axis": operand.axis}, outputs=[result],
+            name=result.name,
+        )  # fmt: skip
+        self.graph.insert_before(reader, node)
+        self.weights[key] = result
+        return result
+
+    def _drop_unused(self, value: ir.Value | None) -> None:
+        """Remove a weight that nobody reads any more, and the nodes that it passed through."""
+        while value is not None and not value.uses() and not value.is_graph_output():
+            producer = value.producer()
+            if producer is None:
+                if value.is_initializer() and value.name:
+                    self.graph.initializers.pop(value.name)
+                return
+            value = producer.inputs[0]
+            self.graph.remove(producer, safe=True)
+
+    def _zero(self) -> ir.Value:
+        if self._zero_point is None:
+            array = np.zeros((), self.dtype.numpy())
+            name = f"zero_point__{_SUFFIX[self.dtype]}"
+            self._zero_point = self._initializer(name, ir.Tensor(array, dtype=self.dtype))
+        return self._zero_point
+
+    def _initializer(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+        value = ir.Value(
+            name=self._unique(name), shape=ir.Shape(tensor.shape.numpy()),
+            type=ir.TensorType(tensor.dtype), const_value=tensor,
+        )  # fmt: skip
+        self.graph.register_initializer(value)
+        return value
+
+    def _value(self, like: ir.Value, suffix: str, dtype: ir.DataType) -> ir.Value:
+        shape = None if like.shape is None else ir.Shape(like.shape)
+        name = self._unique(f"{like.name}__{suffix}")
+        return ir.Value(name=name, shape=shape, type=ir.TensorType(dtype))
+
+    def _unique(self, name: str) -> str:
+        while name in self.taken:
+            name += "_"
+        self.taken.add(name)
+        return name
