@@ -15,9 +15,9 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
-import trt_native.export.module as export
 from trt_native.errors import ExportError, ModelError, SpecError
 from trt_native.export import export_deepcache, export_latentsync, export_module
+from trt_native.graph import onnx_file
 from trt_native.graph.onnx_file import read_model
 from trt_native.graph.precision import convert_precision
 from trt_native.models.latentsync import UNet, UNetConfig, load_checkpoint, load_into
@@ -114,7 +114,7 @@ def test_the_module_keeps_its_mode(tmp_path):
 
 def test_large_weights_go_to_one_file_and_none_is_left_behind(tmp_path, monkeypatch):
     path = tmp_path / "m.onnx"
-    monkeypatch.setattr(export, "_MAX_INLINE_BYTES", 100)
+    monkeypatch.setattr(onnx_file, "_MAX_INLINE_BYTES", 100)
     report = export_module(Block(), example(), path=path, output_names=["y"])
     assert sorted(os.listdir(tmp_path)) == ["m.onnx", "m.onnx.data"]
     assert report.external_data == tmp_path / "m.onnx.data"

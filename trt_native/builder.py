@@ -20,7 +20,7 @@ import onnx_ir as ir
 import trt_native
 from trt_native.backends.base import Backend, BuildRequest, BuildResult, Progress, load_backend
 from trt_native.cuda import GpuInfo, gpu_info
-from trt_native.errors import BuildError, SpecError
+from trt_native.errors import BuildError, SpecError, UnsupportedError
 from trt_native.graph.dims import fixed_axes, resolve_profiles
 from trt_native.graph.onnx_file import (
     ModelSummary,
@@ -29,9 +29,25 @@ from trt_native.graph.onnx_file import (
     read_model,
     summarize,
 )
-from trt_native.graph.precision import convert_precision, reduced_types, statistics_nodes
+from trt_native.graph.precision import (
+    convert_precision,
+    is_reduced,
+    reduced_types,
+    statistics_nodes,
+)
+from trt_native.graph.quantization import QuantizationReport
+from trt_native.graph.quantization_rules import default_ops
 from trt_native.plan import Manifest, Plan, PlanTensor, check_writable
-from trt_native.spec import BuildConfig, IoPrecision, Precision, Profile, ShapeRange, TensorSpec
+from trt_native.quantize import NO_RANGES, Ranges, load_ranges, quantize_graph
+from trt_native.spec import (
+    BuildConfig,
+    IoPrecision,
+    Precision,
+    Profile,
+    QuantizationSpec,
+    ShapeRange,
+    TensorSpec,
+)
 
 __all__ = ["Outline", "build_plan", "outline"]
 
@@ -53,6 +69,8 @@ class Outline:
         strongly_typed: Whether types come from the graph rather than from builder flags.
         rewrites: Whether the graph's types are rewritten before TensorRT sees it.
         workspace_bytes: Upper limit for scratch memory of one layer.
+        rest: The type that FP32 arithmetic of the graph is reduced to; None where it stays.
+        quantization: What is quantized; None where nothing is.
     """
 
     model: ModelSummary
@@ -62,6 +80,8 @@ class Outline:
     strongly_typed: bool
     rewrites: bool
     workspace_bytes: int
+    rest: Precision | None
+    quantization: QuantizationReport | None = None
 
 
 def build_plan(
@@ -89,6 +109,7 @@ def build_plan(
         UnsupportedError: no TensorRT is installed, or it lacks something asked for.
         ModelError: the ONNX file is missing or damaged.
         SpecError: the shapes or types asked for do not fit the model.
+        CalibrationError: the calibration cache cannot be read, or was made for another model.
         BuildError: TensorRT rejected the model or failed to build it.
     """
     started = time.perf_counter()
@@ -103,7 +124,10 @@ def build_plan(
         gpu = gpu_info()
         plan_of_build = _outline(path, graph, config, chosen, gpu)
         files = hash_files(path, graph)
-    with _parsable(path, graph, plan_of_build, config, progress) as (onnx, precision, fp32_nodes):
+        ranges = _ranges(config, files)
+    quantizer = _Quantizer(config, chosen, ranges, plan_of_build)
+    parsable = _parsable(path, graph, plan_of_build, config, quantizer, progress)
+    with parsable as (onnx, precision, fp32_nodes):
         request = BuildRequest(
             onnx=onnx,
             config=config,
@@ -146,13 +170,90 @@ def outline(
     """Work out what :func:`build_plan` would do, with all its checks, without building.
 
     Raises:
-        UnsupportedError, ModelError, SpecError: as :func:`build_plan`.
+        UnsupportedError, ModelError, SpecError, CalibrationError: as :func:`build_plan`.
     """
     config = config or BuildConfig()
     path = Path(model)
     chosen = load_backend(backend) if isinstance(backend, str) else backend
     chosen.check(config)
-    return _outline(path, read_model(path), config, chosen, gpu_info())
+    graph = read_model(path)
+    planned = _outline(path, graph, config, chosen, gpu_info())
+    if not config.precision.quantized:
+        return planned
+    ranges = _ranges(config, hash_files(path, graph))
+    return replace(
+        planned,
+        quantization=_Quantizer(config, chosen, ranges, planned).quantize(graph, dry_run=True),
+    )
+
+
+def _ranges(config: BuildConfig, files: Mapping[str, Any]) -> Ranges:
+    """The ranges of the activations, where any are quantized."""
+    cache = config.quantization.calibration
+    if not config.precision.needs_ranges:
+        return NO_RANGES
+    if cache is None:
+        raise SpecError(
+            f"precision {config.precision} needs the ranges of the activations: give a calibration"
+            " cache (--calib FILE), or use precision int8-weights, which needs none"
+        )
+    return load_ranges(cache, files, config.precision)
+
+
+@dataclass(frozen=True, slots=True)
+class _Quantizer:
+    """Writes the Q/DQ nodes that a backend builds."""
+
+    config: BuildConfig
+    backend: Backend
+    ranges: Ranges
+    outline: Outline
+
+    def quantize(self, graph: ir.Model, *, dry_run: bool = False) -> QuantizationReport:
+        """Rewrite the graph, in place.
+
+        Raises:
+            SpecError: less can be quantized than was asked for.
+            UnsupportedError: the backend builds none of the operators.
+        """
+        precision, profiles = self.config.precision, self.outline.profiles
+        spec = self._spec()
+        shapes = {name: shape.opt for name, shape in profiles[0].shapes.items()} if profiles else {}
+        try:
+            return quantize_graph(
+                graph, precision, spec, self.ranges, shapes=shapes, dry_run=dry_run
+            )
+        except SpecError as error:
+            if not (note := self.lacks()):
+                raise
+            raise SpecError(f"{error.message}; {note}", error.details) from None
+
+    def lacks(self) -> str:
+        """What the backend cannot build of the operators that would be quantized."""
+        built = self.backend.capabilities.quantized_ops[self.config.precision]
+        lacking = [operator for operator in self._wanted() if operator not in built]
+        if not lacking:
+            return ""
+        product = f"{self.backend.product} {self.backend.version}"
+        return f"{product} builds no {' or '.join(lacking)} in {self.config.precision}"
+
+    def record(self, report: QuantizationReport) -> dict[str, Any]:
+        """The report for the manifest, with the ranges' origin and what the backend lacks."""
+        data = {**report.to_dict(), "calibration": dict(self.ranges.origin)}
+        return {**data, "backend_lacks": self.lacks()}
+
+    def _wanted(self) -> tuple[str, ...]:
+        spec = self.config.quantization
+        return spec.ops or default_ops(self.config.precision.value, spec.preset)
+
+    def _spec(self) -> QuantizationSpec:
+        built = self.backend.capabilities.quantized_ops[self.config.precision]
+        ops = tuple(operator for operator in self._wanted() if operator in built)
+        if not ops:
+            raise UnsupportedError(f"{self.lacks()}; choose another precision")
+        # What is to compute in FP32 cannot compute in INT8.
+        skip = (*self.config.quantization.skip, *self.config.keep_fp32)
+        return replace(self.config.quantization, ops=ops, skip=skip)
 
 
 def _outline(
@@ -162,7 +263,10 @@ def _outline(
     profiles = resolve_profiles(summary.inputs, config.profiles)
     weak = backend.capabilities.weakly_typed
     precision = _decide_precision(graph, config, path)
-    strongly_typed = not weak or precision is Precision.AUTO or config.weight_streaming
+    # Q/DQ nodes alone say what is quantized where types come from the graph.
+    from_graph = precision is Precision.AUTO or precision.quantized or _has_qdq(graph)
+    strongly_typed = not weak or from_graph or config.weight_streaming
+    rest = _rest(graph, precision) if strongly_typed else None
     return Outline(
         model=summary,
         profiles=profiles,
@@ -171,9 +275,21 @@ def _outline(
         },
         precision=precision,
         strongly_typed=strongly_typed,
-        rewrites=strongly_typed and precision in (Precision.FP16, Precision.BF16),
+        rewrites=rest is not None or precision.quantized,
         workspace_bytes=_workspace(config, gpu),
+        rest=rest,
     )
+
+
+def _has_qdq(graph: ir.Model) -> bool:
+    return "quantized" in reduced_types(graph)
+
+
+def _rest(graph: ir.Model, precision: Precision) -> Precision | None:
+    """What the FP32 arithmetic of a graph is reduced to; None where it stays."""
+    if precision in _REDUCED:
+        return precision
+    return Precision.FP16 if precision.quantized and not is_reduced(graph) else None
 
 
 def _decide_precision(graph: ir.Model, config: BuildConfig, path: Path) -> Precision:
@@ -181,7 +297,14 @@ def _decide_precision(graph: ir.Model, config: BuildConfig, path: Path) -> Preci
     present = reduced_types(graph)
     wanted = config.precision
     decided: Precision
-    if not present:
+    if wanted.quantized:
+        if "quantized" in present:
+            raise SpecError(
+                f"{path.name} has Q/DQ nodes already, which precision {wanted} would add; use"
+                " precision auto to build it as it is"
+            )
+        decided = wanted
+    elif not is_reduced(graph):
         decided = Precision.FP16 if wanted is Precision.AUTO else wanted
     elif wanted is Precision.AUTO or _REDUCED.get(wanted) in present:
         decided = Precision.AUTO
@@ -190,7 +313,7 @@ def _decide_precision(graph: ir.Model, config: BuildConfig, path: Path) -> Preci
             f"{path.name} already has {', '.join(sorted(present))} types, which precision {wanted}"
             " does not change; use precision auto, or export the model in FP32"
         )
-    if decided not in _REDUCED:
+    if _rest(graph, decided) is None:
         without_effect = {
             "keep_fp32": config.keep_fp32,
             "io_precision": config.io_precision is not IoPrecision.KEEP,
@@ -212,7 +335,12 @@ def _workspace(config: BuildConfig, gpu: GpuInfo | None) -> int:
 
 @contextlib.contextmanager
 def _parsable(
-    path: Path, graph: ir.Model, outline: Outline, config: BuildConfig, progress: Progress | None
+    path: Path,
+    graph: ir.Model,
+    outline: Outline,
+    config: BuildConfig,
+    quantizer: _Quantizer,
+    progress: Progress | None,
 ) -> Iterator[tuple[Path, dict[str, Any], frozenset[str]]]:
     """The file TensorRT shall parse, what was done about precision, and the nodes to pin in FP32.
 
@@ -225,21 +353,40 @@ def _parsable(
     }
     if outline.rewrites:
         with tempfile.TemporaryDirectory(prefix="trt-native-") as folder:
-            with _stage(progress, f"Rewriting the graph in {outline.precision}"):
-                report = convert_precision(
-                    graph,
-                    ir.DataType[_REDUCED[outline.precision].upper()],
-                    keep_fp32=config.keep_fp32,
-                    io_precision=config.io_precision.value,
-                )
-                rewritten = Path(folder) / path.name
+            record.update(_rewrite(graph, outline, config, quantizer, progress))
+            rewritten = Path(folder) / path.name
+            with _stage(progress, "Writing the rewritten graph"):
                 _save_temporary(graph, rewritten)
-            yield rewritten, {**record, "rewritten": report.to_dict()}, frozenset()
+            yield rewritten, record, frozenset()
     elif outline.precision in _REDUCED:
         pinned = frozenset(statistics_nodes(graph, config.keep_fp32))
         yield path, {**record, "pinned_fp32_nodes": len(pinned)}, pinned
     else:
         yield path, record, frozenset()
+
+
+def _rewrite(
+    graph: ir.Model,
+    outline: Outline,
+    config: BuildConfig,
+    quantizer: _Quantizer,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """Quantize, then reduce what is left in FP32; returns what was done."""
+    record: dict[str, Any] = {}
+    if outline.precision.quantized:
+        with _stage(progress, f"Quantizing the graph to {outline.precision}"):
+            record["quantized"] = quantizer.record(quantizer.quantize(graph))
+    if outline.rest is not None:
+        with _stage(progress, f"Rewriting the graph in {outline.rest}"):
+            report = convert_precision(
+                graph,
+                ir.DataType[_REDUCED[outline.rest].upper()],
+                keep_fp32=config.keep_fp32,
+                io_precision=config.io_precision.value,
+            )
+            record["rewritten"] = report.to_dict()
+    return record
 
 
 def _save_temporary(graph: ir.Model, path: Path) -> None:

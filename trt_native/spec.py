@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from trt_native.errors import SpecError, UnsupportedError
 
 __all__ = [
+    "QUANTIZED_OPS",
     "BuildConfig",
     "ByteProgress",
     "CalibrationMethod",
@@ -26,6 +27,7 @@ __all__ = [
     "Profile",
     "ProfileSpec",
     "ProfilingVerbosity",
+    "QuantizationSpec",
     "Shape",
     "ShapeRange",
     "TensorSpec",
@@ -40,6 +42,9 @@ Shape = tuple[int, ...]
 
 ByteProgress = Callable[[str, int, int], None]
 """Told what is being done, how many bytes of it are done, and of how many (0: not known)."""
+
+QUANTIZED_OPS = ("Conv", "MatMul", "Gemm")
+"""Operators whose inputs Q/DQ nodes are written for."""
 
 _UNITS = {
     "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
@@ -301,37 +306,56 @@ class _Choice(str, Enum):
         Raises:
             SpecError: the text is none of them.
         """
-        try:
-            return cls(str(text).lower().replace("-", "_"))
-        except ValueError:
-            known = ", ".join(choice.value for choice in cls)
-            raise SpecError(f"{text!r} is none of: {known}") from None
+        wanted = str(text).lower().replace("-", "_")
+        for choice in cls:
+            if choice.value.replace("-", "_") == wanted:
+                return choice
+        known = ", ".join(choice.value for choice in cls)
+        raise SpecError(f"{text!r} is none of: {known}")
 
     def __str__(self) -> str:
         return str(self.value)
 
 
 class Precision(_Choice):
-    """Arithmetic of the plan's layers. ``AUTO``: FP16 for an FP32 graph, else the graph's own."""
+    """Arithmetic of the plan's layers.
+
+    ``AUTO``: FP16 for a graph in FP32, with or without Q/DQ nodes, else the graph's own. ``INT8``
+    and ``FP8``: matrix products in that, with ranges from a calibration cache, and the rest of an
+    FP32 graph in FP16. ``INT8_WEIGHTS``: FP16 arithmetic on weights that are stored in INT8.
+    """
 
     AUTO = "auto"
     FP32 = "fp32"
     TF32 = "tf32"
     FP16 = "fp16"
     BF16 = "bf16"
+    INT8 = "int8"
+    FP8 = "fp8"
+    INT8_WEIGHTS = "int8-weights"
+
+    @property
+    def quantized(self) -> bool:
+        """Whether Q/DQ nodes are written for it."""
+        return self in (Precision.INT8, Precision.FP8, Precision.INT8_WEIGHTS)
+
+    @property
+    def needs_ranges(self) -> bool:
+        """Whether activations are quantized, for which calibration must tell their ranges."""
+        return self in (Precision.INT8, Precision.FP8)
 
     @classmethod
     def parse(cls, text: str) -> Precision:
         """Read a precision by name.
 
         Raises:
-            UnsupportedError: a quantized precision, which needs calibration.
+            UnsupportedError: a precision that only a graph can have.
             SpecError: the text is no precision.
         """
-        if str(text).lower() in ("int8", "fp8", "int4", "fp4", "best"):
+        if str(text).lower() in ("int4", "fp4", "best"):
             raise UnsupportedError(
-                f"precision {text} is not available: this version builds no quantized plans;"
-                " use auto, fp32, tf32, fp16 or bf16, or an ONNX file that has Q/DQ nodes"
+                f"precision {text} is not available: this version quantizes to int8, fp8 and"
+                " int8-weights; use one of these, or an ONNX file that has Q/DQ nodes"
             )
         return super().parse(text)
 
@@ -370,6 +394,39 @@ class HardwareCompatibility(_Choice):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizationSpec:
+    """How a floating-point graph is quantized for precision INT8, FP8 or INT8_WEIGHTS.
+
+    Attributes:
+        calibration: The calibration cache with the ranges of the activations.
+        ops: Operators to quantize, some of :data:`QUANTIZED_OPS`. Empty: those that suit the
+            precision and the preset, as far as the backend builds them.
+        skip: Shell patterns of ONNX node names (``*/to_out*``) or operators (``op:Gemm``) that are
+            not quantized.
+        preset: ``default``, or ``diffusion-unet``, which leaves the layers alone that a denoiser's
+            error comes from.
+        min_coverage: Fail if less than this share of the matrix products' multiply-adds is
+            quantized, from 0 to 1.
+    """
+
+    calibration: Path | None = None
+    ops: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    preset: str = "default"
+    min_coverage: float = 0.0
+
+    def __post_init__(self) -> None:
+        unknown = [operator for operator in self.ops if operator not in QUANTIZED_OPS]
+        if unknown:
+            raise SpecError(
+                f"operators to quantize: {', '.join(unknown)}; choose from"
+                f" {', '.join(QUANTIZED_OPS)}"
+            )
+        if not 0 <= self.min_coverage <= 1:
+            raise SpecError(f"minimum coverage {self.min_coverage}: it is a share from 0 to 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BuildConfig:
     """Everything that decides what a plan becomes, apart from the model and the backend.
 
@@ -379,6 +436,7 @@ class BuildConfig:
         io_precision: See :class:`IoPrecision`.
         keep_fp32: Shell patterns of ONNX node names (``*/norm*``) or operators (``op:Resize``)
             that keep FP32 arithmetic in a reduced-precision plan.
+        quantization: See :class:`QuantizationSpec`; for a quantized ``precision`` alone.
         workspace_bytes: Upper limit for scratch memory of one layer. None is 8 GiB, or what the
             GPU has free where that is less.
         optimization_level: 0 (fastest build) to 5 (most thorough). None is TensorRT's default.
@@ -400,6 +458,7 @@ class BuildConfig:
     precision: Precision = Precision.AUTO
     io_precision: IoPrecision = IoPrecision.KEEP
     keep_fp32: tuple[str, ...] = ()
+    quantization: QuantizationSpec = QuantizationSpec()
     workspace_bytes: int | None = None
     optimization_level: int | None = None
     max_aux_streams: int | None = None
@@ -423,9 +482,22 @@ class BuildConfig:
             raise SpecError(f"workspace of {self.workspace_bytes} bytes: it must be positive")
         if self.precision is Precision.TF32 and self.tf32 is False:
             raise SpecError("precision tf32 contradicts --no-tf32; use precision fp32")
+        self._check_quantization()
         for text in self.compute_capabilities:
             if not re.fullmatch(r"\d+\.\d", text):
                 raise SpecError(f"compute capability {text!r}: write it as 8.6, 8.9 or 12.0")
+
+    def _check_quantization(self) -> None:
+        if not self.precision.quantized and self.quantization != QuantizationSpec():
+            given = ", ".join(_changed(self.quantization))
+            raise SpecError(
+                f"{given}: no effect at precision {self.precision}; this is for precision int8,"
+                " fp8 and int8-weights"
+            )
+        if self.quantization.calibration is not None and not self.precision.needs_ranges:
+            raise SpecError(
+                f"calibration: no effect at precision {self.precision}, which needs no ranges"
+            )
 
     @property
     def allows_tf32(self) -> bool:
@@ -434,12 +506,14 @@ class BuildConfig:
 
     def options(self) -> dict[str, Any]:
         """Every field that differs from its default, as JSON can hold it."""
-        default = BuildConfig()
-        return {
-            name: _jsonable(getattr(self, name))
-            for name in self.__dataclass_fields__
-            if getattr(self, name) != getattr(default, name)
-        }
+        return {name: _jsonable(value) for name, value in _changed(self).items()}
+
+
+def _changed(config: BuildConfig | QuantizationSpec) -> dict[str, Any]:
+    """The fields that differ from their default."""
+    default = type(config)()
+    names = config.__dataclass_fields__
+    return {n: getattr(config, n) for n in names if getattr(config, n) != getattr(default, n)}
 
 
 def _jsonable(value: Any) -> Any:
@@ -448,6 +522,8 @@ def _jsonable(value: Any) -> Any:
             "dims": {name: str(r) for name, r in value.dims.items()},
             "shapes": {name: str(r) for name, r in value.shapes.items()},
         }
+    if isinstance(value, QuantizationSpec):
+        return {name: _jsonable(item) for name, item in _changed(value).items()}
     if isinstance(value, tuple):
         return [_jsonable(item) for item in value]
     if isinstance(value, (Path, _Choice)):

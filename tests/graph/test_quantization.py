@@ -632,7 +632,7 @@ def test_opsets_that_cannot_be_raised():
     original = model(text, 15, w=normal(0, 16, 16, 1, 1))
     _, report = quantize(original)  # INT8 in an FP32 graph needs no more than opset 13
     assert report.opset is None
-    with pytest.raises(UnsupportedError, match="FP8 Q/DQ nodes need opset 19.*RoiAlign changed"):
+    with pytest.raises(UnsupportedError, match=r"FP8 Q/DQ nodes need opset 19.*RoiAlign changed"):
         quantize(original, format="fp8")
 
 

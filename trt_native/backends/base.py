@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from trt_native.errors import SpecError, UnsupportedError
 from trt_native.plan import PlanTensor
-from trt_native.spec import BuildConfig, Precision, Profile
+from trt_native.spec import QUANTIZED_OPS, BuildConfig, Precision, Profile
 
 if TYPE_CHECKING:
     from trt_native.calibration.batches import Batches
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BACKEND_VARIABLE",
     "DTYPES",
+    "QUANTIZES_ALL",
     "Backend",
     "BuildRequest",
     "BuildResult",
@@ -55,6 +56,11 @@ DTYPES = {
 }
 """NumPy or ml_dtypes name of each member of TensorRT's ``DataType``."""
 
+QUANTIZES_ALL = {
+    precision: frozenset(QUANTIZED_OPS) for precision in Precision if precision.quantized
+}
+"""What :attr:`Capabilities.quantized_ops` is where nothing is missing."""
+
 _INSTALL = (
     "install one: pip install 'trt-native[rtx]' (TensorRT-RTX, builds without a GPU too),"
     " 'trt-native[tensorrt11]' or 'trt-native[tensorrt]' (TensorRT 11 or 10)"
@@ -71,6 +77,7 @@ class Capabilities:
         build_needs_gpu: Plans can be built only on a machine with a GPU.
         int8_calibrator: TensorRT can calibrate INT8 ranges itself, during the build.
         targets: Compute capabilities a build may name, such as ``8.9``; empty where it may not.
+        quantized_ops: Precision to the operators that the backend builds in it.
         refusals: Name of a :class:`BuildConfig` field to the reason why this backend has no such
             thing, and what to do instead.
     """
@@ -80,6 +87,7 @@ class Capabilities:
     build_needs_gpu: bool
     int8_calibrator: bool
     targets: tuple[str, ...]
+    quantized_ops: Mapping[Precision, frozenset[str]]
     refusals: Mapping[str, str]
 
 

@@ -9,7 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from trt_native.backends.base import DTYPES, BuildRequest, BuildResult, Capabilities, Progress
+from trt_native.backends.base import (
+    DTYPES,
+    BuildRequest,
+    BuildResult,
+    Capabilities,
+    Progress,
+)
 from trt_native.backends.callbacks import make_log, make_monitor, make_output_allocator
 from trt_native.errors import BuildError, PlanError, SpecError, UnsupportedError
 from trt_native.plan import PlanTensor, replacing
@@ -96,6 +102,14 @@ class NativeBackend:
         if unknown and "compute_capabilities" not in self.capabilities.refusals:
             targets = ", ".join(self.capabilities.targets)
             refused.append(f"compute capability {', '.join(sorted(unknown))}: it targets {targets}")
+        built = self.capabilities.quantized_ops.get(config.precision, frozenset())
+        lacking = [operator for operator in config.quantization.ops if operator not in built]
+        if lacking:
+            refused.append(
+                f"{', '.join(lacking)} in {config.precision}: it builds"
+                f" {', '.join(sorted(built))} in that; leave {', '.join(lacking)} out of the"
+                " operators to quantize, or choose another precision"
+            )
         if refused:
             raise UnsupportedError(
                 f"{self.product} {self.version} cannot do this: {'; '.join(refused)}"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from trt_native.backends.base import BuildRequest, Capabilities
+from trt_native.backends.base import QUANTIZES_ALL, BuildRequest, Capabilities
 from trt_native.backends.native import NativeBackend
 from trt_native.cuda import gpu_info
 from trt_native.errors import PlanError, UnsupportedError
-from trt_native.spec import BuildConfig
+from trt_native.spec import BuildConfig, Precision
 
 __all__ = ["RtxBackend"]
 
+_FIRST_WITH_INT8_CONV = (1, 7)
 _REFUSALS = {
     "timing_cache": (
         "it times no tactics at build, so there is nothing to keep; kernels are compiled and"
@@ -36,12 +37,19 @@ class RtxBackend(NativeBackend):
     def _capabilities(self) -> Capabilities:
         members = self._trt.ComputeCapability.__members__
         targets = (name.removeprefix("SM") for name in members if name.startswith("SM"))
+        release = tuple(int(part) for part in self.version.split(".")[:2])
+        # Earlier ones parse a Conv between INT8 Q/DQ nodes and then fail to build it.
+        lacking = frozenset() if release >= _FIRST_WITH_INT8_CONV else frozenset({"Conv"})
         return Capabilities(
             weakly_typed=False,
             timing_cache=False,
             build_needs_gpu=False,
             int8_calibrator=False,
             targets=tuple(f"{target[:-1]}.{target[-1]}" for target in targets),
+            quantized_ops={
+                **QUANTIZES_ALL,
+                Precision.INT8: QUANTIZES_ALL[Precision.INT8] - lacking,
+            },
             refusals=_REFUSALS,
         )
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from trt_native.backends.base import BuildRequest, Capabilities, Progress
+from trt_native.backends.base import QUANTIZES_ALL, BuildRequest, Capabilities, Progress
 from trt_native.backends.native import TENSORRT_REFUSALS, NativeBackend
 from trt_native.backends.trt10_calibrator import (
     DeviceUploader,
@@ -33,6 +33,7 @@ class TensorRT10Backend(NativeBackend):
             build_needs_gpu=True,
             int8_calibrator=True,
             targets=(),
+            quantized_ops=QUANTIZES_ALL,
             refusals=TENSORRT_REFUSALS,
         )
 

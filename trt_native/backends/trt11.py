@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trt_native.backends.base import BuildRequest, Capabilities
+from trt_native.backends.base import QUANTIZES_ALL, BuildRequest, Capabilities
 from trt_native.backends.native import TENSORRT_REFUSALS, NativeBackend
 
 __all__ = ["TensorRT11Backend"]
@@ -21,6 +21,7 @@ class TensorRT11Backend(NativeBackend):
             build_needs_gpu=True,
             int8_calibrator=False,
             targets=(),
+            quantized_ops=QUANTIZES_ALL,
             refusals=TENSORRT_REFUSALS,
         )
 

@@ -15,6 +15,7 @@ from trt_native.cli.diff import diff
 from trt_native.cli.doctor import doctor
 from trt_native.cli.export import export_app
 from trt_native.cli.inspect import inspect
+from trt_native.cli.quantize import quantize
 from trt_native.cli.run import run
 
 __all__ = ["app"]
@@ -51,6 +52,7 @@ def options(
 
 
 app.add_typer(export_app)
+app.command()(quantize)
 app.command()(build)
 app.command()(calibrate)
 app.command()(inspect)

@@ -8,6 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trt_native.cli.console import guarded, print_json, stderr, stdout, table
+from trt_native.cli.quantize import (
+    CALIB_HELP,
+    COVERAGE_HELP,
+    OPS_HELP,
+    PRESET_HELP,
+    SKIP_HELP,
+    coverage_text,
+    parse_ops,
+)
 from trt_native.spec import (
     BuildConfig,
     HardwareCompatibility,
@@ -15,6 +24,7 @@ from trt_native.spec import (
     Precision,
     ProfileSpec,
     ProfilingVerbosity,
+    QuantizationSpec,
     format_bytes,
     parse_bytes,
 )
@@ -26,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["build", "print_tensors"]
 
 _SHAPES, _TYPES, _TUNING, _TARGET = "Shapes", "Precision", "Memory and tuning", "Target"
+_QUANTIZATION = "Quantization (--precision int8, fp8, int8-weights)"
 
 
 @guarded
@@ -63,7 +74,8 @@ def build(
     precision: Annotated[
         str,
         typer.Option(
-            help="auto, fp32, tf32, fp16 or bf16. auto: FP16 for an FP32 model, else the model's.",
+            help="auto, fp32, tf32, fp16, bf16, int8, fp8 or int8-weights. auto: FP16 for an FP32"
+            " model, else the model's own.",
             rich_help_panel=_TYPES,
         ),
     ] = "auto",
@@ -90,6 +102,20 @@ def build(
             rich_help_panel=_TYPES,
         ),
     ] = None,
+    calib: Annotated[
+        Path | None,
+        typer.Option(help=CALIB_HELP, rich_help_panel=_QUANTIZATION),
+    ] = None,
+    ops: Annotated[str | None, typer.Option(help=OPS_HELP, rich_help_panel=_QUANTIZATION)] = None,
+    skip: Annotated[
+        list[str] | None, typer.Option(help=SKIP_HELP, rich_help_panel=_QUANTIZATION)
+    ] = None,
+    preset: Annotated[
+        str, typer.Option(help=PRESET_HELP, rich_help_panel=_QUANTIZATION)
+    ] = "default",
+    min_coverage: Annotated[
+        float, typer.Option(help=COVERAGE_HELP, rich_help_panel=_QUANTIZATION)
+    ] = 0.0,
     workspace: Annotated[
         str | None,
         typer.Option(
@@ -156,6 +182,13 @@ def build(
         precision=Precision.parse(precision),
         io_precision=IoPrecision.parse(io_precision),
         keep_fp32=tuple(keep_fp32 or ()),
+        quantization=QuantizationSpec(
+            calibration=calib,
+            ops=parse_ops(ops),
+            skip=tuple(skip or ()),
+            preset=preset,
+            min_coverage=min_coverage,
+        ),
         workspace_bytes=parse_bytes(workspace) if workspace is not None else None,
         optimization_level=optimization_level,
         max_aux_streams=max_aux_streams,
@@ -225,7 +258,11 @@ def _targets_text(manifest: Manifest) -> str:
 def _precision_text(manifest: Manifest) -> str:
     precision = manifest.precision
     text = str(precision["applied"])
-    rewritten = precision.get("rewritten")
+    quantized, rewritten = precision.get("quantized"), precision.get("rewritten")
+    if quantized:
+        text += f": {coverage_text(quantized)}"
+        text += f"; {quantized['backend_lacks']}" if quantized["backend_lacks"] else ""
+        text += f"\nrest {rewritten['target']}" if rewritten else "\nrest as in the model"
     if rewritten:
         reduced = sum(rewritten["reduced"].values())
         kept = sum(sum(operators.values()) for operators in rewritten["kept"].values())
@@ -268,6 +305,8 @@ def _dry_run(model: Path, config: BuildConfig, backend: str, json: bool) -> None
         ("precision", f"{precision} (types {typing})"),
         ("workspace", format_bytes(planned.workspace_bytes)),
     ]
+    if planned.quantization is not None:
+        rows.insert(2, ("quantized", coverage_text(planned.quantization.to_dict())))
     table("Would build", ("", ""), rows)
     ranges = [
         (index, name, *(("x".join(map(str, s)) or "scalar") for s in (r.min, r.opt, r.max)))
@@ -287,6 +326,7 @@ def _outline_json(planned: Outline, config: BuildConfig) -> dict[str, object]:
         "rewrites": planned.rewrites,
         "workspace_bytes": planned.workspace_bytes,
         "options": config.options(),
+        "quantization": planned.quantization.to_dict() if planned.quantization else None,
         "profiles": [
             {
                 "shapes": {name: str(r) for name, r in profile.shapes.items()},

@@ -15,8 +15,9 @@ from trt_native.export.module import (
     export_module,
     exported_model,
     require_torch,
-    save_models,
+    writing,
 )
+from trt_native.graph.onnx_file import save_models
 from trt_native.models.latentsync.config import UNetConfig
 from trt_native.plan import check_writable
 from trt_native.spec import ByteProgress, no_progress
@@ -132,7 +133,8 @@ def export_deepcache(
 
     full = _exported_step(DeepCacheFull, source, opset, report)
     shallow = _exported_step(DeepCacheShallow, _with_features(source), opset, report)
-    sizes = save_models({path: full, shallow_path: shallow}, data, report)
+    with writing(path):
+        sizes = save_models({path: full, shallow_path: shallow}, data, report)
     unet, own_bytes = source.unet, sizes[path] + sizes[data]
     return (
         ExportReport.of(full, unet, path, data, own_bytes, started),

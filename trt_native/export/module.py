@@ -11,9 +11,7 @@ import dataclasses
 import inspect
 import logging
 import math
-import os
 import re
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +26,7 @@ from onnx_ir.passes import common
 
 import trt_native
 from trt_native.errors import ExportError, SpecError, UnsupportedError
-from trt_native.graph.onnx_file import tensor_specs
+from trt_native.graph.onnx_file import save_model, tensor_specs
 from trt_native.plan import check_writable
 from trt_native.spec import ByteProgress, TensorSpec, no_progress
 
@@ -43,7 +41,7 @@ __all__ = [
     "export_module",
     "exported_model",
     "require_torch",
-    "save_models",
+    "writing",
 ]
 
 DEFAULT_OPSET = 18
@@ -52,8 +50,6 @@ DEFAULT_OPSET = 18
 BFLOAT16_OPSET = 22
 """The default for modules in BF16, which convolutions take from here on."""
 
-# Protobuf ends at 2 GiB; the graph itself needs some of that.
-_MAX_INLINE_BYTES = 2**31 - 2**26
 _NOISY_LOGGERS = ("torch", "torch.export", "torch.onnx", "torch._dynamo", "onnxscript", "onnx_ir")
 _SYMBOL = re.compile(r"\b[su]\d+\b")
 
@@ -169,10 +165,9 @@ def export_module(
         metadata=metadata,
         progress=report,
     )
-    in_two = _weight_bytes(model) > _MAX_INLINE_BYTES
-    data = path.with_name(f"{path.name}.data") if in_two else None
-    sizes = save_models({path: model}, data, report)
-    return ExportReport.of(model, module, path, data, sum(sizes.values()), started)
+    with writing(path):
+        data, total_bytes = save_model(model, path, report)
+    return ExportReport.of(model, module, path, data, total_bytes, started)
 
 
 def exported_model(
@@ -532,95 +527,14 @@ def _name_nodes(model: ir.Model) -> None:
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
-def _weight_bytes(model: ir.Model) -> int:
-    weights = model.graph.initializers.values()
-    return sum(value.const_value.nbytes for value in weights if value.const_value)
-
-
-def save_models(
-    models: Mapping[Path, ir.Model], data: Path | None, progress: ByteProgress
-) -> dict[Path, int]:
-    """Check models and write them, all or none.
-
-    Args:
-        models: The models by file; all files in one folder.
-        data: The file for the weights of the first model, which the others share where they have
-            the same; None if weights are inside.
-        progress: Told about the bytes written.
-
-    Returns:
-        The size of each file.
-
-    Raises:
-        ExportError: a model is not valid, or a file cannot be written.
-    """
-    first = next(iter(models))
-    total = _weight_bytes(models[first])
-
-    def on_tensor(tensor: ir.TensorProtocol, info: Any) -> None:
-        progress("Writing the weights", info.offset + tensor.nbytes, total)
-
-    progress("Writing the weights", 0, total)
-    external = data.name if data else None
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise what goes wrong while models are written as :class:`ExportError`."""
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{first.name}.", dir=first.parent) as name:
-            folder = Path(name)
-            for path, model in models.items():
-                written = folder / path.name
-                if path == first:
-                    ir.save(model, written, external_data=external, callback=on_tensor)
-                else:
-                    _take_shared_weights(model, ir.load(folder / first.name))
-                    ir.save(model, written)
-                onnx.checker.check_model(str(written))
-            return _publish(folder, first)
+        yield
     except OSError as error:
-        raise ExportError(f"{first}: cannot be written: {error.strerror or error}") from None
+        raise ExportError(f"{path}: cannot be written: {error.strerror or error}") from None
     except onnx.checker.ValidationError as error:
         raise ExportError(
             f"the exported model is not valid ONNX: {_brief(error)}", _lines(error)
         ) from None
-
-
-def _take_shared_weights(model: ir.Model, saved: ir.Model) -> None:
-    """Replace weights that a saved model has in its data file by references to that file."""
-    for name, value in model.graph.initializers.items():
-        other = saved.graph.initializers.get(name)
-        theirs = other.const_value if other is not None else None
-        if not isinstance(theirs, ir.ExternalTensor):
-            continue
-        own = value.const_value
-        assert own is not None  # noqa: S101  # for the type checker
-        same = own.dtype == theirs.dtype and own.shape == theirs.shape
-        if same and own.tobytes() == theirs.tobytes():
-            value.const_value = theirs
-
-
-def _publish(folder: Path, path: Path) -> dict[Path, int]:
-    """Move the finished files to their place, and remove weights that an earlier export left.
-
-    With weights in a second file the ONNX goes first and comes last: at no moment is there one
-    beside weights that are not its own.
-    """
-    files = sorted(folder.iterdir(), key=lambda file: file.suffix != ".data")
-    for file in files:
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-    targets = {file: path.with_name(file.name) for file in files}
-    sizes = {target: file.stat().st_size for file, target in targets.items()}
-    earlier = path.with_name(f"{path.name}.data")  # of an earlier export that was larger
-    weights = {earlier, *(target for target in targets.values() if target.suffix == ".data")}
-    if any(file.exists() for file in weights):
-        for target in targets.values():
-            if target not in weights:
-                target.unlink(missing_ok=True)
-    if earlier not in targets.values():
-        earlier.unlink(missing_ok=True)
-    for file, target in targets.items():
-        file.replace(target)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    return sizes

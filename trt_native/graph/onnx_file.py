@@ -1,18 +1,21 @@
-"""Reading an ONNX file without loading its weights, and telling what is in it."""
+"""Reading an ONNX file without loading its weights, telling what is in it, and writing one."""
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnx_ir as ir
 
 from trt_native.errors import ModelError
 from trt_native.plan import sha256_of_file
-from trt_native.spec import TensorSpec
+from trt_native.spec import ByteProgress, TensorSpec, no_progress
 
 __all__ = [
     "ModelSummary",
@@ -20,10 +23,15 @@ __all__ = [
     "hash_files",
     "operator_names",
     "read_model",
+    "save_model",
+    "save_models",
     "summarize",
     "tensor_specs",
     "value_spec",
 ]
+
+# Protobuf ends at 2 GiB; the graph itself needs some of that.
+_MAX_INLINE_BYTES = 2**31 - 2**26
 
 
 def read_model(path: Path) -> ir.Model:
@@ -197,3 +205,110 @@ def hash_files(path: Path, model: ir.Model) -> dict[str, Any]:
 
 def _hashed(path: Path, name: str) -> dict[str, Any]:
     return {"file": name, "bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
+
+
+def save_model(
+    model: ir.Model, path: Path, progress: ByteProgress = no_progress
+) -> tuple[Path | None, int]:
+    """Write a model, with weights too large to be inside in ``<name>.data`` beside it.
+
+    The files are complete and valid, or not there at all; then an earlier one stays as it was.
+
+    Returns:
+        The file with the weights, if any, and the size of all files.
+
+    Raises:
+        OSError: a file cannot be written.
+        onnx.checker.ValidationError: the model is not valid.
+    """
+    in_two = _weight_bytes(model) > _MAX_INLINE_BYTES
+    data = path.with_name(f"{path.name}.data") if in_two else None
+    return data, sum(save_models({path: model}, data, progress).values())
+
+
+def _weight_bytes(model: ir.Model) -> int:
+    weights = model.graph.initializers.values()
+    return sum(value.const_value.nbytes for value in weights if value.const_value)
+
+
+def save_models(
+    models: Mapping[Path, ir.Model], data: Path | None, progress: ByteProgress
+) -> dict[Path, int]:
+    """Check models and write them, all or none.
+
+    Args:
+        models: The models by file; all files in one folder.
+        data: The file for the weights of the first model, which the others share where they have
+            the same; None if weights are inside.
+        progress: Told about the bytes written.
+
+    Returns:
+        The size of each file.
+
+    Raises:
+        OSError: a file cannot be written.
+        onnx.checker.ValidationError: a model is not valid.
+    """
+    first = next(iter(models))
+    total = _weight_bytes(models[first])
+
+    def on_tensor(tensor: ir.TensorProtocol, info: Any) -> None:
+        progress("Writing the weights", info.offset + tensor.nbytes, total)
+
+    progress("Writing the weights", 0, total)
+    external = data.name if data else None
+    with tempfile.TemporaryDirectory(prefix=f".{first.name}.", dir=first.parent) as name:
+        folder = Path(name)
+        for path, model in models.items():
+            written = folder / path.name
+            if path == first:
+                ir.save(model, written, external_data=external, callback=on_tensor)
+            else:
+                _take_shared_weights(model, ir.load(folder / first.name))
+                ir.save(model, written)
+            onnx.checker.check_model(str(written))
+        return _publish(folder, first)
+
+
+def _take_shared_weights(model: ir.Model, saved: ir.Model) -> None:
+    """Replace weights that a saved model has in its data file by references to that file."""
+    for name, value in model.graph.initializers.items():
+        other = saved.graph.initializers.get(name)
+        theirs = other.const_value if other is not None else None
+        if not isinstance(theirs, ir.ExternalTensor):
+            continue
+        own = value.const_value
+        assert own is not None  # noqa: S101  # for the type checker
+        same = own.dtype == theirs.dtype and own.shape == theirs.shape
+        if same and own.tobytes() == theirs.tobytes():
+            value.const_value = theirs
+
+
+def _publish(folder: Path, path: Path) -> dict[Path, int]:
+    """Move the finished files to their place, and remove weights that an earlier export left.
+
+    With weights in a second file the ONNX goes first and comes last: at no moment is there one
+    beside weights that are not its own.
+    """
+    files = sorted(folder.iterdir(), key=lambda file: file.suffix != ".data")
+    for file in files:
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+    targets = {file: path.with_name(file.name) for file in files}
+    sizes = {target: file.stat().st_size for file, target in targets.items()}
+    earlier = path.with_name(f"{path.name}.data")  # of an earlier export that was larger
+    weights = {earlier, *(target for target in targets.values() if target.suffix == ".data")}
+    if any(file.exists() for file in weights):
+        for target in targets.values():
+            if target not in weights:
+                target.unlink(missing_ok=True)
+    if earlier not in targets.values():
+        earlier.unlink(missing_ok=True)
+    for file, target in targets.items():
+        file.replace(target)
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return sizes

@@ -273,7 +273,9 @@ def infer_types(model: ir.Model) -> None:
 
 
 def _match(model: ir.Model, patterns: Sequence[str]) -> dict[str, set[ir.Node]]:
-    return match_nodes(_nodes_of(model), patterns, "keep_fp32")
+    # Q/DQ nodes are named after tensors, and those after the nodes that make them.
+    nodes = [node for node in _nodes_of(model) if node.op_type not in QDQ]
+    return match_nodes(nodes, patterns, "keep_fp32")
 
 
 _Replace: TypeAlias = Callable[[ir.Value], None]

@@ -41,7 +41,7 @@ from trt_native.graph.precision_rules import FLOAT, all_nodes
 from trt_native.graph.quantization_rules import (
     COPIES,
     PRESETS,
-    WRITABLE_OPS,
+    REASONS,
     Format,
     Operand,
     Selection,
@@ -51,12 +51,11 @@ from trt_native.graph.quantization_rules import (
     default_ops,
     find_weight,
 )
-from trt_native.spec import Shape
+from trt_native.spec import QUANTIZED_OPS, Shape
 
 __all__ = [
     "METADATA_KEY",
     "PRESETS",
-    "WRITABLE_OPS",
     "Format",
     "QuantizationReport",
     "SkipReason",
@@ -137,7 +136,7 @@ class QuantizationReport:
     def explain(self) -> str:
         """One line that says what was left alone, and why."""
         parts = [
-            f"{count} {operator} ({reason})"
+            f"{count} {operator} ({REASONS[SkipReason(reason)]})"
             for reason, operators in self.skipped.items()
             for operator, count in operators.items()
         ]
@@ -169,7 +168,7 @@ def quantize_model(
             are ignored; none are needed for ``"int8-weights"``.
         format: ``"int8"``: scale = range / 127. ``"fp8"``: E4M3, scale = range / 448.
             ``"int8-weights"``: only the weights are stored in INT8.
-        ops: Some of :data:`WRITABLE_OPS`; None is what
+        ops: Some of :data:`~trt_native.spec.QUANTIZED_OPS`; None is what
             :func:`~trt_native.graph.quantization_rules.default_ops` says.
         skip: Patterns (``fnmatch``, case-sensitive) on node names, or with the prefix ``op:`` on
             operator types, of nodes to leave alone.
@@ -226,11 +225,11 @@ def _check_arguments(
         raise SpecError(f"format {format!r} is none of: {', '.join(get_args(Format))}")
     if preset not in PRESETS:
         raise SpecError(f"preset {preset!r} is none of: {', '.join(PRESETS)}")
-    unknown = [operator for operator in ops if operator not in WRITABLE_OPS]
+    unknown = [operator for operator in ops if operator not in QUANTIZED_OPS]
     if unknown or not ops:
         raise SpecError(
             f"operators to quantize: {', '.join(unknown) or 'none given'}; choose from"
-            f" {', '.join(WRITABLE_OPS)}"
+            f" {', '.join(QUANTIZED_OPS)}"
         )
     if not 0 <= minimum <= 1:
         raise SpecError(f"minimum coverage {minimum}: it is a share from 0 to 1")

@@ -18,13 +18,14 @@ from trt_native.errors import SpecError
 from trt_native.graph.patterns import match_nodes
 from trt_native.graph.precision_rules import BFLOAT16, FLOAT, FLOAT16, all_nodes, op_set
 from trt_native.graph.quantizable import QUANTIZABLE_OPS, constant_values
+from trt_native.spec import QUANTIZED_OPS
 
 __all__ = [
     "COPIES",
     "DEFAULT_PRESET",
     "DIFFUSION_UNET",
     "PRESETS",
-    "WRITABLE_OPS",
+    "REASONS",
     "Format",
     "Operand",
     "Product",
@@ -37,9 +38,6 @@ __all__ = [
 ]
 
 Format: TypeAlias = Literal["int8", "fp8", "int8-weights"]
-
-WRITABLE_OPS = ("Conv", "MatMul", "Gemm")
-"""Operators whose inputs can be quantized."""
 
 DEFAULT_PRESET, DIFFUSION_UNET = "default", "diffusion-unet"
 
@@ -78,6 +76,19 @@ class SkipReason(str, enum.Enum):
     WEIGHT = "weight"  # no constant weight where one is needed
     RANGE = "range"  # an activation has no range
     SUBGRAPH = "subgraph"  # inside a body of If, Loop or Scan
+
+
+REASONS = {
+    SkipReason.SKIP: "skipped by pattern",
+    SkipReason.PRESET: "left alone by the preset",
+    SkipReason.OPERATOR: "not among the operators",
+    SkipReason.SMALL: f"fewer than {_SMALL} channels",
+    SkipReason.ATTENTION: "attention",
+    SkipReason.WEIGHT: "no constant weight",
+    SkipReason.RANGE: "no range",
+    SkipReason.SUBGRAPH: "in a subgraph",
+}
+"""The reasons for a person."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,9 +224,9 @@ class Selection:
             return SkipReason.WEIGHT
         if len(weights) == len(node.inputs[:2]):
             return SkipReason.WEIGHT  # a constant that TensorRT folds
-        if any(extent < _SMALL for extent in _channels(node)):
-            return SkipReason.SMALL
-        return SkipReason.ATTENTION if not weights and _is_attention(node) else None
+        if not weights and _is_attention(node):
+            return SkipReason.ATTENTION
+        return SkipReason.SMALL if any(n < _SMALL for n in _channels(node)) else None
 
     def _operands(self, node: ir.Node) -> Iterator[Operand]:
         for index, value in enumerate(node.inputs[:2]):
@@ -279,14 +290,14 @@ def _name_parts(node: ir.Node) -> Iterator[str]:
         yield from _SEPARATORS.split(name or "")
 
 
-def default_ops(format: Format, preset: str) -> tuple[str, ...]:  # noqa: A002
+def default_ops(format: str, preset: str) -> tuple[str, ...]:  # noqa: A002
     """The operators to quantize where the user names none.
 
     E4M3 has 3 bits of mantissa: in the convolutions along a U-Net's skip paths that costs several
     times the error of INT8, in its linear layers little.
     """
     linear_only = format == "fp8" and preset == DIFFUSION_UNET
-    return ("MatMul", "Gemm") if linear_only else WRITABLE_OPS
+    return ("MatMul", "Gemm") if linear_only else QUANTIZED_OPS
 
 
 def find_weight(value: ir.Value) -> Weight | None:

@@ -1,0 +1,133 @@
+"""``trt-native quantize``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trt_native.cli.console import guarded, print_json, stderr, table
+from trt_native.errors import SpecError
+from trt_native.spec import Precision, ProfileSpec, QuantizationSpec, format_bytes
+
+if TYPE_CHECKING:
+    from trt_native.quantize import QuantizedFile
+
+__all__ = [
+    "CALIB_HELP",
+    "COVERAGE_HELP",
+    "OPS_HELP",
+    "PRESET_HELP",
+    "SKIP_HELP",
+    "coverage_text",
+    "parse_ops",
+    "quantize",
+]
+
+_NAMED = 10
+CALIB_HELP = "Calibration cache with the ranges of the activations."
+OPS_HELP = "Operators to quantize, such as Conv,MatMul,Gemm. [default: what suits the format]"
+SKIP_HELP = "Shell pattern of nodes to leave alone, such as '*/to_out*' or 'op:Gemm'. Repeatable."
+PRESET_HELP = "default, or diffusion-unet: leave a denoiser's sensitive layers alone."
+COVERAGE_HELP = "Fail if less than this share of the multiply-adds is quantized, 0 to 1."
+
+
+@guarded
+def quantize(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The ONNX file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The ONNX file to write.")],
+    calib: Annotated[Path | None, typer.Option(help=CALIB_HELP)] = None,
+    format: Annotated[  # noqa: A002
+        str,
+        typer.Option(help="int8, fp8, or int8-weights: only the weights, without calibration."),
+    ] = "int8",
+    ops: Annotated[str | None, typer.Option(help=OPS_HELP)] = None,
+    skip: Annotated[list[str] | None, typer.Option(help=SKIP_HELP)] = None,
+    preset: Annotated[str, typer.Option(help=PRESET_HELP)] = "default",
+    min_coverage: Annotated[float, typer.Option(help=COVERAGE_HELP)] = 0.0,
+    dim: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Extent to count multiply-adds for: NAME=N. Repeatable. [default: calibration's]"
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Write Q/DQ nodes into an ONNX model, for any TensorRT to build in INT8 or FP8."""
+    spec = QuantizationSpec(
+        calibration=calib,
+        ops=parse_ops(ops),
+        skip=tuple(skip or ()),
+        preset=preset,
+        min_coverage=min_coverage,
+    )
+    precision = _parse_format(format)
+    if calib is not None and not precision.needs_ranges:
+        raise SpecError(f"--calib: no effect on {precision}, which needs no ranges; leave it out")
+    from trt_native.quantize import quantize_onnx
+
+    dims = ProfileSpec.parse(dim) if dim else None
+    with stderr.status(f"quantizing to {precision}") as status:
+        result = quantize_onnx(model, output, precision, spec, dims=dims)
+        status.stop()
+    if json:
+        print_json(result.to_dict())
+    else:
+        _print(result)
+
+
+def parse_ops(text: str | None) -> tuple[str, ...]:
+    """Read ``Conv,MatMul``; None is no choice.
+
+    Raises:
+        SpecError: no operator is named.
+    """
+    if text is None:
+        return ()
+    ops = tuple(filter(None, (operator.strip() for operator in text.split(","))))
+    if not ops:
+        raise SpecError(f"--ops {text!r} names no operator; write for example Conv,MatMul,Gemm")
+    return ops
+
+
+def _parse_format(text: str) -> Precision:
+    known = [precision for precision in Precision if precision.quantized]
+    for precision in known:
+        if text.lower().replace("_", "-") == precision.value:
+            return precision
+    raise SpecError(f"--format {text!r} is none of: {', '.join(map(str, known))}")
+
+
+def coverage_text(report: Mapping[str, Any]) -> str:
+    """How much is quantized, from a report as JSON holds it."""
+    nodes = sum(report["quantized"].values())
+    text = f"{nodes} of {report['nodes']} matrix products"
+    if report["macs"]:
+        text += f", {report['coverage']:.1%} of their multiply-adds"
+    if report["weight_bytes"]:
+        share = report["weight_bytes_quantized"] / report["weight_bytes"]
+        text += f", {share:.1%} of their weights' bytes"
+    return text
+
+
+def _print(result: QuantizedFile) -> None:
+    report = result.report
+    before, after = map(format_bytes, (report.model_bytes_before, report.model_bytes_after))
+    rows = [
+        ("ONNX", f"{result.path} ({format_bytes(result.total_bytes)})"),
+        ("weights", str(result.external_data or "inside the ONNX file")),
+        ("format", report.format),
+        ("quantized", coverage_text(report.to_dict())),
+        ("left alone", report.explain()),
+        ("size of weights", f"{before} before, {after} after"),
+    ]
+    if report.without_range:
+        names = ", ".join(report.without_range[:_NAMED])
+        more = len(report.without_range) - _NAMED
+        rows.append(("no range for", names + (f" and {more} more" if more > 0 else "")))
+    if report.opset is not None:
+        rows.append(("opset", f"raised to {report.opset}"))
+    rows.append(("time", f"{result.seconds:.1f} s"))
+    table("Quantized", ("", ""), rows)
