@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from trt_native.spec import (
     HardwareCompatibility,
     Precision,
     ProfileSpec,
+    QuantizationSpec,
     ShapeRange,
     format_bytes,
     parse_bytes,
@@ -132,10 +134,47 @@ def test_precisions():
         Precision.parse("half")
 
 
-@pytest.mark.parametrize("name", ["int8", "INT8", "fp8"])
-def test_quantized_precisions_are_refused_by_name(name):
+@pytest.mark.parametrize(
+    ("text", "precision"),
+    [
+        ("INT8", Precision.INT8),
+        ("fp8", Precision.FP8),
+        ("int8-weights", Precision.INT8_WEIGHTS),
+        ("int8_weights", Precision.INT8_WEIGHTS),
+    ],
+)
+def test_quantized_precisions(text, precision):
+    assert Precision.parse(text) is precision
+    assert precision.quantized
+    assert str(precision) == text.lower().replace("_", "-")
+
+
+@pytest.mark.parametrize("name", ["int4", "FP4", "best"])
+def test_precisions_that_nothing_is_quantized_to_are_refused_by_name(name):
     with pytest.raises(UnsupportedError, match=f"precision {name} is not available"):
         Precision.parse(name)
+
+
+@pytest.mark.parametrize(
+    ("precision", "options", "message"),
+    [
+        ("int8", {"min_coverage": 1.5}, "minimum coverage 1.5: it is a share from 0 to 1"),
+        (
+            "int8",
+            {"ops": ("Conv", "Relu")},
+            "operators to quantize: Relu; choose from Conv, MatMul",
+        ),
+        ("fp16", {"skip": ("x",), "ops": ("Conv",)}, "ops, skip: no effect at precision fp16"),
+        (
+            "int8-weights",
+            {"calibration": "x"},
+            "no effect at precision int8-weights, which needs no",
+        ),
+    ],
+)
+def test_a_quantization_that_contradicts_itself(precision, options, message):
+    with pytest.raises(SpecError, match=message):
+        BuildConfig(precision=Precision(precision), quantization=QuantizationSpec(**options))
 
 
 @pytest.mark.parametrize(
@@ -169,3 +208,8 @@ def test_options_lists_only_what_was_chosen():
         "refit": True,
     }
     assert BuildConfig().options() == {}
+    spec = QuantizationSpec(calibration=Path("m.calib"), skip=("a*",))
+    assert BuildConfig(precision=Precision.FP8, quantization=spec).options() == {
+        "precision": "fp8",
+        "quantization": {"calibration": "m.calib", "skip": ["a*"]},
+    }

@@ -115,3 +115,64 @@ def external_weights(path):
         size_threshold=0,
     )
     return path
+
+
+def dense(path, width=64, layers=2, dtype=FLOAT, name="h"):
+    """Linear layers with a Relu between them, MatMul and Gemm in turn: h0 to h<layers>."""
+    random = np.random.default_rng(0)
+    kind = helper.tensor_dtype_to_np_dtype(dtype)
+    weights = {
+        f"w{i}": (random.standard_normal((width, width)) / width**0.5).astype(kind)
+        for i in range(layers)
+    }
+    nodes = []
+    for i in range(layers):
+        operator = ("MatMul", "Gemm")[i % 2]
+        nodes.append(
+            helper.make_node(operator, [f"{name}{i}", f"w{i}"], [f"p{i}"], name=f"/dense.{i}")
+        )
+        nodes.append(helper.make_node("Relu", [f"p{i}"], [f"{name}{i + 1}"], name=f"/relu.{i}"))
+    shapes = [tensor(f"{name}{i}", dtype, ["batch", width]) for i in (0, layers)]
+    return save(path, nodes, shapes[:1], shapes[1:], weights)
+
+
+def conv_and_dense(path):
+    """A 1x1 convolution of 32 channels, then a linear layer along the last axis, of 64."""
+    random = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Conv", ["x", "kernel"], ["c"], name="/conv"),
+        helper.make_node("MatMul", ["c", "w"], ["y"], name="/dense"),
+    ]
+    shapes = [tensor(name, FLOAT, ["batch", 32, 16, 64]) for name in "xy"]
+    weights = {
+        "kernel": random.standard_normal((32, 32, 1, 1), np.float32) / 6,
+        "w": random.standard_normal((64, 64), np.float32) / 8,
+    }
+    return save(path, nodes, shapes[:1], shapes[1:], weights)
+
+
+def calibration(onnx_path, path, amax, method="minmax", shapes=None):
+    """A calibration cache in which tensors reach ``amax``, a number or one for each tensor."""
+    from trt_native.calibration.cache import (
+        CalibrationCache,
+        Provenance,
+        TensorRange,
+        cache_header,
+    )
+    from trt_native.graph.onnx_file import hash_files, read_model
+
+    model = read_model(onnx_path)
+    values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
+    ranges = amax if isinstance(amax, dict) else {value.name: amax for value in values}
+    provenance = Provenance(
+        producer="tests",
+        model=hash_files(onnx_path, model),
+        method=method,
+        runner="none",
+        batches=1,
+        shapes=shapes or {},
+        ranges={name: TensorRange(2 * value, value) for name, value in ranges.items()},
+        skipped={},
+        created="2026-01-01T00:00:00+00:00",
+    )
+    return CalibrationCache.from_ranges(cache_header("10.16.1"), provenance).save(path)

@@ -20,7 +20,7 @@ import onnx_ir as ir
 import trt_native
 from trt_native.backends.base import Backend, BuildRequest, BuildResult, Progress, load_backend
 from trt_native.cuda import GpuInfo, gpu_info
-from trt_native.errors import BuildError, SpecError, UnsupportedError
+from trt_native.errors import BuildError, SpecError
 from trt_native.graph.dims import fixed_axes, resolve_profiles
 from trt_native.graph.onnx_file import (
     ModelSummary,
@@ -70,7 +70,7 @@ class Outline:
         rewrites: Whether the graph's types are rewritten before TensorRT sees it.
         workspace_bytes: Upper limit for scratch memory of one layer.
         rest: The type that FP32 arithmetic of the graph is reduced to; None where it stays.
-        quantization: What is quantized; None where nothing is.
+        quantization: What would be quantized, as the manifest tells it; None where nothing is.
     """
 
     model: ModelSummary
@@ -81,7 +81,7 @@ class Outline:
     rewrites: bool
     workspace_bytes: int
     rest: Precision | None
-    quantization: QuantizationReport | None = None
+    quantization: Mapping[str, Any] | None = None
 
 
 def build_plan(
@@ -117,6 +117,7 @@ def build_plan(
     path = Path(model)
     chosen = load_backend(backend) if isinstance(backend, str) else backend
     chosen.check(config)
+    _check_ranges(config)
     if config.timing_cache is not None:
         check_writable(config.timing_cache)
     with _stage(progress, "Reading the model"):
@@ -176,28 +177,28 @@ def outline(
     path = Path(model)
     chosen = load_backend(backend) if isinstance(backend, str) else backend
     chosen.check(config)
+    _check_ranges(config)
     graph = read_model(path)
     planned = _outline(path, graph, config, chosen, gpu_info())
     if not config.precision.quantized:
         return planned
     ranges = _ranges(config, hash_files(path, graph))
-    return replace(
-        planned,
-        quantization=_Quantizer(config, chosen, ranges, planned).quantize(graph, dry_run=True),
-    )
+    quantizer = _Quantizer(config, chosen, ranges, planned)
+    return replace(planned, quantization=quantizer.record(graph, dry_run=True))
+
+
+def _check_ranges(config: BuildConfig) -> None:
+    if config.precision.needs_ranges and config.quantization.calibration is None:
+        raise SpecError(
+            f"precision {config.precision} needs the ranges of the activations: give a calibration"
+            " cache (--calib FILE), or use precision int8-weights, which needs none"
+        )
 
 
 def _ranges(config: BuildConfig, files: Mapping[str, Any]) -> Ranges:
     """The ranges of the activations, where any are quantized."""
     cache = config.quantization.calibration
-    if not config.precision.needs_ranges:
-        return NO_RANGES
-    if cache is None:
-        raise SpecError(
-            f"precision {config.precision} needs the ranges of the activations: give a calibration"
-            " cache (--calib FILE), or use precision int8-weights, which needs none"
-        )
-    return load_ranges(cache, files, config.precision)
+    return NO_RANGES if cache is None else load_ranges(cache, files, config.precision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,33 +215,36 @@ class _Quantizer:
 
         Raises:
             SpecError: less can be quantized than was asked for.
-            UnsupportedError: the backend builds none of the operators.
         """
-        precision, profiles = self.config.precision, self.outline.profiles
-        spec = self._spec()
+        profiles = self.outline.profiles
         shapes = {name: shape.opt for name, shape in profiles[0].shapes.items()} if profiles else {}
-        try:
-            return quantize_graph(
-                graph, precision, spec, self.ranges, shapes=shapes, dry_run=dry_run
-            )
-        except SpecError as error:
-            if not (note := self.lacks()):
-                raise
-            raise SpecError(f"{error.message}; {note}", error.details) from None
+        return quantize_graph(
+            graph,
+            self.config.precision,
+            self._spec(),
+            self.ranges,
+            shapes=shapes,
+            note=self.lacks(graph),
+            dry_run=dry_run,
+        )
 
-    def lacks(self) -> str:
-        """What the backend cannot build of the operators that would be quantized."""
+    def lacks(self, graph: ir.Model) -> str:
+        """What the backend cannot build of the graph's operators that would be quantized."""
         built = self.backend.capabilities.quantized_ops[self.config.precision]
-        lacking = [operator for operator in self._wanted() if operator not in built]
+        present = {node.op_type for node in graph.graph}
+        lacking = [op for op in self._wanted() if op in present and op not in built]
         if not lacking:
             return ""
         product = f"{self.backend.product} {self.backend.version}"
         return f"{product} builds no {' or '.join(lacking)} in {self.config.precision}"
 
-    def record(self, report: QuantizationReport) -> dict[str, Any]:
-        """The report for the manifest, with the ranges' origin and what the backend lacks."""
-        data = {**report.to_dict(), "calibration": dict(self.ranges.origin)}
-        return {**data, "backend_lacks": self.lacks()}
+    def record(self, graph: ir.Model, *, dry_run: bool = False) -> dict[str, Any]:
+        """Quantize; what the manifest tells of it, with the ranges' origin."""
+        return {
+            **self.quantize(graph, dry_run=dry_run).to_dict(),
+            "calibration": dict(self.ranges.origin),
+            "backend_lacks": self.lacks(graph),
+        }
 
     def _wanted(self) -> tuple[str, ...]:
         spec = self.config.quantization
@@ -249,8 +253,6 @@ class _Quantizer:
     def _spec(self) -> QuantizationSpec:
         built = self.backend.capabilities.quantized_ops[self.config.precision]
         ops = tuple(operator for operator in self._wanted() if operator in built)
-        if not ops:
-            raise UnsupportedError(f"{self.lacks()}; choose another precision")
         # What is to compute in FP32 cannot compute in INT8.
         skip = (*self.config.quantization.skip, *self.config.keep_fp32)
         return replace(self.config.quantization, ops=ops, skip=skip)
@@ -376,7 +378,7 @@ def _rewrite(
     record: dict[str, Any] = {}
     if outline.precision.quantized:
         with _stage(progress, f"Quantizing the graph to {outline.precision}"):
-            record["quantized"] = quantizer.record(quantizer.quantize(graph))
+            record["quantized"] = quantizer.record(graph)
     if outline.rest is not None:
         with _stage(progress, f"Rewriting the graph in {outline.rest}"):
             report = convert_precision(

@@ -94,6 +94,7 @@ def quantize_graph(
     ranges: Ranges,
     *,
     shapes: Mapping[str, Shape],
+    note: str = "",
     dry_run: bool = False,
 ) -> QuantizationReport:
     """Apply :func:`~trt_native.graph.quantization.quantize_model` as a specification says.
@@ -104,6 +105,7 @@ def quantize_graph(
         spec: What to quantize; its calibration cache is not read.
         ranges: The ranges of the activations.
         shapes: Shape of each dynamic input, to count multiply-adds for.
+        note: What to add where too little can be quantized.
         dry_run: Only report.
 
     Raises:
@@ -118,6 +120,7 @@ def quantize_graph(
         preset=spec.preset,
         min_coverage=spec.min_coverage,
         shapes=shapes,
+        note=note,
         dry_run=dry_run,
     )
 

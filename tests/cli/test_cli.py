@@ -368,3 +368,83 @@ def test_a_closed_pipe_is_silent(model):
     )
     assert "Traceback" not in result.stderr
     assert "Exception" not in result.stderr
+
+
+@pytest.fixture
+def dense(tmp_path):
+    model = tiny_models.dense(tmp_path / "d.onnx")
+    tiny_models.calibration(model, tmp_path / "d.calib", 4.0, shapes={"h0": ("3x64",)})
+    return model
+
+
+class TestQuantize:
+    def test_writes_a_file_and_tells_how_much_is_quantized(self, dense, tmp_path):
+        target, cache = tmp_path / "q.onnx", tmp_path / "d.calib"
+        result = trt_native("quantize", dense, "-o", target, "--calib", cache)
+        assert result.returncode == 0, result.stderr
+        assert "2 of 2 matrix products, 100.0% of their multiply-adds" in result.stdout
+        assert target.exists()
+
+    def test_json_is_the_report(self, dense, tmp_path):
+        options = ("--format", "int8-weights", "--ops", "Gemm", "--dim", "batch=3", "--json")
+        result = trt_native("quantize", dense, "-o", tmp_path / "q.onnx", *options)
+        printed = json.loads(result.stdout)
+        assert printed["path"] == str(tmp_path / "q.onnx")
+        assert printed["report"]["quantized"] == {"Gemm": 1}
+        assert printed["report"]["skipped"] == {"operator": {"MatMul": 1}}
+        assert printed["report"]["macs"] == 2 * 3 * 64 * 64
+        assert printed["report"]["coverage"] == 0.5
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ((), "int8 needs the ranges of the activations: give a calibration cache (--calib"),
+            (("--format", "int4"), "--format 'int4' is none of: int8, fp8, int8-weights"),
+            (("--calib", "none.calib"), "cannot read none.calib: No such file"),
+            (("--calib", "d.calib", "--format", "int8-weights"), "--calib: no effect on int8-wei"),
+            (("--calib", "d.calib", "--ops", "Conv"), "left alone: 1 MatMul (not among the operat"),
+            (("--calib", "d.calib", "--ops", "Convs"), "operators to quantize: Convs; choose from"),
+            (("--calib", "d.calib", "--ops", ","), "names no operator"),
+            (("--calib", "d.calib", "--preset", "bert"), "'bert' is none of: default, diffusion-u"),
+            (("--calib", "d.calib", "--skip", "x*"), "skip pattern 'x*' matches no node name"),
+            (("--calib", "d.calib", "--min-coverage", "40"), "40.0: it is a share from 0 to 1"),
+            (("--format", "int8-weights", "--dim", "batc=2"), "did you mean 'batch'"),
+        ],
+        ids=str,
+    )
+    def test_bad_input(self, dense, tmp_path, options, message):
+        error = fails("quantize", dense, "-o", "q.onnx", *options, cwd=tmp_path)
+        assert message in " ".join(error.split())
+        assert sorted(os.listdir(tmp_path)) == ["d.calib", "d.calib.json", "d.onnx"]
+
+
+@pytest.mark.backend
+class TestQuantizedBuild:
+    @pytest.fixture(autouse=True)
+    def _needs_rtx(self):
+        pytest.importorskip("tensorrt_rtx")
+
+    def test_builds_in_one_go(self, dense, tmp_path):
+        options = ("--precision", "int8", "--calib", tmp_path / "d.calib", "--dim", "batch=1:2:4")
+        result = trt_native("build", dense, *options, "--backend", "rtx", "--skip", "op:Gemm")
+        assert result.returncode == 0, result.stderr
+        assert "int8: 1 of 2 matrix products, 50.0% of their multiply-adds" in result.stdout
+        assert "rest fp16" in result.stdout
+        assert "Quantizing the graph to int8" in result.stderr
+
+    def test_a_dry_run_tells_the_coverage(self, dense, tmp_path):
+        options = ("--precision", "fp8", "--calib", tmp_path / "d.calib", "--dim", "batch=1:2:4")
+        dry = (*options, "--backend", "rtx", "--dry-run")
+        assert "2 of 2 matrix products" in trt_native("build", dense, *dry).stdout
+        outcome = json.loads(trt_native("build", dense, *dry, "--json").stdout)
+        assert outcome["quantization"]["coverage"] == 1.0
+        assert not (tmp_path / "d.plan").exists()
+
+    def test_bad_input(self, dense, model):
+        dim = ("--dim", "batch=1", "--backend", "rtx")
+        error = fails("build", dense, *dim, "--precision", "int8")
+        assert "precision int8 needs the ranges of the activations" in error
+        error = fails("build", dense, *dim, "--precision", "fp16", "--preset", "diffusion-unet")
+        assert "preset: no effect at precision fp16" in error
+        error = fails("build", model, *DIMS, "--backend", "rtx", "--precision", "int8-weights")
+        assert "left alone: 1 Conv (fewer than 16 channels)" in error

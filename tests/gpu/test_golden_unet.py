@@ -5,52 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from golden_unet import DIMS, cases, export
 
 from trt_native import Session
 from trt_native.plan import Plan
 
 pytestmark = [pytest.mark.gpu, pytest.mark.backend, pytest.mark.slow]
-
-DATA = Path(__file__).parents[1] / "data"
-DIMS = ("batch=1:2:2", "frames=1:4:16", "height=8:16:32", "width=8:16:32", "tokens=5:5:10")
-
-
-def cases():
-    arrays = np.load(DATA / "unet_small.npz")
-    names = sorted({key.split(".")[0] for key in arrays})
-    return [
-        {key.split(".")[1]: arrays[key] for key in arrays if key.startswith(f"{name}.")}
-        for name in names
-    ]
-
-
-def export(path, dtype="float32"):
-    """Export with a dynamic number of audio tokens, which differs between the golden cases."""
-    import torch
-
-    from trt_native.export import export_module
-    from trt_native.models.latentsync import UNet, UNetConfig, load_checkpoint, load_into
-
-    checkpoint = load_checkpoint(DATA / "unet_small.pt")
-    unet = UNet(UNetConfig.load(DATA / "unet_small.json"))
-    load_into(unet, checkpoint.state_dict)
-    kind = getattr(torch, dtype)
-    inputs = {
-        "latents": torch.zeros(2, 13, 3, 16, 24, dtype=kind),
-        "timestep": torch.zeros(1, dtype=torch.int64),
-        "encoder_hidden_states": torch.zeros(6, 5, 24, dtype=kind),
-    }
-    dynamic = {
-        "latents": {0: "batch", 2: "frames", 3: "height", 4: "width"},
-        "encoder_hidden_states": {0: "batch*frames", 1: "tokens"},
-    }
-    unet.to(kind)
-    export_module(unet, inputs, path=path, dynamic=dynamic, output_names=["noise_pred"])
-    return path
 
 
 @pytest.fixture(scope="module")

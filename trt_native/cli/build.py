@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -260,8 +261,7 @@ def _precision_text(manifest: Manifest) -> str:
     text = str(precision["applied"])
     quantized, rewritten = precision.get("quantized"), precision.get("rewritten")
     if quantized:
-        text += f": {coverage_text(quantized)}"
-        text += f"; {quantized['backend_lacks']}" if quantized["backend_lacks"] else ""
+        text += f": {_quantized_text(quantized)}"
         text += f"\nrest {rewritten['target']}" if rewritten else "\nrest as in the model"
     if rewritten:
         reduced = sum(rewritten["reduced"].values())
@@ -270,6 +270,11 @@ def _precision_text(manifest: Manifest) -> str:
     elif "pinned_fp32_nodes" in precision:
         text += f" ({precision['pinned_fp32_nodes']} nodes pinned to FP32)"
     return text
+
+
+def _quantized_text(record: Mapping[str, Any]) -> str:
+    text = coverage_text(record)
+    return f"{text}; {record['backend_lacks']}" if record["backend_lacks"] else text
 
 
 def print_tensors(manifest: Manifest) -> None:
@@ -306,7 +311,7 @@ def _dry_run(model: Path, config: BuildConfig, backend: str, json: bool) -> None
         ("workspace", format_bytes(planned.workspace_bytes)),
     ]
     if planned.quantization is not None:
-        rows.insert(2, ("quantized", coverage_text(planned.quantization.to_dict())))
+        rows.insert(2, ("quantized", _quantized_text(planned.quantization)))
     table("Would build", ("", ""), rows)
     ranges = [
         (index, name, *(("x".join(map(str, s)) or "scalar") for s in (r.min, r.opt, r.max)))
@@ -326,7 +331,7 @@ def _outline_json(planned: Outline, config: BuildConfig) -> dict[str, object]:
         "rewrites": planned.rewrites,
         "workspace_bytes": planned.workspace_bytes,
         "options": config.options(),
-        "quantization": planned.quantization.to_dict() if planned.quantization else None,
+        "quantization": planned.quantization,
         "profiles": [
             {
                 "shapes": {name: str(r) for name, r in profile.shapes.items()},

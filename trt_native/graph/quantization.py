@@ -153,6 +153,7 @@ def quantize_model(
     preset: str = "default",
     min_coverage: float = 0.0,
     shapes: Mapping[str, Shape] | None = None,
+    note: str = "",
     dry_run: bool = False,
 ) -> QuantizationReport:
     """Rewrite a floating-point model, in place, to multiply in INT8 or FP8.
@@ -175,7 +176,8 @@ def quantize_model(
         preset: One of :data:`PRESETS`.
         min_coverage: Fail if :attr:`QuantizationReport.coverage` is less than this.
         shapes: Shape of each dynamic input, to count multiply-adds for.
-        dry_run: Only report; leave the model's matrix products and metadata as they are.
+        note: What to add where too little can be quantized, such as what a backend lacks.
+        dry_run: Only report, without the opset; leave the model's operators and metadata alone.
 
     Raises:
         SpecError: A pattern or the preset matches no node, a range is not a positive number, an
@@ -207,7 +209,7 @@ def quantize_model(
         **_coverage(model, selection, shapes or {}),
         **writer.outlook(),
     )
-    _check_coverage(report, min_coverage)
+    _check_coverage(report, min_coverage, note)
     if not dry_run:
         report = dataclasses.replace(report, opset=writer.run())
         model.metadata_props[METADATA_KEY] = json.dumps(report.to_dict())
@@ -257,7 +259,7 @@ def _coverage(model: ir.Model, selection: Selection, shapes: Mapping[str, Shape]
     }
 
 
-def _check_coverage(report: QuantizationReport, minimum: float) -> None:
+def _check_coverage(report: QuantizationReport, minimum: float, note: str) -> None:
     kind = "matrix products" if report.macs is None else "multiply-adds"
     if report.quantized and report.coverage >= minimum:
         return
@@ -271,7 +273,7 @@ def _check_coverage(report: QuantizationReport, minimum: float) -> None:
     wanted = f", {minimum:.1%} are asked for" if report.quantized else ""
     raise SpecError(
         f"only {report.coverage:.1%} of the {kind} can be quantized{wanted}; left alone:"
-        f" {report.explain()}{hint}"
+        f" {report.explain()}{hint}{f'; {note}' if note else ''}"
     )
 
 

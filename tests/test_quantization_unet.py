@@ -1,0 +1,101 @@
+"""The golden U-Net quantized, through onnx.reference, against outputs of the original."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from golden_unet import DIMS, cases, export
+from onnx.reference import ReferenceEvaluator
+
+from trt_native import BuildConfig, Precision, ProfileSpec, build_plan
+from trt_native.graph.onnx_file import read_model
+from trt_native.graph.precision import convert_precision
+from trt_native.graph.quantizable import quantizable_tensors
+from trt_native.graph.quantization import quantize_model
+from trt_native.spec import QuantizationSpec
+
+pytestmark = pytest.mark.slow
+
+SHAPES = {"latents": (2, 13, 16, 32, 32), "encoder_hidden_states": (32, 10, 24)}
+
+
+@pytest.fixture(scope="module")
+def onnx_path(tmp_path_factory):
+    return export(tmp_path_factory.mktemp("golden") / "unet.onnx")
+
+
+def golden():
+    for case in cases():
+        case["timestep"] = case["timestep"].reshape(1)
+        yield {k: v for k, v in case.items() if k != "noise_pred"}, case["noise_pred"]
+
+
+@pytest.fixture(scope="module")
+def ranges(onnx_path):
+    """Largest magnitude of every tensor to quantize, over the golden cases."""
+    model = ir.to_proto(read_model(onnx_path))
+    names = quantizable_tensors(read_model(onnx_path))
+    inputs = {value.name for value in model.graph.input}
+    made = [name for name in names if name not in inputs]
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in made)
+    amax = dict.fromkeys(names, 0.0)
+    for feeds, _ in golden():
+        outputs = ReferenceEvaluator(model).run([*made], feeds)
+        for name, array in (*zip(made, outputs, strict=True), *feeds.items()):
+            if name in amax:
+                amax[name] = max(amax[name], float(np.abs(array).max()))
+    return amax
+
+
+def worst(model):
+    """Largest relative L2 error over the golden cases."""
+    evaluator = ReferenceEvaluator(ir.to_proto(model))
+    errors = []
+    for feeds, expected in golden():
+        found = evaluator.run(None, feeds)[0].astype(np.float64)
+        errors.append(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+    print("relative L2 errors:", ", ".join(f"{error:.4f}" for error in errors))
+    return max(errors)
+
+
+@pytest.mark.parametrize(
+    ("fmt", "bound", "quantized"),
+    [
+        ("int8", 0.08, {"MatMul": 244, "Conv": 54}),
+        ("fp8", 0.08, {"MatMul": 244}),
+        ("int8-weights", 0.02, {"MatMul": 244, "Conv": 54}),
+    ],
+)
+def test_the_error_is_within_its_bound(onnx_path, ranges, fmt, bound, quantized):
+    model = read_model(onnx_path)
+    known = {} if fmt == "int8-weights" else ranges
+    report = quantize_model(model, known, format=fmt, preset="diffusion-unet", shapes=SHAPES)
+    assert report.quantized == quantized
+    assert report.without_range == ()
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    assert worst(model) <= bound
+    convert_precision(model, ir.DataType.FLOAT16)
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    assert worst(model) <= bound
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.FP8])
+def test_tensorrt_rtx_builds_it(onnx_path, ranges, precision, tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    import tiny_models
+
+    cache = tiny_models.calibration(onnx_path, tmp_path / "unet.calib", ranges)
+    config = BuildConfig(
+        precision=precision,
+        profiles=(ProfileSpec.parse(DIMS),),
+        quantization=QuantizationSpec(
+            calibration=cache, preset="diffusion-unet", ops=("MatMul",), min_coverage=0.4
+        ),
+        compute_capabilities=("8.9",),
+    )
+    manifest = build_plan(onnx_path, config, backend="rtx").manifest
+    assert manifest.precision["quantized"]["quantized"] == {"MatMul": 244}
+    assert manifest.precision["rewritten"]["target"] == "fp16"

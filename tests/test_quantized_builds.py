@@ -1,0 +1,201 @@
+"""Quantized plans built for real by TensorRT-RTX, which needs no GPU for it."""
+
+from __future__ import annotations
+
+import re
+
+import onnx
+import onnx_ir as ir
+import pytest
+import tiny_models
+
+from trt_native import BuildConfig, IoPrecision, Precision, ProfileSpec, build_plan
+from trt_native.backends.base import load_backend
+from trt_native.backends.rtx import RtxBackend
+from trt_native.builder import outline
+from trt_native.errors import CalibrationError, SpecError, UnsupportedError
+from trt_native.graph.onnx_file import read_model
+from trt_native.graph.precision import convert_precision
+from trt_native.graph.quantization import quantize_model
+from trt_native.spec import QuantizationSpec
+
+trt = pytest.importorskip("tensorrt_rtx")
+pytestmark = pytest.mark.backend
+
+SPEC = ProfileSpec.parse(["batch=1:4:8"])
+FORMATS = [Precision.INT8, Precision.FP8, Precision.INT8_WEIGHTS]
+
+
+def config(model, precision, amax=4.0, **options):
+    fields = BuildConfig.__dataclass_fields__
+    build = {name: options.pop(name) for name in list(options) if name in fields}
+    if precision in (Precision.INT8, Precision.FP8) and "calibration" not in options:
+        path = model.with_name("m.calib")
+        options["calibration"] = tiny_models.calibration(model, path, amax)
+    return BuildConfig(
+        profiles=(SPEC,), precision=precision, quantization=QuantizationSpec(**options), **build
+    )
+
+
+def build(model, precision, amax=4.0, **options):
+    return build_plan(model, config(model, precision, amax, **options), backend="rtx")
+
+
+@pytest.mark.parametrize("precision", FORMATS, ids=str)
+def test_linear_layers(tmp_path, precision):
+    plan = build(tiny_models.dense(tmp_path / "m.onnx"), precision, min_coverage=1.0)
+    record = plan.manifest.precision
+    assert (record["requested"], record["applied"]) == (precision, precision)
+    assert record["quantized"]["quantized"] == {"MatMul": 1, "Gemm": 1}
+    assert record["quantized"]["coverage"] == 1.0
+    assert record["quantized"]["macs"] == 2 * 4 * 64 * 64
+    assert record["quantized"]["backend_lacks"] == ""
+    assert record["rewritten"]["target"] == "fp16"
+    assert record["rewritten"]["reduced"]["DequantizeLinear"] == 2 + 2 * precision.needs_ranges
+    assert [tensor.dtype for tensor in plan.manifest.tensors] == ["float32", "float32"]
+    assert plan.manifest.options["precision"] == str(precision)
+
+
+def test_the_manifest_names_the_calibration(tmp_path):
+    plan = build(tiny_models.dense(tmp_path / "m.onnx"), Precision.INT8, skip=("/dense.1",))
+    record = plan.manifest.precision["quantized"]
+    assert re.fullmatch("[0-9a-f]{64}", record["calibration"].pop("sha256"))
+    assert record["calibration"] == {"file": "m.calib", "method": "minmax"}
+    assert record["skipped"] == {"skip": {"Gemm": 1}}
+    assert plan.manifest.options["quantization"]["skip"] == ["/dense.1"]
+
+
+@pytest.mark.parametrize("precision", FORMATS, ids=str)
+def test_weights_make_the_plan_smaller(tmp_path, precision):
+    model = tiny_models.dense(tmp_path / "m.onnx", width=1024, layers=6)
+    half = build(model, Precision.FP16)
+    small = build(model, precision)
+    assert len(small.data) <= 0.62 * len(half.data)
+
+
+def test_what_the_backend_cannot_build_stays_and_is_told(tmp_path):
+    model = tiny_models.conv_and_dense(tmp_path / "m.onnx")
+    record = build(model, Precision.INT8).manifest.precision["quantized"]
+    assert record["quantized"] == {"MatMul": 1}
+    assert record["skipped"] == {"operator": {"Conv": 1}}
+    assert record["coverage"] == round(64 / (64 + 32), 4)
+    assert re.fullmatch(r"TensorRT-RTX 1\.\S+ builds no Conv in int8", record["backend_lacks"])
+    planned = outline(model, config(model, Precision.INT8), backend="rtx")
+    assert {**planned.quantization, "opset": record["opset"]} == record
+    with pytest.raises(SpecError, match=r"66.7% .*70.0% are asked for.* builds no Conv in int8$"):
+        build(model, Precision.INT8, min_coverage=0.7)
+    with pytest.raises(UnsupportedError, match=r"Conv in int8: it builds Gemm, MatMul in that"):
+        build(model, Precision.INT8, ops=("Conv", "MatMul"))
+
+
+def test_convolutions_in_fp8_and_with_int8_weights(tmp_path):
+    model = tiny_models.conv_and_dense(tmp_path / "m.onnx")
+    for precision in (Precision.FP8, Precision.INT8_WEIGHTS):
+        record = build(model, precision).manifest.precision["quantized"]
+        assert record["quantized"] == {"Conv": 1, "MatMul": 1}
+
+
+def test_newer_versions_build_convolutions_in_int8():
+    class Newer:
+        __version__ = "1.7.1.116"
+
+        def __getattr__(self, name):
+            return getattr(trt, name)
+
+    assert RtxBackend(Newer()).capabilities.quantized_ops[Precision.INT8] == {
+        "Conv", "MatMul", "Gemm",
+    }  # fmt: skip
+    if trt.__version__ < "1.7":
+        built = load_backend("rtx").capabilities.quantized_ops
+        assert built[Precision.INT8] == {"MatMul", "Gemm"}
+        assert built[Precision.FP8] == built[Precision.INT8_WEIGHTS] >= {"Conv"}
+
+
+def test_ranges_come_from_a_cache_of_this_model(tmp_path):
+    model = tiny_models.dense(tmp_path / "m.onnx")
+    with pytest.raises(SpecError, match=r"precision fp8 needs the ranges .*give a calibration cac"):
+        build(model, Precision.FP8, calibration=None)
+    other = tiny_models.dense(tmp_path / "other.onnx", width=32)
+    with pytest.raises(CalibrationError, match=r"was made for another model: m.onnx"):
+        build(
+            other,
+            Precision.INT8,
+            calibration=config(model, Precision.INT8).quantization.calibration,
+        )
+    with pytest.raises(SpecError, match=r"only 0.0% .*2 tensors have no range: h0, h1"):
+        build(model, Precision.INT8, amax={"elsewhere": 1.0})
+
+
+def test_an_fp16_graph_keeps_its_types(tmp_path):
+    model = tiny_models.dense(tmp_path / "m.onnx", dtype=onnx.TensorProto.FLOAT16)
+    record = build(model, Precision.INT8).manifest.precision
+    assert record["quantized"]["quantized"] == {"MatMul": 1, "Gemm": 1}
+    assert "rewritten" not in record
+    with pytest.raises(SpecError, match="io_precision: no effect"):
+        build(model, Precision.INT8, io_precision=IoPrecision.FP32)
+
+
+def test_nodes_kept_in_fp32_are_not_quantized(tmp_path):
+    model = tiny_models.dense(tmp_path / "m.onnx", name="x__dense.1__y")
+    record = build(model, Precision.INT8, keep_fp32=("*/dense.1",)).manifest.precision
+    assert record["quantized"]["skipped"] == {"skip": {"Gemm": 1}}
+    assert record["rewritten"]["kept"] == {"keep_fp32": {"Gemm": 1}}
+
+
+def quantized_file(tmp_path):
+    model = read_model(tiny_models.dense(tmp_path / "m.onnx"))
+    quantize_model(model, {"h0": 4.0, "h1": 4.0})
+    ir.save(model, tmp_path / "q.onnx")
+    return tmp_path / "q.onnx"
+
+
+@pytest.mark.parametrize("precision", [Precision.AUTO, Precision.FP16, Precision.FP32], ids=str)
+def test_a_quantized_file_is_built_with_its_rest_in_fp16(tmp_path, precision):
+    record = build(quantized_file(tmp_path), precision).manifest.precision
+    if precision is Precision.FP32:
+        assert "rewritten" not in record
+    else:
+        assert record["applied"] == "fp16"
+        assert record["rewritten"]["reduced"]["MatMul"] == 1
+        assert record["rewritten"]["kept"] == {}
+
+
+def test_a_quantized_file_is_not_quantized_again(tmp_path):
+    with pytest.raises(SpecError, match=r"q.onnx has Q/DQ nodes already"):
+        build(quantized_file(tmp_path), Precision.INT8)
+
+
+def network_of(path):
+    """TensorRT's own view of a strongly typed network."""
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = builder.create_network(typed)
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse_from_file(str(path))
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    return [(layer.type, [layer.get_input(i) for i in range(layer.num_inputs)], layer.get_output(0))
+            for layer in layers], (builder, network, parser, logger)  # fmt: skip
+
+
+@pytest.mark.parametrize("fmt", ["int8", "fp8"])
+def test_tensorrt_sees_everything_around_the_pairs_in_fp16(tmp_path, fmt):
+    model = read_model(tiny_models.conv_and_dense(tmp_path / "m.onnx"))
+    quantize_model(model, {"x": 4.0, "c": 4.0}, format=fmt)
+    convert_precision(model, ir.DataType.FLOAT16, io_precision="fp16")
+    ir.save(model, tmp_path / "q.onnx")
+    layers, _alive = network_of(tmp_path / "q.onnx")
+    types = trt.LayerType
+    packed = trt.int8 if fmt == "int8" else trt.fp8
+    quantizers = [
+        (inputs[0].dtype, out.dtype) for kind, inputs, out in layers if kind == types.QUANTIZE
+    ]
+    assert quantizers == [(trt.float16, packed)] * 2
+    products = [
+        {tensor.dtype for tensor in (*inputs, out) if tensor is not None}
+        for kind, inputs, out in layers
+        if kind in (types.CONVOLUTION, types.MATRIX_MULTIPLY)
+    ]
+    assert products == [{trt.float16}] * 2
+    # The zero points are constants of TensorRT's own making.
+    assert trt.float32 not in {out.dtype for kind, _, out in layers if kind != types.CONSTANT}
