@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import textwrap
 from importlib import resources
 
 import numpy as np
@@ -20,6 +22,29 @@ def pytest_collection_modifyitems(items):
     except CudaError as error:
         for item in gpu_items:
             item.add_marker(pytest.mark.skip(reason=error.message))
+
+
+@pytest.fixture(autouse=True)
+def _cache_of_its_own(tmp_path_factory, monkeypatch):
+    """No test sees what another one, or the user, has built."""
+    monkeypatch.setenv("TRT_NATIVE_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.delenv("TRT_NATIVE_CACHE_SIZE", raising=False)
+
+
+@pytest.fixture
+def plant(tmp_path_factory):
+    """Python code to run at the start of every Python process that gets this environment.
+
+    So a test changes what happens in the process that builds, which is two processes away.
+    """
+
+    def environment(code, **variables):
+        folder = tmp_path_factory.mktemp("plant")
+        (folder / "sitecustomize.py").write_text(textwrap.dedent(code))
+        path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
+        return {**os.environ, "PYTHONPATH": path, "COLUMNS": "120", **variables}
+
+    return environment
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trt_native.builder import build_plan as build_plan
+    from trt_native.cache import EngineCache as EngineCache
     from trt_native.engine import Engine as Engine
     from trt_native.errors import TrtNativeError as TrtNativeError
     from trt_native.plan import Manifest as Manifest
@@ -29,6 +30,7 @@ _HOMES = {
     "BuildConfig": "spec",
     "DimRange": "spec",
     "Engine": "engine",
+    "EngineCache": "cache",
     "IoPrecision": "spec",
     "Manifest": "plan",
     "Plan": "plan",

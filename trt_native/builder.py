@@ -37,7 +37,7 @@ from trt_native.graph.precision import (
 )
 from trt_native.graph.quantization import QuantizationReport
 from trt_native.graph.quantization_rules import default_ops
-from trt_native.plan import Manifest, Plan, PlanTensor, check_writable
+from trt_native.plan import Manifest, Plan, PlanTensor, check_writable, sha256_of_file
 from trt_native.quantize import NO_RANGES, Ranges, load_ranges, quantize_graph
 from trt_native.spec import (
     BuildConfig,
@@ -49,7 +49,15 @@ from trt_native.spec import (
     TensorSpec,
 )
 
-__all__ = ["Outline", "build_plan", "outline"]
+__all__ = [
+    "Outline",
+    "Preparation",
+    "build_plan",
+    "build_prepared",
+    "default_workspace",
+    "outline",
+    "prepare",
+]
 
 _LOGGER = logging.getLogger(__name__)
 _DEFAULT_WORKSPACE = 8 * 2**30
@@ -84,6 +92,34 @@ class Outline:
     quantization: Mapping[str, Any] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """A build, checked and worked out; :func:`build_prepared` does it, once.
+
+    Attributes:
+        path: The ONNX file.
+        graph: What was read from it; the build changes it.
+        config: What was asked for.
+        backend: Who builds.
+        gpu: Where; None on a machine without a GPU.
+        outline: What will be done.
+        files: ``file``, ``sha256`` and ``bytes`` of the ONNX file and of each of its ``external``
+            weights.
+        ranges: What calibration tells about the model.
+        started: When the preparation began, by ``time.perf_counter``.
+    """
+
+    path: Path
+    graph: ir.Model
+    config: BuildConfig
+    backend: Backend
+    gpu: GpuInfo | None
+    outline: Outline
+    files: Mapping[str, Any]
+    ranges: Ranges
+    started: float
+
+
 def build_plan(
     model: str | os.PathLike[str],
     config: BuildConfig | None = None,
@@ -103,7 +139,8 @@ def build_plan(
         progress: Hears how the build goes on.
 
     Returns:
-        The plan with its manifest, not yet saved.
+        The plan with its manifest, not yet saved. :class:`~trt_native.cache.EngineCache` has a
+        method of the same name that does not build again what it has.
 
     Raises:
         UnsupportedError: no TensorRT is installed, or it lacks something asked for.
@@ -111,6 +148,30 @@ def build_plan(
         SpecError: the shapes or types asked for do not fit the model.
         CalibrationError: the calibration cache cannot be read, or was made for another model.
         BuildError: TensorRT rejected the model or failed to build it.
+    """
+    prepared = prepare(model, config, backend=backend, progress=progress)
+    return build_prepared(prepared, progress=progress)
+
+
+def prepare(
+    model: str | os.PathLike[str],
+    config: BuildConfig | None = None,
+    *,
+    backend: str | Backend = "auto",
+    progress: Progress | None = None,
+    hash_file: Callable[[Path], str] = sha256_of_file,
+) -> Preparation:
+    """Do all of :func:`build_plan` that comes before the build.
+
+    Args:
+        model: As for :func:`build_plan`, like the rest.
+        config: The same.
+        backend: The same.
+        progress: The same.
+        hash_file: Returns the SHA-256 of a file in hexadecimal.
+
+    Raises:
+        UnsupportedError, ModelError, SpecError: as :func:`build_plan`.
     """
     started = time.perf_counter()
     config = config or BuildConfig()
@@ -123,26 +184,51 @@ def build_plan(
     with _stage(progress, "Reading the model"):
         graph = read_model(path)
         gpu = gpu_info()
-        plan_of_build = _outline(path, graph, config, chosen, gpu)
-        files = hash_files(path, graph)
+        planned = _outline(path, graph, config, chosen, gpu)
+        files = hash_files(path, graph, hash_file)
         ranges = _ranges(config, files)
-    quantizer = _Quantizer(config, chosen, ranges, plan_of_build)
-    parsable = _parsable(path, graph, plan_of_build, config, quantizer, progress)
-    with parsable as (onnx, precision, fp32_nodes):
+    return Preparation(path, graph, config, chosen, gpu, planned, files, ranges, started)
+
+
+def build_prepared(
+    prepared: Preparation,
+    *,
+    progress: Progress | None = None,
+    timing_cache: Path | None = None,
+) -> Plan:
+    """Do the build.
+
+    Args:
+        prepared: The build.
+        progress: Hears how it goes on.
+        timing_cache: File to use where the config names none, for a backend that measures layers.
+
+    Raises:
+        SpecError: less can be quantized than was asked for.
+        BuildError: TensorRT rejected the model or failed to build it.
+    """
+    config, chosen, planned, gpu = (
+        prepared.config,
+        prepared.backend,
+        prepared.outline,
+        prepared.gpu,
+    )
+    with _parsable(prepared, progress) as (onnx, precision, fp32_nodes):
         request = BuildRequest(
             onnx=onnx,
             config=config,
-            profiles=plan_of_build.profiles,
-            fixed=plan_of_build.fixed,
-            precision=plan_of_build.precision,
-            strongly_typed=plan_of_build.strongly_typed,
+            profiles=planned.profiles,
+            fixed=planned.fixed,
+            precision=planned.precision,
+            strongly_typed=planned.strongly_typed,
             fp32_nodes=fp32_nodes,
-            operators=operator_names(graph),
-            workspace_bytes=plan_of_build.workspace_bytes,
+            operators=operator_names(prepared.graph),
+            workspace_bytes=planned.workspace_bytes,
+            timing_cache=config.timing_cache or timing_cache,
         )
         cancelled = threading.Event()
         result = _in_thread(lambda: chosen.build(request, progress, cancelled), cancelled)
-    seconds = {**result.seconds, "total": time.perf_counter() - started}
+    seconds = {**result.seconds, "total": time.perf_counter() - prepared.started}
     manifest = Manifest(
         producer=f"trt-native {trt_native.__version__}",
         plan_sha256=sha256(result.data).hexdigest(),
@@ -152,8 +238,8 @@ def build_plan(
         gpu=gpu.name if gpu else None,
         compute_capabilities=_targets(config, chosen, gpu),
         driver=gpu.driver if gpu else None,
-        model=files,
-        tensors=_described(result, plan_of_build),
+        model=prepared.files,
+        tensors=_described(result, planned),
         precision=precision,
         options=config.options(),
         seconds={name: round(value, 3) for name, value in seconds.items()},
@@ -278,7 +364,9 @@ def _outline(
         precision=precision,
         strongly_typed=strongly_typed,
         rewrites=rest is not None or precision.quantized,
-        workspace_bytes=_workspace(config, gpu),
+        workspace_bytes=(
+            default_workspace(gpu) if config.workspace_bytes is None else config.workspace_bytes
+        ),
         rest=rest,
     )
 
@@ -329,55 +417,51 @@ def _decide_precision(graph: ir.Model, config: BuildConfig, path: Path) -> Preci
     return decided
 
 
-def _workspace(config: BuildConfig, gpu: GpuInfo | None) -> int:
-    if config.workspace_bytes is not None:
-        return config.workspace_bytes
-    return min(_DEFAULT_WORKSPACE, gpu.free_bytes) if gpu else _DEFAULT_WORKSPACE
+def default_workspace(gpu: GpuInfo | None) -> int:
+    """Scratch memory in bytes that one layer may take where nothing else was asked for.
+
+    A power of two, so that the same build comes out the same while the GPU's free memory varies.
+    """
+    if gpu is None:
+        return _DEFAULT_WORKSPACE
+    return min(_DEFAULT_WORKSPACE, 1 << max(0, gpu.free_bytes.bit_length() - 1))
 
 
 @contextlib.contextmanager
 def _parsable(
-    path: Path,
-    graph: ir.Model,
-    outline: Outline,
-    config: BuildConfig,
-    quantizer: _Quantizer,
-    progress: Progress | None,
+    prepared: Preparation, progress: Progress | None
 ) -> Iterator[tuple[Path, dict[str, Any], frozenset[str]]]:
     """The file TensorRT shall parse, what was done about precision, and the nodes to pin in FP32.
 
     A rewritten graph lives in a temporary folder for as long as the block runs.
     """
+    path, config, precision = prepared.path, prepared.config, prepared.outline.precision
     record: dict[str, Any] = {
         "requested": str(config.precision),
-        "applied": "as in the model" if outline.precision is Precision.AUTO else outline.precision,
+        "applied": "as in the model" if precision is Precision.AUTO else precision,
         "tf32": config.allows_tf32,
     }
-    if outline.rewrites:
+    if prepared.outline.rewrites:
         with tempfile.TemporaryDirectory(prefix="trt-native-") as folder:
-            record.update(_rewrite(graph, outline, config, quantizer, progress))
+            record.update(_rewrite(prepared, progress))
             rewritten = Path(folder) / path.name
             with _stage(progress, "Writing the rewritten graph"):
-                _save_temporary(graph, rewritten)
+                _save_temporary(prepared.graph, rewritten)
             yield rewritten, record, frozenset()
-    elif outline.precision in _REDUCED:
-        pinned = frozenset(statistics_nodes(graph, config.keep_fp32))
+    elif precision in _REDUCED:
+        pinned = frozenset(statistics_nodes(prepared.graph, config.keep_fp32))
         yield path, {**record, "pinned_fp32_nodes": len(pinned)}, pinned
     else:
         yield path, record, frozenset()
 
 
-def _rewrite(
-    graph: ir.Model,
-    outline: Outline,
-    config: BuildConfig,
-    quantizer: _Quantizer,
-    progress: Progress | None,
-) -> dict[str, Any]:
+def _rewrite(prepared: Preparation, progress: Progress | None) -> dict[str, Any]:
     """Quantize, then reduce what is left in FP32; returns what was done."""
+    graph, config, outline = prepared.graph, prepared.config, prepared.outline
     record: dict[str, Any] = {}
     if outline.precision.quantized:
         with _stage(progress, f"Quantizing the graph to {outline.precision}"):
+            quantizer = _Quantizer(config, prepared.backend, prepared.ranges, outline)
             record["quantized"] = quantizer.record(graph)
     if outline.rest is not None:
         with _stage(progress, f"Rewriting the graph in {outline.rest}"):

@@ -34,6 +34,7 @@ __all__ = [
     "format_bytes",
     "no_progress",
     "parse_bytes",
+    "parse_duration",
     "parse_shape",
 ]
 
@@ -50,6 +51,7 @@ _UNITS = {
     "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
     "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
 }  # fmt: skip
+_SECONDS = (86400, 3600, 60, 1)
 _E = TypeVar("_E", bound="_Choice")
 
 
@@ -64,7 +66,7 @@ def parse_bytes(text: str | int) -> int:
         SpecError: the text is not a number with one of the known units.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
-    if match is None or match[2].lower() not in _UNITS:
+    if match is None or match[2].lower() not in _UNITS or len(match[1]) > 100:
         raise SpecError(f"not a size: {text!r}; write for example 8GiB, 512MiB or 4000000000")
     return int(float(match[1]) * _UNITS[match[2].lower()])
 
@@ -77,6 +79,23 @@ def format_bytes(count: int) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
+
+
+def parse_duration(text: str) -> float:
+    """Read a duration such as ``90``, ``90s``, ``15m``, ``1h30m`` or ``7d``; returns seconds.
+
+    Raises:
+        SpecError: the text has another form, or is no time at all.
+    """
+    number = r"(\d+(?:\.\d+)?)"
+    match = re.fullmatch(
+        rf"\s*(?:{number}d)?\s*(?:{number}h)?\s*(?:{number}m)?\s*(?:{number}s?)?\s*", text.lower()
+    )
+    counts = match.groups() if match else ()
+    seconds = sum(float(n or 0) * unit for n, unit in zip(counts, _SECONDS, strict=False))
+    if seconds <= 0:
+        raise SpecError(f"not a duration: {text!r}; write for example 90s, 15m or 1h30m")
+    return seconds
 
 
 def parse_shape(text: str) -> Shape:
@@ -437,8 +456,8 @@ class BuildConfig:
         keep_fp32: Shell patterns of ONNX node names (``*/norm*``) or operators (``op:Resize``)
             that keep FP32 arithmetic in a reduced-precision plan.
         quantization: See :class:`QuantizationSpec`; for a quantized ``precision`` alone.
-        workspace_bytes: Upper limit for scratch memory of one layer. None is 8 GiB, or what the
-            GPU has free where that is less.
+        workspace_bytes: Upper limit for scratch memory of one layer. None is 8 GiB, or where the
+            GPU has less free, the largest power of two that fits.
         optimization_level: 0 (fastest build) to 5 (most thorough). None is TensorRT's default.
         max_aux_streams: Extra streams one inference may use. None lets TensorRT decide.
         tf32: Whether FP32 layers may use TF32. None: yes, unless ``precision`` is FP32.

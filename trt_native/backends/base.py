@@ -143,6 +143,8 @@ class BuildRequest:
         workspace_bytes: Upper limit for scratch memory.
         calibration: Build in INT8 on a weakly typed network, FP16 (or BF16, where that is
             ``precision``) elsewhere.
+        timing_cache: File with layer timings, read before the build and extended after it. One
+            that cannot be used is an error if the config names it, else it is replaced.
     """
 
     onnx: Path
@@ -155,6 +157,7 @@ class BuildRequest:
     operators: Mapping[str, str]
     workspace_bytes: int
     calibration: Calibration | None = None
+    timing_cache: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

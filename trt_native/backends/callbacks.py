@@ -26,7 +26,12 @@ class Log:
 
     TensorRT keeps the first logger it is given for the whole process, so there is one of these for
     each library.
+
+    Attributes:
+        recorder: Of the whole process; is given every line, whatever levels ``logging`` shows.
     """
+
+    recorder: Callable[[str], None] | None = None
 
     def __init__(self) -> None:
         self.tensorrt_logger: Any = None
@@ -36,6 +41,8 @@ class Log:
     def receive(self, severity: int, message: str) -> None:
         """Take one line; severity 0 is the gravest."""
         text = message.strip()
+        if self.recorder is not None:
+            self.recorder(text)
         level = _LEVELS[min(severity, 4)]
         if level == logging.ERROR and self._sinks:
             for sink in list(self._sinks):

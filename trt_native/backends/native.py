@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from trt_native.backends.base import (
@@ -218,9 +221,9 @@ class NativeBackend:
                 )
             self._set_targets(request, config)
             self._set_precision(request, network, config)
-            self._load_timing_cache(request, config)
         if errors:
             raise BuildError(f"{self.product} {self.version} refused a build option", errors)
+        self._load_timing_cache(request, config)
 
     def _add_profiles(self, request: BuildRequest, builder: Any, config: Any) -> None:
         for number, profile in enumerate(request.profiles):
@@ -276,29 +279,47 @@ class NativeBackend:
     # Timing cache
 
     def _load_timing_cache(self, request: BuildRequest, config: Any) -> None:
-        path = request.config.timing_cache
+        path = request.timing_cache
         if path is None:
             return
         try:
             content = path.read_bytes() if path.exists() else b""
         except OSError as error:
             raise SpecError(f"timing cache {path}: cannot be read: {error.strerror}") from None
-        cache = config.create_timing_cache(content)
-        if cache is None or not config.set_timing_cache(cache, False):
+        with self._log.collecting() as errors:
+            cache = config.create_timing_cache(content)
+            usable = cache is not None and config.set_timing_cache(cache, False)
+        if usable and not errors:
+            return
+        fault = f"not one that {self.product} {self.version} can use on this GPU"
+        if request.config.timing_cache is not None:
             raise SpecError(
-                f"timing cache {path}: not one that {self.product} {self.version} can use on this"
-                " GPU; name another file, or delete it"
+                f"timing cache {path}: {fault}; name another file, or delete it", _relevant(errors)
             )
+        _LOGGER.warning("timing cache %s: %s; starting a new one", path, fault)
+        config.set_timing_cache(config.create_timing_cache(b""), False)
 
     def _save_timing_cache(self, request: BuildRequest, config: Any) -> None:
-        path = request.config.timing_cache
+        path = request.timing_cache
         if path is None:
             return
         try:
-            with replacing(path) as file:
-                file.write(memoryview(config.get_timing_cache().serialize()))
+            with _locked(path.parent):
+                timings = self._merged_timings(path, config)
+                with replacing(path) as file:
+                    file.write(timings)
         except OSError as error:  # the plan is good all the same
             _LOGGER.warning("timing cache %s was not written: %s", path, error.strerror)
+
+    def _merged_timings(self, path: Path, config: Any) -> memoryview:
+        """The timings of this build, and those that other builds have added to the file."""
+        timings = config.get_timing_cache()
+        if path.exists():
+            with self._log.collecting():  # what cannot be merged is replaced
+                others = config.create_timing_cache(path.read_bytes())
+                if others is not None:
+                    timings.combine(others, False)
+        return memoryview(timings.serialize())
 
     # Loading
 
@@ -327,6 +348,18 @@ class NativeBackend:
     def collected_errors(self) -> contextlib.AbstractContextManager[list[str]]:
         """See :meth:`trt_native.backends.base.Backend.collected_errors`."""
         return self._log.collecting()
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold off other processes that do the same; without effect where folders cannot be locked."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _parser_error(error: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -187,24 +187,29 @@ def dtype_name(dtype: ir.DataType | None) -> str:
         return str(dtype.name).lower()
 
 
-def hash_files(path: Path, model: ir.Model) -> dict[str, Any]:
+def hash_files(
+    path: Path, model: ir.Model, hash_file: Callable[[Path], str] = sha256_of_file
+) -> dict[str, Any]:
     """Name, size and SHA-256 of the ONNX file and of every file of external weights.
+
+    Args:
+        path: The ONNX file.
+        model: What was read from it.
+        hash_file: Returns the SHA-256 of a file in hexadecimal.
 
     Raises:
         ModelError: a file cannot be read.
     """
     locations = sorted({str(tensor.location) for tensor in _external_tensors(model)})
+    files = [(path, path.name), *((path.parent / location, location) for location in locations)]
     try:
-        return {
-            **_hashed(path, path.name),
-            "external": [_hashed(path.parent / location, location) for location in locations],
-        }
+        onnx, *external = (
+            {"file": name, "bytes": file.stat().st_size, "sha256": hash_file(file)}
+            for file, name in files
+        )
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _hashed(path: Path, name: str) -> dict[str, Any]:
-    return {"file": name, "bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
+    return {**onnx, "external": external}
 
 
 def save_model(
