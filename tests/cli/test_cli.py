@@ -63,7 +63,7 @@ def test_help_lists_the_commands_and_imports_nothing_heavy():
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
-    for command in ("build", "calibrate", "inspect", "run", "doctor", "export"):
+    for command in ("build", "cache", "calibrate", "inspect", "run", "doctor", "export"):
         assert command in result.stdout
     assert result.stderr.strip() == "[]"
 
@@ -99,7 +99,8 @@ class TestBuild:
         result = trt_native("build", model, "-o", target, *DIMS, "--backend", "rtx", "--json")
         printed = json.loads(result.stdout)
         written = json.loads((tmp_path / "out.plan.json").read_text())
-        assert printed == {"path": str(target), **written}
+        added = {"path": str(target), "cached": False, "failed_attempts": []}
+        assert printed == {**added, **written}
 
     def test_dry_run_writes_nothing(self, model, tmp_path):
         profile = tmp_path / "p.yaml"
@@ -206,19 +207,10 @@ class TestBuild:
             assert process.returncode in (130, 0, -signal.SIGINT)
 
 
-def test_no_backend_says_what_to_install(model):
-    script = (
-        "import sys; sys.modules['tensorrt'] = sys.modules['tensorrt_rtx'] = None\n"
-        "from trt_native.cli import main; main(sys.argv[1:])"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", script, "build", model, *DIMS],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 1
-    assert "no TensorRT is installed; install one: pip install 'trt-native[rtx]'" in result.stderr
+def test_no_backend_says_what_to_install(model, plant):
+    env = plant("import sys; sys.modules['tensorrt'] = sys.modules['tensorrt_rtx'] = None")
+    message = fails("build", model, *DIMS, env=env)
+    assert "no TensorRT is installed; install one: pip install 'trt-native[rtx]'" in message
 
 
 @pytest.mark.parametrize("command", ["build", "inspect"])

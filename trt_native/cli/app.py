@@ -8,6 +8,7 @@ import typer
 
 import trt_native
 from trt_native.cli.build import build
+from trt_native.cli.cache import cache_app
 from trt_native.cli.calibrate import calibrate
 from trt_native.cli.console import set_verbosity, stdout
 from trt_native.cli.deploy import deploy_app
@@ -53,6 +54,7 @@ def options(
 
 app.add_typer(export_app)
 app.command()(quantize)
+app.add_typer(cache_app)
 app.command()(build)
 app.command()(calibrate)
 app.command()(inspect)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trt_native.cache import FOLDER_VARIABLE, SIZE_VARIABLE, EngineCache
+from trt_native.cli.build_process import Job, Outcome, build_with_retries
 from trt_native.cli.console import guarded, print_json, stderr, stdout, table
 from trt_native.cli.quantize import (
     CALIB_HELP,
@@ -18,6 +20,7 @@ from trt_native.cli.quantize import (
     coverage_text,
     parse_ops,
 )
+from trt_native.plan import check_writable
 from trt_native.spec import (
     BuildConfig,
     HardwareCompatibility,
@@ -28,6 +31,7 @@ from trt_native.spec import (
     QuantizationSpec,
     format_bytes,
     parse_bytes,
+    parse_duration,
 )
 
 if TYPE_CHECKING:
@@ -38,6 +42,7 @@ __all__ = ["build", "print_tensors"]
 
 _SHAPES, _TYPES, _TUNING, _TARGET = "Shapes", "Precision", "Memory and tuning", "Target"
 _QUANTIZATION = "Quantization (--precision int8, fp8, int8-weights)"
+_PROCESS = "Process and cache"
 
 
 @guarded
@@ -120,7 +125,7 @@ def build(
     workspace: Annotated[
         str | None,
         typer.Option(
-            help="Most scratch memory one layer may take. [default: 8GiB, or what is free]",
+            help="Most scratch memory one layer may take. [default: 8GiB, or as much as is free]",
             rich_help_panel=_TUNING,
         ),
     ] = None,
@@ -172,6 +177,48 @@ def build(
             rich_help_panel=_TARGET,
         ),
     ] = None,
+    timeout: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DURATION",
+            help="Stop a build that takes longer, such as 90s, 15m or 1h30m.",
+            rich_help_panel=_PROCESS,
+        ),
+    ] = None,
+    retry: Annotated[
+        bool,
+        typer.Option(
+            "--retry",
+            help="When memory or an implementation is lacking, build again, at most three times,"
+            " with a smaller workspace and a lower optimization level.",
+            rich_help_panel=_PROCESS,
+        ),
+    ] = False,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            envvar=FOLDER_VARIABLE,
+            help="Folder of built plans and layer timings. [default: the user's cache folder]",
+            show_envvar=True,
+            rich_help_panel=_PROCESS,
+        ),
+    ] = None,
+    no_cache: Annotated[
+        bool,
+        typer.Option(
+            "--no-cache", help="Build even what is in the cache.", rich_help_panel=_PROCESS
+        ),
+    ] = False,
+    cache_size: Annotated[
+        str | None,
+        typer.Option(
+            envvar=SIZE_VARIABLE,
+            help="Size at which the cache drops what was not used for longest."
+            " [default: 20GiB, or a tenth of the disk]",
+            show_envvar=True,
+            rich_help_panel=_PROCESS,
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and print what would be built.")
     ] = False,
@@ -204,50 +251,74 @@ def build(
         timing_cache=timing_cache,
         profiling_verbosity=ProfilingVerbosity.parse(profiling_verbosity),
     )
-    target = output or model.with_suffix(".plan")
     if dry_run:
         _dry_run(model, config, backend, json)
-    else:
-        _build(model, target, config, backend, json)
+        return
+    job = Job(
+        model=model,
+        target=output or model.with_suffix(".plan"),
+        config=config,
+        backend=backend,
+        cache=None if no_cache else EngineCache(cache).folder,
+        cache_bytes=parse_bytes(cache_size) if cache_size is not None else None,
+    )
+    seconds = parse_duration(timeout) if timeout is not None else None
+    _build(job, seconds, retry, json)
 
 
 def _profiles(dims: list[str], shapes: list[str], file: Path | None) -> tuple[ProfileSpec, ...]:
-    from trt_native.graph.dims import read_profile_file
-
     given = ProfileSpec.parse(dims, shapes)
     if file is not None:
+        from trt_native.graph.dims import read_profile_file
+
         return tuple(profile.overridden_by(given) for profile in read_profile_file(file))
     return (given,) if dims or shapes else ()
 
 
-def _build(model: Path, target: Path, config: BuildConfig, backend: str, json: bool) -> None:
-    from trt_native.builder import build_plan
+def _build(job: Job, timeout_s: float | None, retry: bool, json: bool) -> None:
     from trt_native.cli.progress import BuildProgress
-    from trt_native.plan import check_writable
 
-    check_writable(target)
+    check_writable(job.target)
     with BuildProgress(stderr) as progress:
-        plan = build_plan(model, config, backend=backend, progress=progress)
-    plan.save(target)
-    if plan.manifest is not None:
-        if json:
-            print_json({"path": str(target), **plan.manifest.to_json()})
-        else:
-            _print_summary(target, plan.manifest)
+        outcome = build_with_retries(job, progress, timeout_s=timeout_s, retry=retry)
+    if json:
+        print_json(
+            {
+                "path": str(job.target),
+                "cached": outcome.cached,
+                "failed_attempts": [attempt.to_json() for attempt in outcome.attempts],
+                **outcome.manifest.to_json(),
+            }
+        )
+    else:
+        _print_summary(job.target, outcome)
 
 
-def _print_summary(target: Path, manifest: Manifest) -> None:
-    seconds = manifest.seconds
+def _print_summary(target: Path, outcome: Outcome) -> None:
+    manifest = outcome.manifest
+    times = ", ".join(f"{name} {value:.1f} s" for name, value in manifest.seconds.items())
     rows = [
         ("plan", f"{target} ({format_bytes(manifest.plan_bytes)})"),
         ("backend", f"{manifest.backend} {manifest.backend_version}"),
         ("built on", manifest.gpu or "a machine without a GPU"),
         ("for", _targets_text(manifest)),
         ("precision", _precision_text(manifest)),
-        ("time", ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())),
+        ("time", times),
     ]
-    table("Built", ("", ""), rows)
+    if outcome.attempts:
+        rows.append(("failed before", "\n".join(map(str, outcome.attempts))))
+        rows.append(("built with", _memory_text(manifest)))
+    if outcome.cached:
+        rows[-1] = ("cached", f"built {manifest.created} ({times})")
+    table("Unchanged: from the cache" if outcome.cached else "Built", ("", ""), rows)
     print_tensors(manifest)
+
+
+def _memory_text(manifest: Manifest) -> str:
+    options = manifest.options
+    workspace = format_bytes(options["workspace_bytes"])
+    level = options.get("optimization_level", "the default")
+    return f"workspace {workspace}, optimization level {level}"
 
 
 def _targets_text(manifest: Manifest) -> str:

@@ -1,0 +1,178 @@
+"""The child process that builds; :mod:`trt_native.cli.build_process` starts it and says how."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import mmap
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from trt_native import errors
+from trt_native.cli.build_process import LINE_BYTES, Job, folders_written
+from trt_native.plan import remove_temporaries, set_run_token
+
+__all__ = ["main"]
+
+_LOGGER = logging.getLogger(__name__)
+_STEP_INTERVAL_S = 0.05
+_FEW = 30  # so few steps that each is reported
+
+
+def main(request_file: int) -> None:
+    """Build what is asked for, and end the process.
+
+    Args:
+        request_file: Descriptor of a file that holds the request.
+    """
+    # The terminal's background may ignore it; a SIGINT here is our parent's word to cancel.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with os.fdopen(request_file, "rb") as file:
+        request = json.load(file)
+    scratch = Path(request["scratch"])
+    report = _Report(request["events"])
+    try:
+        from cattrs import Converter
+
+        job = Converter().structure(request["job"], Job)
+        set_run_token(request["token"])
+        threading.Thread(
+            target=_end_with_parent, args=(scratch, job, request["token"]), daemon=True
+        ).start()
+        _log_to(report, request["log_level"])
+        _record_lines(request["record"])
+        report("result", _build(job, scratch, report))
+    except KeyboardInterrupt:  # our parent knows
+        os._exit(130)
+    except errors.TrtNativeError as error:
+        _LOGGER.debug("", exc_info=True)
+        _tell_error(report, type(error).__name__, error.message, error.details)
+    except MemoryError:
+        _tell_error(report, "MemoryError", "", ())
+    except OSError as error:
+        message = f"{error.filename or 'input/output'}: {error.strerror or error}"
+        _tell_error(report, "BuildError", message, ())
+    # Not a regular exit, into which TensorRT may crash while it is at work in a thread.
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def _build(job: Job, scratch: Path, report: _Report) -> dict[str, Any]:
+    scratch.mkdir(mode=0o700)
+    os.environ["TMPDIR"] = tempfile.tempdir = str(scratch)
+    try:
+        return _build_and_save(job, report)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _build_and_save(job: Job, report: _Report) -> dict[str, Any]:
+    from trt_native.backends.base import load_backend
+    from trt_native.builder import build_plan, default_workspace
+    from trt_native.cache import BuiltPlan, EngineCache
+    from trt_native.cuda import gpu_info
+
+    backend = load_backend(job.backend)
+    workspace = job.config.workspace_bytes or default_workspace(gpu_info())
+    report("backend", f"{backend.product} {backend.version}", workspace)
+    progress = _Progress(report)
+    if job.cache is None:
+        built = BuiltPlan(build_plan(job.model, job.config, backend=backend, progress=progress))
+    else:
+        cache = EngineCache(job.cache, job.cache_bytes)
+        built = cache.build_plan(job.model, job.config, backend=backend, progress=progress)
+    # From here on a cancel comes too late: the plan is written, and our parent hears of it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    built.plan.save(job.target)
+    return {"manifest": built.manifest.to_json(), "cached": built.cached}
+
+
+def _tell_error(report: _Report, kind: str, message: str, details: Any) -> None:
+    report("error", {"type": kind, "message": message, "details": list(details)})
+
+
+def _end_with_parent(scratch: Path, job: Job, token: str) -> None:
+    """Wait for the end of standard input, which is the parent's; leave nothing behind."""
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    for _ in range(3):  # the build goes on writing meanwhile
+        shutil.rmtree(scratch, ignore_errors=True)
+    for folder in folders_written(job):
+        remove_temporaries(folder, token)
+    os._exit(1)
+
+
+class _Report:
+    """Sends lines to the parent, from any thread."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._lock = threading.Lock()
+
+    def __call__(self, kind: str, *values: Any) -> None:
+        line = memoryview(json.dumps([kind, *values]).encode() + b"\n")
+        with self._lock, contextlib.suppress(BrokenPipeError):  # _end_with_parent will notice
+            while line:
+                line = line[os.write(self._descriptor, line) :]
+
+
+class _Progress:
+    """A :class:`trt_native.backends.base.Progress` that tells the parent, but not of every step."""
+
+    def __init__(self, report: _Report) -> None:
+        self._report = report
+        self._steps: dict[str, int] = {}
+        self._told = 0.0
+
+    def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+        self._steps[phase] = steps
+        self._report("phase_start", phase, parent, steps)
+
+    def step_complete(self, phase: str, step: int) -> None:
+        now = time.monotonic()
+        if self._steps[phase] <= _FEW or now - self._told >= _STEP_INTERVAL_S:
+            self._told = now
+            self._report("step", phase, step)
+
+    def phase_finish(self, phase: str) -> None:
+        self._report("phase_finish", phase)
+
+
+class _LogHandler(logging.Handler):
+    def __init__(self, report: _Report) -> None:
+        super().__init__()
+        self._report = report
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._report("log", record.levelno, record.name, self.format(record))
+
+
+def _log_to(report: _Report, level: int) -> None:
+    logger = logging.getLogger("trt_native")
+    logger.addHandler(_LogHandler(report))
+    logger.setLevel(level)
+    logger.propagate = False
+
+
+def _record_lines(descriptor: int) -> None:
+    """Keep the node that TensorRT parses and the last line of its log where a crash leaves them."""
+    from trt_native.backends.callbacks import Log
+
+    memory = mmap.mmap(descriptor, 2 * LINE_BYTES)
+
+    def record(text: str) -> None:
+        line = text.encode(errors="replace")[: LINE_BYTES - 1] + b"\0"
+        memory[LINE_BYTES : LINE_BYTES + len(line)] = line
+        if "arsing node: " in text[:40]:
+            node = line.partition(b"arsing node: ")[2]
+            memory[: len(node)] = node
+
+    Log.recorder = staticmethod(record)

@@ -1,0 +1,138 @@
+"""``trt-native cache``."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trt_native.cache import FOLDER_VARIABLE, SIZE_VARIABLE, CacheEntry, EngineCache, Removed
+from trt_native.cli.console import guarded, print_json, stdout, table
+from trt_native.spec import format_bytes, parse_bytes, parse_duration
+
+__all__ = ["cache_app"]
+
+cache_app = typer.Typer(
+    name="cache", no_args_is_help=True, help="The plans and layer timings kept between builds."
+)
+
+_Folder = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        envvar=FOLDER_VARIABLE,
+        show_envvar=True,
+        help="Folder of the cache. [default: the user's cache folder]",
+    ),
+]
+_Json = Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")]
+
+
+@cache_app.command("list")
+@guarded
+def list_entries(folder: _Folder = None, json: _Json = False) -> None:
+    """List the plans, the last used first."""
+    cache = EngineCache(folder)
+    entries = cache.entries()
+    total = sum(entry.bytes for entry in entries)
+    timings = cache.timing_caches()
+    if json:
+        print_json(
+            {
+                "folder": str(cache.folder),
+                "bytes": total,
+                "max_bytes": cache.max_bytes,
+                "plans": [_entry_json(entry) for entry in entries],
+                "timing_caches": [
+                    {"file": file.name, "bytes": file.stat().st_size} for file in timings
+                ],
+            }
+        )
+        return
+    if entries:
+        names = ("key", "model", "backend", "GPU", "precision", "size", "last used")
+        table("Plans", names, map(_row, entries))
+    if timings:
+        rows = ((file.name, format_bytes(file.stat().st_size)) for file in timings)
+        table("Timing caches", ("file", "size"), rows)
+    stdout.print(
+        f"{cache.folder}: {len(entries)} plan{'s' * (len(entries) != 1)},"
+        f" {format_bytes(total)} of at most {format_bytes(cache.max_bytes)}",
+        markup=False,
+        highlight=False,
+    )
+
+
+@cache_app.command()
+@guarded
+def prune(
+    folder: _Folder = None,
+    cache_size: Annotated[
+        str | None,
+        typer.Option(
+            envvar=SIZE_VARIABLE,
+            show_envvar=True,
+            help="Size to get down to. [default: 20GiB, or a tenth of the disk]",
+        ),
+    ] = None,
+    older_than: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DURATION", help="Also what was not used for so long, such as 12h or 30d."
+        ),
+    ] = None,
+    json: _Json = False,
+) -> None:
+    """Remove what is over the size limit, unused for longest first, and what is damaged."""
+    seconds = parse_duration(older_than) if older_than is not None else None
+    cache = EngineCache(folder, parse_bytes(cache_size) if cache_size is not None else None)
+    _tell(cache, cache.prune(seconds), json)
+
+
+@cache_app.command()
+@guarded
+def clear(folder: _Folder = None, json: _Json = False) -> None:
+    """Remove all plans, layer timings and remembered hashes; nothing else in the folder."""
+    cache = EngineCache(folder)
+    _tell(cache, cache.clear(), json)
+
+
+def _tell(cache: EngineCache, removed: Removed, json: bool) -> None:
+    if json:
+        data = {"plans": removed.plans, "files": removed.files, "bytes": removed.bytes}
+        print_json({"folder": str(cache.folder), "removed": data})
+        return
+    stdout.print(
+        f"{cache.folder}: removed {removed.plans} plan{'s' * (removed.plans != 1)},"
+        f" {removed.files} files in all, {format_bytes(removed.bytes)}",
+        markup=False,
+        highlight=False,
+    )
+
+
+def _entry_json(entry: CacheEntry) -> dict[str, Any]:
+    return {
+        "key": entry.key,
+        "bytes": entry.bytes,
+        "last_used": _time(entry.used),
+        "manifest": entry.manifest.to_json() if entry.manifest else None,
+    }
+
+
+def _row(entry: CacheEntry) -> tuple[str, ...]:
+    manifest = entry.manifest
+    about = ("damaged", "", "", "")
+    if manifest is not None:
+        about = (
+            str(manifest.model["file"]),
+            f"{manifest.backend} {manifest.backend_version}",
+            manifest.gpu or "none",
+            str(manifest.precision["applied"]),
+        )
+    return (entry.key[:12], *about, format_bytes(entry.bytes), _time(entry.used))
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).astimezone().isoformat(sep=" ", timespec="seconds")
