@@ -3,13 +3,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shlex
+import stat
 import struct
 import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
+import trt_native.plan as plan_module
 from trt_native.errors import PlanError, SpecError
 from trt_native.plan import (
     Environment,
@@ -21,6 +26,7 @@ from trt_native.plan import (
     compatibility,
     find_model,
     rebuild_command,
+    remove_temporaries,
     replacing,
 )
 from trt_native.spec import (
@@ -435,3 +441,50 @@ def test_a_manifest_can_be_ignored(tmp_path, plan):
             Plan.load(path)
         loaded = Plan.load(path, ignore_manifest=True)
         assert (loaded.data, loaded.manifest) == (plan.data, None)
+
+
+class TestTemporaries:
+    @pytest.fixture(params=["unnamed", "named"])
+    def unnamed(self, request, monkeypatch):
+        if request.param == "named":  # as on a filesystem that has no files without a name
+            monkeypatch.setattr(plan_module, "_open_unnamed", lambda folder: None)
+        elif plan_module._open_unnamed(Path(tempfile.gettempdir())) is None:
+            pytest.skip("the filesystem of the temporary folder has no files without a name")
+        return request.param == "unnamed"
+
+    def test_a_file_appears_when_it_is_complete(self, tmp_path, unnamed):
+        path = tmp_path / "m.plan"
+        path.write_bytes(b"old")
+        with replacing(path) as file:
+            file.write(b"new")
+            file.flush()
+            assert (os.listdir(tmp_path) == ["m.plan"]) == unnamed
+            assert path.read_bytes() == b"old"
+        assert path.read_bytes() == b"new"
+        assert os.listdir(tmp_path) == ["m.plan"]
+
+    def test_its_mode_is_that_of_any_new_file(self, tmp_path, unnamed):
+        before = os.umask(0o027)
+        try:
+            with replacing(tmp_path / "m.plan") as file:
+                file.write(b"new")
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE((tmp_path / "m.plan").stat().st_mode) == 0o640
+
+    def test_what_a_dead_process_left_is_found_by_its_mark(self, tmp_path):
+        # Ended without cleaning up, on a filesystem that needs names.
+        script = (
+            "import os, sys; from pathlib import Path; from trt_native import plan\n"
+            "plan._open_unnamed = lambda folder: None\n"
+            "plan.set_run_token(sys.argv[1])\n"
+            "with plan.replacing(Path(sys.argv[2])) as file: os._exit(0)"
+        )
+        for token in ("aaaa", "bbbb"):
+            subprocess.run([sys.executable, "-c", script, token, tmp_path / "m.plan"], check=True)
+        (tmp_path / "m.plan").touch()
+        assert len(os.listdir(tmp_path)) == 3
+        remove_temporaries(tmp_path, "aaaa")
+        (left,) = set(os.listdir(tmp_path)) - {"m.plan"}
+        assert ".bbbb-" in left
+        remove_temporaries(tmp_path / "none", "aaaa")

@@ -36,7 +36,9 @@ __all__ = [
     "manifest_path",
     "read_manifest",
     "rebuild_command",
+    "remove_temporaries",
     "replacing",
+    "set_run_token",
     "sha256_of_file",
 ]
 
@@ -658,23 +660,60 @@ def read_manifest(plan: Path) -> Manifest | None:
     raise PlanError(f"{path}: {reason}; {advice}, or ignore it (--no-manifest)")
 
 
+_run_token = secrets.token_hex(4)
+
+
+def set_run_token(token: str) -> None:
+    """Give the temporary files of this process a mark by which another process can find them."""
+    global _run_token
+    _run_token = token
+
+
+def remove_temporaries(folder: Path, token: str) -> None:
+    """Remove the temporary files that a process with this mark left in ``folder`` when it died.
+
+    There are none where the filesystem has files without a name; see :func:`replacing`.
+    """
+    for path in folder.glob(f".*.{token}-*"):
+        path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a file that takes the place of ``path`` once the block ends, and only if it succeeds.
 
+    Where the filesystem can do it, the file has no name until it is complete, so that nothing is
+    left even of a process that is killed. Elsewhere (NFS, for one) it has a temporary name.
+
     Raises:
         OSError: the folder cannot be written to, or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = path.with_name(f".{path.name}.{_run_token}-{secrets.token_hex(2)}")
+    unnamed = _open_unnamed(path.parent)
     try:
-        with temporary.open("xb") as file:
+        with unnamed or temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+            if unnamed is not None:
+                # A source directory, though unused, makes Python call linkat, which follows links.
+                link = f"/proc/self/fd/{file.fileno()}"
+                os.link(link, temporary, src_dir_fd=file.fileno(), follow_symlinks=True)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _open_unnamed(folder: Path) -> BinaryIO | None:
+    """A file without a name in ``folder``; None where there is no such thing."""
+    flag = getattr(os, "O_TMPFILE", None)
+    if flag is None or not os.path.isdir("/proc/self/fd"):
+        return None
+    try:
+        return os.fdopen(os.open(folder, flag | os.O_WRONLY, 0o666), "wb")
+    except OSError:  # opening it by name will tell what is wrong, if anything is
+        return None
 
 
 def check_writable(path: Path) -> None:
