@@ -336,7 +336,7 @@ class EngineCache:
             # The plan comes last: without it the entry does not exist for anybody.
             sealed = {"key": key, "manifest": built.manifest.to_json()}
             _write_sealed(self._engines / f"{key}.json", sealed)
-            with replacing(self._engines / f"{key}.plan") as file:
+            with replacing(self._engines / f"{key}.plan", durable=False) as file:
                 file.write(built.plan.data)
             self.prune()
 
@@ -538,7 +538,7 @@ def _digest(value: Any) -> str:
 
 def _write_sealed(path: Path, content: dict[str, Any]) -> None:
     """Write JSON with its own hash, so that damage is noticed."""
-    with replacing(path) as file:
+    with replacing(path, durable=False) as file:  # what is lost is noticed, and made again
         file.write(json.dumps({"sha256": _digest(content), "content": content}).encode())
 
 

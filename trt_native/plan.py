@@ -679,11 +679,15 @@ def remove_temporaries(folder: Path, token: str) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """Open a file that takes the place of ``path`` once the block ends, and only if it succeeds.
 
     Where the filesystem can do it, the file has no name until it is complete, so that nothing is
     left even of a process that is killed. Elsewhere (NFS, for one) it has a temporary name.
+
+    Args:
+        path: The file to be.
+        durable: Wait until the content is on disk, so that it outlives a loss of power.
 
     Raises:
         OSError: the folder cannot be written to, or the disk is full.
@@ -694,7 +698,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with unnamed or temporary.open("xb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
             if unnamed is not None:
                 # A source directory, though unused, makes Python call linkat, which follows links.
                 link = f"/proc/self/fd/{file.fileno()}"
