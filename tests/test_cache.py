@@ -176,7 +176,7 @@ class TestHits:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Quantization:
+class Files:
     calibration: Path | None = None
     patterns: tuple[str, ...] = ()
     source: object = None
@@ -186,7 +186,7 @@ class Quantization:
 class WiderConfig(BuildConfig):
     """A build configuration as it may come to look: with options inside of options."""
 
-    quantization: Quantization = Quantization()
+    files: Files = Files()
 
     def options(self):
         return {}
@@ -197,7 +197,7 @@ class TestOptionsThatNameFiles:
     def wider(self):
         def make(**fields):
             profiles = (ProfileSpec.parse(DIMS),)
-            return WiderConfig(profiles=profiles, quantization=Quantization(**fields))
+            return WiderConfig(profiles=profiles, files=Files(**fields))
 
         return make
 

@@ -31,11 +31,13 @@ from trt_native.plan import (
 )
 from trt_native.spec import (
     BuildConfig,
+    CalibrationMethod,
     HardwareCompatibility,
     IoPrecision,
     Precision,
     ProfileSpec,
     ProfilingVerbosity,
+    QuantizationSpec,
     ShapeRange,
 )
 
@@ -337,7 +339,15 @@ def test_the_rebuild_command_has_every_option(plan, tmp_path):
 
     config = BuildConfig(
         profiles=(ProfileSpec.parse(["a b=1:2:4"], ["x=1x1:2x1:4x1"]),),
-        precision=Precision.FP16,
+        precision=Precision.INT8,
+        quantization=QuantizationSpec(
+            data="my data",
+            method=CalibrationMethod.MSE,
+            ops=("Conv", "MatMul"),
+            skip=("*/to_out*", "op:Gemm"),
+            preset="diffusion-unet",
+            min_coverage=0.25,
+        ),
         io_precision=IoPrecision.FP32,
         keep_fp32=("*/norm*", "op:Resize; rm -rf"),
         workspace_bytes=1 << 30,
@@ -365,7 +375,9 @@ def test_the_rebuild_command_has_every_option(plan, tmp_path):
     assert ProfileSpec.parse(given["dim"], given["shape"]) == config.profiles[0]
     spelled = {"workspace": "workspace_bytes", "compute_capability": "compute_capabilities"}
     repeated = {spelled.get(name, name): value for name, value in given.items()}
-    for name, value in config.options().items():
+    options = config.options()
+    options |= options.pop("quantization") | {"ops": "Conv,MatMul"}
+    for name, value in options.items():
         if name == "timing_cache":
             assert repeated[name] is None
         elif name == "workspace_bytes":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
@@ -13,11 +14,15 @@ from trt_native import BuildConfig, IoPrecision, Precision, ProfileSpec, build_p
 from trt_native.backends.base import load_backend
 from trt_native.backends.rtx import RtxBackend
 from trt_native.builder import outline
+from trt_native.cache import EngineCache
+from trt_native.calibration.batches import read_batches
+from trt_native.calibration.collect import calibrate
+from trt_native.calibration.folder import write_batches
 from trt_native.errors import CalibrationError, SpecError, UnsupportedError
-from trt_native.graph.onnx_file import read_model
+from trt_native.graph.onnx_file import read_model, tensor_specs
 from trt_native.graph.precision import convert_precision
 from trt_native.graph.quantization import quantize_model
-from trt_native.spec import QuantizationSpec
+from trt_native.spec import CalibrationMethod, QuantizationSpec
 
 trt = pytest.importorskip("tensorrt_rtx")
 pytestmark = pytest.mark.backend
@@ -54,6 +59,52 @@ def test_linear_layers(tmp_path, precision):
     assert record["rewritten"]["reduced"]["DequantizeLinear"] == 2 + 2 * precision.needs_ranges
     assert [tensor.dtype for tensor in plan.manifest.tensors] == ["float32", "float32"]
     assert plan.manifest.options["precision"] == str(precision)
+
+
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.FP8], ids=str)
+def test_data_instead_of_a_cache(tmp_path, rng, precision):
+    model = tiny_models.dense(tmp_path / "m.onnx")
+    arrays = [{"h0": rng.standard_normal((4, 64), np.float32)} for _ in range(3)]
+    write_batches(tmp_path / "data", arrays, model="dense")
+    batches = read_batches(tmp_path / "data", tensor_specs(read_model(model))[0])
+    method = CalibrationMethod.MSE if precision is Precision.INT8 else CalibrationMethod.MINMAX
+    calibrate(model, batches, method=method).save(tmp_path / "own.calib")
+
+    given = {"data": str(tmp_path / "data"), "calibration": None}
+    plan = build(model, precision, method=CalibrationMethod.MSE, **given)
+    assert plan.data == build(model, precision, calibration=tmp_path / "own.calib").data
+    assert plan.manifest.precision["quantized"]["calibration"] == {
+        "data": str(tmp_path / "data"),
+        "batches": 3,
+        "method": str(method),
+        "runner": "onnx.reference",
+    }
+    build_config = config(model, precision, **given)
+    planned = outline(model, build_config, backend="rtx")
+    assert planned.quantization["coverage"] == 1.0
+    with pytest.raises(SpecError, match="calibration: no effect at precision int8-weights"):
+        build(model, Precision.INT8_WEIGHTS, **given)
+    with pytest.raises(SpecError, match="give one of them"):
+        build(model, precision, **{**given, "calibration": tmp_path / "own.calib"})
+
+
+def test_calibration_data_counts_for_the_cache(tmp_path, rng):
+    model = tiny_models.dense(tmp_path / "m.onnx")
+    arrays = [{"h0": rng.standard_normal((4, 64), np.float32)} for _ in range(2)]
+    write_batches(tmp_path / "data", arrays, model="dense")
+    cache = EngineCache(tmp_path / "cache")
+    build_config = config(model, Precision.INT8, data=str(tmp_path / "data"), calibration=None)
+    assert not cache.build_plan(model, build_config, backend="rtx").cached
+    assert cache.build_plan(model, build_config, backend="rtx").cached
+    np.savez(tmp_path / "data" / "batch_0000.npz", h0=2 * arrays[0]["h0"])
+    assert not cache.build_plan(model, build_config, backend="rtx").cached
+    source = f"{tmp_path / 'own.py'}:batches"
+    (tmp_path / "own.py").write_text(
+        "import numpy as np\ndef batches(): yield {'h0': np.ones((4, 64), np.float32)}\n"
+    )
+    by_function = config(model, Precision.INT8, data=source, calibration=None)
+    for _ in range(2):
+        assert not cache.build_plan(model, by_function, backend="rtx").cached
 
 
 def test_the_manifest_names_the_calibration(tmp_path):

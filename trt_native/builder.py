@@ -18,7 +18,15 @@ from typing import Any, TypeVar
 import onnx_ir as ir
 
 import trt_native
-from trt_native.backends.base import Backend, BuildRequest, BuildResult, Progress, load_backend
+from trt_native.backends.base import (
+    Backend,
+    BuildRequest,
+    BuildResult,
+    Calibration,
+    Progress,
+    load_backend,
+)
+from trt_native.calibration.batches import Batches, read_batches
 from trt_native.cuda import GpuInfo, gpu_info
 from trt_native.errors import BuildError, SpecError
 from trt_native.graph.dims import fixed_axes, resolve_profiles
@@ -35,12 +43,14 @@ from trt_native.graph.precision import (
     reduced_types,
     statistics_nodes,
 )
+from trt_native.graph.quantizable import quantizable_tensors
 from trt_native.graph.quantization import QuantizationReport
 from trt_native.graph.quantization_rules import default_ops
 from trt_native.plan import Manifest, Plan, PlanTensor, check_writable, sha256_of_file
-from trt_native.quantize import NO_RANGES, Ranges, load_ranges, quantize_graph
+from trt_native.quantize import NO_RANGES, Ranges, find_ranges, load_ranges, quantize_graph
 from trt_native.spec import (
     BuildConfig,
+    CalibrationMethod,
     IoPrecision,
     Precision,
     Profile,
@@ -78,7 +88,9 @@ class Outline:
         rewrites: Whether the graph's types are rewritten before TensorRT sees it.
         workspace_bytes: Upper limit for scratch memory of one layer.
         rest: The type that FP32 arithmetic of the graph is reduced to; None where it stays.
-        quantization: What would be quantized, as the manifest tells it; None where nothing is.
+        calibrates: Whether TensorRT itself finds the ranges and chooses what runs in INT8.
+        quantization: What would be quantized, as the manifest tells it; None where nothing is, or
+            TensorRT chooses.
     """
 
     model: ModelSummary
@@ -89,6 +101,7 @@ class Outline:
     rewrites: bool
     workspace_bytes: int
     rest: Precision | None
+    calibrates: bool
     quantization: Mapping[str, Any] | None = None
 
 
@@ -105,7 +118,8 @@ class Preparation:
         outline: What will be done.
         files: ``file``, ``sha256`` and ``bytes`` of the ONNX file and of each of its ``external``
             weights.
-        ranges: What calibration tells about the model.
+        ranges: What a calibration cache tells about the model.
+        batches: The calibration data; None where that is not needed.
         started: When the preparation began, by ``time.perf_counter``.
     """
 
@@ -117,6 +131,7 @@ class Preparation:
     outline: Outline
     files: Mapping[str, Any]
     ranges: Ranges
+    batches: Batches | None
     started: float
 
 
@@ -171,7 +186,7 @@ def prepare(
         hash_file: Returns the SHA-256 of a file in hexadecimal.
 
     Raises:
-        UnsupportedError, ModelError, SpecError: as :func:`build_plan`.
+        UnsupportedError, ModelError, SpecError, CalibrationError: as :func:`build_plan`.
     """
     started = time.perf_counter()
     config = config or BuildConfig()
@@ -187,7 +202,8 @@ def prepare(
         planned = _outline(path, graph, config, chosen, gpu)
         files = hash_files(path, graph, hash_file)
         ranges = _ranges(config, files)
-    return Preparation(path, graph, config, chosen, gpu, planned, files, ranges, started)
+    batches = _batches(planned, config, progress)
+    return Preparation(path, graph, config, chosen, gpu, planned, files, ranges, batches, started)
 
 
 def build_prepared(
@@ -205,6 +221,7 @@ def build_prepared(
 
     Raises:
         SpecError: less can be quantized than was asked for.
+        CalibrationError: the calibration data is of no use.
         BuildError: TensorRT rejected the model or failed to build it.
     """
     config, chosen, planned, gpu = (
@@ -219,12 +236,13 @@ def build_prepared(
             config=config,
             profiles=planned.profiles,
             fixed=planned.fixed,
-            precision=planned.precision,
+            precision=Precision.FP16 if planned.calibrates else planned.precision,
             strongly_typed=planned.strongly_typed,
             fp32_nodes=fp32_nodes,
             operators=operator_names(prepared.graph),
             workspace_bytes=planned.workspace_bytes,
             timing_cache=config.timing_cache or timing_cache,
+            calibration=_calibration(prepared) if planned.calibrates else None,
         )
         cancelled = threading.Event()
         result = _in_thread(lambda: chosen.build(request, progress, cancelled), cancelled)
@@ -269,15 +287,21 @@ def outline(
     if not config.precision.quantized:
         return planned
     ranges = _ranges(config, hash_files(path, graph))
+    if _batches(planned, config, None) is not None:
+        ranges = replace(ranges, amax=dict.fromkeys(quantizable_tensors(graph), 1.0))
+    if planned.calibrates:
+        return planned
     quantizer = _Quantizer(config, chosen, ranges, planned)
     return replace(planned, quantization=quantizer.record(graph, dry_run=True))
 
 
 def _check_ranges(config: BuildConfig) -> None:
-    if config.precision.needs_ranges and config.quantization.calibration is None:
+    spec = config.quantization
+    if config.precision.needs_ranges and spec.calibration is None and spec.data is None:
         raise SpecError(
             f"precision {config.precision} needs the ranges of the activations: give a calibration"
-            " cache (--calib FILE), or use precision int8-weights, which needs none"
+            " cache (--calib FILE) or calibration data (--data DIR), or use precision int8-weights,"
+            " which needs neither"
         )
 
 
@@ -285,6 +309,20 @@ def _ranges(config: BuildConfig, files: Mapping[str, Any]) -> Ranges:
     """The ranges of the activations, where any are quantized."""
     cache = config.quantization.calibration
     return NO_RANGES if cache is None else load_ranges(cache, files, config.precision)
+
+
+def _batches(outline: Outline, config: BuildConfig, progress: Progress | None) -> Batches | None:
+    """The calibration data, checked against the model."""
+    if config.quantization.data is None:
+        return None
+    with _stage(progress, "Checking the calibration data"):
+        return read_batches(config.quantization.data, outline.model.inputs)
+
+
+def _calibration(prepared: Preparation) -> Calibration:
+    """What TensorRT's own calibrator needs."""
+    spec = prepared.config.quantization
+    return Calibration(batches=prepared.batches, cache=spec.calibration, method=spec.method.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,8 +389,10 @@ def _outline(
     profiles = resolve_profiles(summary.inputs, config.profiles)
     weak = backend.capabilities.weakly_typed
     precision = _decide_precision(graph, config, path)
+    calibrates = _calibrates(graph, config, backend)
     # Q/DQ nodes alone say what is quantized where types come from the graph.
-    from_graph = precision is Precision.AUTO or precision.quantized or _has_qdq(graph)
+    quantizes = precision.quantized and not calibrates
+    from_graph = precision is Precision.AUTO or quantizes or _has_qdq(graph)
     strongly_typed = not weak or from_graph or config.weight_streaming
     rest = _rest(graph, precision) if strongly_typed else None
     return Outline(
@@ -363,11 +403,26 @@ def _outline(
         },
         precision=precision,
         strongly_typed=strongly_typed,
-        rewrites=rest is not None or precision.quantized,
+        rewrites=rest is not None or quantizes,
         workspace_bytes=(
             default_workspace(gpu) if config.workspace_bytes is None else config.workspace_bytes
         ),
         rest=rest,
+        calibrates=calibrates,
+    )
+
+
+def _calibrates(graph: ir.Model, config: BuildConfig, backend: Backend) -> bool:
+    """Whether TensorRT's own calibrator can do what is asked for, without Q/DQ nodes."""
+    spec = config.quantization
+    places_nodes = replace(spec, calibration=None, data=None, method=CalibrationMethod.ENTROPY)
+    return (
+        config.precision is Precision.INT8
+        and backend.capabilities.int8_calibrator
+        and spec.method in (CalibrationMethod.ENTROPY, CalibrationMethod.MINMAX)
+        and places_nodes == QuantizationSpec()
+        and not config.weight_streaming
+        and not reduced_types(graph)
     )
 
 
@@ -448,11 +503,21 @@ def _parsable(
             with _stage(progress, "Writing the rewritten graph"):
                 _save_temporary(prepared.graph, rewritten)
             yield rewritten, record, frozenset()
-    elif precision in _REDUCED:
+    elif precision in _REDUCED or prepared.outline.calibrates:
+        if prepared.outline.calibrates:
+            record["calibrated"] = _calibration_record(prepared)
         pinned = frozenset(statistics_nodes(prepared.graph, config.keep_fp32))
         yield path, {**record, "pinned_fp32_nodes": len(pinned)}, pinned
     else:
         yield path, record, frozenset()
+
+
+def _calibration_record(prepared: Preparation) -> dict[str, Any]:
+    spec, batches = prepared.config.quantization, prepared.batches
+    origin = dict(prepared.ranges.origin)
+    if batches is not None:
+        origin = {"data": batches.source, "batches": len(batches), "method": spec.method.value}
+    return {"by": f"{prepared.backend.product} {prepared.backend.version}", **origin}
 
 
 def _rewrite(prepared: Preparation, progress: Progress | None) -> dict[str, Any]:
@@ -460,8 +525,13 @@ def _rewrite(prepared: Preparation, progress: Progress | None) -> dict[str, Any]
     graph, config, outline = prepared.graph, prepared.config, prepared.outline
     record: dict[str, Any] = {}
     if outline.precision.quantized:
+        ranges, spec = prepared.ranges, config.quantization
+        if prepared.batches is not None:
+            ranges = find_ranges(
+                prepared.path, prepared.batches, config.precision, spec.method, progress
+            )
         with _stage(progress, f"Quantizing the graph to {outline.precision}"):
-            quantizer = _Quantizer(config, prepared.backend, prepared.ranges, outline)
+            quantizer = _Quantizer(config, prepared.backend, ranges, outline)
             record["quantized"] = quantizer.record(graph)
     if outline.rest is not None:
         with _stage(progress, f"Rewriting the graph in {outline.rest}"):

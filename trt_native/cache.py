@@ -218,6 +218,7 @@ class EngineCache:
             for name in prepared.config.__dataclass_fields__
             if name not in ("profiles", "workspace_bytes")
         }
+        data = prepared.config.quantization.data
         gpu, backend, files = prepared.gpu, prepared.backend, prepared.files
         try:
             described = self._fingerprint(
@@ -229,6 +230,7 @@ class EngineCache:
                     "profiles": prepared.outline.profiles,
                     "workspace_bytes": prepared.outline.workspace_bytes,
                     "config": config,
+                    "calibration_data": data and _path_of_data(data),
                     "backend": (backend.name, backend.version),
                     "gpu": (gpu.name, gpu.compute_capability) if gpu else None,
                 }
@@ -515,6 +517,12 @@ def _default_folder() -> Path:
     from platformdirs import user_cache_path
 
     return user_cache_path("trt-native", appauthor=False)
+
+
+def _path_of_data(source: str) -> Path:
+    if not (path := Path(source)).exists():
+        raise TypeError(f"what the function {source} yields has no fingerprint")
+    return path
 
 
 def _existing(folder: Path) -> Path:

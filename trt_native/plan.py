@@ -521,7 +521,11 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isdecimal())
 
 
-_OPTION_NAMES = {"workspace_bytes": "workspace", "compute_capabilities": "compute-capability"}
+_OPTION_NAMES = {
+    "workspace_bytes": "workspace",
+    "compute_capabilities": "compute-capability",
+    "calibration": "calib",
+}
 # Where timings are kept says nothing of the plan, and those of another GPU or version are refused.
 _NOT_REPEATED = ("profiles", "timing_cache")
 
@@ -552,6 +556,8 @@ def _rebuild_command(manifest: Manifest, plan: Path, environment: Environment | 
     unknown = set(options) - set(BuildConfig.__dataclass_fields__)
     if unknown:
         raise PlanError(f"malformed manifest: no build options: {', '.join(sorted(unknown))}")
+    for name, value in options.pop("quantization", {}).items():
+        options[name] = ",".join(value) if name == "ops" else value
     here = environment.compute_capability if environment else None
     if here and options.get("compute_capabilities") and not _targets_gpu(manifest, here):
         options["compute_capabilities"] = [here]

@@ -8,18 +8,21 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import onnx
 import onnx_ir as ir
 
+from trt_native.calibration.batches import Batches
 from trt_native.calibration.cache import CalibrationCache
+from trt_native.calibration.collect import calibrate
 from trt_native.errors import CalibrationError, ModelError, SpecError
 from trt_native.graph.dims import resolve_profiles
 from trt_native.graph.onnx_file import hash_files, read_model, save_model, tensor_specs
 from trt_native.graph.quantization import Format, QuantizationReport, quantize_model
 from trt_native.plan import check_writable, sha256_of_file
 from trt_native.spec import (
+    CalibrationMethod,
     Precision,
     ProfileSpec,
     QuantizationSpec,
@@ -27,7 +30,18 @@ from trt_native.spec import (
     parse_shape,
 )
 
-__all__ = ["NO_RANGES", "QuantizedFile", "Ranges", "load_ranges", "quantize_graph", "quantize_onnx"]
+if TYPE_CHECKING:
+    from trt_native.backends.base import Progress
+
+__all__ = [
+    "NO_RANGES",
+    "QuantizedFile",
+    "Ranges",
+    "find_ranges",
+    "load_ranges",
+    "quantize_graph",
+    "quantize_onnx",
+]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -78,11 +92,47 @@ def load_ranges(path: Path, files: Mapping[str, Any], precision: Precision) -> R
         _LOGGER.warning(
             "%s: without %s.json nothing tells which model this cache was made for", path, path.name
         )
+    origin = {"file": path.name, "sha256": digest, "method": known.method if known else None}
+    return _ranges(cache, precision, origin)
+
+
+def find_ranges(
+    model: Path,
+    batches: Batches,
+    precision: Precision,
+    method: CalibrationMethod,
+    progress: Progress | None = None,
+) -> Ranges:
+    """Find the ranges of a model with calibration data, by ``onnx.reference``.
+
+    Args:
+        model: The ONNX file.
+        batches: The data, checked against it.
+        precision: INT8 or FP8; FP8 takes the largest magnitudes whatever the method.
+        method: How ranges follow from values.
+        progress: Hears how it goes on.
+
+    Raises:
+        CalibrationError, ModelError, UnsupportedError: as
+            :func:`trt_native.calibration.collect.calibrate`.
+    """
+    if precision is Precision.FP8:
+        method = CalibrationMethod.MINMAX
+    cache = calibrate(model, batches, method=method, progress=progress)
+    origin = {
+        "data": batches.source,
+        "batches": len(batches),
+        "method": cache.provenance.method if cache.provenance else str(method),
+        "runner": cache.provenance.runner if cache.provenance else None,
+    }
+    return _ranges(cache, precision, origin)
+
+
+def _ranges(cache: CalibrationCache, precision: Precision, origin: Mapping[str, Any]) -> Ranges:
     amax = {name: cache.threshold(name) for name in cache.scales}
     if precision is Precision.FP8:
         amax = {name: cache.amax(name) or threshold for name, threshold in amax.items()}
-    shapes = known.shapes if known else {}
-    origin = {"file": path.name, "sha256": digest, "method": known.method if known else None}
+    shapes = cache.provenance.shapes if cache.provenance else {}
     first = {name: parse_shape(texts[0]) for name, texts in shapes.items() if texts}
     return Ranges(amax, first, origin)
 

@@ -418,6 +418,10 @@ class QuantizationSpec:
 
     Attributes:
         calibration: The calibration cache with the ranges of the activations.
+        data: Calibration data to find the ranges with instead; see
+            :func:`trt_native.calibration.batches.read_batches`.
+        method: How the ranges follow from the data. FP8 takes the largest magnitudes whatever this
+            says.
         ops: Operators to quantize, some of :data:`QUANTIZED_OPS`. Empty: those that suit the
             precision and the preset, as far as the backend builds them.
         skip: Shell patterns of ONNX node names (``*/to_out*``) or operators (``op:Gemm``) that are
@@ -429,6 +433,8 @@ class QuantizationSpec:
     """
 
     calibration: Path | None = None
+    data: str | None = None
+    method: CalibrationMethod = CalibrationMethod.ENTROPY
     ops: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
     preset: str = "default"
@@ -441,6 +447,8 @@ class QuantizationSpec:
                 f"operators to quantize: {', '.join(unknown)}; choose from"
                 f" {', '.join(QUANTIZED_OPS)}"
             )
+        if self.calibration is not None and self.data is not None:
+            raise SpecError("both a calibration cache and calibration data: give one of them")
         if not 0 <= self.min_coverage <= 1:
             raise SpecError(f"minimum coverage {self.min_coverage}: it is a share from 0 to 1")
 
@@ -513,7 +521,8 @@ class BuildConfig:
                 f"{given}: no effect at precision {self.precision}; this is for precision int8,"
                 " fp8 and int8-weights"
             )
-        if self.quantization.calibration is not None and not self.precision.needs_ranges:
+        spec = self.quantization
+        if (spec.calibration or spec.data) and not self.precision.needs_ranges:
             raise SpecError(
                 f"calibration: no effect at precision {self.precision}, which needs no ranges"
             )

@@ -21,11 +21,22 @@ import tiny_models
 
 from trt_native.backends.base import BuildRequest, Calibration, load_backend
 from trt_native.backends.trt10_calibrator import DeviceUploader, make_calibrator, with_header
+from trt_native.builder import build_plan, outline
 from trt_native.calibration.batches import read_batches
+from trt_native.calibration.collect import calibrate as calibrate_model
 from trt_native.calibration.folder import write_batches
 from trt_native.errors import BuildError, CalibrationError, SpecError, UnsupportedError
 from trt_native.graph.onnx_file import operator_names, read_model, tensor_specs
-from trt_native.spec import BuildConfig, Precision, Profile, ShapeRange, TensorSpec
+from trt_native.spec import (
+    BuildConfig,
+    CalibrationMethod,
+    Precision,
+    Profile,
+    ProfileSpec,
+    QuantizationSpec,
+    ShapeRange,
+    TensorSpec,
+)
 
 HEADER = "TRT-101601-EntropyCalibration2\n"
 RANGES = "latents: 3c010a14\nhalf: 4000890a\n"
@@ -504,6 +515,11 @@ def driven(trt10, driver, monkeypatch):
     return trt10
 
 
+def int8(spec):
+    profile = ProfileSpec.parse(shapes=[f"x={DYNAMIC['x']}"])
+    return BuildConfig(profiles=(profile,), precision=Precision.INT8, quantization=spec)
+
+
 def build(backend, request):
     return backend.build(request, None, threading.Event())
 
@@ -552,6 +568,47 @@ class TestBuild:
         driven.seen["calls"] = False
         with pytest.raises(CalibrationError, match="calibrated on 0 of 4 batches"):
             build(driven, request_for(Calibration(batches=image_batches)))
+
+    def test_build_plan_with_data(self, driven, image_batches, tmp_path):
+        spec = QuantizationSpec(data=str(tmp_path / "images"), method=CalibrationMethod.MINMAX)
+        plan = build_plan(tmp_path / "conv.onnx", int8(spec), backend=driven)
+        assert {"FP16", "INT8"} <= driven.seen["flags"]
+        assert driven.seen["trace"].contents == [(batch["x"].tobytes(),) for batch in image_batches]
+        record = plan.manifest.precision
+        assert (record["applied"], record["pinned_fp32_nodes"]) == ("int8", 0)
+        assert record["calibrated"] == {
+            "by": f"TensorRT {driven.version}",
+            "data": str(tmp_path / "images"),
+            "batches": 4,
+            "method": "minmax",
+        }
+
+    def test_build_plan_with_ranges_found_without_tensorrt(self, driven, image_batches, tmp_path):
+        calibrate_model(tmp_path / "conv.onnx", image_batches).save(tmp_path / "own.calib")
+        spec = QuantizationSpec(calibration=tmp_path / "own.calib")
+        plan = build_plan(tmp_path / "conv.onnx", int8(spec), backend=driven)
+        assert driven.seen["trace"].accepted
+        text = (tmp_path / "own.calib").read_text().partition("\n")[2]
+        assert driven.seen["trace"].cache.decode() == HEADER + text
+        assert plan.manifest.precision["calibrated"]["file"] == "own.calib"
+
+    def test_who_wants_to_place_nodes_gets_nodes(self, driven, tmp_path):
+        model = tiny_models.dense(tmp_path / "dense.onnx")
+        write_batches(tmp_path / "data", [{"h0": np.ones((4, 64), np.float32)}], model="dense")
+        given = {"data": str(tmp_path / "data")}
+        profiles = (ProfileSpec.parse(["batch=1:4:8"]),)
+        found = []
+        for spec in ({}, {"skip": ("/dense.1",)}, {"method": CalibrationMethod.MSE}):
+            config = BuildConfig(
+                profiles=profiles,
+                precision=Precision.INT8,
+                quantization=QuantizationSpec(**given, **spec),
+            )
+            planned = outline(model, config, backend=driven)
+            nodes = planned.quantization and planned.quantization["quantized"]
+            found.append((planned.calibrates, planned.strongly_typed, nodes))
+        both = {"MatMul": 1, "Gemm": 1}
+        assert found == [(True, False, None), (False, True, {"MatMul": 1}), (False, True, both)]
 
     def test_strong_typing_is_refused(self, driven, request_for, image_batches):
         request = request_for(Calibration(batches=image_batches), strongly_typed=True)

@@ -23,6 +23,7 @@ from trt_native.cli.quantize import (
 from trt_native.plan import check_writable
 from trt_native.spec import (
     BuildConfig,
+    CalibrationMethod,
     HardwareCompatibility,
     IoPrecision,
     Precision,
@@ -112,6 +113,21 @@ def build(
         Path | None,
         typer.Option(help=CALIB_HELP, rich_help_panel=_QUANTIZATION),
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR|FILE.npz|FILE.py:FUNCTION",
+            help="Calibration data to find the ranges with, instead of --calib.",
+            rich_help_panel=_QUANTIZATION,
+        ),
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="How ranges follow from --data: entropy, minmax, percentile or mse.",
+            rich_help_panel=_QUANTIZATION,
+        ),
+    ] = "entropy",
     ops: Annotated[str | None, typer.Option(help=OPS_HELP, rich_help_panel=_QUANTIZATION)] = None,
     skip: Annotated[
         list[str] | None, typer.Option(help=SKIP_HELP, rich_help_panel=_QUANTIZATION)
@@ -232,6 +248,8 @@ def build(
         keep_fp32=tuple(keep_fp32 or ()),
         quantization=QuantizationSpec(
             calibration=calib,
+            data=data,
+            method=CalibrationMethod.parse(method),
             ops=parse_ops(ops),
             skip=tuple(skip or ()),
             preset=preset,
@@ -338,6 +356,9 @@ def _precision_text(manifest: Manifest) -> str:
         reduced = sum(rewritten["reduced"].values())
         kept = sum(sum(operators.values()) for operators in rewritten["kept"].values())
         text += f" ({reduced} nodes; {kept} stay FP32, {rewritten['casts']} casts)"
+    elif "calibrated" in precision:
+        text += f" by {precision['calibrated']['by']}, which chooses the layers"
+        text += f" ({precision['pinned_fp32_nodes']} nodes pinned to FP32)"
     elif "pinned_fp32_nodes" in precision:
         text += f" ({precision['pinned_fp32_nodes']} nodes pinned to FP32)"
     return text
@@ -373,6 +394,8 @@ def _dry_run(model: Path, config: BuildConfig, backend: str, json: bool) -> None
         print_json({"backend": chosen.name, **_outline_json(planned, config)})
         return
     typing = "from the graph" if planned.strongly_typed else "from builder flags"
+    if planned.calibrates:
+        typing += "; TensorRT calibrates and chooses the layers"
     if planned.rewrites:
         typing += ", which is rewritten"
     precision = "as in the model" if planned.precision is Precision.AUTO else planned.precision
@@ -402,6 +425,7 @@ def _outline_json(planned: Outline, config: BuildConfig) -> dict[str, object]:
         "rewrites": planned.rewrites,
         "workspace_bytes": planned.workspace_bytes,
         "options": config.options(),
+        "calibrates": planned.calibrates,
         "quantization": planned.quantization,
         "profiles": [
             {
