@@ -166,6 +166,13 @@ class TestCrashes:
         assert "ended the building process with exit code 3" in message
         assert "terminate called: planted" in message
 
+    def test_a_fault_of_ours_shows_where_it_is(self, build, tmp_path):
+        result = build(body="return 1 / 0")
+        assert result.returncode == 1
+        assert "ended the building process with exit code 1 in phase" in result.stderr
+        assert "ZeroDivisionError: division by zero" in result.stderr
+        assert os.listdir(tmp_path) == ["m.onnx"]
+
     def test_pythons_own_lack_of_memory(self, build):
         assert "the machine has too little memory" in failed(build(body="raise MemoryError"))
 

@@ -403,7 +403,10 @@ class _Child:
     # What the child says
 
     def _hear(self, line: str) -> None:
-        kind, *values = json.loads(line)
+        try:
+            kind, *values = json.loads(line)
+        except ValueError:  # cut off by a cancel
+            return
         getattr(self, f"_on_{kind}")(*values)
 
     def _overhear(self, line: str) -> None:

@@ -13,8 +13,9 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from trt_native import errors
 from trt_native.cli.build_process import LINE_BYTES, Job, folders_written
@@ -51,7 +52,7 @@ def main(request_file: int) -> None:
         _record_lines(request["record"])
         report("result", _build(job, scratch, report))
     except KeyboardInterrupt:  # our parent knows
-        os._exit(130)
+        _leave(130)
     except errors.TrtNativeError as error:
         _LOGGER.debug("", exc_info=True)
         _tell_error(report, type(error).__name__, error.message, error.details)
@@ -60,9 +61,17 @@ def main(request_file: int) -> None:
     except OSError as error:
         message = f"{error.filename or 'input/output'}: {error.strerror or error}"
         _tell_error(report, "BuildError", message, ())
-    # Not a regular exit, into which TensorRT may crash while it is at work in a thread.
+    except Exception:  # a fault of this package: our parent hears it as our last words
+        traceback.print_exc()
+        _leave(1)
+    _leave(0)
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process, but not regularly: TensorRT may be at work in a thread, and crash then."""
     sys.stdout.flush()
-    os._exit(0)
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _build(job: Job, scratch: Path, report: _Report) -> dict[str, Any]:
@@ -152,7 +161,10 @@ class _LogHandler(logging.Handler):
         self._report = report
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._report("log", record.levelno, record.name, self.format(record))
+        try:
+            self._report("log", record.levelno, record.name, self.format(record))
+        except Exception:
+            self.handleError(record)
 
 
 def _log_to(report: _Report, level: int) -> None:
