@@ -372,6 +372,14 @@ class TestRetries:
             "killed for lack of memory"
         ] * 2
 
+    def test_an_abort_for_lack_of_memory(self, build):
+        words = "b\"terminate called after throwing an instance of 'std::bad_alloc'\""
+        body = f"os.write(2, {words}) and os.abort() if level > 2 else None; return build()"
+        result = build("--retry", "--json", body=body)
+        assert [a["cause"] for a in json.loads(result.stdout)["failed_attempts"]] == [
+            "out of memory"
+        ] * 2
+
     def test_other_failures_are_not_retried(self, build, tmp_path):
         (tmp_path / "broken.onnx").write_bytes(b"not onnx")
         message = failed(build("--retry", path=tmp_path / "broken.onnx"))

@@ -73,6 +73,7 @@ _CAUSES = {
     "cudaerrormemoryallocation": "out of memory",
     "could not be allocated": "out of memory",
     "memory allocation failed": "out of memory",
+    "cannot allocate memory": "out of memory",
     "bad_alloc": "out of memory",
 }
 
@@ -346,15 +347,18 @@ class _Child:
         code = self._process.returncode
         if code == -signal.SIGKILL:
             raise _LackError(self._killed(), "killed for lack of memory", self._workspace_bytes)
-        raise self._crashed(code)
+        raise self._lacking(self._crashed(code))
 
     def _raise(self, error: dict[str, Any]) -> None:
         if error["type"] == "MemoryError":
             raise MemoryError
         kind = getattr(trt_native.errors, error["type"])
-        failure: TrtNativeError = kind(error["message"], error["details"])
+        raise self._lacking(kind(error["message"], error["details"]))
+
+    def _lacking(self, failure: TrtNativeError) -> TrtNativeError:
+        """The failure, as one that could be retried if it is of that kind."""
         cause = retry_cause(failure) if isinstance(failure, BuildError) else None
-        raise _LackError(failure, cause, self._workspace_bytes) if cause else failure
+        return _LackError(failure, cause, self._workspace_bytes) if cause else failure
 
     def _hear_rest(self) -> None:
         """Take what a dead child has written to its standard output."""
