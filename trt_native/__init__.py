@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from trt_native.errors import TrtNativeError as TrtNativeError
     from trt_native.plan import Manifest as Manifest
     from trt_native.plan import Plan as Plan
+    from trt_native.quantize import quantize_onnx as quantize_onnx
     from trt_native.session import Session as Session
     from trt_native.spec import BuildConfig as BuildConfig
     from trt_native.spec import DimRange as DimRange
     from trt_native.spec import IoPrecision as IoPrecision
     from trt_native.spec import Precision as Precision
     from trt_native.spec import ProfileSpec as ProfileSpec
+    from trt_native.spec import QuantizationSpec as QuantizationSpec
     from trt_native.spec import ShapeRange as ShapeRange
 
 __version__ = "0.1.0"
@@ -36,10 +38,12 @@ _HOMES = {
     "Plan": "plan",
     "Precision": "spec",
     "ProfileSpec": "spec",
+    "QuantizationSpec": "spec",
     "Session": "session",
     "ShapeRange": "spec",
     "TrtNativeError": "errors",
     "build_plan": "builder",
+    "quantize_onnx": "quantize",
 }
 
 __all__ = [*_HOMES, "__version__"]

@@ -11,12 +11,16 @@ import logging
 import threading
 
 import onnx
+import onnx_ir as ir
 import pytest
 import tiny_models
 
 from trt_native.backends.base import BuildRequest, load_backend
+from trt_native.cuda import gpu_info
 from trt_native.errors import BuildError, UnsupportedError
 from trt_native.graph.onnx_file import operator_names, read_model
+from trt_native.graph.precision import convert_precision
+from trt_native.graph.quantization import quantize_model
 from trt_native.plan import PlanHeader
 from trt_native.spec import (
     BuildConfig,
@@ -85,6 +89,22 @@ def test_fixed_extents_make_the_network_static(backend, request_for):
 def test_external_weights_are_found_beside_the_model(backend, request_for):
     result = build(backend, request_for(tiny_models.external_weights))
     assert [t.shape for t in result.tensors] == [(1, 64), (1, 64)]
+
+
+@pytest.mark.parametrize("fmt", ["int8", "fp8", "int8-weights"])
+def test_quantized_products_in_an_fp16_graph(backend, request_for, fmt):
+    if backend.name == "trt10" and gpu_info() is None:
+        pytest.skip("the library behind this lane asks a GPU which quantized kernels it has")
+
+    def quantized(path):
+        model = read_model(tiny_models.dense(path))
+        quantize_model(model, {"h0": 4.0, "h1": 4.0}, format=fmt)
+        convert_precision(model, ir.DataType.FLOAT16, io_precision="fp16")
+        ir.save(model, path)
+        return path
+
+    result = build(backend, request_for(quantized, {"h0": "1x64:4x64:8x64"}))
+    assert [(t.name, t.dtype) for t in result.tensors] == [("h0", "float16"), ("h2", "float16")]
 
 
 def test_all_unsupported_operators_are_listed(backend, request_for):

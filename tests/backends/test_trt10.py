@@ -9,7 +9,8 @@ from trt_native import BuildConfig, ProfileSpec, build_plan
 from trt_native.backends.base import load_backend
 from trt_native.builder import outline
 from trt_native.errors import BuildError, UnsupportedError
-from trt_native.spec import Precision
+from trt_native.quantize import quantize_onnx
+from trt_native.spec import Precision, QuantizationSpec
 
 pytestmark = pytest.mark.backend
 
@@ -23,6 +24,20 @@ def trt10():
     if backend.name != "trt10":
         pytest.skip(f"this is {backend.name}")
     return backend
+
+
+def test_a_quantized_graph_is_strongly_typed(trt10, tmp_path):
+    model = tiny_models.conv_and_dense(tmp_path / "m.onnx")
+    spec = QuantizationSpec(calibration=tiny_models.calibration(model, tmp_path / "c", 4.0))
+    wanted = config("batch=1:4:8", precision=Precision.INT8, quantization=spec)
+    planned = outline(model, wanted, backend=trt10)
+    assert planned.strongly_typed
+    assert planned.rest is Precision.FP16
+    assert planned.quantization["quantized"] == {"Conv": 1, "MatMul": 1}
+    quantized = quantize_onnx(model, tmp_path / "q.onnx", Precision.INT8, spec).path
+    planned = outline(quantized, config("batch=1:4:8"), backend=trt10)
+    assert planned.strongly_typed
+    assert planned.precision is planned.rest is Precision.FP16
 
 
 def config(*dims, **options):

@@ -131,7 +131,8 @@ class TestBuild:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["--precision", "int8"], "precision int8 is not available"),
+            (["--precision", "int8"], "precision int8 needs the ranges of the activations"),
+            (["--precision", "best"], "precision best is not available"),
             (["--precision", "fast"], "none of: auto, fp32"),
             (["--workspace", "lots"], "not a size"),
             (["--dim", "batch"], "not NAME=RANGE"),

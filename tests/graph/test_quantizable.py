@@ -41,9 +41,27 @@ def test_inputs_of_products_in_the_order_of_the_nodes():
         row=np.ones(12, np.float32),
         square=SQUARE,
     )
-    assert quantizable_tensors(graph) == ["x", "b", "e", "z", "g", "h"]
+    assert quantizable_tensors(graph) == ["x", "b", "c", "e", "z", "g", "h"]
     assert quantizable_tensors(graph, ["Gemm", "ConvTranspose"]) == ["b", "z", "g"]
     assert quantizable_tensors(graph, []) == []
+
+
+def test_the_other_side_of_a_residual_sum():
+    graph = model(
+        """(float[1, 4, 2, 2] x, float[1, 4, 1, 1] t) => (float[1, 4, 2, 2] y) {
+            a = Conv(x, kernel)
+            broadcast = Add(a, t)
+            normal = Sigmoid(broadcast)
+            b = Conv(normal, kernel)
+            residual = Add(broadcast, b)
+            y = Relu(residual)
+        }""",
+        kernel=np.ones((4, 4, 1, 1), np.float32),
+    )
+    infer = onnx.shape_inference.infer_shapes
+    graph = ir.from_proto(infer(ir.to_proto(graph)))
+    assert quantizable_tensors(graph) == ["x", "normal", "broadcast"]
+    assert quantizable_tensors(graph, ["MatMul"]) == []
 
 
 def test_a_computed_bias_is_no_operand():

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from trt_native.errors import SpecError
 from trt_native.graph.patterns import match_nodes
 from trt_native.graph.precision_rules import BFLOAT16, FLOAT, FLOAT16, all_nodes, op_set
-from trt_native.graph.quantizable import QUANTIZABLE_OPS, constant_values
+from trt_native.graph.quantizable import QUANTIZABLE_OPS, constant_values, skip_paths
 from trt_native.spec import QUANTIZED_OPS
 
 __all__ = [
@@ -241,23 +241,11 @@ class Selection:
     def _residuals(self) -> Iterator[tuple[ir.Node, int]]:
         """TensorRT adds the skip path in a convolution's own kernel, if that path is INT8 too."""
         convolutions = [p.node for p in self.chosen if p.node.op_type == "Conv"]
-        order = {node: i for i, node in enumerate(self.graph)}
-        taken: set[ir.Node] = set()
-        for node in reversed(convolutions):
-            users = list(node.outputs[0].uses())
-            if len(users) != 1 or node.outputs[0].is_graph_output():
-                continue
-            add, index = users[0]
-            if add.op_type != "Add" or add.graph is not self.graph or add in taken:
-                continue
-            other = add.inputs[1 - index]
-            taken.add(add)
-            if other is None or add in self._unwanted or other.name not in self.ranges:
-                continue
-            producer = other.producer()
-            later = producer is not None and order.get(producer, -1) > order[node]
-            if not later and other not in self._constants and _same_shape(other, node.outputs[0]):
-                yield add, 1 - index
+        for add, index in skip_paths(self.graph, convolutions):
+            value = add.inputs[index]
+            known = value is not None and value.name in self.ranges
+            if known and add not in self._unwanted and value not in self._constants:
+                yield add, index
 
 
 def _is_product(node: ir.Node) -> bool:
@@ -396,15 +384,6 @@ def _comes_from_softmax(node: ir.Node) -> bool:
             return True
         pending += [maker for maker in found if maker.op_type in _AROUND_SOFTMAX]
     return False
-
-
-def _same_shape(left: ir.Value, right: ir.Value) -> bool:
-    """Whether two shapes are not known to differ."""
-    if left.shape is None or right.shape is None:
-        return left.shape is right.shape
-    return len(left.shape) == len(right.shape) and all(
-        a == b for a, b in zip(left.shape, right.shape, strict=True)
-    )
 
 
 def count_by_operator(nodes: Sequence[ir.Node]) -> dict[str, int]:
