@@ -319,10 +319,16 @@ def _batches(outline: Outline, config: BuildConfig, progress: Progress | None) -
         return read_batches(config.quantization.data, outline.model.inputs)
 
 
+def _native_method(spec: QuantizationSpec) -> str:
+    return (spec.method or CalibrationMethod.ENTROPY).value
+
+
 def _calibration(prepared: Preparation) -> Calibration:
     """What TensorRT's own calibrator needs."""
     spec = prepared.config.quantization
-    return Calibration(batches=prepared.batches, cache=spec.calibration, method=spec.method.value)
+    return Calibration(
+        batches=prepared.batches, cache=spec.calibration, method=_native_method(spec)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -415,11 +421,11 @@ def _outline(
 def _calibrates(graph: ir.Model, config: BuildConfig, backend: Backend) -> bool:
     """Whether TensorRT's own calibrator can do what is asked for, without Q/DQ nodes."""
     spec = config.quantization
-    places_nodes = replace(spec, calibration=None, data=None, method=CalibrationMethod.ENTROPY)
+    places_nodes = replace(spec, calibration=None, data=None, method=None)
     return (
         config.precision is Precision.INT8
         and backend.capabilities.int8_calibrator
-        and spec.method in (CalibrationMethod.ENTROPY, CalibrationMethod.MINMAX)
+        and spec.method in (None, CalibrationMethod.ENTROPY, CalibrationMethod.MINMAX)
         and places_nodes == QuantizationSpec()
         and not config.weight_streaming
         and not reduced_types(graph)
@@ -516,7 +522,7 @@ def _calibration_record(prepared: Preparation) -> dict[str, Any]:
     spec, batches = prepared.config.quantization, prepared.batches
     origin = dict(prepared.ranges.origin)
     if batches is not None:
-        origin = {"data": batches.source, "batches": len(batches), "method": spec.method.value}
+        origin = {"data": batches.source, "batches": len(batches), "method": _native_method(spec)}
     return {"by": f"{prepared.backend.product} {prepared.backend.version}", **origin}
 
 

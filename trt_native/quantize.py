@@ -100,7 +100,7 @@ def find_ranges(
     model: Path,
     batches: Batches,
     precision: Precision,
-    method: CalibrationMethod,
+    method: CalibrationMethod | None = None,
     progress: Progress | None = None,
 ) -> Ranges:
     """Find the ranges of a model with calibration data, by ``onnx.reference``.
@@ -109,7 +109,7 @@ def find_ranges(
         model: The ONNX file.
         batches: The data, checked against it.
         precision: INT8 or FP8; FP8 takes the largest magnitudes whatever the method.
-        method: How ranges follow from values.
+        method: How ranges follow from values; the mean squared error if None.
         progress: Hears how it goes on.
 
     Raises:
@@ -118,7 +118,7 @@ def find_ranges(
     """
     if precision is Precision.FP8:
         method = CalibrationMethod.MINMAX
-    cache = calibrate(model, batches, method=method, progress=progress)
+    cache = calibrate(model, batches, method=method or CalibrationMethod.MSE, progress=progress)
     origin = {
         "data": batches.source,
         "batches": len(batches),

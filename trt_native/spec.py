@@ -420,8 +420,8 @@ class QuantizationSpec:
         calibration: The calibration cache with the ranges of the activations.
         data: Calibration data to find the ranges with instead; see
             :func:`trt_native.calibration.batches.read_batches`.
-        method: How the ranges follow from the data. FP8 takes the largest magnitudes whatever this
-            says.
+        method: How the ranges follow from the data. None: entropy where TensorRT calibrates, else
+            the mean squared error. FP8 takes the largest magnitudes whatever this says.
         ops: Operators to quantize, some of :data:`QUANTIZED_OPS`. Empty: those that suit the
             precision and the preset, as far as the backend builds them.
         skip: Shell patterns of ONNX node names (``*/to_out*``) or operators (``op:Gemm``) that are
@@ -434,7 +434,7 @@ class QuantizationSpec:
 
     calibration: Path | None = None
     data: str | None = None
-    method: CalibrationMethod = CalibrationMethod.ENTROPY
+    method: CalibrationMethod | None = None
     ops: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
     preset: str = "default"

@@ -81,7 +81,7 @@ def calibrate(
     model: Path,
     batches: Iterable[Batch],
     *,
-    method: CalibrationMethod = CalibrationMethod.ENTROPY,
+    method: CalibrationMethod = CalibrationMethod.MSE,
     percentile: float = DEFAULT_PERCENTILE,
     ops: Iterable[str] = QUANTIZABLE_OPS,
     patterns: Sequence[str] = (),

@@ -51,7 +51,7 @@ def build(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The ONNX file.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The plan to write. [default: MODEL.plan]"),
+        typer.Option("--output", "-o", help="The plan to write. \\[default: MODEL.plan]"),
     ] = None,
     backend: Annotated[
         str, typer.Option(help="auto, tensorrt or rtx; auto reads TRT_NATIVE_BACKEND first.")
@@ -105,7 +105,7 @@ def build(
         bool | None,
         typer.Option(
             "--tf32/--no-tf32",
-            help="TF32 in FP32 layers. [default: yes, but for --precision fp32]",
+            help="TF32 in FP32 layers. \\[default: yes, but for --precision fp32]",
             rich_help_panel=_TYPES,
         ),
     ] = None,
@@ -122,12 +122,13 @@ def build(
         ),
     ] = None,
     method: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="How ranges follow from --data: entropy, minmax, percentile or mse.",
+            help="How ranges follow from --data: entropy, minmax, percentile or mse."
+            " \\[default: entropy by TensorRT 10's own calibrator, else mse]",
             rich_help_panel=_QUANTIZATION,
         ),
-    ] = "entropy",
+    ] = None,
     ops: Annotated[str | None, typer.Option(help=OPS_HELP, rich_help_panel=_QUANTIZATION)] = None,
     skip: Annotated[
         list[str] | None, typer.Option(help=SKIP_HELP, rich_help_panel=_QUANTIZATION)
@@ -141,7 +142,7 @@ def build(
     workspace: Annotated[
         str | None,
         typer.Option(
-            help="Most scratch memory one layer may take. [default: 8GiB, or as much as is free]",
+            help="Most scratch memory one layer may take. \\[default: 8GiB, or as much as is free]",
             rich_help_panel=_TUNING,
         ),
     ] = None,
@@ -189,7 +190,7 @@ def build(
         list[str] | None,
         typer.Option(
             help="GPU the plan targets, such as 8.9 (TensorRT-RTX). Repeatable."
-            " [default: every one it supports]",
+            " \\[default: every one it supports]",
             rich_help_panel=_TARGET,
         ),
     ] = None,
@@ -214,7 +215,7 @@ def build(
         Path | None,
         typer.Option(
             envvar=FOLDER_VARIABLE,
-            help="Folder of built plans and layer timings. [default: the user's cache folder]",
+            help="Folder of built plans and layer timings. \\[default: the user's cache folder]",
             show_envvar=True,
             rich_help_panel=_PROCESS,
         ),
@@ -230,7 +231,7 @@ def build(
         typer.Option(
             envvar=SIZE_VARIABLE,
             help="Size at which the cache drops what was not used for longest."
-            " [default: 20GiB, or a tenth of the disk]",
+            " \\[default: 20GiB, or a tenth of the disk]",
             show_envvar=True,
             rich_help_panel=_PROCESS,
         ),
@@ -249,7 +250,7 @@ def build(
         quantization=QuantizationSpec(
             calibration=calib,
             data=data,
-            method=CalibrationMethod.parse(method),
+            method=CalibrationMethod.parse(method) if method is not None else None,
             ops=parse_ops(ops),
             skip=tuple(skip or ()),
             preset=preset,

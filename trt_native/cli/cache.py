@@ -24,7 +24,7 @@ _Folder = Annotated[
         "--cache",
         envvar=FOLDER_VARIABLE,
         show_envvar=True,
-        help="Folder of the cache. [default: the user's cache folder]",
+        help="Folder of the cache. \\[default: the user's cache folder]",
     ),
 ]
 _Json = Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")]
@@ -74,7 +74,7 @@ def prune(
         typer.Option(
             envvar=SIZE_VARIABLE,
             show_envvar=True,
-            help="Size to get down to. [default: 20GiB, or a tenth of the disk]",
+            help="Size to get down to. \\[default: 20GiB, or a tenth of the disk]",
         ),
     ] = None,
     older_than: Annotated[

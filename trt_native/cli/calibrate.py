@@ -46,7 +46,7 @@ def calibrate(
             help="How ranges follow from values: entropy (TensorRT's own), minmax, percentile or"
             " mse."
         ),
-    ] = "entropy",
+    ] = "mse",
     percentile: Annotated[
         float | None,
         typer.Option(help="Percentage of values to cover. \\[default: 99.99]"),

@@ -35,18 +35,18 @@ def triton(
         Path, typer.Option(metavar="DIR", help="Triton's model repository. Made if missing.")
     ],
     name: Annotated[
-        str | None, typer.Option(help="Name of the model. [default: the plan's file name]")
+        str | None, typer.Option(help="Name of the model. \\[default: the plan's file name]")
     ] = None,
     instances: Annotated[int, typer.Option(help="Execution contexts on each GPU.")] = 1,
     max_batch: Annotated[
         int | None,
         typer.Option(
-            help="Largest batch Triton may form; 0: none. [default: what the plan allows]"
+            help="Largest batch Triton may form; 0: none. \\[default: what the plan allows]"
         ),
     ] = None,
     profile: Annotated[
         list[int] | None,
-        typer.Option(help="Number of a profile to serve. Repeatable. [default: all]"),
+        typer.Option(help="Number of a profile to serve. Repeatable. \\[default: all]"),
     ] = None,
     batching_delay: Annotated[
         int | None,
@@ -110,7 +110,7 @@ def trtexec(
     profile: Annotated[int, typer.Option(help="Number of the optimization profile.")] = 0,
     shape: Annotated[
         list[str] | None,
-        typer.Option(help="Shape of a dynamic input, NAME=1x3x8x8. [default: the profile's opt]"),
+        typer.Option(help="Shape of a dynamic input, NAME=1x3x8x8. \\[default: the profile's opt]"),
     ] = None,
     manifest: _Manifest = True,
     json: Annotated[bool, typer.Option("--json", help="Print the words as JSON.")] = False,

@@ -44,7 +44,7 @@ def latentsync(
         str | None,
         typer.Option(
             help="The model's YAML or JSON, or a preset: latentsync-1.6, small."
-            " [default: the checkpoint's own, else latentsync-1.6]"
+            " \\[default: the checkpoint's own, else latentsync-1.6]"
         ),
     ] = None,
     precision: Annotated[
@@ -54,7 +54,7 @@ def latentsync(
         str | None,
         typer.Option(
             metavar="batch=N,frames=N,height=N,width=N",
-            help="Fix all four extents (of the latents). [default: dynamic]",
+            help="Fix all four extents (of the latents). \\[default: dynamic]",
         ),
     ] = None,
     deepcache: Annotated[

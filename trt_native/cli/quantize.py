@@ -28,7 +28,7 @@ __all__ = [
 
 _NAMED = 10
 CALIB_HELP = "Calibration cache with the ranges of the activations."
-OPS_HELP = "Operators to quantize, such as Conv,MatMul,Gemm. [default: what suits the format]"
+OPS_HELP = "Operators to quantize, such as Conv,MatMul,Gemm. \\[default: what suits the format]"
 SKIP_HELP = "Shell pattern of nodes to leave alone, such as '*/to_out*' or 'op:Gemm'. Repeatable."
 PRESET_HELP = "default, or diffusion-unet: leave a denoiser's sensitive layers alone."
 COVERAGE_HELP = "Fail if less than this share of the multiply-adds is quantized, 0 to 1."
@@ -50,7 +50,7 @@ def quantize(
     dim: Annotated[
         list[str] | None,
         typer.Option(
-            help="Extent to count multiply-adds for: NAME=N. Repeatable. [default: calibration's]"
+            help="Extent to count multiply-adds for: NAME=N. Repeatable. \\[default: calibration's]"
         ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,

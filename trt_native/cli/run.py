@@ -36,7 +36,7 @@ def run(
     ] = None,
     shape: Annotated[
         list[str] | None,
-        typer.Option(help="Shape of a random input, NAME=1x3x8x8. [default: the profile's opt]"),
+        typer.Option(help="Shape of a random input, NAME=1x3x8x8. \\[default: the profile's opt]"),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the outputs to this .npz file.")
