@@ -13,7 +13,7 @@ and runs it while the denoiser is hooked, for example with LatentSync's own code
             for video, audio in examples:
                 pipeline(video_path=video, audio_path=audio, ...)
 
-``hook`` takes the keywords of ``trt_native.calibration.capture.capture``. The set that comes with
+``hook`` takes the keywords of ``trt_native.calibration.capture``. The set that comes with
 this repository was made by::
 
     scripts/capture_calibration.py scripts/latentsync_small.py:sample -o calib_data/latentsync_small
@@ -47,7 +47,7 @@ def main(
     json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
     """Capture calibration data from a running pipeline."""
-    from trt_native.calibration.capture import capture
+    from trt_native.calibration import capture
     from trt_native.calibration.folder import check_new_folder, read_manifest
     from trt_native.calibration.sources import load_function
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from trt_native.calibration import capture
 from trt_native.calibration.batches import read_batches
-from trt_native.calibration.capture import capture
 from trt_native.calibration.folder import read_manifest
 from trt_native.errors import CalibrationError, SpecError
 from trt_native.models.latentsync import UNetConfig, denoiser_inputs, load_unet

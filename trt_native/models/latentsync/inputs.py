@@ -18,7 +18,7 @@ def denoiser_inputs(
 ) -> dict[str, Any]:
     """The inputs of the exported U-Net, from the arguments of one call by the pipeline.
 
-    For :func:`trt_native.calibration.capture.capture`, as its ``arguments``.
+    For :func:`trt_native.calibration.capture`, as its ``arguments``.
 
     Args:
         sample: The noisy latents with mask, masked image and reference: (batch, 13, frames,
