@@ -22,7 +22,7 @@ step "types"
 step "import contract"
 "$bin/lint-imports"
 step "tests"
-"$bin/pytest"
+"$bin/pytest" -n 2 --dist loadfile
 for lane in trt10 trt11; do
   step "backend tests on the real Python API of TensorRT ${lane#trt}"
   status=0

@@ -47,6 +47,15 @@ def plant(tmp_path_factory):
     return environment
 
 
+@pytest.fixture(scope="session")
+def golden_onnx(tmp_path_factory):
+    """The golden U-Net in FP32, its export shared by all who only read it."""
+    pytest.importorskip("torch")
+    import golden_unet
+
+    return golden_unet.export(tmp_path_factory.mktemp("golden") / "unet.onnx")
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)

@@ -20,7 +20,10 @@ def cases():
 
 
 def export(path, dtype="float32"):
-    """Export with a dynamic number of audio tokens, which differs between the golden cases."""
+    """Export with a dynamic number of audio tokens, which differs between the golden cases.
+
+    The example's shapes are those of none of them.
+    """
     import torch
 
     from trt_native.export import export_module
@@ -31,9 +34,9 @@ def export(path, dtype="float32"):
     load_into(unet, checkpoint.state_dict)
     kind = getattr(torch, dtype)
     inputs = {
-        "latents": torch.zeros(2, 13, 3, 16, 24, dtype=kind),
+        "latents": torch.zeros(2, 13, 5, 24, 32, dtype=kind),
         "timestep": torch.zeros(1, dtype=torch.int64),
-        "encoder_hidden_states": torch.zeros(6, 5, 24, dtype=kind),
+        "encoder_hidden_states": torch.zeros(10, 7, 24, dtype=kind),
     }
     dynamic = {
         "latents": {0: "batch", 2: "frames", 3: "height", 4: "width"},

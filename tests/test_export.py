@@ -187,25 +187,6 @@ def test_an_interrupted_export_leaves_the_old_file(tmp_path, monkeypatch):
     assert path.read_bytes() == b"old"
 
 
-@pytest.fixture(scope="module")
-def golden_onnx(tmp_path_factory):
-    """The golden U-Net, with a dynamic number of audio tokens, which its cases need."""
-    unet = UNet(UNetConfig.load("small"))
-    load_into(unet, load_checkpoint(DATA / "unet_small.pt").state_dict)
-    path = tmp_path_factory.mktemp("golden") / "unet.onnx"
-    inputs = {
-        "latents": torch.zeros(2, 13, 5, 24, 32),
-        "timestep": torch.zeros(1, dtype=torch.int64),
-        "encoder_hidden_states": torch.zeros(10, 7, 24),
-    }
-    dynamic = {
-        "latents": {0: "batch", 2: "frames", 3: "height", 4: "width"},
-        "encoder_hidden_states": {0: "batch*frames", 1: "tokens"},
-    }
-    export_module(unet, inputs, path=path, dynamic=dynamic, output_names=["noise_pred"])
-    return path
-
-
 @pytest.mark.slow
 class TestUNet:
     @staticmethod

@@ -7,7 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import tiny_models
-from golden_unet import cases, export
+from golden_unet import cases
 from onnx.reference import ReferenceEvaluator
 
 from trt_native import BuildConfig, Precision, ProfileSpec, build_plan
@@ -22,11 +22,6 @@ pytestmark = pytest.mark.slow
 SHAPES = {"latents": (2, 13, 16, 32, 32), "encoder_hidden_states": (32, 10, 24)}
 
 
-@pytest.fixture(scope="module")
-def onnx_path(tmp_path_factory):
-    return export(tmp_path_factory.mktemp("golden") / "unet.onnx")
-
-
 def golden():
     for case in cases():
         case["timestep"] = case["timestep"].reshape(1)
@@ -34,10 +29,10 @@ def golden():
 
 
 @pytest.fixture(scope="module")
-def ranges(onnx_path):
+def ranges(golden_onnx):
     """Largest magnitude of every tensor to quantize, over the golden cases."""
-    model = ir.to_proto(read_model(onnx_path))
-    names = quantizable_tensors(read_model(onnx_path))
+    model = ir.to_proto(read_model(golden_onnx))
+    names = quantizable_tensors(read_model(golden_onnx))
     inputs = {value.name for value in model.graph.input}
     made = [name for name in names if name not in inputs]
     model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in made)
@@ -69,8 +64,8 @@ def worst(model):
         ("int8-weights", 0.02, {"MatMul": 244, "Conv": 54}),
     ],
 )
-def test_the_error_is_within_its_bound(onnx_path, ranges, fmt, bound, quantized):
-    model = read_model(onnx_path)
+def test_the_error_is_within_its_bound(golden_onnx, ranges, fmt, bound, quantized):
+    model = read_model(golden_onnx)
     known = {} if fmt == "int8-weights" else ranges
     report = quantize_model(model, known, format=fmt, preset="diffusion-unet", shapes=SHAPES)
     assert report.quantized == quantized
@@ -84,9 +79,9 @@ def test_the_error_is_within_its_bound(onnx_path, ranges, fmt, bound, quantized)
 
 @pytest.mark.backend
 @pytest.mark.parametrize("precision", [Precision.INT8, Precision.FP8])
-def test_tensorrt_rtx_builds_it(onnx_path, ranges, precision, tmp_path):
+def test_tensorrt_rtx_builds_it(golden_onnx, ranges, precision, tmp_path):
     pytest.importorskip("tensorrt_rtx")
-    cache = tiny_models.calibration(onnx_path, tmp_path / "unet.calib", ranges)
+    cache = tiny_models.calibration(golden_onnx, tmp_path / "unet.calib", ranges)
     config = BuildConfig(
         precision=precision,
         profiles=(ProfileSpec.parse(["batch=1", "frames=2", "height=16", "width=16", "tokens=5"]),),
@@ -95,6 +90,6 @@ def test_tensorrt_rtx_builds_it(onnx_path, ranges, precision, tmp_path):
         ),
         compute_capabilities=("8.9",),
     )
-    manifest = build_plan(onnx_path, config, backend="rtx").manifest
+    manifest = build_plan(golden_onnx, config, backend="rtx").manifest
     assert manifest.precision["quantized"]["quantized"] == {"MatMul": 244}
     assert manifest.precision["rewritten"]["target"] == "fp16"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import ml_dtypes
 import numpy as np
 import onnx
@@ -18,7 +16,6 @@ from trt_native.graph.onnx_file import hash_files, read_model
 from trt_native.graph.quantizable import quantizable_tensors
 from trt_native.spec import CalibrationMethod
 
-DATA = Path(__file__).parents[1] / "data"
 ENTROPY, MINMAX, PERCENTILE, MSE = CalibrationMethod
 
 
@@ -292,13 +289,8 @@ def test_another_runner(model):
 
 
 @pytest.mark.slow
-def test_the_golden_unet(tmp_path):
-    pytest.importorskip("torch")
-    from trt_native.export import export_latentsync
-
-    path = tmp_path / "unet.onnx"
-    static = {"batch": 2, "frames": 2, "height": 16, "width": 16}
-    export_latentsync(path, config="small", checkpoint=DATA / "unet_small.pt", static=static)
+def test_the_golden_unet(golden_onnx):
+    path = golden_onnx
     random = np.random.default_rng(0)
     batches = [
         {
