@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 import os
 import textwrap
@@ -73,6 +74,7 @@ def _every_manifest_is_valid():
     validator = jsonschema.Draft202012Validator(json.loads(text))
     write = Manifest.to_json
 
+    @functools.wraps(write)
     def to_json(manifest):
         data = write(manifest)
         validator.validate(json.loads(json.dumps(data)))

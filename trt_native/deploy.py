@@ -37,6 +37,7 @@ _TRITON_TYPES = {
     "uint8": "TYPE_UINT8",
     "bool": "TYPE_BOOL",
 }
+_MODEL_NAME = r"[^\s/\\.\x00-\x1f\ud800-\udfff][^/\\\x00-\x1f\ud800-\udfff]*"
 _VALUE_FORMATS = {"int32": "i", "int64": "q"}
 
 
@@ -85,15 +86,16 @@ class TritonConfig:
     warmup: bool = True
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[^\s/\\.\x00-\x1f][^/\\\x00-\x1f]*", self.name):
+        if not re.fullmatch(_MODEL_NAME, self.name):
             raise SpecError(
-                f"model name {self.name!r}: it names a folder, so no '/' and no '.' first"
+                f"model name {self.name!r}: it names a folder, so no '/' and no '.' first, and it"
+                " is text; choose one with --name"
             )
-        if self.instances < 1:
+        if not 1 <= self.instances < 2**31:
             raise SpecError(f"{self.instances} instances: there must be at least 1")
         if self.max_batch is not None and not 0 <= self.max_batch < 2**31:
             raise SpecError(f"max batch {self.max_batch}: it cannot be negative; 0 is no batching")
-        if self.batching_delay_us is not None and self.batching_delay_us < 0:
+        if self.batching_delay_us is not None and not 0 <= self.batching_delay_us < 2**63:
             raise SpecError(f"batching delay {self.batching_delay_us}: it cannot be negative")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from trt_native.cuda import require_gpu
 from trt_native.engine import Engine
 from trt_native.errors import CudaError, PlanError, SpecError, TrtNativeError
-from trt_native.plan import Manifest, Plan, PlanTensor
+from trt_native.plan import Manifest, Plan, PlanTensor, open_regular, read_text_file
 
 __all__ = [
     "Comparison",
@@ -44,6 +44,7 @@ _PRECISIONS = (
     ("bool", "bool"),
 )
 _TIMES = ("median_ms", "medianMs", "mean_ms", "averageMs")
+_MOST_MS = 1e12
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +196,7 @@ class PlanReport:
                 layers_fault=data["layers_unreadable"],
             )
             parse_layers(report.raw_layers or ())
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise PlanError(f"not a report of trt-native inspect --json: {error}") from None
         return report
 
@@ -236,11 +237,11 @@ def read_report(path: Path, *, ignore_manifest: bool = False) -> PlanReport:
         PlanError: the file is neither, or is damaged.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             is_json = file.read(1) == b"{"
         if not is_json:
             return inspect_plan(Plan.load(path, ignore_manifest=ignore_manifest))
-        data = json.loads(path.read_bytes())
+        data = json.loads(read_text_file(path))
     except OSError as error:
         raise PlanError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
@@ -261,7 +262,7 @@ def read_layer_times(path: Path) -> dict[str, float]:
         SpecError: the file cannot be read or tells no times of layers.
     """
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(read_text_file(path))
     except OSError as error:
         raise SpecError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
@@ -271,7 +272,7 @@ def read_layer_times(path: Path) -> dict[str, float]:
     for entry in entries if isinstance(entries, list) else ():
         if isinstance(entry, dict) and isinstance(entry.get("name"), str):
             found = [entry[key] for key in _TIMES if isinstance(entry.get(key), (int, float))]
-            if found:
+            if found and 0 <= found[0] < _MOST_MS:
                 times[entry["name"]] = float(found[0])
     if not times:
         raise SpecError(f"{path}: it tells no times of layers; bench with the times of each layer")

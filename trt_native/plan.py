@@ -7,11 +7,13 @@ load it as it is. What else must be known stands in ``NAME.plan.json`` beside it
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import secrets
 import shlex
+import stat
 import struct
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -34,7 +36,9 @@ __all__ = [
     "compatibility",
     "find_model",
     "manifest_path",
+    "open_regular",
     "read_manifest",
+    "read_text_file",
     "rebuild_command",
     "remove_temporaries",
     "replacing",
@@ -46,6 +50,7 @@ MANIFEST_SCHEMA = 1
 """Number of the manifest's layout; a change that would break readers raises it."""
 
 _HEADER_BYTES = 32
+_MOST_TEXT_BYTES = 256 * 2**20
 _PRODUCTS = {b"ftrt": "TensorRT", b"vtrt": "TensorRT-RTX"}
 
 _NONE = type(None)
@@ -363,26 +368,39 @@ class Plan:
         """
         source = Path(path)
         try:
-            data = source.read_bytes()
+            with open_regular(source) as file:
+                size = os.fstat(file.fileno()).st_size
+                _check_header(source, file.read(_HEADER_BYTES), size)
+                manifest = None if ignore_manifest else read_manifest(source)
+                if manifest and manifest.plan_bytes != size:
+                    raise _differs(source, f"{size} bytes instead of {manifest.plan_bytes}")
+                file.seek(0)
+                data = file.read()
         except OSError as error:
             raise PlanError(f"cannot read {source}: {error.strerror}") from None
-        try:
-            header = PlanHeader.parse(data)
-        except PlanError as error:
-            raise PlanError(f"{source}: {error}") from None
-        if header.declared_bytes not in (None, len(data)):
-            raise PlanError(
-                f"{source}: damaged: its header says {header.declared_bytes} bytes,"
-                f" the file has {len(data)}; copy or build it again"
-            )
-        manifest = None if ignore_manifest else read_manifest(source)
         if manifest and manifest.plan_sha256 != hashlib.sha256(data).hexdigest():
-            raise PlanError(
-                f"{source}: its bytes are not those that {manifest_path(source).name} describes"
-                " (SHA-256 differs): the plan is damaged or was replaced; copy or build it again,"
-                " or ignore the manifest (--no-manifest) if the plan came from another tool"
-            )
+            raise _differs(source, "SHA-256 differs")
         return cls(data, manifest, source)
+
+
+def _check_header(path: Path, head: bytes, size: int) -> None:
+    try:
+        header = PlanHeader.parse(head)
+    except PlanError as error:
+        raise PlanError(f"{path}: {error}") from None
+    if header.declared_bytes not in (None, size):
+        raise PlanError(
+            f"{path}: damaged: its header says {header.declared_bytes} bytes,"
+            f" the file has {size}; copy or build it again"
+        )
+
+
+def _differs(path: Path, difference: str) -> PlanError:
+    return PlanError(
+        f"{path}: its bytes are not those that {manifest_path(path).name} describes"
+        f" ({difference}): the plan is damaged or was replaced; copy or build it again,"
+        " or ignore the manifest (--no-manifest) if the plan came from another tool"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -518,7 +536,8 @@ def _targets_gpu(manifest: Manifest, capability: str) -> bool:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".") if part.isdecimal())
+    # No part has more digits than Python converts.
+    return tuple(int(part[:9]) for part in version.split(".") if part.isdecimal())
 
 
 _OPTION_NAMES = {
@@ -629,16 +648,21 @@ def _check_types(data: Any, types: Mapping[str, tuple[type, ...]], where: str) -
 
 
 def _check_profiles(tensors: Iterable[PlanTensor]) -> None:
-    """Every dynamic input has a range in each profile, for each of its axes.
+    """Every dynamic input has a range in each profile, for each of its axes; no output has any.
 
     Raises:
         ValueError: one has not.
     """
-    dynamic = [t for t in tensors if t.mode == "input" and (-1 in t.shape or t.values)]
-    for tensor in dynamic:
-        ranges = tensor.profiles or tensor.values
-        if not ranges or len(ranges) != len(dynamic[0].profiles or dynamic[0].values):
-            raise ValueError(f"{len(ranges)} profiles of tensor {tensor.name!r}")
+    tensors = tuple(tensors)
+    count = max((len(t.profiles or t.values) for t in tensors if t.mode == "input"), default=0)
+    for tensor in tensors:
+        is_input = tensor.mode == "input"
+        allowed = {count} if is_input and -1 in tensor.shape else {0, count if is_input else 0}
+        for ranges in (tensor.profiles, tensor.values):
+            if len(ranges) not in {*allowed, 0}:
+                raise ValueError(f"{len(ranges)} profiles of tensor {tensor.name!r}")
+        if not {len(tensor.profiles), len(tensor.values)} & allowed:
+            raise ValueError(f"no profiles of tensor {tensor.name!r}")
         if any(len(shapes.min) != len(tensor.shape) for shapes in tensor.profiles):
             raise ValueError(f"profiles of tensor {tensor.name!r} have another rank")
 
@@ -656,14 +680,45 @@ def read_manifest(plan: Path) -> Manifest | None:
     """
     path = manifest_path(plan)
     try:
-        return Manifest.from_json(json.loads(path.read_bytes()))
+        return Manifest.from_json(json.loads(read_text_file(path)))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        reason, advice = f"cannot be read: {error.strerror}", "delete it or build again"
+    except (ValueError, RecursionError) as error:
         reason, advice = f"cannot be read: {error}", "delete it or build again"
     except PlanError as error:
         reason, advice = error.message, "build the plan again"
     raise PlanError(f"{path}: {reason}; {advice}, or ignore it (--no-manifest)")
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading that is one: a pipe or a device might never end, or never begin.
+
+    Raises:
+        OSError: it cannot be opened, or is something else.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, "is a pipe or a device, not a file", str(path))
+
+
+def read_text_file(path: Path) -> bytes:
+    """Read a whole file of JSON or other text, of a size that such a file may have.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or is larger than 256 MiB.
+    """
+    with open_regular(path) as file:
+        content = file.read(_MOST_TEXT_BYTES + 1)
+    if len(content) > _MOST_TEXT_BYTES:
+        raise OSError(errno.EFBIG, f"is larger than {format_bytes(_MOST_TEXT_BYTES)}", str(path))
+    return content
 
 
 _run_token = secrets.token_hex(4)
@@ -698,7 +753,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     Raises:
         OSError: the folder cannot be written to, or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{_run_token}-{secrets.token_hex(2)}")
+    temporary = path.with_name(f".{path.name[:50]}.{_run_token}-{secrets.token_hex(2)}")
     unnamed = _open_unnamed(path.parent)
     try:
         with unnamed or temporary.open("xb") as file:
@@ -753,7 +808,7 @@ def sha256_of_file(path: Path, on_read: Callable[[int], None] | None = None) -> 
         OSError: the file cannot be read.
     """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
             if on_read is not None:

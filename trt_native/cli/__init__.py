@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -17,6 +18,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: The words after the program's name; those of the process by default.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name may not exist in the terminal's encoding
+            stream.reconfigure(errors="backslashreplace")
     try:
         signal.signal(signal.SIGTERM, _interrupt)
         from trt_native.cli.app import app

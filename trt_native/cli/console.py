@@ -6,6 +6,7 @@ import functools
 import json
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -19,10 +20,34 @@ from rich.text import Text
 from trt_native.cli import interrupted
 from trt_native.errors import TrtNativeError
 
-__all__ = ["guarded", "print_json", "set_verbosity", "stderr", "stdout", "table"]
+__all__ = ["guarded", "print_json", "printable", "set_verbosity", "stderr", "stdout", "table"]
 
-stdout = Console(soft_wrap=True)
-stderr = Console(stderr=True, soft_wrap=True)
+# Control characters but for tab and line end, and halves of surrogate pairs.
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """The text with escapes for what would steer a terminal, or what no encoding has.
+
+    Names in a model, in a plan's manifest and of files may hold either.
+    """
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+class _Console(Console):
+    """A console on which strings are only text."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(printable(o) if isinstance(o, str) else o for o in objects), **options)
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+stdout = _Console(soft_wrap=True)
+stderr = _Console(stderr=True, soft_wrap=True)
 
 _F = TypeVar("_F", bound=Callable[..., None])
 _verbosity = 0
@@ -35,7 +60,7 @@ def set_verbosity(level: int) -> None:
     global _verbosity
     _verbosity = level
     handler = RichHandler(console=stderr, show_path=False, show_time=False)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Formatter("%(message)s"))
     levels = (logging.WARNING, logging.INFO, logging.DEBUG)
     logger = logging.getLogger("trt_native")
     logger.addHandler(handler)
@@ -82,9 +107,13 @@ def print_json(data: object) -> None:
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
     """Write a table to standard output."""
     names = list(columns)
-    grid = Table(title=Text(title, style="bold"), title_justify="left", show_header=any(names))
+    grid = Table(title=_text(title, "bold"), title_justify="left", show_header=any(names))
     for name in names:
-        grid.add_column(name, overflow="fold")
+        grid.add_column(_text(name), overflow="fold")
     for row in rows:
-        grid.add_row(*(Text(str(cell)) for cell in row))
+        grid.add_row(*(_text(cell) for cell in row))
     stdout.print(grid)
+
+
+def _text(content: object, style: str = "") -> Text:
+    return Text(printable(str(content)), style)

@@ -35,7 +35,7 @@ def diff(
     else:
         if found.differences:
             rows = (
-                (d.section, d.name, "-" if d.left is None else d.left, d.right or "-")
+                (d.section, d.name, *("-" if side is None else side for side in (d.left, d.right)))
                 for d in found.differences
             )
             table("Differences", ("", "", str(left), str(right)), rows)

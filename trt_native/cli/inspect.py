@@ -52,14 +52,14 @@ def inspect(
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Tell what an ONNX file or a plan contains."""
-    from trt_native.plan import check_writable
+    from trt_native.plan import check_writable, open_regular
 
     if html is not None:
         check_writable(html)
     if times is not None and html is None:
         raise SpecError("--times: it is shown in the page of --html FILE")
     try:
-        with file.open("rb") as opened:
+        with open_regular(file) as opened:
             is_plan = opened.read(4) in _PLAN_TAGS
     except OSError as error:
         raise ModelError(f"{file}: cannot be read: {error.strerror}") from None
