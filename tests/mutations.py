@@ -7,6 +7,17 @@ import json
 import random
 import struct
 
+from trt_native.errors import TrtNativeError
+
+
+def attempt(call, *arguments, kind=TrtNativeError):
+    """What a call returns and None; or None and the error, which must be of this kind."""
+    try:
+        return call(*arguments), None
+    except kind as error:
+        return None, error
+
+
 # Bytes
 
 EDGES = (0, 1, 2, 0x7F, 0x80, 0xFF)

@@ -25,7 +25,15 @@ from typing import TYPE_CHECKING, Any
 
 import trt_native
 from trt_native.errors import PlanError
-from trt_native.plan import MANIFEST_SCHEMA, Manifest, Plan, replacing, sha256_of_file
+from trt_native.plan import (
+    MANIFEST_SCHEMA,
+    Manifest,
+    Plan,
+    open_regular,
+    read_text_file,
+    replacing,
+    sha256_of_file,
+)
 from trt_native.spec import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
@@ -314,8 +322,9 @@ class EngineCache:
 
     def _read(self, key: str) -> tuple[Manifest, bytes]:
         file = self._engines / f"{key}.plan"
-        data = file.read_bytes()
         sealed = _read_sealed(file.with_suffix(".json"))
+        with open_regular(file) as opened:
+            data = opened.read()
         manifest = Manifest.from_json(sealed.get("manifest"))
         if sealed.get("key") != key:
             raise ValueError("it belongs to another key")
@@ -384,7 +393,7 @@ class EngineCache:
             return str(known["sha256"])
         with contextlib.suppress(OSError, ValueError):
             known = _read_sealed(memo)
-            if known == {**before, "sha256": known["sha256"]}:
+            if known == {**before, "sha256": known.get("sha256")}:
                 return str(known["sha256"])
         known = {**before, "sha256": sha256_of_file(path)}
         if before == {"path": name, **_signature(path)}:
@@ -558,7 +567,7 @@ def _read_sealed(path: Path) -> dict[str, Any]:
         OSError: it cannot be read.
     """
     try:
-        sealed = json.loads(path.read_bytes())
+        sealed = json.loads(read_text_file(path))
         content = sealed["content"]
         intact = isinstance(content, dict) and _digest(content) == sealed["sha256"]
     except (TypeError, KeyError, ValueError, RecursionError) as error:

@@ -35,6 +35,7 @@ __all__ = [
     "check_writable",
     "compatibility",
     "find_model",
+    "is_within",
     "manifest_path",
     "open_regular",
     "read_manifest",
@@ -618,7 +619,7 @@ def find_model(manifest: Manifest, plan: Path) -> tuple[Path | None, str]:
     name = str(manifest.model["file"])
     path = plan.parent / name
     try:
-        if not path.resolve().is_relative_to(plan.parent.resolve()):
+        if not is_within(path, plan.parent.resolve()):
             return None, f"{name!r} lies outside the plan's folder, which is not followed"
         if not path.is_file():
             digits = manifest.model["sha256"][:16]
@@ -690,6 +691,18 @@ def read_manifest(plan: Path) -> Manifest | None:
     except PlanError as error:
         reason, advice = error.message, "build the plan again"
     raise PlanError(f"{path}: {reason}; {advice}, or ignore it (--no-manifest)")
+
+
+def is_within(path: Path, folder: Path) -> bool:
+    """Whether a path stays in a resolved folder, links followed; a loop of links does not.
+
+    Raises:
+        OSError, ValueError: it is too long, or no path.
+    """
+    try:
+        return path.resolve().is_relative_to(folder)
+    except RuntimeError:  # before Python 3.13, a loop
+        return False
 
 
 def open_regular(path: Path) -> BinaryIO:

@@ -52,6 +52,8 @@ _UNITS = {
     "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
 }  # fmt: skip
 _SECONDS = (86400, 3600, 60, 1)
+_MOST = 2**63 - 1
+_EXTENT = r"[0-9]{1,19}"
 _E = TypeVar("_E", bound="_Choice")
 
 
@@ -68,7 +70,10 @@ def parse_bytes(text: str | int) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
     if match is None or match[2].lower() not in _UNITS or len(match[1]) > 100:
         raise SpecError(f"not a size: {text!r}; write for example 8GiB, 512MiB or 4000000000")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
+    count = int(float(match[1]) * _UNITS[match[2].lower()])
+    if count > _MOST:
+        raise SpecError(f"not a size: {text!r}; that is more than any machine has")
+    return count
 
 
 def format_bytes(count: int) -> str:
@@ -89,11 +94,12 @@ def parse_duration(text: str) -> float:
     """
     number = r"(\d+(?:\.\d+)?)"
     match = re.fullmatch(
-        rf"\s*(?:{number}d)?\s*(?:{number}h)?\s*(?:{number}m)?\s*(?:{number}s?)?\s*", text.lower()
+        rf"(?:{number}d)?(?:{number}h)?(?:{number}m)?(?:{number}s?)?",
+        "".join(text.lower().split()),
     )
     counts = match.groups() if match else ()
     seconds = sum(float(n or 0) * unit for n, unit in zip(counts, _SECONDS, strict=False))
-    if seconds <= 0:
+    if not 0 < seconds < _MOST:
         raise SpecError(f"not a duration: {text!r}; write for example 90s, 15m or 1h30m")
     return seconds
 
@@ -102,13 +108,13 @@ def parse_shape(text: str) -> Shape:
     """Read ``1x3x8x8``; ``scalar`` (or nothing) is the empty shape.
 
     Raises:
-        SpecError: an axis is not a whole number of at least 0.
+        SpecError: an axis is not a whole number of at least 0, or none that 64 bits hold.
     """
     text = text.strip()
     if text in ("", "scalar"):
         return ()
-    axes = re.split(r"[x,]", text)
-    if not all(re.fullmatch(r"\s*\d+\s*", axis) for axis in axes):
+    axes = [axis.strip() for axis in re.split(r"[x,]", text)]
+    if not all(re.fullmatch(_EXTENT, axis) and int(axis) <= _MOST for axis in axes):
         raise SpecError(f"not a shape: {text!r}; write for example 1x3x8x8")
     return tuple(int(axis) for axis in axes)
 
@@ -133,6 +139,8 @@ class DimRange:
     def __post_init__(self) -> None:
         if not 0 <= self.min <= self.opt <= self.max:
             raise SpecError(f"not ordered: {self}; a range needs 0 <= MIN <= OPT <= MAX")
+        if self.max > _MOST:
+            raise SpecError(f"too large: {self}; an extent has 64 bits")
 
     @classmethod
     def parse(cls, text: str | int) -> DimRange:
@@ -141,8 +149,8 @@ class DimRange:
         Raises:
             SpecError: the text has neither form, or is not ordered.
         """
-        parts = _split_range(str(text), "1:2:4")
-        if not all(re.fullmatch(r"\s*\d+\s*", part) for part in parts):
+        parts = [part.strip() for part in _split_range(str(text), "1:2:4")]
+        if not all(re.fullmatch(_EXTENT, part) for part in parts):
             raise SpecError(f"not a range of extents: {text!r}; write for example 2 or 1:2:4")
         return cls(int(parts[0]), int(parts[1]), int(parts[2]))
 
@@ -273,14 +281,15 @@ class ProfileSpec:
             SpecError: the mapping has other keys, or a range cannot be read.
         """
         if not isinstance(data, Mapping) or not set(data) <= {"dims", "shapes", "name"}:
-            found = sorted(data) if isinstance(data, Mapping) else type(data).__name__
+            found = sorted(map(str, data)) if isinstance(data, Mapping) else type(data).__name__
             raise SpecError(f"a profile needs the keys 'dims' and/or 'shapes', found {found}")
         entries: dict[str, list[str]] = {}
         for key in ("dims", "shapes"):
             section = data.get(key) or {}
             if not isinstance(section, Mapping):
                 raise SpecError(
-                    f"'{key}' of a profile needs NAME: RANGE entries, found {section!r}"
+                    f"'{key}' of a profile needs NAME: RANGE entries, found a"
+                    f" {type(section).__name__}"
                 )
             entries[key] = [f"{name}={_range_text(value)}" for name, value in section.items()]
         return cls.parse(**entries)
@@ -289,8 +298,20 @@ class ProfileSpec:
 def _range_text(value: Any) -> str:
     """Undo what YAML and TOML make of a range: ``[1, 2, 4]`` as well as the text ``1:2:4``."""
     if isinstance(value, list):
-        return ":".join("x".join(map(str, v)) if isinstance(v, list) else str(v) for v in value)
-    return str(value)
+        return ":".join(
+            "x".join(map(_scalar, v)) if isinstance(v, list) else _scalar(v) for v in value
+        )
+    return _scalar(value)
+
+
+def _scalar(value: Any) -> str:
+    """Not the text of a collection: in YAML it may hold itself, a million times over."""
+    if isinstance(value, (list, Mapping, set)):
+        return type(value).__name__
+    try:
+        return str(value)
+    except ValueError:  # more digits than Python writes
+        return "a number far too large"
 
 
 def _parse_entries(
@@ -503,9 +524,11 @@ class BuildConfig:
     def __post_init__(self) -> None:
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
             raise SpecError(f"optimization level {self.optimization_level}: it goes from 0 to 5")
-        if self.max_aux_streams is not None and self.max_aux_streams < 0:
-            raise SpecError(f"max_aux_streams {self.max_aux_streams}: it cannot be negative")
-        if self.workspace_bytes is not None and self.workspace_bytes <= 0:
+        if self.max_aux_streams is not None and not 0 <= self.max_aux_streams < 2**31:
+            raise SpecError(
+                f"max_aux_streams {self.max_aux_streams}: it cannot be negative, or above 2^31"
+            )
+        if self.workspace_bytes is not None and not 0 < self.workspace_bytes <= _MOST:
             raise SpecError(f"workspace of {self.workspace_bytes} bytes: it must be positive")
         if self.precision is Precision.TF32 and self.tf32 is False:
             raise SpecError("precision tf32 contradicts --no-tf32; use precision fp32")

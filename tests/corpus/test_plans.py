@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import tiny_models
 from made_plans import STATIC, TWO, X, Y, make_plan, tensor
-from mutations import BYTES, SPLICES, json_broken, json_edited, lengths_absurd
+from mutations import BYTES, SPLICES, attempt, json_broken, json_edited, lengths_absurd
 
 from trt_native.builder import build_plan
 from trt_native.errors import PlanError
@@ -19,7 +19,7 @@ from trt_native.plan import Plan, manifest_path
 from trt_native.spec import BuildConfig, ProfileSpec
 
 MUTATED_PLANS = 500
-MUTATED_MANIFESTS = 120
+MUTATED_MANIFESTS = 200
 """Of the caches, manifests and npz; the rest are in test_caches.py."""
 
 
@@ -83,11 +83,7 @@ def test_mutated_plans(command, seeds, tmp_path):
 
 def loaded(path: Path) -> Plan | None:
     """The plan, or None and an error that names the file."""
-    plan = error = None
-    try:
-        plan = Plan.load(path)
-    except PlanError as refused:
-        error = refused
+    plan, error = attempt(Plan.load, path, kind=PlanError)
     assert plan is not None or str(path) in error.message
     return plan
 

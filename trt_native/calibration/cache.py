@@ -10,16 +10,18 @@ import contextlib
 import hashlib
 import json
 import math
+import operator
 import os
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from trt_native.errors import CalibrationError, SpecError
-from trt_native.plan import replacing
+from trt_native.plan import read_text_file, replacing
+from trt_native.spec import parse_shape
 
 __all__ = [
     "LEVELS",
@@ -52,7 +54,7 @@ def cache_header(version: str, algorithm: str = "EntropyCalibration2") -> str:
     Raises:
         SpecError: no version of TensorRT that reads calibration caches.
     """
-    match = re.fullmatch(r"(\d+)\.(\d+)(?:\.(\d+))?(?:\.\d+)*", version)
+    match = re.fullmatch(r"(\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?(?:\.\d+)*", version)
     if match is None:
         raise SpecError(f"not a version of TensorRT: {version!r}; write for example 10.16.1")
     major, minor, patch = (int(part or 0) for part in match.groups())
@@ -128,14 +130,18 @@ class Provenance:
             )
         try:
             fields = {name: data[name] for name in cls.__dataclass_fields__}
-            _contents(data["model"])
-            fields["shapes"] = {name: tuple(shapes) for name, shapes in data["shapes"].items()}
+            _check_texts(data, ("producer", "method", "runner", "created"))
+            for file in (data["model"], *data["model"]["external"]):
+                _check_texts(file, ("file", "sha256"))
+            _check_texts(data["skipped"], data["skipped"].keys())
+            fields["batches"] = operator.index(data["batches"])
+            fields["shapes"] = {name: _shapes(texts) for name, texts in data["shapes"].items()}
             fields["ranges"] = {
-                name: TensorRange(float(entry["amax"]), float(entry["threshold"]))
+                name: TensorRange(_magnitude(entry["amax"]), _magnitude(entry["threshold"]))
                 for name, entry in data["ranges"].items()
             }
             return cls(**fields)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise CalibrationError(
                 f"malformed provenance: {type(error).__name__}: {error}"
             ) from None
@@ -246,7 +252,7 @@ class CalibrationCache:
         """
         source = Path(path)
         try:
-            data = source.read_bytes()
+            data = read_text_file(source)
         except OSError as error:
             raise CalibrationError(f"cannot read {source}: {error.strerror}") from None
         try:
@@ -339,6 +345,28 @@ def _contents(files: Mapping[str, Any]) -> list[str]:
     return [str(files["sha256"]), *(entry["sha256"] for entry in files["external"])]
 
 
+def _check_texts(data: Mapping[str, Any], names: Iterable[str]) -> None:
+    for name in names:
+        if not isinstance(data[name], str):
+            raise TypeError(f"{name} is {type(data[name]).__name__}")
+
+
+def _shapes(texts: Any) -> tuple[str, ...]:
+    """Texts such as ``1x3x8x8``; a SpecError is a ValueError."""
+    if not isinstance(texts, list):
+        raise TypeError(f"shapes are {type(texts).__name__}")
+    for text in texts:
+        parse_shape(text)
+    return tuple(texts)
+
+
+def _magnitude(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number) or number < 0:
+        raise ValueError(f"a magnitude of {number}")
+    return number
+
+
 def _provenance_path(cache: Path) -> Path:
     return cache.with_name(cache.name + ".json")
 
@@ -346,13 +374,14 @@ def _provenance_path(cache: Path) -> Path:
 def _read_provenance(source: Path, cache: CalibrationCache) -> Provenance | None:
     path = _provenance_path(source)
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(read_text_file(path))
         provenance = Provenance.from_json(data)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise CalibrationError(
-            f"{path}: cannot be read: {error}; delete it or calibrate again"
+            f"{path}: cannot be read: {reason}; delete it or calibrate again"
         ) from None
     except CalibrationError as error:
         raise CalibrationError(f"{path}: {error}; delete it or calibrate again") from None

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from trt_native.errors import CalibrationError, SpecError
+from trt_native.plan import read_text_file
 from trt_native.spec import Shape, TensorSpec
 
 __all__ = [
@@ -102,13 +103,13 @@ class DataManifest:
                 batches=tuple({**item, "file": _file_name(item)} for item in data["batches"]),
                 origin=dict(data["origin"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CalibrationError(f"malformed manifest: {type(error).__name__}: {error}") from None
 
 
 def _file_name(entry: Mapping[str, Any]) -> str:
     name = str(entry["file"])
-    if Path(name).name != name:
+    if Path(name).name != name or name in ("", "..") or "\0" in name:
         raise ValueError(f"{name!r} is not a file in its folder")
     return name
 
@@ -121,11 +122,12 @@ def read_manifest(folder: Path) -> DataManifest | None:
     """
     path = folder / MANIFEST_NAME
     try:
-        return DataManifest.from_json(json.loads(path.read_bytes()))
+        return DataManifest.from_json(json.loads(read_text_file(path)))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise CalibrationError(f"{path}: cannot be read: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CalibrationError(f"{path}: cannot be read: {reason}") from None
     except CalibrationError as error:
         raise CalibrationError(f"{path}: {error}") from None
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from trt_native.calibration.folder import MANIFEST_NAME, Array, Batch, DataManifest, read_manifest
 from trt_native.errors import CalibrationError
+from trt_native.plan import is_within, open_regular
 from trt_native.spec import TensorSpec
 
 __all__ = ["Source", "load_function", "open_source"]
@@ -95,6 +96,12 @@ def _listed(
 ) -> Source:
     """The files that a manifest lists."""
     names = [str(batch["file"]) for batch in manifest.batches]
+    root = folder.resolve()
+    for name in names:
+        if not is_within(folder / name, root):
+            raise CalibrationError(
+                f"{folder}: {name!r} leads outside the folder; it is not followed"
+            )
     source = _Files([(name, partial(_load_npz, folder / name)) for name in names[:limit]])
     source.manifest = manifest
     source.faults = tuple(
@@ -279,14 +286,21 @@ def load_function(text: str) -> Callable[..., Any]:
 
 
 def _load_npz(path: Path) -> Batch:
-    with _translated(path), np.load(path, allow_pickle=False) as archive:
-        return dict(archive)
+    with _translated(path), open_regular(path) as file:
+        archive = np.load(file, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise TypeError("it holds one array without a name, as an .npy file does")
+        arrays = dict(archive)
+        strangers = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
+        if strangers:
+            raise TypeError(f"{strangers[0]!r} in it is no array")
+        return arrays
 
 
 def _load_npys(paths: Mapping[str, Path]) -> Batch:
     arrays = {}
     for name, path in paths.items():
-        with _translated(path), path.open("rb") as file:
+        with _translated(path), open_regular(path) as file:
             arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
     return arrays
 

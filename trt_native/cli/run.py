@@ -11,7 +11,7 @@ import typer
 
 from trt_native.cli.console import guarded, print_json, stderr, table
 from trt_native.errors import SpecError
-from trt_native.spec import Shape, parse_shape
+from trt_native.spec import Shape, ShapeRange, parse_shape
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,6 +57,8 @@ def run(
         check_writable(output)
     if random is None and not arrays:
         raise SpecError("no inputs: give --input NAME=FILE.npy, or --random SEED")
+    if random is not None and random < 0:
+        raise SpecError(f"--random {random}: a seed is not negative")
     with Session(Plan.load(plan, ignore_manifest=not manifest)) as session:
         if random is not None:
             arrays = _fill(session.engine.inputs, arrays, shapes, random)
@@ -72,27 +74,40 @@ def run(
 def _read_inputs(entries: list[str]) -> dict[str, np.ndarray[Any, Any]]:
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     for entry in entries:
-        name, separator, file = entry.partition("=")
-        if separator:
-            arrays[name] = _load(Path(file))
-        elif entry.endswith(".npz"):
-            arrays.update(_load(Path(entry)))
-        else:
+        name, _, file = entry.partition("=")
+        if not (name and file) and not entry.endswith(".npz"):
             raise SpecError(f"--input {entry!r}: write NAME=FILE.npy, or name an .npz file")
+        one = bool(name and file)
+        loaded = _load(Path(file if one else entry))
+        if isinstance(loaded, dict) == one:
+            found = "several arrays" if one else "one array without a name"
+            raise SpecError(
+                f"--input {entry!r}: the file holds {found}; write NAME=FILE.npy for one array,"
+                " or name an .npz file for arrays by name"
+            )
+        arrays.update({name: loaded} if one else loaded)
     return arrays
 
 
 def _load(path: Path) -> Any:
+    """One array, or arrays by name."""
     import numpy as np
 
+    from trt_native.plan import open_regular
+
     try:
-        loaded = np.load(path, allow_pickle=False)
-        return dict(loaded) if path.suffix == ".npz" else loaded
+        with open_regular(path) as file:
+            loaded = np.load(file, allow_pickle=False)
+            arrays = loaded if isinstance(loaded, np.ndarray) else dict(loaded)
     except OSError as error:
         raise SpecError(f"{path}: cannot be read: {error.strerror or error}") from None
     except Exception as error:  # zipfile, zlib and NumPy have kinds of their own
         reason = " ".join(str(error).split())
         raise SpecError(f"{path}: not a NumPy file, or damaged ({reason})") from None
+    for name, array in arrays.items() if isinstance(arrays, dict) else ():
+        if not isinstance(array, np.ndarray):
+            raise SpecError(f"{path}: {name!r} in it is no array")
+    return arrays
 
 
 def _read_shapes(entries: list[str]) -> dict[str, Shape]:
@@ -126,8 +141,11 @@ def _fill(
         if tensor.values:
             filled[tensor.name] = np.array(tensor.values[0].opt, tensor.dtype).reshape(tensor.shape)
             continue
-        best = tensor.profiles[0].opt if tensor.profiles else tensor.shape
-        shape = shapes.get(tensor.name, best)
+        ranges = tensor.profiles or (ShapeRange(tensor.shape, tensor.shape, tensor.shape),)
+        shape = shapes.get(tensor.name, ranges[0].opt)
+        if not any(allowed.contains(shape) for allowed in ranges):
+            listing = " or ".join(map(str, ranges))
+            raise SpecError(f"--shape {tensor.name}={'x'.join(map(str, shape))}: outside {listing}")
         if np.issubdtype(np.dtype(tensor.dtype), np.integer) or tensor.dtype == "bool":
             filled[tensor.name] = generator.integers(0, 2, shape).astype(tensor.dtype)
         else:

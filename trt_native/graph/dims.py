@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import difflib
 import json
+import operator
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -17,9 +19,18 @@ from typing import Any
 import onnx_ir as ir
 
 from trt_native.errors import SpecError
+from trt_native.plan import read_text_file
 from trt_native.spec import DimRange, Profile, ProfileSpec, Shape, ShapeRange, TensorSpec
 
-__all__ = ["fixed_axes", "read_profile_file", "resolve_profiles", "shape_faults"]
+__all__ = [
+    "evaluate_dimension",
+    "fixed_axes",
+    "read_profile_file",
+    "resolve_profiles",
+    "shape_faults",
+]
+
+_LONGEST = 200  # letters of an expression
 
 
 def resolve_profiles(
@@ -137,10 +148,40 @@ def _names(axis: int | str | None) -> set[str]:
 
 
 def _symbols(text: str) -> set[str]:
+    expression = _expression(text)
+    return {text} if expression is None else set(expression.free_symbols())
+
+
+def _expression(text: str) -> ir.SymbolicDim | None:
+    """The expression; None for a name like any other, and for what could take forever to work out.
+
+    Powers are what a short text makes large numbers of; exporters write sums and products.
+    """
+    if len(text) > _LONGEST or "**" in text or re.search(r"\d{20}", text):
+        return None
+    expression = ir.SymbolicDim(text)
     try:
-        return set(ir.SymbolicDim(text).free_symbols())
-    except ValueError:  # not an expression that onnx_ir reads: a name like any other
-        return {text}
+        expression.free_symbols()
+    except (ValueError, TypeError, ArithmeticError, RecursionError):
+        return None
+    return expression
+
+
+def evaluate_dimension(text: str, extents: Mapping[str, int]) -> Any:
+    """What an expression of dimensions comes out as.
+
+    Args:
+        text: The expression.
+        extents: Dimension to extent.
+
+    Returns:
+        An int; or something else where it comes out as no whole number, or is no expression.
+    """
+    expression = _expression(text)
+    try:
+        return None if expression is None else expression.evaluate(extents)
+    except (ValueError, TypeError, ArithmeticError, RecursionError):
+        return None
 
 
 def _shapes_from(tensor: TensorSpec, ranges: Mapping[str, DimRange], add: Any) -> ShapeRange | None:
@@ -179,13 +220,13 @@ def _axis_range(
 
 
 def _evaluate(axis: str, ranges: Mapping[str, DimRange], add: Any) -> DimRange | None:
-    extents: list[Any] = [
-        ir.SymbolicDim(axis).evaluate({name: getattr(r, end) for name, r in ranges.items()})
+    extents = [
+        evaluate_dimension(axis, {name: getattr(r, end) for name, r in ranges.items()})
         for end in ("min", "opt", "max")
     ]
     try:
-        return DimRange(*(int(extent) for extent in extents))
-    except (SpecError, TypeError, ValueError):
+        return DimRange(*(operator.index(extent) for extent in extents))
+    except (SpecError, TypeError, ValueError, ArithmeticError):
         low, best, high = extents
         add(
             f"dimension {axis!r} comes out as {low}:{best}:{high}, which is no ordered range;"
@@ -259,7 +300,7 @@ def _expression_faults(extents: Mapping[str, tuple[int, str]]) -> list[str]:
         names = _symbols(text)
         if text in names or not names <= set(values):
             continue
-        expected = ir.SymbolicDim(text).evaluate(values)
+        expected = evaluate_dimension(text, values)
         if expected != extent:
             given = ", ".join(f"{name}={values[name]}" for name in sorted(names))
             faults.append(f"{place} needs {text} = {expected} ({given}), found {extent}")
@@ -280,7 +321,7 @@ def read_profile_file(path: Path) -> tuple[ProfileSpec, ...]:
         SpecError: the file cannot be read, or holds anything else.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text_file(path).decode()
         data = _PARSERS[path.suffix.lower()](text)
     except KeyError:
         known = ", ".join(_PARSERS)
@@ -292,7 +333,8 @@ def read_profile_file(path: Path) -> tuple[ProfileSpec, ...]:
         raise SpecError(f"{path}: not valid {path.suffix[1:].upper()}: {reason}") from None
     entries = data.get("profiles") if isinstance(data, dict) and "profiles" in data else [data]
     if not isinstance(entries, list) or not entries:
-        raise SpecError(f"{path}: 'profiles' must be a list of mappings, found {entries!r}")
+        found = "none" if entries == [] else f"a {type(entries).__name__}"
+        raise SpecError(f"{path}: 'profiles' must be a list of mappings, found {found}")
     try:
         return tuple(ProfileSpec.from_mapping(entry) for entry in entries)
     except SpecError as error:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
+from trt_native.graph.dims import evaluate_dimension
 from trt_native.spec import Shape
 
 __all__ = ["multiply_adds", "static_shapes"]
@@ -73,10 +74,7 @@ def _extent(axis: int | ir.SymbolicDim | None, extents: Mapping[str, int]) -> in
         return axis
     if axis.value is None or axis.value in extents:
         return extents.get(axis.value or "")
-    try:
-        extent = axis.evaluate(extents)
-    except ValueError:  # a name that is no expression
-        return None
+    extent = evaluate_dimension(axis.value, extents)
     return extent if isinstance(extent, int) else None
 
 
