@@ -8,7 +8,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from hashlib import sha256
@@ -55,7 +55,6 @@ from trt_native.spec import (
     Precision,
     Profile,
     QuantizationSpec,
-    ShapeRange,
     TensorSpec,
 )
 
@@ -625,10 +624,6 @@ def _described(result: BuildResult, outline: Outline) -> tuple[PlanTensor, ...]:
         )
         for tensor in result.tensors
     )
-
-
-def _of_tensor(ranges: Iterable[Mapping[str, ShapeRange]], name: str) -> tuple[ShapeRange, ...]:
-    return tuple(by_name[name] for by_name in ranges if name in by_name)
 
 
 def _dimension_names(spec: TensorSpec | None, rank: int) -> tuple[str | None, ...]:
