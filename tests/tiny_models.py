@@ -6,19 +6,19 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
+BOOL, FLOAT, INT64 = TensorProto.BOOL, TensorProto.FLOAT, TensorProto.INT64
 
 
 def tensor(name, dtype, shape):
     return helper.make_tensor_value_info(name, dtype, shape)
 
 
-def save(path, nodes, inputs, outputs, weights=None, opset=18, **kwargs):
+def save(path, nodes, inputs, outputs, weights=None, opset=18, domains=None, **kwargs):
     initializers = [numpy_helper.from_array(np.asarray(v), k) for k, v in (weights or {}).items()]
     graph = helper.make_graph(nodes, "tiny", inputs, outputs, initializers)
-    model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10, **kwargs
-    )
+    opsets = {"": opset, **(domains or {})}
+    imports = [helper.make_opsetid(domain, version) for domain, version in opsets.items()]
+    model = helper.make_model(graph, opset_imports=imports, ir_version=10, **kwargs)
     onnx.save(model, path)
     return path
 

@@ -46,6 +46,7 @@ from trt_native.graph.precision import (
 from trt_native.graph.quantizable import quantizable_tensors
 from trt_native.graph.quantization import QuantizationReport
 from trt_native.graph.quantization_rules import default_ops
+from trt_native.graph.validity import refuses_malformed
 from trt_native.plan import Manifest, Plan, PlanTensor, check_writable, sha256_of_file
 from trt_native.quantize import NO_RANGES, Ranges, find_ranges, load_ranges, quantize_graph
 from trt_native.spec import (
@@ -550,6 +551,7 @@ def _rewrite(prepared: Preparation, progress: Progress | None) -> dict[str, Any]
     return record
 
 
+@refuses_malformed
 def _save_temporary(graph: ir.Model, path: Path) -> None:
     try:
         ir.save(graph, path, external_data=f"{path.name}.data")

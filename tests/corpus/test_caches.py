@@ -23,8 +23,8 @@ from trt_native.graph.onnx_file import read_model, tensor_specs
 
 CALIBRATION_CACHES = 60
 CALIBRATION_DATA = 60
-INPUTS = 50
-CACHE_ENTRIES = 30
+INPUTS = 58
+CACHE_ENTRIES = 22
 
 
 def mutant(rng, number, data):

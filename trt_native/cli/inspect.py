@@ -136,7 +136,7 @@ def _graph_nodes(model: ir.Model) -> list[GraphNode]:
             precision=_ONNX_PRECISIONS.get(spec.dtype, ""),
         )
         for node in model.graph
-        for spec in (value_spec(node.outputs[0]),)
+        for spec in (value_spec(node.outputs[0]) if node.outputs else TensorSpec("", "", None),)
     ]
 
 

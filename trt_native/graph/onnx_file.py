@@ -14,8 +14,14 @@ import onnx
 import onnx_ir as ir
 
 from trt_native.errors import ModelError
-from trt_native.plan import sha256_of_file
-from trt_native.spec import ByteProgress, TensorSpec, no_progress
+from trt_native.graph.validity import (
+    all_tensors,
+    graph_faults,
+    refuses_malformed,
+    root_cause,
+)
+from trt_native.plan import is_within, open_regular, sha256_of_file
+from trt_native.spec import ByteProgress, TensorSpec, format_bytes, no_progress
 
 __all__ = [
     "ModelSummary",
@@ -32,6 +38,8 @@ __all__ = [
 
 # Protobuf ends at 2 GiB; the graph itself needs some of that.
 _MAX_INLINE_BYTES = 2**31 - 2**26
+_MOST_PROTOBUF_BYTES = 2**31
+_LISTED = 10
 
 
 def read_model(path: Path) -> ir.Model:
@@ -41,58 +49,73 @@ def read_model(path: Path) -> ir.Model:
         ModelError: the file is missing, empty, truncated or not ONNX, or external weights are
             missing, too short, or outside the model's folder.
     """
-    if path.is_dir():
-        raise ModelError(f"{path}: is a folder, not an ONNX file")
     try:
-        size = path.stat().st_size
-        model = ir.load(path) if size else None
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+        model = ir.load(path) if 0 < size <= _MOST_PROTOBUF_BYTES else None
+    except IsADirectoryError:
+        raise ModelError(f"{path}: is a folder, not an ONNX file") from None
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from None
     except Exception as error:  # onnx_ir and protobuf raise many kinds on malformed bytes
-        raise ModelError(f"{path}: not an ONNX file, or truncated ({_first_line(error)})") from None
-    if model is None:
+        raise ModelError(f"{path}: not an ONNX file, or truncated ({root_cause(error)})") from None
+    if not size:
         raise ModelError(f"{path}: is empty; export or copy the model again")
+    if model is None:
+        raise ModelError(
+            f"{path}: not an ONNX file: it has {format_bytes(size)}, and none has more than 2 GiB;"
+            " larger models keep their weights in files beside them"
+        )
     if not model.graph.outputs or not model.opset_imports:
         raise ModelError(f"{path}: not an ONNX model: it has no graph with outputs")
-    _check_external_weights(path, model)
+    try:
+        faults = list(dict.fromkeys(graph_faults(model)))
+        _check_external_weights(path, model)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{path}: its graph is malformed ({root_cause(error)})") from None
+    if faults:
+        more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
+        raise ModelError(f"{path}: its graph is malformed: {faults[0]}{more}", faults[1:_LISTED])
     return model
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _check_external_weights(path: Path, model: ir.Model) -> None:
     faults: dict[str, str] = {}
+    folder = path.parent.resolve()
     for tensor in _external_tensors(model):
         name = str(tensor.location)
-        location = Path(name)
-        file = path.parent / location
-        if location.is_absolute() or ".." in location.parts:
-            faults[name] = "lies outside the model's folder, which is not followed"
-        elif not file.is_file():
-            faults[name] = f"is missing (first needed by {tensor.name!r})"
-        else:
-            end = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
-            if end > file.stat().st_size:
-                faults[name] = (
-                    f"is too short: {tensor.name!r} needs {end} bytes,"
-                    f" the file has {file.stat().st_size}"
-                )
+        if name not in faults and (fault := _external_fault(path.parent, folder, tensor)):
+            faults[name] = fault
+        tensor.base_dir = path.parent  # onnx_ir does not reach those in functions
     if faults:
         lines = [f"{location} {fault}" for location, fault in faults.items()]
         raise ModelError(f"{path}: external weights: {'; '.join(lines)}")
 
 
+def _external_fault(parent: Path, folder: Path, tensor: ir.ExternalTensor) -> str | None:
+    location = Path(str(tensor.location))
+    file = parent / location
+    try:
+        if location.is_absolute() or ".." in location.parts or not is_within(file, folder):
+            return "lies outside the model's folder, which is not followed"
+        if not file.is_file():
+            return f"is missing (first needed by {tensor.name!r})"
+        size = file.stat().st_size
+    except (OSError, ValueError) as error:
+        return f"cannot be read ({getattr(error, 'strerror', None) or error})"
+    length = tensor.nbytes if tensor.length is None else tensor.length
+    if (tensor.offset or 0) < 0 or length < 0 or length < tensor.nbytes:
+        return f"has too little for {tensor.name!r}: it needs {tensor.nbytes} bytes, not {length}"
+    end = (tensor.offset or 0) + length
+    if end > size:
+        return f"is too short: {tensor.name!r} needs {end} bytes, the file has {size}"
+    return None
+
+
 def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                yield value.const_value
-    for node in model.graph.all_nodes():
-        for attribute in node.attributes.values():
-            if isinstance(attribute, ir.Attr) and isinstance(attribute.value, ir.ExternalTensor):
-                yield attribute.value
+    return (tensor for tensor in all_tensors(model) if isinstance(tensor, ir.ExternalTensor))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +145,7 @@ class ModelSummary:
     metadata: Mapping[str, str]
 
 
+@refuses_malformed
 def summarize(path: Path, model: ir.Model) -> ModelSummary:
     """Describe a model that was read from ``path``."""
     operators = Counter(_operator(node) for node in model.graph.all_nodes())

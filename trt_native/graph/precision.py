@@ -46,6 +46,7 @@ from trt_native.graph.precision_rules import (
     scale_is_lost,
     schema_of,
 )
+from trt_native.graph.validity import refuses_malformed
 
 __all__ = [
     "PrecisionReport",
@@ -113,6 +114,7 @@ class PrecisionReport:
         return dataclasses.asdict(self)
 
 
+@refuses_malformed
 def is_reduced(model: ir.Model) -> bool:
     """Tell whether a graph already carries reduced precision, and should be left as it is.
 
@@ -136,6 +138,7 @@ def _touches(node: ir.Node, types: frozenset[str]) -> bool:
     return any(v is not None and v.dtype and v.dtype.name.lower() in types for v in values)
 
 
+@refuses_malformed
 def reduced_types(model: ir.Model) -> frozenset[str]:
     """Name the reduced precisions in a graph, bodies and model-local functions included.
 
@@ -159,6 +162,7 @@ def reduced_types(model: ir.Model) -> frozenset[str]:
     return frozenset(names | {"quantized"} if quantized else names)
 
 
+@refuses_malformed
 def statistics_nodes(model: ir.Model, keep_fp32: Sequence[str] = ()) -> frozenset[str]:
     """Names of the nodes that an FP16 engine should compute in FP32.
 
@@ -176,6 +180,7 @@ def statistics_nodes(model: ir.Model, keep_fp32: Sequence[str] = ()) -> frozense
     return frozenset(n.name for n, reason in kept.items() if n.name and reason not in typing)
 
 
+@refuses_malformed
 def convert_precision(
     model: ir.Model,
     target: ir.DataType,

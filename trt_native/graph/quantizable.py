@@ -9,6 +9,7 @@ import onnx_ir as ir
 from trt_native.errors import SpecError
 from trt_native.graph.precision import infer_types
 from trt_native.graph.precision_rules import bodies, op_set
+from trt_native.graph.validity import refuses_malformed
 
 __all__ = ["QUANTIZABLE_OPS", "constant_values", "quantizable_tensors", "skip_paths"]
 
@@ -22,6 +23,7 @@ _RANDOM = op_set("RandomNormalLike RandomUniformLike Bernoulli Multinomial")
 _OPERANDS = 2  # a third input is the bias, which stays as it is
 
 
+@refuses_malformed
 def quantizable_tensors(model: ir.Model, ops: Iterable[str] = QUANTIZABLE_OPS) -> list[str]:
     """Name the floating-point activations that operators of these types multiply.
 

@@ -51,6 +51,7 @@ from trt_native.graph.quantization_rules import (
     default_ops,
     find_weight,
 )
+from trt_native.graph.validity import refuses_malformed
 from trt_native.spec import QUANTIZED_OPS, Shape
 
 __all__ = [
@@ -143,6 +144,7 @@ class QuantizationReport:
         return ", ".join(parts) or "nothing"
 
 
+@refuses_malformed
 def quantize_model(
     model: ir.Model,
     ranges: Mapping[str, float],

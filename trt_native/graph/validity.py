@@ -1,0 +1,122 @@
+"""What a graph must have for the rest to rely on, and what is said of one that has not."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import ParamSpec, TypeVar
+
+import onnx_ir as ir
+
+from trt_native.errors import ModelError, TrtNativeError
+
+__all__ = ["all_tensors", "graph_faults", "refuses_malformed", "root_cause"]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_SMALL = 1 << 20
+
+
+def refuses_malformed(work: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Let a function raise :class:`ModelError` on a graph that breaks ONNX's rules.
+
+    The rules for each operator are many, and onnx and onnx_ir raise errors of every kind where one
+    is broken. To check them all beforehand would refuse graphs that TensorRT takes.
+    """
+
+    @functools.wraps(work)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return work(*args, **kwargs)
+        except (TrtNativeError, OSError, MemoryError):
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"the model's graph is malformed, or beyond what this version reads:"
+                f" {root_cause(error)}; onnx.checker.check_model tells more of a malformed one"
+            ) from error
+
+    return run
+
+
+def root_cause(error: BaseException) -> str:
+    """Kind and first line of what an error began with."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    line = (str(error).strip().splitlines() or [""])[0][:200]
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__
+
+
+def graph_faults(model: ir.Model) -> Iterator[str]:
+    """What is wrong with a graph whatever its operators mean, a line each."""
+    for domain, version in model.opset_imports.items():
+        if not 1 <= version < 2**31:
+            yield f"opset {version} of domain {domain!r} does not exist"
+    texts = [model.producer_name, model.producer_version, *model.metadata_props.items()]
+    parts: list[ir.Graph | ir.Function] = [*model.graphs(), *model.functions.values()]
+    for graph in parts:
+        values = [*graph.inputs, *graph.outputs]
+        for node in graph:
+            texts += [node.name, node.op_type, node.domain, *node.attributes]
+            values += [value for value in (*node.inputs, *node.outputs) if value is not None]
+            yield from (
+                f"node {node.name!r} ({node.op_type}) reads {value.name!r}, which nothing gives"
+                for value in node.inputs
+                if value is not None and not _is_given(value)
+            )
+        texts += [value.name for value in values]
+        yield from (
+            f"the output {value.name!r} is not the output of any node"
+            for value in graph.outputs
+            if not _is_given(value)
+        )
+    flat = (part for text in texts for part in (text if isinstance(text, tuple) else (text,)))
+    if any(isinstance(text, bytes) for text in flat):
+        yield "a name in it is no text"
+    for tensor in all_tensors(model):
+        if fault := _tensor_fault(tensor):
+            yield f"weight {tensor.name!r} {fault}"
+
+
+def _is_given(value: ir.Value) -> bool:
+    # An input of a function belongs to no graph that would say so.
+    return (
+        value.producer() is not None
+        or value.is_graph_input()
+        or value.is_initializer()
+        or value.const_value is not None
+    )
+
+
+def all_tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """Every weight and constant, of bodies and functions too."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                yield value.const_value
+    parts: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for part in parts:
+        for node in part.all_nodes():
+            for attribute in node.attributes.values():
+                if attribute.is_ref():
+                    continue
+                if attribute.type == ir.AttributeType.TENSOR:
+                    yield attribute.as_tensor()
+                elif attribute.type == ir.AttributeType.TENSORS:
+                    yield from attribute.as_tensors()
+
+
+def _tensor_fault(tensor: ir.TensorProtocol) -> str | None:
+    """What is wrong with the data of a weight inside the file; external ones are left alone."""
+    shape = tensor.shape.numpy()
+    if any(extent < 0 for extent in shape):
+        return f"has the shape {shape}"
+    if isinstance(tensor, ir.ExternalTensor) or tensor.dtype == ir.DataType.STRING:
+        return None
+    try:
+        raw = getattr(tensor.raw, "raw_data", b"")
+        if len(raw) != tensor.nbytes and (raw or tensor.nbytes < _SMALL):
+            tensor.numpy()  # tells what is wrong, if anything is
+    except Exception as error:  # as many kinds as there are ways to hold data
+        return f"of the shape {shape} does not have the data for it ({root_cause(error)})"
+    return None
