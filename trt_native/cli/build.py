@@ -11,6 +11,7 @@ import typer
 from trt_native.cache import FOLDER_VARIABLE, SIZE_VARIABLE, EngineCache
 from trt_native.cli.build_process import Job, Outcome, build_with_retries
 from trt_native.cli.console import guarded, print_json, stderr, stdout, table
+from trt_native.cli.html import TENSOR_COLUMNS, tensor_rows
 from trt_native.cli.quantize import (
     CALIB_HELP,
     COVERAGE_HELP,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from trt_native.builder import Outline
     from trt_native.plan import Manifest
 
-__all__ = ["build", "print_tensors"]
+__all__ = ["build"]
 
 _SHAPES, _TYPES, _TUNING, _TARGET = "Shapes", "Precision", "Memory and tuning", "Target"
 _QUANTIZATION = "Quantization (--precision int8, fp8, int8-weights)"
@@ -330,7 +331,7 @@ def _print_summary(target: Path, outcome: Outcome) -> None:
     if outcome.cached:
         rows[-1] = ("cached", f"built {manifest.created} ({times})")
     table("Unchanged: from the cache" if outcome.cached else "Built", ("", ""), rows)
-    print_tensors(manifest)
+    table("Tensors", TENSOR_COLUMNS, tensor_rows(manifest.tensors))
 
 
 def _memory_text(manifest: Manifest) -> str:
@@ -368,21 +369,6 @@ def _precision_text(manifest: Manifest) -> str:
 def _quantized_text(record: Mapping[str, Any]) -> str:
     text = coverage_text(record)
     return f"{text}; {record['backend_lacks']}" if record["backend_lacks"] else text
-
-
-def print_tensors(manifest: Manifest) -> None:
-    """Write the table of a plan's inputs and outputs."""
-    rows = (
-        (
-            tensor.mode,
-            tensor.name,
-            tensor.dtype,
-            tensor.describe_shape(),
-            "\n".join(map(str, tensor.profiles or tensor.values)),
-        )
-        for tensor in manifest.tensors
-    )
-    table("Tensors", ("", "name", "dtype", "shape", "min:opt:max by profile"), rows)
 
 
 def _dry_run(model: Path, config: BuildConfig, backend: str, json: bool) -> None:
