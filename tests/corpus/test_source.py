@@ -12,6 +12,7 @@ import trt_native
 ROOT = Path(trt_native.__file__).parent
 SOURCES = sorted({*ROOT.rglob("*.py"), *(ROOT.parent / "scripts").rglob("*.py")})
 PICKLES = {"pickle", "cPickle", "dill", "shelve", "marshal", "joblib", "cloudpickle"}
+HARMLESS = {"from pickle import UnpicklingError"}  # what torch.load raises
 SHELLS = {
     "os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput",
     "commands.getoutput", "pty.spawn",
@@ -34,14 +35,15 @@ RULES = {
 def dotted(node):
     """``np.lib.format.read_array`` of a call; empty for what is no plain name."""
     if isinstance(node, ast.Attribute):
-        inner = dotted(node.value)
-        return f"{inner}.{node.attr}" if inner else node.attr
+        return f"{dotted(node.value) or '?'}.{node.attr}"
     return node.id if isinstance(node, ast.Name) else ""
 
 
 def offences(tree):
     """Every forbidden import or call in a syntax tree."""
     for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and ast.unparse(node) in HARMLESS:
+            continue
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             modules = {alias.name for alias in node.names} | {getattr(node, "module", "") or ""}
             if {module.partition(".")[0] for module in modules} & PICKLES:
@@ -72,7 +74,8 @@ def test_there_is_something_to_look_at():
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT.parent)))
 def test_nothing_in_a_file_becomes_code(path):
-    assert not list(offences(ast.parse(path.read_text(encoding="utf-8"))))
+    found = list(offences(ast.parse(path.read_text(encoding="utf-8"))))
+    assert found == []
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import ctypes
 import json
 import mmap
-import pickle
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -108,7 +108,7 @@ def _read_torch(path: Path) -> Any:
         can_map = file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC  # torch's format before 1.6 cannot
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=can_map)
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         if "weights_only" not in str(error).lower():
             raise ModelError(f"{path}: not a checkpoint, or damaged: {_brief(error)}") from None
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
