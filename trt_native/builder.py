@@ -505,7 +505,9 @@ def _parsable(
     if prepared.outline.rewrites:
         with tempfile.TemporaryDirectory(prefix="trt-native-") as folder:
             record.update(_rewrite(prepared, progress))
-            rewritten = Path(folder) / path.name
+            # A name that TensorRT and onnx_ir take, which may append to it.
+            plain = path.name.isprintable() and len(path.name) < 50
+            rewritten = Path(folder) / (path.name if plain else "model.onnx")
             with _stage(progress, "Writing the rewritten graph"):
                 _save_temporary(prepared.graph, rewritten)
             yield rewritten, record, frozenset()

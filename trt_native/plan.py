@@ -766,6 +766,8 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     Raises:
         OSError: the folder cannot be written to, or the disk is full.
     """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "is a folder, a pipe or a device", str(path))
     temporary = path.with_name(f".{path.name[:50]}.{_run_token}-{secrets.token_hex(2)}")
     unnamed = _open_unnamed(path.parent)
     try:
@@ -804,6 +806,8 @@ def check_writable(path: Path) -> None:
     if path.is_dir():
         raise SpecError(f"cannot write {path}: it is a folder; name a file in it")
     try:
+        if path.exists() and not path.is_file():
+            raise SpecError(f"cannot write {path}: it is a pipe or a device; name a file")
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:

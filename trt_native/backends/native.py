@@ -21,7 +21,7 @@ from trt_native.backends.base import (
 )
 from trt_native.backends.callbacks import make_log, make_monitor, make_output_allocator
 from trt_native.errors import BuildError, PlanError, SpecError, UnsupportedError
-from trt_native.plan import PlanTensor, replacing
+from trt_native.plan import PlanTensor, open_regular, replacing
 from trt_native.spec import BuildConfig
 
 __all__ = ["TENSORRT_REFUSALS", "NativeBackend"]
@@ -167,7 +167,7 @@ class NativeBackend:
     def _parse(self, request: BuildRequest, network: Any) -> None:
         with self._log.collecting() as errors:
             parser = self._trt.OnnxParser(network, self._log.tensorrt_logger)
-            if parser.parse_from_file(str(request.onnx)):
+            if parser.parse_from_file(os.fsencode(request.onnx)):
                 return
             faults = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
             missing = [
@@ -229,10 +229,15 @@ class NativeBackend:
         for number, profile in enumerate(request.profiles):
             native = builder.create_optimization_profile()
             with self._log.collecting() as errors:
-                for name, shapes in profile.shapes.items():
-                    native.set_shape(name, shapes.min, shapes.opt, shapes.max)
-                for name, values in profile.values.items():
-                    native.set_shape_input(name, values.min, values.opt, values.max)
+                try:
+                    for name, shapes in profile.shapes.items():
+                        native.set_shape(name, shapes.min, shapes.opt, shapes.max)
+                    for name, values in profile.values.items():
+                        native.set_shape_input(name, values.min, values.opt, values.max)
+                except (RuntimeError, TypeError) as error:
+                    raise BuildError(
+                        f"{self.product} rejected optimization profile {number}: {error}", errors
+                    ) from None
                 index = config.add_optimization_profile(native)
             if index < 0 or errors:
                 raise BuildError(f"{self.product} rejected optimization profile {number}", errors)
@@ -283,7 +288,7 @@ class NativeBackend:
         if path is None:
             return
         try:
-            content = path.read_bytes() if path.exists() else b""
+            content = _content(path) if path.exists() else b""
         except OSError as error:
             raise SpecError(f"timing cache {path}: cannot be read: {error.strerror}") from None
         with self._log.collecting() as errors:
@@ -316,7 +321,7 @@ class NativeBackend:
         timings = config.get_timing_cache()
         if path.exists():
             with self._log.collecting():  # what cannot be merged is replaced
-                others = config.create_timing_cache(path.read_bytes())
+                others = config.create_timing_cache(_content(path))
                 if others is not None:
                     timings.combine(others, False)
         return memoryview(timings.serialize())
@@ -348,6 +353,11 @@ class NativeBackend:
     def collected_errors(self) -> contextlib.AbstractContextManager[list[str]]:
         """See :meth:`trt_native.backends.base.Backend.collected_errors`."""
         return self._log.collecting()
+
+
+def _content(path: Path) -> bytes:
+    with open_regular(path) as file:
+        return file.read()
 
 
 @contextlib.contextmanager

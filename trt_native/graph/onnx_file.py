@@ -225,7 +225,8 @@ def hash_files(
         ModelError: a file cannot be read.
     """
     locations = sorted({str(tensor.location) for tensor in _external_tensors(model)})
-    files = [(path, path.name), *((path.parent / location, location) for location in locations)]
+    name = path.name.encode(errors="backslashreplace").decode()  # JSON is text, names may not be
+    files = [(path, name), *((path.parent / location, location) for location in locations)]
     try:
         onnx, *external = (
             {"file": name, "bytes": file.stat().st_size, "sha256": hash_file(file)}
