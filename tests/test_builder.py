@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+import traceback
 from pathlib import Path
 
 import onnx
@@ -12,7 +13,7 @@ import tiny_models
 
 from trt_native import BuildConfig, IoPrecision, Plan, Precision, ProfileSpec, build_plan
 from trt_native.builder import outline
-from trt_native.errors import ModelError, SpecError, UnsupportedError
+from trt_native.errors import BuildError, ModelError, SpecError, UnsupportedError
 
 pytest.importorskip("tensorrt_rtx")
 pytestmark = pytest.mark.backend
@@ -164,3 +165,14 @@ def test_node_patterns_that_match_nothing_are_an_error(tmp_path):
         build(path, "batch=1", keep_fp32=("/matmull",))
     manifest = build(path, "batch=1", keep_fp32=("/matmul",)).manifest
     assert manifest.precision["rewritten"]["kept"]["keep_fp32"] == {"MatMul": 1}
+
+
+def test_a_failed_build_leaves_nothing_to_the_garbage_collector(tmp_path):
+    """Freed in a call to the log, TensorRT's builder waits forever for the lock of that call."""
+    path = tiny_models.conv(tmp_path / "m.onnx", shape=(1, 3, 8, 8), operator="NoSuchOperator")
+    with pytest.raises(BuildError) as raised:
+        build(path, precision=Precision.FP32)
+    frames = [frame for frame, _ in traceback.walk_tb(raised.value.__traceback__)]
+    assert "build" in {frame.f_code.co_name for frame in frames}
+    held = [type(value) for frame in frames for value in frame.f_locals.values()]
+    assert not [kind for kind in held if kind.__module__.startswith("tensorrt_rtx")]

@@ -8,6 +8,7 @@ import os
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -589,6 +590,9 @@ def _in_thread(work: Callable[[], _T], cancelled: threading.Event) -> _T:
         try:
             outcome.append(work())
         except BaseException as error:  # raised again by the thread that waits
+            # TensorRT's objects go now. The garbage collector might free them during a call to the
+            # log, inside a lock that they need.
+            traceback.clear_frames(error.__traceback__)
             failure.append(error)
         finally:
             ended.set()
@@ -602,7 +606,7 @@ def _in_thread(work: Callable[[], _T], cancelled: threading.Event) -> _T:
         ended.wait()
         raise
     if failure:
-        raise failure[0]
+        raise failure.pop()
     return outcome[0]
 
 
