@@ -50,7 +50,7 @@ class NativeBackend:
 
     Subclasses say what differs between the libraries: the capabilities, and the hooks
     :meth:`_network_flags`, :meth:`_set_precision`, :meth:`_set_targets`, :meth:`_calibrating` and
-    :meth:`_check_loads`.
+    :meth:`_load_fault`.
     """
 
     name: str
@@ -76,8 +76,9 @@ class NativeBackend:
     def _set_targets(self, request: BuildRequest, config: Any) -> None:
         """Choose the GPUs the plan is for."""
 
-    def _check_loads(self, runtime: Any, data: bytes | memoryview) -> None:
-        """Raise :class:`PlanError` with a reason where the library can tell one beforehand."""
+    def _load_fault(self, runtime: Any, data: bytes | memoryview) -> str | None:  # noqa: ARG002
+        """Why the library does not answer for this plan here, where it can tell."""
+        return None
 
     @contextlib.contextmanager
     def _calibrating(
@@ -332,14 +333,17 @@ class NativeBackend:
         """See :meth:`trt_native.backends.base.Backend.deserialize`."""
         with self._log.collecting() as errors:
             runtime = self._trt.Runtime(self._log.tensorrt_logger)
-            self._check_loads(runtime, data)
+            fault = self._load_fault(runtime, data)
             engine = runtime.deserialize_cuda_engine(data)
         if engine is None:
             raise PlanError(
-                f"{self.product} {self.version} cannot load the plan: it is damaged, or made for"
-                " another GPU or version",
+                f"{self.product} {self.version} cannot load the plan:"
+                f" {fault or 'it is damaged, or made for another GPU or version'};"
+                " build it again on, or for, this machine",
                 _relevant(errors),
             )
+        if fault is not None:  # it runs on more than it is supported on
+            _LOGGER.warning("%s %s loaded a plan although: %s", self.product, self.version, fault)
         return engine
 
     def json_format(self) -> Any:

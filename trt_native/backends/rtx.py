@@ -7,7 +7,7 @@ from typing import Any
 from trt_native.backends.base import QUANTIZES_ALL, BuildRequest, Capabilities
 from trt_native.backends.native import NativeBackend
 from trt_native.cuda import gpu_info
-from trt_native.errors import PlanError, UnsupportedError
+from trt_native.errors import UnsupportedError
 from trt_native.spec import BuildConfig, Precision
 
 __all__ = ["RtxBackend"]
@@ -74,13 +74,10 @@ class RtxBackend(NativeBackend):
             member = "SM" + target.replace(".", "")
             config.set_compute_capability(getattr(self._trt.ComputeCapability, member), index)
 
-    def _check_loads(self, runtime: Any, data: bytes | memoryview) -> None:
+    def _load_fault(self, runtime: Any, data: bytes | memoryview) -> str | None:
         validity, diagnostics = runtime.get_engine_validity(data)
-        if validity == self._trt.EngineValidity.INVALID:
-            members = self._trt.EngineInvalidityDiagnostics.__members__.items()
-            reasons = [name for name, value in members if diagnostics & int(value)]
-            why = ", ".join(reasons).lower().replace("_", " ")
-            raise PlanError(
-                f"{self.product} {self.version} says this plan cannot run here"
-                f" ({why or 'no usable GPU or driver'}): build it again on, or for, this machine"
-            )
+        if validity != self._trt.EngineValidity.INVALID:
+            return None
+        members = self._trt.EngineInvalidityDiagnostics.__members__.items()
+        reasons = [name for name, value in members if diagnostics & int(value)]
+        return ", ".join(reasons).lower().replace("_", " ") or "no usable GPU or driver"
