@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from trt_native import BuildConfig, Engine, Precision, ProfileSpec, Session, build_plan
-from trt_native.errors import ClosedError, SpecError
+from trt_native.errors import BuildError, ClosedError, SpecError
 
 pytestmark = [pytest.mark.gpu, pytest.mark.backend]
 
@@ -97,7 +97,11 @@ def test_an_output_whose_shape_depends_on_data(tmp_path):
         [tiny_models.tensor("x", TensorProto.FLOAT, [4, 4])],
         [tiny_models.tensor("y", TensorProto.INT64, [2, "n"])],
     )
-    with Session(build(path)) as session:
+    try:
+        plan = build(path)
+    except BuildError as error:
+        pytest.skip(f"this TensorRT builds no output whose shape depends on data: {error}")
+    with Session(plan) as session:
         for x in (np.eye(4), np.ones((4, 4)), np.zeros((4, 4))):
             check(path, session, {"x": x.astype(np.float32)})
 
