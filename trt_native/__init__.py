@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from trt_native.plan import Plan as Plan
     from trt_native.quantize import quantize_onnx as quantize_onnx
     from trt_native.session import Session as Session
+    from trt_native.session import SessionPool as SessionPool
+    from trt_native.session import SharedMemory as SharedMemory
     from trt_native.spec import BuildConfig as BuildConfig
     from trt_native.spec import DimRange as DimRange
     from trt_native.spec import IoPrecision as IoPrecision
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from trt_native.spec import ProfileSpec as ProfileSpec
     from trt_native.spec import QuantizationSpec as QuantizationSpec
     from trt_native.spec import ShapeRange as ShapeRange
+    from trt_native.torch_module import TensorRTModule as TensorRTModule
 
 __version__ = "0.1.0"
 
@@ -40,7 +43,10 @@ _HOMES = {
     "ProfileSpec": "spec",
     "QuantizationSpec": "spec",
     "Session": "session",
+    "SessionPool": "session",
     "ShapeRange": "spec",
+    "SharedMemory": "session",
+    "TensorRTModule": "torch_module",
     "TrtNativeError": "errors",
     "build_plan": "builder",
     "quantize_onnx": "quantize",

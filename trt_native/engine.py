@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
+import threading
+import weakref
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trt_native.backends.base import DTYPES, Backend, load_backend
-from trt_native.cuda import GpuInfo, require_gpu
-from trt_native.errors import ClosedError, CudaError, PlanError, UnsupportedError
-from trt_native.plan import Environment, Plan, PlanTensor, compatibility
-from trt_native.spec import ShapeRange
+from trt_native.cuda import GpuInfo, memory_info, require_gpu
+from trt_native.errors import ClosedError, CudaError, PlanError, SpecError, UnsupportedError
+from trt_native.plan import (
+    Environment,
+    Plan,
+    PlanTensor,
+    compatibility,
+    open_regular,
+    replacing,
+)
+from trt_native.spec import ShapeRange, format_bytes
 
 __all__ = ["Engine", "environment_of"]
 
@@ -27,6 +38,13 @@ class Engine:
         plan: A plan, or the path of one.
         backend: ``auto`` takes the library that the plan's header names.
         ordinal: CUDA ordinal of the GPU to load it on.
+        weight_budget_bytes: How much GPU memory the weights of a plan built with weight streaming
+            may take; what does not fit is copied from the host in every run. None: all of them.
+        keep_kernels: Keep what TensorRT-RTX compiles in ``PLAN.cache`` beside the plan, so that the
+            next process need not compile it again. Without effect for other TensorRTs, and for a
+            plan that is no file.
+
+    An engine may be shared by sessions in any number of threads.
 
     Attributes:
         plan: The plan.
@@ -47,13 +65,24 @@ class Engine:
         *,
         backend: str | Backend = "auto",
         ordinal: int = 0,
+        weight_budget_bytes: int | None = None,
+        keep_kernels: bool = True,
     ) -> None:
         self._native: Any = None
+        self._lock = threading.Lock()
         self.plan = plan if isinstance(plan, Plan) else Plan.load(Path(plan))
         self.ordinal = ordinal
         self.backend = _backend_for(self.plan, backend)
-        _check(self.plan, environment_of([self.backend], require_gpu(ordinal)))
+        gpu = require_gpu(ordinal)
+        _check(self.plan, environment_of([self.backend], gpu))
         self._native = self.backend.deserialize(self.plan.data)
+        if weight_budget_bytes is not None:
+            self._limit_weights(weight_budget_bytes)
+        self._kernels = _KernelFile.of(self.plan, self.backend, gpu) if keep_kernels else None
+        self._contexts: Any = self.backend.contexts(
+            self._native, self._kernels.read() if self._kernels else b""
+        )
+        self._finalizer = weakref.finalize(self, _save_kernels, self._contexts, self._kernels)
         self.profile_count = max(1, int(self._native.num_optimization_profiles))
         self.tensors = self._read_tensors()
 
@@ -83,21 +112,48 @@ class Engine:
         """Whether TensorRT reads or writes the tensor in host memory, as it does with shapes."""
         return str(self.native.get_tensor_location(name).name) == "HOST"
 
-    def create_context(self) -> Any:
-        """A new ``IExecutionContext`` with device memory of its own.
+    def create_context(self, *, user_managed: bool = False) -> Any:
+        """A new ``IExecutionContext``.
+
+        Args:
+            user_managed: Without device memory of its own: the caller gives it
+                :attr:`activation_bytes` before it runs.
 
         Raises:
             CudaError: TensorRT gave none: too little memory, or no kernel for this GPU.
         """
-        with self.backend.collected_errors() as errors:
-            context = self.native.create_execution_context()
+        require_gpu(self.ordinal)
+        with self._lock, self.backend.collected_errors() as errors:
+            context = self._contexts.create(user_managed=user_managed)
         if context is None:
+            free, total = memory_info()
             raise CudaError(
                 f"{self.backend.product} gave no execution context: too little GPU memory"
-                f" ({self.activation_bytes} bytes are needed), or a kernel is missing for this GPU",
+                f" ({format_bytes(self.activation_bytes)} are needed for activations,"
+                f" {format_bytes(free)} of {format_bytes(total)} are free; build with smaller"
+                " maximum shapes, or let sessions share their memory), or a kernel is missing for"
+                " this GPU",
                 errors,
             )
         return context
+
+    def save_kernels(self) -> None:
+        """Write what TensorRT-RTX has compiled since it was read to the file beside the plan."""
+        if self._native is not None:
+            with self._lock:
+                _save_kernels(self._contexts, self._kernels)
+
+    def _limit_weights(self, budget: int) -> None:
+        streamable = int(self.native.streamable_weights_size)
+        if not streamable:
+            raise UnsupportedError(
+                "this plan cannot stream its weights: build it with --weight-streaming"
+            )
+        if not 0 <= budget <= streamable:
+            raise SpecError(
+                f"weight budget of {budget} bytes: the plan's weights take 0 to {streamable} bytes"
+            )
+        self.native.weight_streaming_budget_v2 = budget
 
     def layers(self) -> list[dict[str, Any]]:
         """What the engine inspector tells of each layer.
@@ -115,7 +171,9 @@ class Engine:
         return [{"Name": layer} if isinstance(layer, str) else layer for layer in layers]
 
     def close(self) -> None:
-        """Free the engine's device memory. May be called again."""
+        """Free the engine's device memory, once its sessions are closed. May be called again."""
+        self._finalizer()
+        self._contexts = None
         self._native = None
 
     def __enter__(self) -> Engine:
@@ -182,6 +240,65 @@ def _check(plan: Plan, environment: Environment) -> None:
         )
     for doubt in verdict.doubts:
         _LOGGER.info("%s: %s", plan.path or "plan", doubt)
+
+
+@dataclass
+class _KernelFile:
+    """The kernels of one plan on one GPU, kept beside the plan.
+
+    One line of JSON that says whose they are, then TensorRT-RTX's bytes.
+    """
+
+    path: Path
+    owner: dict[str, str]
+    content: bytes = b""
+
+    @classmethod
+    def of(cls, plan: Plan, backend: Backend, gpu: GpuInfo) -> _KernelFile | None:
+        if plan.path is None:
+            return None
+        owner = {
+            "kernels_of": (
+                plan.manifest.plan_sha256  # Plan.load has compared it with the bytes
+                if plan.manifest
+                else hashlib.sha256(plan.data).hexdigest()
+            ),
+            "gpu": gpu.name,
+            "compute_capability": gpu.compute_capability,
+            "driver": gpu.driver,
+            "library": f"{backend.product} {backend.version}",
+        }
+        return cls(plan.path.with_name(plan.path.name + ".cache"), owner)
+
+    def read(self) -> bytes:
+        """What was kept for this plan, GPU and library; nothing where it is for others, or bad."""
+        try:
+            with open_regular(self.path) as file:
+                head, _, content = file.read().partition(b"\n")
+            kept = json.loads(head)
+        except (OSError, ValueError, PlanError):
+            return b""
+        if kept != {**self.owner, "sha256": hashlib.sha256(content).hexdigest()}:
+            return b""
+        self.content = content
+        return content
+
+    def write(self, content: bytes) -> None:
+        """Keep these, if they are others than those that were read."""
+        if not content or content == self.content:
+            return
+        head = json.dumps({**self.owner, "sha256": hashlib.sha256(content).hexdigest()})
+        try:
+            with replacing(self.path) as file:
+                file.write(head.encode() + b"\n" + content)
+        except OSError as error:  # the plan runs all the same
+            _LOGGER.debug("compiled kernels were not kept in %s: %s", self.path, error.strerror)
+        self.content = content
+
+
+def _save_kernels(contexts: Any, file: _KernelFile | None) -> None:
+    if file is not None:
+        file.write(contexts.cache())
 
 
 def _range(bounds: Any) -> ShapeRange:

@@ -69,8 +69,28 @@ class PlanError(TrtNativeError):
 
 
 class CudaError(TrtNativeError):
-    """The CUDA driver returned an error, or no usable GPU was found."""
+    """The CUDA driver returned an error, or no usable GPU was found.
+
+    Attributes:
+        code: The driver's ``CUresult``; 0 where the error has none.
+    """
+
+    def __init__(self, message: str, details: Sequence[str] = (), code: int = 0) -> None:
+        super().__init__(message, details)
+        self.code = code
+
+    @property
+    def sticky(self) -> bool:
+        """Whether the GPU's context is lost, so that no later call in this process can succeed."""
+        return self.code in _STICKY
 
 
 class ClosedError(TrtNativeError):
     """An object was used after ``close()``."""
+
+
+_STICKY = frozenset({214, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719})
+"""``CUresult`` of an uncorrectable memory error, of destroyed contexts, and of kernels that failed.
+
+From cuda.h: the process must be ended and started again to use CUDA further.
+"""

@@ -31,6 +31,7 @@ __all__ = [
     "BuildResult",
     "Calibration",
     "Capabilities",
+    "Contexts",
     "Prober",
     "Progress",
     "available_backends",
@@ -175,6 +176,21 @@ class BuildResult:
     seconds: Mapping[str, float]
 
 
+class Contexts(Protocol):
+    """Makes the execution contexts of one engine."""
+
+    def create(self, *, user_managed: bool) -> Any:
+        """A new ``IExecutionContext``, or None where TensorRT gives none.
+
+        Args:
+            user_managed: The caller gives it memory for activations before it runs.
+        """
+
+    def cache(self) -> bytes:
+        """The kernels compiled so far, to be kept; empty where the library compiles none."""
+        ...
+
+
 class Backend(Protocol):
     """One TensorRT library."""
 
@@ -214,6 +230,27 @@ class Backend(Protocol):
 
         Raises:
             PlanError: TensorRT rejected the plan.
+        """
+
+    def contexts(self, engine: Any, cached: bytes) -> Contexts:
+        """How execution contexts of an engine are made.
+
+        Args:
+            engine: What :meth:`deserialize` returned.
+            cached: What :meth:`Contexts.cache` returned in an earlier process, or nothing. Bytes
+                that the library does not take are ignored.
+        """
+        ...
+
+    def is_capturable(self, context: Any, stream: int) -> bool:
+        """Whether the library says that a run of this context can be captured as a CUDA graph."""
+        ...
+
+    def profiler(self, report: Callable[[str, float], None]) -> Any:
+        """An ``IProfiler`` that passes each layer's name and milliseconds on, in engine order.
+
+        An exception that ``report`` raises is kept as the attribute ``failure`` of what this
+        returns.
         """
 
     def json_format(self) -> Any:

@@ -1,4 +1,4 @@
-"""Objects that TensorRT calls back: log, progress monitor, output allocator.
+"""Objects that TensorRT calls back: log, progress monitor, output allocator, profiler.
 
 TensorRT swallows what they raise and goes on with less, so none of them ever raises: an exception
 is kept, the work is stopped where that is possible, and the caller raises it afterwards.
@@ -14,7 +14,7 @@ from typing import Any
 
 from trt_native.backends.base import Progress
 
-__all__ = ["Log", "make_log", "make_monitor", "make_output_allocator"]
+__all__ = ["Log", "make_log", "make_monitor", "make_output_allocator", "make_profiler"]
 
 _LOGGER = logging.getLogger("trt_native.tensorrt")
 # TensorRT's severities 0 to 4: internal error, error, warning, info, verbose.
@@ -160,3 +160,25 @@ def make_output_allocator(trt: Any, allocate: Callable[[str, int], int]) -> Any:
             return self._shapes[name]
 
     return Allocator()
+
+
+def make_profiler(trt: Any, report: Callable[[str, float], None]) -> Any:
+    """A ``trt.IProfiler`` that calls ``report(layer name, milliseconds)``.
+
+    Its attribute ``failure`` holds the first exception ``report`` raised.
+    """
+
+    class Profiler(trt.IProfiler):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+            self.failure: BaseException | None = None
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            if self.failure is not None:
+                return
+            try:
+                report(layer_name, ms)
+            except BaseException as error:  # kept for the caller, whatever it is
+                self.failure = error
+
+    return Profiler()

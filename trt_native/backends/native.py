@@ -17,9 +17,15 @@ from trt_native.backends.base import (
     BuildRequest,
     BuildResult,
     Capabilities,
+    Contexts,
     Progress,
 )
-from trt_native.backends.callbacks import make_log, make_monitor, make_output_allocator
+from trt_native.backends.callbacks import (
+    make_log,
+    make_monitor,
+    make_output_allocator,
+    make_profiler,
+)
 from trt_native.errors import BuildError, PlanError, SpecError, UnsupportedError
 from trt_native.plan import PlanTensor, open_regular, replacing
 from trt_native.spec import BuildConfig
@@ -346,6 +352,18 @@ class NativeBackend:
             _LOGGER.warning("%s %s loaded a plan although: %s", self.product, self.version, fault)
         return engine
 
+    def contexts(self, engine: Any, cached: bytes) -> Contexts:  # noqa: ARG002
+        """See :meth:`trt_native.backends.base.Backend.contexts`."""
+        return _StaticContexts(self._trt, engine)
+
+    def is_capturable(self, context: Any, stream: int) -> bool:  # noqa: ARG002
+        """See :meth:`trt_native.backends.base.Backend.is_capturable`."""
+        return True
+
+    def profiler(self, report: Callable[[str, float], None]) -> Any:
+        """See :meth:`trt_native.backends.base.Backend.profiler`."""
+        return make_profiler(self._trt, report)
+
     def json_format(self) -> Any:
         """See :meth:`trt_native.backends.base.Backend.json_format`."""
         return self._trt.LayerInformationFormat.JSON
@@ -357,6 +375,21 @@ class NativeBackend:
     def collected_errors(self) -> contextlib.AbstractContextManager[list[str]]:
         """See :meth:`trt_native.backends.base.Backend.collected_errors`."""
         return self._log.collecting()
+
+
+class _StaticContexts:
+    def __init__(self, trt: Any, engine: Any) -> None:
+        self._trt = trt
+        self._engine = engine
+
+    def create(self, *, user_managed: bool) -> Any:
+        strategies = self._trt.ExecutionContextAllocationStrategy
+        return self._engine.create_execution_context(
+            strategies.USER_MANAGED if user_managed else strategies.STATIC
+        )
+
+    def cache(self) -> bytes:
+        return b""
 
 
 def _content(path: Path) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trt_native.backends.base import QUANTIZES_ALL, BuildRequest, Capabilities
+from trt_native.backends.base import QUANTIZES_ALL, BuildRequest, Capabilities, Contexts
 from trt_native.backends.native import NativeBackend
 from trt_native.cuda import gpu_info
 from trt_native.errors import UnsupportedError
@@ -74,6 +74,14 @@ class RtxBackend(NativeBackend):
             member = "SM" + target.replace(".", "")
             config.set_compute_capability(getattr(self._trt.ComputeCapability, member), index)
 
+    def contexts(self, engine: Any, cached: bytes) -> Contexts:
+        """See :meth:`trt_native.backends.base.Backend.contexts`."""
+        return _CompilingContexts(self._trt, engine, cached)
+
+    def is_capturable(self, context: Any, stream: int) -> bool:
+        """See :meth:`trt_native.backends.base.Backend.is_capturable`."""
+        return bool(context.is_stream_capturable(stream))
+
     def _load_fault(self, runtime: Any, data: bytes | memoryview) -> str | None:
         validity, diagnostics = runtime.get_engine_validity(data)
         if validity != self._trt.EngineValidity.INVALID:
@@ -81,3 +89,33 @@ class RtxBackend(NativeBackend):
         members = self._trt.EngineInvalidityDiagnostics.__members__.items()
         reasons = [name for name, value in members if diagnostics & int(value)]
         return ", ".join(reasons).lower().replace("_", " ") or "no usable GPU or driver"
+
+
+class _CompilingContexts:
+    """Contexts that compile their kernels on the GPU at hand, and share what was compiled.
+
+    Kernels for new shapes are compiled at once, in the first run with these shapes: by default
+    they come some runs later, and a CUDA graph would keep the slower ones for good.
+    """
+
+    def __init__(self, trt: Any, engine: Any, cached: bytes) -> None:
+        self._trt = trt
+        self._engine = engine
+        self._config = engine.create_runtime_config()
+        self._config.dynamic_shapes_kernel_specialization_strategy = (
+            trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        )
+        self._cache = self._config.create_runtime_cache()
+        if cached:
+            self._cache.deserialize(cached)
+        self._config.set_runtime_cache(self._cache)
+
+    def create(self, *, user_managed: bool) -> Any:
+        strategies = self._trt.ExecutionContextAllocationStrategy
+        self._config.set_execution_context_allocation_strategy(
+            strategies.USER_MANAGED if user_managed else strategies.STATIC
+        )
+        return self._engine.create_execution_context(self._config)
+
+    def cache(self) -> bytes:
+        return bytes(self._cache.serialize())

@@ -1,0 +1,118 @@
+"""The driver's calls, their errors, and what GPU there is."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from trt_native.errors import ClosedError, CudaError
+
+__all__ = ["GpuInfo", "check", "gpu_info", "memory_info", "require_gpu", "translated"]
+
+
+@dataclass(frozen=True, slots=True)
+class GpuInfo:
+    """One GPU and its driver.
+
+    Attributes:
+        name: Marketing name.
+        compute_capability: Such as ``9.0``.
+        driver: CUDA version the driver supports, such as ``13.0``.
+        total_bytes: Size of the device memory.
+        free_bytes: How much of it was free when asked.
+    """
+
+    name: str
+    compute_capability: str
+    driver: str
+    total_bytes: int
+    free_bytes: int
+
+
+def gpu_info(ordinal: int = 0) -> GpuInfo | None:
+    """Describe a GPU; None where there is no driver or no such GPU.
+
+    Makes the GPU's primary context current, which takes some of its memory.
+    """
+    try:
+        return require_gpu(ordinal)
+    except CudaError:
+        return None
+
+
+def require_gpu(ordinal: int = 0) -> GpuInfo:
+    """Make a GPU's primary context current on this thread and describe it.
+
+    Raises:
+        CudaError: there is no driver or no such GPU.
+    """
+    with translated("find a GPU"):
+        from cuda.bindings import driver
+        from cuda.core import Device
+
+        device = Device(ordinal)
+        device.set_current()
+        major, minor = device.compute_capability
+        version = check(driver.cuDriverGetVersion())[0]
+    free, total = memory_info()
+    return GpuInfo(
+        name=str(device.name),
+        compute_capability=f"{major}.{minor}",
+        driver=f"{version // 1000}.{version % 1000 // 10}",
+        total_bytes=total,
+        free_bytes=free,
+    )
+
+
+def memory_info() -> tuple[int, int]:
+    """Free and total bytes of the memory of this thread's current GPU.
+
+    Raises:
+        CudaError: no GPU is current.
+    """
+    with translated("ask for the free GPU memory"):
+        from cuda.bindings import driver
+
+        free, total = check(driver.cuMemGetInfo())
+    return int(free), int(total)
+
+
+def check(result: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Check the return code that leads every result of cuda.bindings; return the rest.
+
+    Raises:
+        CudaError: the code is not ``CUDA_SUCCESS``.
+    """
+    code, *values = result
+    if int(code) != 0:
+        raise CudaError(f"{code.name} (code {int(code)})", code=int(code))
+    return tuple(values)
+
+
+@contextlib.contextmanager
+def translated(action: str) -> Iterator[None]:
+    """Turn whatever cuda-python raises into a :class:`CudaError` that names the action."""
+    try:
+        yield
+    except ClosedError as error:
+        raise ClosedError(f"cannot {action}: {error}") from None
+    except CudaError as error:
+        raise CudaError(f"cannot {action}: {error}", code=error.code) from None
+    except ImportError as error:
+        raise CudaError(f"cannot {action}: cuda-python does not import: {error}") from None
+    except Exception as error:  # cuda-python's own errors have no base class but this
+        text = " ".join(str(error).split())
+        if "driver library" in text:
+            text = "this machine has no NVIDIA driver (libcuda)"
+        code = next((number for name, number in _NAMED.items() if name in text), 0)
+        raise CudaError(f"cannot {action}: {text or type(error).__name__}", code=code) from None
+
+
+_NAMED = {
+    "CUDA_ERROR_OUT_OF_MEMORY": 2,
+    "CUDA_ERROR_ILLEGAL_ADDRESS": 700,
+    "CUDA_ERROR_MISALIGNED_ADDRESS": 716,
+    "CUDA_ERROR_LAUNCH_FAILED": 719,
+}

@@ -1,0 +1,296 @@
+"""Device memory, page-locked host memory, and copies between arrays on the host."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import threading
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from trt_native.cuda.driver import check, memory_info, translated
+from trt_native.cuda.streams import Stream
+from trt_native.errors import CudaError
+from trt_native.spec import format_bytes
+
+__all__ = ["DeviceBuffer", "PinnedBlock", "PinnedBuffer", "PinnedPool", "copy_host"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_OUT_OF_MEMORY = 2
+_PORTABLE = 1  # CU_MEMHOSTALLOC_PORTABLE: page-locked for every GPU
+_MAX_COPY_THREADS = 4
+_BYTES_PER_THREAD = 2 << 20
+_PAGE = 4096
+
+
+class DeviceBuffer:
+    """Device memory that grows when more is asked of it and never shrinks.
+
+    The contents are undefined after it has grown.
+    """
+
+    def __init__(self) -> None:
+        self._buffer: Any = None
+        self._pointer = 0
+
+    @property
+    def pointer(self) -> int:
+        """Device address, aligned to at least 256 bytes; 0 before the first :meth:`reserve`."""
+        return self._pointer
+
+    @property
+    def nbytes(self) -> int:
+        """How much it holds."""
+        return int(self._buffer.size) if self._buffer is not None else 0
+
+    def reserve(self, nbytes: int, stream: Stream) -> int:
+        """Hold at least ``nbytes`` and return the address.
+
+        An empty tensor needs an address too, so at least one byte is taken. Nothing may be in
+        flight from or to the buffer when it grows, but work of ``stream``.
+
+        Raises:
+            CudaError: the GPU has not that much memory left.
+        """
+        nbytes = max(nbytes, 1)
+        if self._buffer is None or self._buffer.size < nbytes:
+            self.close()
+            try:
+                with translated(f"allocate {format_bytes(nbytes)} of GPU memory"):
+                    from cuda.core import Device
+
+                    self._buffer = Device().allocate(nbytes, stream=stream.core)
+                    self._pointer = int(self._buffer.handle)
+            except CudaError as error:
+                raise _with_numbers(error) from None
+        return self._pointer
+
+    def upload(self, array: Array, stream: Stream) -> None:
+        """Copy a C-contiguous array to the buffer's start, in ``stream``'s order.
+
+        The array must stay as it is until the copy is done.
+        """
+        with translated("copy to the GPU"):
+            from cuda.bindings import driver
+
+            if array.nbytes:
+                check(
+                    driver.cuMemcpyHtoDAsync(
+                        self._pointer, array.ctypes.data, array.nbytes, stream.handle
+                    )
+                )
+
+    def download(self, array: Array, stream: Stream) -> None:
+        """Copy the buffer's start into a C-contiguous array, in ``stream``'s order."""
+        with translated("copy from the GPU"):
+            from cuda.bindings import driver
+
+            if array.nbytes:
+                check(
+                    driver.cuMemcpyDtoHAsync(
+                        array.ctypes.data, self._pointer, array.nbytes, stream.handle
+                    )
+                )
+
+    def release(self) -> Any:
+        """Hand the ``cuda.core.Buffer`` over to the caller; this one is empty then."""
+        buffer, self._buffer, self._pointer = self._buffer, None, 0
+        return buffer
+
+    def close(self) -> None:
+        """Give the memory back, after the work of the stream it was reserved on.
+
+        May be called again.
+        """
+        buffer = self.release()
+        if buffer is not None:
+            buffer.close()
+
+
+def _with_numbers(error: CudaError) -> CudaError:
+    if error.code != _OUT_OF_MEMORY:
+        return error
+    free, total = memory_info()
+    return CudaError(
+        f"{error}; {format_bytes(free)} of {format_bytes(total)} are free: use smaller shapes,"
+        " fewer sessions or a lower depth, or close what else runs on this GPU",
+        code=error.code,
+    )
+
+
+class PinnedBlock:
+    """Page-locked host memory, lent by a :class:`PinnedPool` until nobody refers to it.
+
+    Arrays made by :meth:`array` refer to it, and so do their views.
+
+    Attributes:
+        address: Where it begins, aligned to a page.
+        nbytes: How much it holds.
+    """
+
+    __slots__ = ("__array_interface__", "_pool", "address", "nbytes")
+
+    def __init__(self, pool: PinnedPool, address: int, nbytes: int) -> None:
+        self._pool = pool
+        self.address = address
+        self.nbytes = nbytes
+        self.__array_interface__ = {
+            "data": (address, False),
+            "shape": (nbytes,),
+            "typestr": "|u1",
+            "version": 3,
+        }
+
+    def array(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """A C-contiguous array at the block's start, which keeps the block from being lent anew."""
+        kind = np.dtype(dtype)
+        size = kind.itemsize * int(np.prod(shape, dtype=np.int64))
+        array: Array = np.asarray(self)[:size].view(kind).reshape(shape)
+        return array
+
+    def __del__(self) -> None:
+        self._pool._take_back(self.address, self.nbytes)
+
+
+class PinnedPool:
+    """Page-locked host memory that is used again once nobody refers to it.
+
+    Safe to use from several threads. What a lent block is used for must be over when the last
+    reference to it goes: whoever starts a copy from or to it keeps one until the copy is done.
+
+    Attributes:
+        lent_bytes: How much is lent now.
+    """
+
+    def __init__(self) -> None:
+        self.lent_bytes = 0
+        self._lock = threading.RLock()  # a block may be freed inside lend(), by the collector
+        self._idle: dict[int, list[int]] = defaultdict(list)
+        self._closed = False
+
+    def lend(self, nbytes: int) -> PinnedBlock:
+        """A block of at least ``nbytes``; its contents are undefined.
+
+        Raises:
+            CudaError: the memory cannot be had.
+        """
+        size = -(-max(nbytes, 1) // _PAGE) * _PAGE
+        with self._lock:
+            address = self._idle[size].pop() if self._idle[size] else 0
+            if not address:
+                address = self._allocate(size)
+            self.lent_bytes += size
+        return PinnedBlock(self, address, size)
+
+    def trim(self) -> None:
+        """Free what is not lent."""
+        with self._lock:
+            idle, self._idle = self._idle, defaultdict(list)
+        for addresses in idle.values():
+            for address in addresses:
+                _free_pinned(address)
+
+    def close(self) -> None:
+        """Free what is not lent, and the rest when it comes back. May be called again."""
+        self._closed = True
+        self.trim()
+
+    @staticmethod
+    def _allocate(size: int) -> int:
+        with translated(f"allocate {format_bytes(size)} of page-locked memory"):
+            from cuda.bindings import driver
+
+            return int(check(driver.cuMemHostAlloc(size, _PORTABLE))[0])
+
+    def _take_back(self, address: int, size: int) -> None:
+        with self._lock:
+            self.lent_bytes -= size
+            if not self._closed:
+                self._idle[size].append(address)
+                return
+        _free_pinned(address)
+
+
+def _free_pinned(address: int) -> None:
+    """Called by destructors too, at a time when the driver may be gone: says nothing."""
+    try:
+        from cuda.bindings import driver
+
+        driver.cuMemFreeHost(address)
+    except Exception:  # noqa: S110
+        pass
+
+
+class PinnedBuffer:
+    """Page-locked host memory, from which copies to the GPU run beside the CPU's work.
+
+    It grows when more is asked of it and never shrinks. Nothing may be in flight from it when it
+    grows or is closed.
+    """
+
+    def __init__(self) -> None:
+        self._address = 0
+        self._nbytes = 0
+
+    def hold(self, array: Array) -> Array:
+        """Copy an array here; the result lies in this memory and lives as long as it does.
+
+        Raises:
+            CudaError: the memory cannot be had.
+        """
+        if self._nbytes < array.nbytes or not self._address:
+            self.close()
+            nbytes = max(array.nbytes, 1)
+            self._address = PinnedPool._allocate(nbytes)
+            self._nbytes = nbytes
+        memory: Any = (ctypes.c_byte * array.nbytes).from_address(self._address)
+        held: Array = np.ndarray(array.shape, array.dtype, buffer=memory)
+        held[...] = array
+        return held
+
+    def close(self) -> None:
+        """Give the memory back. May be called again."""
+        address, self._address, self._nbytes = self._address, 0, 0
+        if address:
+            with translated("free page-locked memory"):
+                from cuda.bindings import driver
+
+                check(driver.cuMemFreeHost(address))
+
+
+def copy_host(target: Array, source: Array) -> None:
+    """Copy an array into another of the same shape, converting its type where they differ.
+
+    Large contiguous arrays are copied by several threads: one thread moves about 10 GB/s, less than
+    half of what the link to the GPU takes.
+    """
+    threads = min(_copy_threads(), target.nbytes // _BYTES_PER_THREAD)
+    if threads < 2 or not source.flags.c_contiguous:
+        np.copyto(target, source, casting="unsafe")
+        return
+    flat, values = target.reshape(-1), source.reshape(-1)
+    step = -(-flat.size // threads)
+    parts = [slice(start, start + step) for start in range(step, flat.size, step)]
+    pending = [_copiers().submit(_copy_part, flat, values, part) for part in parts]
+    _copy_part(flat, values, slice(0, step))
+    for part in pending:
+        part.result()
+
+
+def _copy_part(target: Array, source: Array, part: slice) -> None:
+    np.copyto(target[part], source[part], casting="unsafe")
+
+
+@functools.cache
+def _copy_threads() -> int:
+    return min(_MAX_COPY_THREADS, max(1, len(os.sched_getaffinity(0)) // 2))
+
+
+@functools.cache
+def _copiers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_copy_threads() - 1, thread_name_prefix="trt_native-copy")

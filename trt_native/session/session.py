@@ -1,0 +1,606 @@
+"""Running an engine: from the caller's arrays to results, synchronous, asynchronous, pipelined."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import weakref
+from collections import defaultdict, deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trt_native.cuda import (
+    DeviceArray,
+    DeviceBuffer,
+    Event,
+    PinnedPool,
+    Stream,
+    require_gpu,
+    stream_handle,
+)
+from trt_native.cuda.driver import check
+from trt_native.engine import Engine
+from trt_native.errors import ClosedError, CudaError, SpecError
+from trt_native.plan import Plan, PlanTensor
+from trt_native.session.binding import check_outputs, read_inputs
+from trt_native.session.memory import Order, SharedMemory
+from trt_native.session.operands import (
+    ALIGNMENT,
+    Array,
+    Operand,
+    foreign_result,
+    nbytes_of,
+    read,
+    torch_dtype,
+    torch_empty,
+    torch_from_host,
+    torch_stream,
+)
+from trt_native.session.pending import Pending
+from trt_native.session.runner import Layout, Runner
+from trt_native.session.staging import Call
+from trt_native.spec import Shape
+
+__all__ = ["Session"]
+
+_LOGGER = logging.getLogger(__name__)
+_DEFAULT_GRAPHS = 32
+_DEFAULT_CALLS = 4
+_MOST_KNOWN = 256
+_NO_INPUT = read(np.zeros(0))
+
+
+@dataclass(slots=True)
+class _Known:
+    """Torch tensors that were run before: nothing of them need be checked again.
+
+    Attributes:
+        layout: Their layout.
+        order: For each input of the engine, which of the given tensors it is.
+        outputs: Name, shape and ``torch.dtype`` of each output.
+    """
+
+    layout: Layout
+    order: tuple[int, ...]
+    outputs: tuple[tuple[str, Shape, Any], ...]
+
+
+class Session:
+    """One execution context of an engine, with streams and buffers of its own.
+
+    A session belongs to one thread at a time; give every thread its own, of one shared engine
+    (:class:`~trt_native.session.SessionPool`).
+
+    Results are of the kind of the inputs: NumPy arrays for NumPy arrays, torch tensors for torch
+    tensors, on the GPU if any input is there. Arrays on the GPU are never copied: the engine reads
+    and writes them where they are. Results on the host lie in page-locked memory that belongs to
+    the caller for as long as the result or a view of it exists.
+
+    Args:
+        engine: An engine, or a plan or its path, which the session then loads and owns.
+        backend: See :class:`~trt_native.engine.Engine`; only for a plan.
+        cuda_graphs: How many CUDA graphs to keep, each for one combination of shapes and addresses;
+            0 runs without. One is captured when a combination comes for the second time.
+        memory: Memory for activations shared with other sessions, instead of own.
+
+    Attributes:
+        engine: The engine.
+
+    Raises:
+        PlanError, UnsupportedError, CudaError: as :class:`~trt_native.engine.Engine`.
+        SpecError: the shared memory is too small.
+    """
+
+    def __init__(
+        self,
+        engine: Engine | Plan | str | os.PathLike[str],
+        *,
+        backend: str = "auto",
+        cuda_graphs: int = _DEFAULT_GRAPHS,
+        memory: SharedMemory | None = None,
+    ) -> None:
+        if cuda_graphs < 0:
+            raise SpecError(f"cuda_graphs={cuda_graphs}: a number of graphs is not negative")
+        owned = not isinstance(engine, Engine)
+        self.engine = engine if isinstance(engine, Engine) else Engine(engine, backend=backend)
+        require_gpu(self.engine.ordinal)
+        from cuda.bindings import driver
+
+        self._driver = driver
+        self._in_use = threading.Lock()
+        self._thread = threading.get_ident()
+        self._broken: CudaError | None = None
+        self._pool = PinnedPool()
+        self._upload_stream = Stream(self.engine.ordinal)
+        self._download_stream = Stream(self.engine.ordinal)
+        self._runner = Runner(self.engine, cuda_graphs, memory)
+        self._hop = Event(ordinal=self.engine.ordinal)
+        self._calls: deque[Call] = deque()
+        self._most_calls = _DEFAULT_CALLS
+        self._known: dict[Hashable, _Known] = {}
+        self._idle: list[Event] = []
+        self._in_flight: deque[tuple[Event, Any, Pending]] = deque()
+        self._closed = False
+        self._finalizer = weakref.finalize(
+            self,
+            _close,
+            self._runner,
+            self._calls,
+            self._in_flight,
+            (self._upload_stream, self._download_stream),
+            self._pool,
+            self.engine,
+            owned,
+        )
+
+    @property
+    def compute_stream(self) -> Stream:
+        """The stream that runs what the caller names no stream for."""
+        return self._runner.stream
+
+    @property
+    def graph_count(self) -> int:
+        """How many CUDA graphs the session holds now."""
+        return self._runner.graph_count
+
+    def run(
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        out: Mapping[str, Any] | None = None,
+        device: str | None = None,
+        stream: Any = None,
+        cast: bool = False,
+    ) -> dict[str, Any]:
+        """Run the engine once.
+
+        Args:
+            inputs: For every input a NumPy array, a torch tensor, or an object with
+                ``__cuda_array_interface__`` or ``__dlpack__``, mixed as you like, of exactly the
+                input's dtype, with a shape that one of the engine's profiles allows. On the GPU it
+                must be contiguous and its address a multiple of 256; on the host it need not.
+            out: Buffers for some or all outputs, of their dtype and shape, on the GPU or the host.
+            device: ``cpu`` or ``cuda``: where the other outputs are to be.
+            stream: A stream (see :func:`trt_native.cuda.stream_handle`) on which the inputs on the
+                GPU are made and the outputs are wanted. The call then returns at once, with the
+                outputs complete in that stream's order, those on the host too. Without one, work on
+                torch's current stream is waited for on the GPU, and the outputs are complete when
+                the call returns.
+            cast: Copy inputs of another dtype, or on the GPU not contiguous or aligned, instead of
+                refusing them.
+
+        Returns:
+            An array for every output, by name.
+
+        Raises:
+            SpecError: names, dtypes, shapes or buffers do not fit; all faults in one error.
+            CudaError: the GPU has too little memory, or TensorRT failed.
+            ClosedError: the session was closed.
+        """
+        self._enter()
+        try:
+            handle = None if stream is None else stream_handle(stream)
+            outputs, last, _ = self._start(inputs, out, device, handle, cast, spread=False)
+            if stream is None:
+                last.synchronize()
+        except CudaError as error:
+            self._note(error)
+            raise
+        finally:
+            self._in_use.release()
+        return outputs
+
+    def submit(
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        out: Mapping[str, Any] | None = None,
+        device: str | None = None,
+        cast: bool = False,
+    ) -> Pending:
+        """Start a run and return at once. Arguments as for :meth:`run`.
+
+        Host arrays are copied before this returns, so the caller may change them. With all inputs
+        on the host, copies to the GPU, the run and copies back are on streams of their own, and
+        those of several submitted runs overlap.
+
+        Raises:
+            SpecError, CudaError, ClosedError: as :meth:`run`.
+        """
+        self._enter()
+        try:
+            outputs, _, stream = self._start(inputs, out, device, None, cast, spread=True)
+            return self._pending(outputs, inputs, stream)
+        except CudaError as error:
+            self._note(error)
+            raise
+        finally:
+            self._in_use.release()
+
+    def map(
+        self, iterable: Iterable[Mapping[str, Any]], *, depth: int = 2
+    ) -> Iterator[dict[str, Any]]:
+        """Run the engine for each of many inputs, several at a time, and yield results in order.
+
+        Copies to the GPU, runs and copies back overlap; nothing else may use the session meanwhile.
+
+        Args:
+            iterable: Inputs as for :meth:`run`; taken only as results are asked for.
+            depth: How many runs are submitted ahead of the one whose result is awaited; 1 or more.
+
+        Raises:
+            SpecError, CudaError, ClosedError: as :meth:`run`.
+        """
+        if depth < 1:
+            raise SpecError(f"depth={depth}: at least 1 run must be ahead")
+        self._most_calls = max(self._most_calls, depth + 1)
+        ahead: deque[Pending] = deque()
+        for inputs in iterable:
+            ahead.append(self.submit(inputs))
+            if len(ahead) > depth:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+    def prepare(self, inputs: Mapping[str, Any]) -> Call:
+        """Memory for repeated runs with inputs like these, filled with them; for measuring.
+
+        The caller owns it, puts its steps on streams, and closes it before the session.
+
+        Raises:
+            SpecError, CudaError, ClosedError: as :meth:`run`.
+        """
+        self._enter()
+        try:
+            return self._filled(self._runner, inputs)
+        finally:
+            self._in_use.release()
+
+    def profile_layers(
+        self, inputs: Mapping[str, Any], *, iterations: int = 10
+    ) -> dict[str, list[float]]:
+        """Time each layer, in a context of its own.
+
+        Args:
+            inputs: As for :meth:`run`.
+            iterations: How many runs to time, after one that is not.
+
+        Returns:
+            Layer name to milliseconds in each run, in the engine's order.
+
+        Raises:
+            SpecError, CudaError, ClosedError: as :meth:`run`.
+        """
+        times: defaultdict[str, list[float]] = defaultdict(list)
+        self._enter()
+        runner = None
+        try:
+            runner = Runner(self.engine, 0, None)
+            call = self._filled(runner, inputs)
+            call.upload(runner.stream)
+            call.enqueue(runner.stream)
+            runner.stream.synchronize()
+            profiler = runner.attach_profiler(lambda layer, ms: times[layer].append(ms))
+            for _ in range(iterations):
+                call.enqueue(runner.stream)
+                runner.stream.synchronize()
+            call.close()
+            if profiler.failure is not None:
+                raise profiler.failure
+        finally:
+            if runner is not None:
+                runner.close()
+            self._in_use.release()
+        return dict(times)
+
+    def close(self) -> None:
+        """Free the context, the buffers and, if the session loaded it, the engine.
+
+        Waits for work in flight. May be called again.
+        """
+        self._closed = True
+        self._finalizer()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _enter(self) -> None:
+        """Take the session for this thread, if it can be used."""
+        if not self._in_use.acquire(blocking=False):
+            raise SpecError(
+                "this session is being used by another thread: give each thread a session of its"
+                " own, or take them from a SessionPool"
+            )
+        try:
+            self._check_usable()
+            if self._thread != threading.get_ident():
+                require_gpu(self.engine.ordinal)
+                self._thread = threading.get_ident()
+            self._reap()
+        except BaseException:
+            self._in_use.release()
+            raise
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise ClosedError("the session is closed")
+        if self._broken is not None:
+            raise CudaError(
+                f"the session is broken since an earlier error ({self._broken.message}):"
+                " the process must be started again to use the GPU",
+                code=self._broken.code,
+            )
+
+    def _note(self, error: Exception) -> None:
+        if isinstance(error, CudaError) and error.sticky and self._broken is None:
+            self._broken = error
+
+    def _pending(self, outputs: dict[str, Any], held: Any, stream: int) -> Pending:
+        """Record what was put on a stream; what it uses is held until it is done."""
+        event = self._idle.pop() if self._idle else Event(ordinal=self.engine.ordinal)
+        event.record(stream)
+        pending = Pending(outputs, event, self._note)
+        self._in_flight.append((event, held, pending))
+        return pending
+
+    def _reap(self) -> None:
+        """Let go of what runs that are done have held."""
+        while self._in_flight and self._in_flight[0][0].done():
+            event, _, pending = self._in_flight.popleft()
+            pending.settle()
+            self._idle.append(event)
+
+    def _filled(self, runner: Runner, inputs: Mapping[str, Any]) -> Call:
+        operands, faults = read_inputs(inputs)
+        call = Call(runner, self._pool)
+        call.fill(runner.layout(operands, faults), operands, {})
+        return call
+
+    def _start(
+        self,
+        inputs: Mapping[str, Any],
+        out: Mapping[str, Any] | None,
+        device: str | None,
+        stream: int | None,
+        cast: bool,
+        *,
+        spread: bool,
+    ) -> tuple[dict[str, Any], Event | Order, int]:
+        """Put a run on its streams.
+
+        Returns:
+            The outputs, what to wait for until they are complete, and the stream on which they are.
+        """
+        key: Hashable = None
+        if out is None and device is None:
+            key, tensors = _torch_key(inputs)
+            known = self._known.get(key) if key is not None else None
+            if known is not None:
+                return self._start_known(known, tensors, stream)
+        operands, faults = read_inputs(inputs)
+        if cast:
+            self._cast(operands)
+        layout = self._runner.layout(operands, faults)
+        lead = next((o for o in operands.values() if o.on_device), None)
+        on_device = _is_cuda(device, lead)
+        given = {name: read(value) for name, value in (out or {}).items()}
+        if given:
+            check_outputs(self.engine.outputs, layout.outputs, given)
+        compute = self._compute_handle(lead, stream)
+        self._await_producers((*operands.values(), *given.values()), compute)
+        outputs = {name: operand.value for name, operand in given.items()}
+        pointers = {name: operand.pointer for name, operand in given.items() if operand.on_device}
+        if on_device:
+            self._allocate(layout, lead, compute, outputs, pointers)
+        staged = any(operands[t.name].host is not None for t in self._runner.device_inputs)
+        if not staged and layout.replayable and len(pointers) == len(self.engine.outputs):
+            addresses = [operands[t.name].pointer for t in self._runner.device_inputs]
+            addresses += [pointers[t.name] for t in self.engine.outputs]
+            self._runner.launch(layout, tuple(addresses), compute)
+            if key is not None and not cast:
+                self._remember(key, inputs, layout, outputs)
+            return outputs, self._runner.order, compute
+        call = self._next_call()
+        streams = self._streams(compute, spread and stream is None and lead is None)
+        call.fill(layout, operands, pointers)
+        self._stage(call, streams, {n: o.host for n, o in given.items() if o.host is not None})
+        kind = (lead or next(iter(operands.values()), None)) or _NO_INPUT
+        self._collect(call, kind, outputs)
+        if stream is not None:
+            self._pending(outputs, inputs, streams[2])
+        return {t.name: outputs[t.name] for t in self.engine.outputs}, call.finished, streams[2]
+
+    def _remember(
+        self,
+        key: Hashable,
+        inputs: Mapping[str, Any],
+        layout: Layout,
+        outputs: Mapping[str, Any],
+    ) -> None:
+        names = tuple(inputs)
+        order = tuple(names.index(tensor.name) for tensor in self._runner.device_inputs)
+        made = tuple((name, tuple(value.shape), value.dtype) for name, value in outputs.items())
+        if len(self._known) >= _MOST_KNOWN:
+            self._known.clear()
+        self._known[key] = _Known(layout, order, made)
+
+    def _start_known(
+        self, known: _Known, tensors: list[Any], stream: int | None
+    ) -> tuple[dict[str, Any], Event | Order, int]:
+        """As :meth:`_start`, for torch tensors on the GPU like those of an earlier run."""
+        lead = tensors[0]
+        current = torch_stream(lead.device.index)
+        compute = current if stream is None else stream
+        if compute != current:
+            self._hop.record(current)
+            self._wait(compute, self._hop)
+        outputs = {}
+        addresses = [tensors[index].data_ptr() for index in known.order]
+        for name, shape, dtype in known.outputs:
+            value = outputs[name] = torch_empty(shape, dtype, lead, compute, current)
+            addresses.append(value.data_ptr())
+        self._runner.launch(known.layout, tuple(addresses), compute)
+        return outputs, self._runner.order, compute
+
+    def _stage(self, call: Call, streams: tuple[int, int, int], into: Mapping[str, Array]) -> None:
+        """Copies to the GPU, the run, and copies back, each on its stream, after one another."""
+        up, compute, down = streams
+        wait = self._wait
+        wait(up, call.computed)  # of the call's previous run, whose buffers these are
+        wait(compute, call.finished)
+        call.upload(up)
+        call.uploaded.record(up)
+        if up != compute:
+            wait(compute, call.uploaded)
+        call.enqueue(compute)
+        call.computed.record(compute)
+        if down != compute:
+            wait(down, call.computed)
+        call.download(down, into)
+        call.finished.record(down)
+
+    def _wait(self, stream: int, event: Event) -> None:
+        code = self._driver.cuStreamWaitEvent(stream, event.handle, 0)
+        if code[0]:
+            check(code)
+
+    def _streams(self, compute: int, spread: bool) -> tuple[int, int, int]:
+        if not spread:
+            return compute, compute, compute
+        return self._upload_stream.handle, compute, self._download_stream.handle
+
+    def _next_call(self) -> Call:
+        """A call whose memory is free, or else the one that was started first."""
+        if not self._calls or (
+            len(self._calls) < self._most_calls and not self._calls[0].finished.done()
+        ):
+            self._calls.append(Call(self._runner, self._pool))
+        else:
+            self._calls.rotate(-1)
+        return self._calls[-1]
+
+    def _compute_handle(self, lead: Operand | None, stream: int | None) -> int:
+        if stream is not None:
+            return stream
+        if lead is not None and lead.kind == "torch":
+            return torch_stream(lead.value.device.index)
+        return self._runner.stream.handle
+
+    def _await_producers(self, operands: tuple[Operand, ...], compute: int) -> None:
+        """Let the run wait for streams on which arrays are made ready, where it is on another."""
+        producers = {o.producer for o in operands if o.producer is not None}
+        if any(o.kind == "torch" and o.on_device for o in operands):
+            producers.add(torch_stream(self.engine.ordinal))
+        for producer in producers - {compute}:
+            self._hop.record(producer)
+            self._wait(compute, self._hop)
+
+    def _cast(self, operands: dict[str, Operand]) -> None:
+        for tensor in self.engine.inputs:
+            operand = operands.get(tensor.name)
+            if operand is not None and (
+                operand.dtype != tensor.dtype or not (operand.contiguous and operand.aligned)
+            ):
+                operands[tensor.name] = operand.converted(tensor.dtype)
+
+    def _allocate(
+        self,
+        layout: Layout,
+        lead: Operand | None,
+        compute: int,
+        outputs: dict[str, Any],
+        pointers: dict[str, int],
+    ) -> None:
+        """Make the outputs that are to be on the GPU and whose shape is known."""
+        for tensor in self.engine.outputs:
+            shape = layout.outputs[tensor.name]
+            if tensor.name in outputs or tensor.name in self._runner.host_names:
+                continue
+            if -1 in shape:
+                pointers[tensor.name] = 0  # the run makes it
+                continue
+            if lead is not None and lead.kind == "torch":
+                current = torch_stream(lead.value.device.index)
+                dtype = torch_dtype(tensor.dtype)
+                value = torch_empty(shape, dtype, lead.value, compute, current)
+                outputs[tensor.name], pointers[tensor.name] = value, value.data_ptr()
+                continue
+            buffer = DeviceBuffer()
+            pointers[tensor.name] = buffer.reserve(
+                nbytes_of(shape, tensor.dtype), Stream.borrowed(compute)
+            )
+            outputs[tensor.name] = self._wrapped(buffer, shape, tensor, lead)
+
+    def _wrapped(
+        self, buffer: DeviceBuffer, shape: Shape, tensor: PlanTensor, lead: Operand | None
+    ) -> Any:
+        array = DeviceArray(buffer.release(), shape, tensor.dtype, self.engine.ordinal)
+        return array if lead is None else foreign_result(lead.value, array)
+
+    def _collect(self, call: Call, kind: Operand, outputs: dict[str, Any]) -> None:
+        """Gather the outputs of a staged call as the caller wants them."""
+        for name, array in call.results().items():
+            if name not in outputs:
+                outputs[name] = torch_from_host(array) if kind.kind == "torch" else array
+        for tensor in self.engine.outputs:
+            if tensor.name not in outputs:  # on the GPU, of a shape that only the run has told
+                buffer, shape = self._runner.take_deferred(tensor.name)
+                outputs[tensor.name] = self._wrapped(buffer, shape, tensor, kind)
+
+
+def _torch_key(inputs: Mapping[str, Any]) -> tuple[Hashable, list[Any]]:
+    """What is checked of torch tensors on the GPU, in a form that is quick to make and compare.
+
+    Returns:
+        The key and the tensors; a key of None where something else is among the inputs.
+    """
+    torch = sys.modules.get("torch")
+    key: list[Any] = []
+    tensors = list(inputs.values())
+    if torch is None or not tensors:
+        return None, tensors
+    for name, value in inputs.items():
+        if type(value) is not torch.Tensor or not value.is_cuda:
+            return None, tensors
+        if value.data_ptr() % ALIGNMENT or not value.is_contiguous():
+            return None, tensors
+        key += (name, value.shape, value.dtype)
+    return tuple(key), tensors
+
+
+def _is_cuda(device: str | None, lead: Operand | None) -> bool:
+    if device not in (None, "cpu", "cuda"):
+        raise SpecError(f"device={device!r}: outputs can be on cpu or cuda")
+    return lead is not None if device is None else device == "cuda"
+
+
+def _close(
+    runner: Runner,
+    calls: deque[Call],
+    in_flight: deque[Any],
+    streams: tuple[Stream, ...],
+    pool: PinnedPool,
+    engine: Engine,
+    owned: bool,
+) -> None:
+    """Free everything a session has, also when the process ends; a lost GPU is no news by then."""
+    steps: list[Callable[[], None]] = [stream.synchronize for stream in streams]
+    steps += [item[0].synchronize for item in in_flight]
+    steps += [call.close for call in calls]
+    steps += [runner.close, *(stream.close for stream in streams), pool.close, engine.save_kernels]
+    if owned:
+        steps.append(engine.close)
+    for step in steps:
+        try:
+            step()
+        except CudaError as error:
+            _LOGGER.debug("closing a session: %s", error)
+    in_flight.clear()
