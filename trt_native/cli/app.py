@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import trt_native
+from trt_native.cli.bench import bench
 from trt_native.cli.build import build
 from trt_native.cli.cache import cache_app
 from trt_native.cli.calibrate import calibrate
@@ -60,5 +61,6 @@ app.command()(calibrate)
 app.command()(inspect)
 app.command()(diff)
 app.command()(run)
+app.command()(bench)
 app.add_typer(deploy_app)
 app.command()(doctor)

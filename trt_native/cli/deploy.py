@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trt_native.cli.console import guarded, print_json, stderr, stdout, table
-from trt_native.errors import SpecError
-from trt_native.spec import Shape, parse_shape
+from trt_native.cli.inputs import read_shapes
 
 if TYPE_CHECKING:
     from trt_native.plan import Plan
@@ -120,7 +119,7 @@ def trtexec(
     from trt_native.plan import Plan
 
     loaded = Plan.load(plan, ignore_manifest=not manifest)
-    words = trtexec_command(loaded, plan, profile=profile, shapes=_shapes(shape or []))
+    words = trtexec_command(loaded, plan, profile=profile, shapes=read_shapes(shape or []))
     if json:
         print_json({"command": shlex.join(words), "words": words, "needs": _needs(loaded)})
         return
@@ -131,13 +130,3 @@ def trtexec(
 def _needs(plan: Plan) -> str:
     version = plan.manifest.backend_version if plan.manifest else plan.header.version_text
     return f"{plan.header.product} {version}"
-
-
-def _shapes(entries: list[str]) -> dict[str, Shape]:
-    shapes = {}
-    for entry in entries:
-        name, separator, text = entry.rpartition("=")
-        if not separator:
-            raise SpecError(f"--shape {entry!r}: write NAME=1x3x8x8")
-        shapes[name] = parse_shape(text)
-    return shapes

@@ -135,8 +135,17 @@ def page(
     tables: Iterable[_Table],
     nodes: Sequence[GraphNode],
     remark: str = "",
+    figures: Iterable[tuple[str, str]] = (),
 ) -> str:
-    """A page with a heading, a remark, tables, and a graph if there are nodes."""
+    """A page with a heading, a remark, figures, tables, and a graph if there are nodes.
+
+    Args:
+        title: Its heading.
+        tables: Each a heading, the columns' names, and rows.
+        nodes: What the graph shows.
+        remark: A line below the heading.
+        figures: Each a heading, and markup that goes into the page as it is.
+    """
     policy = "default-src 'none'; style-src 'unsafe-inline'"
     parts = [
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
@@ -148,6 +157,8 @@ def page(
         parts.append(f"<p>{escape(remark)}</p>")
     if nodes:
         parts += ["<h2>Graph</h2>", '<div class="graph">', *_svg(nodes), "</div>"]
+    for heading, markup in figures:
+        parts += [f"<h2>{escape(heading)}</h2>", markup]
     for heading, columns, rows in tables:
         parts.append(f"<h2>{escape(heading)}</h2><table>" if heading else "<table>")
         if any(columns):

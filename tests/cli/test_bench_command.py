@@ -1,0 +1,182 @@
+"""``trt-native bench`` as a user meets it; where it measures, on a machine of known times."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from fake_machine import FakeMachine, Speed
+from html_reader import SVG, Collector, svgs
+from made_plans import LAYERS, X, Y, make_plan
+
+from trt_native.bench import BenchOptions, bench_plan
+from trt_native.cli import main
+from trt_native.cli.bench_html import bench_page
+from trt_native.cli.html import plan_page
+from trt_native.cuda import gpu_info
+from trt_native.inspection import inspect_plan, read_layer_times
+
+HAS_GPU = gpu_info() is not None
+FAST = ("--duration", "0.02", "--warmup", "1")
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch, capsys):
+    """Run the command in this process; returns exit code, standard output and error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    make_plan(tmp_path / "m.plan", (X, Y))
+    make_plan(tmp_path / "other.plan", (X, Y))
+    speeds = {"m.plan": Speed(), "other.plan": Speed(compute=1.0)}
+    machine = FakeMachine(speeds)
+    monkeypatch.setattr("trt_native.bench.measure.CudaMachine", lambda: machine)
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            main(["bench", *map(str, arguments)])
+        printed = capsys.readouterr()
+        assert machine.open == []
+        return ended.value.code, printed.out, printed.err
+
+    call.speeds = speeds
+    return call
+
+
+def test_the_tables(bench):
+    code, out, err = bench("m.plan", *FAST)
+    assert (code, err) == (0, "")
+    rows = {tuple(c.strip() for c in line.split("│")[1:-1]) for line in out.splitlines()}
+    (compute,) = (row for row in rows if row and row[0] == "GPU compute")
+    assert compute[1:8] == ("0.5000",) * 7
+    assert any(row[:1] == ("end to end (Session.run, NumPy)",) for row in rows)
+    assert "2000.0 calls/s, 100% of what the slowest of H2D, compute and D2H allows" in out
+    assert "weights 10.0 MiB, context 4.0 MiB (activations 3.0 MiB), peak 14.0 MiB" in out
+    assert "x float32 4x3x16x8" in out
+    assert out.splitlines()[-1].startswith("bound by compute: ")
+
+
+@pytest.mark.parametrize("option", ["--shape", "--shapes"])
+def test_shapes_and_inputs(bench, tmp_path, option):
+    found = json.loads(bench("m.plan", *FAST, option, "x=8x3x9x8", "--json")[1])
+    assert found["inputs"] == [{"name": "x", "dtype": "float32", "shape": [8, 3, 9, 8]}]
+    np.save(tmp_path / "x.npy", np.zeros((1, 3, 8, 8), np.float32))
+    found = json.loads(bench("m.plan", *FAST, "--input", "x=x.npy", "--json")[1])
+    assert found["inputs"][0]["shape"] == [1, 3, 8, 8]
+
+
+def test_the_other_plan_gets_the_same_shapes(bench):
+    _, out, _ = bench(
+        "m.plan", "--shape", "x=8x3x9x8", "--compare", "other.plan", *FAST, "--streams", 2
+    )
+    assert "m.plan 0.5000 ms, other.plan 1.0000 ms; m.plan is 2.000 times as fast" in out
+    assert "2 threads" in out
+
+
+def test_an_unstable_measure_is_told_on_standard_error(bench):
+    bench.speeds["m.plan"] = Speed(factor=lambda n: 3.0 if n % 4 == 0 else 1.0)
+    code, out, err = bench("m.plan", *FAST, "--json")
+    assert code == 0
+    assert err.startswith("warning: GPU compute is unstable: coefficient of variation ")
+    assert json.loads(out)["warnings"][0] in err.replace("\n", "")
+
+
+def test_times_of_layers_go_to_inspect(bench, tmp_path):
+    bench.speeds["m.plan"] = Speed(layers={"conv1 + relu1": [0.25, 0.25], "__myl_Cast": [0.5]})
+    _, out, _ = bench("m.plan", "--layers", *FAST, "--json")
+    (tmp_path / "times.json").write_text(out)
+    times = read_layer_times(tmp_path / "times.json")
+    assert list(times) == ["__myl_Cast", "conv1 + relu1"]
+    plan = make_plan(tmp_path / "m.plan", (X, Y))
+    report = dataclasses.replace(inspect_plan(plan), raw_layers=LAYERS)
+    assert "0.2500 ms" in Collector(plan_page(report, times)).text
+    code, _, err = bench("m.plan", "--layers", *FAST)
+    assert (code, err) == (0, "")
+
+
+def test_the_page(bench, tmp_path):
+    bench.speeds["m.plan"] = Speed(factor=lambda n: 1 + n * 7919 % 1000 / 1e4)
+    command = ("m.plan", *FAST, "--layers", "--compare", "other.plan", "--html", "m.html")
+    code, _, err = bench(*command)
+    assert code == 0
+    assert "written to m.html" in err
+    text = (tmp_path / "m.html").read_text()
+    found = Collector(text)
+    assert not {"script", "img", "link", "iframe", "object", "a"} & set(found.tags)
+    assert not {"src", "href", "onload"} & {name for name, _ in found.attributes}
+    for heading in ("Time line of one call", "Layers", "Distribution: GPU compute", "Comparison"):
+        assert heading in found.text
+    time_line, bars, compute, *_ = svgs(text)
+    lanes = [t.text for t in time_line.iter(f"{SVG}title")]
+    assert [lane.split(":")[0] for lane in lanes] == [
+        *("upload", "enqueue", "download", "wait"),
+        *("H2D", "compute", "D2H"),
+    ]
+    assert [t.text for t in bars.iter(f"{SVG}title")] == ["slow <b>", "fast"]
+    widths = [float(r.get("width")) for r in bars.iter(f"{SVG}rect")]
+    assert widths[1] / widths[0] == pytest.approx(0.1 / 0.35, rel=1e-3)
+    counted = sum(int(t.text.rpartition(": ")[2]) for t in compute.iter(f"{SVG}title"))
+    beyond = next(t.text for t in compute.iter(f"{SVG}text") if "beyond" in t.text)
+    in_table = next(i for i, t in enumerate(found.text) if t == "GPU compute")
+    assert counted + int(beyond.split(", ")[1].split()[0]) == int(found.text[in_table + 9])
+    for graph in svgs(text):
+        for box in graph.iter(f"{SVG}rect"):
+            assert float(box.get("x")) >= 0
+            assert float(box.get("x")) + float(box.get("width")) <= float(graph.get("width"))
+
+
+def test_many_layers_and_equal_times(tmp_path):
+    speed = Speed(layers={f"layer {n}": [n / 100] for n in range(200)})
+    plan = make_plan(tmp_path / "m.plan", (X, Y))
+    report = bench_plan(
+        plan,
+        lambda tensors: {"x": np.ones((1, 3, 8, 8), np.float32)},
+        BenchOptions(iterations=5, duration_s=0, warmup_s=0, layers=True),
+        machine=FakeMachine({"m.plan": speed}),
+    )
+    text = bench_page(report)
+    assert "The slowest 60 of 200 layers" in text
+    assert len(list(svgs(text)[1].iter(f"{SVG}rect"))) == 60
+    assert "nan" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("no.plan",), "no.plan"),
+        (("m.plan", "--iterations", 0), "iterations 0: it is at least 1"),
+        (("m.plan", "--duration", "nan"), "duration_s nan"),
+        (("m.plan", "--random", -1), "--random -1: a seed is not negative"),
+        (("m.plan", "--shape", "1x3"), "write NAME=1x3x8x8"),
+        (("m.plan", "--shape", "y=1x3"), "--shape y: the inputs are x"),
+        (("m.plan", "--shape", "x=9x3x8x8"), "--shape x=9x3x8x8: outside"),
+        (("m.plan", "--input", "x=no.npy"), "no.npy: cannot be read"),
+        (("m.plan", "--html", "no/m.html"), "no"),
+        (("m.plan", "--compare", "no.plan"), "no.plan"),
+    ],
+)
+def test_errors_are_one_line(bench, arguments, said):
+    code, out, err = bench(*arguments)
+    assert (code, out) == (1, "")
+    assert said in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.skipif(HAS_GPU, reason="there is a GPU")
+def test_without_a_gpu(tmp_path):
+    make_plan(tmp_path / "m.plan", (X, Y))
+    result = subprocess.run(
+        [sys.executable, "-m", "trt_native", "bench", "m.plan"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: cannot find a GPU")
+    assert result.stderr.count("\n") == 1

@@ -1,0 +1,37 @@
+"""How fast a plan runs on this GPU, what bounds it, and how it compares with another plan.
+
+The phases are those of trtexec's summary: GPU compute, enqueue, H2D, D2H, latency. What is measured
+and with which clock:
+
+- ``gpu_compute``: between two CUDA events around one execution, on a queue that never runs dry, so
+  that the host's own time is not in it unless enqueueing takes longer than computing.
+- ``enqueue``: host time to hand one execution to the driver, in the same loop.
+- ``h2d``, ``d2h``: between two events around the copies of all inputs, or outputs, from and to
+  page-locked memory.
+- ``latency``: host time of one call at a time from page-locked memory to page-locked memory.
+- ``end_to_end``: host time of one :meth:`Session.run` with NumPy arrays, copies on the host in it.
+
+The phases are measured in turns, several rounds of each, so that a clock that drifts meets all of
+them alike. All that is asked of the GPU is in :class:`Machine` and the protocols above it.
+"""
+
+from trt_native.bench.machine import CudaMachine, Machine
+from trt_native.bench.measure import bench_plan
+from trt_native.bench.report import PHASES, BenchOptions, BenchReport, Comparison, Memory, Span
+from trt_native.bench.statistics import LayerTime, Ratio, Statistics, Verdict
+
+__all__ = [
+    "PHASES",
+    "BenchOptions",
+    "BenchReport",
+    "Comparison",
+    "CudaMachine",
+    "LayerTime",
+    "Machine",
+    "Memory",
+    "Ratio",
+    "Span",
+    "Statistics",
+    "Verdict",
+    "bench_plan",
+]

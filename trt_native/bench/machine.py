@@ -1,0 +1,174 @@
+"""What measuring asks of a machine: clocks, a GPU, and sessions on it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, cast
+
+import numpy as np
+
+from trt_native.cuda import GpuInfo, require_gpu
+from trt_native.engine import Engine
+from trt_native.plan import Plan, PlanTensor
+from trt_native.session import Session
+
+__all__ = [
+    "Array",
+    "Call",
+    "CudaMachine",
+    "Event",
+    "Inputs",
+    "LoadedEngine",
+    "Machine",
+    "Runner",
+    "Stream",
+]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Inputs = Mapping[str, Array]
+
+
+class Event(Protocol):
+    """A point in a stream's work, with a time."""
+
+    def synchronize(self) -> object:
+        """Wait until the GPU has come to it."""
+
+    def elapsed_ms(self, since: Any, /) -> float:
+        """Milliseconds from another event to this one, by the GPU's clock."""
+
+
+class Stream(Protocol):
+    """Work that the GPU does in order."""
+
+    def record(self, event: Any, /) -> object:
+        """Put an event behind the work so far."""
+
+    def synchronize(self) -> object:
+        """Wait until the work is done."""
+
+
+class Call(Protocol):
+    """One execution with memory of its own; see ``Session.prepare``."""
+
+    @property
+    def input_bytes(self) -> int:
+        """Size of what :meth:`upload` copies."""
+
+    @property
+    def output_bytes(self) -> int:
+        """Size of what :meth:`download` copies."""
+
+    def upload(self, stream: Any, /) -> object:
+        """Copy the inputs to the GPU, asynchronously."""
+
+    def enqueue(self, stream: Any, /, *, graph: bool) -> object:
+        """Execute, asynchronously."""
+
+    def download(self, stream: Any, /) -> object:
+        """Copy the outputs from the GPU, asynchronously."""
+
+
+class Runner(Protocol):
+    """What :class:`~trt_native.session.Session` offers to those who measure."""
+
+    @property
+    def compute_stream(self) -> Any:
+        """The stream to execute on."""
+
+    def prepare(self, inputs: Inputs, /) -> Any:
+        """A :class:`Call` with these inputs."""
+
+    def run(self, inputs: Inputs, /) -> object:
+        """Execute from host memory to host memory and wait."""
+
+    def map(self, iterable: Iterable[Inputs], /, *, depth: int) -> Iterator[Any]:
+        """Execute for each of the inputs, ``depth`` of them at a time."""
+
+    def profile_layers(
+        self, inputs: Inputs, /, *, iterations: int
+    ) -> Mapping[str, Sequence[float]]:
+        """Milliseconds of each layer in each iteration, in the order of the layers."""
+
+    def close(self) -> object:
+        """Free everything."""
+
+
+class LoadedEngine(Protocol):
+    """What :class:`~trt_native.engine.Engine` offers to those who measure."""
+
+    @property
+    def inputs(self) -> Sequence[PlanTensor]:
+        """The tensors to be supplied."""
+
+    @property
+    def activation_bytes(self) -> int:
+        """Device memory that a context needs."""
+
+    def close(self) -> object:
+        """Free everything."""
+
+
+class Machine(Protocol):
+    """The clocks, the GPU and the way to load plans."""
+
+    def describe(self) -> GpuInfo:
+        """The GPU. Called first: it makes what every use of the GPU needs."""
+
+    def now(self) -> float:
+        """Seconds, by the host's clock."""
+
+    def used_bytes(self) -> int:
+        """Device memory in use, by whatever process."""
+
+    def event(self) -> Event:
+        """A new event."""
+
+    def load(self, plan: Plan, /) -> LoadedEngine:
+        """Deserialize a plan."""
+
+    def session(self, engine: Any, /) -> Runner:
+        """A new session of an engine."""
+
+
+class CudaMachine:
+    """A :class:`Machine` that is one.
+
+    Args:
+        ordinal: CUDA ordinal of the GPU.
+    """
+
+    def __init__(self, ordinal: int = 0) -> None:
+        self._ordinal = ordinal
+
+    def describe(self) -> GpuInfo:
+        """The GPU.
+
+        Raises:
+            CudaError: there is none.
+        """
+        return require_gpu(self._ordinal)
+
+    def now(self) -> float:
+        """Seconds, by a clock that never goes back."""
+        return time.perf_counter()
+
+    def used_bytes(self) -> int:
+        """Device memory in use, by whatever process."""
+        info = require_gpu(self._ordinal)
+        return info.total_bytes - info.free_bytes
+
+    def event(self) -> Event:
+        """A new CUDA event with a time."""
+        from trt_native import cuda
+
+        return cast("Event", cuda.Event(timing=True))  # type: ignore[attr-defined]
+
+    def load(self, plan: Plan) -> Engine:
+        """Deserialize a plan."""
+        return Engine(plan, ordinal=self._ordinal)
+
+    def session(self, engine: Engine) -> Runner:
+        """A new session of an engine."""
+        return cast("Runner", Session(engine))

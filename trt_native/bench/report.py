@@ -1,0 +1,190 @@
+"""How to measure, and what was measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from trt_native.bench.statistics import (
+    PHASES,
+    LayerTime,
+    Ratio,
+    Statistics,
+    Verdict,
+    judge,
+    stability_faults,
+)
+from trt_native.cuda import GpuInfo
+from trt_native.errors import SpecError
+
+__all__ = ["PHASES", "BenchOptions", "BenchReport", "Comparison", "Memory", "Span"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchOptions:
+    """How to measure.
+
+    Attributes:
+        iterations: Least number of executions that each phase is measured with.
+        duration_s: Least time that each phase is measured for.
+        warmup_s: Time for which the plan runs before anything is measured.
+        depth: Calls in flight in the pipelined measurement.
+        streams: Sessions on the one engine, each in a thread of its own.
+        layers: Whether to time each layer.
+
+    Raises:
+        SpecError: a value makes no sense.
+    """
+
+    iterations: int = 10
+    duration_s: float = 1.0
+    warmup_s: float = 0.2
+    depth: int = 2
+    streams: int = 1
+    layers: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "depth", "streams"):
+            if getattr(self, name) < 1:
+                raise SpecError(f"{name} {getattr(self, name)}: it is at least 1")
+        for name in ("duration_s", "warmup_s"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise SpecError(f"{name} {value}: it is a number of seconds from 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The plan against another one.
+
+    Attributes:
+        other: The other plan's path.
+        ratios: In GPU compute, and end to end.
+    """
+
+    other: str
+    ratios: tuple[Ratio, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A stretch of one call, in milliseconds from its start; the median of many calls.
+
+    Attributes:
+        lane: ``host`` or ``GPU``.
+        name: What goes on.
+        start_ms: When it starts.
+        stop_ms: When it stops.
+    """
+
+    lane: str
+    name: str
+    start_ms: float
+    stop_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Device memory, in bytes.
+
+    Attributes:
+        weights: What loading the plan took.
+        context: What making a session took.
+        activations: What TensorRT says a context needs.
+        peak: The most that was in use at the end of a phase, above what was before the plan.
+        inputs: Size of all inputs.
+        outputs: Size of all outputs.
+    """
+
+    weights: int
+    context: int
+    activations: int
+    peak: int
+    inputs: int
+    outputs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchReport:
+    """All that was measured.
+
+    Attributes:
+        plan: Path, product, version and size of the plan.
+        gpu: The GPU and its driver.
+        options: How it was measured.
+        inputs: Name, dtype and shape of each input.
+        samples: Milliseconds by phase (a key of :data:`PHASES`), in the order they were taken.
+        throughput: Calls per second: ``compute`` and ``compute_no_graph`` with what is on the GPU;
+            ``synchronous`` and ``pipelined`` from NumPy to NumPy; ``streams`` of all threads.
+        load_ms: To deserialize the plan, to make a session, and the first call.
+        memory: Device memory.
+        timeline: What goes on when, in a call on its own.
+        layers: Slowest first; None unless asked for.
+        comparison: None unless asked for.
+    """
+
+    plan: dict[str, Any]
+    gpu: GpuInfo
+    options: BenchOptions
+    inputs: tuple[dict[str, Any], ...]
+    samples: Mapping[str, Array] = field(repr=False)
+    throughput: dict[str, float]
+    load_ms: dict[str, float]
+    memory: Memory
+    timeline: tuple[Span, ...]
+    layers: tuple[LayerTime, ...] | None = None
+    comparison: Comparison | None = None
+
+    @property
+    def phases(self) -> dict[str, Statistics]:
+        """The statistics of each phase."""
+        return {name: Statistics.of(values) for name, values in self.samples.items()}
+
+    @property
+    def verdict(self) -> Verdict:
+        """What bounds the throughput."""
+        return judge({name: float(np.median(values)) for name, values in self.samples.items()})
+
+    @property
+    def pipeline_share(self) -> float:
+        """Pipelined throughput over what the slowest of H2D, compute and D2H alone allows."""
+        slowest = max(float(np.median(self.samples[n])) for n in ("gpu_compute", "h2d", "d2h"))
+        return self.throughput["pipelined"] * slowest / 1e3
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What speaks against trusting the figures."""
+        return tuple(
+            f"{PHASES[name]} is unstable: {' and '.join(faults)}; lock the clocks with nvidia-smi,"
+            " stop what else uses the machine, or raise --warmup and --duration"
+            for name in ("gpu_compute", "end_to_end")
+            if (faults := stability_faults(self.samples[name]))
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``trt-native bench --json`` prints it."""
+        gpu = asdict(self.gpu)
+        del gpu["free_bytes"]
+        return {
+            "kind": "bench",
+            "plan": self.plan,
+            "gpu": gpu,
+            "options": asdict(self.options),
+            "inputs": list(self.inputs),
+            "phases": {name: stats.to_json() for name, stats in self.phases.items()},
+            "throughput_per_s": self.throughput,
+            "pipeline_share": self.pipeline_share,
+            "load_ms": self.load_ms,
+            "memory_bytes": asdict(self.memory),
+            "timeline": [asdict(span) for span in self.timeline],
+            "verdict": asdict(self.verdict),
+            "warnings": list(self.warnings),
+            "layers": None if self.layers is None else [asdict(layer) for layer in self.layers],
+            "comparison": None if self.comparison is None else asdict(self.comparison),
+        }
