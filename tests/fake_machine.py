@@ -176,6 +176,11 @@ class FakeCall:
 
     def __init__(self, session, input_bytes):
         self.session, self.input_bytes = session, input_bytes
+        session.machine.open.append(self)
+
+    def close(self):
+        assert self.session in self.session.machine.open, "a call is closed before its session"
+        self.session.machine.open.remove(self)
 
     def upload(self, stream):
         self.session.machine.spend(0.002)

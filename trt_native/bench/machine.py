@@ -58,7 +58,7 @@ class Call(Protocol):
 
     @property
     def output_bytes(self) -> int:
-        """Size of what :meth:`download` copies."""
+        """Size of what the last :meth:`download` copied."""
 
     def upload(self, stream: Any, /) -> object:
         """Copy the inputs to the GPU, asynchronously."""
@@ -68,6 +68,9 @@ class Call(Protocol):
 
     def download(self, stream: Any, /) -> object:
         """Copy the outputs from the GPU, asynchronously."""
+
+    def close(self) -> object:
+        """Free its memory; before the session is closed."""
 
 
 class Runner(Protocol):
@@ -163,7 +166,7 @@ class CudaMachine:
         """A new CUDA event with a time."""
         from trt_native import cuda
 
-        return cast("Event", cuda.Event(timing=True))  # type: ignore[attr-defined]
+        return cast("Event", cuda.Event(timing=True, ordinal=self._ordinal))  # type: ignore[attr-defined]
 
     def load(self, plan: Plan) -> Engine:
         """Deserialize a plan."""

@@ -34,6 +34,7 @@ _ROUNDS = 5  # turns that each phase gets
 _WINDOW = 8  # executions in the queue: enough that the GPU never waits, few enough to stop soon
 _LEAD = 2  # executions before the clock runs, so that the queue is not empty when it starts
 _LAYER_ITERATIONS = 20
+_LEAST_WARM_UPS = 3
 
 
 def bench_plan(
@@ -142,6 +143,7 @@ class _Subject:
             "first_call": (machine.now() - calling) * 1e3,
         }
         self.call: Call = self.session.prepare(self.inputs)
+        stack.callback(self.call.close)
         self.note_memory()
 
     def note_memory(self) -> None:
@@ -227,7 +229,7 @@ class _Recorder:
 
     def measure(self) -> None:
         """Warm up, then all phases, several times over."""
-        self._warm_up()
+        self.warm_up()
         for _ in range(_ROUNDS):
             self._compute("", graph=True)
             self._compute("_no_graph", graph=False)
@@ -261,17 +263,15 @@ class _Recorder:
                 start = float(stop)
         return tuple(spans)
 
-    def _warm_up(self) -> None:
-        start = self._machine.now()
-        while True:
+    def warm_up(self) -> None:
+        """Run for a while, and often enough that a graph is captured and replayed."""
+        for _ in _until(self._machine, _LEAST_WARM_UPS, self._options.warmup_s):
             self._subject.session.run(self._subject.inputs)
             for graph in (False, True):
                 self._subject.call.upload(self._stream)
                 self._subject.call.enqueue(self._stream, graph=graph)
                 self._subject.call.download(self._stream)
             self._stream.synchronize()
-            if self._machine.now() - start >= self._options.warmup_s:
-                return
 
     def _repeat(self, action: Callable[[], object]) -> _Burst:
         return _back_to_back(self._machine, self._stream, action, self._least, self._seconds)
@@ -374,7 +374,7 @@ def _compare(
     least = max(1, math.ceil(options.iterations / PAIRS))
     seconds = options.duration_s / PAIRS
     for one in (subject, rival):
-        _Recorder(machine, one, options)._warm_up()
+        _Recorder(machine, one, options).warm_up()
     times: dict[str, tuple[list[float], list[float]]] = {
         "gpu_compute": ([], []),
         "end_to_end": ([], []),
