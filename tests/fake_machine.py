@@ -176,6 +176,7 @@ class FakeCall:
 
     def __init__(self, session, input_bytes):
         self.session, self.input_bytes = session, input_bytes
+        self.fresh = False
         session.machine.open.append(self)
 
     def close(self):
@@ -188,9 +189,12 @@ class FakeCall:
 
     def enqueue(self, stream, *, graph):
         s = self.session.speed
+        self.fresh = True
         self.session.machine.spend(s.enqueue_graph if graph else s.enqueue)
         stream.put(s.compute * self.session.factor())
 
     def download(self, stream):
+        assert self.fresh, "nothing was executed since the last download"
+        self.fresh = False
         self.session.machine.spend(0.002)
         stream.put(self.session.speed.d2h)

@@ -306,9 +306,9 @@ def test_json_holds_all_of_it(tmp_path, tensors):
         ({"iterations": 0}, "iterations 0: it is at least 1"),
         ({"depth": -1}, "depth -1"),
         ({"streams": 0}, "streams 0"),
-        ({"duration_s": float("nan")}, "duration_s nan"),
-        ({"warmup_s": float("inf")}, "warmup_s inf"),
-        ({"duration_s": -0.1}, "duration_s -0.1"),
+        ({"duration_s": float("nan")}, "duration of nan s"),
+        ({"warmup_s": float("inf")}, "warmup of inf s"),
+        ({"duration_s": -0.1}, "duration of -0.1 s"),
     ],
 )
 def test_options_that_make_no_sense(changes, said):

@@ -96,7 +96,6 @@ def test_what_must_hold_between_the_figures(plan_path):
     assert phases["latency"].max > parts / 2
     assert report.memory.inputs == NBYTES
     assert report.memory.outputs == NBYTES
-    assert report.memory.peak >= 0
     assert report.throughput["streams"] > 0
     assert all(rate > 0 for rate in report.throughput.values())
     assert report.load_ms["first_call"] > 0

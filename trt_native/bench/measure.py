@@ -181,10 +181,19 @@ class _Burst:
 
 
 def _back_to_back(
-    machine: Machine, stream: Stream, action: Callable[[], object], least: int, seconds: float
+    machine: Machine,
+    stream: Stream,
+    action: Callable[[], object],
+    least: int,
+    seconds: float,
+    before: Callable[[], object] = lambda: None,
 ) -> _Burst:
-    """Repeat what is put on a stream, with a few executions in its queue at any time."""
+    """Repeat what is put on a stream, with a few executions in its queue at any time.
+
+    What ``before`` puts there ahead of each is not timed.
+    """
     for _ in range(_LEAD):
+        before()
         action()
     first = machine.event()
     stream.record(first)
@@ -204,10 +213,11 @@ def _back_to_back(
         if count >= _WINDOW:
             collect(count)
         begin, end = ring[count % _WINDOW]
+        before()
         stream.record(begin)
-        before = machine.now()
+        asked = machine.now()
         action()
-        host_ms.append((machine.now() - before) * 1e3)
+        host_ms.append((machine.now() - asked) * 1e3)
         stream.record(end)
         count += 1
     last = [collect(index) for index in range(max(0, count - _WINDOW), count)][-1]
@@ -273,8 +283,11 @@ class _Recorder:
                 self._subject.call.download(self._stream)
             self._stream.synchronize()
 
-    def _repeat(self, action: Callable[[], object]) -> _Burst:
-        return _back_to_back(self._machine, self._stream, action, self._least, self._seconds)
+    def _repeat(
+        self, action: Callable[[], object], before: Callable[[], object] = lambda: None
+    ) -> _Burst:
+        least, seconds = self._least, self._seconds
+        return _back_to_back(self._machine, self._stream, action, least, seconds, before)
 
     def _compute(self, suffix: str, *, graph: bool) -> None:
         burst = self._repeat(lambda: self._subject.call.enqueue(self._stream, graph=graph))
@@ -283,9 +296,11 @@ class _Recorder:
         self._queued_ms[f"compute{suffix}"] += burst.total_ms
 
     def _copies(self) -> None:
-        call = self._subject.call
-        self.samples["h2d"] += self._repeat(lambda: call.upload(self._stream)).gpu_ms
-        self.samples["d2h"] += self._repeat(lambda: call.download(self._stream)).gpu_ms
+        call, stream = self._subject.call, self._stream
+        self.samples["h2d"] += self._repeat(lambda: call.upload(stream)).gpu_ms
+        # An output whose shape depends on data is there only once after each execution.
+        fresh = functools.partial(call.enqueue, stream, graph=True)
+        self.samples["d2h"] += self._repeat(lambda: call.download(stream), fresh).gpu_ms
 
     def _calls(self) -> None:
         events = [self._machine.event() for _ in range(4)]

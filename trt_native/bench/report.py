@@ -56,7 +56,8 @@ class BenchOptions:
         for name in ("duration_s", "warmup_s"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
-                raise SpecError(f"{name} {value}: it is a number of seconds from 0")
+                what = name.removesuffix("_s")
+                raise SpecError(f"{what} of {value:g} s: give a time that is not negative")
 
 
 @dataclass(frozen=True, slots=True)

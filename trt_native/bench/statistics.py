@@ -31,8 +31,8 @@ PHASES = {
     "enqueue_no_graph": "enqueue, no graph",
     "h2d": "H2D",
     "d2h": "D2H",
-    "latency": "latency (H2D, compute, D2H)",
-    "end_to_end": "end to end (Session.run, NumPy)",
+    "latency": "latency",
+    "end_to_end": "end to end",
 }
 """What is measured, and what a person calls it."""
 

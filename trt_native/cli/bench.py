@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from trt_native.bench import BenchReport, Comparison
     from trt_native.plan import PlanTensor
 
-__all__ = ["bench"]
+__all__ = ["LAYER_COLUMNS", "bench", "fact_rows", "layer_rows", "phase_table", "ratio_lines"]
+
+LAYER_COLUMNS = ("layer", "median ms", "mean ms", "share")
+
+_STATISTICS = ("min", "mean", "median", "p90", "p95", "p99", "max")
+_MOST_MS_AS_US = 100
 
 
 @guarded
@@ -127,22 +132,22 @@ def _supply(
     return supply
 
 
-def phase_rows(report: BenchReport) -> list[tuple[str, ...]]:
-    """The statistics of each phase, under ``PHASE_COLUMNS``."""
+def phase_table(report: BenchReport) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Columns and rows of the statistics, in microseconds where that is no long figure."""
     from trt_native.bench import PHASES
 
-    return [
+    phases = report.phases
+    short = max(stats.p99 for stats in phases.values()) < _MOST_MS_AS_US
+    unit, scale, digits = ("µs", 1e3, 1) if short else ("ms", 1.0, 3)
+    rows = [
         (
             PHASES[name],
-            *(f"{value:.4f}" for value in (s.min, s.mean, s.median, s.p90, s.p95, s.p99, s.max)),
-            f"{s.cv:.1%}",
-            str(s.count),
+            *(f"{getattr(stats, key) * scale:.{digits}f}" for key in _STATISTICS),
+            f"{stats.cv:.1%}",
         )
-        for name, s in report.phases.items()
+        for name, stats in phases.items()
     ]
-
-
-PHASE_COLUMNS = ("ms", "min", "mean", "median", "p90", "p95", "p99", "max", "CV", "count")
+    return (unit, *_STATISTICS, "CV"), rows
 
 
 def fact_rows(report: BenchReport) -> list[tuple[str, str]]:
@@ -160,7 +165,7 @@ def fact_rows(report: BenchReport) -> list[tuple[str, str]]:
         ("without CUDA graph", f"{rate['compute_no_graph']:.1f} calls/s"),
         ("throughput, NumPy, one call at a time", f"{rate['synchronous']:.1f} calls/s"),
         (
-            f"throughput, NumPy, {report.options.depth} calls in flight",
+            f"throughput, NumPy, pipelined (depth {report.options.depth})",
             f"{rate['pipelined']:.1f} calls/s, {report.pipeline_share:.0%} of what the slowest of"
             " H2D, compute and D2H allows",
         ),
@@ -208,12 +213,9 @@ def layer_rows(report: BenchReport) -> list[tuple[str, ...]]:
     ]
 
 
-LAYER_COLUMNS = ("layer", "median ms", "mean ms", "share")
-
-
 def _print(report: BenchReport) -> None:
     path = report.plan["path"]
-    table(path, PHASE_COLUMNS, phase_rows(report))
+    table(path, *phase_table(report))
     table("", ("", ""), fact_rows(report))
     if report.layers is not None:
         table(f"Layers ({len(report.layers)})", LAYER_COLUMNS, layer_rows(report))

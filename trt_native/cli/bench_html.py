@@ -11,10 +11,9 @@ import numpy as np
 from trt_native.bench import PHASES, Span
 from trt_native.cli.bench import (
     LAYER_COLUMNS,
-    PHASE_COLUMNS,
     fact_rows,
     layer_rows,
-    phase_rows,
+    phase_table,
     ratio_lines,
 )
 from trt_native.cli.html import page
@@ -37,12 +36,12 @@ def bench_page(report: BenchReport) -> str:
     if report.layers:
         figures.append((_layers_heading(len(report.layers)), _bars(report.layers)))
     figures += [
-        (f"Distribution: {PHASES[name]}", _histogram(values))
+        (f"Distribution: {PHASES[name]} ({len(values)} times)", _histogram(values))
         for name, values in report.samples.items()
     ]
     tables: list[Any] = [
         ("", ("", ""), fact_rows(report)),
-        ("Phases", PHASE_COLUMNS, phase_rows(report)),
+        ("Phases", *phase_table(report)),
     ]
     if report.comparison is not None:
         lines = ratio_lines(report.plan["path"], report.comparison)
