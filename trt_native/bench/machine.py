@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 
+from trt_native import cuda
 from trt_native.cuda import GpuInfo, require_gpu
 from trt_native.engine import Engine
 from trt_native.plan import Plan, PlanTensor
@@ -164,9 +165,7 @@ class CudaMachine:
 
     def event(self) -> Event:
         """A new CUDA event with a time."""
-        from trt_native import cuda
-
-        return cast("Event", cuda.Event(timing=True, ordinal=self._ordinal))  # type: ignore[attr-defined]
+        return cuda.Event(timing=True, ordinal=self._ordinal)
 
     def load(self, plan: Plan) -> Engine:
         """Deserialize a plan."""
@@ -174,4 +173,4 @@ class CudaMachine:
 
     def session(self, engine: Engine) -> Runner:
         """A new session of an engine."""
-        return cast("Runner", Session(engine))
+        return Session(engine)
