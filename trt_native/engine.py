@@ -284,8 +284,11 @@ class _KernelFile:
         return content
 
     def write(self, content: bytes) -> None:
-        """Keep these, if they are others than those that were read."""
-        if not content or content == self.content:
+        """Keep these, if they are more than those that were read.
+
+        The library writes the same kernels in other bytes each time, but of the same length.
+        """
+        if len(content) <= len(self.content):
             return
         head = json.dumps({**self.owner, "sha256": hashlib.sha256(content).hexdigest()})
         try:

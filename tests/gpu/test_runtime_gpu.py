@@ -57,6 +57,12 @@ def expected(x, s):
     return np.maximum(x, 0) * np.float32(2) + np.float32(s)
 
 
+@pytest.fixture(autouse=True)
+def _reasons(caplog):
+    """Shows why a run went without a CUDA graph, where a test fails."""
+    caplog.set_level("DEBUG", "trt_native.session")
+
+
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory):
     path = affine(tmp_path_factory.mktemp("plan") / "m.onnx")

@@ -36,7 +36,8 @@ class Layout:
         inputs: Shape of each input, in the engine's order.
         outputs: Shape of each output by name; with -1 where it depends on data.
         host: Inputs that TensorRT reads on the host, by name.
-        replayable: Whether a CUDA graph can stand for the run.
+        deferred: Whether the shape of an output depends on data.
+        replayable: Whether a CUDA graph of ours can stand for the run.
         warm: Whether it was run before, so that TensorRT has made all that it makes at first.
     """
 
@@ -44,6 +45,7 @@ class Layout:
     inputs: tuple[Shape, ...]
     outputs: dict[str, Shape] = field(default_factory=dict)
     host: dict[str, Array] = field(default_factory=dict)
+    deferred: bool = False
     replayable: bool = True
     warm: bool = False
 
@@ -75,6 +77,8 @@ class Runner:
         self.stream = Stream(engine.ordinal)
         self._uncapturable = {*_DEFAULT_STREAMS, self.stream.handle}
         self._capture_stream = Stream(engine.ordinal)
+        self._nothing = DeviceBuffer()  # an address for empty tensors: TensorRT takes no null
+        self._nothing.reserve(1, self.stream)
         self._hop = Event(ordinal=engine.ordinal)
         self._memory = memory  # keeps it alive
         self.order = memory.order if memory else Order(engine.ordinal)
@@ -129,8 +133,8 @@ class Runner:
         )
         self._apply(layout)
         layout.outputs = {t.name: self._output_shape(t) for t in self._outputs}
-        deferred = any(-1 in shape for shape in layout.outputs.values())
-        layout.replayable = not deferred and not any(
+        layout.deferred = any(-1 in shape for shape in layout.outputs.values())
+        layout.replayable = not layout.deferred and not any(
             t.name in self._host_names for t in self._outputs
         )
         self._layouts[key] = layout
@@ -194,7 +198,7 @@ class Runner:
         self.stream.synchronize()
         self._graphs.close()
         self._context = None
-        for buffer in self._deferred.values():
+        for buffer in (*self._deferred.values(), self._nothing):
             buffer.close()
         self._capture_stream.close()
         self.stream.close()
@@ -206,7 +210,7 @@ class Runner:
                 "this stream is being captured into a CUDA graph, and the engine has not run with"
                 " these shapes yet: run it once before you capture it"
             )
-        if not layout.replayable:
+        if layout.deferred:
             raise CudaError("an engine whose output shapes depend on data cannot be captured")
         self._bind(layout, addresses)
         self._enqueue(stream)
@@ -253,7 +257,7 @@ class Runner:
         self._apply(layout)
         count = len(self._device_inputs)
         for tensor, address in zip(self._device_inputs, addresses[:count], strict=True):
-            self._set_address(tensor.name, address)
+            self._set_address(tensor.name, address or self._nothing.pointer)
         for tensor, address in zip(self._outputs, addresses[count:], strict=True):
             if tensor.name in self._host_names:
                 array: Array = np.empty(layout.outputs[tensor.name], tensor.dtype)
@@ -262,7 +266,7 @@ class Runner:
             elif -1 in layout.outputs[tensor.name]:
                 self._context.set_output_allocator(tensor.name, self._allocator)
             else:
-                self._set_address(tensor.name, address)
+                self._set_address(tensor.name, address or self._nothing.pointer)
 
     def _apply(self, layout: Layout) -> None:
         """Tell the context profile, shapes and the values that shapes come from."""
