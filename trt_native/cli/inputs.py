@@ -1,8 +1,7 @@
-"""What the commands that run a plan make of ``--input``, ``--shape`` and ``--random``."""
+"""The inputs of a plan as a command line gives them: files, shapes, random values."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,92 +13,86 @@ if TYPE_CHECKING:
 
     from trt_native.plan import PlanTensor
 
-__all__ = ["fill_inputs", "read_inputs", "read_shapes"]
+__all__ = ["INPUT_HELP", "RANDOM_HELP", "SHAPE_HELP", "check_seed", "fill_random", "read_inputs",
+           "read_shapes"]  # fmt: skip
+
+INPUT_HELP = "NAME=FILE.npy, or FILE.npz with arrays by input name. Repeatable."
+RANDOM_HELP = "Fill the inputs that are not given with random values."
+SHAPE_HELP = "Shape of a random input, NAME=1x3x8x8. \\[default: the profile's opt]"
 
 
 def read_inputs(entries: list[str]) -> dict[str, np.ndarray[Any, Any]]:
-    """Read the arrays of ``--input``: ``NAME=FILE.npy``, or an .npz file.
+    """The arrays that ``--input`` names.
 
     Raises:
-        SpecError: an entry is malformed, or its file is.
+        SpecError: an entry has another form, or its file cannot be read.
     """
+    from trt_native.arrays import load_arrays
+
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     for entry in entries:
         name, _, file = entry.partition("=")
         if not (name and file) and not entry.endswith(".npz"):
             raise SpecError(f"--input {entry!r}: write NAME=FILE.npy, or name an .npz file")
         one = bool(name and file)
-        loaded = _load(Path(file if one else entry))
+        loaded = load_arrays(Path(file if one else entry))
         if isinstance(loaded, dict) == one:
             found = "several arrays" if one else "one array without a name"
             raise SpecError(
                 f"--input {entry!r}: the file holds {found}; write NAME=FILE.npy for one array,"
                 " or name an .npz file for arrays by name"
             )
-        arrays.update({name: loaded} if one else loaded)
-    return arrays
-
-
-def _load(path: Path) -> Any:
-    """One array, or arrays by name."""
-    import numpy as np
-
-    from trt_native.plan import open_regular
-
-    try:
-        with open_regular(path) as file:
-            loaded = np.load(file, allow_pickle=False)
-            arrays = loaded if isinstance(loaded, np.ndarray) else dict(loaded)
-    except OSError as error:
-        raise SpecError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except Exception as error:  # zipfile, zlib and NumPy have kinds of their own
-        reason = " ".join(str(error).split())
-        raise SpecError(f"{path}: not a NumPy file, or damaged ({reason})") from None
-    for name, array in arrays.items() if isinstance(arrays, dict) else ():
-        if not isinstance(array, np.ndarray):
-            raise SpecError(f"{path}: {name!r} in it is no array")
+        arrays.update(loaded if isinstance(loaded, dict) else {name: loaded})
     return arrays
 
 
 def read_shapes(entries: list[str]) -> dict[str, Shape]:
-    """Read the shapes of ``--shape``: ``NAME=1x3x8x8``.
+    """The shapes that ``--shape`` gives.
 
     Raises:
-        SpecError: an entry is malformed.
+        SpecError: an entry has another form.
     """
     shapes = {}
     for entry in entries:
         name, separator, text = entry.rpartition("=")
-        if not separator:
+        if not (separator and name):
             raise SpecError(f"--shape {entry!r}: write NAME=1x3x8x8")
         shapes[name] = parse_shape(text)
     return shapes
 
 
-def fill_inputs(
-    tensors: Sequence[PlanTensor],
+def check_seed(seed: int | None, shapes: dict[str, Shape]) -> None:
+    """Refuse a seed that is none, and shapes that nothing is made in.
+
+    Raises:
+        SpecError: either is so.
+    """
+    if seed is not None and seed < 0:
+        raise SpecError(f"--random {seed}: a seed is not negative")
+    if seed is None and shapes:
+        raise SpecError("--shape: no effect without --random SEED; arrays have their own shape")
+
+
+def fill_random(
+    tensors: tuple[PlanTensor, ...],
     given: dict[str, np.ndarray[Any, Any]],
     shapes: dict[str, Shape],
-    seed: int,
+    generator: np.random.Generator,
 ) -> dict[str, np.ndarray[Any, Any]]:
     """Random values for inputs that were not given: normal for floats, 0 or 1 for the rest.
 
-    Args:
-        tensors: The inputs of an engine.
-        given: Those that there are, by name.
-        shapes: Shapes of others, by name; the first profile's opt by default.
-        seed: Of the random values.
-
     Raises:
-        SpecError: a shape is of no input, or no profile allows it.
+        SpecError: a shape is of no input, of one that is given, or outside the profiles.
     """
+    import ml_dtypes  # noqa: F401  (makes bfloat16 and float8 known to NumPy by name)
     import numpy as np
 
     unknown = set(shapes) - {tensor.name for tensor in tensors}
     if unknown:
         names = ", ".join(tensor.name for tensor in tensors)
         raise SpecError(f"--shape {', '.join(sorted(unknown))}: the inputs are {names}")
-    generator = np.random.default_rng(seed)
+    if both := sorted(set(shapes) & set(given)):
+        raise SpecError(f"--shape {', '.join(both)}: no effect, as --input gives the array")
     filled = dict(given)
     for tensor in tensors:
         if tensor.name in given:
@@ -111,7 +104,8 @@ def fill_inputs(
         shape = shapes.get(tensor.name, ranges[0].opt)
         if not any(allowed.contains(shape) for allowed in ranges):
             listing = " or ".join(map(str, ranges))
-            raise SpecError(f"--shape {tensor.name}={'x'.join(map(str, shape))}: outside {listing}")
+            text = "x".join(map(str, shape)) or "scalar"
+            raise SpecError(f"--shape {tensor.name}={text}: outside {listing}")
         if np.issubdtype(np.dtype(tensor.dtype), np.integer) or tensor.dtype == "bool":
             filled[tensor.name] = generator.integers(0, 2, shape).astype(tensor.dtype)
         else:

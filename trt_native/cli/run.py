@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trt_native.cli.console import guarded, print_json, stderr, table
-from trt_native.cli.inputs import fill_inputs, read_inputs, read_shapes
+from trt_native.cli.inputs import (
+    INPUT_HELP,
+    RANDOM_HELP,
+    SHAPE_HELP,
+    check_seed,
+    fill_random,
+    read_inputs,
+    read_shapes,
+)
 from trt_native.errors import SpecError
 
 if TYPE_CHECKING:
@@ -24,17 +31,15 @@ def run(
     plan: Annotated[Path, typer.Argument(metavar="PLAN", help="The plan to run.")],
     inputs: Annotated[
         list[str] | None,
-        typer.Option(
-            "--input", help="NAME=FILE.npy, or FILE.npz with arrays by input name. Repeatable."
-        ),
+        typer.Option("--input", help=INPUT_HELP),
     ] = None,
     random: Annotated[
         int | None,
-        typer.Option(metavar="SEED", help="Fill the inputs that are not given with random values."),
+        typer.Option(metavar="SEED", help=RANDOM_HELP),
     ] = None,
     shape: Annotated[
         list[str] | None,
-        typer.Option(help="Shape of a random input, NAME=1x3x8x8. \\[default: the profile's opt]"),
+        typer.Option(help=SHAPE_HELP),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the outputs to this .npz file.")
@@ -46,53 +51,37 @@ def run(
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Run a plan once on the GPU and tell what comes out."""
+    import numpy as np
+
+    from trt_native.arrays import is_float, save_arrays
     from trt_native.plan import Plan, check_writable
     from trt_native.session import Session
 
     arrays = read_inputs(inputs or [])
     shapes = read_shapes(shape or [])
+    check_seed(random, shapes)
     if output is not None:
         check_writable(output)
     if random is None and not arrays:
         raise SpecError("no inputs: give --input NAME=FILE.npy, or --random SEED")
-    if random is not None and random < 0:
-        raise SpecError(f"--random {random}: a seed is not negative")
     with Session(Plan.load(plan, ignore_manifest=not manifest)) as session:
         if random is not None:
-            arrays = fill_inputs(session.engine.inputs, arrays, shapes, random)
+            generator = np.random.default_rng(random)
+            arrays = fill_random(session.engine.inputs, arrays, shapes, generator)
         results = session.run(arrays)
     for name, array in arrays.items():
-        if _is_float(array) and not _finite(array):
+        if is_float(array) and not _finite(array):
             stderr.print(f"warning: input {name!r} has NaN or infinite values", markup=False)
     if output is not None:
-        _write(output, results)
+        save_arrays(output, results)
     _report(results, output, json)
-
-
-def _is_float(array: np.ndarray[Any, Any]) -> bool:
-    return array.dtype.kind == "f" or "float" in array.dtype.name
 
 
 def _finite(array: np.ndarray[Any, Any]) -> bool:
     import numpy as np
 
-    return bool(np.isfinite(array.astype(np.float32)).all())
-
-
-def _write(path: Path, results: dict[str, np.ndarray[Any, Any]]) -> None:
-    """Write an .npz; types that .npy files do not know (bfloat16, float8) become float32.
-
-    ``numpy.savez`` takes the names as keywords, and so cannot write an output called ``file``.
-    """
-    import numpy as np
-
-    from trt_native.plan import replacing
-
-    with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
-        for name, array in results.items():
-            known = array.astype(np.float32) if array.dtype.kind == "V" else array
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, known, allow_pickle=False)
+    values = array if array.dtype.kind == "f" else array.astype(np.float32)
+    return bool(np.isfinite(values).all())
 
 
 def _report(results: dict[str, np.ndarray[Any, Any]], output: Path | None, json: bool) -> None:

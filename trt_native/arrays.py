@@ -1,0 +1,130 @@
+"""Arrays in NumPy's files: one in an ``.npy``, several by name in an ``.npz``."""
+
+from __future__ import annotations
+
+import contextlib
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trt_native.errors import SpecError
+from trt_native.plan import open_regular, replacing
+
+__all__ = [
+    "ArrayArchive",
+    "ArrayWriter",
+    "is_float",
+    "load_arrays",
+    "open_arrays",
+    "save_arrays",
+    "write_arrays",
+]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def is_float(array: Array) -> bool:
+    """Whether the elements are floating-point numbers, ``ml_dtypes``' bfloat16 and so on too."""
+    return array.dtype.kind == "f" or "float" in array.dtype.name
+
+
+def load_arrays(path: Path) -> Array | dict[str, Array]:
+    """One array of an ``.npy`` file, or all arrays of an ``.npz`` file by name.
+
+    Raises:
+        SpecError: the file cannot be read, is damaged, or holds something else.
+    """
+    with _translated(path), open_regular(path) as file:
+        loaded = np.load(file, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        archive = ArrayArchive(path, loaded)
+        return {name: archive[name] for name in archive.names}
+
+
+class ArrayArchive:
+    """An open ``.npz`` file; each array is read when it is asked for. See :func:`open_arrays`.
+
+    Attributes:
+        path: The file.
+        names: Names of the arrays, in the file's order.
+    """
+
+    def __init__(self, path: Path, archive: Any) -> None:
+        self.path = path
+        self.names: tuple[str, ...] = tuple(archive.files)
+        self._archive = archive
+
+    def __getitem__(self, name: str) -> Array:
+        """Read an array.
+
+        Raises:
+            SpecError: it is damaged, or no array.
+        """
+        with _translated(self.path):
+            array = self._archive[name]
+        if not isinstance(array, np.ndarray):
+            raise SpecError(f"{self.path}: {name!r} in it is no array")
+        return array
+
+
+@contextlib.contextmanager
+def open_arrays(path: Path) -> Iterator[ArrayArchive]:
+    """Open an ``.npz`` file for the time of a block.
+
+    Raises:
+        SpecError: the file cannot be read, is damaged, or is no ``.npz``.
+    """
+    with contextlib.ExitStack() as stack:
+        with _translated(path):
+            file = stack.enter_context(open_regular(path))
+            loaded = np.load(file, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise SpecError(f"{path}: holds one array without a name; write an .npz file")
+        yield ArrayArchive(path, loaded)
+
+
+class ArrayWriter:
+    """Writes the arrays of an ``.npz`` file one by one. See :func:`write_arrays`."""
+
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        self._archive = archive
+
+    def __call__(self, name: str, array: Array) -> None:
+        """Write an array; types that NumPy's files do not know become float32.
+
+        ``numpy.savez`` takes the names as keywords, and so cannot write one called ``file``.
+        """
+        known = array.astype(np.float32) if array.dtype.kind == "V" else array
+        with self._archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+            np.lib.format.write_array(member, known, allow_pickle=False)
+
+
+@contextlib.contextmanager
+def write_arrays(path: Path) -> Iterator[ArrayWriter]:
+    """Write an ``.npz`` file in a block, which is there in full after it, or not at all."""
+    with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
+        yield ArrayWriter(archive)
+
+
+def save_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Write an ``.npz`` file of these arrays."""
+    with write_arrays(path) as write:
+        for name, array in arrays.items():
+            write(name, array)
+
+
+@contextlib.contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except SpecError:
+        raise
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # zipfile, zlib and NumPy have kinds of their own
+        reason = " ".join(str(error).split())
+        raise SpecError(f"{path}: not a NumPy file, or damaged ({reason})") from None
