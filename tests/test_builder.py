@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 import traceback
 from pathlib import Path
@@ -176,3 +177,48 @@ def test_a_failed_build_leaves_nothing_to_the_garbage_collector(tmp_path):
     assert "build" in {frame.f_code.co_name for frame in frames}
     held = [type(value) for frame in frames for value in frame.f_locals.values()]
     assert not [kind for kind in held if kind.__module__.startswith("tensorrt_rtx")]
+
+
+def test_a_manifest_tells_what_a_plan_was_built_with():
+    import dataclasses
+
+    import made_plans
+
+    from trt_native.builder import recorded_config
+    from trt_native.errors import PlanError
+    from trt_native.plan import Manifest
+    from trt_native.spec import CalibrationMethod, IoPrecision, QuantizationSpec
+
+    def recorded(options):
+        options = json.loads(json.dumps(options))
+        return recorded_config(
+            dataclasses.replace(Manifest.from_json(made_plans.GOLDEN), options=options)
+        )
+
+    for config in (
+        BuildConfig(),
+        BuildConfig(
+            profiles=(
+                ProfileSpec.parse(["n=1:2:4", "m=3"], ["x=1x3:2x3:4x3"]),
+                ProfileSpec.parse(["n=8"]),
+            ),
+            precision=Precision.INT8,
+            io_precision=IoPrecision.FP16,
+            keep_fp32=("*/norm*", "op:Resize"),
+            quantization=QuantizationSpec(
+                calibration=Path("a.calib"),
+                method=CalibrationMethod.MSE,
+                ops=("Conv",),
+                min_coverage=0.5,
+            ),
+            workspace_bytes=2**30,
+            optimization_level=4,
+            tf32=False,
+            compute_capabilities=("8.6", "8.9"),
+            timing_cache=Path("t.cache"),
+        ),
+    ):
+        assert recorded(config.options()) == config
+    for options in ({"speed": 1}, {"precision": "fast"}, {"profiles": [{"sizes": {}}]}):
+        with pytest.raises(PlanError, match="malformed manifest: options: "):
+            recorded(options)

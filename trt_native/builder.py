@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from hashlib import sha256
@@ -29,8 +29,9 @@ from trt_native.backends.base import (
 )
 from trt_native.calibration.batches import Batches, read_batches
 from trt_native.cuda import GpuInfo, gpu_info
-from trt_native.errors import BuildError, SpecError
+from trt_native.errors import BuildError, PlanError, SpecError
 from trt_native.graph.dims import fixed_axes, resolve_profiles
+from trt_native.graph.exposing import expose_tensors
 from trt_native.graph.onnx_file import (
     ModelSummary,
     hash_files,
@@ -47,7 +48,7 @@ from trt_native.graph.precision import (
 from trt_native.graph.quantizable import quantizable_tensors
 from trt_native.graph.quantization import QuantizationReport
 from trt_native.graph.quantization_rules import default_ops
-from trt_native.graph.validity import refuses_malformed
+from trt_native.graph.validity import refuses_malformed, root_cause
 from trt_native.plan import Manifest, Plan, PlanTensor, check_writable, sha256_of_file
 from trt_native.quantize import NO_RANGES, Ranges, find_ranges, load_ranges, quantize_graph
 from trt_native.spec import (
@@ -56,6 +57,7 @@ from trt_native.spec import (
     IoPrecision,
     Precision,
     Profile,
+    ProfileSpec,
     QuantizationSpec,
     TensorSpec,
 )
@@ -68,6 +70,7 @@ __all__ = [
     "default_workspace",
     "outline",
     "prepare",
+    "recorded_config",
 ]
 
 _LOGGER = logging.getLogger(__name__)
@@ -142,6 +145,7 @@ def build_plan(
     *,
     backend: str | Backend = "auto",
     progress: Progress | None = None,
+    expose: Sequence[str] = (),
 ) -> Plan:
     """Build a TensorRT plan from an ONNX file.
 
@@ -153,6 +157,9 @@ def build_plan(
         config: What the plan should be; see :class:`~trt_native.spec.BuildConfig`.
         backend: ``auto``, ``tensorrt``, ``rtx``, or a loaded backend.
         progress: Hears how the build goes on.
+        expose: Names of tensors inside the model that the plan shall return too, in the type that
+            they have there. What the build does to the graph does not depend on them, but how
+            TensorRT fuses layers does.
 
     Returns:
         The plan with its manifest, not yet saved. :class:`~trt_native.cache.EngineCache` has a
@@ -166,7 +173,7 @@ def build_plan(
         BuildError: TensorRT rejected the model or failed to build it.
     """
     prepared = prepare(model, config, backend=backend, progress=progress)
-    return build_prepared(prepared, progress=progress)
+    return build_prepared(prepared, progress=progress, expose=expose)
 
 
 def prepare(
@@ -212,6 +219,7 @@ def build_prepared(
     *,
     progress: Progress | None = None,
     timing_cache: Path | None = None,
+    expose: Sequence[str] = (),
 ) -> Plan:
     """Do the build.
 
@@ -219,9 +227,10 @@ def build_prepared(
         prepared: The build.
         progress: Hears how it goes on.
         timing_cache: File to use where the config names none, for a backend that measures layers.
+        expose: As for :func:`build_plan`.
 
     Raises:
-        SpecError: less can be quantized than was asked for.
+        SpecError: less can be quantized than was asked for, or the model lacks a tensor to expose.
         CalibrationError: the calibration data is of no use.
         BuildError: TensorRT rejected the model or failed to build it.
     """
@@ -231,7 +240,7 @@ def build_prepared(
         prepared.outline,
         prepared.gpu,
     )
-    with _parsable(prepared, progress) as (onnx, precision, fp32_nodes):
+    with _parsable(prepared, progress, expose) as (onnx, precision, fp32_nodes):
         request = BuildRequest(
             onnx=onnx,
             config=config,
@@ -265,6 +274,22 @@ def build_prepared(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
     return Plan(result.data, manifest)
+
+
+def recorded_config(manifest: Manifest) -> BuildConfig:
+    """What a plan was built with, as its manifest records it.
+
+    Raises:
+        PlanError: the manifest's options are not those of a build.
+    """
+    import cattrs
+
+    converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=False)
+    converter.register_structure_hook(ProfileSpec, lambda data, _: ProfileSpec.from_mapping(data))
+    try:
+        return converter.structure(dict(manifest.options), BuildConfig)
+    except Exception as error:  # of as many kinds as there are types in it
+        raise PlanError(f"malformed manifest: options: {root_cause(error)}") from None
 
 
 def outline(
@@ -491,11 +516,11 @@ def default_workspace(gpu: GpuInfo | None) -> int:
 
 @contextlib.contextmanager
 def _parsable(
-    prepared: Preparation, progress: Progress | None
+    prepared: Preparation, progress: Progress | None, expose: Sequence[str]
 ) -> Iterator[tuple[Path, dict[str, Any], frozenset[str]]]:
     """The file TensorRT shall parse, what was done about precision, and the nodes to pin in FP32.
 
-    A rewritten graph lives in a temporary folder for as long as the block runs.
+    A changed graph lives in a temporary folder for as long as the block runs.
     """
     path, config, precision = prepared.path, prepared.config, prepared.outline.precision
     record: dict[str, Any] = {
@@ -503,22 +528,26 @@ def _parsable(
         "applied": "as in the model" if precision is Precision.AUTO else precision,
         "tf32": config.allows_tf32,
     }
+    pinned: frozenset[str] = frozenset()
     if prepared.outline.rewrites:
-        with tempfile.TemporaryDirectory(prefix="trt-native-") as folder:
-            record.update(_rewrite(prepared, progress))
-            # A name that TensorRT and onnx_ir take, which may append to it.
-            plain = path.name.isprintable() and len(path.name) < 50
-            rewritten = Path(folder) / (path.name if plain else "model.onnx")
-            with _stage(progress, "Writing the rewritten graph"):
-                _save_temporary(prepared.graph, rewritten)
-            yield rewritten, record, frozenset()
+        record.update(_rewrite(prepared, progress))
     elif precision in _REDUCED or prepared.outline.calibrates:
         if prepared.outline.calibrates:
             record["calibrated"] = _calibration_record(prepared)
         pinned = frozenset(statistics_nodes(prepared.graph, config.keep_fp32))
-        yield path, {**record, "pinned_fp32_nodes": len(pinned)}, pinned
-    else:
-        yield path, record, frozenset()
+        record["pinned_fp32_nodes"] = len(pinned)
+    if expose:
+        expose_tensors(prepared.graph, expose)
+    if not (prepared.outline.rewrites or expose):
+        yield path, record, pinned
+        return
+    with tempfile.TemporaryDirectory(prefix="trt-native-") as folder:
+        # A name that TensorRT and onnx_ir take, which may append to it.
+        plain = path.name.isprintable() and len(path.name) < 50
+        changed = Path(folder) / (path.name if plain else "model.onnx")
+        with _stage(progress, "Writing the rewritten graph"):
+            _save_temporary(prepared.graph, changed)
+        yield changed, record, pinned
 
 
 def _calibration_record(prepared: Preparation) -> dict[str, Any]:
