@@ -73,8 +73,9 @@ class ReferenceRunner:
             CalibrationError: an input is missing, unknown or of another type, or a node fails.
         """
         values: dict[str, Any] = {**self._weights, **_converted(batch, self._inputs)}
-        for name in (t.name for t in self._inputs if t.name in self._wanted):
-            yield name, values[name]
+        for name in (*(tensor.name for tensor in self._inputs), *self._weights):
+            if name in self._wanted:
+                yield name, values[name]
         for step in self._steps:
             try:
                 with np.errstate(all="ignore"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import importlib.util
 import inspect
 import itertools
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -251,38 +253,55 @@ def _digest(batch: Batch) -> bytes:
 
 
 def load_function(text: str) -> Callable[..., Any]:
-    """Load ``FILE.py:FUNCTION``. The file is run: this is for the user's own code.
+    """Load ``FILE.py:FUNCTION`` or ``package.module:FUNCTION``: this is for the user's own code.
 
-    As with a script, the file's folder becomes a place to import from.
+    As with a script, the file's folder becomes a place to import from; for a module, the working
+    folder does.
 
     Raises:
-        CalibrationError: the file is missing or fails, or has no such function.
+        CalibrationError: the file or module is missing or fails, or has no such function.
     """
-    file, separator, name = text.rpartition(":")
-    if not separator:
-        raise CalibrationError(f"{text}: write FILE.py:FUNCTION")
-    path = Path(file)
-    if not path.is_file():
-        raise CalibrationError(f"{file}: no such file")
-    spec = importlib.util.spec_from_file_location(f"_trt_native_user_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise CalibrationError(f"{file}: not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses and pickle look
-    sys.path.insert(0, str(path.absolute().parent))
+    origin, separator, name = text.rpartition(":")
+    if not (separator and origin and name):
+        raise CalibrationError(f"{text}: write FILE.py:FUNCTION or package.module:FUNCTION")
+    is_file = origin.endswith(".py")
+    if is_file and not Path(origin).is_file():
+        raise CalibrationError(f"{origin}: no such file")
     try:
-        spec.loader.exec_module(module)
+        module = _load_file(Path(origin)) if is_file else _load_module(origin)
     except Exception as error:
+        missing = isinstance(error, ModuleNotFoundError) and not is_file
+        if missing and origin.startswith(str(error.name)):  # type: ignore[attr-defined]
+            raise CalibrationError(f"{text}: there is no module {origin}") from None
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise CalibrationError(f"{file} raised {reason} when it was loaded") from error
+        raise CalibrationError(f"{origin} raised {reason} when it was loaded") from error
     function = getattr(module, name, None)
     if not callable(function):
         functions = inspect.getmembers(module, inspect.isfunction)
-        own = [n for n, f in functions if f.__module__ == spec.name and not n.startswith("_")]
+        own = [n for n, f in functions if f.__module__ == module.__name__ and not n.startswith("_")]
         raise CalibrationError(
-            f"{file} has no function {name!r}; its functions are {', '.join(own) or 'none'}"
+            f"{origin} has no function {name!r}; its functions are {', '.join(own) or 'none'}"
         )
     return function  # type: ignore[no-any-return]
+
+
+def _load_file(path: Path) -> ModuleType:
+    name = f"_trt_native_user_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError("not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses and pickle look
+    sys.path.insert(0, str(path.absolute().parent))
+    spec.loader.exec_module(module)
+    return module
+
+
+def _load_module(name: str) -> ModuleType:
+    folder = str(Path.cwd())
+    if folder not in sys.path:  # as with python -m
+        sys.path.insert(0, folder)
+    return importlib.import_module(name)
 
 
 def _load_npz(path: Path) -> Batch:
