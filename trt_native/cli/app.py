@@ -19,6 +19,7 @@ from trt_native.cli.export import export_app
 from trt_native.cli.inspect import inspect
 from trt_native.cli.quantize import quantize
 from trt_native.cli.run import run
+from trt_native.cli.verify import verify
 
 __all__ = ["app"]
 
@@ -62,5 +63,6 @@ app.command()(inspect)
 app.command()(diff)
 app.command()(run)
 app.command()(bench)
+app.command()(verify)
 app.add_typer(deploy_app)
 app.command()(doctor)

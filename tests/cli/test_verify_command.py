@@ -1,0 +1,313 @@
+"""``trt-native verify``, with what runs a plan put in: ``onnx.reference`` of a model of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+import tiny_models
+from made_plans import make_plan, tensor
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from trt_native.calibration.reference import ReferenceRunner
+from trt_native.cli import main
+from trt_native.graph.onnx_file import read_model
+from trt_native.spec import BuildConfig, Precision, ProfileSpec
+from trt_native.verify import check, layers
+from trt_native.verify.check import OpenPlan
+
+H0 = tensor("h0", "input", "float32", "1x64:2x64:4x64", dims=("batch", None))
+H2 = tensor("h2", "output", "float32", shape=(-1, 64), dims=("batch", None))
+
+
+def scaled(path, copy, weight, factor):
+    model = onnx.load(path)
+    for initializer in model.graph.initializer:
+        if initializer.name == weight:
+            array = numpy_helper.to_array(initializer) * np.float32(factor)
+            initializer.CopyFrom(numpy_helper.from_array(array, weight))
+    onnx.save(model, copy)
+    return copy
+
+
+@pytest.fixture
+def model(tmp_path):
+    return tiny_models.dense(tmp_path / "m.onnx")
+
+
+@pytest.fixture
+def plan(tmp_path):
+    precision = {"requested": "fp16", "applied": "fp16", "tf32": True}
+    return make_plan(tmp_path / "m.plan", (H0, H2), precision=precision).path
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """Lets plans compute what an ONNX file says."""
+
+    def put_in(path):
+        @contextlib.contextmanager
+        def open_session(plan):
+            outputs = [tensor.name for tensor in plan.manifest.outputs]
+            runner = ReferenceRunner(read_model(path), outputs)
+            yield OpenPlan(plan.manifest.inputs, plan.manifest.outputs, lambda b: dict(runner(b)))
+
+        monkeypatch.setattr(check, "open_session", open_session)
+        monkeypatch.setattr(layers, "open_session", open_session)
+
+    return put_in
+
+
+@pytest.fixture
+def verify(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            main(["verify", *map(str, arguments)])
+        printed = capsys.readouterr()
+        return ended.value.code or 0, printed.out, printed.err
+
+    return call
+
+
+def test_a_plan_that_agrees(model, plan, runs, verify):
+    runs(model)
+    code, out, err = verify(plan, "--against", model, "--random", 0)
+    assert (code, err) == (0, "")
+    assert (
+        "Limits: relative L2 <= 0.01; the relative error is the default for a plan in fp16." in out
+    )
+    assert "2x64" in out
+    assert out.endswith("The plan agrees.\n")
+
+
+def test_the_report_as_json(model, plan, runs, verify, tmp_path):
+    wrong = scaled(model, tmp_path / "wrong.onnx", "w1", 1.02)
+    runs(wrong)
+    np.save(tmp_path / "h0.npy", np.random.default_rng(3).standard_normal((3, 64), np.float32))
+    given = ("--input", f"h0={tmp_path / 'h0.npy'}")
+    code, out, _ = verify(plan, "--against", model, *given, "--json")
+    report = json.loads(out)
+    assert (code, report["passed"]) == (1, False)
+    inputs = {"h0": np.load(tmp_path / "h0.npy")}
+    p, r = (ReferenceEvaluator(str(path)).run(None, inputs)[0] for path in (wrong, model))
+    p, r = p.astype(np.float64), r.astype(np.float64)
+    (output,) = report["outputs"]
+    assert output["name"] == "h2"
+    assert output["shape"] == [3, 64]
+    error = np.linalg.norm(p - r) / np.linalg.norm(r)
+    assert error == pytest.approx(0.02, rel=1e-3)
+    assert output["relative_l2"] == pytest.approx(error)
+    assert output["max_abs"] == pytest.approx(np.abs(p - r).max())
+    assert output["faults"] == ["relative L2 0.02 > 0.01"]
+    assert report["thresholds"]["max_relative_error"] == 0.01
+    assert report["layers"] is None
+
+
+def test_limits(model, plan, runs, verify, tmp_path):
+    runs(scaled(model, tmp_path / "wrong.onnx", "w1", 1.02))
+    base = (plan, "--against", model, "--random", 0)
+    code, out, _ = verify(*base, "--max-relative-error", 0.03)
+    assert code == 0
+    assert "relative L2 <= 0.03; the relative error is as given" in out
+    for option, passing, failing in (
+        ("--max-absolute-error", 1, 1e-3),
+        ("--min-cosine", 0.999, 1),
+        ("--min-psnr", 20, 80),
+    ):
+        lenient = (*base, "--max-relative-error", "inf")
+        assert verify(*lenient, option, passing)[0] == 0
+        code, out, _ = verify(*lenient, option, failing)
+        assert code == 1
+        assert "h2 fails: " in out
+
+
+def test_several_batches_and_a_golden_file(model, plan, runs, verify, tmp_path):
+    runs(model)
+    golden = tmp_path / "golden.npz"
+    given = ("--random", 7, "--batches", 3, "--shape", "h0=4x64")
+    code, out, err = verify(plan, "--against", model, *given, "--save", golden)
+    assert (code, err) == (0, f"written to {golden}\n")
+    assert "the worst of 3 batches" in out
+    with np.load(golden) as stored:
+        assert len(stored.files) == 6
+        first, last = stored["batch_0000/h0"], stored["batch_0002/h0"]
+        assert not np.array_equal(first, last)
+        expected = ReferenceEvaluator(str(model)).run(None, {"h0": last})[0]
+        np.testing.assert_allclose(stored["batch_0002/h2"], expected, rtol=1e-6)
+    model.unlink()
+    assert verify(plan, "--against", golden)[0] == 1  # the plan runs by the model
+    tiny_models.dense(model)
+    assert verify(plan, "--against", golden)[0] == 0
+    runs(scaled(model, tmp_path / "wrong.onnx", "w1", 1.02))
+    code, out, _ = verify(plan, "--against", golden)
+    assert code == 1
+    assert "(batch 0); relative L2 0.02 > 0.01 (batch 1); relative L2" in out
+
+
+def test_batches_of_data(model, plan, runs, verify, tmp_path, rng):
+    runs(model)
+    (tmp_path / "data").mkdir()
+    for number in range(3):
+        array = rng.standard_normal((1 + number, 64))
+        np.savez(tmp_path / "data" / f"{number}.npz", h0=array)
+    base = (plan, "--against", model, "--data", tmp_path / "data", "--json")
+    report = json.loads(verify(*base)[1])
+    assert [batch[0]["shape"] for batch in report["batches"]] == [[1, 64], [2, 64], [3, 64]]
+    assert len(json.loads(verify(*base, "--batches", 2)[1])["batches"]) == 2
+
+
+def test_against_a_function(model, plan, runs, verify, tmp_path):
+    runs(model)
+    weights = {w.name: numpy_helper.to_array(w) for w in onnx.load(model).graph.initializer}
+    np.savez(tmp_path / "weights.npz", **weights)
+    code = """
+        import numpy as np, pathlib
+        W = np.load(pathlib.Path(__file__).parent / "weights.npz")
+        def net(h0):
+            return np.maximum(np.maximum(h0 @ W["w0"], 0) @ W["w1"], 0)
+        def off(h0):
+            return 1.1 * net(h0)
+        def broken(h0):
+            return net(h0) * np.nan
+        """
+    (tmp_path / "ref.py").write_text("\n".join(line[8:] for line in code.splitlines()))
+    base = (plan, "--random", 0, "--against")
+    assert verify(*base, f"{tmp_path}/ref.py:net")[0] == 0
+    assert verify(*base, f"{tmp_path}/ref.py:off")[0] == 1
+    code, out, _ = verify(*base, f"{tmp_path}/ref.py:broken")
+    assert code == 1
+    assert "0 / 128" in out
+    assert "h2 fails: 128 NaN or infinite on one side alone" in out
+
+
+@pytest.fixture
+def built(tmp_path):
+    """A plan that TensorRT-RTX built from a copy of the model with another weight."""
+    pytest.importorskip("tensorrt_rtx")
+    from trt_native import build_plan
+
+    model = tiny_models.dense(tmp_path / "m.onnx", layers=3)
+    wrong = scaled(model, tmp_path / "wrong.onnx", "w1", 1.1)
+    profile = ProfileSpec.parse(["batch=1:2:4"])
+    config = BuildConfig(profiles=(profile,), precision=Precision.FP32)
+    return build_plan(wrong, config, backend="rtx").save(tmp_path / "m.plan")
+
+
+@pytest.mark.backend
+class TestLayers:
+    def test_they_name_the_node(self, built, runs, verify, tmp_path):
+        runs(tmp_path / "wrong.onnx")
+        base = (built, "--against", tmp_path / "m.onnx", "--random", 0, "--layers")
+        code, out, err = verify(*base)
+        assert code == 1
+        assert "First to depart: p1, made by Gemm '/dense.1'; what that node reads agrees." in out
+        assert "Compared 6 of 6 tensors, with 1 plans." in out
+        assert "warning" not in err
+        # Room for one tensor at a time: more plans, the same answer.
+        report = json.loads(verify(*base, "--memory", "512", "--json")[1])["layers"]
+        assert report["first"]["node"] == "/dense.1"
+        assert report["plans"] > 1
+
+    def test_a_golden_file_needs_the_model_beside_the_plan(self, built, runs, verify, tmp_path):
+        runs(tmp_path / "wrong.onnx")
+        golden = tmp_path / "g.npz"
+        base = (built, "--against")
+        verify(*base, tmp_path / "m.onnx", "--random", 0, "--save", golden)
+        code, out, _ = verify(*base, golden, "--layers")
+        assert code == 1
+        assert "No tensor departs in plans that return them: the plan was built from another" in out
+        shutil.move(tmp_path / "wrong.onnx", tmp_path / "elsewhere.onnx")
+        code, _, err = verify(*base, golden, "--layers")
+        assert code == 1
+        assert "wrong.onnx (SHA-256" in err
+        assert "or name the ONNX file with --model" in err
+        runs(tmp_path / "elsewhere.onnx")
+        code, out, err = verify(*base, golden, "--layers", "--model", tmp_path / "elsewhere.onnx")
+        assert "No tensor departs" in out
+        assert "warning" not in err
+
+    def test_a_model_that_is_not_the_plans(self, built, runs, verify, tmp_path):
+        runs(tmp_path / "wrong.onnx")
+        base = (built, "--against", tmp_path / "m.onnx", "--random", 0, "--layers")
+        code, _, err = verify(*base, "--model", tmp_path / "m.onnx")
+        assert code == 1
+        assert "warning: the plan was not built from" in err
+
+    def test_what_layers_need(self, built, plan_of_others, verify, tmp_path):
+        base = ("--against", tmp_path / "m.onnx", "--random", 0)
+        assert "no manifest" in verify(plan_of_others, *base, "--layers")[2]
+        assert "for --layers, which is not given" in verify(built, *base, "--memory", "1GiB")[2]
+        assert "not a size" in verify(built, *base, "--layers", "--memory", "lots")[2]
+        assert "--memory 0" in verify(built, *base, "--layers", "--memory", "0")[2]
+        missing = verify(built, *base, "--layers", "--model", tmp_path / "none.onnx")[2]
+        assert "none.onnx: cannot be read: No such file" in missing
+
+    @pytest.fixture
+    def plan_of_others(self, built, tmp_path):
+        copy = tmp_path / "other.plan"
+        shutil.copy(built, copy)
+        return copy
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--against", "m.onnx"],
+            "no inputs: give --input NAME=FILE.npy, --random SEED, or --data",
+        ),
+        (["--against", "none.onnx", "--random", "0"], "none.onnx: cannot be read: No such file"),
+        (["--against", "m.pt", "--random", "0"], "--against m.pt: no such file; name an ONNX file"),
+        (["--against", "nothing:f", "--random", "0"], "there is no module nothing"),
+        (["--against", "none.npz"], "none.npz: cannot be read: No such file"),
+        (["--against", "g.npz", "--random", "0"], "leave --input, --random and --data out"),
+        (["--against", "g.npz", "--save", "h.npz"], "--save: --against names stored outputs"),
+        (["--against", "g.npz"], "h2 is missing"),
+        (["--against", "m.onnx", "--random", "-1"], "--random -1: a seed is not negative"),
+        (["--against", "m.onnx", "--random", "0", "--batches", "0"], "it must be at least 1"),
+        (["--against", "m.onnx", "--input", "g.npz", "--batches", "2"], "--batches: no effect"),
+        (["--against", "m.onnx", "--random", "0", "--data", "d"], "leave --input and --random out"),
+        (["--against", "m.onnx", "--data", "d"], "d: no such calibration data"),
+        (["--against", "m.onnx", "--random", "0", "--shape", "h0"], "write NAME=1x3x8x8"),
+        (["--against", "m.onnx", "--random", "0", "--shape", "h0=9x64"], "outside 1x64:2x64:4x64"),
+        (
+            ["--against", "m.onnx", "--random", "0", "--shape", "q=9"],
+            "--shape q: the inputs are h0",
+        ),
+        (
+            ["--against", "m.onnx", "--shape", "h0=1x64", "--input", "g.npz"],
+            "no effect without --ra",
+        ),
+        (["--against", "m.onnx", "--random", "0", "--min-cosine", "2"], "lies between -1 and 1"),
+        (["--against", "m.onnx", "--random", "0", "--max-relative-error", "-1"], "at least 0"),
+        (["--against", "m.onnx", "--random", "0", "--save", "none/h.npz"], "none"),
+        (
+            ["--against", "other.onnx", "--random", "0"],
+            "has no tensor 'h2', which the plan returns",
+        ),
+    ],
+    ids=lambda value: " ".join(value[1:]) if isinstance(value, list) else "",
+)
+def test_bad_input(model, plan, runs, verify, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    runs(model)
+    tiny_models.norm(tmp_path / "other.onnx")
+    np.savez(tmp_path / "g.npz", h0=np.ones((2, 64), np.float32))
+    before = sorted(os.listdir(tmp_path))
+    code, out, err = verify(plan, *options)
+    assert (code, out) == (1, "")
+    assert message in " ".join(err.split())
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_wrong_usage_is_exit_code_2(plan, verify):
+    assert verify(plan)[0] == 2
+    assert verify(plan, "--against", "m.onnx", "--min-psnr", "loud")[0] == 2

@@ -1,0 +1,466 @@
+"""``trt-native verify``."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trt_native.cli.console import guarded, print_json, stderr, stdout, table
+from trt_native.cli.inputs import (
+    INPUT_HELP,
+    RANDOM_HELP,
+    SHAPE_HELP,
+    check_seed,
+    fill_random,
+    read_inputs,
+    read_shapes,
+)
+from trt_native.errors import SpecError
+from trt_native.spec import Shape, TensorSpec, parse_bytes
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from trt_native.plan import Plan, PlanTensor
+    from trt_native.verify import Comparison, LayerReport, Reference, Thresholds, Verification
+    from trt_native.verify.check import Case, OpenPlan
+
+__all__ = ["verify"]
+
+_INPUTS, _LIMITS, _LAYERS = "Inputs", "Limits", "Layers"
+_MEMORY = "8GiB"
+
+
+@guarded
+def verify(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="The plan to verify.")],
+    against: Annotated[
+        str,
+        typer.Option(
+            metavar="REFERENCE",
+            help="MODEL.onnx, run by onnx.reference on the CPU; FILE.py:CALLABLE or"
+            " package.module:CALLABLE, which takes the inputs by name, as torch tensors if it"
+            " imports torch; or an .npz file with inputs and outputs by name.",
+        ),
+    ],
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", help=INPUT_HELP, rich_help_panel=_INPUTS),
+    ] = None,
+    random: Annotated[
+        int | None,
+        typer.Option(metavar="SEED", help=RANDOM_HELP, rich_help_panel=_INPUTS),
+    ] = None,
+    shape: Annotated[
+        list[str] | None, typer.Option(help=SHAPE_HELP, rich_help_panel=_INPUTS)
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR|FILE.npz|FILE.py:FUNCTION",
+            help="Batches of inputs, as calibration data has them.",
+            rich_help_panel=_INPUTS,
+        ),
+    ] = None,
+    batches: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="So many random batches, or the first N of --data. \\[default: 1, or all]",
+            rich_help_panel=_INPUTS,
+        ),
+    ] = None,
+    max_relative_error: Annotated[
+        float | None,
+        typer.Option(
+            help="Largest relative L2 error. \\[default: 1e-4 for FP32, 5e-3 TF32, 1e-2 FP16, 5e-2"
+            " BF16 and INT8 weights, 1e-1 INT8 and FP8]",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = None,
+    max_absolute_error: Annotated[
+        float | None, typer.Option(help="Largest absolute error.", rich_help_panel=_LIMITS)
+    ] = None,
+    min_cosine: Annotated[
+        float | None, typer.Option(help="Least cosine similarity.", rich_help_panel=_LIMITS)
+    ] = None,
+    min_psnr: Annotated[
+        float | None, typer.Option(help="Least PSNR in dB.", rich_help_panel=_LIMITS)
+    ] = None,
+    floor: Annotated[
+        float,
+        typer.Option(
+            help="Smallest root mean square that relative errors are measured against.",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = 1e-6,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the inputs and the reference's outputs to this .npz file, for --against."
+        ),
+    ] = None,
+    layers: Annotated[
+        bool,
+        typer.Option(
+            "--layers",
+            help="Find the first tensor inside the model that departs from onnx.reference: builds"
+            " the model again, a few times, with further outputs.",
+            rich_help_panel=_LAYERS,
+        ),
+    ] = False,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            help="The ONNX file that the plan was built from, for --layers."
+            " \\[default: the one beside the plan, else the reference]",
+            rich_help_panel=_LAYERS,
+        ),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help=f"How much the further outputs of one plan may take. \\[default: {_MEMORY}]",
+            rich_help_panel=_LAYERS,
+        ),
+    ] = None,
+    manifest: Annotated[
+        bool,
+        typer.Option("--manifest/--no-manifest", help="Heed the manifest beside the plan."),
+    ] = True,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Compare a plan's outputs with a reference: exit code 0 if they agree, else 1."""
+    if not layers and (model is not None or memory is not None):
+        raise SpecError("--model and --memory are for --layers, which is not given")
+    memory_bytes = parse_bytes(memory or _MEMORY)
+    source = _Source(inputs or [], random, shape or [], data, batches)
+
+    from trt_native.plan import Plan, check_writable
+    from trt_native.verify import check, default_thresholds, open_reference
+    from trt_native.verify.check import verify as compare_with
+
+    loaded = Plan.load(plan, ignore_manifest=not manifest)
+    thresholds, origin = default_thresholds(loaded.manifest)
+    if max_relative_error is not None:
+        thresholds, origin = replace(thresholds, max_relative_error=max_relative_error), "as given"
+    thresholds = replace(
+        thresholds,
+        max_absolute_error=max_absolute_error,
+        min_cosine=min_cosine,
+        min_psnr=min_psnr,
+        floor=floor,
+    )
+    reference = open_reference(against)
+    stored = isinstance(reference, Path)
+    source.check(stored)
+    if save is not None:
+        if stored:
+            raise SpecError("--save: --against names stored outputs already")
+        check_writable(save)
+    search = _Layers(plan, loaded, model, reference, memory_bytes) if layers else None
+    with (
+        check.open_session(loaded) as opened,
+        source.cases(reference, opened) as cases,
+        _saving(save, source) as on_case,
+    ):
+        found = compare_with(opened.run, cases, thresholds, on_case=on_case)
+    report = search.run(found.worst_inputs, thresholds) if search else None
+    name = str(reference) if isinstance(reference, Path) else reference.name
+    if json:
+        print_json(_document(plan, name, found, origin, save, report))
+    else:
+        _print(name, found, origin, save)
+        if report is not None:
+            _print_layers(report, found.passed)
+    if not found.passed:
+        raise typer.Exit(1)
+
+
+class _Source:
+    """Where the inputs come from, as the options say."""
+
+    def __init__(
+        self,
+        inputs: list[str],
+        seed: int | None,
+        shapes: list[str],
+        data: str | None,
+        count: int | None,
+    ) -> None:
+        if data is not None and (inputs or seed is not None):
+            raise SpecError("--data: it has all inputs; leave --input and --random out")
+        if count is not None and count < 1:
+            raise SpecError(f"--batches {count}: it must be at least 1")
+        if count is not None and data is None and seed is None:
+            raise SpecError("--batches: no effect without --random SEED or --data")
+        self.given = read_inputs(inputs)
+        self.shapes: dict[str, Shape] = read_shapes(shapes)
+        check_seed(seed, self.shapes)
+        self.seed, self.data, self.count = seed, data, count
+
+    @property
+    def several(self) -> bool:
+        """Whether there may be more than one batch."""
+        return self.data is not None or (self.count or 1) > 1
+
+    def check(self, stored: bool) -> None:
+        """Refuse inputs beside a reference that has its own, and none beside another."""
+        given = self.given or self.seed is not None or self.data is not None
+        if stored and given:
+            raise SpecError(
+                "--against names stored inputs and outputs; leave --input, --random and --data out"
+            )
+        if not stored and not given:
+            raise SpecError("no inputs: give --input NAME=FILE.npy, --random SEED, or --data DIR")
+
+    @contextlib.contextmanager
+    def cases(self, reference: Reference | Path, opened: OpenPlan) -> Iterator[Iterator[Case]]:
+        """The batches, each with what tells its outputs."""
+        outputs = [tensor.name for tensor in opened.outputs]
+        if isinstance(reference, Path):
+            from trt_native.verify import GoldenFile
+
+            with GoldenFile.open(reference, opened.inputs, outputs) as golden:
+                yield golden.cases()
+        else:
+            batches = self._batches(opened.inputs)
+            yield ((batch, partial(reference, batch, outputs)) for batch in batches)
+
+    def _batches(
+        self, tensors: tuple[PlanTensor, ...]
+    ) -> Iterator[Mapping[str, np.ndarray[Any, Any]]]:
+        import numpy as np
+
+        if self.data is not None:
+            from trt_native.calibration import read_batches
+
+            yield from read_batches(self.data, [_spec(t) for t in tensors], limit=self.count)
+            return
+        generator = np.random.default_rng(self.seed)
+        for _ in range(self.count or 1):
+            if self.seed is None:
+                yield self.given
+            else:
+                yield fill_random(tensors, self.given, self.shapes, generator)
+
+
+def _spec(tensor: PlanTensor) -> TensorSpec:
+    """An input as a model tells it."""
+    dims = tensor.dims or (None,) * len(tensor.shape)
+    axes = zip(tensor.shape, dims, strict=True)
+    return TensorSpec(
+        tensor.name, tensor.dtype, tuple(dim if axis == -1 else axis for axis, dim in axes)
+    )
+
+
+@contextlib.contextmanager
+def _saving(path: Path | None, source: _Source) -> Iterator[Callable[..., None] | None]:
+    if path is None:
+        yield None
+        return
+    from trt_native.verify.reference import golden_writer
+
+    with golden_writer(path, several=source.several) as write:
+        yield write
+
+
+class _Layers:
+    """The search inside the model; all that can be checked before it is."""
+
+    def __init__(
+        self,
+        path: Path,
+        plan: Plan,
+        model: Path | None,
+        reference: Reference | Path,
+        memory_bytes: int,
+    ) -> None:
+        from trt_native.builder import recorded_config
+        from trt_native.verify import OnnxReference
+
+        if plan.manifest is None:
+            raise SpecError(
+                "--layers: the plan has no manifest, so nothing tells how it was built; build it"
+                " with trt-native build"
+            )
+        if memory_bytes < 1:
+            raise SpecError("--memory 0: no tensor is so small")
+        self.config = recorded_config(plan.manifest)
+        self.backend = "rtx" if plan.header.product == "TensorRT-RTX" else "tensorrt"
+        self.memory_bytes = memory_bytes
+        self.reference = reference.path if isinstance(reference, OnnxReference) else None
+        self.model = self._find(path, plan, model)
+
+    def _find(self, path: Path, plan: Plan, model: Path | None) -> Path:
+        from trt_native.graph.onnx_file import read_model
+        from trt_native.plan import find_model, sha256_of_file
+
+        assert plan.manifest is not None  # noqa: S101  # for the type checker
+        wanted = str(plan.manifest.model["sha256"])
+        beside, note = find_model(plan.manifest, path)
+        if model is None and beside is not None and sha256_of_file(beside) == wanted:
+            return beside
+        chosen = model or self.reference
+        if chosen is None:
+            raise SpecError(f"--layers: {note}; or name the ONNX file with --model")
+        read_model(chosen)
+        if sha256_of_file(chosen) != wanted:
+            stderr.print(
+                f"warning: the plan was not built from {chosen} as it is now; --layers looks into"
+                " plans of that file all the same",
+                markup=False,
+                highlight=False,
+            )
+        return chosen
+
+    def run(
+        self, inputs: Mapping[str, np.ndarray[Any, Any]], thresholds: Thresholds
+    ) -> LayerReport:
+        from trt_native.cli.progress import BuildProgress
+        from trt_native.verify import layers
+
+        with BuildProgress(stderr) as progress:
+            return layers.find_departure(
+                self.model,
+                inputs,
+                lambda names: layers.open_exposed(
+                    self.model, self.config, names, backend=self.backend, progress=progress
+                ),
+                thresholds,
+                reference=self.reference,
+                memory_bytes=self.memory_bytes,
+            )
+
+
+def _document(
+    plan: Path,
+    reference: str,
+    found: Verification,
+    origin: str,
+    saved: Path | None,
+    report: LayerReport | None,
+) -> dict[str, Any]:
+    limits, faults = found.thresholds, found.faults()
+    return {
+        "plan": str(plan),
+        "reference": reference,
+        "passed": found.passed,
+        "thresholds": {
+            "max_relative_error": _finite(limits.max_relative_error),
+            "max_absolute_error": _finite(limits.max_absolute_error),
+            "min_cosine": limits.min_cosine,
+            "min_psnr": _finite(limits.min_psnr),
+            "floor": limits.floor,
+            "relative_error_is": origin,
+        },
+        "outputs": [{**c.to_json(), "faults": faults[c.name]} for c in found.worst()],
+        "batches": [[c.to_json() for c in batch] for batch in found.batches],
+        "saved": str(saved) if saved else None,
+        "layers": report.to_json() if report else None,
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no infinity; a limit that is one does not judge."""
+    return None if value is None or abs(value) == float("inf") else value
+
+
+_COLUMNS = ("relative L2", "max abs", "cosine", "PSNR dB", "NaN", "Inf")
+
+
+def _numbers(found: Comparison) -> tuple[str, ...]:
+    return (
+        f"{found.relative_l2:.3g}{'*' if found.floored else ''}",
+        f"{found.max_abs:.3g}",
+        f"{found.cosine:.7g}",
+        f"{found.psnr:.4g}",
+        _both(found.nan),
+        _both(found.inf),
+    )
+
+
+def _both(counts: tuple[int, int]) -> str:
+    return f"{counts[0]} / {counts[1]}" if any(counts) else "0"
+
+
+def _print(reference: str, found: Verification, origin: str, saved: Path | None) -> None:
+    count, faults, worst = len(found.batches), found.faults(), found.worst()
+    table(
+        f"Outputs against {reference}" + (f", the worst of {count} batches" if count > 1 else ""),
+        ("output", "dtype", "shape", *_COLUMNS, ""),
+        (
+            (
+                c.name,
+                c.dtype,
+                "x".join(map(str, c.shape)) or "scalar",
+                *_numbers(c),
+                "FAILS" if faults[c.name] else "agrees",
+            )
+            for c in worst
+        ),
+    )
+    limits = found.thresholds
+    stdout.print(f"Limits: {limits}; the relative error is {origin}.", markup=False)
+    if any(c.floored for c in worst):
+        stdout.print(
+            f"* measured against the floor of {limits.floor:g}, as the reference is smaller than"
+            " that; cosine and PSNR do not judge there.",
+            markup=False,
+        )
+    if any(c.nan != (0, 0) or c.inf != (0, 0) for c in worst):
+        stdout.print("NaN and Inf: in the plan / in the reference.", markup=False)
+    for name, reasons in faults.items():
+        if reasons:
+            more = f", and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+            stdout.print(f"{name} fails: {'; '.join(reasons[:3])}{more}", markup=False)
+    stdout.print("The plan agrees." if found.passed else "The plan does not agree.")
+    if saved is not None:
+        stderr.print(f"written to {saved}", markup=False, highlight=False)
+
+
+def _print_layers(report: LayerReport, passed: bool) -> None:
+    table(
+        "Tensors inside, the worst first",
+        ("tensor", "node", "operator", *_COLUMNS, ""),
+        (
+            (
+                probe.name,
+                probe.node,
+                probe.operator,
+                *_numbers(probe.comparison),
+                "agrees" if probe.agrees else "departs",
+            )
+            for probe in report.worst
+        ),
+    )
+    stdout.print(
+        f"Compared {report.compared} of {report.tensors} tensors, with {report.plans} plans.",
+        markup=False,
+    )
+    if report.too_large:
+        stdout.print(
+            f"{len(report.too_large)} tensors are larger than --memory: {report.too_large[0]}"
+            f"{' and others' if len(report.too_large) > 1 else ''}",
+            markup=False,
+        )
+    first = report.first
+    if first is not None:
+        stdout.print(
+            f"First to depart: {first.name}, made by {first.operator} {first.node!r}; what that"
+            " node reads agrees.",
+            markup=False,
+        )
+    elif passed:
+        stdout.print("No tensor departs.")
+    else:
+        stdout.print(
+            "No tensor departs in plans that return them: the plan was built from another model, or"
+            " the difference lies in how its layers are fused."
+        )

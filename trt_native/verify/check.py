@@ -1,0 +1,124 @@
+"""A plan's outputs beside those of a reference."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from trt_native.engine import Engine
+from trt_native.errors import SpecError
+from trt_native.plan import Plan, PlanTensor
+from trt_native.session import Session
+from trt_native.verify.metrics import Comparison, Thresholds, compare
+
+__all__ = ["Batch", "Case", "OpenPlan", "Runner", "Verification", "open_session", "verify"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Batch: TypeAlias = Mapping[str, Array]
+Runner: TypeAlias = Callable[[Batch], Mapping[str, Array]]
+"""Runs a plan: arrays by input name in, arrays by output name out."""
+Case: TypeAlias = tuple[Batch, Callable[[], Mapping[str, Array]]]
+"""Inputs, and what tells the outputs they should give."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenPlan:
+    """A plan that can be run.
+
+    Attributes:
+        inputs: Its inputs.
+        outputs: Its outputs.
+        run: Runs it.
+    """
+
+    inputs: tuple[PlanTensor, ...]
+    outputs: tuple[PlanTensor, ...]
+    run: Runner
+
+
+@contextlib.contextmanager
+def open_session(plan: Plan) -> Iterator[OpenPlan]:
+    """Load a plan on the GPU for the time of a block.
+
+    Raises:
+        PlanError, UnsupportedError, CudaError: as :class:`~trt_native.engine.Engine`.
+    """
+    with Engine(plan) as engine, Session(engine) as session:
+        yield OpenPlan(engine.inputs, engine.outputs, session.run)
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """How a plan compares with its reference.
+
+    Attributes:
+        batches: The comparison of each output, batch by batch.
+        thresholds: What they were judged by.
+        worst_inputs: Inputs of the first batch that fails, or else of that with the largest error.
+    """
+
+    batches: tuple[tuple[Comparison, ...], ...]
+    thresholds: Thresholds
+    worst_inputs: Batch
+
+    @property
+    def passed(self) -> bool:
+        """Whether every output of every batch keeps to the thresholds."""
+        return not any(self.faults().values())
+
+    def worst(self) -> tuple[Comparison, ...]:
+        """For each output the worst numbers of all batches."""
+        return tuple(reduce(Comparison.worst, column) for column in zip(*self.batches, strict=True))
+
+    def faults(self) -> dict[str, list[str]]:
+        """For each output what it fails by, with the batch where there are several."""
+        faults: dict[str, list[str]] = {found.name: [] for found in self.batches[0]}
+        for number, batch in enumerate(self.batches):
+            where = f" (batch {number})" if len(self.batches) > 1 else ""
+            for found in batch:
+                faults[found.name] += [f"{t}{where}" for t in self.thresholds.faults(found)]
+        return faults
+
+
+def verify(
+    run: Runner,
+    cases: Iterable[Case],
+    thresholds: Thresholds,
+    *,
+    on_case: Callable[[Batch, Mapping[str, Array]], None] | None = None,
+) -> Verification:
+    """Run a plan on the inputs of cases, and compare its outputs with theirs.
+
+    Args:
+        run: Runs the plan.
+        cases: Inputs and what the outputs should be, batch by batch. The plan runs first, so that
+            inputs that do not fit it are known before the reference has worked for long.
+        thresholds: How far they may be from it.
+        on_case: Gets the inputs and the reference's outputs of each batch.
+
+    Raises:
+        SpecError: there are no cases, or the arrays cannot be compared.
+    """
+    batches: list[tuple[Comparison, ...]] = []
+    worst: tuple[tuple[bool, float], Batch] | None = None
+    for inputs, reference in cases:
+        found = run(inputs)
+        expected = reference()
+        compared = tuple(
+            compare(name, found[name], expected[name], floor=thresholds.floor) for name in found
+        )
+        if on_case is not None:
+            on_case(inputs, expected)
+        fails = any(thresholds.faults(comparison) for comparison in compared)
+        rank = fails, -1.0 if fails else max((c.relative_l2 for c in compared), default=0.0)
+        if worst is None or rank > worst[0]:
+            worst = rank, inputs
+        batches.append(compared)
+    if worst is None:
+        raise SpecError("there are no inputs to verify with")
+    return Verification(tuple(batches), thresholds, worst[1])

@@ -1,0 +1,339 @@
+"""What a plan is compared with: an ONNX file, a Python callable, or stored arrays."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import logging
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from trt_native.arrays import ArrayArchive, ArrayWriter, is_float, open_arrays, write_arrays
+from trt_native.calibration.reference import ReferenceRunner
+from trt_native.calibration.sources import load_function
+from trt_native.errors import CalibrationError, SpecError
+from trt_native.graph.onnx_file import read_model
+from trt_native.graph.validity import refuses_malformed
+from trt_native.plan import PlanTensor
+
+__all__ = [
+    "CallableReference",
+    "GoldenFile",
+    "OnnxReference",
+    "Reference",
+    "golden_writer",
+    "inlined",
+    "open_reference",
+]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Batch = Mapping[str, Array]
+
+_LOGGER = logging.getLogger(__name__)
+_FORMS = "name an ONNX file, an .npz file, FILE.py:CALLABLE or package.module:CALLABLE"
+_BATCH = re.compile(r"batch_(\d{1,9})/(.+)", re.DOTALL)
+
+
+class Reference(Protocol):
+    """Computes what a plan should."""
+
+    name: str
+    """What computes, for people."""
+
+    def __call__(self, batch: Batch, outputs: Sequence[str]) -> dict[str, Array]:
+        """The outputs for a batch of inputs.
+
+        Raises:
+            SpecError, CalibrationError: the reference does not take the inputs, or lacks an output.
+        """
+        ...
+
+
+def open_reference(text: str) -> Reference | Path:
+    """Find out what a reference names, and load it.
+
+    Args:
+        text: An ONNX file, ``FILE.py:CALLABLE``, ``package.module:CALLABLE``, or an ``.npz`` file.
+
+    Returns:
+        The reference; for an ``.npz`` file its path, for :meth:`GoldenFile.open`.
+
+    Raises:
+        SpecError: it is none of these, or the callable cannot be loaded.
+        ModelError: the ONNX file is damaged.
+    """
+    path = Path(text)
+    if path.suffix == ".onnx":
+        return OnnxReference(path)
+    if path.suffix == ".npz":
+        return path
+    if ":" in text and not path.exists():
+        return CallableReference(text)
+    found = "no such file" if not path.exists() else "no reference"
+    raise SpecError(f"--against {text}: {found}; {_FORMS}")
+
+
+@refuses_malformed
+def inlined(model: ir.Model) -> ir.Model:
+    """The model with the bodies of its model-local functions in the place of their calls."""
+    if model.functions:
+        passes.InlinePass()(model)
+    return model
+
+
+class OnnxReference:
+    """An ONNX file run by ``onnx.reference``, in the types that the file has: exact, and slow.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ModelError: it is missing or damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = f"onnx.reference on {path}"
+        self._model: ir.Model | None = inlined(read_model(path))
+        self._runner: ReferenceRunner | None = None
+        self._outputs: tuple[str, ...] = ()
+
+    def __call__(self, batch: Batch, outputs: Sequence[str]) -> dict[str, Array]:
+        """See :class:`Reference`. Any tensor of the main graph can be an output.
+
+        Raises:
+            SpecError: the model has no such tensor.
+            CalibrationError: the inputs do not fit.
+            UnsupportedError: ``onnx.reference`` lacks an operator.
+        """
+        if self._runner is None or self._outputs != tuple(outputs):
+            self._runner = self._open(outputs)
+            self._outputs = tuple(outputs)
+        return dict(self._runner(batch))
+
+    def _open(self, outputs: Sequence[str]) -> ReferenceRunner:
+        model = self._model or inlined(read_model(self.path))
+        self._model = None  # the runner cuts it down
+        graph = model.graph
+        known = {str(v.name) for v in (*graph.inputs, *graph.initializers.values())}
+        known |= {str(value.name) for node in graph for value in node.outputs}
+        for name in outputs:
+            if name not in known:
+                have = ", ".join(str(value.name) for value in graph.outputs)
+                raise SpecError(
+                    f"{self.path}: has no tensor {name!r}, which the plan returns; its outputs are"
+                    f" {have}; compare with the model that the plan was built from"
+                )
+        return ReferenceRunner(model, outputs)
+
+
+class CallableReference:
+    """A function or module of the user's, which takes the inputs by name.
+
+    It gets torch tensors, on the CPU, if loading it has imported torch, else NumPy arrays; and
+    returns arrays or tensors: a mapping of output name to each, or a sequence in the plan's order,
+    or the only one. It runs in ``torch.inference_mode``.
+
+    Args:
+        text: ``FILE.py:CALLABLE`` or ``package.module:CALLABLE``.
+
+    Raises:
+        SpecError: it cannot be loaded.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.name = text
+        try:
+            self._function = load_function(text)
+        except CalibrationError as error:
+            raise SpecError(f"--against {error.message}") from error
+        self._torch: Any = sys.modules.get("torch")
+        if getattr(self._function, "training", False) is True:
+            _LOGGER.warning("%s is in training mode; call its eval() for one without dropout", text)
+
+    def __call__(self, batch: Batch, outputs: Sequence[str]) -> dict[str, Array]:
+        """See :class:`Reference`.
+
+        Raises:
+            SpecError: it raises an error, or does not return the outputs.
+        """
+        result = self._call(batch)
+        if isinstance(result, Mapping):
+            by_name = {str(name): value for name, value in result.items()}
+            missing = [name for name in outputs if name not in by_name]
+            if missing:
+                raise SpecError(
+                    f"{self.name} returned {', '.join(by_name) or 'nothing'}; the plan also has the"
+                    f" output {', '.join(missing)}"
+                )
+            results = [by_name[name] for name in outputs]
+        else:
+            results = list(result) if isinstance(result, (tuple, list)) else [result]
+        if len(results) != len(outputs):
+            raise SpecError(
+                f"{self.name} returned {len(results)} values for the {len(outputs)} outputs"
+                f" {', '.join(outputs)}; return all of them, in this order or by name"
+            )
+        return {n: self._array(n, value) for n, value in zip(outputs, results, strict=True)}
+
+    def _call(self, batch: Batch) -> Any:
+        scope: AbstractContextManager[Any] = contextlib.nullcontext()
+        inputs: Mapping[str, Any] = batch
+        if self._torch is not None:
+            inputs = {name: _tensor(self._torch, array) for name, array in batch.items()}
+            scope = self._torch.inference_mode()
+        try:
+            with scope:
+                return self._function(**inputs)
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise SpecError(
+                f"{self.name} raised {reason}; it is called with the inputs"
+                f" {', '.join(f'{name}={array.dtype}' for name, array in batch.items())}"
+            ) from error
+
+    def _array(self, name: str, value: Any) -> Array:
+        if self._torch is not None and isinstance(value, self._torch.Tensor):
+            value = value.detach().cpu()
+            reduced = value.is_floating_point() and value.element_size() < 4
+            return np.asarray((value.float() if reduced else value).numpy())
+        try:
+            array = np.asarray(value)
+        except Exception as error:  # a ragged list, an array on a GPU: each has its own kind
+            reason = " ".join(str(error).split())
+            raise SpecError(
+                f"{self.name}: output {name!r} cannot be read as an array: {reason}"
+            ) from None
+        if array.dtype.kind == "O":
+            raise SpecError(
+                f"{self.name}: output {name!r} is a {type(value).__name__}, not an array or tensor"
+            )
+        return array
+
+
+def _tensor(torch: Any, array: Array) -> Any:
+    """A tensor with a copy of the array, in the same type."""
+    plain = np.array(array, order="C")  # NumPy's own types only, and writable
+    if plain.dtype.kind != "V" and plain.dtype.kind in "fiub":
+        return torch.from_numpy(plain)
+    name = array.dtype.name
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(plain.view(np.int16)).view(torch.bfloat16)
+    if not hasattr(torch, name):
+        raise SpecError(f"torch has no type {name}")
+    return torch.from_numpy(plain.view(np.uint8)).view(getattr(torch, name))
+
+
+class GoldenFile:
+    """Inputs and outputs in an ``.npz`` file, by the names of the plan's tensors.
+
+    Several batches have their number before the name: ``batch_0000/x``. Types that NumPy's files do
+    not know are stored as float32. Use as ``with GoldenFile.open(path, ...) as golden``.
+
+    Attributes:
+        name: The file, for people.
+    """
+
+    def __init__(
+        self, archive: ArrayArchive, inputs: Sequence[PlanTensor], outputs: Sequence[str]
+    ) -> None:
+        self.name = str(archive.path)
+        self._archive = archive
+        self._inputs = tuple(inputs)
+        self._outputs = tuple(outputs)
+        self._prefixes = self._check()
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(
+        cls, path: Path, inputs: Sequence[PlanTensor], outputs: Sequence[str]
+    ) -> Iterator[GoldenFile]:
+        """Open a file and check that it has an array for every tensor of the plan.
+
+        Raises:
+            SpecError: it cannot be read, lacks arrays, or has others.
+        """
+        with open_arrays(path) as archive:
+            yield cls(archive, inputs, outputs)
+
+    def __len__(self) -> int:
+        return len(self._prefixes)
+
+    def cases(self) -> Iterator[tuple[dict[str, Array], Callable[[], dict[str, Array]]]]:
+        """Inputs and outputs, batch by batch; floating-point inputs in the plan's types.
+
+        Raises:
+            SpecError: an array is damaged.
+        """
+        for prefix in self._prefixes:
+            inputs = {t.name: self._input(t, prefix) for t in self._inputs}
+            yield inputs, partial(self._expected, prefix)
+
+    def _expected(self, prefix: str) -> dict[str, Array]:
+        return {name: self._archive[prefix + name] for name in self._outputs}
+
+    def _input(self, tensor: PlanTensor, prefix: str) -> Array:
+        array = self._archive[prefix + tensor.name]
+        wanted = np.dtype(tensor.dtype)
+        both = is_float(array) and is_float(np.empty(0, wanted))
+        return array.astype(wanted, copy=False) if both else array
+
+    def _check(self) -> tuple[str, ...]:
+        """The prefixes of the batches."""
+        batches: dict[str, set[str]] = {}
+        for name in self._archive.names:
+            match = _BATCH.fullmatch(name)
+            prefix = f"batch_{match[1]}/" if match else ""
+            batches.setdefault(prefix, set()).add(match[2] if match else name)
+        if not batches:
+            raise SpecError(f"{self.name}: holds no arrays")
+        wanted = [*(tensor.name for tensor in self._inputs), *self._outputs]
+        faults = []
+        for prefix, names in batches.items():
+            faults += [f"{prefix}{name} is missing" for name in wanted if name not in names]
+            for name in sorted(names - set(wanted)):
+                close = difflib.get_close_matches(name, wanted, 1)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                faults.append(f"{prefix}{name} is no input or output of the plan{hint}")
+        if faults:
+            listing = [f"- {fault}" for fault in faults[:10]]
+            listing += [f"- and {len(faults) - 10} more"] if len(faults) > 10 else []
+            listing.append(f"the plan's tensors: {', '.join(wanted)}")
+            raise SpecError(f"{self.name}: these are not the plan's inputs and outputs:", listing)
+        return tuple(sorted(batches, key=lambda prefix: (len(prefix), prefix)))
+
+
+class _GoldenWriter:
+    def __init__(self, write: ArrayWriter, several: bool) -> None:
+        self._write = write
+        self._several = several
+        self._count = 0
+
+    def __call__(self, inputs: Batch, outputs: Mapping[str, Array]) -> None:
+        """Add a batch."""
+        prefix = f"batch_{self._count:04}/" if self._several else ""
+        for name, array in (*inputs.items(), *outputs.items()):
+            self._write(prefix + name, array)
+        self._count += 1
+
+
+@contextlib.contextmanager
+def golden_writer(path: Path, *, several: bool) -> Iterator[_GoldenWriter]:
+    """Write a file for :class:`GoldenFile`, whole or not at all.
+
+    Args:
+        path: The ``.npz`` file.
+        several: Whether there may be more than one batch.
+    """
+    with write_arrays(path) as write:
+        yield _GoldenWriter(write, several)
