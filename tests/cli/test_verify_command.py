@@ -172,6 +172,7 @@ def test_against_a_function(model, plan, runs, verify, tmp_path):
         import numpy as np, pathlib
         W = np.load(pathlib.Path(__file__).parent / "weights.npz")
         def net(h0):
+            h0 = np.asarray(h0)  # or a tensor, where another test has imported torch
             return np.maximum(np.maximum(h0 @ W["w0"], 0) @ W["w1"], 0)
         def off(h0):
             return 1.1 * net(h0)
@@ -209,7 +210,7 @@ class TestLayers:
         code, out, err = verify(*base)
         assert code == 1
         assert "First to depart: p1, made by Gemm '/dense.1'; what that node reads agrees." in out
-        assert "Compared 6 of 6 tensors, with 1 plans." in out
+        assert "Compared 6 of 6 tensors; plans built: 1." in out
         assert "warning" not in err
         # Room for one tensor at a time: more plans, the same answer.
         report = json.loads(verify(*base, "--memory", "512", "--json")[1])["layers"]
@@ -271,6 +272,11 @@ class TestLayers:
         (["--against", "g.npz", "--random", "0"], "leave --input, --random and --data out"),
         (["--against", "g.npz", "--save", "h.npz"], "--save: --against names stored outputs"),
         (["--against", "g.npz"], "h2 is missing"),
+        (["--against", "m.onnx", "--input", "g.npz", "--input", "g.npz"], "h0 was given before"),
+        (
+            ["--against", "m.onnx", "--random", "0", "--shape", "h0=1x64", "--shape", "h0=1x64"],
+            "h0 was given before",
+        ),
         (["--against", "m.onnx", "--random", "-1"], "--random -1: a seed is not negative"),
         (["--against", "m.onnx", "--random", "0", "--batches", "0"], "it must be at least 1"),
         (["--against", "m.onnx", "--input", "g.npz", "--batches", "2"], "--batches: no effect"),
@@ -306,6 +312,15 @@ def test_bad_input(model, plan, runs, verify, tmp_path, monkeypatch, options, me
     assert (code, out) == (1, "")
     assert message in " ".join(err.split())
     assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_nothing_but_nan_does_not_agree(model, plan, runs, verify, tmp_path):
+    runs(model)
+    np.save(tmp_path / "h0.npy", np.full((2, 64), np.nan, np.float32))
+    code, out, err = verify(plan, "--against", model, "--input", f"h0={tmp_path / 'h0.npy'}")
+    assert code == 1
+    assert "h2 fails: nothing to compare: no value is finite" in out
+    assert err == "warning: input 'h0' has NaN or infinite values\n"
 
 
 def test_wrong_usage_is_exit_code_2(plan, verify):

@@ -138,6 +138,37 @@ def test_branches(tmp_path, x, weight, tensors_per_plan):
     assert report.plans <= 8
 
 
+def random_graph(path, random, length=40):
+    """Nodes that read one or two of the values before them, and hide nothing of either."""
+    nodes, weights, names = [], {}, ["x"]
+    for i in range(length):
+        weights[f"w{i}"] = np.linalg.qr(random.standard_normal((8, 8)))[0].astype(np.float32)
+        read = [names[j] for j in random.integers(max(0, len(names) - 6), len(names), 2)]
+        if random.random() < 0.4:
+            nodes.append(helper.make_node("Add", read, [f"a{i}"], name=f"add{i}"))
+            names.append(f"a{i}")
+            read = names[-1:]
+        nodes.append(helper.make_node("MatMul", [read[0], f"w{i}"], [f"m{i}"], name=f"mm{i}"))
+        names.append(f"m{i}")
+    unread = set(names) - {name for node in nodes for name in node.input}
+    shapes = [tiny_models.tensor(n, TensorProto.FLOAT, [4, 8]) for n in ("x", *sorted(unread))]
+    tiny_models.save(path, nodes, shapes[:1], shapes[1:], weights)
+    return sorted(unread)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_any_graph(tmp_path, x, seed):
+    random = np.random.default_rng(seed)
+    model = tmp_path / "m.onnx"
+    outputs = random_graph(model, random)
+    layer, memory = random.integers(40), random.integers(1, 9) * 4 * 8 * 4
+    runs = Runs(perturbed(model, f"w{layer}", 1.2), outputs)
+    report = find_departure(model, x, runs, LIMITS, reference=model, memory_bytes=memory)
+    assert report.first.node == f"mm{layer}"
+    assert report.plans <= 10
+    assert report.compared < report.tensors
+
+
 def cancelling(path, factor):
     """The tiny difference of two nearly equal tensors, then moved about."""
     nodes = [

@@ -99,6 +99,10 @@ def test_nonfinite_values_are_counted_and_left_out():
     same = compare("y", p, p)
     assert same.nonfinite_differs == 0
     assert Thresholds(max_relative_error=0).faults(same) == []
+    assert (found.compared, same.compared) == (1, 2)
+    nothing = compare("y", np.full(2, nan), np.full(2, nan))
+    assert Thresholds().faults(nothing) == ["nothing to compare: no value is finite"]
+    assert Thresholds().faults(compare("y", np.zeros((0, 2)), np.zeros((0, 2)))) == []
     assert json.loads(json.dumps(found.to_json()))["plan"] == {"nan": 2, "inf": 3}
     assert same.to_json()["psnr"] is None
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trt_native.cli.console import stderr
 from trt_native.errors import SpecError
 from trt_native.spec import Shape, ShapeRange, parse_shape
 
@@ -13,8 +15,16 @@ if TYPE_CHECKING:
 
     from trt_native.plan import PlanTensor
 
-__all__ = ["INPUT_HELP", "RANDOM_HELP", "SHAPE_HELP", "check_seed", "fill_random", "read_inputs",
-           "read_shapes"]  # fmt: skip
+__all__ = [
+    "INPUT_HELP",
+    "RANDOM_HELP",
+    "SHAPE_HELP",
+    "check_seed",
+    "fill_random",
+    "read_inputs",
+    "read_shapes",
+    "warn_of_nonfinite",
+]
 
 INPUT_HELP = "NAME=FILE.npy, or FILE.npz with arrays by input name. Repeatable."
 RANDOM_HELP = "Fill the inputs that are not given with random values."
@@ -42,7 +52,10 @@ def read_inputs(entries: list[str]) -> dict[str, np.ndarray[Any, Any]]:
                 f"--input {entry!r}: the file holds {found}; write NAME=FILE.npy for one array,"
                 " or name an .npz file for arrays by name"
             )
-        arrays.update(loaded if isinstance(loaded, dict) else {name: loaded})
+        named = loaded if isinstance(loaded, dict) else {name: loaded}
+        if twice := sorted(set(named) & set(arrays)):
+            raise SpecError(f"--input {entry!r}: {', '.join(twice)} was given before")
+        arrays.update(named)
     return arrays
 
 
@@ -52,13 +65,29 @@ def read_shapes(entries: list[str]) -> dict[str, Shape]:
     Raises:
         SpecError: an entry has another form.
     """
-    shapes = {}
+    shapes: dict[str, Shape] = {}
     for entry in entries:
         name, separator, text = entry.rpartition("=")
         if not (separator and name):
             raise SpecError(f"--shape {entry!r}: write NAME=1x3x8x8")
+        if name in shapes:
+            raise SpecError(f"--shape {entry!r}: {name} was given before")
         shapes[name] = parse_shape(text)
     return shapes
+
+
+def warn_of_nonfinite(arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Say on standard error which inputs have NaN or infinite values."""
+    import numpy as np
+
+    from trt_native.arrays import is_float
+
+    for name, array in arrays.items():
+        if not is_float(array):
+            continue
+        values = array if array.dtype.kind == "f" else array.astype(np.float32)
+        if not np.isfinite(values).all():
+            stderr.print(f"warning: input {name!r} has NaN or infinite values", markup=False)
 
 
 def check_seed(seed: int | None, shapes: dict[str, Shape]) -> None:

@@ -17,6 +17,7 @@ from trt_native.cli.inputs import (
     fill_random,
     read_inputs,
     read_shapes,
+    warn_of_nonfinite,
 )
 from trt_native.errors import SpecError
 
@@ -53,7 +54,7 @@ def run(
     """Run a plan once on the GPU and tell what comes out."""
     import numpy as np
 
-    from trt_native.arrays import is_float, save_arrays
+    from trt_native.arrays import save_arrays
     from trt_native.plan import Plan, check_writable
     from trt_native.session import Session
 
@@ -69,19 +70,10 @@ def run(
             generator = np.random.default_rng(random)
             arrays = fill_random(session.engine.inputs, arrays, shapes, generator)
         results = session.run(arrays)
-    for name, array in arrays.items():
-        if is_float(array) and not _finite(array):
-            stderr.print(f"warning: input {name!r} has NaN or infinite values", markup=False)
+    warn_of_nonfinite(arrays)
     if output is not None:
         save_arrays(output, results)
     _report(results, output, json)
-
-
-def _finite(array: np.ndarray[Any, Any]) -> bool:
-    import numpy as np
-
-    values = array if array.dtype.kind == "f" else array.astype(np.float32)
-    return bool(np.isfinite(values).all())
 
 
 def _report(results: dict[str, np.ndarray[Any, Any]], output: Path | None, json: bool) -> None:

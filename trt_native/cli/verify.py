@@ -20,6 +20,7 @@ from trt_native.cli.inputs import (
     fill_random,
     read_inputs,
     read_shapes,
+    warn_of_nonfinite,
 )
 from trt_native.errors import SpecError
 from trt_native.spec import Shape, TensorSpec, parse_bytes
@@ -201,6 +202,7 @@ class _Source:
         if count is not None and data is None and seed is None:
             raise SpecError("--batches: no effect without --random SEED or --data")
         self.given = read_inputs(inputs)
+        warn_of_nonfinite(self.given)
         self.shapes: dict[str, Shape] = read_shapes(shapes)
         check_seed(seed, self.shapes)
         self.seed, self.data, self.count = seed, data, count
@@ -336,6 +338,7 @@ class _Layers:
                 thresholds,
                 reference=self.reference,
                 memory_bytes=self.memory_bytes,
+                progress=progress,
             )
 
 
@@ -441,7 +444,7 @@ def _print_layers(report: LayerReport, passed: bool) -> None:
         ),
     )
     stdout.print(
-        f"Compared {report.compared} of {report.tensors} tensors, with {report.plans} plans.",
+        f"Compared {report.compared} of {report.tensors} tensors; plans built: {report.plans}.",
         markup=False,
     )
     if report.too_large:

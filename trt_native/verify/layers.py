@@ -148,6 +148,7 @@ def find_departure(
     *,
     reference: Path | None = None,
     memory_bytes: int = 8 << 30,
+    progress: Progress | None = None,
 ) -> LayerReport:
     """Find the first tensor inside a model that departs from ``onnx.reference``.
 
@@ -166,6 +167,7 @@ def find_departure(
             name.
         memory_bytes: How much the outputs of one plan may take; the reference's values are kept in
             temporary files.
+        progress: Hears how far the reference is.
 
     Raises:
         ModelError: a file is damaged.
@@ -176,7 +178,8 @@ def find_departure(
         raise SpecError("a departure is judged by the relative error, for which no limit is given")
     tensors = _Tensors(_typed(model))
     with tempfile.TemporaryDirectory(prefix="trt-native-verify-") as folder:
-        expected = _Expected(Path(folder), _typed(reference or model), tensors.names, inputs)
+        compared_with = _typed(reference or model)
+        expected = _Expected(Path(folder), compared_with, tensors.names, inputs, progress)
         search = _Search(tensors, expected, inputs, open_runner, thresholds, memory_bytes)
         return search.run()
 
@@ -226,7 +229,14 @@ class _Tensors:
 class _Expected:
     """What the tensors should be: kept in files, for one pass is slow and all of it is large."""
 
-    def __init__(self, folder: Path, model: ir.Model, names: Sequence[str], inputs: Batch) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        model: ir.Model,
+        names: Sequence[str],
+        inputs: Batch,
+        progress: Progress | None,
+    ) -> None:
         made = {value.name for node in model.graph for value in node.outputs}
         wanted = [name for name in names if name in made]
         if not wanted:
@@ -237,8 +247,15 @@ class _Expected:
         self.bytes: dict[str, int] = {}
         self.rms = {name: root_mean_square(array) for name, array in inputs.items()}
         self._files: dict[str, Path] = {}
-        for name, values in ReferenceRunner(model, wanted)(inputs):
+        phase = "Running the reference"
+        if progress is not None:
+            progress.phase_start(phase, None, len(wanted))
+        for number, (name, values) in enumerate(ReferenceRunner(model, wanted)(inputs)):
             self._keep(folder, name, np.asarray(values))
+            if progress is not None:
+                progress.step_complete(phase, number)
+        if progress is not None:
+            progress.phase_finish(phase)
 
     def _keep(self, folder: Path, name: str, values: Array) -> None:
         plain = values.astype(np.float32) if values.dtype.kind == "V" else values
@@ -258,7 +275,7 @@ class _Expected:
         return name in self._files
 
     def __getitem__(self, name: str) -> Array:
-        array: Array = np.load(self._files[name], mmap_mode="r")
+        array: Array = np.load(self._files[name], mmap_mode="r", allow_pickle=False)
         return array
 
 

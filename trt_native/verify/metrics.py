@@ -55,6 +55,7 @@ class Comparison:
         inf: Number of infinities, likewise.
         nonfinite_differs: Number of elements that are not finite on one side and something else on
             the other; these fail whatever the thresholds.
+        compared: Number of elements that the other numbers are of. None of many fails, too.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Comparison:
     nan: tuple[int, int]
     inf: tuple[int, int]
     nonfinite_differs: int
+    compared: int
 
     def to_json(self) -> dict[str, Any]:
         """As JSON can hold it: null for what is infinite or NaN, as the PSNR of equal values is."""
@@ -93,6 +95,7 @@ class Comparison:
             nan=(self.nan[0] + other.nan[0], self.nan[1] + other.nan[1]),
             inf=(self.inf[0] + other.inf[0], self.inf[1] + other.inf[1]),
             nonfinite_differs=self.nonfinite_differs + other.nonfinite_differs,
+            compared=self.compared + other.compared,
         )
 
 
@@ -140,6 +143,8 @@ class Thresholds:
         faults = []
         if found.nonfinite_differs:
             faults.append(f"{found.nonfinite_differs} NaN or infinite on one side alone")
+        elif not found.compared and 0 not in found.shape:
+            faults.append("nothing to compare: no value is finite")
         limits = (
             ("relative L2", found.relative_l2, self.max_relative_error),
             ("max abs", found.max_abs, self.max_absolute_error),
@@ -225,6 +230,7 @@ def compare(name: str, found: Array, expected: Array, *, floor: float = FLOOR) -
         nan=sums.nan,
         inf=sums.inf,
         nonfinite_differs=sums.nonfinite_differs,
+        compared=sums.count,
     )
 
 

@@ -140,9 +140,9 @@ class OnnxReference:
 class CallableReference:
     """A function or module of the user's, which takes the inputs by name.
 
-    It gets torch tensors, on the CPU, if loading it has imported torch, else NumPy arrays; and
-    returns arrays or tensors: a mapping of output name to each, or a sequence in the plan's order,
-    or the only one. It runs in ``torch.inference_mode``.
+    It gets torch tensors, on the CPU, if torch is imported by the time it is loaded, else NumPy
+    arrays. It returns arrays or tensors: a mapping of output name to each, or a sequence in the
+    plan's order, or the only one. It runs in ``torch.inference_mode``.
 
     Args:
         text: ``FILE.py:CALLABLE`` or ``package.module:CALLABLE``.
