@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from mutations import attempt
 
 from trt_native.calibration.cache import cache_header
+from trt_native.cli.inputs import read_inputs, read_shapes
 from trt_native.cli.quantize import parse_ops
-from trt_native.cli.run import _read_inputs, _read_shapes
 from trt_native.errors import SpecError
 from trt_native.graph.dims import read_profile_file, resolve_profiles
 from trt_native.spec import (
@@ -74,7 +74,7 @@ def test_entries(text):
     spec, error = attempt(ProfileSpec.parse, *entries, kind=SpecError)
     dim, _ = attempt(DimRange.parse, text.rpartition("=")[2], kind=SpecError)
     assert error is not None or dim in spec.dims.values()
-    for read_words in (_read_shapes, _read_inputs):
+    for read_words in (read_shapes, read_inputs):
         found, error = attempt(read_words, [text], kind=SpecError)
         assert error is not None or isinstance(found, dict)
     for choice in (Precision, IoPrecision, HardwareCompatibility, CalibrationMethod):
