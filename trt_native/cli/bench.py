@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trt_native.cli.console import guarded, print_json, stderr, stdout, table
-from trt_native.cli.inputs import fill_inputs, read_inputs, read_shapes
-from trt_native.errors import SpecError
+from trt_native.cli.inputs import check_seed, fill_random, read_inputs, read_shapes
 from trt_native.spec import Shape, format_bytes
 
 if TYPE_CHECKING:
@@ -95,9 +94,9 @@ def bench(
         streams=streams,
         layers=layers,
     )
-    if random < 0:
-        raise SpecError(f"--random {random}: a seed is not negative")
-    supply = _supply(read_inputs(inputs or []), read_shapes(shape or []), random)
+    shapes = read_shapes(shape or [])
+    check_seed(random, shapes)
+    supply = _supply(read_inputs(inputs or []), shapes, random)
     if html is not None:
         check_writable(html)
     loaded = Plan.load(plan, ignore_manifest=not manifest)
@@ -122,11 +121,13 @@ def _supply(
     given: dict[str, np.ndarray[Any, Any]], shapes: dict[str, Shape], seed: int
 ) -> Callable[[Sequence[PlanTensor]], dict[str, np.ndarray[Any, Any]]]:
     """What gives inputs: for the first plan as asked, for another with the shapes of the first."""
+    import numpy as np
+
     first: dict[str, Shape] = {}
 
     def supply(tensors: Sequence[PlanTensor]) -> dict[str, np.ndarray[Any, Any]]:
-        arrays = fill_inputs(tensors, given, first or shapes, seed)
-        first.update({name: array.shape for name, array in arrays.items()})
+        arrays = fill_random(tensors, given, first or shapes, np.random.default_rng(seed))
+        first.update({n: array.shape for n, array in arrays.items() if n not in given})
         return arrays
 
     return supply

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +103,7 @@ def check_seed(seed: int | None, shapes: dict[str, Shape]) -> None:
 
 
 def fill_random(
-    tensors: tuple[PlanTensor, ...],
+    tensors: Sequence[PlanTensor],
     given: dict[str, np.ndarray[Any, Any]],
     shapes: dict[str, Shape],
     generator: np.random.Generator,
