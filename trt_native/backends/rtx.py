@@ -13,6 +13,8 @@ from trt_native.spec import BuildConfig, Precision
 __all__ = ["RtxBackend"]
 
 _FIRST_WITH_INT8_CONV = (1, 7)
+_ALLOCATING = frozenset({"Loop", "NonMaxSuppression", "NonZero", "Scan"})
+"""Operators that need memory of a size which only the run tells."""
 _REFUSALS = {
     "timing_cache": (
         "it times no tactics at build, so there is nothing to keep; kernels are compiled and"
@@ -66,6 +68,9 @@ class RtxBackend(NativeBackend):
         return 1 << int(self._trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
     def _set_targets(self, request: BuildRequest, config: Any) -> None:
+        if _ALLOCATING.isdisjoint(request.operators):
+            # All memory is there when a context is made, so that runs fit into a CUDA graph.
+            config.set_flag(self._trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         wanted = dict.fromkeys(request.config.compute_capabilities)
         if not wanted:
             return
