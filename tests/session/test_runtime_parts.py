@@ -1,0 +1,312 @@
+"""The parts of a session that need no GPU: graph keys, staging memory, kinds of arrays."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import gc
+import weakref
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from trt_native.backends.base import load_backend
+from trt_native.cuda import GpuInfo, PinnedPool, copy_host, memory, stream_handle
+from trt_native.engine import _KernelFile
+from trt_native.errors import CudaError, SpecError
+from trt_native.plan import Plan, PlanTensor
+from trt_native.session.binding import check_outputs, choose_profile
+from trt_native.session.graphs import GraphCache
+from trt_native.session.operands import read, torch_from_host
+from trt_native.spec import ShapeRange
+
+
+class FakeGraph:
+    def __init__(self):
+        self.closed = False
+
+    def close(self):
+        self.closed = True
+
+
+# Graphs
+
+
+def test_a_key_is_worth_a_graph_when_it_comes_back():
+    graphs = GraphCache(2)
+    assert not graphs.is_back("a")
+    assert graphs.is_back("a")
+    graphs.add("a", FakeGraph())
+    assert not graphs.is_back("a"), "once the graph is dropped, the key starts anew"
+
+
+def test_the_graph_not_used_for_longest_goes():
+    graphs = GraphCache(2)
+    made = {key: FakeGraph() for key in "abc"}
+    assert graphs.add("a", made["a"]) is None
+    assert graphs.add("b", made["b"]) is None
+    assert graphs.find("a") is made["a"]
+    assert graphs.add("c", made["c"]) is made["b"]
+    assert graphs.find("b") is None
+    assert len(graphs) == 2
+    graphs.close()
+    assert (made["a"].closed, made["c"].closed, len(graphs)) == (True, True, 0)
+
+
+def test_keys_that_never_come_back_take_no_memory():
+    graphs = GraphCache(2)
+    for key in range(1000):
+        assert not graphs.is_back(key)
+    assert len(graphs._sights) == 8
+    assert graphs.is_back(999)
+    assert not graphs.is_back(0)
+
+
+def test_no_graphs():
+    graphs = GraphCache(0)
+    assert not any(graphs.is_back("a") for _ in range(3))
+
+
+# Profiles
+
+
+def tensor(*profiles, name="x", shape=(-1, 3)):
+    ranges = tuple(ShapeRange.parse(text) for text in profiles)
+    return PlanTensor(name, "input", "float32", shape, (), ranges)
+
+
+@pytest.mark.parametrize(("batch", "profile"), [(1, 1), (2, 1), (3, 2), (9, 0), (17, None)])
+def test_the_tightest_profile_that_allows_the_shapes(batch, profile):
+    x = tensor("1x3:8x3:16x3", "1x3:1x3:2x3", "1x3:2x3:4x3")
+    fixed = PlanTensor("t", "input", "int64", (1,))
+    assert choose_profile((x, fixed), 3, {"x": (batch, 3), "t": (1,)}) == profile
+
+
+# Arrays
+
+
+def test_kinds_of_arrays():
+    torch = pytest.importorskip("torch")
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    for value, kind in ((array, "numpy"), (np.float32(1), "numpy"), (torch.tensor(array), "torch")):
+        operand = read(value)
+        assert (operand.kind, operand.dtype, operand.on_device) == (kind, "float32", False)
+        np.testing.assert_array_equal(operand.host, np.asarray(value))
+    for name in ("bfloat16", "float8_e4m3fn"):
+        value = torch.tensor([1.5, -2.0], dtype=getattr(torch, name))
+        operand = read(value)
+        assert operand.dtype == name
+        np.testing.assert_array_equal(operand.host.astype(np.float32), [1.5, -2.0])
+        back = torch_from_host(operand.host)
+        assert back.dtype == value.dtype
+        assert back.data_ptr() == value.data_ptr(), "no copy"
+
+
+class OnDevice:
+    def __init__(self, shape, strides=None, dtype="<f4", pointer=512, **more):
+        interface = {"shape": shape, "typestr": dtype, "data": (pointer, False), "version": 3}
+        self.__cuda_array_interface__ = {**interface, "strides": strides, **more}
+
+
+def test_arrays_that_are_described_by_an_interface():
+    operand = read(OnDevice((2, 3), stream=7))
+    assert (operand.kind, operand.shape, operand.dtype) == ("foreign", (2, 3), "float32")
+    assert (operand.pointer, operand.producer) == (512, 7)
+    assert operand.contiguous
+    assert operand.aligned
+    assert read(OnDevice((2, 3), (12, 4))).contiguous
+    assert not read(OnDevice((2, 3), (4, 8))).contiguous
+    assert read(OnDevice((0, 3), (4, 8))).contiguous, "nothing lies there"
+    assert not read(OnDevice((2, 3), pointer=520)).aligned
+
+
+def test_what_is_no_array():
+    with pytest.raises(SpecError, match="list is no array"):
+        read([1, 2])
+
+
+def test_casting():
+    torch = pytest.importorskip("torch")
+    found = read(np.array([1.7], np.float64)).converted("int64")
+    assert (found.dtype, found.host.tolist()) == ("int64", [1])
+    found = read(torch.tensor([1.7])).converted("bfloat16")
+    assert found.host.dtype == ml_dtypes.bfloat16
+    with pytest.raises(SpecError, match="cannot be cast here"):
+        read(OnDevice((2,))).converted("float16")
+
+
+def test_output_buffers_are_checked_all_at_once():
+    outputs = (
+        PlanTensor("y", "output", "float32", (-1,)),
+        PlanTensor("n", "output", "int64", (2,)),
+    )
+    frozen = np.zeros(2, np.int64)
+    frozen.flags.writeable = False
+    given = {"y": np.zeros((4, 2), np.float64), "n": frozen, "q": np.zeros(1)}
+    with pytest.raises(SpecError) as caught:
+        check_outputs(outputs, {"y": (4,), "n": (2,)}, {k: read(v) for k, v in given.items()})
+    for part in (
+        "'q' is not an output",
+        "'y' is float32, its buffer float64",
+        "'y' has the shape 4, its buffer 4x2",
+        "'n': its buffer is read-only",
+    ):
+        assert part in str(caught.value)
+    with pytest.raises(SpecError, match="its shape depends on data"):
+        check_outputs(outputs, {"y": (-1,)}, {"y": read(np.zeros(4, np.float32))})
+
+
+def test_streams_by_whatever_stands_for_them():
+    class Protocol:
+        def __cuda_stream__(self):
+            return (0, 5)
+
+    class Torch:
+        cuda_stream = 6
+
+    class Cupy:
+        ptr = 7
+
+    assert [stream_handle(s) for s in (4, Protocol(), Torch(), Cupy())] == [4, 5, 6, 7]
+    with pytest.raises(SpecError, match="str is no CUDA stream"):
+        stream_handle("0")
+
+
+# Host memory
+
+
+@pytest.mark.parametrize("shape", [(0,), (3,), (1 << 21, 3)])
+@pytest.mark.parametrize("target", ["float32", "float16"])
+def test_copies_on_the_host(rng, shape, target, monkeypatch):
+    monkeypatch.setattr(memory, "_copy_threads", lambda: 4)
+    memory._copiers.cache_clear()
+    source = rng.standard_normal(shape, np.float32)
+    found = np.empty(shape, target)
+    copy_host(found, source)
+    np.testing.assert_array_equal(found, source.astype(target))
+    strided = np.empty(shape[::-1], target)
+    copy_host(strided, source.T)
+    np.testing.assert_array_equal(strided, source.T.astype(target))
+    memory._copiers.cache_clear()
+
+
+@pytest.fixture
+def blocks(monkeypatch):
+    """Ordinary memory in the place of page-locked memory, which takes a driver."""
+    made = {}
+    freed = []
+
+    def allocate(size):
+        buffer = ctypes.create_string_buffer(size)
+        made[ctypes.addressof(buffer)] = buffer
+        return ctypes.addressof(buffer)
+
+    monkeypatch.setattr(PinnedPool, "_allocate", staticmethod(allocate))
+    monkeypatch.setattr(memory, "_free_pinned", freed.append)
+    return made, freed
+
+
+def test_lent_memory_is_not_lent_twice(blocks):
+    made, _ = blocks
+    pool = PinnedPool()
+    first, second = pool.lend(100), pool.lend(100)
+    assert first.address != second.address
+    assert pool.lent_bytes == 2 * 4096
+    address = first.address
+    del first
+    assert pool.lend(4096).address == address
+    assert len(made) == 2
+
+
+def test_an_array_or_a_view_of_it_keeps_its_memory(blocks):
+    pool = PinnedPool()
+    array = pool.lend(24).array((2, 3), np.float32)
+    array[...] = 7
+    view = array.T[1:]
+    reference = weakref.ref(array)
+    del array
+    gc.collect()
+    assert reference() is None
+    other = pool.lend(24).array((2, 3), np.float32)
+    other[...] = 8
+    np.testing.assert_array_equal(view, 7)
+    assert pool.lent_bytes == 2 * 4096
+    del view, other
+    gc.collect()
+    assert pool.lent_bytes == 0
+
+
+def test_a_closed_pool_frees_what_comes_back(blocks):
+    _, freed = blocks
+    pool = PinnedPool()
+    kept, idle = pool.lend(10), pool.lend(10)
+    address = idle.address
+    del idle
+    pool.close()
+    assert freed == [address]
+    address = kept.address
+    del kept
+    assert freed[1:] == [address]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn", "bool", "int64"])
+def test_lent_memory_takes_every_type(blocks, dtype):
+    array = PinnedPool().lend(100).array((2, 3), dtype)
+    array[...] = 1
+    assert (array.dtype, array.shape) == (np.dtype(dtype), (2, 3))
+    np.testing.assert_array_equal(array.astype(np.float32), 1)
+    assert array.flags.c_contiguous
+
+
+# Kept kernels
+
+
+@pytest.fixture
+def kernels(tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    gpu = GpuInfo("NVIDIA L4", "8.9", "13.0", 24 << 30, 20 << 30)
+    plan = Plan(b"vtrt" + bytes(60), None, tmp_path / "m.plan")
+    return lambda **other: _KernelFile.of(
+        plan,
+        load_backend("rtx"),
+        GpuInfo(**{**{f: getattr(gpu, f) for f in gpu.__slots__}, **other}),
+    )
+
+
+def test_kernels_are_kept_for_one_plan_gpu_and_library(kernels, tmp_path):
+    kernels().write(b"code\nand more")
+    assert kernels().read() == b"code\nand more"
+    assert kernels(name="NVIDIA L40").read() == b""
+    assert kernels(driver="13.1").read() == b""
+    path = tmp_path / "m.plan.cache"
+    for broken in (path.read_bytes()[:-1], b"", b"\xff\n\xff", b"[]\n", path.read_bytes() + b"x"):
+        path.write_bytes(broken)
+        assert kernels().read() == b""
+
+
+def test_kernels_are_written_only_where_there_are_more(kernels, tmp_path):
+    path = tmp_path / "m.plan.cache"
+    kernels().write(b"")
+    assert not path.exists()
+    kernels().write(b"12345")
+    before = path.stat().st_mtime_ns
+    file = kernels()
+    file.read()
+    file.write(b"54321")
+    assert path.stat().st_mtime_ns == before
+    file.write(b"123456")
+    assert kernels().read() == b"123456"
+
+
+def test_a_plan_that_is_no_file_keeps_no_kernels():
+    backend, gpu = load_backend("rtx"), GpuInfo("NVIDIA L4", "8.9", "13.0", 1, 1)
+    assert _KernelFile.of(Plan(b""), backend, gpu) is None
+
+
+# Errors
+
+
+@pytest.mark.parametrize(("code", "sticky"), [(0, False), (2, False), (700, True), (719, True)])
+def test_errors_after_which_the_gpu_is_lost(code, sticky):
+    assert CudaError("x", code=code).sticky is sticky
