@@ -267,11 +267,8 @@ def kernels(tmp_path):
     pytest.importorskip("tensorrt_rtx")
     gpu = GpuInfo("NVIDIA L4", "8.9", "13.0", 24 << 30, 20 << 30)
     plan = Plan(b"vtrt" + bytes(60), None, tmp_path / "m.plan")
-    return lambda **other: _KernelFile.of(
-        plan,
-        load_backend("rtx"),
-        GpuInfo(**{**{f: getattr(gpu, f) for f in gpu.__slots__}, **other}),
-    )
+    backend = load_backend("rtx")
+    return lambda **other: _KernelFile.of(plan, backend, dataclasses.replace(gpu, **other))
 
 
 def test_kernels_are_kept_for_one_plan_gpu_and_library(kernels, tmp_path):
