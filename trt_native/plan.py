@@ -75,6 +75,7 @@ _MANIFEST_TYPES: dict[str, tuple[type, ...]] = {
 _FILE_TYPES: dict[str, tuple[type, ...]] = {"file": (str,), "bytes": (int,), "sha256": (str,)}
 _MODEL_TYPES = {**_FILE_TYPES, "external": (list,)}
 _PRECISION_TYPES = {"requested": (str,), "applied": (str,)}
+_REFIT_TYPES: dict[str, tuple[type, ...]] = {"structure": (str,), "weights": (dict,)}
 _TENSOR_TYPES = {
     "name": (str,),
     "mode": (str,),
@@ -239,6 +240,10 @@ class Manifest:
         options: Every build option that differs from its default.
         seconds: How long each part of the build took.
         created: UTC time in ISO 8601.
+        refit: For a plan whose weights can be replaced, ``structure`` and ``weights`` of the graph
+            that TensorRT parsed, as in :class:`~trt_native.graph.fingerprint.Fingerprint`.
+        refitted_from: For a plan whose weights were replaced, ``plan_sha256`` of the plan they
+            were replaced in, and ``model``, what that one was built from.
         schema: Number of this layout.
     """
 
@@ -256,6 +261,8 @@ class Manifest:
     options: Mapping[str, Any]
     seconds: Mapping[str, float]
     created: str
+    refit: Mapping[str, Any] | None = None
+    refitted_from: Mapping[str, Any] | None = None
     schema: int = MANIFEST_SCHEMA
 
     @property
@@ -273,6 +280,9 @@ class Manifest:
         data = {name: getattr(self, name) for name in self.__dataclass_fields__}
         data["tensors"] = [tensor.to_json() for tensor in self.tensors]
         data["compute_capabilities"] = list(self.compute_capabilities)
+        for name in ("refit", "refitted_from"):
+            if data[name] is None:
+                del data[name]
         return {"schema": data.pop("schema"), **data}
 
     @classmethod
@@ -294,6 +304,10 @@ class Manifest:
             for item in data["model"]["external"]:
                 _check_types(item, _FILE_TYPES, "model.external.")
             _check_types(data["precision"], _PRECISION_TYPES, "precision.")
+            if "refit" in data:
+                _check_types(data["refit"], _REFIT_TYPES, "refit.")
+                weights = data["refit"]["weights"]
+                _check_types(weights, dict.fromkeys(weights, (str,)), "refit.weights.")
             known = [name for name in cls.__dataclass_fields__ if name in data]
             fields = {name: data[name] for name in known}
             fields["tensors"] = tuple(PlanTensor.from_json(item) for item in data["tensors"])
