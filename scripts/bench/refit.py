@@ -6,6 +6,7 @@ from __future__ import annotations
 import json as json_module
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -65,7 +66,7 @@ def _measure(
 ) -> tuple[list[tuple[object, ...]], dict[str, Any]]:
     plain = replace(config, refit=False)
     stripped = replace(config, strip_weights=True)
-    work = {
+    work: dict[str, Callable[[dict[str, Plan]], Plan]] = {
         "build, not refittable": lambda _: build_plan(new, plain),
         "build OLD": lambda _: build_plan(old, config),
         "build NEW": lambda _: build_plan(new, config),
@@ -82,7 +83,8 @@ def _measure(
             made[name] = step(made)
             seconds = time.perf_counter() - started
         size = len(made[name].data)
-        parts = made[name].manifest.seconds if made[name].manifest else {}
+        manifest = made[name].manifest
+        parts = manifest.seconds if manifest else {}
         figures[name] = {"seconds": round(seconds, 3), "bytes": size, "parts": dict(parts)}
     expected = _outputs(made["build NEW"])
     for name in ("build, not refittable", "refit OLD to NEW", "refit stripped to NEW"):
