@@ -12,7 +12,9 @@ import time
 import numpy as np
 import pytest
 import tiny_models
+from typer.testing import CliRunner
 
+from trt_native.cli.app import app
 from trt_native.cuda import gpu_info
 
 HAS_GPU = gpu_info() is not None
@@ -349,6 +351,24 @@ class TestDoctorOfAPlan:
 
 def test_wrong_usage_is_exit_code_2(model):
     assert "No such option" in fails("build", model, "--fast", code=2)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("inspect", "a\nerror: b.onnx"),
+        ("build", "a\nb.onnx"),
+        ("run", "a\r\nb.plan", "--random", "0"),
+        ("export", "latentsync", "--random-weights", "0", "--config", "a\nb", "-o", "x.onnx"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_line_end_in_a_name_ends_no_line(arguments):
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == 1
+    (line,) = [line for line in result.stderr.splitlines() if "error" in line]
+    assert line.startswith("error: ")
+    assert r"\n" in line
 
 
 def test_a_closed_pipe_is_silent(model):
