@@ -92,12 +92,7 @@ class Engine:
             PlanError: the plan's weights were left out.
             CudaError: TensorRT gave none: too little memory, or no kernel for this GPU.
         """
-        manifest = self.plan.manifest
-        if manifest is not None and manifest.options.get("strip_weights"):
-            raise PlanError(
-                "this plan cannot run: its weights were left out; put them in with"
-                " 'trt-native refit PLAN --from MODEL.onnx -o FULL.plan'"
-            )
+        self.plan.check_complete()
         with self.backend.collected_errors() as errors:
             context = self.native.create_execution_context()
         if context is None:

@@ -342,6 +342,18 @@ class Plan:
         """
         return PlanHeader.parse(self.data)
 
+    def check_complete(self) -> None:
+        """Refuse a plan whose weights were left out, as far as its manifest tells.
+
+        Raises:
+            PlanError: they were.
+        """
+        if self.manifest is not None and self.manifest.options.get("strip_weights"):
+            raise PlanError(
+                f"{self.path or 'this plan'} cannot run: its weights were left out; put them in"
+                " with 'trt-native refit PLAN --from MODEL.onnx -o FULL.plan'"
+            )
+
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the plan to ``path`` and its manifest to ``path`` + ``.json``.
 
@@ -539,7 +551,7 @@ def _gpu_verdict(
         elif manifest.plan_bytes > (environment.free_bytes or 0):
             yield f"{need} {format_bytes(environment.free_bytes or 0)} free", "doubt"
     if manifest.options.get("strip_weights"):
-        yield "its weights were left out: refit it before it is run", "doubt"
+        yield "its weights were left out: refit it before it is run (trt-native refit)", "doubt"
 
 
 def _targets_gpu(manifest: Manifest, capability: str) -> bool:
