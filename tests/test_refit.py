@@ -69,6 +69,35 @@ def test_new_values_fit(made, tmp_path):
     reaches_the_gpu(plan, changed(tmp_path / "n.onnx", lambda _, a: a * 2, model))
 
 
+def test_dimensions_may_have_other_names(made, tmp_path):
+    model, plan = made
+    other = onnx.load(model)
+    for value in (*other.graph.input, *other.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "n"
+    onnx.save(other, tmp_path / "n.onnx")
+    reaches_the_gpu(plan, tmp_path / "n.onnx")
+
+
+@pytest.mark.parametrize(
+    ("make", "profiles"),
+    [
+        (tiny_models.reshape_by_input, [ProfileSpec.parse(["n=2:8:32"], ["shape=1x2:2x4:4x8"])]),
+        (
+            tiny_models.conv,
+            [ProfileSpec.parse([f"batch={n}", "height=8", "width=8"]) for n in "12"],
+        ),
+        (tiny_models.conv, [ProfileSpec.parse(["batch=1", "height=8", "width=8"])]),
+        (tiny_models.conv, [ProfileSpec.parse(["batch=1:2:4", "height=8", "width=8"])] * 2),
+        (tiny_models.coupled, [ProfileSpec.parse(["batch=1:2:4", "frames=3"])]),
+        (tiny_models.external_weights, []),
+    ],
+    ids=range(6),
+)
+def test_profiles_of_every_kind(tmp_path, make, profiles):
+    model = make(tmp_path / "m.onnx")
+    reaches_the_gpu(as_refittable(model, BuildConfig(profiles=tuple(profiles))), model)
+
+
 def test_the_plan_was_rewritten_and_so_is_the_model(made):
     _, plan = made
     kinds = {name: text.split()[0] for name, text in plan.manifest.refit["weights"].items()}

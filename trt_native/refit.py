@@ -16,11 +16,11 @@ import trt_native
 from trt_native.backends.base import Backend, Progress, load_backend
 from trt_native.builder import Preparation, parsable, prepare, stage
 from trt_native.engine import Engine
-from trt_native.errors import PlanError, SpecError, UnsupportedError
+from trt_native.errors import PlanError, SpecError, TrtNativeError, UnsupportedError
 from trt_native.graph.fingerprint import Fingerprint, differences, fingerprint, fold_sources
 from trt_native.graph.onnx_file import read_model, tensor_specs
 from trt_native.plan import Manifest, Plan, PlanTensor
-from trt_native.spec import BuildConfig, TensorSpec
+from trt_native.spec import BuildConfig, ProfileSpec, ShapeRange, TensorSpec
 
 __all__ = ["refit_plan"]
 
@@ -67,9 +67,11 @@ def refit_plan(
     source = plan if isinstance(plan, Plan) else Plan.load(plan)
     manifest, known = _refittable(source)
     chosen = _backend(source, backend)
-    config = BuildConfig.from_options(manifest.options)
-    rewriting = _rewriting(config, manifest, calibration)
-    _check_interface(manifest, Path(model))
+    config = _config(source)
+    inputs = _check_interface(manifest, Path(model))
+    rewriting = replace(
+        _rewriting(config, manifest, calibration), profiles=_profiles(manifest, inputs)
+    )
     prepared = prepare(model, rewriting, backend=chosen, progress=progress)
     with parsable(prepared, progress) as (onnx, precision, _):
         graph = read_model(onnx)
@@ -125,6 +127,30 @@ def _backend(plan: Plan, backend: str | Backend) -> Backend:
     return chosen
 
 
+def _config(plan: Plan) -> BuildConfig:
+    assert plan.manifest is not None  # noqa: S101  # for the type checker
+    try:
+        return BuildConfig.from_options(plan.manifest.options)
+    except TrtNativeError as error:
+        raise PlanError(f"{plan.path or 'the plan'}: its manifest: {error.message}") from None
+
+
+def _profiles(manifest: Manifest, inputs: tuple[TensorSpec, ...]) -> tuple[ProfileSpec, ...]:
+    """The plan's profiles, told by shapes: its dimensions may have other names in another model."""
+    symbolic = {spec.name for spec in inputs if not spec.is_static}
+    tensors = [t for t in manifest.inputs if t.profiles or t.values or t.name in symbolic]
+    count = max((len(t.profiles or t.values) for t in tensors), default=0) or bool(tensors)
+    return tuple(
+        ProfileSpec(shapes={tensor.name: _range(tensor, index) for tensor in tensors})
+        for index in range(count)
+    )
+
+
+def _range(tensor: PlanTensor, profile: int) -> ShapeRange:
+    ranges = tensor.profiles or tensor.values
+    return ranges[profile] if ranges else ShapeRange(*[tensor.shape] * 3)
+
+
 def _rewriting(
     config: BuildConfig, manifest: Manifest, calibration: str | os.PathLike[str] | None
 ) -> BuildConfig:
@@ -144,7 +170,6 @@ def _rewriting(
             f"a calibration cache has no effect on a plan of precision {config.precision}"
         )
     return BuildConfig(
-        profiles=config.profiles,
         precision=config.precision,
         io_precision=config.io_precision,
         keep_fp32=config.keep_fp32,
@@ -159,8 +184,8 @@ def _rewriting(
     )
 
 
-def _check_interface(manifest: Manifest, model: Path) -> None:
-    """Compare inputs and outputs first: with other ones the profiles' errors would mislead."""
+def _check_interface(manifest: Manifest, model: Path) -> tuple[TensorSpec, ...]:
+    """The model's inputs, after a comparison: with others the profiles' errors would mislead."""
     inputs, outputs = tensor_specs(read_model(model))
     faults = [
         *_tensor_faults("input", manifest.inputs, inputs, model.name),
@@ -170,6 +195,7 @@ def _check_interface(manifest: Manifest, model: Path) -> None:
         raise SpecError(
             f"{model} is not of the plan's architecture:", [f"- {fault}" for fault in faults]
         )
+    return inputs
 
 
 def _tensor_faults(
