@@ -823,12 +823,18 @@ def _open_unnamed(folder: Path) -> BinaryIO | None:
         return None
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, *, reads: Iterable[Path | None] = ()) -> None:
     """Find out now, not after long work, whether a file can be created at ``path``.
 
+    Args:
+        path: The file to be.
+        reads: Files that the work reads, which must not be replaced by what it makes.
+
     Raises:
-        SpecError: it cannot.
+        SpecError: it cannot, or must not.
     """
+    if any(_same_file(path, file) for file in reads if file is not None):
+        raise SpecError(f"cannot write {path}: it is one of the files to read; name another")
     if path.is_dir():
         raise SpecError(f"cannot write {path}: it is a folder; name a file in it")
     try:
@@ -838,6 +844,13 @@ def check_writable(path: Path) -> None:
             pass
     except OSError as error:
         raise SpecError(f"cannot write {path}: {error.strerror} ({path.parent})") from None
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except (OSError, ValueError):  # one is not there
+        return False
 
 
 def sha256_of_file(path: Path, on_read: Callable[[int], None] | None = None) -> str:

@@ -10,7 +10,7 @@ import typer
 from trt_native.cli.console import guarded, print_json, stderr, table
 from trt_native.cli.progress import BuildProgress
 from trt_native.cli.quantize import CALIB_HELP
-from trt_native.plan import Manifest, check_writable
+from trt_native.plan import Manifest, check_writable, manifest_path
 from trt_native.spec import format_bytes
 
 __all__ = ["refit"]
@@ -35,7 +35,8 @@ def refit(
     json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
     """Put the weights of another checkpoint into a plan, without building it again."""
-    check_writable(output)
+    for file in (output, manifest_path(output)):
+        check_writable(file, reads=[model, calib])
     from trt_native.refit import refit_plan
 
     with BuildProgress(stderr) as progress:
