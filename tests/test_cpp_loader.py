@@ -1,4 +1,8 @@
-"""The C++ loader, compiled and run wherever TENSORRT_ROOT names a TensorRT with headers."""
+"""The C++ loader, compiled and run wherever TENSORRT_ROOT names a TensorRT with headers.
+
+On a machine without headers CPP_LOADER may name one that was compiled elsewhere; scripts/cpp_loader
+tells how.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ import tiny_models
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from trt_native import BuildConfig, Precision, ProfileSpec, build_plan
+from trt_native import BuildConfig, Precision, ProfileSpec, Session, build_plan
 from trt_native.errors import TrtNativeError
 
 SOURCE = Path(__file__).parents[1] / "scripts" / "cpp_loader"
@@ -25,6 +29,8 @@ def test_it_is_short():
 
 @pytest.fixture(scope="module")
 def loader(tmp_path_factory):
+    if os.environ.get("CPP_LOADER"):
+        return Path(os.environ["CPP_LOADER"]).absolute()
     if not os.environ.get("TENSORRT_ROOT"):
         pytest.skip("TENSORRT_ROOT does not name a TensorRT with headers")
     if shutil.which("cmake") is None:
@@ -104,17 +110,20 @@ def build(path, *profiles):
 
 
 def compare(loader, folder, model, plan, inputs):
-    """Run the loader and onnx.reference on the same inputs."""
+    """Run the loader, a session and onnx.reference on the same inputs."""
     for name, array in inputs.items():
         np.save(folder / f"{name}_in.npy", array)
     files = [f"{name}={folder / name}_in.npy" for name in inputs]
     result = run(loader, plan, folder, *files)
     assert result.returncode == 0, result.stderr
+    with Session(plan) as session:
+        ours = session.run(inputs)
     reference = ReferenceEvaluator(str(model))
     for name, expected in zip(reference.output_names, reference.run(None, inputs), strict=True):
         found = np.load(folder / f"{name}.npy")
         assert found.dtype == expected.dtype
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_array_equal(found, ours[name])
 
 
 @pytest.mark.gpu

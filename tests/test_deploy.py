@@ -321,3 +321,12 @@ def test_a_name_that_trtexec_cannot_take(tmp_path):
     plan = make_plan(tmp_path / "m.plan", (dataclasses.replace(TWO, name="a,b"),))
     with pytest.raises(SpecError, match="no way to write the input name 'a,b'"):
         trtexec_command(plan, Path("m.plan"))
+
+
+def test_a_plan_without_weights_goes_nowhere(tmp_path):
+    plan = make_plan(tmp_path / "m.plan", STATIC, options={"strip_weights": True})
+    with pytest.raises(PlanError, match="its weights were left out; put them in with"):
+        deploy_triton(plan, tmp_path / "repository", TritonConfig(name="m"))
+    with pytest.raises(PlanError, match="its weights were left out"):
+        trtexec_command(plan, tmp_path / "m.plan")
+    assert not (tmp_path / "repository").exists()

@@ -8,7 +8,7 @@ import tiny_models
 from trt_native import Engine, Plan, build_plan
 from trt_native.backends.base import load_backend
 from trt_native.cuda import GpuInfo
-from trt_native.engine import environment_of
+from trt_native.engine import environment_of, layer_records
 from trt_native.errors import PlanError
 from trt_native.spec import BuildConfig
 
@@ -49,3 +49,25 @@ def test_environment_of():
     assert "8.9" in environment.targets["TensorRT-RTX"]
     assert (environment.gpu, environment.compute_capability) == ("NVIDIA L4", "8.9")
     assert environment_of([], None).gpu is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"Layers": [{"Name": "a", "LayerType": "b"}]}', [{"Name": "a", "LayerType": "b"}]),
+        ('{"Layers": ["a", "b"], "Bindings": ["x"]}', [{"Name": "a"}, {"Name": "b"}]),
+        ('{"Layers": []}', []),
+        ('{"Name": "a"}', [{"Name": "a"}]),
+        ('"a"', [{"Name": "a"}]),
+        ('["a"]', [{"Name": "a"}]),
+        ('{"Layers": [{"Name": "a"', None),
+        ('{"Layers": null}', None),
+        ("{}", None),
+        ("3", None),
+        ("a", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_what_an_engine_inspector_may_write(text, expected):
+    assert layer_records(text) == expected

@@ -324,3 +324,13 @@ def test_deepcache_steps(tmp_path):
         else:
             (found,) = shallow.run(None, {**arrays, "deep_features": features})
         assert relative_error(found, expected) <= 1e-4
+
+
+@pytest.mark.parametrize("opset", [0, -1, 5, 999])
+def test_an_opset_that_does_not_exist_is_refused_before_the_work(tmp_path, opset):
+    class Untraceable(torch.nn.Module):
+        def forward(self, x):
+            raise AssertionError("it was traced")
+
+    with pytest.raises(SpecError, match=f"opset {opset}: choose one from 7 to"):
+        export_module(Untraceable(), [torch.zeros(2)], path=tmp_path / "m.onnx", opset=opset)

@@ -93,7 +93,7 @@ def test_weights_need_no_cache(model):
 
 def test_the_output_is_another_file_and_replaces_what_was_there(model, cache, tmp_path):
     spec = QuantizationSpec(calibration=cache)
-    with pytest.raises(SpecError, match=r"m.onnx is the model itself"):
+    with pytest.raises(SpecError, match=r"m.onnx: it is one of the files to read"):
         quantize_onnx(model, model, Precision.INT8, spec)
     with pytest.raises(SpecError, match="No such file or directory"):
         quantize_onnx(model, tmp_path / "no" / "q.onnx", Precision.INT8, spec)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from trt_native.spec import (
     BuildConfig,
     DimRange,
     HardwareCompatibility,
+    IoPrecision,
     Precision,
     ProfileSpec,
+    ProfilingVerbosity,
     QuantizationSpec,
     ShapeRange,
     format_bytes,
@@ -237,3 +240,36 @@ def test_options_lists_only_what_was_chosen():
         "precision": "fp8",
         "quantization": {"calibration": "m.calib", "skip": ["a*"]},
     }
+
+
+def test_options_are_read_back():
+    config = BuildConfig(
+        profiles=(
+            ProfileSpec.parse(["batch=1:2:4"], ["x=1x3:2x3:4x3"]),
+            ProfileSpec.parse(["b=8"]),
+        ),
+        precision=Precision.INT8,
+        io_precision=IoPrecision.FP16,
+        keep_fp32=("*/norm*", "op:Resize"),
+        quantization=QuantizationSpec(
+            calibration=Path("a b/c.cache"), ops=("MatMul",), skip=("x",), min_coverage=0.5
+        ),
+        workspace_bytes=1 << 30,
+        optimization_level=2,
+        tf32=False,
+        refit=True,
+        compute_capabilities=("8.6", "8.9"),
+        timing_cache=Path("t"),
+        profiling_verbosity=ProfilingVerbosity.NONE,
+    )
+    options = json.loads(json.dumps(config.options()))
+    assert BuildConfig.from_options(options) == config
+    assert BuildConfig.from_options({}) == BuildConfig()
+
+
+@pytest.mark.parametrize(
+    "options", [{"novelty": 1}, {"precision": "fp15"}, {"profiles": 3}, {"workspace_bytes": "x"}]
+)
+def test_options_that_cannot_be_read(options):
+    with pytest.raises(SpecError):
+        BuildConfig.from_options(options)

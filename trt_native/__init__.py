@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from trt_native.plan import Manifest as Manifest
     from trt_native.plan import Plan as Plan
     from trt_native.quantize import quantize_onnx as quantize_onnx
+    from trt_native.refit import refit_plan as refit_plan
     from trt_native.session import Session as Session
     from trt_native.session import SessionPool as SessionPool
     from trt_native.session import SharedMemory as SharedMemory
@@ -50,6 +51,7 @@ _HOMES = {
     "TrtNativeError": "errors",
     "build_plan": "builder",
     "quantize_onnx": "quantize",
+    "refit_plan": "refit",
 }
 
 __all__ = [*_HOMES, "__version__"]

@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from hashlib import sha256
 from pathlib import Path
@@ -32,6 +32,7 @@ from trt_native.cuda import GpuInfo, gpu_info
 from trt_native.errors import BuildError, PlanError, SpecError
 from trt_native.graph.dims import fixed_axes, resolve_profiles
 from trt_native.graph.exposing import expose_tensors
+from trt_native.graph.fingerprint import fingerprint
 from trt_native.graph.onnx_file import (
     ModelSummary,
     hash_files,
@@ -69,8 +70,10 @@ __all__ = [
     "build_prepared",
     "default_workspace",
     "outline",
+    "parsable",
     "prepare",
     "recorded_config",
+    "stage",
 ]
 
 _LOGGER = logging.getLogger(__name__)
@@ -204,7 +207,7 @@ def prepare(
     _check_ranges(config)
     if config.timing_cache is not None:
         check_writable(config.timing_cache)
-    with _stage(progress, "Reading the model"):
+    with stage(progress, "Reading the model"):
         graph = read_model(path)
         gpu = gpu_info()
         planned = _outline(path, graph, config, chosen, gpu)
@@ -240,7 +243,7 @@ def build_prepared(
         prepared.outline,
         prepared.gpu,
     )
-    with _parsable(prepared, progress, expose) as (onnx, precision, fp32_nodes):
+    with parsable(prepared, progress, expose) as (onnx, precision, fp32_nodes):
         request = BuildRequest(
             onnx=onnx,
             config=config,
@@ -254,6 +257,7 @@ def build_prepared(
             timing_cache=config.timing_cache or timing_cache,
             calibration=_calibration(prepared) if planned.calibrates else None,
         )
+        refit = _refit_record(onnx, progress) if config.refit or config.strip_weights else None
         cancelled = threading.Event()
         result = _in_thread(lambda: chosen.build(request, progress, cancelled), cancelled)
     seconds = {**result.seconds, "total": time.perf_counter() - prepared.started}
@@ -272,6 +276,7 @@ def build_prepared(
         options=config.options(),
         seconds={name: round(value, 3) for name, value in seconds.items()},
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        refit=refit,
     )
     return Plan(result.data, manifest)
 
@@ -341,7 +346,7 @@ def _batches(outline: Outline, config: BuildConfig, progress: Progress | None) -
     """The calibration data, checked against the model."""
     if config.quantization.data is None:
         return None
-    with _stage(progress, "Checking the calibration data"):
+    with stage(progress, "Checking the calibration data"):
         return read_batches(config.quantization.data, outline.model.inputs)
 
 
@@ -515,12 +520,15 @@ def default_workspace(gpu: GpuInfo | None) -> int:
 
 
 @contextlib.contextmanager
-def _parsable(
-    prepared: Preparation, progress: Progress | None, expose: Sequence[str]
+def parsable(
+    prepared: Preparation, progress: Progress | None = None, expose: Sequence[str] = ()
 ) -> Iterator[tuple[Path, dict[str, Any], frozenset[str]]]:
     """The file TensorRT shall parse, what was done about precision, and the nodes to pin in FP32.
 
     A changed graph lives in a temporary folder for as long as the block runs.
+
+    Raises:
+        SpecError, CalibrationError, BuildError: as :func:`build_prepared`.
     """
     path, config, precision = prepared.path, prepared.config, prepared.outline.precision
     record: dict[str, Any] = {
@@ -545,9 +553,14 @@ def _parsable(
         # A name that TensorRT and onnx_ir take, which may append to it.
         plain = path.name.isprintable() and len(path.name) < 50
         changed = Path(folder) / (path.name if plain else "model.onnx")
-        with _stage(progress, "Writing the rewritten graph"):
+        with stage(progress, "Writing the rewritten graph"):
             _save_temporary(prepared.graph, changed)
         yield changed, record, pinned
+
+
+def _refit_record(onnx: Path, progress: Progress | None) -> dict[str, Any]:
+    with stage(progress, "Reading the weights"):
+        return asdict(fingerprint(read_model(onnx)))
 
 
 def _calibration_record(prepared: Preparation) -> dict[str, Any]:
@@ -568,11 +581,11 @@ def _rewrite(prepared: Preparation, progress: Progress | None) -> dict[str, Any]
             ranges = find_ranges(
                 prepared.path, prepared.batches, config.precision, spec.method, progress
             )
-        with _stage(progress, f"Quantizing the graph to {outline.precision}"):
+        with stage(progress, f"Quantizing the graph to {outline.precision}"):
             quantizer = _Quantizer(config, prepared.backend, ranges, outline)
             record["quantized"] = quantizer.record(graph)
     if outline.rest is not None:
-        with _stage(progress, f"Rewriting the graph in {outline.rest}"):
+        with stage(progress, f"Rewriting the graph in {outline.rest}"):
             report = convert_precision(
                 graph,
                 ir.DataType[_REDUCED[outline.rest].upper()],
@@ -595,7 +608,7 @@ def _save_temporary(graph: ir.Model, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _stage(progress: Progress | None, name: str) -> Iterator[None]:
+def stage(progress: Progress | None, name: str) -> Iterator[None]:
     """Report a piece of our own work as a phase of one step."""
     if progress is not None:
         progress.phase_start(name, None, 1)

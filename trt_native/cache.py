@@ -59,7 +59,7 @@ FOLDER_VARIABLE = "TRT_NATIVE_CACHE"
 SIZE_VARIABLE = "TRT_NATIVE_CACHE_SIZE"
 """Environment variable that limits the size of the kept plans, such as ``50GiB``."""
 
-FOLDERS = ("engines", "timing", "hashes", "locks")
+FOLDERS = ("engines", "timing", "hashes", "locks", "notes")
 """The folders in a cache folder."""
 
 _LOGGER = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ class EngineCache:
         if max_bytes is None and (text := os.environ.get(SIZE_VARIABLE)):
             max_bytes = parse_bytes(text)
         self._max_bytes = max_bytes
-        self._engines, self._timings, self._hashes, self._locks = (
+        self._engines, self._timings, self._hashes, self._locks, self._notes = (
             self.folder / name for name in FOLDERS
         )
         self._hashed: dict[str, dict[str, Any]] = {}
@@ -219,6 +219,55 @@ class EngineCache:
             if key and self._unchanged(prepared):
                 self._keep(key, BuiltPlan(plan))
         return BuiltPlan(plan)
+
+    def note(
+        self,
+        model: str | os.PathLike[str],
+        config: BuildConfig,
+        content: dict[str, Any],
+        *,
+        backend: str | Backend = "auto",
+    ) -> None:
+        """Keep a note about a build, which :meth:`noted` finds as long as nothing of it changes.
+
+        Args:
+            model: As for :meth:`build_plan`.
+            config: The same.
+            content: What JSON can hold.
+            backend: The same.
+
+        Raises:
+            UnsupportedError, ModelError, SpecError: as :meth:`build_plan`.
+        """
+        key = self._key_of(model, config, backend)
+        if key is not None:
+            with self._optional():
+                self._make(self._notes)
+                _write_sealed(self._notes / f"{key}.json", content)
+
+    def noted(
+        self,
+        model: str | os.PathLike[str],
+        config: BuildConfig,
+        *,
+        backend: str | Backend = "auto",
+    ) -> dict[str, Any] | None:
+        """What :meth:`note` has kept about this build; None if nothing.
+
+        Raises:
+            UnsupportedError, ModelError, SpecError: as :meth:`build_plan`.
+        """
+        key = self._key_of(model, config, backend)
+        with contextlib.suppress(OSError, ValueError):
+            return _read_sealed(self._notes / f"{key}.json")
+        return None
+
+    def _key_of(
+        self, model: str | os.PathLike[str], config: BuildConfig, backend: str | Backend
+    ) -> str | None:
+        from trt_native.builder import prepare
+
+        return self._key(prepare(model, config, backend=backend, hash_file=self.hash_file))
 
     def _key(self, prepared: Preparation) -> str | None:
         config = {
@@ -454,16 +503,17 @@ class EngineCache:
             with contextlib.suppress(Timeout), FileLock(file, blocking=False):
                 removed += _unlink(file)
         day_ago = time.time() - 86400
-        for folder in (self._engines, self._timings, self._hashes):
+        for folder in (self._engines, self._timings, self._hashes, self._notes):
             for file in _files(folder, ".*"):
                 if _modified(file) < day_ago:
                     removed += _unlink(file)
         for file in _files(self._engines, "*.json"):
             if not file.with_suffix(".plan").exists() and _modified(file) < day_ago:
                 removed += _unlink(file)
-        hashes = sorted(_files(self._hashes, "*.json"), key=_modified)
-        for file in hashes[: max(0, len(hashes) - _MOST_HASHES)]:
-            removed += _unlink(file)
+        for folder in (self._hashes, self._notes):
+            small = sorted(_files(folder, "*.json"), key=_modified)
+            for file in small[: max(0, len(small) - _MOST_HASHES)]:
+                removed += _unlink(file)
         return removed
 
     def clear(self) -> Removed:
@@ -479,6 +529,7 @@ class EngineCache:
             (self._engines, "*.json"),
             (self._timings, "*.cache"),
             (self._hashes, "*.json"),
+            (self._notes, "*.json"),
         ):
             for file in _files(folder, pattern):
                 removed += _unlink(file)

@@ -190,8 +190,10 @@ def deploy_triton(
     Raises:
         UnsupportedError: Triton cannot load such a plan.
         SpecError: another model of this name is there, or the request does not fit the plan.
-        PlanError: the repository cannot be written to, or the plan's tensors are not known.
+        PlanError: the repository cannot be written to, the plan's tensors are not known, or its
+            weights were left out.
     """
+    plan.check_complete()
     header = plan.header
     if header.product != "TensorRT":
         raise UnsupportedError(
@@ -461,8 +463,9 @@ def trtexec_command(
     Raises:
         SpecError: the profile or a shape is not one of the plan's, or trtexec has no way to write
             an input's name.
-        PlanError: the plan's tensors are not known.
+        PlanError: the plan's tensors are not known, or its weights were left out.
     """
+    plan.check_complete()
     tensors = [tensor for tensor in plan_tensors(plan) if tensor.mode == "input"]
     _chosen_profiles(tensors, (profile,))
     given = dict(shapes or {})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from trt_native.plan import (
 )
 from trt_native.spec import ShapeRange, format_bytes
 
-__all__ = ["Engine", "environment_of"]
+__all__ = ["Engine", "environment_of", "layer_records"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -83,8 +84,9 @@ class Engine:
             self._native, self._kernels.read() if self._kernels else b""
         )
         self._finalizer = weakref.finalize(self, _save_kernels, self._contexts, self._kernels)
-        self.profile_count = max(1, int(self._native.num_optimization_profiles))
-        self.tensors = self._read_tensors()
+        with self._readable():
+            self.profile_count = max(1, int(self._native.num_optimization_profiles))
+            self.tensors = self._read_tensors()
 
     @property
     def native(self) -> Any:
@@ -120,8 +122,15 @@ class Engine:
                 :attr:`activation_bytes` before it runs.
 
         Raises:
+            PlanError: the plan's weights were left out.
             CudaError: TensorRT gave none: too little memory, or no kernel for this GPU.
         """
+        manifest = self.plan.manifest
+        if manifest is not None and manifest.options.get("strip_weights"):
+            raise PlanError(
+                "this plan cannot run: its weights were left out; put them in with"
+                " 'trt-native refit PLAN --from MODEL.onnx -o FULL.plan'"
+            )
         require_gpu(self.ordinal)
         with self._lock, self.backend.collected_errors() as errors:
             context = self._contexts.create(user_managed=user_managed)
@@ -162,13 +171,16 @@ class Engine:
             One mapping per layer. With profiling verbosity ``detailed`` it has the layer's name,
             type, precision and tensors; with less, only ``Name``.
         """
-        inspector = self.native.create_engine_inspector()
-        text = inspector.get_engine_information(self.backend.json_format())
-        try:
-            layers = json.loads(text).get("Layers", [])
-        except ValueError:
-            raise PlanError("the engine inspector gave no JSON for this plan") from None
-        return [{"Name": layer} if isinstance(layer, str) else layer for layer in layers]
+        inspector, form = self.native.create_engine_inspector(), self.backend.json_format()
+        with self._readable():
+            whole = layer_records(inspector.get_engine_information(form))
+            if whole is not None:
+                return whole
+            count = int(self.native.num_layers)
+            texts = [str(inspector.get_layer_information(i, form)) for i in range(count)]
+        return [
+            layer for text in texts for layer in layer_records(text) or [{"Name": text.strip()}]
+        ]
 
     def close(self) -> None:
         """Free the engine's device memory, once its sessions are closed. May be called again."""
@@ -181,6 +193,21 @@ class Engine:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    @contextlib.contextmanager
+    def _readable(self) -> Iterator[None]:
+        """Blame the plan where what the engine tells makes no sense: names that are no text, say.
+
+        The bytes of a plan without a manifest may be damaged in a way that TensorRT does not see.
+        """
+        try:
+            yield
+        except (IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise PlanError(
+                f"{self.backend.product} loaded the plan, but what it tells of it makes no sense"
+                f" ({reason}): the plan is damaged; copy or build it again"
+            ) from error
 
     def _read_tensors(self) -> tuple[PlanTensor, ...]:
         known = {t.name: t for t in self.plan.manifest.tensors} if self.plan.manifest else {}
@@ -214,6 +241,26 @@ class Engine:
                 if host and (bounds := engine.get_tensor_profile_values(index, name))
             ),
         )
+
+
+def layer_records(text: Any) -> list[dict[str, Any]] | None:
+    """The layers in what an engine inspector wrote about an engine, or about one layer.
+
+    Returns:
+        One mapping per layer; a layer of which only the name is told has only ``Name``. None where
+        the text is no JSON, or tells no layers.
+    """
+    try:
+        data = json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        return None
+    if isinstance(data, dict):
+        data = data.get("Layers", [data] if "Name" in data else None)
+    elif isinstance(data, str):
+        data = [data]
+    if not isinstance(data, list):
+        return None
+    return [dict(layer) if isinstance(layer, dict) else {"Name": str(layer)} for layer in data]
 
 
 def environment_of(backends: Iterable[Backend], gpu: GpuInfo | None) -> Environment:

@@ -35,6 +35,8 @@ class TrtNativeError(Exception):
     """
 
     def __init__(self, message: str, details: Sequence[str] = ()) -> None:
+        # A name in it, of a file or in a model, may hold line ends.
+        message = message.replace("\r", "\\r").replace("\n", "\\n")
         super().__init__("\n  ".join((message, *details)))
         self.message = message
         self.details = tuple(details)

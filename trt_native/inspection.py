@@ -101,14 +101,18 @@ def parse_layers(layers: Iterable[Mapping[str, Any]]) -> tuple[Layer, ...]:
 
 
 def _layer_tensors(tensors: Any) -> tuple[LayerTensor, ...]:
-    return tuple(
-        LayerTensor(
-            name=str(tensor.get("Name", "")),
-            precision=_precision(str(tensor.get("Datatype") or tensor.get("Format/Datatype", ""))),
-            shape=tuple(tensor["Dimensions"]) if "Dimensions" in tensor else None,
-        )
-        for tensor in tensors or ()
-        if isinstance(tensor, Mapping)
+    if not isinstance(tensors, list):
+        return ()
+    return tuple(_layer_tensor(t if isinstance(t, Mapping) else {"Name": t}) for t in tensors)
+
+
+def _layer_tensor(tensor: Mapping[str, Any]) -> LayerTensor:
+    extents = tensor.get("Dimensions")
+    told = isinstance(extents, list) and all(type(extent) is int for extent in extents)
+    return LayerTensor(
+        name=str(tensor.get("Name", "")),
+        precision=_precision(str(tensor.get("Datatype") or tensor.get("Format/Datatype", ""))),
+        shape=tuple(extents) if told and extents is not None else None,
     )
 
 
@@ -195,7 +199,6 @@ class PlanReport:
                 raw_layers=None if layers is None else [dict(layer) for layer in layers],
                 layers_fault=data["layers_unreadable"],
             )
-            parse_layers(report.raw_layers or ())
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise PlanError(f"not a report of trt-native inspect --json: {error}") from None
         return report

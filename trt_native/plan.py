@@ -75,6 +75,7 @@ _MANIFEST_TYPES: dict[str, tuple[type, ...]] = {
 _FILE_TYPES: dict[str, tuple[type, ...]] = {"file": (str,), "bytes": (int,), "sha256": (str,)}
 _MODEL_TYPES = {**_FILE_TYPES, "external": (list,)}
 _PRECISION_TYPES = {"requested": (str,), "applied": (str,)}
+_REFIT_TYPES: dict[str, tuple[type, ...]] = {"structure": (str,), "weights": (dict,)}
 _TENSOR_TYPES = {
     "name": (str,),
     "mode": (str,),
@@ -239,6 +240,10 @@ class Manifest:
         options: Every build option that differs from its default.
         seconds: How long each part of the build took.
         created: UTC time in ISO 8601.
+        refit: For a plan whose weights can be replaced, ``structure`` and ``weights`` of the graph
+            that TensorRT parsed, as in :class:`~trt_native.graph.fingerprint.Fingerprint`.
+        refitted_from: For a plan whose weights were replaced, ``plan_sha256`` of the plan they
+            were replaced in, and ``model``, what that one was built from.
         schema: Number of this layout.
     """
 
@@ -256,6 +261,8 @@ class Manifest:
     options: Mapping[str, Any]
     seconds: Mapping[str, float]
     created: str
+    refit: Mapping[str, Any] | None = None
+    refitted_from: Mapping[str, Any] | None = None
     schema: int = MANIFEST_SCHEMA
 
     @property
@@ -273,6 +280,9 @@ class Manifest:
         data = {name: getattr(self, name) for name in self.__dataclass_fields__}
         data["tensors"] = [tensor.to_json() for tensor in self.tensors]
         data["compute_capabilities"] = list(self.compute_capabilities)
+        for name in ("refit", "refitted_from"):
+            if data[name] is None:
+                del data[name]
         return {"schema": data.pop("schema"), **data}
 
     @classmethod
@@ -294,6 +304,10 @@ class Manifest:
             for item in data["model"]["external"]:
                 _check_types(item, _FILE_TYPES, "model.external.")
             _check_types(data["precision"], _PRECISION_TYPES, "precision.")
+            if "refit" in data:
+                _check_types(data["refit"], _REFIT_TYPES, "refit.")
+                weights = data["refit"]["weights"]
+                _check_types(weights, dict.fromkeys(weights, (str,)), "refit.weights.")
             known = [name for name in cls.__dataclass_fields__ if name in data]
             fields = {name: data[name] for name in known}
             fields["tensors"] = tuple(PlanTensor.from_json(item) for item in data["tensors"])
@@ -327,6 +341,18 @@ class Plan:
             PlanError: the bytes are no plan.
         """
         return PlanHeader.parse(self.data)
+
+    def check_complete(self) -> None:
+        """Refuse a plan whose weights were left out, as far as its manifest tells.
+
+        Raises:
+            PlanError: they were.
+        """
+        if self.manifest is not None and self.manifest.options.get("strip_weights"):
+            raise PlanError(
+                f"{self.path or 'this plan'} cannot run: its weights were left out; put them in"
+                " with 'trt-native refit PLAN --from MODEL.onnx -o FULL.plan'"
+            )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the plan to ``path`` and its manifest to ``path`` + ``.json``.
@@ -525,7 +551,7 @@ def _gpu_verdict(
         elif manifest.plan_bytes > (environment.free_bytes or 0):
             yield f"{need} {format_bytes(environment.free_bytes or 0)} free", "doubt"
     if manifest.options.get("strip_weights"):
-        yield "its weights were left out: refit it before it is run", "doubt"
+        yield "its weights were left out: refit it before it is run (trt-native refit)", "doubt"
 
 
 def _targets_gpu(manifest: Manifest, capability: str) -> bool:
@@ -797,12 +823,18 @@ def _open_unnamed(folder: Path) -> BinaryIO | None:
         return None
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, *, reads: Iterable[Path | None] = ()) -> None:
     """Find out now, not after long work, whether a file can be created at ``path``.
 
+    Args:
+        path: The file to be.
+        reads: Files that the work reads, which must not be replaced by what it makes.
+
     Raises:
-        SpecError: it cannot.
+        SpecError: it cannot, or must not.
     """
+    if any(_same_file(path, file) for file in reads if file is not None):
+        raise SpecError(f"cannot write {path}: it is one of the files to read; name another")
     if path.is_dir():
         raise SpecError(f"cannot write {path}: it is a folder; name a file in it")
     try:
@@ -812,6 +844,13 @@ def check_writable(path: Path) -> None:
             pass
     except OSError as error:
         raise SpecError(f"cannot write {path}: {error.strerror} ({path.parent})") from None
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except (OSError, ValueError):  # one is not there
+        return False
 
 
 def sha256_of_file(path: Path, on_read: Callable[[int], None] | None = None) -> str:

@@ -257,9 +257,7 @@ def quantize_onnx(
 
 
 def _check_output(model: Path, output: Path) -> None:
-    check_writable(output)
-    if output.exists() and model.exists() and output.samefile(model):
-        raise SpecError(f"{output} is the model itself; name another file to write")
+    check_writable(output, reads=[model])
 
 
 def _shapes(graph: ir.Model, dims: ProfileSpec) -> dict[str, Shape]:

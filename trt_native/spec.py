@@ -559,6 +559,26 @@ class BuildConfig:
         """Every field that differs from its default, as JSON can hold it."""
         return {name: _jsonable(value) for name, value in _changed(self).items()}
 
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> BuildConfig:
+        """The inverse of :meth:`options`.
+
+        Raises:
+            SpecError: an option is unknown, or its value cannot be read.
+        """
+        from cattrs import Converter
+
+        converter = Converter(forbid_extra_keys=True, detailed_validation=False)
+        converter.register_structure_hook(
+            ProfileSpec, lambda data, _: ProfileSpec.from_mapping(data)
+        )
+        try:
+            return converter.structure(options, cls)
+        except SpecError:
+            raise
+        except Exception as error:  # cattrs and what it converts to raise many kinds
+            raise SpecError(f"build options cannot be read: {error}") from None
+
 
 def _changed(config: BuildConfig | QuantizationSpec) -> dict[str, Any]:
     """The fields that differ from their default."""

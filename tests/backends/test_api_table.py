@@ -72,7 +72,9 @@ RETURNS = {
     "ICudaEngine.create_engine_inspector": "EngineInspector",
     "ICudaEngine.create_execution_context": "IExecutionContext",
     "ICudaEngine.create_runtime_config": "IRuntimeConfig",
+    "ICudaEngine.create_serialization_config": "ISerializationConfig",
     "ICudaEngine.serialize": "IHostMemory",
+    "ICudaEngine.serialize_with_config": "IHostMemory",
     "ILayer.get_input": "ITensor",
     "ILayer.get_output": "ITensor",
     "INetworkDefinition.get_input": "ITensor",
@@ -81,6 +83,7 @@ RETURNS = {
     "IRuntimeConfig.create_runtime_cache": "IRuntimeCache",
     "ITimingCache.serialize": "IHostMemory",
     "OnnxParser.get_error": "ParserError",
+    "OnnxParserRefitter.get_error": "ParserError",
     "Runtime.deserialize_cuda_engine": "ICudaEngine",
 }
 

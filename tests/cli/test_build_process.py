@@ -347,6 +347,16 @@ class TestRetries:
         assert written["options"] == printed["options"]
         assert "attempt 1 failed with workspace 8.0 GiB" in " ".join(result.stderr.split())
 
+    def test_the_same_command_does_not_fail_first_again(self, build, tmp_path):
+        body = NO_ROOM.format(room=2**29)
+        first, second = (json.loads(build("--retry", "--json", body=body).stdout) for _ in range(2))
+        assert (first.pop("cached"), second.pop("cached")) == (False, True)
+        assert first == second
+        # Nobody else gets less than was asked for.
+        assert "hint: --retry builds again" in failed(build(body=body))
+        subprocess.run(command("cache", "clear"), check=True, capture_output=True)
+        assert json.loads(build("--retry", "--json", body=body).stdout)["cached"] is False
+
     def test_the_summary_for_people(self, build):
         result = build("--retry", body=NO_ROOM.format(room=2**31))
         assert "workspace 2.0 GiB, optimization level the default" in result.stdout

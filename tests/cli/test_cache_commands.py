@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 import tiny_models
+from typer.testing import CliRunner
+
+from trt_native.cli.app import app
 
 pytest.importorskip("tensorrt_rtx")
 pytestmark = pytest.mark.backend
@@ -141,3 +144,13 @@ def test_bad_sizes_are_found_before_the_build(build, tmp_path):
     for command in ("prune", "clear", "list"):
         trt_native("cache", command, code=1, TRT_NATIVE_CACHE_SIZE="much")
     assert "not a duration" in trt_native("cache", "prune", "--older-than", "old", code=1).stderr
+
+
+@pytest.mark.parametrize("command", ["list", "prune", "clear"])
+def test_a_file_is_no_cache_folder(tmp_path, command):
+    path = tmp_path / "file"
+    path.write_text("x")
+    result = CliRunner().invoke(app, ["cache", command, "--cache", str(path)])
+    assert result.exit_code == 1
+    assert "is a file, not a cache folder" in result.stderr
+    assert path.read_text() == "x"

@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_models
+from typer.testing import CliRunner
 
+from trt_native.cli.app import app
 from trt_native.cuda import gpu_info
 
 HAS_GPU = gpu_info() is not None
@@ -349,6 +352,52 @@ class TestDoctorOfAPlan:
 
 def test_wrong_usage_is_exit_code_2(model):
     assert "No such option" in fails("build", model, "--fast", code=2)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("inspect", "a\nerror: b.onnx"),
+        ("build", "a\nb.onnx"),
+        ("run", "a\r\nb.plan", "--random", "0"),
+        ("export", "latentsync", "--random-weights", "0", "--config", "a\nb", "-o", "x.onnx"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_line_end_in_a_name_ends_no_line(arguments):
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == 1
+    (line,) = [line for line in result.stderr.splitlines() if "error" in line]
+    assert line.startswith("error: ")
+    assert r"\n" in line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "build m.onnx -o m.onnx",
+        "build m.onnx -o ./link.onnx",
+        "build m.onnx -o p --profile p.json",
+        "build m.onnx -o calib --precision int8 --calib calib",
+        "quantize m.onnx -o m.onnx --format int8-weights",
+        "calibrate m.onnx --data data.npz -o m.onnx",
+        "inspect m.onnx --html m.onnx",
+        "inspect m.plan --html m.plan.json",
+        "refit m.plan --from m.onnx -o m.onnx",
+        "export latentsync --checkpoint c.pt -o c.pt",
+        "export latentsync --random-weights 0 --config p.json -o p.json",
+    ],
+)
+def test_what_is_read_is_not_replaced(model, monkeypatch, arguments):
+    monkeypatch.chdir(model.parent)
+    Path("link.onnx").symlink_to(model)
+    for name in ("p.json", "calib", "data.npz", "m.plan", "m.plan.json", "c.pt"):
+        Path(name).write_text("{}")
+    before = {path.name: path.read_bytes() for path in model.parent.iterdir()}
+    result = CliRunner().invoke(app, arguments.split())
+    assert result.exit_code == 1
+    assert "it is one of the files to read; name another" in result.stderr
+    assert {path.name: path.read_bytes() for path in model.parent.iterdir()} == before
 
 
 def test_a_closed_pipe_is_silent(model):

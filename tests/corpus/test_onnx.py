@@ -103,7 +103,7 @@ def rewritten(path):
     given = ProfileSpec.parse(f"{name}=1:2:4" for name in names if name.isidentifier())
     config = BuildConfig(profiles=(given,) if given.dims else ())
     prepared = builder.prepare(path, config, backend="rtx")
-    with builder._parsable(prepared, None, ()):
+    with builder.parsable(prepared, None):
         pass
 
 

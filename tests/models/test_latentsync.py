@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -171,6 +172,10 @@ class TestConfig:
             ("c.json", "{", "not valid YAML or JSON"),
             ("c.yaml", "a: [", "not valid YAML or JSON"),
             ("c.yaml", "- 1", "c.yaml"),
+            ("c.yaml", "[" * 20_000, "not valid YAML or JSON"),
+            ("c.json", "[" * 200_000, "not valid YAML or JSON"),
+            ("c.yaml", "in_channels: .inf\nnorm_num_groups: 1e999", "whole number, found inf"),
+            ("c.yaml", "in_channels: &a [*a]", "needs a whole number, found"),
         ],
     )
     def test_bad_files(self, tmp_path, name, content, message):
@@ -178,6 +183,23 @@ class TestConfig:
             (tmp_path / name).write_text(content)
         with pytest.raises(SpecError, match=message):
             UNetConfig.load(tmp_path / name)
+
+    @pytest.mark.timeout(60)
+    def test_a_list_of_a_million_million_entries_is_told_in_short(self, tmp_path):
+        lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+        lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
+        path = tmp_path / "c.yaml"
+        path.write_text("\n".join([*lines, "in_channels: *a11"]))
+        with pytest.raises(SpecError, match="in_channels needs a whole number") as caught:
+            UNetConfig.load(path)
+        assert len(str(caught.value)) < 2000
+
+    @pytest.mark.timeout(60)
+    def test_what_is_no_file(self, tmp_path):
+        os.mkfifo(tmp_path / "c.yaml")
+        for path in (tmp_path / "c.yaml", Path("/dev/zero"), tmp_path):
+            with pytest.raises(SpecError, match=r"is a pipe or a device|directory"):
+                UNetConfig.load(path)
 
 
 class TestCheckpoint:
@@ -230,6 +252,15 @@ class TestCheckpoint:
         with pytest.raises(ModelError, match=message) as caught:
             load_checkpoint(tmp_path / name)
         assert "\n" not in str(caught.value)
+
+    @pytest.mark.timeout(60)
+    @pytest.mark.parametrize("name", ["c.pt", "c.safetensors", "/dev/zero"])
+    def test_what_is_no_file(self, tmp_path, name):
+        path = tmp_path / name
+        if not path.exists():
+            os.mkfifo(path)
+        with pytest.raises(ModelError, match="is a pipe or a device"):
+            load_checkpoint(path)
 
     def test_a_truncated_file(self, tmp_path):
         whole = (DATA / "unet_small.pt").read_bytes()

@@ -9,7 +9,7 @@ import importlib
 import importlib.util
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -251,6 +251,24 @@ class Backend(Protocol):
 
         An exception that ``report`` raises is kept as the attribute ``failure`` of what this
         returns.
+        """
+
+    def refit(
+        self, engine: Any, onnx: Path, *, changed: Collection[str], refittable: bool
+    ) -> memoryview:
+        """Replace the weights of an engine, in place, by those of a model; serialize it with them.
+
+        Args:
+            engine: An ``ICudaEngine`` without an execution context.
+            onnx: The file with the new weights; external ones are found beside it.
+            changed: Names of the weights that differ from those the engine was built with.
+            refittable: Whether the weights can be replaced in the result, too.
+
+        Returns:
+            The serialized engine, in memory that TensorRT owns and this object keeps alive.
+
+        Raises:
+            PlanError: the weights cannot be replaced, all or some; the engine is of no use then.
         """
 
     def json_format(self) -> Any:

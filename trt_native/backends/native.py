@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -364,6 +364,50 @@ class NativeBackend:
         """See :meth:`trt_native.backends.base.Backend.profiler`."""
         return make_profiler(self._trt, report)
 
+    def refit(
+        self, engine: Any, onnx: Path, *, changed: Collection[str], refittable: bool
+    ) -> memoryview:
+        """See :meth:`trt_native.backends.base.Backend.refit`."""
+        with self._log.collecting() as errors:
+            refitter = self._refitter(engine, errors)
+            _check_reachable(changed, refitter.get_all_weights())
+            parser = self._trt.OnnxParserRefitter(refitter, self._log.tensorrt_logger)
+            taken = parser.refit_from_file(os.fspath(onnx))
+            faults = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
+            missing = [f"no weights for {name!r}" for name in refitter.get_missing_weights()]
+            if not taken or missing or not refitter.refit_cuda_engine():
+                raise PlanError(
+                    f"{self.product} {self.version} did not take the new weights",
+                    [*missing, *faults, *_relevant(errors)],
+                )
+            data = self._serialize_whole(engine, refittable)
+        if data is None:
+            raise PlanError(
+                f"{self.product} {self.version} did not serialize the plan with its new weights",
+                _relevant(errors),
+            )
+        return memoryview(data).cast("B")
+
+    def _refitter(self, engine: Any, errors: list[str]) -> Any:
+        try:
+            return self._trt.Refitter(engine, self._log.tensorrt_logger)
+        except Exception as error:  # pybind11 raises TypeError where the factory gave nothing
+            raise PlanError(
+                f"{self.product} {self.version} gives no refitter: the weights of this plan cannot"
+                " be replaced; build it again with --refit",
+                _relevant(errors) or [" ".join(str(error).split())],
+            ) from None
+
+    def _serialize_whole(self, engine: Any, refittable: bool) -> Any:
+        """Serialize an engine, with its weights also where the plan it came from has none."""
+        flags = self._trt.SerializationFlag
+        config = engine.create_serialization_config()
+        config.clear_flag(flags.EXCLUDE_WEIGHTS)
+        stays = getattr(flags, "INCLUDE_REFIT", None)  # earlier versions let it stay refittable
+        if refittable and stays is not None:
+            config.set_flag(stays)
+        return engine.serialize_with_config(config)
+
     def json_format(self) -> Any:
         """See :meth:`trt_native.backends.base.Backend.json_format`."""
         return self._trt.LayerInformationFormat.JSON
@@ -390,6 +434,16 @@ class _StaticContexts:
 
     def cache(self) -> bytes:
         return b""
+
+
+def _check_reachable(changed: Collection[str], reachable: Collection[str]) -> None:
+    lost = sorted(set(changed) - set(reachable))
+    if lost:
+        raise PlanError(
+            "the plan cannot take all of the new weights: TensorRT has made these a fixed part of"
+            " it, and they differ; build it again instead",
+            [repr(name) for name in lost],
+        )
 
 
 def _content(path: Path) -> bytes:

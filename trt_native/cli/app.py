@@ -18,6 +18,7 @@ from trt_native.cli.doctor import doctor
 from trt_native.cli.export import export_app
 from trt_native.cli.inspect import inspect
 from trt_native.cli.quantize import quantize
+from trt_native.cli.refit import refit
 from trt_native.cli.run import run
 from trt_native.cli.verify import verify
 
@@ -58,6 +59,7 @@ app.add_typer(export_app)
 app.command()(quantize)
 app.add_typer(cache_app)
 app.command()(build)
+app.command()(refit)
 app.command()(calibrate)
 app.command()(inspect)
 app.command()(diff)

@@ -21,7 +21,7 @@ from trt_native.cli.quantize import (
     coverage_text,
     parse_ops,
 )
-from trt_native.plan import check_writable
+from trt_native.plan import check_writable, manifest_path
 from trt_native.spec import (
     BuildConfig,
     CalibrationMethod,
@@ -282,6 +282,9 @@ def build(
         cache=None if no_cache else EngineCache(cache).folder,
         cache_bytes=parse_bytes(cache_size) if cache_size is not None else None,
     )
+    reads = [model, profile, calib, timing_cache, Path(data) if data is not None else None]
+    for file in (job.target, manifest_path(job.target)):
+        check_writable(file, reads=reads)
     seconds = parse_duration(timeout) if timeout is not None else None
     _build(job, seconds, retry, json)
 
@@ -298,7 +301,6 @@ def _profiles(dims: list[str], shapes: list[str], file: Path | None) -> tuple[Pr
 def _build(job: Job, timeout_s: float | None, retry: bool, json: bool) -> None:
     from trt_native.cli.progress import BuildProgress
 
-    check_writable(job.target)
     with BuildProgress(stderr) as progress:
         outcome = build_with_retries(job, progress, timeout_s=timeout_s, retry=retry)
     if json:

@@ -78,27 +78,6 @@ _CAUSES = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """What a child shall do.
-
-    Attributes:
-        model: The ONNX file.
-        target: The plan to write, with its manifest beside it.
-        config: What the plan should be.
-        backend: ``auto``, ``tensorrt`` or ``rtx``.
-        cache: Folder of the cache; None to build without one.
-        cache_bytes: Size limit of the cache; None for its default.
-    """
-
-    model: Path
-    target: Path
-    config: BuildConfig
-    backend: str
-    cache: Path | None
-    cache_bytes: int | None
-
-
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """A build that failed, and was tried again with less.
@@ -121,6 +100,33 @@ class Attempt:
         level = "the default" if self.optimization_level is None else self.optimization_level
         workspace = format_bytes(self.workspace_bytes)
         return f"workspace {workspace}, optimization level {level}: {self.cause}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What a child shall do.
+
+    Attributes:
+        model: The ONNX file.
+        target: The plan to write, with its manifest beside it.
+        config: What the plan should be.
+        backend: ``auto``, ``tensorrt`` or ``rtx``.
+        cache: Folder of the cache; None to build without one.
+        cache_bytes: Size limit of the cache; None for its default.
+        retry: Whether what an earlier build of the same needed in the end will do.
+        asked: What was asked for first, where ``config`` is less.
+        failed: What was tried before ``config``.
+    """
+
+    model: Path
+    target: Path
+    config: BuildConfig
+    backend: str
+    cache: Path | None
+    cache_bytes: int | None
+    retry: bool = False
+    asked: BuildConfig | None = None
+    failed: tuple[Attempt, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,11 +170,12 @@ def build_with_retries(
         KeyboardInterrupt: it was interrupted, and has ended.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    job, asked = replace(job, retry=retry), job.config
     attempts: list[Attempt] = []
     ladder: Iterator[BuildConfig] | None = None
     while True:
         try:
-            outcome = build_in_child(job, progress, deadline=deadline)
+            return build_in_child(job, progress, deadline=deadline)
         except _LackError as failure:
             if not retry:
                 raise BuildError(failure.message, (*failure.details, _RETRY_HINT)) from None
@@ -180,9 +187,7 @@ def build_with_retries(
             if config is None:
                 tried = (f"attempt {i}: {attempt}" for i, attempt in enumerate(attempts, 1))
                 raise BuildError(failure.message, (*failure.details, *tried)) from None
-            job = replace(job, config=config)
-        else:
-            return replace(outcome, attempts=tuple(attempts))
+            job = replace(job, config=config, asked=asked, failed=tuple(attempts))
 
 
 def gentler(config: BuildConfig, workspace_bytes: int) -> Iterator[BuildConfig]:
@@ -333,7 +338,8 @@ class _Child:
         """
         if self._result is not None:
             manifest = Manifest.from_json(self._result["manifest"])
-            return Outcome(manifest, bool(self._result["cached"]))
+            failed = (Attempt(**attempt) for attempt in self._result["failed"])
+            return Outcome(manifest, bool(self._result["cached"]), tuple(failed))
         if timed_out:
             raise BuildError(
                 f"the build took too long and was stopped {self._place()}; give it a longer"

@@ -14,17 +14,24 @@ import tempfile
 import threading
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from trt_native import errors
-from trt_native.cli.build_process import LINE_BYTES, Job, folders_written
+from trt_native.cli.build_process import LINE_BYTES, Attempt, Job, folders_written
 from trt_native.plan import remove_temporaries, set_run_token
+
+if TYPE_CHECKING:
+    from trt_native.backends.base import Backend
+    from trt_native.cache import EngineCache
+    from trt_native.spec import BuildConfig
 
 __all__ = ["main"]
 
 _LOGGER = logging.getLogger(__name__)
 _STEP_INTERVAL_S = 0.05
+_LESS = ("workspace_bytes", "optimization_level")  # what a retry lowers
 _FEW = 30  # so few steps that each is reported
 
 
@@ -90,18 +97,39 @@ def _build_and_save(job: Job, report: _Report) -> dict[str, Any]:
     from trt_native.cuda import gpu_info
 
     backend = load_backend(job.backend)
-    workspace = job.config.workspace_bytes or default_workspace(gpu_info())
+    cache = None if job.cache is None else EngineCache(job.cache, job.cache_bytes)
+    config, failed = job.config, [attempt.to_json() for attempt in job.failed]
+    if cache is not None and job.retry and not failed:
+        config, failed = _as_before(cache, job, backend)
+    workspace = config.workspace_bytes or default_workspace(gpu_info())
     report("backend", f"{backend.product} {backend.version}", workspace)
     progress = _Progress(report)
-    if job.cache is None:
-        built = BuiltPlan(build_plan(job.model, job.config, backend=backend, progress=progress))
+    if cache is None:
+        built = BuiltPlan(build_plan(job.model, config, backend=backend, progress=progress))
     else:
-        cache = EngineCache(job.cache, job.cache_bytes)
-        built = cache.build_plan(job.model, job.config, backend=backend, progress=progress)
+        built = cache.build_plan(job.model, config, backend=backend, progress=progress)
+        if job.asked is not None:
+            note = {name: getattr(config, name) for name in _LESS}
+            cache.note(job.model, job.asked, {"failed": failed, **note}, backend=backend)
     # From here on a cancel comes too late: the plan is written, and our parent hears of it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     built.plan.save(job.target)
-    return {"manifest": built.manifest.to_json(), "cached": built.cached}
+    return {"manifest": built.manifest.to_json(), "cached": built.cached, "failed": failed}
+
+
+def _as_before(
+    cache: EngineCache, job: Job, backend: Backend
+) -> tuple[BuildConfig, list[dict[str, Any]]]:
+    """What a build of the same needed in the end, and what had failed before."""
+    note = cache.noted(job.model, job.config, backend=backend)
+    if note is None:
+        return job.config, []
+    config = replace(job.config, **{name: note[name] for name in _LESS})
+    used = Attempt(config.workspace_bytes or 0, config.optimization_level, "it worked then")
+    _LOGGER.warning(
+        "as after the failures of an earlier build, with %s; else clear the cache", used
+    )
+    return config, list(note["failed"])
 
 
 def _tell_error(report: _Report, kind: str, message: str, details: Any) -> None:

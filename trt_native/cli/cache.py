@@ -10,6 +10,7 @@ import typer
 
 from trt_native.cache import FOLDER_VARIABLE, SIZE_VARIABLE, CacheEntry, EngineCache, Removed
 from trt_native.cli.console import guarded, print_json, stdout, table
+from trt_native.errors import SpecError
 from trt_native.spec import format_bytes, parse_bytes, parse_duration
 
 __all__ = ["cache_app"]
@@ -34,7 +35,7 @@ _Json = Annotated[bool, typer.Option("--json", help="Print the outcome as JSON."
 @guarded
 def list_entries(folder: _Folder = None, json: _Json = False) -> None:
     """List the plans, the last used first."""
-    cache = EngineCache(folder)
+    cache = _opened(folder)
     entries = cache.entries()
     total = sum(entry.bytes for entry in entries)
     timings = cache.timing_caches()
@@ -87,7 +88,7 @@ def prune(
 ) -> None:
     """Remove what is over the size limit, unused for longest first, and what is damaged."""
     seconds = parse_duration(older_than) if older_than is not None else None
-    cache = EngineCache(folder, parse_bytes(cache_size) if cache_size is not None else None)
+    cache = _opened(folder, parse_bytes(cache_size) if cache_size is not None else None)
     _tell(cache, cache.prune(seconds), json)
 
 
@@ -95,8 +96,15 @@ def prune(
 @guarded
 def clear(folder: _Folder = None, json: _Json = False) -> None:
     """Remove all plans, layer timings and remembered hashes; nothing else in the folder."""
-    cache = EngineCache(folder)
+    cache = _opened(folder)
     _tell(cache, cache.clear(), json)
+
+
+def _opened(folder: Path | None, max_bytes: int | None = None) -> EngineCache:
+    cache = EngineCache(folder, max_bytes)
+    if cache.folder.exists() and not cache.folder.is_dir():
+        raise SpecError(f"{cache.folder} is a file, not a cache folder")
+    return cache
 
 
 def _tell(cache: EngineCache, removed: Removed, json: bool) -> None:

@@ -118,7 +118,8 @@ def _calibrate(
     from trt_native.graph.onnx_file import read_model, tensor_specs
     from trt_native.plan import check_writable
 
-    check_writable(output)
+    for file in (output, output.with_name(f"{output.name}.json")):
+        check_writable(file, reads=[model, Path(data)])
     started = time.perf_counter()
     with BuildProgress(stderr) as progress:
         inputs, _ = tensor_specs(read_model(model))

@@ -84,7 +84,8 @@ def guarded(command: _F) -> _F:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
         except OSError as error:
-            _fail(f"{error.filename or 'input/output'}: {error.strerror or error}")
+            fault = f"{error.filename or 'input/output'}: {error.strerror or error}"
+            _fail(str(TrtNativeError(fault)))
         except MemoryError:
             _fail("the machine has too little memory for this")
 

@@ -10,6 +10,7 @@ import typer
 from trt_native.cli.console import guarded, print_json, stderr, table
 from trt_native.cli.progress import ExportProgress
 from trt_native.errors import SpecError
+from trt_native.plan import check_writable
 from trt_native.spec import format_bytes
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def latentsync(
     if (checkpoint is None) == (random_weights is None):
         raise SpecError("give either --checkpoint FILE or --random-weights SEED")
     extents = _parse_static(static) if static is not None else None
+    check_writable(output, reads=[checkpoint, Path(config) if config is not None else None])
     from trt_native.export import export_deepcache, export_latentsync
 
     with ExportProgress(stderr) as progress:

@@ -52,10 +52,10 @@ def inspect(
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Tell what an ONNX file or a plan contains."""
-    from trt_native.plan import check_writable, open_regular
+    from trt_native.plan import check_writable, manifest_path, open_regular
 
     if html is not None:
-        check_writable(html)
+        check_writable(html, reads=[file, manifest_path(file), times])
     if times is not None and html is None:
         raise SpecError("--times: it is shown in the page of --html FILE")
     try:

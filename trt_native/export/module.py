@@ -50,6 +50,7 @@ DEFAULT_OPSET = 18
 BFLOAT16_OPSET = 22
 """The default for modules in BF16, which convolutions take from here on."""
 
+_OLDEST_OPSET = 7  # older ones TensorRT's parser does not read
 _NOISY_LOGGERS = ("torch", "torch.export", "torch.onnx", "torch._dynamo", "onnxscript", "onnx_ir")
 _SYMBOL = re.compile(r"\b[su]\d+\b")
 
@@ -186,6 +187,7 @@ def exported_model(
     Arguments and errors are those of :func:`export_module`.
     """
     require_torch()
+    _check_opset(opset)
     named = _named_inputs(module, inputs)
     names = _matched(input_names, list(named), "input_names")
     axes = _checked_dynamic(dynamic or {}, dict(zip(names, named.values(), strict=True)))
@@ -393,6 +395,13 @@ def _symbol_names(
             " change the code, or the declaration"
         )
     return symbols
+
+
+def _check_opset(opset: int | None) -> None:
+    """Refuse before the work what does not exist; what torch cannot write shows only after it."""
+    newest = onnx.defs.onnx_opset_version()
+    if opset is not None and not _OLDEST_OPSET <= opset <= newest:
+        raise SpecError(f"opset {opset}: choose one from {_OLDEST_OPSET} to {newest}")
 
 
 def _default_opset(module: nn.Module) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import onnx_ir as ir
@@ -21,7 +23,8 @@ def refuses_malformed(work: Callable[_P, _R]) -> Callable[_P, _R]:
     """Let a function raise :class:`ModelError` on a graph that breaks ONNX's rules.
 
     The rules for each operator are many, and onnx and onnx_ir raise errors of every kind where one
-    is broken. To check them all beforehand would refuse graphs that TensorRT takes.
+    is broken. To check them all beforehand would refuse graphs that TensorRT takes. So a fault of
+    this package looks the same; the message names the line, and how to tell the two apart.
     """
 
     @functools.wraps(work)
@@ -32,11 +35,21 @@ def refuses_malformed(work: Callable[_P, _R]) -> Callable[_P, _R]:
             raise
         except Exception as error:
             raise ModelError(
-                f"the model's graph is malformed, or beyond what this version reads:"
-                f" {root_cause(error)}; onnx.checker.check_model tells more of a malformed one"
+                "the model's graph is malformed, or beyond what this version reads:"
+                f" {root_cause(error)} (at {_place(error)}); onnx.checker.check_model tells more of"
+                " a malformed one; where it finds nothing, this is a fault of trt-native: report"
+                " it with what -vv prints"
             ) from error
 
     return run
+
+
+def _place(error: BaseException) -> str:
+    """The last line of this package that an error came through: ``graph/precision.py:341``."""
+    frames = traceback.extract_tb(error.__traceback__)
+    package = Path(__file__).parents[1]
+    own = [frame for frame in frames if Path(frame.filename).is_relative_to(package)]
+    return f"{Path(own[-1].filename).relative_to(package)}:{own[-1].lineno}" if own else "unknown"
 
 
 def root_cause(error: BaseException) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import mmap
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from trt_native.errors import ModelError
-from trt_native.plan import sha256_of_file
+from trt_native.plan import open_regular, sha256_of_file
 from trt_native.spec import ByteProgress, no_progress
 
 __all__ = ["Checkpoint", "LoadReport", "load_checkpoint", "load_into"]
@@ -82,10 +83,15 @@ def load_checkpoint(path: str | Path, progress: ByteProgress | None = None) -> C
     path = Path(path)
     report = progress or no_progress
     try:
-        if path.stat().st_size == 0:
+        with open_regular(path) as file:  # before torch waits for a pipe
+            size = os.fstat(file.fileno()).st_size
+            magic = file.read(len(_ZIP_MAGIC))
+        if size == 0:
             raise ModelError(f"{path}: is empty; download the checkpoint again")
-        data = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-        size = path.stat().st_size
+        if path.suffix == ".safetensors":
+            data = _read_safetensors(path)
+        else:  # torch's format before 1.6 cannot be mapped
+            data = _read_torch(path, can_map=magic == _ZIP_MAGIC)
         sha256 = sha256_of_file(path, lambda n: report("Hashing the checkpoint", n, size))
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from None
@@ -103,9 +109,7 @@ def load_checkpoint(path: str | Path, progress: ByteProgress | None = None) -> C
     )
 
 
-def _read_torch(path: Path) -> Any:
-    with path.open("rb") as file:
-        can_map = file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC  # torch's format before 1.6 cannot
+def _read_torch(path: Path, *, can_map: bool) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=can_map)
     except UnpicklingError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +14,13 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from trt_native.errors import SpecError
+from trt_native.plan import read_text_file
 
 __all__ = ["PRESETS", "MotionConfig", "UNetConfig"]
+
+# In YAML a short text may stand for a list of a million million entries.
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2
 
 DOWN_BLOCKS = ("CrossAttnDownBlock3D", "DownBlock3D")
 UP_BLOCKS = ("CrossAttnUpBlock3D", "UpBlock3D")
@@ -179,7 +185,7 @@ class UNetConfig:
 
 def _parse_file(path: Path) -> Any:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text_file(path).decode()
         if path.suffix.lower() == ".json":
             return json.loads(text)
         return YAML(typ="safe", pure=True).load(text)
@@ -188,7 +194,7 @@ def _parse_file(path: Path) -> Any:
         raise SpecError(f"{path}: no such file, and not a preset either ({presets})") from None
     except OSError as error:
         raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, YAMLError) as error:  # also text that is not UTF-8
+    except (ValueError, RecursionError, YAMLError) as error:  # also text that is not UTF-8
         reason = " ".join(str(error).split())
         raise SpecError(f"{path}: not valid YAML or JSON: {reason}") from None
 
@@ -212,13 +218,14 @@ def _read_fields(
         if key in types:
             try:
                 values[key] = _READERS[types[key]](value, faults)
-            except (TypeError, ValueError):
-                faults.append(f"{where}{key} needs {_WORDS[types[key]]}, found {value!r}")
+            except (TypeError, ValueError, OverflowError):
+                found = _SHORT.repr(value)
+                faults.append(f"{where}{key} needs {_WORDS[types[key]]}, found {found}")
         elif key not in fixed:
             faults.append(f"{where}{key} is not a known key")
         elif value not in fixed[key]:
             known = " or ".join(repr(choice) for choice in fixed[key])
-            faults.append(f"{where}{key}={value!r} is not supported, only {known}")
+            faults.append(f"{where}{key}={_SHORT.repr(value)} is not supported, only {known}")
     return values
 
 

@@ -1,0 +1,170 @@
+"""Broken plans handed to the real TensorRT and the GPU: errors in words, and no hang."""
+
+from __future__ import annotations
+
+import json
+import random
+import select
+import struct
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_models
+from mutations import BYTES, SPLICES
+from onnx.reference import ReferenceEvaluator
+
+from trt_native import BuildConfig, Plan, Precision, ProfileSpec, build_plan
+from trt_native.plan import manifest_path
+
+pytestmark = [pytest.mark.gpu, pytest.mark.backend]
+
+MUTANTS = 60
+HANG_S = 60
+SERVER = Path(__file__).parents[1] / "corpus" / "plan_server.py"
+
+
+class PlanServer:
+    """Runs plans in a child, and starts another when one has brought it down."""
+
+    def __init__(self, log):
+        self._child = None
+        self._log = log
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._end()
+
+    def _end(self):
+        if self._child is not None:
+            self._child.kill()
+            self._child.communicate()
+        self._child = None
+
+    def run(self, path, inputs):
+        """What came of it; ``signal`` where the child died, ``hang`` where it had to be killed."""
+        if self._child is None or self._child.poll() is not None:
+            self._end()
+            self._child = subprocess.Popen(
+                [sys.executable, str(SERVER)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                text=True,
+            )
+        self._child.stdin.write(json.dumps([str(path), str(inputs)]) + "\n")
+        self._child.stdin.flush()
+        ready, _, _ = select.select([self._child.stdout], [], [], HANG_S)
+        line = self._child.stdout.readline() if ready else ""
+        if line:
+            answer = json.loads(line)
+            if answer.get("error"):
+                self._end()  # nothing a failure left behind shall spoil the next one's chance
+            return answer
+        answer = {"signal": -self._child.wait()} if ready else {"hang": HANG_S}
+        self._end()
+        return answer
+
+
+def with_its_length(data):
+    """The header tells the true length again, so that the plan gets as far as TensorRT."""
+    return data[:16] + struct.pack("<Q", len(data)) + data[24:] if len(data) >= 32 else data
+
+
+def mutants(data, other):
+    rng = random.Random(11)
+    kinds = (*BYTES, *SPLICES)
+    for number in range(MUTANTS):
+        mutate = kinds[number % len(kinds)]
+        mutant = mutate(rng, data, *((other,) if mutate in SPLICES else ()))
+        # A header that is no header is refused before TensorRT; here the rest is the point.
+        if number % 6:
+            mutant = data[:32] + mutant[32:]
+        yield number, mutate.__name__, with_its_length(mutant)
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hostile")
+    model = tiny_models.conv(folder / "conv.onnx")
+    profile = ProfileSpec.parse(["batch=1:2:4", "height=8", "width=8"])
+    config = BuildConfig(profiles=(profile,), precision=Precision.FP32, tf32=False)
+    plan = build_plan(model, config)
+    plan.save(folder / "conv.plan")
+    batch = BuildConfig(profiles=(ProfileSpec.parse(["batch=2"]),))
+    other = build_plan(tiny_models.norm(folder / "norm.onnx"), batch)
+    x = np.random.default_rng(1).standard_normal((2, 3, 8, 8), np.float32)
+    np.savez(folder / "inputs.npz", x=x)
+    (expected,) = ReferenceEvaluator(str(model)).run(None, {"x": x})
+    return folder, bytes(plan.data), bytes(other.data), expected
+
+
+@pytest.mark.timeout(600)
+def test_mutated_plans(seeds, tmp_path):
+    folder, data, other, expected = seeds
+    inputs = folder / "inputs.npz"
+    outcomes = Counter()
+    with (tmp_path / "log").open("w") as log, PlanServer(log) as server:
+        good = tmp_path / "good.plan"
+        good.write_bytes(data)
+        assert server.run(good, inputs) == {"outputs": ["y"]}
+        np.testing.assert_allclose(np.load(good.with_suffix(".npz"))["y"], expected, atol=1e-4)
+        for number, kind, mutant in mutants(data, other):
+            path = tmp_path / f"{number}.plan"
+            path.write_bytes(mutant)
+            answer = server.run(path, inputs)
+            what = f"{number} ({kind}): {answer}"
+            print(what[:300])
+            assert not answer.keys() & {"traceback", "hang"}, what
+            if "outputs" in answer:
+                # Weights have no checksum of their own: only a manifest tells that they changed.
+                found = np.load(path.with_suffix(".npz"))["y"]
+                assert (found.shape, found.dtype) == (expected.shape, expected.dtype), what
+                same = np.allclose(found, expected, atol=1e-4)
+                outcomes["correct" if same else "other values"] += 1
+                assert same or mutant != data, what
+            elif "signal" in answer:
+                outcomes["child died"] += 1
+            else:
+                assert answer["error"].strip(), what
+                outcomes["error"] += 1
+        # The GPU and its driver are as good as before.
+        assert server.run(good, inputs) == {"outputs": ["y"]}
+    print(dict(outcomes))
+    assert outcomes["error"] > 0
+
+
+@pytest.mark.timeout(300)
+def test_with_its_manifest_no_mutant_reaches_tensorrt(seeds, tmp_path):
+    folder, data, other, _ = seeds
+    described = manifest_path(folder / "conv.plan").read_bytes()
+    with (tmp_path / "log").open("w") as log, PlanServer(log) as server:
+        for number, kind, mutant in list(mutants(data, other))[::12]:
+            path = tmp_path / f"{number}.plan"
+            path.write_bytes(mutant)
+            manifest_path(path).write_bytes(described)
+            answer = server.run(path, folder / "inputs.npz")
+            assert "outputs" in answer if mutant == data else str(path) in answer["error"], kind
+
+
+def test_the_command_says_what_is_wrong(seeds, tmp_path):
+    """Zeros instead of the second half: TensorRT's own words arrive in one error."""
+    _, data, _, _ = seeds
+    path = tmp_path / "m.plan"
+    Plan(data[: len(data) // 2] + bytes(len(data) - len(data) // 2)).save(path)
+    result = subprocess.run(
+        [sys.executable, "-m", "trt_native", "run", path, "--random", "0"],
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+        check=False,
+    )
+    assert result.returncode != 0
+    assert "Traceback" not in result.stderr
+    if result.returncode > 0:  # else it was killed by a signal
+        assert sum(line.startswith("error: ") for line in result.stderr.splitlines()) == 1

@@ -1,0 +1,62 @@
+"""``trt-native refit``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trt_native.cli.console import guarded, print_json, stderr, table
+from trt_native.cli.progress import BuildProgress
+from trt_native.cli.quantize import CALIB_HELP
+from trt_native.plan import Manifest, check_writable, manifest_path
+from trt_native.spec import format_bytes
+
+__all__ = ["refit"]
+
+
+@guarded
+def refit(
+    plan: Annotated[
+        Path,
+        typer.Argument(help="A plan built with --refit, --strip-weights, or both."),
+    ],
+    model: Annotated[
+        Path,
+        typer.Option("--from", metavar="NEW.onnx", help="The ONNX file with the weights."),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The plan to write; PLAN itself is allowed.")
+    ],
+    calib: Annotated[
+        Path | None, typer.Option(help=f"{CALIB_HELP} For a plan in INT8 or FP8.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+) -> None:
+    """Put the weights of another checkpoint into a plan, without building it again."""
+    for file in (output, manifest_path(output)):
+        check_writable(file, reads=[model, calib])
+    from trt_native.refit import refit_plan
+
+    with BuildProgress(stderr) as progress:
+        refitted = refit_plan(plan, model, calibration=calib, progress=progress)
+    refitted.save(output)
+    manifest = refitted.manifest
+    assert manifest is not None  # noqa: S101  # for the type checker
+    if json:
+        print_json({"path": str(output), **manifest.to_json()})
+    else:
+        _print_summary(plan, output, manifest)
+
+
+def _print_summary(source: Path, target: Path, manifest: Manifest) -> None:
+    again = "can be refitted again" if manifest.refit else "are the plan's own, for good"
+    rows = [
+        ("plan", f"{target} ({format_bytes(manifest.plan_bytes)})"),
+        ("from", str(source)),
+        ("weights of", str(manifest.model["file"])),
+        ("which", again),
+        ("time", ", ".join(f"{name} {value:.1f} s" for name, value in manifest.seconds.items())),
+    ]
+    table("Refitted", ("", ""), rows)
