@@ -35,7 +35,8 @@ from torch import Tensor
 
 from trt_native import LatentSyncUNet
 from trt_native.cli.console import guarded, stdout, table
-from trt_native.errors import BuildError, SpecError, TrtNativeError
+from trt_native.cuda import require_gpu
+from trt_native.errors import BuildError, SpecError, TrtNativeError, UnsupportedError
 from trt_native.export import AUDIO_TOKENS
 from trt_native.models.latentsync import (
     DeepCacheFull,
@@ -504,10 +505,23 @@ def _plan_facts(setup: Setup, chosen: list[str]) -> dict[str, Any]:
 
 
 def _machine() -> dict[str, Any]:
+    """What the figures depend on.
+
+    Raises:
+        CudaError, UnsupportedError: there is no GPU, or torch sees none.
+    """
+    gpu = require_gpu()
+    if not torch.cuda.is_available():
+        raise UnsupportedError(f"torch {torch.__version__} sees no GPU; install one with CUDA")
     query = ["nvidia-smi", f"--query-gpu={_GPU_FACTS}", "--format=csv,noheader"]
-    told = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        told = subprocess.run(query, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):  # containers may lack the program
+        told = gpu.name
+    facts = told.strip().split("\n")[0].split(", ")
     return {
-        "gpu": dict(zip(_GPU_FACTS.split(","), told.splitlines()[0].split(", "), strict=True)),
+        "gpu": dict(zip(_GPU_FACTS.split(","), facts, strict=False)),
+        "driver_cuda": gpu.driver,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "python": platform.python_version(),

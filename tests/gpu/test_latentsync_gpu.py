@@ -19,7 +19,10 @@ from trt_native.models.latentsync import load_unet
 
 pytestmark = [pytest.mark.gpu, pytest.mark.backend, pytest.mark.slow]
 
-DIMS = {"batch": "1:2:2", "frames": "1:2:16", "height": "8:8:32", "width": "8:8:32"}
+DIMS = {"batch": "1:2:2", "frames": "1:4:16", "height": "8:16:32", "width": "8:16:32"}
+# Not smaller: of 8 x 8 latents one pixel is left at the deepest level. With few frames its norms
+# see so few values that FP16 says little about them, in PyTorch too.
+SIZE, CHUNK = 16, 4
 
 
 def command(*words):
@@ -91,7 +94,7 @@ def cached(plans):
         yield loaded
 
 
-def inputs(batch=2, frames=2, height=8, width=8, seed=0):
+def inputs(batch=2, frames=CHUNK, height=SIZE, width=SIZE, seed=0):
     random = torch.Generator().manual_seed(seed)
     sample = torch.randn(batch, 13, frames, height, width, generator=random).cuda()
     return sample, torch.randn(batch * frames, denoising.TOKENS, 24, generator=random).cuda()
@@ -116,10 +119,12 @@ def compare(found, expected, what):
 @pytest.mark.parametrize("guidance", [1.5, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_the_loop_of_latentsync(replacement, unet, guidance, dtype):
-    # 20 steps for each of two chunks of 2 frames and a last one of 1.
-    condition, audio = (tensor.cuda() for tensor in video(5))
-    expected = denoise(InPyTorch(unet), condition, audio, guidance=guidance)
-    found = denoise(replacement, condition.to(dtype), audio.to(dtype), guidance=guidance)
+    # 20 steps for each of two chunks of 4 frames and a last one of 2.
+    condition, audio = (tensor.cuda() for tensor in video(10, SIZE))
+    expected = denoise(InPyTorch(unet), condition, audio, guidance=guidance, chunk=CHUNK)
+    found = denoise(
+        replacement, condition.to(dtype), audio.to(dtype), guidance=guidance, chunk=CHUNK
+    )
     assert found.dtype is dtype
     assert found.device == condition.device
     compare(found, expected, f"{dtype}, guidance {guidance}")
@@ -127,19 +132,21 @@ def test_the_loop_of_latentsync(replacement, unet, guidance, dtype):
 
 @pytest.mark.parametrize("guidance", [1.5, 1.0])
 def test_the_loop_with_deepcache(cached, unet, guidance):
-    condition, audio = (tensor.cuda() for tensor in video(5))
+    condition, audio = (tensor.cuda() for tensor in video(10, SIZE))
     timesteps = denoising.scheduler().timesteps
     reference = InPyTorch(with_cached_modules(fresh(), 3, timesteps))
-    expected = denoise(reference, condition, audio, guidance=guidance)
-    compare(denoise(cached, condition, audio, guidance=guidance), expected, "DeepCache")
-    every_step = denoise(InPyTorch(unet), condition, audio, guidance=guidance)
+    expected = denoise(reference, condition, audio, guidance=guidance, chunk=CHUNK)
+    compare(
+        denoise(cached, condition, audio, guidance=guidance, chunk=CHUNK), expected, "DeepCache"
+    )
+    every_step = denoise(InPyTorch(unet), condition, audio, guidance=guidance, chunk=CHUNK)
     assert relative_error(every_step.cpu(), expected.cpu()) > 1e-2
 
 
 def test_deepcache_step_by_step(cached):
     timesteps = denoising.scheduler().timesteps
     reference = InPyTorch(with_cached_modules(fresh(), 3, timesteps))
-    for chunk, frames in enumerate((2, 2, 1)):
+    for chunk, frames in enumerate((4, 4, 2)):
         kept = None
         for index, step in enumerate(timesteps):
             sample, audio = inputs(2, frames, seed=100 * chunk + index)
@@ -154,11 +161,11 @@ def test_deepcache_step_by_step(cached):
 
 
 def test_all_shapes_of_the_profile(replacement, unet):
-    for shape in ((1, 1, 8, 8), (2, 16, 8, 8), (1, 3, 32, 9), (2, 2, 13, 24), (1, 1, 8, 8)):
+    for shape in ((1, 1, 16, 16), (2, 16, 16, 16), (1, 3, 32, 9), (2, 2, 13, 24), (1, 1, 16, 16)):
         sample, audio = inputs(*shape)
         close(replacement(sample, 501, audio).sample, unet(sample, 501, audio))
     sample, audio = inputs(2, 17)
-    with pytest.raises(SpecError, match=r"frames 1 to 16, .*--dim frames=1:2:17"):
+    with pytest.raises(SpecError, match=r"frames 1 to 16, .*--dim frames=1:4:17"):
         replacement(sample, 501, audio)
 
 
@@ -170,7 +177,7 @@ def test_timesteps_and_audio_in_all_their_forms(replacement, unet):
     on_gpu = torch.tensor(501, device="cuda")
     for step in (501.0, torch.tensor(501), on_gpu, on_gpu[None], on_gpu.repeat(2)):
         assert torch.equal(replacement(sample, step, audio).sample, first)
-    by_frame = audio.reshape(2, 2, *audio.shape[1:])
+    by_frame = audio.reshape(2, CHUNK, *audio.shape[1:])
     (tupled,) = replacement(sample, 501, by_frame, return_dict=False)
     assert torch.equal(tupled, first)
     assert not torch.equal(replacement(sample, 1, audio).sample, first)
@@ -180,7 +187,7 @@ def test_timesteps_and_audio_in_all_their_forms(replacement, unet):
 
 
 def test_many_steps_take_no_more_memory_and_change_nothing_returned(replacement):
-    sample, audio = inputs(2, 4)
+    sample, audio = inputs()
     first = replacement(sample, 501, audio).sample
     kept = first.clone()
     for step in range(900, 890, -1):
@@ -196,7 +203,7 @@ def test_many_steps_take_no_more_memory_and_change_nothing_returned(replacement)
 
 def test_it_follows_torchs_stream(replacement, unet):
     """Inputs that come late on a busy stream are waited for, and so is the result."""
-    sample, audio = inputs(2, 4)
+    sample, audio = inputs()
     expected = [unet(sample * scale, 501, audio) for scale in (1, 2, 3)]
     streams = [torch.cuda.Stream() for _ in range(3)]
     torch.cuda.synchronize()
