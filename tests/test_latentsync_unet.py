@@ -21,7 +21,7 @@ from denoising import (
     with_cached_modules,
 )
 from golden_unet import DATA
-from made_plans import make_plan
+from made_plans import make_plan, tensor
 
 from trt_native import LatentSyncUNet, latentsync_unet
 from trt_native.errors import ClosedError, PlanError, SpecError, UnsupportedError
@@ -300,6 +300,27 @@ class TestShapes:
         start = "^unet.plan takes batch 2, frames 4, height 16, width 16; found "
         with pytest.raises(SpecError, match=f"{start}.*{advice}"):
             replacement(*inputs(**{**right, **extents})[:1], 1, inputs(**{**right, **extents})[1])
+
+    def test_several_profiles(self, unet):
+        shapes = ((2, 4), (1, 8))
+        tensors = (
+            tensor("latents", "input", "float32", *(f"{b}x13x{f}x16x16" for b, f in shapes)),
+            tensor("timestep", "input", "int64", shape=(1,)),
+            tensor("encoder_hidden_states", "input", "float32", *["8x50x24"] * 2),
+            tensor("noise_pred", "output", "float32", shape=(-1, 4, -1, 16, 16)),
+        )
+        replacement = LatentSyncUNet(TorchExecutor("unet.plan", unet, tensors), config=SMALL)
+        for batch, frames in shapes:
+            sample, audio = inputs(batch, frames, 16, 16)
+            assert torch.equal(replacement(sample, 1, audio).sample, unet(sample, 1, audio))
+        sample, audio = inputs(1, 4, 16, 16)
+        with pytest.raises(
+            SpecError, match=r"batch 2 or 1, frames 4 or 8, .* none of its 2 profiles"
+        ):
+            replacement(sample, 1, audio)
+        sample, audio = inputs(2, 5, 16, 16)
+        with pytest.raises(SpecError, match=r"found batch 2, frames 5, .* --dim frames=1:4:5$"):
+            replacement(sample, 1, audio)
 
     def test_outside_a_dynamic_plan(self, unet):
         replacement = drop_in(unet)

@@ -633,6 +633,8 @@ def _check_allowed(executor: Executor, shapes: Mapping[str, tuple[int, ...]]) ->
         tokens = _ranges(_tensor(executor, _AUDIO), 1)
         allowed.append(f"{' or '.join(_span(low, high) for low, _, high in tokens)} audio tokens")
     advice = f"; build it again with {' '.join(dims)}" if dims else ""
+    if not dims and count > 1:
+        advice = f"; none of its {count} profiles has these together"
     raise SpecError(f"{executor.name} takes {', '.join(allowed)}; found {extents}{advice}")
 
 
