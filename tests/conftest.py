@@ -70,6 +70,16 @@ def deepcache_onnx(tmp_path_factory):
     return path, path.with_name("unet.shallow.onnx"), reports
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """PyTorch with one thread: more gain a small model nothing, and lose much on a busy CPU."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)

@@ -17,6 +17,7 @@ from trt_native import LatentSyncUNet
 from trt_native.models.latentsync import UNetConfig, load_unet
 
 SMALL = UNetConfig.load("small")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Clock:

@@ -35,15 +35,7 @@ from trt_native.models.latentsync import (
 
 SMALL = UNetConfig.load("small")
 AUDIO = (denoising.TOKENS, 24)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """So small a model gains nothing by more, and loses much where others use the processors."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
