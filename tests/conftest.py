@@ -57,6 +57,29 @@ def golden_onnx(tmp_path_factory):
     return golden_unet.export(tmp_path_factory.mktemp("golden") / "unet.onnx")
 
 
+@pytest.fixture(scope="session")
+def deepcache_onnx(tmp_path_factory):
+    """DeepCache's two graphs of the golden U-Net in FP32, alone in a folder, and the reports."""
+    pytest.importorskip("torch")
+    from golden_unet import DATA
+
+    from trt_native.export import export_deepcache
+
+    path = tmp_path_factory.mktemp("deepcache") / "unet.onnx"
+    reports = export_deepcache(path, config="small", checkpoint=DATA / "unet_small.pt")
+    return path, path.with_name("unet.shallow.onnx"), reports
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """PyTorch with one thread: more gain a small model nothing, and lose much on a busy CPU."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)

@@ -50,6 +50,18 @@ def test_the_manifest_tells_what_the_plan_is(tmp_path):
     assert set(manifest.seconds) == {"parse", "build", "total"}
 
 
+def test_the_manifest_keeps_what_our_export_noted(tmp_path):
+    path = tiny_models.conv(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    for key in ("trt_native.config", "another_tool"):
+        model.metadata_props.add(key=key, value=f"{key} é")
+    onnx.save(model, path)
+    plan = build(path, *DIMS)
+    noted = {"trt_native.config": "trt_native.config é"}
+    assert plan.manifest.metadata == noted
+    assert Plan.load(plan.save(tmp_path / "m.plan")).manifest.metadata == noted
+
+
 def test_a_saved_plan_loads_with_an_equal_manifest(tmp_path):
     plan = build(tiny_models.conv(tmp_path / "m.onnx"), *DIMS)
     loaded = Plan.load(plan.save(tmp_path / "m.plan"))

@@ -12,22 +12,18 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from denoising import relative_error, with_cached_modules
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 from trt_native.errors import ExportError, ModelError, SpecError
-from trt_native.export import export_deepcache, export_latentsync, export_module
+from trt_native.export import export_latentsync, export_module
 from trt_native.graph import onnx_file
 from trt_native.graph.onnx_file import read_model
 from trt_native.graph.precision import convert_precision
 from trt_native.models.latentsync import UNet, UNetConfig, load_checkpoint, load_into
 
 DATA = Path(__file__).parent / "data"
-
-
-def relative_error(found, expected):
-    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
 class Block(nn.Module):
@@ -250,71 +246,33 @@ class TestUNet:
         assert os.listdir(tmp_path) == []
 
 
-def with_cached_modules(unet, interval):
-    """DeepCache as published: outputs of all modules but the outermost ones are kept and reused.
-
-    Written from the paper's rule for branch 0 and uniform intervals, as a wrapper around every
-    ResNet block, transformer, sampler and block of a U-Net.
-    """
-    step = {"index": 0}
-    kept = {}
-    last = unet.up_blocks[-1]
-    blocks = [*unet.down_blocks, *unet.up_blocks]
-    wrapped = [part for block in blocks for part in (*block.resnets, *block.attentions)]
-    wrapped = [part for part in wrapped if part not in (last.resnets[-1], last.attentions[-1])]
-    samplers = [block.downsamplers for block in unet.down_blocks if block.downsamplers]
-    samplers += [block.upsamplers for block in unet.up_blocks if block.upsamplers]
-    wrapped += [unet.mid_block, *(sampler[0] for sampler in samplers)]
-
-    def wrap(module):
-        forward = module.forward
-
-        def cached(*args, **kwargs):
-            if step["index"] % interval == 0:
-                kept[module] = forward(*args, **kwargs)
-            return kept[module]
-
-        module.forward = cached
-
-    for module in wrapped:
-        wrap(module)
-
-    def run(**inputs):
-        noise = unet(**inputs)
-        step["index"] += 1
-        return noise.numpy()
-
-    return run
-
-
 @pytest.mark.slow
-def test_deepcache_steps(tmp_path):
-    path = tmp_path / "unet.onnx"
-    config, checkpoint = "small", DATA / "unet_small.pt"
-    full_report, shallow_report = export_deepcache(path, config=config, checkpoint=checkpoint)
+def test_deepcache_steps(deepcache_onnx):
+    path, shallow_path, (full_report, shallow_report) = deepcache_onnx
     names = ["unet.deepcache.data", "unet.onnx", "unet.shallow.onnx"]
-    assert sorted(os.listdir(tmp_path)) == names
-    sizes = [(tmp_path / name).stat().st_size for name in names]
+    assert sorted(os.listdir(path.parent)) == names
+    sizes = [(path.parent / name).stat().st_size for name in names]
     assert full_report.total_bytes == sizes[0] + sizes[1]
     assert shallow_report.total_bytes == sizes[2]
 
-    shallow_onnx = onnx.load(tmp_path / "unet.shallow.onnx", load_external_data=False)
+    shallow_onnx = onnx.load(shallow_path, load_external_data=False)
     inside = [w for w in shallow_onnx.graph.initializer if not w.external_data]
     assert max(math.prod(w.dims) for w in inside) < 1000
-    onnx.checker.check_model(tmp_path / "unet.shallow.onnx")
+    onnx.checker.check_model(shallow_path)
 
     unet = UNet(UNetConfig.load("small")).eval().requires_grad_(False)
-    load_into(unet, load_checkpoint(checkpoint).state_dict)
-    reference = with_cached_modules(unet, interval=3)
+    load_into(unet, load_checkpoint(DATA / "unet_small.pt").state_dict)
+    timesteps = [900, 850, 800, 750]
+    reference = with_cached_modules(unet, interval=3, timesteps=timesteps)
     full = ReferenceEvaluator(str(path))
-    shallow = ReferenceEvaluator(str(tmp_path / "unet.shallow.onnx"))
+    shallow = ReferenceEvaluator(str(shallow_path))
     torch.manual_seed(0)
     audio = torch.randn(2, 50, 24)
     features = None
-    for step in range(4):
+    for step, timestep in enumerate(timesteps):
         inputs = {
             "latents": torch.randn(1, 13, 2, 8, 16),
-            "timestep": torch.tensor([900 - 50 * step]),
+            "timestep": torch.tensor([timestep]),
             "encoder_hidden_states": audio,
         }
         expected = reference(**inputs)

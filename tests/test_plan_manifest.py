@@ -106,6 +106,11 @@ def test_open_objects_take_more_and_readers_ignore_it(validator):
     assert Manifest.from_json(more).tensors == Manifest.from_json(GOLDEN).tensors
 
 
+def test_a_manifest_without_what_the_export_noted_has_none():
+    assert "metadata" not in GOLDEN["model"]
+    assert Manifest.from_json(GOLDEN).metadata == {}
+
+
 def test_the_element_types_are_those_of_the_backends(schema):
     assert set(schema["$defs"]["tensor"]["properties"]["dtype"]["enum"]) == set(DTYPES.values())
 
@@ -140,6 +145,8 @@ def changed(path, value):
         (("model", "external", 0, "sha256"), None),
         (("plan_bytes",), "12"),
         (("model",), "m.onnx"),
+        (("model", "metadata"), []),
+        (("model", "metadata"), {"trt_native.config": {}}),
         (("tensors",), {}),
         (("options",), []),
         (("gpu",), 7),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from trt_native.cache import EngineCache as EngineCache
     from trt_native.engine import Engine as Engine
     from trt_native.errors import TrtNativeError as TrtNativeError
+    from trt_native.latentsync_unet import LatentSyncUNet as LatentSyncUNet
     from trt_native.plan import Manifest as Manifest
     from trt_native.plan import Plan as Plan
     from trt_native.quantize import quantize_onnx as quantize_onnx
@@ -38,6 +39,7 @@ _HOMES = {
     "Engine": "engine",
     "EngineCache": "cache",
     "IoPrecision": "spec",
+    "LatentSyncUNet": "latentsync_unet",
     "Manifest": "plan",
     "Plan": "plan",
     "Precision": "spec",

@@ -270,7 +270,7 @@ def build_prepared(
         gpu=gpu.name if gpu else None,
         compute_capabilities=_targets(config, chosen, gpu),
         driver=gpu.driver if gpu else None,
-        model=prepared.files,
+        model={**prepared.files, "metadata": _noted(planned.model.metadata)},
         tensors=_described(result, planned),
         precision=precision,
         options=config.options(),
@@ -650,6 +650,11 @@ def _in_thread(work: Callable[[], _T], cancelled: threading.Event) -> _T:
     if failure:
         raise failure.pop()
     return outcome[0]
+
+
+def _noted(metadata: Mapping[str, str]) -> dict[str, str]:
+    """What our export noted in an ONNX file; other tools' entries may be of any kind and size."""
+    return {key: value for key, value in metadata.items() if key.startswith("trt_native.")}
 
 
 def _targets(config: BuildConfig, backend: Backend, gpu: GpuInfo | None) -> tuple[str, ...]:

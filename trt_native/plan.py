@@ -234,7 +234,7 @@ class Manifest:
             backend supports.
         driver: CUDA driver API version at the build, such as ``13.0``; None without a GPU.
         model: ``file``, ``sha256``, ``bytes`` of the ONNX file and the same for each file of
-            ``external`` weights.
+            ``external`` weights; ``metadata``, what our export noted in the ONNX file.
         tensors: Inputs, then outputs, in the engine's order.
         precision: What was asked for and what was done.
         options: Every build option that differs from its default.
@@ -275,6 +275,12 @@ class Manifest:
         """The tensors that come back."""
         return tuple(tensor for tensor in self.tensors if tensor.mode == "output")
 
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What our export noted in the ONNX file: entries whose names start ``trt_native.``."""
+        noted: Mapping[str, str] = self.model.get("metadata", {})
+        return noted
+
     def to_json(self) -> dict[str, Any]:
         """As JSON holds it; ``schema`` comes first."""
         data = {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -303,6 +309,8 @@ class Manifest:
             _check_types(data["model"], _MODEL_TYPES, "model.")
             for item in data["model"]["external"]:
                 _check_types(item, _FILE_TYPES, "model.external.")
+            noted = data["model"].get("metadata", {})
+            _check_types(noted, dict.fromkeys(noted, (str,)), "model.metadata.")
             _check_types(data["precision"], _PRECISION_TYPES, "precision.")
             if "refit" in data:
                 _check_types(data["refit"], _REFIT_TYPES, "refit.")
