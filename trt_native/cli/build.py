@@ -13,16 +13,20 @@ from trt_native.cli.build_process import Job, Outcome, build_with_retries
 from trt_native.cli.console import guarded, print_json, stderr, stdout, table
 from trt_native.cli.html import TENSOR_COLUMNS, tensor_rows
 from trt_native.cli.quantize import (
+    ACTIVATIONS_HELP,
     CALIB_HELP,
     COVERAGE_HELP,
+    MEMORY_HELP,
     OPS_HELP,
     PRESET_HELP,
     SKIP_HELP,
     coverage_text,
+    engine_layers_text,
     parse_ops,
 )
 from trt_native.plan import check_writable
 from trt_native.spec import (
+    ActivationsBy,
     BuildConfig,
     CalibrationMethod,
     HardwareCompatibility,
@@ -129,6 +133,12 @@ def build(
             " \\[default: entropy by TensorRT 10's own calibrator, else mse]",
             rich_help_panel=_QUANTIZATION,
         ),
+    ] = None,
+    activations: Annotated[
+        str, typer.Option(help=ACTIVATIONS_HELP, rich_help_panel=_QUANTIZATION)
+    ] = "auto",
+    memory: Annotated[
+        str | None, typer.Option(help=MEMORY_HELP, rich_help_panel=_QUANTIZATION)
     ] = None,
     ops: Annotated[str | None, typer.Option(help=OPS_HELP, rich_help_panel=_QUANTIZATION)] = None,
     skip: Annotated[
@@ -252,6 +262,8 @@ def build(
             calibration=calib,
             data=data,
             method=CalibrationMethod.parse(method) if method is not None else None,
+            activations=ActivationsBy.parse(activations),
+            memory_bytes=parse_bytes(memory) if memory is not None else None,
             ops=parse_ops(ops),
             skip=tuple(skip or ()),
             preset=preset,
@@ -363,6 +375,8 @@ def _precision_text(manifest: Manifest) -> str:
         text += f" ({precision['pinned_fp32_nodes']} nodes pinned to FP32)"
     elif "pinned_fp32_nodes" in precision:
         text += f" ({precision['pinned_fp32_nodes']} nodes pinned to FP32)"
+    if precision.get("engine_layers"):
+        text += f"\nin the engine: {engine_layers_text(precision['engine_layers'])}"
     return text
 
 
