@@ -259,8 +259,10 @@ def build_prepared(
         cancelled = threading.Event()
         result = in_thread(lambda: chosen.build(request, progress, cancelled), cancelled)
     if planned.precision.quantized:
-        with _stage(progress, "Reading the layers of the engine"):
-            precision["engine_layers"] = _engine_layers(result.data, chosen, gpu)
+        precision["engine_layers"] = None
+        if gpu is not None:
+            with _stage(progress, "Reading the layers of the engine"):
+                precision["engine_layers"] = _engine_layers(result.data, chosen)
     seconds = {**result.seconds, "total": time.perf_counter() - prepared.started}
     manifest = Manifest(
         producer=f"trt-native {trt_native.__version__}",
@@ -297,10 +299,8 @@ def recorded_config(manifest: Manifest) -> BuildConfig:
         raise PlanError(f"malformed manifest: options: {root_cause(error)}") from None
 
 
-def _engine_layers(data: memoryview, backend: Backend, gpu: GpuInfo | None) -> Any:
+def _engine_layers(data: memoryview, backend: Backend) -> dict[str, Any] | None:
     """Which layers compute in INT8 or FP8; None where the plan cannot be loaded to be asked."""
-    if gpu is None:
-        return None
     try:
         with Engine(Plan(data), backend=backend) as engine:
             return quantized_layers(parse_layers(engine.layers()))
@@ -609,15 +609,16 @@ def _found_ranges(prepared: Preparation, batches: Batches, progress: Progress | 
     quantizer = _Quantizer(config, backend, any_range, prepared.outline)
     quantizer.quantize(prepared.graph, dry_run=True)  # nothing to quantize: say so before the work
     source = activation_source(spec.activations, backend=backend, memory_bytes=spec.memory_bytes)
-    return find_ranges(
-        prepared.path,
-        batches,
-        config.precision,
-        spec.method,
-        progress,
-        ops=quantizer.ops(),
-        source=source,
-    )
+    with _stage(progress, f"Calibrating with {source.name}"):
+        return find_ranges(
+            prepared.path,
+            batches,
+            config.precision,
+            spec.method,
+            progress,
+            ops=quantizer.ops(),
+            source=source,
+        )
 
 
 @refuses_malformed

@@ -393,7 +393,12 @@ class Precision(_Choice):
             UnsupportedError: a precision that only a graph can have.
             SpecError: the text is no precision.
         """
-        if str(text).lower() in ("int4", "fp4", "best"):
+        if str(text).lower() == "best":
+            raise UnsupportedError(
+                "precision best is not that of one plan, but a choice between plans: use trt-native"
+                " build --precision best, or trt_native.selection.build_fastest"
+            )
+        if str(text).lower() in ("int4", "fp4"):
             raise UnsupportedError(
                 f"precision {text} is not available: this version quantizes to int8, fp8 and"
                 " int8-weights; use one of these, or an ONNX file that has Q/DQ nodes"

@@ -134,5 +134,7 @@ def test_what_is_not_finite_shows_in_the_largest_value(on_the_cpu, bad):
 def test_without_a_gpu_it_says_so():
     if gpu_info() is not None:
         pytest.skip("there is a GPU")
-    with pytest.raises(CudaError, match=r"^cannot prepare the kernels of the calibration: this machine has no"):
+    with pytest.raises(
+        CudaError, match=r"^cannot prepare the kernels of the calibration: this machine has no"
+    ):
         DeviceStatistics(["x"])
