@@ -220,6 +220,9 @@ def test_sessions_take_turns(monkeypatch):
             assert inputs == {"x": self.name}
             return self
 
+        def close(self):
+            log.append("closed")
+
         def upload(self, stream):
             assert stream is self
 
@@ -241,5 +244,6 @@ def test_sessions_take_turns(monkeypatch):
     monkeypatch.setattr(selection.cuda, "Event", Event, raising=False)
     sessions = [Fake("a", 2.0), Fake("b", 3.0)]
     assert time_sessions(sessions, [{"x": "a"}, {"x": "b"}]) == [2.0, 3.0]
+    assert [log.pop(), log.pop()] == ["closed"] * 2
     assert log == ["a", "b"] * (len(log) // 2)
     assert len(log) >= 100

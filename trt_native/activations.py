@@ -406,15 +406,25 @@ def _pass(
     if progress is not None:
         progress.phase_start(phase, None, count)
     for number, batch in enumerate(batches):
-        for name, (tensor, dtype) in run(batch).items():
-            use(name, tensor, dtype)
-        finish(number)
+        _measure_batch(run(batch), number, use, finish)
         if progress is not None:
             progress.step_complete(phase, number)
     if progress is not None:
         progress.phase_finish(phase)
     if number + 1 != count:
         raise uneven_passes(count, number + 1)
+
+
+def _measure_batch(
+    outputs: Mapping[str, tuple[Any, str]],
+    number: int,
+    use: Callable[[str, Any, str], None],
+    finish: Callable[[int], None],
+) -> None:
+    """Hold the outputs until they have been used, and no longer: others need their memory."""
+    for name, (tensor, dtype) in outputs.items():
+        use(name, tensor, dtype)
+    finish(number)
 
 
 def _shape_ranges(model: ir.Model, shapes: Sequence[Mapping[str, Shape]]) -> dict[str, ShapeRange]:

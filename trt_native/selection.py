@@ -129,13 +129,21 @@ def time_sessions(
         sessions: What to measure.
         inputs: For each session, arrays for its inputs.
     """
-    events: Any = cuda
     calls: list[Any] = [
         session.prepare(arrays)  # type: ignore[attr-defined,unused-ignore]
         for session, arrays in zip(sessions, inputs, strict=True)
     ]
     streams: list[Any] = [s.compute_stream for s in sessions]  # type: ignore[attr-defined,unused-ignore]
     times: list[list[float]] = [[] for _ in sessions]
+    with ExitStack() as resources:
+        for call in calls:
+            resources.callback(call.close)
+        _take_turns(calls, streams, times)
+    return [statistics.median(found) for found in times]
+
+
+def _take_turns(calls: Sequence[Any], streams: Sequence[Any], times: Sequence[list[float]]) -> None:
+    events: Any = cuda
     for call, stream in zip(calls, streams, strict=True):
         call.upload(stream)
         call.enqueue(stream, graph=False)  # a capture needs one run before it
@@ -148,7 +156,6 @@ def time_sessions(
             stream.synchronize()
             if number >= 0:
                 found.append(after.elapsed_ms(before))
-    return [statistics.median(found) for found in times]
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,11 +157,14 @@ class DeviceStatistics:
 
     def _place(self, tensor: Any) -> tuple[int, int]:
         """Address and number of elements."""
+        interface = getattr(tensor, "__cuda_array_interface__", None)
+        if interface is not None:
+            return int(interface["data"][0]), math.prod(interface["shape"])
         with _translated("read a tensor of the engine"):
             from cuda.core.utils import StridedMemoryView
 
             # The producer has finished; nothing is to be ordered.
-            view = StridedMemoryView.from_any_interface(tensor, stream_ptr=-1)
+            view = StridedMemoryView.from_dlpack(tensor, stream_ptr=-1)
             if not view.is_device_accessible:
                 raise CudaError("it is not in GPU memory")
             return int(view.ptr), math.prod(view.shape)
