@@ -3,7 +3,7 @@
 
 Three parts, each a command, so that they fit into short GPU sessions:
 
-    quantization.py ranges                       # 1,000 tensors: beyond inference, what entropy takes
+    quantization.py ranges                       # what entropy takes beyond inference
     quantization.py calibrate unet.onnx -o unet.calib --dim batch=2 --dim frames=16 ...
     quantization.py plans unet.onnx --calib unet.calib --dim batch=2 --dim frames=16 ...
 
