@@ -467,7 +467,7 @@ def _outline(
 def _calibrates(graph: ir.Model, config: BuildConfig, backend: Backend) -> bool:
     """Whether TensorRT's own calibrator can do what is asked for, without Q/DQ nodes."""
     spec = config.quantization
-    own = spec.activations is not ActivationsBy.AUTO
+    own = spec.activations is not ActivationsBy.AUTO or spec.memory_bytes is not None
     places_nodes = replace(
         spec,
         calibration=None,

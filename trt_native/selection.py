@@ -22,7 +22,6 @@ from trt_native.calibration.folder import Array, Batch
 from trt_native.cuda import require_gpu
 from trt_native.errors import (
     BuildError,
-    CalibrationError,
     CudaError,
     SpecError,
     TrtNativeError,
@@ -32,7 +31,14 @@ from trt_native.graph.onnx_file import read_model, tensor_specs
 from trt_native.graph.precision import is_reduced
 from trt_native.plan import Plan
 from trt_native.session import Session
-from trt_native.spec import BuildConfig, CalibrationMethod, IoPrecision, Precision, QuantizationSpec
+from trt_native.spec import (
+    QUANTIZED_OPS,
+    BuildConfig,
+    CalibrationMethod,
+    IoPrecision,
+    Precision,
+    QuantizationSpec,
+)
 
 __all__ = [
     "CANDIDATES",
@@ -294,20 +300,20 @@ class _Calibrated:
     ) -> None:
         self._arguments = (model, batches, spec, backend, progress)
         self._path = folder / "ranges.calib"
-        self._fault: CalibrationError | None = None
+        self._fault: TrtNativeError | None = None
 
     def path(self) -> Path:
         """Where it is.
 
         Raises:
-            CalibrationError: the model cannot be calibrated, now or before.
+            TrtNativeError: the model cannot be calibrated, now or before.
         """
         if self._fault is not None:
             raise self._fault
         if not self._path.exists():
             try:
                 self._make()
-            except CalibrationError as error:
+            except TrtNativeError as error:
                 self._fault = error
                 raise
         return self._path
@@ -319,7 +325,9 @@ class _Calibrated:
         )
         # With histograms, and the largest values beside them, which FP8 takes.
         method = spec.method or CalibrationMethod.MSE
-        calibrate(model, batches, method=method, source=source, progress=progress).save(self._path)
+        ops = spec.ops or QUANTIZED_OPS
+        cache = calibrate(model, batches, method=method, ops=ops, source=source, progress=progress)
+        cache.save(self._path)
 
 
 def _reference_config(config: BuildConfig) -> BuildConfig:
