@@ -227,7 +227,7 @@ class EngineActivations:
     def _open(self, plan: Plan, group: _Group, resources: ExitStack) -> _Run:
         """Load an engine; it stays until ``resources`` are closed."""
         engine = resources.enter_context(Engine(plan, backend=self._backend, ordinal=self._ordinal))
-        session: Any = resources.enter_context(Session(engine))
+        session = resources.enter_context(Session(engine, cuda_graphs=0))
         types = {tensor.name: tensor.dtype for tensor in engine.outputs}
         inputs = {tensor.name: tensor.dtype for tensor in engine.inputs}
 

@@ -12,14 +12,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from trt_native import cuda
 from trt_native.activations import activation_source
 from trt_native.backends.base import Backend, Progress, load_backend
 from trt_native.builder import build_plan
 from trt_native.calibration.batches import Batches, read_batches
 from trt_native.calibration.collect import calibrate
 from trt_native.calibration.folder import Array, Batch
-from trt_native.cuda import require_gpu
+from trt_native.cuda import Event, Stream, require_gpu
 from trt_native.errors import (
     BuildError,
     CudaError,
@@ -30,7 +29,7 @@ from trt_native.errors import (
 from trt_native.graph.onnx_file import read_model, tensor_specs
 from trt_native.graph.precision import is_reduced
 from trt_native.plan import Plan
-from trt_native.session import Session
+from trt_native.session import Call, Session
 from trt_native.spec import (
     QUANTIZED_OPS,
     BuildConfig,
@@ -135,27 +134,24 @@ def time_sessions(
         sessions: What to measure.
         inputs: For each session, arrays for its inputs.
     """
-    calls: list[Any] = [
-        session.prepare(arrays)  # type: ignore[attr-defined,unused-ignore]
-        for session, arrays in zip(sessions, inputs, strict=True)
-    ]
-    streams: list[Any] = [s.compute_stream for s in sessions]  # type: ignore[attr-defined,unused-ignore]
     times: list[list[float]] = [[] for _ in sessions]
     with ExitStack() as resources:
+        calls = [session.prepare(arrays) for session, arrays in zip(sessions, inputs, strict=True)]
         for call in calls:
             resources.callback(call.close)
-        _take_turns(calls, streams, times)
+        _take_turns(calls, [session.compute_stream for session in sessions], times)
     return [statistics.median(found) for found in times]
 
 
-def _take_turns(calls: Sequence[Any], streams: Sequence[Any], times: Sequence[list[float]]) -> None:
-    events: Any = cuda
+def _take_turns(
+    calls: Sequence[Call], streams: Sequence[Stream], times: Sequence[list[float]]
+) -> None:
     for call, stream in zip(calls, streams, strict=True):
         call.upload(stream)
         call.enqueue(stream, graph=False)  # a capture needs one run before it
     for number in range(-_WARM_UP, _ROUNDS):
         for call, stream, found in zip(calls, streams, times, strict=True):
-            before, after = events.Event(timing=True), events.Event(timing=True)
+            before, after = Event(timing=True), Event(timing=True)
             stream.record(before)
             call.enqueue(stream, graph=True)
             stream.record(after)
