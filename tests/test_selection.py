@@ -11,6 +11,8 @@ from onnx.reference import ReferenceEvaluator
 
 from trt_native import BuildConfig, Precision, ProfileSpec, QuantizationSpec, selection
 from trt_native.calibration.folder import write_batches
+from trt_native.cli.best import build_best
+from trt_native.cli.build_process import Job
 from trt_native.errors import BuildError, CudaError, SpecError, UnsupportedError
 from trt_native.plan import Plan
 from trt_native.selection import Measuring, build_fastest, time_sessions
@@ -196,6 +198,51 @@ def test_without_a_gpu_it_is_refused(model, data, monkeypatch):
     monkeypatch.setattr(selection, "require_gpu", refuse)
     with pytest.raises(UnsupportedError, match=r"needs a GPU: cannot find a GPU: .*; name one"):
         fastest(model, data)
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_the_command(model, data, tmp_path, monkeypatch, capsys, as_json):
+    """With its builds in processes of their own."""
+    faulty = Machine(model, {**ERRORS, "int8-weights": CudaError("no kernel")})
+    monkeypatch.setattr(selection, "Measuring", lambda: faulty.measuring)
+    target = tmp_path / "best.plan"
+    job = Job(
+        model=model, target=target, config=CONFIG, backend="rtx", cache=None, cache_bytes=None
+    )
+    build_best(job, data, None, None, False, as_json)
+    out, err = capsys.readouterr()
+    assert [line for line in err.splitlines() if line.startswith("building ")] == [
+        f"building {name}" for name in ERRORS
+    ]
+    plan = Plan.load(target)
+    assert plan.manifest.precision["applied"] == "fp8"
+    chosen = plan.manifest.precision["selection"]
+    assert chosen["max_error"] == 0.02
+    assert sorted(path.name for path in tmp_path.glob("best*")) == ["best.plan", "best.plan.json"]
+    if as_json:
+        report = json.loads(out)
+        assert report["selection"] == chosen
+        assert report["path"] == str(target)
+        assert report["plan_sha256"] == plan.manifest.plan_sha256
+    else:
+        rows = {
+            line.split()[1]: line for line in out.splitlines() if "0.0" in line or "no k" in line
+        }
+        assert "0.0300" in rows["int8"]
+        assert "too large an error" in rows["int8"]
+        assert "2.000" in rows["fp8"]
+        assert "chosen" in rows["fp8"]
+        assert "no kernel" in rows["int8-weights"]
+
+
+def test_no_time_left(model, data, tmp_path):
+    target = tmp_path / "best.plan"
+    job = Job(
+        model=model, target=target, config=CONFIG, backend="rtx", cache=None, cache_bytes=None
+    )
+    with pytest.raises(BuildError, match=r"took longer than|no time left"):
+        build_best(job, data, None, 0.01, False, False)
+    assert not target.exists()
 
 
 def test_sessions_take_turns(monkeypatch):

@@ -35,7 +35,7 @@ from trt_native.calibration.device import DTYPES, DeviceStatistics
 from trt_native.calibration.ranges import Histogram
 from trt_native.cuda import GpuInfo, gpu_info, require_gpu
 from trt_native.engine import Engine
-from trt_native.errors import CalibrationError, CudaError, UnsupportedError
+from trt_native.errors import BuildError, CalibrationError, CudaError, UnsupportedError
 from trt_native.graph.dims import fixed_axes, resolve_profiles
 from trt_native.graph.macs import static_shapes
 from trt_native.graph.onnx_file import operator_names, tensor_specs
@@ -199,8 +199,11 @@ class EngineActivations:
         # What comes from outside need not go through an engine.
         given = {value.name for value in model.graph.inputs}
         fed = [name for name in tensors if name in given and name not in left_out]
-        found = collect(held, lambda batch: batch.items(), fed, histograms=histograms)
-        amax, filled = dict(found.amax), dict(found.histograms)
+        amax: dict[str, float] = {}
+        filled: dict[str, Histogram] = {}
+        if fed:
+            found = collect(held, lambda batch: batch.items(), fed, histograms=histograms)
+            amax, filled = dict(found.amax), dict(found.histograms)
         self._reduce(model)
         ranges = _shape_ranges(model, shapes)
         wanted = [name for name in tensors if name not in given and name not in left_out]
@@ -208,7 +211,7 @@ class EngineActivations:
         self.groups = len(groups)
         with tempfile.TemporaryDirectory(prefix="trt-native-") as folder:
             base = Path(folder) / "model.onnx"
-            ir.save(model, base, external_data="model.data")
+            _save(model, base)
             for group in groups:
                 plan = self._build(base, group, ranges, gpu, progress)
                 peaks, counted = self._run(plan, group, held, len(shapes), histograms, progress)
@@ -476,6 +479,16 @@ def _cut(model: ir.Model, tensors: Sequence[str]) -> None:
     passes.RemoveUnusedNodesPass()(model)
     for value in [value for value in graph.inputs if not value.uses()]:
         graph.inputs.remove(value)
+
+
+def _save(model: ir.Model, path: Path) -> None:
+    try:
+        ir.save(model, path, external_data=f"{path.stem}.data")
+    except OSError as error:
+        raise BuildError(
+            f"cannot write the model to {path.parent}: {error.strerror or error}; point the"
+            " environment variable TMPDIR at a folder with more space"
+        ) from error
 
 
 def _fixed(profiles: Sequence[Profile]) -> dict[str, tuple[int | None, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -228,6 +229,26 @@ def test_the_fastest_plan(tmp_path, rng):
     assert by_name[found.chosen].latency_ms == min(c.latency_ms for c in measured)
     with Session(found.plan) as session:
         assert session.run(batches[0])["h2"].shape == (64, 128)
+
+
+@pytest.mark.backend
+@pytest.mark.slow
+def test_the_command_for_the_fastest_plan(tmp_path, rng):
+    model = tiny_models.dense(tmp_path / "m.onnx", width=128)
+    batches = [{"h0": rng.standard_normal((64, 128), np.float32)} for _ in range(4)]
+    write_batches(tmp_path / "data", batches, model="dense")
+    words = ["--dim", "batch=64", "--precision", "best", "--data", tmp_path / "data", "--json"]
+    command = [sys.executable, "-m", "trt_native", "build", model, "-o", tmp_path / "m.plan"]
+    done = subprocess.run([*command, *words], check=True, capture_output=True, text=True)
+    report = json.loads(done.stdout)
+    print(report["selection"])
+    found = {c["precision"]: c for c in report["selection"]["candidates"]}
+    assert found["fp16"]["error"] <= 0.02
+    assert found[report["selection"]["chosen"]]["error"] <= 0.02
+    assert (
+        Plan.load(tmp_path / "m.plan").manifest.precision["applied"]
+        == report["precision"]["applied"]
+    )
 
 
 # The small U-Net: an engine to calibrate it, and two plans; each builds for half a minute.
