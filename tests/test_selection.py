@@ -240,7 +240,7 @@ def test_no_time_left(model, data, tmp_path):
     job = Job(
         model=model, target=target, config=CONFIG, backend="rtx", cache=None, cache_bytes=None
     )
-    with pytest.raises(BuildError, match=r"took longer than|no time left"):
+    with pytest.raises(BuildError, match=r"--timeout"):
         build_best(job, data, None, 0.01, False, False)
     assert not target.exists()
 
