@@ -176,7 +176,12 @@ def test_quantized_precisions(text, precision):
     assert str(precision) == text.lower().replace("_", "-")
 
 
-@pytest.mark.parametrize("name", ["int4", "FP4", "best"])
+def test_best_is_no_precision_of_one_plan():
+    with pytest.raises(UnsupportedError, match="a choice between plans: use trt-native build --pr"):
+        Precision.parse("best")
+
+
+@pytest.mark.parametrize("name", ["int4", "FP4"])
 def test_precisions_that_nothing_is_quantized_to_are_refused_by_name(name):
     with pytest.raises(UnsupportedError, match=f"precision {name} is not available"):
         Precision.parse(name)
@@ -191,6 +196,12 @@ def test_precisions_that_nothing_is_quantized_to_are_refused_by_name(name):
             {"ops": ("Conv", "Relu")},
             "operators to quantize: Relu; choose from Conv, MatMul",
         ),
+        (
+            "int8",
+            {"calibration": "x", "activations": "engine"},
+            "no effect without calibration data",
+        ),
+        ("int8", {"data": "x", "memory_bytes": 0}, "memory of 0 bytes: it must be positive"),
         ("fp16", {"skip": ("x",), "ops": ("Conv",)}, "ops, skip: no effect at precision fp16"),
         (
             "int8-weights",

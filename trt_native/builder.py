@@ -8,17 +8,18 @@ import os
 import tempfile
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import onnx_ir as ir
+from onnx_ir.passes import common as passes
 
 import trt_native
+from trt_native.activations import activation_source
 from trt_native.backends.base import (
     Backend,
     BuildRequest,
@@ -27,9 +28,11 @@ from trt_native.backends.base import (
     Progress,
     load_backend,
 )
+from trt_native.backends.building import default_workspace, in_thread
 from trt_native.calibration.batches import Batches, read_batches
 from trt_native.cuda import GpuInfo, gpu_info
-from trt_native.errors import BuildError, PlanError, SpecError
+from trt_native.engine import Engine
+from trt_native.errors import BuildError, PlanError, SpecError, TrtNativeError
 from trt_native.graph.dims import fixed_axes, resolve_profiles
 from trt_native.graph.exposing import expose_tensors
 from trt_native.graph.fingerprint import fingerprint
@@ -50,9 +53,11 @@ from trt_native.graph.quantizable import quantizable_tensors
 from trt_native.graph.quantization import QuantizationReport
 from trt_native.graph.quantization_rules import default_ops
 from trt_native.graph.validity import refuses_malformed, root_cause
+from trt_native.layers import parse_layers, quantized_layers
 from trt_native.plan import Manifest, Plan, PlanTensor, check_writable, sha256_of_file
 from trt_native.quantize import NO_RANGES, Ranges, find_ranges, load_ranges, quantize_graph
 from trt_native.spec import (
+    ActivationsBy,
     BuildConfig,
     CalibrationMethod,
     IoPrecision,
@@ -68,7 +73,6 @@ __all__ = [
     "Preparation",
     "build_plan",
     "build_prepared",
-    "default_workspace",
     "outline",
     "parsable",
     "prepare",
@@ -77,9 +81,7 @@ __all__ = [
 ]
 
 _LOGGER = logging.getLogger(__name__)
-_DEFAULT_WORKSPACE = 8 * 2**30
 _REDUCED = {Precision.FP16: "float16", Precision.BF16: "bfloat16"}
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +261,12 @@ def build_prepared(
         )
         refit = _refit_record(onnx, progress) if config.refit or config.strip_weights else None
         cancelled = threading.Event()
-        result = _in_thread(lambda: chosen.build(request, progress, cancelled), cancelled)
+        result = in_thread(lambda: chosen.build(request, progress, cancelled), cancelled)
+    if planned.precision.quantized:
+        precision["engine_layers"] = None
+        if gpu is not None:
+            with stage(progress, "Reading the layers of the engine"):
+                precision["engine_layers"] = _engine_layers(result.data, chosen)
     seconds = {**result.seconds, "total": time.perf_counter() - prepared.started}
     manifest = Manifest(
         producer=f"trt-native {trt_native.__version__}",
@@ -295,6 +302,16 @@ def recorded_config(manifest: Manifest) -> BuildConfig:
         return converter.structure(dict(manifest.options), BuildConfig)
     except Exception as error:  # of as many kinds as there are types in it
         raise PlanError(f"malformed manifest: options: {root_cause(error)}") from None
+
+
+def _engine_layers(data: memoryview, backend: Backend) -> dict[str, Any] | None:
+    """Which layers compute in INT8 or FP8; None where the plan cannot be loaded to be asked."""
+    try:
+        with Engine(Plan(data), backend=backend) as engine:
+            return quantized_layers(parse_layers(engine.layers()))
+    except TrtNativeError as error:  # the plan may be for another GPU, or stripped of its weights
+        _LOGGER.info("the layers of the plan cannot be read here: %s", error.message)
+        return None
 
 
 def outline(
@@ -411,12 +428,15 @@ class _Quantizer:
         spec = self.config.quantization
         return spec.ops or default_ops(self.config.precision.value, spec.preset)
 
-    def _spec(self) -> QuantizationSpec:
+    def ops(self) -> tuple[str, ...]:
+        """The operators to quantize, as far as the backend builds them."""
         built = self.backend.capabilities.quantized_ops[self.config.precision]
-        ops = tuple(operator for operator in self._wanted() if operator in built)
+        return tuple(operator for operator in self._wanted() if operator in built)
+
+    def _spec(self) -> QuantizationSpec:
         # What is to compute in FP32 cannot compute in INT8.
         skip = (*self.config.quantization.skip, *self.config.keep_fp32)
-        return replace(self.config.quantization, ops=ops, skip=skip)
+        return replace(self.config.quantization, ops=self.ops(), skip=skip)
 
 
 def _outline(
@@ -452,11 +472,20 @@ def _outline(
 def _calibrates(graph: ir.Model, config: BuildConfig, backend: Backend) -> bool:
     """Whether TensorRT's own calibrator can do what is asked for, without Q/DQ nodes."""
     spec = config.quantization
-    places_nodes = replace(spec, calibration=None, data=None, method=None)
+    own = spec.activations is not ActivationsBy.AUTO or spec.memory_bytes is not None
+    places_nodes = replace(
+        spec,
+        calibration=None,
+        data=None,
+        method=None,
+        activations=ActivationsBy.AUTO,
+        memory_bytes=None,
+    )
     return (
         config.precision is Precision.INT8
         and backend.capabilities.int8_calibrator
         and spec.method in (None, CalibrationMethod.ENTROPY, CalibrationMethod.MINMAX)
+        and not own
         and places_nodes == QuantizationSpec()
         and not config.weight_streaming
         and not reduced_types(graph)
@@ -507,16 +536,6 @@ def _decide_precision(graph: ir.Model, config: BuildConfig, path: Path) -> Preci
                 " for FP32 models that are built in FP16 or BF16"
             )
     return decided
-
-
-def default_workspace(gpu: GpuInfo | None) -> int:
-    """Scratch memory in bytes that one layer may take where nothing else was asked for.
-
-    A power of two, so that the same build comes out the same while the GPU's free memory varies.
-    """
-    if gpu is None:
-        return _DEFAULT_WORKSPACE
-    return min(_DEFAULT_WORKSPACE, 1 << max(0, gpu.free_bytes.bit_length() - 1))
 
 
 @contextlib.contextmanager
@@ -576,11 +595,9 @@ def _rewrite(prepared: Preparation, progress: Progress | None) -> dict[str, Any]
     graph, config, outline = prepared.graph, prepared.config, prepared.outline
     record: dict[str, Any] = {}
     if outline.precision.quantized:
-        ranges, spec = prepared.ranges, config.quantization
+        ranges = prepared.ranges
         if prepared.batches is not None:
-            ranges = find_ranges(
-                prepared.path, prepared.batches, config.precision, spec.method, progress
-            )
+            ranges = _found_ranges(prepared, prepared.batches, progress)
         with stage(progress, f"Quantizing the graph to {outline.precision}"):
             quantizer = _Quantizer(config, prepared.backend, ranges, outline)
             record["quantized"] = quantizer.record(graph)
@@ -594,6 +611,27 @@ def _rewrite(prepared: Preparation, progress: Progress | None) -> dict[str, Any]
             )
             record["rewritten"] = report.to_dict()
     return record
+
+
+def _found_ranges(prepared: Preparation, batches: Batches, progress: Progress | None) -> Ranges:
+    """The ranges of what will be quantized, from the calibration data."""
+    config, backend, spec = prepared.config, prepared.backend, prepared.config.quantization
+    if prepared.graph.functions:
+        passes.InlinePass()(prepared.graph)
+    any_range = replace(NO_RANGES, amax=dict.fromkeys(quantizable_tensors(prepared.graph), 1.0))
+    quantizer = _Quantizer(config, backend, any_range, prepared.outline)
+    quantizer.quantize(prepared.graph, dry_run=True)  # nothing to quantize: say so before the work
+    source = activation_source(spec.activations, backend=backend, memory_bytes=spec.memory_bytes)
+    with stage(progress, f"Calibrating with {source.name}"):
+        return find_ranges(
+            prepared.path,
+            batches,
+            config.precision,
+            spec.method,
+            progress,
+            ops=quantizer.ops(),
+            source=source,
+        )
 
 
 @refuses_malformed
@@ -615,41 +653,6 @@ def stage(progress: Progress | None, name: str) -> Iterator[None]:
     yield
     if progress is not None:
         progress.phase_finish(name)
-
-
-def _in_thread(work: Callable[[], _T], cancelled: threading.Event) -> _T:
-    """Run ``work`` in a thread and wait; an interrupt sets ``cancelled``, then waits for the end.
-
-    TensorRT swallows a KeyboardInterrupt that arrives during one of its callbacks, so they must not
-    run in the main thread. The wait is on an event: an interrupted ``Thread.join`` would believe,
-    before Python 3.13, that the thread had ended.
-    """
-    ended = threading.Event()
-    outcome: list[_T] = []
-    failure: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            outcome.append(work())
-        except BaseException as error:  # raised again by the thread that waits
-            # TensorRT's objects go now. The garbage collector might free them during a call to the
-            # log, inside a lock that they need.
-            traceback.clear_frames(error.__traceback__)
-            failure.append(error)
-        finally:
-            ended.set()
-
-    threading.Thread(target=run, name="trt-native-build", daemon=True).start()
-    try:
-        ended.wait()
-    except BaseException:
-        cancelled.set()
-        _LOGGER.warning("cancelling once TensorRT ends its step; interrupt again to leave at once")
-        ended.wait()
-        raise
-    if failure:
-        raise failure.pop()
-    return outcome[0]
 
 
 def _noted(metadata: Mapping[str, str]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -15,13 +15,14 @@ import onnx_ir as ir
 
 from trt_native.calibration.batches import Batches
 from trt_native.calibration.cache import CalibrationCache
-from trt_native.calibration.collect import calibrate
+from trt_native.calibration.collect import ActivationSource, calibrate
 from trt_native.errors import CalibrationError, ModelError, SpecError
 from trt_native.graph.dims import resolve_profiles
 from trt_native.graph.onnx_file import hash_files, read_model, save_model, tensor_specs
 from trt_native.graph.quantization import Format, QuantizationReport, quantize_model
 from trt_native.plan import check_writable, sha256_of_file
 from trt_native.spec import (
+    QUANTIZED_OPS,
     CalibrationMethod,
     Precision,
     ProfileSpec,
@@ -102,8 +103,11 @@ def find_ranges(
     precision: Precision,
     method: CalibrationMethod | None = None,
     progress: Progress | None = None,
+    *,
+    ops: Sequence[str] = QUANTIZED_OPS,
+    source: ActivationSource | None = None,
 ) -> Ranges:
-    """Find the ranges of a model with calibration data, by ``onnx.reference``.
+    """Find the ranges of a model with calibration data.
 
     Args:
         model: The ONNX file.
@@ -111,6 +115,8 @@ def find_ranges(
         precision: INT8 or FP8; FP8 takes the largest magnitudes whatever the method.
         method: How ranges follow from values; the mean squared error if None.
         progress: Hears how it goes on.
+        ops: The operators to quantize.
+        source: What runs the model; ``onnx.reference`` if None.
 
     Raises:
         CalibrationError, ModelError, UnsupportedError: as
@@ -118,7 +124,8 @@ def find_ranges(
     """
     if precision is Precision.FP8:
         method = CalibrationMethod.MINMAX
-    cache = calibrate(model, batches, method=method or CalibrationMethod.MSE, progress=progress)
+    method = method or CalibrationMethod.MSE
+    cache = calibrate(model, batches, method=method, ops=ops, source=source, progress=progress)
     origin = {
         "data": batches.source,
         "batches": len(batches),

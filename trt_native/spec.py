@@ -17,6 +17,7 @@ from trt_native.errors import SpecError, UnsupportedError
 
 __all__ = [
     "QUANTIZED_OPS",
+    "ActivationsBy",
     "BuildConfig",
     "ByteProgress",
     "CalibrationMethod",
@@ -392,7 +393,12 @@ class Precision(_Choice):
             UnsupportedError: a precision that only a graph can have.
             SpecError: the text is no precision.
         """
-        if str(text).lower() in ("int4", "fp4", "best"):
+        if str(text).lower() == "best":
+            raise UnsupportedError(
+                "precision best is not that of one plan, but a choice between plans: use trt-native"
+                " build --precision best, or trt_native.selection.build_fastest"
+            )
+        if str(text).lower() in ("int4", "fp4"):
             raise UnsupportedError(
                 f"precision {text} is not available: this version quantizes to int8, fp8 and"
                 " int8-weights; use one of these, or an ONNX file that has Q/DQ nodes"
@@ -415,6 +421,21 @@ class CalibrationMethod(_Choice):
     MINMAX = "minmax"
     PERCENTILE = "percentile"
     MSE = "mse"
+
+
+class ActivationsBy(_Choice):
+    """What runs a model to calibrate it.
+
+    ``ENGINE``: TensorRT engines with extra outputs, on the GPU, in the model's own types.
+    ``ENGINE_FP16``: the same in FP16, for a model whose FP32 engine the GPU has no room for.
+    ``REFERENCE``: ``onnx.reference``, on the CPU. ``AUTO``: an engine where there is a GPU, in FP16
+    where the weights are large; else the reference.
+    """
+
+    AUTO = "auto"
+    ENGINE = "engine"
+    ENGINE_FP16 = "engine-fp16"
+    REFERENCE = "reference"
 
 
 class ProfilingVerbosity(_Choice):
@@ -443,6 +464,9 @@ class QuantizationSpec:
             :func:`trt_native.calibration.batches.read_batches`.
         method: How the ranges follow from the data. None: entropy where TensorRT calibrates, else
             the mean squared error. FP8 takes the largest magnitudes whatever this says.
+        activations: What runs the model with the data; see :class:`ActivationsBy`.
+        memory_bytes: GPU memory for the activations that an engine hands out at a time. None is
+            8 GiB, or half of what is free where that is less.
         ops: Operators to quantize, some of :data:`QUANTIZED_OPS`. Empty: those that suit the
             precision and the preset, as far as the backend builds them.
         skip: Shell patterns of ONNX node names (``*/to_out*``) or operators (``op:Gemm``) that are
@@ -456,6 +480,8 @@ class QuantizationSpec:
     calibration: Path | None = None
     data: str | None = None
     method: CalibrationMethod | None = None
+    activations: ActivationsBy = ActivationsBy.AUTO
+    memory_bytes: int | None = None
     ops: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
     preset: str = "default"
@@ -470,6 +496,13 @@ class QuantizationSpec:
             )
         if self.calibration is not None and self.data is not None:
             raise SpecError("both a calibration cache and calibration data: give one of them")
+        if self.memory_bytes is not None and not 0 < self.memory_bytes <= _MOST:
+            raise SpecError(f"memory of {self.memory_bytes} bytes: it must be positive")
+        measures = self.activations is not ActivationsBy.AUTO or self.memory_bytes is not None
+        if measures and self.data is None:
+            raise SpecError(
+                "activations, memory: no effect without calibration data, which is what is run"
+            )
         if not 0 <= self.min_coverage <= 1:
             raise SpecError(f"minimum coverage {self.min_coverage}: it is a share from 0 to 1")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 import onnx
@@ -272,20 +274,26 @@ def test_wrong_options_are_found_before_the_model_is_read(tmp_path):
             calibrate(tmp_path / "missing.onnx", [], **options)
 
 
-def test_another_runner(model):
-    class Doubling:
-        name = "twice the input"
+class Doubling:
+    """A source for which every tensor is twice the input, but for one that it leaves out."""
 
-        def __init__(self, graph, tensors):
-            self.tensors = tensors
+    name = "twice the input"
 
-        def __call__(self, batch):
-            for name in self.tensors:
-                yield name, batch["x"] * 2
+    def __call__(self, model, tensors, batches, *, histograms, progress):
+        def run(batch):
+            yield "h0", batch["h0"] * 2
 
-    cache = calibrate(model, images(), method=MINMAX, open_runner=Doubling)
+        found = collect(batches, run, ["h0"], histograms=histograms, progress=progress)
+        return replace(found, left_out={"h1": "too large"})
+
+
+def test_another_source(tmp_path, rng):
+    batches = [{"h0": rng.standard_normal((2, 64), np.float32)} for _ in range(3)]
+    dense = tiny_models.dense(tmp_path / "m.onnx")
+    cache = calibrate(dense, batches, method=MINMAX, source=Doubling())
     assert cache.provenance.runner == "twice the input"
-    assert cache.amax("a") == max(2 * float(np.abs(b["x"]).max()) for b in images())
+    assert cache.amax("h0") == max(2 * float(np.abs(b["h0"]).max()) for b in batches)
+    assert cache.provenance.skipped == {"h1": "too large"}
 
 
 @pytest.mark.slow

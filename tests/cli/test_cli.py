@@ -135,7 +135,11 @@ class TestBuild:
         ("arguments", "message"),
         [
             (["--precision", "int8"], "precision int8 needs the ranges of the activations"),
-            (["--precision", "best"], "precision best is not available"),
+            (["--precision", "best"], "precision best needs calibration data (--data DIR)"),
+            (["--precision", "best", "--data", "x", "--max-error", "2"], "maximum error 2.0"),
+            (["--precision", "best", "--dry-run"], "decides by building and measuring"),
+            (["--max-error", "0.1"], "no effect without --precision best"),
+            (["--precision", "int8", "--data", "x", "--activations", "gpu"], "none of: auto, engi"),
             (["--precision", "fast"], "none of: auto, fp32"),
             (["--workspace", "lots"], "not a size"),
             (["--dim", "batch"], "not NAME=RANGE"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -29,17 +29,21 @@ from trt_native.calibration.reference import ReferenceRunner
 from trt_native.errors import CalibrationError, SpecError
 from trt_native.graph.onnx_file import hash_files, operator_names, read_model
 from trt_native.graph.quantizable import QUANTIZABLE_OPS, quantizable_tensors
-from trt_native.spec import CalibrationMethod
+from trt_native.spec import CalibrationMethod, Shape
 
 if TYPE_CHECKING:
     from trt_native.backends.base import Progress
 
 __all__ = [
     "DEFAULT_VERSION",
+    "ActivationSource",
     "Activations",
-    "Runner",
+    "ReferenceActivations",
     "calibrate",
     "collect",
+    "distinct_shapes",
+    "not_finite",
+    "uneven_passes",
 ]
 
 DEFAULT_VERSION = "10.16.1"
@@ -47,17 +51,6 @@ DEFAULT_VERSION = "10.16.1"
 
 Batch: TypeAlias = Mapping[str, Array]
 _SMALLEST = float(np.finfo(np.float32).tiny)
-
-
-class Runner(Protocol):
-    """Runs a model, and hands out its activations."""
-
-    name: str
-    """What runs the model, for the cache's provenance."""
-
-    def __call__(self, batch: Batch) -> Iterable[tuple[str, Array]]:
-        """Name and values of each wanted tensor, in any order."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +62,65 @@ class Activations:
         histograms: Tensor to its histogram, but for those of amax 0; empty if not asked for.
         batches: Number of batches.
         shapes: For each input, the different shapes it had, such as ``1x3x8x8``.
+        left_out: Tensor that was not measured to the reason; it is in neither of the first two.
     """
 
     amax: Mapping[str, float]
     histograms: Mapping[str, Histogram]
     batches: int
     shapes: Mapping[str, tuple[str, ...]]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+
+class ActivationSource(Protocol):
+    """Runs a model with batches and measures its activations."""
+
+    name: str
+    """What runs the model, for the cache's provenance."""
+
+    def __call__(
+        self,
+        model: ir.Model,
+        tensors: Sequence[str],
+        batches: Iterable[Batch],
+        *,
+        histograms: bool,
+        progress: Progress | None,
+    ) -> Activations:
+        """Measure what tensors of the main graph hold.
+
+        Args:
+            model: The model, without model-local functions. It may be changed.
+            tensors: What to measure.
+            batches: As for :func:`collect`.
+            histograms: Whether to make histograms.
+            progress: Hears how it goes on.
+        """
+        ...
+
+
+class ReferenceActivations:
+    """Activations from ``onnx.reference``, on the CPU: exact, and slow."""
+
+    name = ReferenceRunner.name
+
+    def __call__(
+        self,
+        model: ir.Model,
+        tensors: Sequence[str],
+        batches: Iterable[Batch],
+        *,
+        histograms: bool,
+        progress: Progress | None,
+    ) -> Activations:
+        """See :class:`ActivationSource`.
+
+        Raises:
+            UnsupportedError: ``onnx.reference`` cannot run the model.
+            CalibrationError: as :func:`collect`.
+        """
+        run = ReferenceRunner(model, tensors)
+        return collect(batches, run, tensors, histograms=histograms, progress=progress)
 
 
 def calibrate(
@@ -86,7 +132,7 @@ def calibrate(
     ops: Iterable[str] = QUANTIZABLE_OPS,
     patterns: Sequence[str] = (),
     version: str = DEFAULT_VERSION,
-    open_runner: Callable[[ir.Model, Sequence[str]], Runner] = ReferenceRunner,
+    source: ActivationSource | None = None,
     progress: Progress | None = None,
 ) -> CalibrationCache:
     """Find the range of every tensor that a quantized model needs one for.
@@ -104,8 +150,7 @@ def calibrate(
         ops: Operators whose inputs to calibrate.
         patterns: Shell patterns of tensor names; only these, where given.
         version: The version of TensorRT that the cache's header names.
-        open_runner: Makes what runs the model, from the model (which it may change) and the
-            tensors wanted.
+        source: What runs the model; None is :class:`ReferenceActivations`.
         progress: Hears how it goes on.
 
     Returns:
@@ -115,7 +160,7 @@ def calibrate(
     Raises:
         SpecError: the version, the percentile, an operator or a pattern is none.
         ModelError: the ONNX file is missing or damaged.
-        UnsupportedError: the runner cannot run the model.
+        UnsupportedError: the source cannot run the model.
         CalibrationError: the model has nothing to calibrate, the batches do not fit, or an
             activation is NaN or infinite.
     """
@@ -124,8 +169,9 @@ def calibrate(
     check_percentile(percentile)
     graph = read_model(model)
     files = hash_files(model, graph)
-    run, tensors = _prepared(model, graph, tuple(ops), patterns, open_runner)
-    found = collect(batches, run, tensors, histograms=not minmax, progress=progress)
+    tensors = _prepared(model, graph, tuple(ops), patterns)
+    measure = source or ReferenceActivations()
+    found = measure(graph, tensors, batches, histograms=not minmax, progress=progress)
     ranges = _ranges(found, method, percentile)
     if not ranges:
         raise CalibrationError(
@@ -137,11 +183,15 @@ def calibrate(
         producer=f"trt-native {trt_native.__version__}",
         model=files,
         method=f"{method}{covering}",
-        runner=run.name,
+        runner=measure.name,
         batches=found.batches,
         shapes=found.shapes,
         ranges=ranges,
-        skipped={name: "holds nothing but zeros" for name in tensors if name not in ranges},
+        skipped={
+            name: found.left_out.get(name, "holds nothing but zeros")
+            for name in tensors
+            if name not in ranges
+        },
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
     return CalibrationCache.from_ranges(header, provenance)
@@ -152,9 +202,8 @@ def _prepared(
     graph: ir.Model,
     ops: Sequence[str],
     patterns: Sequence[str],
-    open_runner: Callable[[ir.Model, Sequence[str]], Runner],
-) -> tuple[Runner, list[str]]:
-    """What runs the model, and the tensors to measure."""
+) -> list[str]:
+    """The tensors to measure."""
     if graph.functions:
         passes.InlinePass()(graph)
     if "QuantizeLinear" in operator_names(graph):
@@ -166,8 +215,7 @@ def _prepared(
         raise CalibrationError(
             f"{path}: nothing to calibrate: no activation goes into {' or '.join(ops)}"
         )
-    chosen = _chosen(tensors, patterns)
-    return open_runner(graph, chosen), chosen
+    return _chosen(tensors, patterns)
 
 
 def _ranges(
@@ -243,11 +291,24 @@ def collect(
         filled = {name: Histogram(peak) for name, peak in amax.items() if peak}
         again = len(run_all("histograms", count))
         if again != len(shapes):
-            raise CalibrationError(
-                f"the calibration data had {len(shapes)} batches at first and {again} the second"
-                " time; give an iterator if it can be read only once"
-            )
-    return Activations(amax, filled, len(shapes), _distinct(shapes))
+            raise uneven_passes(len(shapes), again)
+    return Activations(amax, filled, len(shapes), distinct_shapes(shapes))
+
+
+def uneven_passes(first: int, later: int) -> CalibrationError:
+    """The error for data of which there is more or less every time."""
+    return CalibrationError(
+        f"the calibration data had {first} batches at first and {later} the second time; give an"
+        " iterator if it can be read only once"
+    )
+
+
+def not_finite(name: str) -> CalibrationError:
+    """The error for a tensor that holds NaN or infinity."""
+    return CalibrationError(
+        f"tensor {name!r} has NaN or infinite values; leave this batch out, or calibrate the model"
+        " in FP32"
+    )
 
 
 def _pass(
@@ -257,7 +318,7 @@ def _pass(
     progress: Progress | None,
     title: str,
     use: Callable[[str, Array], None],
-) -> list[dict[str, str]]:
+) -> list[dict[str, Shape]]:
     """Run every batch once; return the shapes of each."""
     phase = f"Running the model: {title}"
     steps = len(batches) if isinstance(batches, Sized) else None
@@ -269,7 +330,7 @@ def _pass(
             _run_batch(run(batch), tensors, use)
         except CalibrationError as error:
             raise CalibrationError(f"batch {number}: {error.message}", error.details) from error
-        shapes.append({name: _shape_text(array) for name, array in batch.items()})
+        shapes.append({name: np.shape(array) for name, array in batch.items()})
         if progress is not None and steps:
             progress.step_complete(phase, number)
     if progress is not None:
@@ -291,22 +352,21 @@ def _run_batch(
             continue
         try:
             use(name, values)
-        except ValueError as error:
-            raise CalibrationError(
-                f"tensor {name!r} has {error}; leave this batch out, or calibrate the model in FP32"
-            ) from None
+        except ValueError:
+            raise not_finite(name) from None
         missing.discard(name)
     if missing:
         raise CalibrationError(f"the model gave no values of tensor {min(missing)!r}")
 
 
-def _shape_text(array: Array) -> str:
-    return "x".join(map(str, np.shape(array))) or "scalar"
-
-
-def _distinct(batches: Sequence[Mapping[str, str]]) -> dict[str, tuple[str, ...]]:
+def distinct_shapes(batches: Sequence[Mapping[str, Shape]]) -> dict[str, tuple[str, ...]]:
+    """For each input, the different shapes it has, as text, in the order in which they come."""
     names = dict.fromkeys(name for shapes in batches for name in shapes)
     return {
-        name: tuple(dict.fromkeys(shapes[name] for shapes in batches if name in shapes))
+        name: tuple(dict.fromkeys(_text(shapes[name]) for shapes in batches if name in shapes))
         for name in names
     }
+
+
+def _text(shape: Shape) -> str:
+    return "x".join(map(str, shape)) or "scalar"

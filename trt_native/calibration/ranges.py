@@ -67,6 +67,20 @@ class Histogram:
         self.amax = 0.0
         self.elements = 0
 
+    @classmethod
+    def of(cls, counts: Counts, limit: float) -> Histogram:
+        """The histogram of values that were counted elsewhere, the largest of them ``limit``.
+
+        Args:
+            counts: ``int64[2048]``, as :attr:`counts`; the histogram owns it from here on.
+            limit: The largest magnitude, above 0.
+        """
+        histogram = cls(limit)
+        histogram.counts = counts
+        histogram.amax = limit
+        histogram.elements = int(counts.sum())
+        return histogram
+
     @property
     def bin_width(self) -> float:
         """Width of each bin."""

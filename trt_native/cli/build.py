@@ -13,16 +13,21 @@ from trt_native.cli.build_process import Job, Outcome, build_with_retries
 from trt_native.cli.console import guarded, print_json, stderr, stdout, table
 from trt_native.cli.html import TENSOR_COLUMNS, tensor_rows
 from trt_native.cli.quantize import (
+    ACTIVATIONS_HELP,
     CALIB_HELP,
     COVERAGE_HELP,
+    MEMORY_HELP,
     OPS_HELP,
     PRESET_HELP,
     SKIP_HELP,
     coverage_text,
+    engine_layers_text,
     parse_ops,
 )
+from trt_native.errors import SpecError
 from trt_native.plan import check_writable, manifest_path
 from trt_native.spec import (
+    ActivationsBy,
     BuildConfig,
     CalibrationMethod,
     HardwareCompatibility,
@@ -82,11 +87,20 @@ def build(
     precision: Annotated[
         str,
         typer.Option(
-            help="auto, fp32, tf32, fp16, bf16, int8, fp8 or int8-weights. auto: FP16 for an FP32"
-            " model, else the model's own.",
+            help="auto, fp32, tf32, fp16, bf16, int8, fp8, int8-weights or best. auto: FP16 for an"
+            " FP32 model, else the model's own. best: build fp16, int8, fp8 and int8-weights, and"
+            " keep the fastest that is accurate enough; needs --data and a GPU.",
             rich_help_panel=_TYPES,
         ),
     ] = "auto",
+    max_error: Annotated[
+        float | None,
+        typer.Option(
+            help="For --precision best: relative L2 error against FP32 that a plan may have, on"
+            " data held back. \\[default: 0.02]",
+            rich_help_panel=_TYPES,
+        ),
+    ] = None,
     keep_fp32: Annotated[
         list[str] | None,
         typer.Option(
@@ -129,6 +143,12 @@ def build(
             " \\[default: entropy by TensorRT 10's own calibrator, else mse]",
             rich_help_panel=_QUANTIZATION,
         ),
+    ] = None,
+    activations: Annotated[
+        str, typer.Option(help=ACTIVATIONS_HELP, rich_help_panel=_QUANTIZATION)
+    ] = "auto",
+    memory: Annotated[
+        str | None, typer.Option(help=MEMORY_HELP, rich_help_panel=_QUANTIZATION)
     ] = None,
     ops: Annotated[str | None, typer.Option(help=OPS_HELP, rich_help_panel=_QUANTIZATION)] = None,
     skip: Annotated[
@@ -243,20 +263,26 @@ def build(
     json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
     """Build a TensorRT plan from an ONNX model."""
+    quantization = QuantizationSpec(
+        calibration=calib,
+        data=data,
+        method=CalibrationMethod.parse(method) if method is not None else None,
+        activations=ActivationsBy.parse(activations),
+        memory_bytes=parse_bytes(memory) if memory is not None else None,
+        ops=parse_ops(ops),
+        skip=tuple(skip or ()),
+        preset=preset,
+        min_coverage=min_coverage,
+    )
+    best = precision.lower() == "best"
+    if max_error is not None and not best:
+        raise SpecError("--max-error: no effect without --precision best")
     config = BuildConfig(
         profiles=_profiles(dim or [], shape or [], profile),
-        precision=Precision.parse(precision),
+        precision=Precision.AUTO if best else Precision.parse(precision),
         io_precision=IoPrecision.parse(io_precision),
         keep_fp32=tuple(keep_fp32 or ()),
-        quantization=QuantizationSpec(
-            calibration=calib,
-            data=data,
-            method=CalibrationMethod.parse(method) if method is not None else None,
-            ops=parse_ops(ops),
-            skip=tuple(skip or ()),
-            preset=preset,
-            min_coverage=min_coverage,
-        ),
+        quantization=QuantizationSpec() if best else quantization,
         workspace_bytes=parse_bytes(workspace) if workspace is not None else None,
         optimization_level=optimization_level,
         max_aux_streams=max_aux_streams,
@@ -272,6 +298,8 @@ def build(
         profiling_verbosity=ProfilingVerbosity.parse(profiling_verbosity),
     )
     if dry_run:
+        if best:
+            raise SpecError("--dry-run: precision best decides by building and measuring")
         _dry_run(model, config, backend, json)
         return
     job = Job(
@@ -286,7 +314,12 @@ def build(
     for file in (job.target, manifest_path(job.target)):
         check_writable(file, reads=reads)
     seconds = parse_duration(timeout) if timeout is not None else None
-    _build(job, seconds, retry, json)
+    if best:
+        from trt_native.cli.best import build_best
+
+        build_best(job, quantization, max_error, seconds, retry, json)
+    else:
+        _build(job, seconds, retry, json)
 
 
 def _profiles(dims: list[str], shapes: list[str], file: Path | None) -> tuple[ProfileSpec, ...]:
@@ -365,12 +398,17 @@ def _precision_text(manifest: Manifest) -> str:
         text += f" ({precision['pinned_fp32_nodes']} nodes pinned to FP32)"
     elif "pinned_fp32_nodes" in precision:
         text += f" ({precision['pinned_fp32_nodes']} nodes pinned to FP32)"
+    if precision.get("engine_layers"):
+        text += f"\nin the engine: {engine_layers_text(precision['engine_layers'])}"
     return text
 
 
 def _quantized_text(record: Mapping[str, Any]) -> str:
     text = coverage_text(record)
-    return f"{text}; {record['backend_lacks']}" if record["backend_lacks"] else text
+    calibration = record["calibration"]
+    if calibration.get("runner"):
+        text += f"\nranges from {calibration['batches']} batches run by {calibration['runner']}"
+    return f"{text}\n{record['backend_lacks']}" if record["backend_lacks"] else text
 
 
 def _dry_run(model: Path, config: BuildConfig, backend: str, json: bool) -> None:

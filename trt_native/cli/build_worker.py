@@ -92,7 +92,8 @@ def _build(job: Job, scratch: Path, report: _Report) -> dict[str, Any]:
 
 def _build_and_save(job: Job, report: _Report) -> dict[str, Any]:
     from trt_native.backends.base import load_backend
-    from trt_native.builder import build_plan, default_workspace
+    from trt_native.backends.building import default_workspace
+    from trt_native.builder import build_plan
     from trt_native.cache import BuiltPlan, EngineCache
     from trt_native.cuda import gpu_info
 

@@ -11,8 +11,9 @@ import typer
 
 from trt_native.cli.console import guarded, print_json, stderr, stdout, table
 from trt_native.cli.progress import BuildProgress
+from trt_native.cli.quantize import ACTIVATIONS_HELP, MEMORY_HELP
 from trt_native.errors import SpecError
-from trt_native.spec import CalibrationMethod
+from trt_native.spec import ActivationsBy, CalibrationMethod, parse_bytes
 
 if TYPE_CHECKING:
     from trt_native.calibration.cache import CalibrationCache
@@ -62,6 +63,11 @@ def calibrate(
             " Conv, ConvTranspose, MatMul and Gemm]",
         ),
     ] = None,
+    activations: Annotated[str, typer.Option(help=ACTIVATIONS_HELP)] = "auto",
+    memory: Annotated[str | None, typer.Option(help=MEMORY_HELP)] = None,
+    backend: Annotated[
+        str, typer.Option(help="Whose engines: auto, tensorrt or rtx; auto as in build.")
+    ] = "auto",
     trt_version: Annotated[
         str | None,
         typer.Option(help="The TensorRT that the cache's header names. \\[default: 10.16.1]"),
@@ -78,12 +84,15 @@ def calibrate(
 ) -> None:
     """Find the ranges that INT8 and FP8 need, by running a model on sample inputs.
 
-    Runs the model with onnx.reference on the CPU, which suits small models. The cache is
-    TensorRT's own text; where the ranges come from stands in a .json file beside it.
+    On a GPU, engines with extra outputs run the model; elsewhere onnx.reference does, on the CPU,
+    which suits small models. The cache is TensorRT's own text; where the ranges come from stands
+    in a .json file beside it.
     """
     if [model is not None, show is not None, diff is not None].count(True) != 1:
         raise SpecError("give one of: MODEL.onnx with --data DIR, --show FILE, or --diff A B")
-    if model is None and any((data, output, percentile, limit, tensor, trt_version)):
+    by = ActivationsBy.parse(activations)
+    for_model = (data, output, percentile, limit, tensor, memory, trt_version)
+    if model is None and (any(for_model) or by is not ActivationsBy.AUTO or backend != "auto"):
         raise SpecError("--show and --diff read caches: they take no option but --json")
     if show is not None:
         _show(show, json)
@@ -101,6 +110,7 @@ def calibrate(
             output or model.with_suffix(".calib"),
             limit,
             json,
+            (by, backend, parse_bytes(memory) if memory is not None else None),
             {
                 "method": chosen,
                 "patterns": tensor or (),
@@ -111,8 +121,15 @@ def calibrate(
 
 
 def _calibrate(
-    model: Path, data: str, output: Path, limit: int | None, json: bool, options: dict[str, Any]
+    model: Path,
+    data: str,
+    output: Path,
+    limit: int | None,
+    json: bool,
+    running: tuple[ActivationsBy, str, int | None],
+    options: dict[str, Any],
 ) -> None:
+    from trt_native.activations import activation_source
     from trt_native.calibration.batches import read_batches
     from trt_native.calibration.collect import calibrate
     from trt_native.graph.onnx_file import read_model, tensor_specs
@@ -126,8 +143,11 @@ def _calibrate(
         progress.phase_start("Reading the calibration data", None, 1)
         batches = read_batches(data, inputs, limit=limit)
         progress.phase_finish("Reading the calibration data")
-        stderr.print("running the model with onnx.reference on the CPU: slow for large models")
-        cache = calibrate(model, batches, progress=progress, **options)
+        by, backend, memory_bytes = running
+        source = activation_source(by, backend=backend, memory_bytes=memory_bytes)
+        slow = " on the CPU: slow for large models" if source.name == "onnx.reference" else ""
+        stderr.print(f"running the model with {source.name}{slow}", highlight=False)
+        cache = calibrate(model, batches, source=source, progress=progress, **options)
     cache.save(output)
     seconds = time.perf_counter() - started
     if json:
@@ -142,8 +162,9 @@ def _origin(path: Path, cache: CalibrationCache) -> list[tuple[str, str]]:
     origin = cache.provenance
     if origin is None:
         return [*rows, ("origin", "unknown: no .json file beside the cache")]
-    if origin.skipped:
-        rows.append(("without a range", f"{_some(list(origin.skipped))}: nothing but zeros"))
+    for reason in dict.fromkeys(origin.skipped.values()):
+        names = [name for name, found in origin.skipped.items() if found == reason]
+        rows.append(("without a range", f"{_some(names)}: {reason}"))
     shapes = (f"{name} {' or '.join(found)}" for name, found in origin.shapes.items())
     return [
         *rows,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from trt_native.cli.console import guarded, print_json, stderr, stdout, table
 from trt_native.cli.html import TENSOR_COLUMNS, GraphNode, page, plan_page, tensor_rows
+from trt_native.cli.quantize import engine_layers_text
 from trt_native.errors import ModelError, SpecError
 from trt_native.spec import TensorSpec, format_bytes
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
     from trt_native.graph.onnx_file import ModelSummary
     from trt_native.inspection import Layer
+    from trt_native.plan import Manifest
 
 __all__ = ["inspect"]
 
@@ -174,6 +177,7 @@ def _inspect_plan(
             ("for", targets),
             ("model", f"{manifest.model['file']} (SHA-256 {manifest.model['sha256'][:16]}...)"),
             ("precision", str(manifest.precision["applied"])),
+            *_running(manifest),
             *((f"option {name}", str(value)) for name, value in manifest.options.items()),
         ]
     else:
@@ -186,6 +190,12 @@ def _inspect_plan(
         stdout.print(f"Layers cannot be read here: {fault}", markup=False, highlight=False)
     else:
         _print_layers(report.layers)
+
+
+def _running(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """What the manifest of a quantized plan tells of its engine."""
+    if "engine_layers" in manifest.precision:
+        yield "computes in it", engine_layers_text(manifest.precision["engine_layers"])
 
 
 def _print_layers(layers: tuple[Layer, ...]) -> None:

@@ -16,18 +16,29 @@ if TYPE_CHECKING:
     from trt_native.quantize import QuantizedFile
 
 __all__ = [
+    "ACTIVATIONS_HELP",
     "CALIB_HELP",
     "COVERAGE_HELP",
+    "MEMORY_HELP",
     "OPS_HELP",
     "PRESET_HELP",
     "SKIP_HELP",
     "coverage_text",
+    "engine_layers_text",
     "parse_ops",
     "quantize",
 ]
 
 _NAMED = 10
 CALIB_HELP = "Calibration cache with the ranges of the activations."
+ACTIVATIONS_HELP = (
+    "What runs the model with the data: engine (TensorRT, on the GPU), engine-fp16, reference"
+    " (onnx.reference, on the CPU), or auto: an engine where there is a GPU."
+)
+MEMORY_HELP = (
+    "GPU memory for the activations of one engine, which decides how many engines it takes."
+    " \\[default: 8GiB, or half of what is free]"
+)
 OPS_HELP = "Operators to quantize, such as Conv,MatMul,Gemm. \\[default: what suits the format]"
 SKIP_HELP = "Shell pattern of nodes to leave alone, such as '*/to_out*' or 'op:Gemm'. Repeatable."
 PRESET_HELP = "default, or diffusion-unet: leave a denoiser's sensitive layers alone."
@@ -110,6 +121,15 @@ def coverage_text(report: Mapping[str, Any]) -> str:
         share = report["weight_bytes_quantized"] / report["weight_bytes"]
         text += f", {share:.1%} of their weights' bytes"
     return text
+
+
+def engine_layers_text(record: Mapping[str, Any] | None) -> str:
+    """How many layers of an engine compute in INT8 or FP8, from its manifest."""
+    if record is None:
+        return "unknown: the engine could not be asked where it was built, or does not tell"
+    counts = {precision.upper(): len(record.get(precision, ())) for precision in ("int8", "fp8")}
+    found = " and ".join(f"{count} in {name}" for name, count in counts.items() if count)
+    return f"{found or 'none'} of {record['layers']} layers"
 
 
 def _print(result: QuantizedFile) -> None:

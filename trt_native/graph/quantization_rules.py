@@ -32,6 +32,7 @@ __all__ = [
     "Selection",
     "SkipReason",
     "Weight",
+    "attention_operands",
     "count_by_operator",
     "default_ops",
     "find_weight",
@@ -356,6 +357,20 @@ def _channels(node: ir.Node) -> list[int]:
         elif right is not None:
             found.append(1)  # a vector: one column
     return [extent for extent in found if extent is not None]
+
+
+def attention_operands(graph: ir.Graph) -> frozenset[str]:
+    """Names of the tensors that attention's own two products read, and no other product."""
+    products = [node for node in graph if node.domain == "" and node.op_type in QUANTIZABLE_OPS]
+    operands = {node: [v for v in node.inputs[:2] if v is not None] for node in products}
+    attention = {
+        node
+        for node, values in operands.items()
+        if not any(find_weight(value) for value in values) and _is_attention(node)
+    }
+    inside = {value for node in attention for value in operands[node]}
+    outside = {value for node in products if node not in attention for value in operands[node]}
+    return frozenset(value.name for value in inside - outside if value.name)
 
 
 def _is_attention(node: ir.Node) -> bool:

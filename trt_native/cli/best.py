@@ -1,0 +1,100 @@
+"""``trt-native build --precision best``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trt_native.cli.build_process import Job, build_with_retries
+from trt_native.cli.console import print_json, stderr, table
+from trt_native.cli.progress import BuildProgress
+from trt_native.errors import BuildError
+from trt_native.plan import check_writable
+from trt_native.spec import BuildConfig, QuantizationSpec, format_bytes
+
+if TYPE_CHECKING:
+    from trt_native.selection import Candidate, Selection
+
+__all__ = ["build_best"]
+
+
+def build_best(
+    job: Job,
+    quantization: QuantizationSpec,
+    max_error: float | None,
+    timeout_s: float | None,
+    retry: bool,
+    json: bool,
+) -> None:
+    """Build several precisions in processes of their own, measure them, and keep one.
+
+    Args:
+        job: What to build; its precision and quantization do not count.
+        quantization: What to quantize, with calibration data.
+        max_error: The most that a plan's relative error may be; None for the default.
+        timeout_s: How long all builds together may take.
+        retry: As for one build.
+        json: Whether to print JSON.
+    """
+    from trt_native.selection import DEFAULT_MAX_ERROR, build_fastest
+
+    check_writable(job.target)
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    with BuildProgress(stderr) as progress:
+
+        def build(config: BuildConfig, target: Path) -> None:
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                raise BuildError("there was no time left for it (--timeout)")
+            stderr.print(f"building {config.precision}", highlight=False)
+            wanted = replace(job, config=config, target=target)
+            build_with_retries(wanted, progress, timeout_s=left, retry=retry)
+
+        selection = build_fastest(
+            job.model,
+            job.config,
+            quantization,
+            max_error=DEFAULT_MAX_ERROR if max_error is None else max_error,
+            backend=job.backend,
+            build=build,
+            progress=progress,
+        )
+    selection.plan.save(job.target)
+    if json:
+        manifest = selection.plan.manifest
+        print_json(
+            {
+                "path": str(job.target),
+                "selection": selection.to_json(),
+                **(manifest.to_json() if manifest else {}),
+            }
+        )
+    else:
+        _print(job.target, selection)
+
+
+def _print(target: Path, selection: Selection) -> None:
+    data = f"{selection.calibration_batches} batches to calibrate, {selection.held_back} to compare"
+    columns = ("precision", "error", "ms", "MiB", "")
+    rows = (tuple(_row(candidate, selection)) for candidate in selection.candidates)
+    table("Plans compared", columns, rows)
+    size = format_bytes(len(selection.plan.data))
+    chosen = f"{selection.chosen}: the fastest with an error of at most {selection.max_error:g}"
+    table("Built", ("", ""), [("plan", f"{target} ({size})"), ("chosen", chosen), ("data", data)])
+
+
+def _row(candidate: Candidate, selection: Selection) -> Iterator[str]:
+    yield str(candidate.precision)
+    yield "" if candidate.error is None else f"{candidate.error:.4f}"
+    yield "" if candidate.latency_ms is None else f"{candidate.latency_ms:.3f}"
+    yield "" if candidate.plan_bytes is None else f"{candidate.plan_bytes / 2**20:.1f}"
+    if candidate.precision is selection.chosen:
+        yield "chosen"
+    elif candidate.fault is not None:
+        yield candidate.fault
+    else:
+        over = candidate.error is not None and not candidate.error <= selection.max_error
+        yield "too large an error" if over else ""
