@@ -5,6 +5,7 @@ The rest of the code reads :class:`Capabilities`, never a version number.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -242,10 +243,6 @@ class Backend(Protocol):
         """
         ...
 
-    def is_capturable(self, context: Any, stream: int) -> bool:
-        """Whether the library says that a run of this context can be captured as a CUDA graph."""
-        ...
-
     def profiler(self, report: Callable[[str, float], None]) -> Any:
         """An ``IProfiler`` that passes each layer's name and milliseconds on, in engine order.
 
@@ -344,6 +341,7 @@ def load_backend(name: str = "auto") -> Backend:
     raise UnsupportedError(f"{wanted} installed; {_INSTALL}", faults)
 
 
+@functools.cache  # one for each library: TensorRT keeps the first logger it is given for good
 def _wrap(name: str, module: Any) -> Backend:
     version = str(module.__version__)
     major = int(version.split(".")[0])

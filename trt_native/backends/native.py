@@ -349,16 +349,12 @@ class NativeBackend:
                 _relevant(errors),
             )
         if fault is not None:  # it runs on more than it is supported on
-            _LOGGER.warning("%s %s loaded a plan although: %s", self.product, self.version, fault)
+            _LOGGER.info("%s %s loaded a plan although: %s", self.product, self.version, fault)
         return engine
 
     def contexts(self, engine: Any, cached: bytes) -> Contexts:  # noqa: ARG002
         """See :meth:`trt_native.backends.base.Backend.contexts`."""
         return _StaticContexts(self._trt, engine)
-
-    def is_capturable(self, context: Any, stream: int) -> bool:  # noqa: ARG002
-        """See :meth:`trt_native.backends.base.Backend.is_capturable`."""
-        return True
 
     def profiler(self, report: Callable[[str, float], None]) -> Any:
         """See :meth:`trt_native.backends.base.Backend.profiler`."""

@@ -13,8 +13,6 @@ from trt_native.spec import BuildConfig, Precision
 __all__ = ["RtxBackend"]
 
 _FIRST_WITH_INT8_CONV = (1, 7)
-_ALLOCATING = frozenset({"Loop", "NonMaxSuppression", "NonZero", "Scan"})
-"""Operators that need memory of a size which only the run tells."""
 _REFUSALS = {
     "timing_cache": (
         "it times no tactics at build, so there is nothing to keep; kernels are compiled and"
@@ -68,9 +66,6 @@ class RtxBackend(NativeBackend):
         return 1 << int(self._trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
     def _set_targets(self, request: BuildRequest, config: Any) -> None:
-        if _ALLOCATING.isdisjoint(request.operators):
-            # All memory is there when a context is made, so that runs fit into a CUDA graph.
-            config.set_flag(self._trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         wanted = dict.fromkeys(request.config.compute_capabilities)
         if not wanted:
             return
@@ -82,10 +77,6 @@ class RtxBackend(NativeBackend):
     def contexts(self, engine: Any, cached: bytes) -> Contexts:
         """See :meth:`trt_native.backends.base.Backend.contexts`."""
         return _CompilingContexts(self._trt, engine, cached)
-
-    def is_capturable(self, context: Any, stream: int) -> bool:
-        """See :meth:`trt_native.backends.base.Backend.is_capturable`."""
-        return bool(context.is_stream_capturable(stream))
 
     def _load_fault(self, runtime: Any, data: bytes | memoryview) -> str | None:
         validity, diagnostics = runtime.get_engine_validity(data)

@@ -218,25 +218,19 @@ class Runner:
     def _capture(self, layout: Layout, addresses: tuple[int, ...]) -> Graph | None:
         handle = self._capture_stream.handle
         self._bind(layout, addresses)
-        if not self.engine.backend.is_capturable(self._context, handle):
-            self._refuse(layout, f"{self.engine.backend.product} says it cannot be captured")
-            return None
         try:
             graph = Graph(self._capture_stream, lambda: self._enqueue(handle))
         except CudaError as error:
             if error.sticky:
                 raise
-            self._refuse(layout, str(error))
+            layout.replayable = False
+            _LOGGER.debug("running without a CUDA graph: %s", error)
             return None
         dropped = self._graphs.add((layout, addresses), graph)
         if dropped is not None:
             self.order.synchronize()
             dropped.close()
         return graph
-
-    def _refuse(self, layout: Layout, reason: str) -> None:
-        layout.replayable = False
-        _LOGGER.debug("running without a CUDA graph: %s", reason)
 
     def _run(self, stream: int) -> None:
         if stream in _DEFAULT_STREAMS:  # there TensorRT would synchronize by itself
