@@ -344,7 +344,7 @@ class Bound:
     @property
     def reached(self) -> bool:
         """Whether it is."""
-        return self.found >= self.limit if self.at_least else self.found <= self.limit
+        return bool(self.found >= self.limit if self.at_least else self.found <= self.limit)
 
 
 def bounds(shape: tuple[int, ...], medians: dict[str, float]) -> list[Bound]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,9 +22,12 @@ def onnx(tmp_path_factory):
     return export(tmp_path_factory.mktemp("golden") / "unet.onnx")
 
 
-def build(onnx, plan, *options, env=None):
-    """Build as a user does, in a process of its own."""
+def build(name, onnx, plan, *options, env=None):
+    """Build as a user does, in a process of its own, or take the plan from a folder."""
     dims = [word for dim in DIMS for word in ("--dim", dim)]
+    built_elsewhere = os.environ.get("TRT_NATIVE_TEST_PLANS")
+    if built_elsewhere:
+        return Path(built_elsewhere) / f"{name}.plan"
     subprocess.run(
         [sys.executable, "-m", "trt_native", "build", onnx, "-o", plan, *dims, *options],
         check=True,
@@ -48,29 +52,31 @@ def relative_errors(plan):
 
 
 def test_fp32(onnx, tmp_path):
-    plan = build(onnx, tmp_path / "unet.plan", "--precision", "fp32")
+    plan = build("fp32", onnx, tmp_path / "unet.plan", "--precision", "fp32")
     assert max(relative_errors(plan)) <= 1e-3
 
 
 def test_fp16(onnx, tmp_path):
-    plan = build(onnx, tmp_path / "unet.plan", "--precision", "fp16")
+    plan = build("fp16", onnx, tmp_path / "unet.plan", "--precision", "fp16")
     assert max(relative_errors(plan)) <= 1e-2
 
 
 def test_fp16_inputs_and_outputs(onnx, tmp_path):
-    plan = build(onnx, tmp_path / "unet.plan", "--io-precision", "fp16")
+    plan = build("io16", onnx, tmp_path / "unet.plan", "--io-precision", "fp16")
     assert max(relative_errors(plan)) <= 1e-2
 
 
 def test_an_fp16_export(tmp_path):
     onnx = export(tmp_path / "unet.onnx", "float16")
-    plan = build(onnx, tmp_path / "unet.plan")
+    plan = build("export16", onnx, tmp_path / "unet.plan")
     assert max(relative_errors(plan)) <= 1e-2
 
 
 def test_a_plan_built_without_a_gpu_runs_here(onnx, tmp_path):
     pytest.importorskip("tensorrt_rtx")
     blind = {"CUDA_VISIBLE_DEVICES": ""}
-    plan = build(onnx, tmp_path / "unet.plan", "--precision", "fp32", "--backend", "rtx", env=blind)
+    plan = build(
+        "blind", onnx, tmp_path / "unet.plan", "--precision", "fp32", "--backend", "rtx", env=blind
+    )
     assert Plan.load(plan).manifest.gpu is None
     assert max(relative_errors(plan)) <= 1e-3

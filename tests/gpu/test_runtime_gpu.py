@@ -96,8 +96,8 @@ def test_changing_numpy_inputs_and_shapes(plan, rng, graphs):
             x, s = draw(rng, (2, 2, 4, 7)[i % 4]), np.array(i, np.float32)
             y = session.run({"x": x, "s": s})["y"]
             kept.append((y, expected(x, i)))
-        # All shapes came back, each with the addresses of its buffers.
-        assert session.graph_count == min(graphs, 3)
+        # One for each shape, and one for the first before the buffers grew.
+        assert session.graph_count == min(graphs, 4)
     for found, reference in kept:  # results stay what they are, also after the session
         np.testing.assert_array_equal(found, reference)
 

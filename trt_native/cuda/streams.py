@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import Any
 
@@ -9,6 +10,15 @@ from trt_native.cuda.driver import check, translated
 from trt_native.errors import ClosedError, SpecError
 
 __all__ = ["Event", "Stream", "is_capturing", "stream_handle"]
+
+
+_DISABLE_TIMING = 2  # CU_EVENT_DISABLE_TIMING
+
+
+def _make_current(ordinal: int) -> None:
+    from cuda.core import Device
+
+    Device(ordinal).set_current()
 
 
 @functools.cache
@@ -27,13 +37,18 @@ class Event:
     """
 
     def __init__(self, *, timing: bool = False, ordinal: int = 0) -> None:
+        # Every submitted run takes one: cuda.core would need several microseconds to make it.
         with translated("create an event"):
             from cuda.bindings import driver
-            from cuda.core import Device, EventOptions
 
+            _make_current(ordinal)
+            flags = 0 if timing else _DISABLE_TIMING
             self._driver = driver
-            self._event: Any = Device(ordinal).create_event(EventOptions(timing_enabled=timing))
-            self._handle = int(self._event.handle)
+            self._handle = int(check(driver.cuEventCreate(flags))[0])
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # never made, or the process ends
+            self._driver.cuEventDestroy(self._handle)
 
     @property
     def handle(self) -> int:
@@ -72,7 +87,7 @@ class Event:
     def elapsed_ms(self, since: Event) -> float:
         """Milliseconds from ``since`` to this event; both with timing, both reached."""
         with translated("read the time between two events"):
-            return float(self._event - since._event)
+            return float(check(self._driver.cuEventElapsedTime(since.handle, self._handle))[0])
 
 
 class Stream:

@@ -52,6 +52,8 @@ _LOGGER = logging.getLogger(__name__)
 _DEFAULT_GRAPHS = 32
 _DEFAULT_CALLS = 4
 _MOST_KNOWN = 256
+_THREAD = threading.local()
+"""Which GPU's context a thread has; its number would not do, as a later thread may get it again."""
 _NO_INPUT = read(np.zeros(0))
 
 
@@ -113,7 +115,6 @@ class Session:
 
         self._driver = driver
         self._in_use = threading.Lock()
-        self._thread = threading.get_ident()
         self._broken: CudaError | None = None
         self._pool = PinnedPool()
         self._upload_stream = Stream(self.engine.ordinal)
@@ -321,9 +322,9 @@ class Session:
             )
         try:
             self._check_usable()
-            if self._thread != threading.get_ident():
+            if getattr(_THREAD, "ordinal", None) != self.engine.ordinal:
                 require_gpu(self.engine.ordinal)
-                self._thread = threading.get_ident()
+                _THREAD.ordinal = self.engine.ordinal
             self._reap()
         except BaseException:
             self._in_use.release()
