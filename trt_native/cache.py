@@ -366,7 +366,8 @@ class EngineCache:
                 self._remove(key)
                 return None
             options = prepared.config.options()
-            return Plan(data, dataclasses.replace(manifest, model=prepared.files, options=options))
+            model = {**manifest.model, **prepared.files}  # the same content, by this build's names
+            return Plan(data, dataclasses.replace(manifest, model=model, options=options))
         return None
 
     def _read(self, key: str) -> tuple[Manifest, bytes]:

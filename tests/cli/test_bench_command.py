@@ -14,7 +14,7 @@ from html_reader import SVG, Collector, svgs
 from made_plans import LAYERS, X, Y, make_plan
 
 from trt_native.bench import BenchOptions, bench_plan
-from trt_native.cli import main
+from trt_native.cli import console, main
 from trt_native.cli.bench_html import bench_page
 from trt_native.cli.html import plan_page
 from trt_native.cuda import gpu_info
@@ -28,7 +28,7 @@ FAST = ("--duration", "0.02", "--warmup", "1")
 def bench(tmp_path, monkeypatch, capsys):
     """Run the command in this process; returns exit code, standard output and error."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(console.stdout, "width", 200)
     make_plan(tmp_path / "m.plan", (X, Y))
     make_plan(tmp_path / "other.plan", (X, Y))
     speeds = {"m.plan": Speed(), "other.plan": Speed(compute=1.0)}

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from trt_native.calibration.reference import ReferenceRunner
-from trt_native.cli import main
+from trt_native.cli import console, main
 from trt_native.graph.onnx_file import read_model
 from trt_native.spec import BuildConfig, Precision, ProfileSpec
 from trt_native.verify import check, layers
@@ -66,7 +66,7 @@ def runs(monkeypatch):
 
 @pytest.fixture
 def verify(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(console.stdout, "width", 200)
 
     def call(*arguments):
         with pytest.raises(SystemExit) as ended:
