@@ -153,6 +153,8 @@ def test_output_buffers_are_checked_all_at_once():
         "'n': its buffer is read-only",
     ):
         assert part in str(caught.value)
+    with pytest.raises(SpecError, match=r"'y': its buffer is not contiguous"):
+        check_outputs(outputs, {"y": (4,)}, {"y": read(np.zeros(8, np.float32)[::2])})
     with pytest.raises(SpecError, match="its shape depends on data"):
         check_outputs(outputs, {"y": (-1,)}, {"y": read(np.zeros(4, np.float32))})
 

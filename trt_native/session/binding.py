@@ -175,6 +175,8 @@ def check_outputs(
             faults.append(
                 f"{name!r}: its buffer is not contiguous, or not {ALIGNMENT}-byte aligned"
             )
+        if operand.host is not None and not operand.host.flags.c_contiguous:
+            faults.append(f"{name!r}: its buffer is not contiguous")
         if operand.host is not None and not operand.host.flags.writeable:
             faults.append(f"{name!r}: its buffer is read-only")
     if faults:
