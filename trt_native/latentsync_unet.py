@@ -19,6 +19,7 @@ from trt_native.errors import ClosedError, PlanError, SpecError, UnsupportedErro
 from trt_native.models.latentsync.config import UNetConfig
 from trt_native.plan import Plan, PlanTensor
 from trt_native.session import Session
+from trt_native.session.operands import torch_dtype, torch_stream
 
 try:
     import torch
@@ -87,14 +88,14 @@ class _PlanExecutor:
         self.device = torch.device("cuda", ordinal)
         self._engine = Engine(loaded, backend=backend, ordinal=ordinal)
         try:
-            self._session: Any = Session(self._engine)
+            self._session = Session(self._engine)
         except BaseException:
             self._engine.close()
             raise
         self.tensors = self._engine.tensors
 
     def run(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
-        stream = torch.cuda.current_stream(self.device)
+        stream = torch_stream(self._engine.ordinal)
         self._session.run(inputs, out=outputs, stream=stream)
 
     def close(self) -> None:
@@ -243,7 +244,8 @@ class LatentSyncUNet(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The type that the plan takes latents in."""
-        return _torch_dtype(_tensor(self._full, _LATENTS))
+        dtype: torch.dtype = torch_dtype(_tensor(self._full, _LATENTS).dtype)
+        return dtype
 
     def forward(
         self,
@@ -413,7 +415,7 @@ class LatentSyncUNet(nn.Module):
             shapes,
             {
                 tensor.name: torch.empty(
-                    shapes[tensor.name], dtype=_torch_dtype(tensor), device=self.device
+                    shapes[tensor.name], dtype=torch_dtype(tensor.dtype), device=self.device
                 )
                 for tensor in {tensor.name: tensor for tensor in tensors}.values()
             },
@@ -579,11 +581,6 @@ def _names(executor: Executor, mode: str) -> set[str]:
 
 def _tensor(executor: Executor, name: str) -> PlanTensor:
     return next(tensor for tensor in executor.tensors if tensor.name == name)
-
-
-def _torch_dtype(tensor: PlanTensor) -> torch.dtype:
-    dtype: torch.dtype = getattr(torch, tensor.dtype)
-    return dtype
 
 
 def _audio_shape(

@@ -11,6 +11,7 @@ from trt_native.engine import Engine
 from trt_native.errors import SpecError, UnsupportedError
 from trt_native.plan import Plan
 from trt_native.session import Session
+from trt_native.session.operands import torch_stream
 
 __all__ = ["TensorRTModule"]
 
@@ -68,9 +69,7 @@ class TensorRTModule(torch.nn.Module):
                 "a TensorRT engine has no backward: call it under torch.no_grad() or"
                 " torch.inference_mode(), or detach its inputs"
             )
-        ordinal = self.session.engine.ordinal
-        stream = torch.cuda.current_stream(ordinal).cuda_stream
-        outputs = self.session.run(inputs, stream=stream)
+        outputs = self.session.run(inputs, stream=torch_stream(self.session.engine.ordinal))
         return outputs if len(outputs) > 1 else next(iter(outputs.values()))
 
     def close(self) -> None:

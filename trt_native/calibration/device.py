@@ -7,9 +7,8 @@ Two small kernels, shipped as PTX that the driver compiles when they are first u
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trt_native.calibration.ranges import BINS, Histogram
+from trt_native.cuda.driver import check, translated
 from trt_native.errors import ClosedError, CudaError
 
 __all__ = ["DTYPES", "DeviceStatistics"]
@@ -50,7 +50,7 @@ class DeviceStatistics:
         self._stream: Any = None
         self._peaks: Any = None
         self._counts: Any = None
-        with _translated("prepare the kernels of the calibration"):
+        with translated("prepare the kernels of the calibration"):
             from cuda.core import Device, ObjectCode
 
             self._device: Any = Device(ordinal)
@@ -94,7 +94,7 @@ class DeviceStatistics:
         """
         self._open()
         self._limits = dict(limits)
-        with _translated("prepare the histograms of the calibration"):
+        with translated("prepare the histograms of the calibration"):
             self._counts = self._zeroed(8 * BINS * len(self._places))
 
     def count(self, name: str, tensor: Any, dtype: str) -> None:
@@ -117,7 +117,7 @@ class DeviceStatistics:
             CudaError: a kernel failed.
         """
         self._open()
-        with _translated("measure activations on the GPU"):
+        with translated("measure activations on the GPU"):
             self._stream.sync()
 
     def histograms(self) -> dict[str, Histogram]:
@@ -137,7 +137,7 @@ class DeviceStatistics:
         stream, self._stream = self._stream, None
         if stream is None:
             return
-        with _translated("free what the calibration took"):
+        with translated("free what the calibration took"):
             stream.sync()
             for buffer in (self._peaks, self._counts):
                 if buffer is not None:
@@ -160,7 +160,7 @@ class DeviceStatistics:
         interface = getattr(tensor, "__cuda_array_interface__", None)
         if interface is not None:
             return int(interface["data"][0]), math.prod(interface["shape"])
-        with _translated("read a tensor of the engine"):
+        with translated("read a tensor of the engine"):
             from cuda.core.utils import StridedMemoryView
 
             # The producer has finished; nothing is to be ordered.
@@ -173,17 +173,17 @@ class DeviceStatistics:
         from cuda.bindings import driver
 
         buffer = self._device.allocate(max(nbytes, 1), stream=self._stream)
-        _check(driver.cuMemsetD8Async(int(buffer.handle), 0, buffer.size, self._stream.handle))
+        check(driver.cuMemsetD8Async(int(buffer.handle), 0, buffer.size, self._stream.handle))
         return buffer
 
     def _fetch(self, buffer: Any, dtype: npt.DTypeLike, elements: int) -> npt.NDArray[Any]:
         from cuda.bindings import driver
 
         found = np.empty(elements, dtype)
-        with _translated("measure activations on the GPU"):
+        with translated("measure activations on the GPU"):
             if found.nbytes:
                 address, source = found.ctypes.data, int(buffer.handle)
-                _check(driver.cuMemcpyDtoHAsync(address, source, found.nbytes, self._stream.handle))
+                check(driver.cuMemcpyDtoHAsync(address, source, found.nbytes, self._stream.handle))
             self._stream.sync()
         return found
 
@@ -191,7 +191,7 @@ class DeviceStatistics:
         self._open()
         if elements == 0:
             return
-        with _translated("measure activations on the GPU"):
+        with translated("measure activations on the GPU"):
             from cuda.core import LaunchConfig, launch
 
             blocks = min(-(-elements // _BLOCK), _BLOCKS_PER_PROCESSOR * self._processors)
@@ -201,20 +201,3 @@ class DeviceStatistics:
                 self._kernels[kernel],
                 *arguments,
             )
-
-
-def _check(result: tuple[Any, ...]) -> None:
-    if int(result[0]) != 0:
-        raise CudaError(f"{result[0].name} (code {int(result[0])})")
-
-
-@contextlib.contextmanager
-def _translated(action: str) -> Iterator[None]:
-    """Turn whatever cuda-python raises into a :class:`CudaError` that names the action."""
-    try:
-        yield
-    except Exception as error:  # cuda-python's own errors have no base class but this
-        text = " ".join(str(error).split()) or type(error).__name__
-        if "driver library" in text:
-            text = "this machine has no NVIDIA driver (libcuda)"
-        raise CudaError(f"cannot {action}: {text}") from error

@@ -8,7 +8,15 @@ function of this package is called.
 from trt_native.cuda.arrays import DeviceArray
 from trt_native.cuda.driver import GpuInfo, gpu_info, memory_info, require_gpu
 from trt_native.cuda.graphs import Graph
-from trt_native.cuda.memory import DeviceBuffer, PinnedBlock, PinnedBuffer, PinnedPool, copy_host
+from trt_native.cuda.memory import (
+    DeviceBuffer,
+    PinnedBlock,
+    PinnedBuffer,
+    PinnedPool,
+    copy_host,
+    copy_to_device,
+    copy_to_host,
+)
 from trt_native.cuda.streams import Event, Stream, is_capturing, stream_handle
 
 __all__ = [
@@ -22,6 +30,8 @@ __all__ = [
     "PinnedPool",
     "Stream",
     "copy_host",
+    "copy_to_device",
+    "copy_to_host",
     "gpu_info",
     "is_capturing",
     "memory_info",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from trt_native.errors import ClosedError, CudaError
 
-__all__ = ["GpuInfo", "check", "gpu_info", "memory_info", "require_gpu", "translated"]
+__all__ = ["GpuInfo", "bindings", "check", "gpu_info", "memory_info", "require_gpu", "translated"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,14 @@ def memory_info() -> tuple[int, int]:
 
         free, total = check(driver.cuMemGetInfo())
     return int(free), int(total)
+
+
+@functools.cache
+def bindings() -> Any:
+    """``cuda.bindings.driver``, for calls made so often that the import statement would count."""
+    from cuda.bindings import driver
+
+    return driver
 
 
 def check(result: tuple[Any, ...]) -> tuple[Any, ...]:

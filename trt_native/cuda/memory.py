@@ -12,12 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from trt_native.cuda.driver import check, memory_info, translated
+from trt_native.cuda.driver import bindings, check, memory_info, translated
 from trt_native.cuda.streams import Stream
 from trt_native.errors import CudaError
 from trt_native.spec import format_bytes
 
-__all__ = ["DeviceBuffer", "PinnedBlock", "PinnedBuffer", "PinnedPool", "copy_host"]
+__all__ = [
+    "DeviceBuffer",
+    "PinnedBlock",
+    "PinnedBuffer",
+    "PinnedPool",
+    "copy_host",
+    "copy_to_device",
+    "copy_to_host",
+]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -75,27 +83,7 @@ class DeviceBuffer:
 
         The array must stay as it is until the copy is done.
         """
-        with translated("copy to the GPU"):
-            from cuda.bindings import driver
-
-            if array.nbytes:
-                check(
-                    driver.cuMemcpyHtoDAsync(
-                        self._pointer, array.ctypes.data, array.nbytes, stream.handle
-                    )
-                )
-
-    def download(self, array: Array, stream: Stream) -> None:
-        """Copy the buffer's start into a C-contiguous array, in ``stream``'s order."""
-        with translated("copy from the GPU"):
-            from cuda.bindings import driver
-
-            if array.nbytes:
-                check(
-                    driver.cuMemcpyDtoHAsync(
-                        array.ctypes.data, self._pointer, array.nbytes, stream.handle
-                    )
-                )
+        copy_to_device(self._pointer, array.ctypes.data, array.nbytes, stream.handle)
 
     def release(self) -> Any:
         """Hand the ``cuda.core.Buffer`` over to the caller; this one is empty then."""
@@ -261,6 +249,28 @@ class PinnedBuffer:
                 from cuda.bindings import driver
 
                 check(driver.cuMemFreeHost(address))
+
+
+def copy_to_device(device: int, host: int, nbytes: int, stream: int) -> None:
+    """Copy bytes between two addresses, in the order of a stream given by its handle.
+
+    Raises:
+        CudaError: the copy cannot be started.
+    """
+    if nbytes:
+        code = bindings().cuMemcpyHtoDAsync(device, host, nbytes, stream)
+        if code[0]:
+            with translated("copy to the GPU"):
+                check(code)
+
+
+def copy_to_host(host: int, device: int, nbytes: int, stream: int) -> None:
+    """As :func:`copy_to_device`, the other way."""
+    if nbytes:
+        code = bindings().cuMemcpyDtoHAsync(host, device, nbytes, stream)
+        if code[0]:
+            with translated("copy from the GPU"):
+                check(code)
 
 
 def copy_host(target: Array, source: Array) -> None:

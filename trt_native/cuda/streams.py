@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from typing import Any
 
-from trt_native.cuda.driver import check, translated
+from trt_native.cuda.driver import bindings, check, translated
 from trt_native.errors import ClosedError, SpecError
 
 __all__ = ["Event", "Stream", "is_capturing", "stream_handle"]
@@ -21,13 +20,6 @@ def _make_current(ordinal: int) -> None:
     Device(ordinal).set_current()
 
 
-@functools.cache
-def _driver() -> Any:
-    from cuda.bindings import driver
-
-    return driver
-
-
 class Event:
     """A point in a stream's work that others can wait for.
 
@@ -39,12 +31,10 @@ class Event:
     def __init__(self, *, timing: bool = False, ordinal: int = 0) -> None:
         # Every submitted run takes one: cuda.core would need several microseconds to make it.
         with translated("create an event"):
-            from cuda.bindings import driver
-
+            self._driver = bindings()
             _make_current(ordinal)
             flags = 0 if timing else _DISABLE_TIMING
-            self._driver = driver
-            self._handle = int(check(driver.cuEventCreate(flags))[0])
+            self._handle = int(check(self._driver.cuEventCreate(flags))[0])
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):  # never made, or the process ends
@@ -60,6 +50,17 @@ class Event:
         code = self._driver.cuEventRecord(self._handle, stream)
         if code[0]:
             check(code)
+
+    def hold(self, stream: int) -> None:
+        """Let what is put on a stream, given by its handle, from now on wait for the event."""
+        code = self._driver.cuStreamWaitEvent(stream, self._handle, 0)
+        if code[0]:
+            check(code)
+
+    def pass_on(self, producer: int, consumer: int) -> None:
+        """Let a stream wait for the work that another has by now; both given by their handles."""
+        self.record(producer)
+        self.hold(consumer)
 
     def done(self) -> bool:
         """Whether the work before it is done; True if it was never recorded.
@@ -99,10 +100,8 @@ class Stream:
 
     def __init__(self, ordinal: int = 0) -> None:
         with translated("create a stream"):
-            from cuda.bindings import driver
             from cuda.core import Device
 
-            self._driver = driver
             device = Device(ordinal)
             device.set_current()
             self._stream: Any = device.create_stream()
@@ -112,11 +111,9 @@ class Stream:
     def borrowed(cls, handle: int) -> Stream:
         """A stream that somebody else made and keeps alive, by its handle."""
         with translated("use a stream"):
-            from cuda.bindings import driver
             from cuda.core import Stream as CoreStream
 
             stream = cls.__new__(cls)
-            stream._driver = driver
             stream._stream = CoreStream.from_handle(handle)
             stream._handle = handle
         return stream
@@ -145,9 +142,7 @@ class Stream:
 
     def wait(self, event: Event) -> None:
         """Let what is put on the stream from now on wait for an event."""
-        code = self._driver.cuStreamWaitEvent(self.handle, event.handle, 0)
-        if code[0]:
-            check(code)
+        event.hold(self.handle)
 
     def synchronize(self) -> None:
         """Wait until all work of the stream is done.
@@ -198,7 +193,7 @@ def stream_handle(stream: Any) -> int:
 
 def is_capturing(handle: int) -> bool:
     """Whether the work put on a stream is being captured into a graph instead of being run."""
-    code, status = _driver().cuStreamIsCapturing(handle)
+    code, status = bindings().cuStreamIsCapturing(handle)
     if code:
         check((code,))
     return bool(status)

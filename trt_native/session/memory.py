@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from trt_native.cuda import DeviceBuffer, Event, Stream
-from trt_native.cuda.driver import check
 from trt_native.engine import Engine
 from trt_native.errors import ClosedError, SpecError
 from trt_native.spec import format_bytes
@@ -17,18 +16,13 @@ class Order:
     """Keeps runs that use the same memory one after the other, whatever streams they are on."""
 
     def __init__(self, ordinal: int = 0) -> None:
-        from cuda.bindings import driver
-
-        self._driver = driver
         self._event = Event(ordinal=ordinal)
         self._stream: int | None = None
 
     def before(self, stream: int) -> None:
         """Let a stream wait for the last run, if that was on another one."""
         if self._stream is not None and self._stream != stream:
-            code = self._driver.cuStreamWaitEvent(stream, self._event.handle, 0)
-            if code[0]:
-                check(code)
+            self._event.hold(stream)
 
     def after(self, stream: int) -> None:
         """Say that a run was just put on a stream."""
@@ -38,10 +32,6 @@ class Order:
     def synchronize(self) -> None:
         """Wait until the last run is done."""
         self._event.synchronize()
-
-    def done(self) -> bool:
-        """Whether the last run is done."""
-        return self._event.done()
 
 
 class SharedMemory:

@@ -234,11 +234,10 @@ class Runner:
 
     def _run(self, stream: int) -> None:
         if stream in _DEFAULT_STREAMS:  # there TensorRT would synchronize by itself
-            self._hop.record(stream)
-            self.stream.wait(self._hop)
-            self._enqueue(self.stream.handle)
-            self._hop.record(self.stream.handle)
-            Stream.borrowed(stream).wait(self._hop)
+            own = self.stream.handle
+            self._hop.pass_on(stream, own)
+            self._enqueue(own)
+            self._hop.pass_on(own, stream)
         else:
             self._enqueue(stream)
 

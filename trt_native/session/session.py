@@ -23,7 +23,6 @@ from trt_native.cuda import (
     require_gpu,
     stream_handle,
 )
-from trt_native.cuda.driver import check
 from trt_native.engine import Engine
 from trt_native.errors import ClosedError, CudaError, SpecError
 from trt_native.plan import Plan, PlanTensor
@@ -111,9 +110,6 @@ class Session:
         owned = not isinstance(engine, Engine)
         self.engine = engine if isinstance(engine, Engine) else Engine(engine, backend=backend)
         require_gpu(self.engine.ordinal)
-        from cuda.bindings import driver
-
-        self._driver = driver
         self._in_use = threading.Lock()
         self._broken: CudaError | None = None
         self._pool = PinnedPool()
@@ -441,8 +437,7 @@ class Session:
         current = torch_stream(lead.device.index)
         compute = current if stream is None else stream
         if compute != current:
-            self._hop.record(current)
-            self._wait(compute, self._hop)
+            self._hop.pass_on(current, compute)
         outputs = {}
         addresses = [tensors[index].data_ptr() for index in known.order]
         for name, shape, dtype in known.outputs:
@@ -454,24 +449,19 @@ class Session:
     def _stage(self, call: Call, streams: tuple[int, int, int], into: Mapping[str, Array]) -> None:
         """Copies to the GPU, the run, and copies back, each on its stream, after one another."""
         up, compute, down = streams
-        wait = self._wait
-        wait(up, call.computed)  # of the call's previous run, whose buffers these are
-        wait(compute, call.finished)
+        call.finished.hold(compute)  # the call's previous run, whose buffers these are
+        if up != compute:
+            call.computed.hold(up)
         call.upload(up)
         call.uploaded.record(up)
         if up != compute:
-            wait(compute, call.uploaded)
+            call.uploaded.hold(compute)
         call.enqueue(compute)
         call.computed.record(compute)
         if down != compute:
-            wait(down, call.computed)
+            call.computed.hold(down)
         call.download(down, into)
         call.finished.record(down)
-
-    def _wait(self, stream: int, event: Event) -> None:
-        code = self._driver.cuStreamWaitEvent(stream, event.handle, 0)
-        if code[0]:
-            check(code)
 
     def _streams(self, compute: int, spread: bool) -> tuple[int, int, int]:
         if not spread:
@@ -501,8 +491,7 @@ class Session:
         if any(o.kind == "torch" and o.on_device for o in operands):
             producers.add(torch_stream(self.engine.ordinal))
         for producer in producers - {compute}:
-            self._hop.record(producer)
-            self._wait(compute, self._hop)
+            self._hop.pass_on(producer, compute)
 
     def _cast(self, operands: dict[str, Operand]) -> None:
         for tensor in self.engine.inputs:

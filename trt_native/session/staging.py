@@ -14,9 +14,10 @@ from trt_native.cuda import (
     PinnedPool,
     Stream,
     copy_host,
+    copy_to_device,
+    copy_to_host,
     stream_handle,
 )
-from trt_native.cuda.driver import check, translated
 from trt_native.plan import PlanTensor
 from trt_native.session.operands import Array, Operand, nbytes_of
 from trt_native.session.runner import Layout, Runner
@@ -35,9 +36,6 @@ class Call:
     """
 
     def __init__(self, runner: Runner, pool: PinnedPool) -> None:
-        from cuda.bindings import driver
-
-        self._driver = driver
         self._runner = runner
         self._pool = pool
         self._buffers: dict[str, DeviceBuffer] = {}
@@ -94,10 +92,7 @@ class Call:
         """Copy the staged inputs to the GPU, in a stream's order."""
         handle = stream_handle(stream)
         for device, host, nbytes in self._uploads:
-            code = self._driver.cuMemcpyHtoDAsync(device, host, nbytes, handle)
-            if code[0]:
-                with translated("copy to the GPU"):
-                    check(code)
+            copy_to_device(device, host, nbytes, handle)
 
     def enqueue(self, stream: Any, *, graph: bool = True) -> None:
         """Run the engine, in a stream's order."""
@@ -169,11 +164,7 @@ class Call:
         array = into.get(tensor.name)
         if array is None:
             array = self._new_array(shape, tensor.dtype)
-        if array.nbytes:
-            code = self._driver.cuMemcpyDtoHAsync(array.ctypes.data, pointer, array.nbytes, stream)
-            if code[0]:
-                with translated("copy from the GPU"):
-                    check(code)
+        copy_to_host(array.ctypes.data, pointer, array.nbytes, stream)
         if own is not None:
             Stream.borrowed(stream).synchronize()
             own.close()
