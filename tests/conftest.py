@@ -48,6 +48,22 @@ def plant(tmp_path_factory):
     return environment
 
 
+@pytest.fixture
+def main_in_process(capsys, monkeypatch):
+    """Runs the program in this process; returns exit code, standard output and error."""
+    from trt_native.cli import console, main
+
+    monkeypatch.setattr(console.stdout, "width", 200)
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            main([*map(str, arguments)])
+        printed = capsys.readouterr()
+        return ended.value.code or 0, printed.out, printed.err
+
+    return call
+
+
 @pytest.fixture(scope="session")
 def golden_onnx(tmp_path_factory):
     """The golden U-Net in FP32, its export shared by all who only read it."""

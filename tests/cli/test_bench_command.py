@@ -14,7 +14,6 @@ from html_reader import SVG, Collector, svgs
 from made_plans import LAYERS, X, Y, make_plan
 
 from trt_native.bench import BenchOptions, bench_plan
-from trt_native.cli import console, main
 from trt_native.cli.bench_html import bench_page
 from trt_native.cli.html import plan_page
 from trt_native.cuda import gpu_info
@@ -25,10 +24,9 @@ FAST = ("--duration", "0.02", "--warmup", "1")
 
 
 @pytest.fixture
-def bench(tmp_path, monkeypatch, capsys):
+def bench(tmp_path, monkeypatch, main_in_process):
     """Run the command in this process; returns exit code, standard output and error."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(console.stdout, "width", 200)
     make_plan(tmp_path / "m.plan", (X, Y))
     make_plan(tmp_path / "other.plan", (X, Y))
     speeds = {"m.plan": Speed(), "other.plan": Speed(compute=1.0)}
@@ -36,11 +34,9 @@ def bench(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("trt_native.bench.measure.CudaMachine", lambda: machine)
 
     def call(*arguments):
-        with pytest.raises(SystemExit) as ended:
-            main(["bench", *map(str, arguments)])
-        printed = capsys.readouterr()
+        ended = main_in_process("bench", *arguments)
         assert machine.open == []
-        return ended.value.code, printed.out, printed.err
+        return ended
 
     call.speeds = speeds
     return call

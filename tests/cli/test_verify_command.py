@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -16,7 +17,6 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from trt_native.calibration.reference import ReferenceRunner
-from trt_native.cli import console, main
 from trt_native.graph.onnx_file import read_model
 from trt_native.spec import BuildConfig, Precision, ProfileSpec
 from trt_native.verify import check, layers
@@ -65,16 +65,8 @@ def runs(monkeypatch):
 
 
 @pytest.fixture
-def verify(capsys, monkeypatch):
-    monkeypatch.setattr(console.stdout, "width", 200)
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as ended:
-            main(["verify", *map(str, arguments)])
-        printed = capsys.readouterr()
-        return ended.value.code or 0, printed.out, printed.err
-
-    return call
+def verify(main_in_process):
+    return functools.partial(main_in_process, "verify")
 
 
 def test_a_plan_that_agrees(model, plan, runs, verify):

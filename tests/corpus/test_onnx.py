@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
-import select
 import subprocess
 import sys
 import traceback
@@ -14,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from child_server import HANG_S, ChildServer
 from mutations import BYTES, SPLICES, attempt, onnx_edited
 from onnx import TensorProto, helper
 from seed_models import write_seeds
@@ -27,48 +26,7 @@ from trt_native.spec import BuildConfig, ProfileSpec
 MUTATED_MODELS = 500
 COMMAND_BUILDS = 14
 """How many of them are also built by the command, besides those that TensorRT crashed on."""
-HANG_S = 60
-
-
-class BuildServer:
-    """Builds in a child, and starts another when TensorRT has brought it down."""
-
-    def __init__(self):
-        self._child = None
-        self.deaths = 0
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._end()
-
-    def _end(self):
-        if self._child is not None:
-            self._child.kill()
-            self._child.communicate()
-        self._child = None
-
-    def build(self, path):
-        """What came of it; ``signal`` where the child died, ``hang`` where it had to be killed."""
-        if self._child is None:
-            self._child = subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name("build_server.py"))],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-            )
-        self._child.stdin.write(json.dumps(str(path)) + "\n")
-        self._child.stdin.flush()
-        ready, _, _ = select.select([self._child.stdout], [], [], HANG_S)
-        line = self._child.stdout.readline() if ready else ""
-        if line:
-            return json.loads(line)
-        answer = {"signal": -self._child.wait()} if ready else {"hang": HANG_S}
-        self._end()
-        self.deaths += 1
-        return answer
+BUILDS = Path(__file__).with_name("build_server.py")
 
 
 @pytest.fixture
@@ -112,8 +70,8 @@ def test_the_seeds_are_good(command, seeds, tmp_path):
     for path in seeds:
         assert command("inspect", path, "--html", tmp_path / "page.html").exit_code == 0
         rewritten(path)
-    with BuildServer() as server:
-        answers = {path.stem: server.build(path) for path in seeds}
+    with ChildServer(BUILDS) as server:
+        answers = {path.stem: server.ask(str(path)) for path in seeds}
     assert {name for name, answer in answers.items() if "bytes" not in answer} <= {
         "custom",  # an operator that nobody knows
         "coupled",  # batch*frames is out of range for the sum of any two dimensions
@@ -125,7 +83,7 @@ def test_the_seeds_are_good(command, seeds, tmp_path):
 @pytest.mark.timeout(600)
 def test_mutated_models(command, seeds, tmp_path):
     built, crashed, by_command = [], [], []
-    with BuildServer() as server:
+    with ChildServer(BUILDS) as server:
         for number, data in mutants(seeds, MUTATED_MODELS, 8):
             path = seeds[0].with_name(f"m{number}.onnx")
             path.write_bytes(data)
@@ -138,7 +96,7 @@ def test_mutated_models(command, seeds, tmp_path):
             if error is not None:
                 continue
             assert inspected.exit_code == 0
-            answer = server.build(path)
+            answer = server.ask(str(path))
             assert not answer.keys() & {"traceback", "hang"}, f"{path}: {answer}"
             if "bytes" in answer:
                 built.append(path)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import random
-import select
 import struct
 import subprocess
 import sys
@@ -14,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_models
+from child_server import HANG_S, ChildServer
 from mutations import BYTES, SPLICES
 from onnx.reference import ReferenceEvaluator
 from tolerances import FP32_PRODUCTS
@@ -24,52 +23,14 @@ from trt_native.plan import manifest_path
 pytestmark = [pytest.mark.gpu, pytest.mark.backend]
 
 MUTANTS = 60
-HANG_S = 60
 SERVER = Path(__file__).parents[1] / "corpus" / "plan_server.py"
 
 
-class PlanServer:
-    """Runs plans in a child, and starts another when one has brought it down."""
-
-    def __init__(self, log):
-        self._child = None
-        self._log = log
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._end()
-
-    def _end(self):
-        if self._child is not None:
-            self._child.kill()
-            self._child.communicate()
-        self._child = None
-
-    def run(self, path, inputs):
-        """What came of it; ``signal`` where the child died, ``hang`` where it had to be killed."""
-        if self._child is None or self._child.poll() is not None:
-            self._end()
-            self._child = subprocess.Popen(
-                [sys.executable, str(SERVER)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._log,
-                text=True,
-            )
-        self._child.stdin.write(json.dumps([str(path), str(inputs)]) + "\n")
-        self._child.stdin.flush()
-        ready, _, _ = select.select([self._child.stdout], [], [], HANG_S)
-        line = self._child.stdout.readline() if ready else ""
-        if line:
-            answer = json.loads(line)
-            if answer.get("error"):
-                self._end()  # nothing a failure left behind shall spoil the next one's chance
-            return answer
-        answer = {"signal": -self._child.wait()} if ready else {"hang": HANG_S}
-        self._end()
-        return answer
+def answer_of(server, path, inputs):
+    answer = server.ask([str(path), str(inputs)])
+    if answer.get("error"):
+        server.end()  # nothing a failure left behind shall spoil the next one's chance
+    return answer
 
 
 def with_its_length(data):
@@ -110,10 +71,10 @@ def test_mutated_plans(seeds, tmp_path):
     folder, data, other, expected = seeds
     inputs = folder / "inputs.npz"
     outcomes = Counter()
-    with (tmp_path / "log").open("w") as log, PlanServer(log) as server:
+    with (tmp_path / "log").open("w") as log, ChildServer(SERVER, log) as server:
         good = tmp_path / "good.plan"
         good.write_bytes(data)
-        assert server.run(good, inputs) == {"outputs": ["y"]}
+        assert answer_of(server, good, inputs) == {"outputs": ["y"]}
         np.testing.assert_allclose(
             np.load(good.with_suffix(".npz"))["y"],
             expected,
@@ -122,7 +83,7 @@ def test_mutated_plans(seeds, tmp_path):
         for number, kind, mutant in mutants(data, other):
             path = tmp_path / f"{number}.plan"
             path.write_bytes(mutant)
-            answer = server.run(path, inputs)
+            answer = answer_of(server, path, inputs)
             what = f"{number} ({kind}): {answer}"
             print(what[:300])
             assert not answer.keys() & {"traceback", "hang"}, what
@@ -139,7 +100,7 @@ def test_mutated_plans(seeds, tmp_path):
                 assert answer["error"].strip(), what
                 outcomes["error"] += 1
         # The GPU and its driver are as good as before.
-        assert server.run(good, inputs) == {"outputs": ["y"]}
+        assert answer_of(server, good, inputs) == {"outputs": ["y"]}
     print(dict(outcomes))
     assert outcomes["error"] > 0
 
@@ -148,12 +109,12 @@ def test_mutated_plans(seeds, tmp_path):
 def test_with_its_manifest_no_mutant_reaches_tensorrt(seeds, tmp_path):
     folder, data, other, _ = seeds
     described = manifest_path(folder / "conv.plan").read_bytes()
-    with (tmp_path / "log").open("w") as log, PlanServer(log) as server:
+    with (tmp_path / "log").open("w") as log, ChildServer(SERVER, log) as server:
         for number, kind, mutant in list(mutants(data, other))[::12]:
             path = tmp_path / f"{number}.plan"
             path.write_bytes(mutant)
             manifest_path(path).write_bytes(described)
-            answer = server.run(path, folder / "inputs.npz")
+            answer = answer_of(server, path, folder / "inputs.npz")
             assert "outputs" in answer if mutant == data else str(path) in answer["error"], kind
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import re
 
@@ -14,7 +15,6 @@ from onnx import TensorProto, helper, numpy_helper
 from tolerances import FP32_PRODUCTS
 
 from trt_native import BuildConfig, Precision, ProfileSpec, build_plan
-from trt_native.cli import main
 
 pytestmark = [pytest.mark.gpu, pytest.mark.backend]
 
@@ -87,16 +87,8 @@ def build(path, precision):
 
 
 @pytest.fixture
-def verify(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as ended:
-            main(["verify", *map(str, arguments)])
-        printed = capsys.readouterr()
-        return ended.value.code or 0, printed.out, printed.err
-
-    return call
+def verify(main_in_process):
+    return functools.partial(main_in_process, "verify")
 
 
 def relative_error(out):
