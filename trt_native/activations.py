@@ -20,7 +20,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from trt_native.backends.base import Backend, BuildRequest, Progress, load_backend
-from trt_native.backends.building import default_workspace, in_thread
+from trt_native.backends.building import default_workspace, in_thread, save_temporary
 from trt_native.calibration.collect import (
     Activations,
     ActivationSource,
@@ -35,8 +35,8 @@ from trt_native.calibration.device import DTYPES, DeviceStatistics
 from trt_native.calibration.ranges import Histogram
 from trt_native.cuda import GpuInfo, gpu_info, require_gpu
 from trt_native.engine import Engine
-from trt_native.errors import BuildError, CalibrationError, CudaError, UnsupportedError
-from trt_native.graph.dims import fixed_axes, resolve_profiles
+from trt_native.errors import CalibrationError, CudaError, UnsupportedError
+from trt_native.graph.dims import fixed_extents, resolve_profiles
 from trt_native.graph.macs import static_shapes
 from trt_native.graph.onnx_file import operator_names, tensor_specs
 from trt_native.graph.precision import convert_precision, infer_types, is_reduced
@@ -47,7 +47,6 @@ from trt_native.spec import (
     ActivationsBy,
     BuildConfig,
     Precision,
-    Profile,
     ProfileSpec,
     ProfilingVerbosity,
     Shape,
@@ -210,8 +209,8 @@ class EngineActivations:
         groups, too_large = self._grouped(model, wanted, ranges, gpu)
         self.groups = len(groups)
         with tempfile.TemporaryDirectory(prefix="trt-native-") as folder:
-            base = Path(folder) / "model.onnx"
-            _save(model, base)
+            base = Path(folder) / "model"
+            save_temporary(model, base)
             for group in groups:
                 plan = self._build(base, group, ranges, gpu, progress)
                 peaks, counted = self._run(plan, group, held, len(shapes), histograms, progress)
@@ -309,7 +308,7 @@ class EngineActivations:
             onnx=path,
             config=self._config(),
             profiles=profiles,
-            fixed=_fixed(profiles),
+            fixed=fixed_extents(profiles),
             precision=Precision.FP32,
             strongly_typed=True,  # the graph says it all, also where flags could
             fp32_nodes=frozenset(),
@@ -479,17 +478,3 @@ def _cut(model: ir.Model, tensors: Sequence[str]) -> None:
     passes.RemoveUnusedNodesPass()(model)
     for value in [value for value in graph.inputs if not value.uses()]:
         graph.inputs.remove(value)
-
-
-def _save(model: ir.Model, path: Path) -> None:
-    try:
-        ir.save(model, path, external_data=f"{path.stem}.data")
-    except OSError as error:
-        raise BuildError(
-            f"cannot write the model to {path.parent}: {error.strerror or error}; point the"
-            " environment variable TMPDIR at a folder with more space"
-        ) from error
-
-
-def _fixed(profiles: Sequence[Profile]) -> dict[str, tuple[int | None, ...]]:
-    return {name: fixed_axes(profiles, name) for name in (profiles[0].shapes if profiles else ())}

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from trt_native.errors import SpecError
+from trt_native.errors import SpecError, TrtNativeError
 from trt_native.plan import open_regular, replacing
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "is_float",
     "load_arrays",
     "open_arrays",
+    "reading",
     "save_arrays",
     "write_arrays",
 ]
@@ -37,7 +38,7 @@ def load_arrays(path: Path) -> Array | dict[str, Array]:
     Raises:
         SpecError: the file cannot be read, is damaged, or holds something else.
     """
-    with _translated(path), open_regular(path) as file:
+    with reading(path), open_regular(path) as file:
         loaded = np.load(file, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return loaded
@@ -64,7 +65,7 @@ class ArrayArchive:
         Raises:
             SpecError: it is damaged, or no array.
         """
-        with _translated(self.path):
+        with reading(self.path):
             array = self._archive[name]
         if not isinstance(array, np.ndarray):
             raise SpecError(f"{self.path}: {name!r} in it is no array")
@@ -79,7 +80,7 @@ def open_arrays(path: Path) -> Iterator[ArrayArchive]:
         SpecError: the file cannot be read, is damaged, or is no ``.npz``.
     """
     with contextlib.ExitStack() as stack:
-        with _translated(path):
+        with reading(path):
             file = stack.enter_context(open_regular(path))
             loaded = np.load(file, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
@@ -118,13 +119,14 @@ def save_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
 
 
 @contextlib.contextmanager
-def _translated(path: Path) -> Iterator[None]:
+def reading(path: Path, kind: type[TrtNativeError] = SpecError) -> Iterator[None]:
+    """Turn whatever reading a NumPy file in the block raises into one kind of error."""
     try:
         yield
-    except SpecError:
+    except kind:
         raise
     except OSError as error:
-        raise SpecError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise kind(f"{path}: cannot be read: {error.strerror or error}") from None
     except Exception as error:  # zipfile, zlib and NumPy have kinds of their own
         reason = " ".join(str(error).split())
-        raise SpecError(f"{path}: not a NumPy file, or damaged ({reason})") from None
+        raise kind(f"{path}: not a NumPy file, or damaged ({reason})") from None

@@ -28,12 +28,12 @@ from trt_native.backends.base import (
     Progress,
     load_backend,
 )
-from trt_native.backends.building import default_workspace, in_thread
+from trt_native.backends.building import default_workspace, in_thread, save_temporary
 from trt_native.calibration.batches import Batches, read_batches
 from trt_native.cuda import GpuInfo, gpu_info
 from trt_native.engine import Engine
-from trt_native.errors import BuildError, PlanError, SpecError, TrtNativeError
-from trt_native.graph.dims import fixed_axes, resolve_profiles
+from trt_native.errors import PlanError, SpecError, TrtNativeError
+from trt_native.graph.dims import fixed_extents, resolve_profiles
 from trt_native.graph.exposing import expose_tensors
 from trt_native.graph.fingerprint import fingerprint
 from trt_native.graph.onnx_file import (
@@ -52,7 +52,7 @@ from trt_native.graph.precision import (
 from trt_native.graph.quantizable import quantizable_tensors
 from trt_native.graph.quantization import QuantizationReport
 from trt_native.graph.quantization_rules import default_ops
-from trt_native.graph.validity import refuses_malformed, root_cause
+from trt_native.graph.validity import root_cause
 from trt_native.layers import parse_layers, quantized_layers
 from trt_native.plan import Manifest, Plan, PlanTensor, check_writable, sha256_of_file
 from trt_native.quantize import NO_RANGES, Ranges, find_ranges, load_ranges, quantize_graph
@@ -455,9 +455,7 @@ def _outline(
     return Outline(
         model=summary,
         profiles=profiles,
-        fixed={
-            name: fixed_axes(profiles, name) for name in (profiles[0].shapes if profiles else ())
-        },
+        fixed=fixed_extents(profiles),
         precision=precision,
         strongly_typed=strongly_typed,
         rewrites=rest is not None or quantizes,
@@ -573,7 +571,7 @@ def parsable(
         plain = path.name.isprintable() and len(path.name) < 50
         changed = Path(folder) / (path.name if plain else "model.onnx")
         with stage(progress, "Writing the rewritten graph"):
-            _save_temporary(prepared.graph, changed)
+            save_temporary(prepared.graph, changed)
         yield changed, record, pinned
 
 
@@ -632,17 +630,6 @@ def _found_ranges(prepared: Preparation, batches: Batches, progress: Progress | 
             ops=quantizer.ops(),
             source=source,
         )
-
-
-@refuses_malformed
-def _save_temporary(graph: ir.Model, path: Path) -> None:
-    try:
-        ir.save(graph, path, external_data=f"{path.name}.data")
-    except OSError as error:
-        raise BuildError(
-            f"cannot write the rewritten model to {path.parent}: {error.strerror or error}; point"
-            " the environment variable TMPDIR at a folder with more space"
-        ) from error
 
 
 @contextlib.contextmanager

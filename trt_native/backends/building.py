@@ -1,4 +1,4 @@
-"""What every build needs around the backend's own: a thread to run in, and a workspace."""
+"""What every build needs around the backend's own: a thread, a workspace, a file to parse."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import logging
 import threading
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
-from trt_native.cuda import GpuInfo
+import onnx_ir as ir
 
-__all__ = ["default_workspace", "in_thread"]
+from trt_native.cuda import GpuInfo
+from trt_native.errors import BuildError
+from trt_native.graph.validity import refuses_malformed
+
+__all__ = ["default_workspace", "in_thread", "save_temporary"]
 
 _LOGGER = logging.getLogger(__name__)
 _DEFAULT_WORKSPACE = 8 * 2**30
@@ -25,6 +30,23 @@ def default_workspace(gpu: GpuInfo | None) -> int:
     if gpu is None:
         return _DEFAULT_WORKSPACE
     return min(_DEFAULT_WORKSPACE, 1 << max(0, gpu.free_bytes.bit_length() - 1))
+
+
+@refuses_malformed
+def save_temporary(model: ir.Model, path: Path) -> None:
+    """Write a changed model and its weights to a temporary folder, for TensorRT to parse.
+
+    Raises:
+        BuildError: the folder cannot be written to, or has too little space.
+        ModelError: the graph is malformed.
+    """
+    try:
+        ir.save(model, path, external_data=f"{path.name}.data")
+    except OSError as error:
+        raise BuildError(
+            f"cannot write the rewritten model to {path.parent}: {error.strerror or error}; point"
+            " the environment variable TMPDIR at a folder with more space"
+        ) from error
 
 
 def in_thread(work: Callable[[], _T], cancelled: threading.Event) -> _T:

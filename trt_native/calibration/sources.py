@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from trt_native.arrays import reading
 from trt_native.calibration.folder import MANIFEST_NAME, Array, Batch, DataManifest, read_manifest
 from trt_native.errors import CalibrationError
 from trt_native.plan import is_within, open_regular
@@ -305,7 +306,7 @@ def _load_module(name: str) -> ModuleType:
 
 
 def _load_npz(path: Path) -> Batch:
-    with _translated(path), open_regular(path) as file:
+    with reading(path, CalibrationError), open_regular(path) as file:
         archive = np.load(file, allow_pickle=False)
         if isinstance(archive, np.ndarray):
             raise TypeError("it holds one array without a name, as an .npy file does")
@@ -319,17 +320,6 @@ def _load_npz(path: Path) -> Batch:
 def _load_npys(paths: Mapping[str, Path]) -> Batch:
     arrays = {}
     for name, path in paths.items():
-        with _translated(path), open_regular(path) as file:
+        with reading(path, CalibrationError), open_regular(path) as file:
             arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
     return arrays
-
-
-@contextlib.contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise CalibrationError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except Exception as error:  # zipfile, zlib and NumPy have kinds of their own
-        reason = " ".join(str(error).split())
-        raise CalibrationError(f"{path}: not a NumPy file, or damaged ({reason})") from None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trt_native.cli.console import guarded, print_json, stderr, stdout, table
-from trt_native.cli.inputs import check_seed, fill_random, read_inputs, read_shapes
+from trt_native.cli.inputs import INPUT_HELP, check_seed, fill_random, read_inputs, read_shapes
 from trt_native.spec import Shape, format_bytes
 
 if TYPE_CHECKING:
@@ -31,9 +31,7 @@ def bench(
     plan: Annotated[Path, typer.Argument(metavar="PLAN", help="The plan to measure.")],
     inputs: Annotated[
         list[str] | None,
-        typer.Option(
-            "--input", help="NAME=FILE.npy, or FILE.npz with arrays by input name. Repeatable."
-        ),
+        typer.Option("--input", help=INPUT_HELP),
     ] = None,
     random: Annotated[
         int, typer.Option(metavar="SEED", help="Of the values of inputs that are not given.")

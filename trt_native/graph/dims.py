@@ -25,6 +25,7 @@ from trt_native.spec import DimRange, Profile, ProfileSpec, Shape, ShapeRange, T
 __all__ = [
     "evaluate_dimension",
     "fixed_axes",
+    "fixed_extents",
     "read_profile_file",
     "resolve_profiles",
     "shape_faults",
@@ -259,6 +260,11 @@ def fixed_axes(profiles: Sequence[Profile], name: str) -> tuple[int | None, ...]
     return tuple(
         extents[0] if len(set(extents)) == 1 else None for extents in zip(*shapes, strict=True)
     )
+
+
+def fixed_extents(profiles: Sequence[Profile]) -> dict[str, tuple[int | None, ...]]:
+    """:func:`fixed_axes` of every input that the profiles give ranges."""
+    return {name: fixed_axes(profiles, name) for name in (profiles[0].shapes if profiles else ())}
 
 
 def shape_faults(inputs: Sequence[TensorSpec], shapes: Mapping[str, Shape]) -> list[str]:
