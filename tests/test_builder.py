@@ -134,6 +134,14 @@ def test_several_profiles(tmp_path):
     assert x.shape == (-1, 3, 8, -1)
 
 
+def test_a_profile_of_the_optimum_shapes_alone(tmp_path):
+    path = tiny_models.conv(tmp_path / "m.onnx")
+    plan = build(path, *DIMS, opt_profile=True)
+    (x,) = plan.manifest.inputs
+    assert [str(r) for r in x.profiles] == ["1x3x8x8:2x3x8x8:4x3x16x8", "2x3x8x8"]
+    assert plan.manifest.options["opt_profile"] is True
+
+
 def test_an_input_that_is_a_shape(tmp_path):
     path = tiny_models.reshape_by_input(tmp_path / "m.onnx")
     spec = ProfileSpec.parse(["n=2:8:32"], ["shape=1x2:2x4:4x8"])

@@ -33,7 +33,7 @@ from trt_native.calibration.batches import Batches, read_batches
 from trt_native.cuda import GpuInfo, gpu_info
 from trt_native.engine import Engine
 from trt_native.errors import PlanError, SpecError, TrtNativeError
-from trt_native.graph.dims import fixed_extents, resolve_profiles
+from trt_native.graph.dims import fixed_extents, resolve_profiles, with_opt_profiles
 from trt_native.graph.exposing import expose_tensors
 from trt_native.graph.fingerprint import fingerprint
 from trt_native.graph.onnx_file import (
@@ -444,6 +444,8 @@ def _outline(
 ) -> Outline:
     summary = summarize(path, graph)
     profiles = resolve_profiles(summary.inputs, config.profiles)
+    if config.opt_profile:
+        profiles = with_opt_profiles(profiles)
     weak = backend.capabilities.weakly_typed
     precision = _decide_precision(graph, config, path)
     calibrates = _calibrates(graph, config, backend)

@@ -513,6 +513,8 @@ class BuildConfig:
 
     Attributes:
         profiles: Optimization profiles; none are needed where every input is static.
+        opt_profile: Add to each profile with ranges one of its optimum shapes alone, for which the
+            plan then has the kernels of a static plan. Sessions choose it by themselves.
         precision: See :class:`Precision`.
         io_precision: See :class:`IoPrecision`.
         keep_fp32: Shell patterns of ONNX node names (``*/norm*``) or operators (``op:Resize``)
@@ -536,6 +538,7 @@ class BuildConfig:
     """
 
     profiles: tuple[ProfileSpec, ...] = ()
+    opt_profile: bool = False
     precision: Precision = Precision.AUTO
     io_precision: IoPrecision = IoPrecision.KEEP
     keep_fp32: tuple[str, ...] = ()

@@ -58,6 +58,16 @@ def test_the_profile_follows_the_shapes(tmp_path, rng):
             session.run({"x": np.zeros((9, 3, 8, 8), np.float32)})
 
 
+def test_optimum_shapes_have_a_profile_of_their_own(tmp_path, rng):
+    path = tiny_models.conv(tmp_path / "m.onnx")
+    profiles = (ProfileSpec.parse(["batch=1:2:4", "height=8:8:16", "width=8"]),)
+    config = BuildConfig(profiles=profiles, opt_profile=True, precision=Precision.FP32)
+    with Session(build_plan(path, config)) as session:
+        assert session.engine.profile_count == 2
+        for shape in ((2, 3, 8, 8), (4, 3, 16, 8), (2, 3, 8, 8), (2, 3, 8, 8)):
+            check(path, session, {"x": rng.standard_normal(shape, np.float32)}, FP32_PRODUCTS)
+
+
 def test_integers_booleans_and_scalars(tmp_path):
     nodes = [
         helper.make_node("Add", ["i", "i"], ["sum"]),

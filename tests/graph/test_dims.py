@@ -5,7 +5,13 @@ import json
 import pytest
 
 from trt_native.errors import SpecError
-from trt_native.graph.dims import fixed_axes, read_profile_file, resolve_profiles, shape_faults
+from trt_native.graph.dims import (
+    fixed_axes,
+    read_profile_file,
+    resolve_profiles,
+    shape_faults,
+    with_opt_profiles,
+)
 from trt_native.spec import DimRange, ProfileSpec, ShapeRange, TensorSpec
 
 LATENTS = TensorSpec("latents", "float32", ("batch", 13, "frames", "height", "width"))
@@ -48,6 +54,15 @@ def test_several_profiles():
     first, second = resolve(small, ProfileSpec.parse(DIMS))
     assert first.shapes["audio"].is_static
     assert not second.shapes["audio"].is_static
+
+
+def test_optimum_shapes_get_profiles_of_their_own_once():
+    large = ProfileSpec.parse(DIMS)
+    alone = ProfileSpec.parse(["batch=2", "frames=16", "height=64", "width=64"])
+    profiles = resolve(large, ProfileSpec.parse(["batch=1", "frames=1", "height=8", "width=8"]))
+    assert with_opt_profiles(profiles) == (*profiles, *resolve(alone))
+    assert with_opt_profiles(resolve(large, alone)) == resolve(large, alone)
+    assert with_opt_profiles(()) == ()
 
 
 def test_all_faults_come_in_one_error_with_the_dimensions():

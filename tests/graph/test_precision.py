@@ -263,6 +263,26 @@ def test_fp32_statistics_survive_activations_that_overflow_fp16():
     assert report.kept["neighbors"] == {"Reshape": 1}
 
 
+@pytest.mark.parametrize("target", [FP16, BF16])
+def test_norms_whose_statistics_tensorrt_keeps_in_fp32_are_reduced(target):
+    original = model(
+        """(float[N, 8, 12] x) => (float[N, 8, 12] y, float[N, 8, 12] g) {
+            [instance] i = InstanceNormalization(x, ones, zeros)
+            [group] g = GroupNormalization<num_groups = 2>(i, gamma, beta)
+            [layer] y = LayerNormalization(i, lg, lb)
+        }""",
+        opset=21, ones=np.ones(8, np.float32), zeros=np.zeros(8, np.float32),
+        gamma=normal(0, 8), beta=normal(1, 8), lg=normal(2, 12), lb=normal(3, 12),
+    )  # fmt: skip
+    converted, _ = convert(original, target)
+    x = normal(9, 2, 8, 12)
+    for actual, wanted in zip(run(converted, x=x), run(original, x=x), strict=True):
+        assert relative(actual, wanted) < TOLERANCE[target]
+    kinds = types(converted)
+    assert {kinds["instance"], kinds["group"]} == {target.name}
+    assert kinds["layer"] == "FLOAT"
+
+
 def test_square_of_a_plain_value_stays_in_fp32_up_to_the_reduction():
     original = model(
         """(float[2, 64] x) => (float[2, 64] y) {

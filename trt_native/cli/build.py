@@ -84,6 +84,15 @@ def build(
             rich_help_panel=_SHAPES,
         ),
     ] = None,
+    opt_profile: Annotated[
+        bool,
+        typer.Option(
+            "--opt-profile",
+            help="Add to each profile with ranges one of its OPT shapes alone: these then run as"
+            " fast as in a static plan.",
+            rich_help_panel=_SHAPES,
+        ),
+    ] = False,
     precision: Annotated[
         str,
         typer.Option(
@@ -279,6 +288,7 @@ def build(
         raise SpecError("--max-error: no effect without --precision best")
     config = BuildConfig(
         profiles=_profiles(dim or [], shape or [], profile),
+        opt_profile=opt_profile,
         precision=Precision.AUTO if best else Precision.parse(precision),
         io_precision=IoPrecision.parse(io_precision),
         keep_fp32=tuple(keep_fp32 or ()),

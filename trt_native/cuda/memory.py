@@ -32,7 +32,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 _OUT_OF_MEMORY = 2
 _PORTABLE = 1  # CU_MEMHOSTALLOC_PORTABLE: page-locked for every GPU
 _MAX_COPY_THREADS = 4
-_BYTES_PER_THREAD = 2 << 20
+_BYTES_PER_THREAD = 1 << 20
 _PAGE = 4096
 
 
@@ -45,6 +45,7 @@ class DeviceBuffer:
     def __init__(self) -> None:
         self._buffer: Any = None
         self._pointer = 0
+        self._nbytes = 0
 
     @property
     def pointer(self) -> int:
@@ -54,7 +55,7 @@ class DeviceBuffer:
     @property
     def nbytes(self) -> int:
         """How much it holds."""
-        return int(self._buffer.size) if self._buffer is not None else 0
+        return self._nbytes
 
     def reserve(self, nbytes: int, stream: Stream) -> int:
         """Hold at least ``nbytes`` and return the address.
@@ -66,7 +67,7 @@ class DeviceBuffer:
             CudaError: the GPU has not that much memory left.
         """
         nbytes = max(nbytes, 1)
-        if self._buffer is None or self._buffer.size < nbytes:
+        if self._nbytes < nbytes:
             self.close()
             try:
                 with translated(f"allocate {format_bytes(nbytes)} of GPU memory"):
@@ -74,6 +75,7 @@ class DeviceBuffer:
 
                     self._buffer = Device().allocate(nbytes, stream=stream.core)
                     self._pointer = int(self._buffer.handle)
+                    self._nbytes = int(self._buffer.size)
             except CudaError as error:
                 raise _with_numbers(error) from None
         return self._pointer
@@ -87,7 +89,7 @@ class DeviceBuffer:
 
     def release(self) -> Any:
         """Hand the ``cuda.core.Buffer`` over to the caller; this one is empty then."""
-        buffer, self._buffer, self._pointer = self._buffer, None, 0
+        buffer, self._buffer, self._pointer, self._nbytes = self._buffer, None, 0, 0
         return buffer
 
     def close(self) -> None:
@@ -136,9 +138,7 @@ class PinnedBlock:
 
     def array(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """A C-contiguous array at the block's start, which keeps the block from being lent anew."""
-        kind = np.dtype(dtype)
-        size = kind.itemsize * int(np.prod(shape, dtype=np.int64))
-        array: Array = np.asarray(self)[:size].view(kind).reshape(shape)
+        array: Array = np.ndarray(shape, dtype, buffer=np.asarray(self))
         return array
 
     def __del__(self) -> None:

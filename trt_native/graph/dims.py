@@ -29,6 +29,7 @@ __all__ = [
     "read_profile_file",
     "resolve_profiles",
     "shape_faults",
+    "with_opt_profiles",
 ]
 
 _LONGEST = 200  # letters of an expression
@@ -61,6 +62,23 @@ def resolve_profiles(
         listing = [f"- {fault}" for fault in unique] + [_known_dimensions(inputs)]
         raise SpecError("the shapes asked for do not fit the model:", listing)
     return profiles if any(profile.shapes or profile.values for profile in profiles) else ()
+
+
+def with_opt_profiles(profiles: Sequence[Profile]) -> tuple[Profile, ...]:
+    """The profiles, and behind them one of the optimum shapes alone for each that has ranges.
+
+    TensorRT gives a profile without ranges the kernels of a static plan; the weights are shared.
+    """
+    found = list(profiles)
+    for profile in profiles:
+        alone = Profile(_optima(profile.shapes), _optima(profile.values))
+        if alone not in found:
+            found.append(alone)
+    return tuple(found)
+
+
+def _optima(ranges: Mapping[str, ShapeRange]) -> dict[str, ShapeRange]:
+    return {name: ShapeRange(r.opt, r.opt, r.opt) for name, r in ranges.items()}
 
 
 def _resolve(

@@ -50,10 +50,10 @@ def op_set(names: str) -> frozenset[str]:
     return frozenset(names.split())
 
 
-_NORMS = op_set(
-    "LayerNormalization GroupNormalization InstanceNormalization RMSNormalization "
-    "LpNormalization MeanVarianceNormalization"
-)
+_NORMS = op_set("LayerNormalization RMSNormalization LpNormalization MeanVarianceNormalization")
+# TensorRT takes the statistics of these in FP32 whatever the type of their tensors; casts around
+# them would cost its kernel of one pass.
+_NORMS_WITH_OWN_STATISTICS = op_set("GroupNormalization InstanceNormalization")
 _SOFTMAX = op_set("Softmax LogSoftmax NegativeLogLikelihoodLoss SoftmaxCrossEntropyLoss")
 # Global pooling sums over a whole image, which overflows like any other sum; windows do not.
 _REDUCTIONS = op_set(
@@ -239,6 +239,8 @@ class Analysis:
             return self._quantizer(node)
         if op in _NORMS or op in _SCANS:
             return Reason.STATISTICS, Label.AFFINE
+        if op in _NORMS_WITH_OWN_STATISTICS:
+            return None, None
         if op in _SOFTMAX or (op == "BatchNormalization" and not _folds(node)):
             return Reason.STATISTICS, None
         if op in _REDUCTIONS:

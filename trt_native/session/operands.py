@@ -97,7 +97,7 @@ def read(value: Any) -> Operand:
     """
     if isinstance(value, (np.ndarray, np.generic)):
         array = np.asarray(value)
-        return Operand("numpy", array, array.shape, array.dtype.name, array)
+        return Operand("numpy", array, array.shape, _numpy_name(array.dtype), array)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         return _read_torch(value)
@@ -173,6 +173,11 @@ def torch_empty(shape: Shape, dtype: Any, like: Any, stream: int, current: int) 
 def torch_dtype(name: str) -> Any:
     """The ``torch.dtype`` of a NumPy or ml_dtypes name."""
     return getattr(sys.modules["torch"], name)
+
+
+@functools.cache
+def _numpy_name(dtype: np.dtype[Any]) -> str:
+    return str(dtype.name)  # NumPy makes the text anew every time
 
 
 @functools.cache

@@ -392,7 +392,8 @@ class Session:
         if given:
             check_outputs(self.engine.outputs, layout.outputs, given)
         compute = self._compute_handle(lead, stream)
-        self._await_producers((*operands.values(), *given.values()), compute)
+        if lead is not None or given:
+            self._await_producers((*operands.values(), *given.values()), compute)
         outputs = {name: operand.value for name, operand in given.items()}
         pointers = {name: operand.pointer for name, operand in given.items() if operand.on_device}
         if on_device:

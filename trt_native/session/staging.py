@@ -142,8 +142,10 @@ class Call:
         return self._reserve(tensor.name, nbytes_of(shape, tensor.dtype))
 
     def _reserve(self, name: str, nbytes: int) -> int:
-        buffer = self._buffers.setdefault(name, DeviceBuffer())
-        if buffer.pointer and buffer.nbytes >= nbytes:
+        buffer = self._buffers.get(name)
+        if buffer is None:
+            buffer = self._buffers[name] = DeviceBuffer()
+        if buffer.nbytes >= max(nbytes, 1):
             return buffer.pointer
         self.finished.synchronize()
         buffer.reserve(nbytes, self._runner.stream)
@@ -161,17 +163,22 @@ class Call:
         if -1 in shape:
             own, shape = self._runner.take_deferred(tensor.name)
             pointer = own.pointer
+        nbytes = nbytes_of(shape, tensor.dtype)
         array = into.get(tensor.name)
-        if array is None:
-            array = self._new_array(shape, tensor.dtype)
-        copy_to_host(array.ctypes.data, pointer, array.nbytes, stream)
+        if array is not None:
+            address = array.ctypes.data
+        else:
+            array, address = self._new_array(shape, tensor.dtype, nbytes)
+        copy_to_host(address, pointer, nbytes, stream)
         if own is not None:
             Stream.borrowed(stream).synchronize()
             own.close()
         return array
 
-    def _new_array(self, shape: tuple[int, ...], dtype: str) -> Array:
+    def _new_array(self, shape: tuple[int, ...], dtype: str, nbytes: int) -> tuple[Array, int]:
+        """Memory for an output, and its address."""
         if self._pool.lent_bytes > _MOST_LENT_BYTES:
             ordinary: Array = np.empty(shape, dtype)
-            return ordinary
-        return self._pool.lend(nbytes_of(shape, dtype)).array(shape, dtype)
+            return ordinary, ordinary.ctypes.data
+        block = self._pool.lend(nbytes)
+        return block.array(shape, dtype), block.address
