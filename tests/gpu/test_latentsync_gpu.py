@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import denoising
 import pytest
@@ -45,7 +46,12 @@ def build(onnx):
 
 @pytest.fixture(scope="module")
 def plans(tmp_path_factory):
-    """One plan of the golden U-Net, and DeepCache's two; made beside each other."""
+    """One plan of the golden U-Net, and DeepCache's two; made beside each other, or elsewhere."""
+    built_elsewhere = os.environ.get("TRT_NATIVE_TEST_PLANS")
+    if built_elsewhere:
+        names = ("unet", "full", "full.shallow")
+        one, *two = (Path(built_elsewhere) / f"{name}.plan" for name in names)
+        return one, tuple(two)
     folder = tmp_path_factory.mktemp("plans")
     golden = ("--checkpoint", DATA / "unet_small.pt", "--config", "small")
 

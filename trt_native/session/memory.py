@@ -18,20 +18,35 @@ class Order:
     def __init__(self, ordinal: int = 0) -> None:
         self._event = Event(ordinal=ordinal)
         self._stream: int | None = None
+        self._recorded = True
 
     def before(self, stream: int) -> None:
         """Let a stream wait for the last run, if that was on another one."""
         if self._stream is not None and self._stream != stream:
+            self._record()
             self._event.hold(stream)
 
-    def after(self, stream: int) -> None:
-        """Say that a run was just put on a stream."""
-        self._event.record(stream)
-        self._stream = stream
+    def after(self, stream: int, *, lasting: bool = False) -> None:
+        """Say that a run was just put on a stream.
+
+        Args:
+            stream: Handle of the stream.
+            lasting: The stream lives until :meth:`synchronize`: the event, which costs the GPU
+                a microsecond, is recorded when somebody waits for it.
+        """
+        self._stream, self._recorded = stream, False
+        if not lasting:
+            self._record()
 
     def synchronize(self) -> None:
         """Wait until the last run is done."""
+        self._record()
         self._event.synchronize()
+
+    def _record(self) -> None:
+        if not self._recorded and self._stream is not None:
+            self._event.record(self._stream)
+            self._recorded = True
 
 
 class SharedMemory:

@@ -76,6 +76,7 @@ class Runner:
         self._device_inputs = tuple(t for t in engine.inputs if t.name not in self._host_names)
         self.stream = Stream(engine.ordinal)
         self._uncapturable = {*_DEFAULT_STREAMS, self.stream.handle}
+        self._lasting = {0, self.stream.handle}
         self._capture_stream = Stream(engine.ordinal)
         self._nothing = DeviceBuffer()  # an address for empty tensors: TensorRT takes no null
         self._nothing.reserve(1, self.stream)
@@ -173,7 +174,7 @@ class Runner:
         else:
             self._run(stream)
             layout.warm = True
-        self.order.after(stream)
+        self.order.after(stream, lasting=stream in self._lasting)
 
     def take_deferred(self, name: str) -> tuple[DeviceBuffer, Shape]:
         """The output whose shape the run told, in memory that is the caller's from now on."""
