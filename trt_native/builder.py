@@ -34,6 +34,7 @@ from trt_native.cuda import GpuInfo, gpu_info
 from trt_native.engine import Engine
 from trt_native.errors import PlanError, SpecError, TrtNativeError
 from trt_native.graph.dims import fixed_extents, resolve_profiles
+from trt_native.graph.exact_products import has_products, split_products
 from trt_native.graph.exposing import expose_tensors
 from trt_native.graph.fingerprint import fingerprint
 from trt_native.graph.onnx_file import (
@@ -97,6 +98,8 @@ class Outline:
         rewrites: Whether the graph's types are rewritten before TensorRT sees it.
         workspace_bytes: Upper limit for scratch memory of one layer.
         rest: The type that FP32 arithmetic of the graph is reduced to; None where it stays.
+        splits: Whether FP32 products are computed in parts, for a backend that has them in TF32
+            only.
         calibrates: Whether TensorRT itself finds the ranges and chooses what runs in INT8.
         quantization: What would be quantized, as the manifest tells it; None where nothing is, or
             TensorRT chooses.
@@ -110,6 +113,7 @@ class Outline:
     rewrites: bool
     workspace_bytes: int
     rest: Precision | None
+    splits: bool
     calibrates: bool
     quantization: Mapping[str, Any] | None = None
 
@@ -452,17 +456,19 @@ def _outline(
     from_graph = precision is Precision.AUTO or quantizes or _has_qdq(graph)
     strongly_typed = not weak or from_graph or config.weight_streaming
     rest = _rest(graph, precision) if strongly_typed else None
+    splits = _splits(graph, config, backend)
     return Outline(
         model=summary,
         profiles=profiles,
         fixed=fixed_extents(profiles),
         precision=precision,
         strongly_typed=strongly_typed,
-        rewrites=rest is not None or quantizes,
+        rewrites=rest is not None or quantizes or splits,
         workspace_bytes=(
             default_workspace(gpu) if config.workspace_bytes is None else config.workspace_bytes
         ),
         rest=rest,
+        splits=splits,
         calibrates=calibrates,
     )
 
@@ -488,6 +494,12 @@ def _calibrates(graph: ir.Model, config: BuildConfig, backend: Backend) -> bool:
         and not config.weight_streaming
         and not reduced_types(graph)
     )
+
+
+def _splits(graph: ir.Model, config: BuildConfig, backend: Backend) -> bool:
+    """Whether TF32 is off, but the backend computes FP32 products in it unless they are split."""
+    exact = config.allows_tf32 or backend.capabilities.exact_fp32
+    return not exact and has_products(graph)
 
 
 def _has_qdq(graph: ir.Model) -> bool:
@@ -589,7 +601,7 @@ def _calibration_record(prepared: Preparation) -> dict[str, Any]:
 
 
 def _rewrite(prepared: Preparation, progress: Progress | None) -> dict[str, Any]:
-    """Quantize, then reduce what is left in FP32; returns what was done."""
+    """Quantize, reduce what is left in FP32, and split what then is; returns what was done."""
     graph, config, outline = prepared.graph, prepared.config, prepared.outline
     record: dict[str, Any] = {}
     if outline.precision.quantized:
@@ -608,6 +620,9 @@ def _rewrite(prepared: Preparation, progress: Progress | None) -> dict[str, Any]
                 io_precision=config.io_precision.value,
             )
             record["rewritten"] = report.to_dict()
+    if outline.splits:
+        with stage(progress, "Splitting the products in FP32"):
+            record["split_products"] = split_products(graph)
     return record
 
 
