@@ -106,6 +106,20 @@ def test_products_are_split_where_tf32_is_off(tmp_path, options, split):
     assert rounds == bool(split)
 
 
+def test_products_are_left_alone_for_gpus_without_tf32(tmp_path):
+    path = tiny_models.norm(tmp_path / "m.onnx")
+    plan = build(path, "batch=1", precision=Precision.FP32, compute_capabilities=("7.5",))
+    assert "split_products" not in plan.manifest.precision
+    both = {"compute_capabilities": ("7.5", "8.6")}
+    with pytest.raises(UnsupportedError, match=r"capability 7\.5 has neither.*--tf32"):
+        outline(path, config("batch=1", precision=Precision.FP32, **both), backend="rtx")
+    plan = build(path, "batch=1", precision=Precision.TF32, **both)
+    assert plan.manifest.compute_capabilities == ("7.5", "8.6")
+    copying = tiny_models.coupled(tmp_path / "c.onnx")
+    dims = ("batch=2", "frames=3")
+    build(copying, *dims, precision=Precision.FP32, **both)
+
+
 def test_products_are_left_to_a_backend_that_has_fp32(tmp_path):
     class Exact(RtxBackend):
         def _capabilities(self):

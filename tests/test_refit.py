@@ -115,6 +115,11 @@ def test_the_halves_of_split_weights_are_refitted(tmp_path):
     again = as_refittable(new, config, backend="rtx").manifest.refit["weights"]
     assert {name for name in old if old[name] != again[name]} == {"w__hi", "w__lo"}
     reaches_the_gpu(plan, new)
+    whole = as_refittable(
+        model, dataclasses.replace(config, compute_capabilities=("7.5",)), backend="rtx"
+    )
+    assert set(whole.manifest.refit["weights"]) == {"w", "scale", "bias"}
+    reaches_the_gpu(whole, new)
 
 
 @pytest.mark.parametrize(

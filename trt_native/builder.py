@@ -32,7 +32,7 @@ from trt_native.backends.building import default_workspace, in_thread, save_temp
 from trt_native.calibration.batches import Batches, read_batches
 from trt_native.cuda import GpuInfo, gpu_info
 from trt_native.engine import Engine
-from trt_native.errors import PlanError, SpecError, TrtNativeError
+from trt_native.errors import PlanError, SpecError, TrtNativeError, UnsupportedError
 from trt_native.graph.dims import fixed_extents, resolve_profiles
 from trt_native.graph.exact_products import has_products, split_products
 from trt_native.graph.exposing import expose_tensors
@@ -82,6 +82,7 @@ __all__ = [
 ]
 
 _LOGGER = logging.getLogger(__name__)
+_FIRST_WITH_TF32 = 8.0  # compute capability; it is the first with BF16, too
 _REDUCED = {Precision.FP16: "float16", Precision.BF16: "bfloat16"}
 
 
@@ -498,8 +499,18 @@ def _calibrates(graph: ir.Model, config: BuildConfig, backend: Backend) -> bool:
 
 def _splits(graph: ir.Model, config: BuildConfig, backend: Backend) -> bool:
     """Whether TF32 is off, but the backend computes FP32 products in it unless they are split."""
-    exact = config.allows_tf32 or backend.capabilities.exact_fp32
-    return not exact and has_products(graph)
+    targets = config.compute_capabilities
+    older = [target for target in targets if float(target) < _FIRST_WITH_TF32]
+    exact = config.allows_tf32 or backend.capabilities.exact_fp32 or (older and older == [*targets])
+    if exact or not has_products(graph):
+        return False
+    if older:
+        raise UnsupportedError(
+            f"{backend.product} {backend.version} needs BF16 to keep FP32 products out of TF32, and"
+            f" compute capability {', '.join(older)} has neither: build a plan for that apart from"
+            " the others, or allow TF32 (--tf32)"
+        )
+    return True
 
 
 def _has_qdq(graph: ir.Model) -> bool:

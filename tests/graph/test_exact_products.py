@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import golden_unet
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -257,3 +258,17 @@ def test_a_product_whose_type_nothing_tells_is_refused():
     with pytest.raises(ModelError, match=r"the type of MatMul .* neither given nor inferred"):
         split_products(graph)
     assert split_products(ir.from_proto(onnx.parser.parse_model(text % "Add"))) == {}
+
+
+@pytest.mark.slow
+def test_the_golden_unet_in_tf32(tmp_path):
+    """Its outputs are those of the original, which PyTorch computed in FP32."""
+    pytest.importorskip("torch")
+    proto = onnx.load(golden_unet.export(tmp_path / "unet.onnx"))
+    rewritten, counts = split(proto)
+    assert set(counts) == {"Conv", "Gemm", "MatMul"}
+    case = golden_unet.cases()[0]
+    inputs = {name: case[name] for name in ("latents", "encoder_hidden_states")}
+    inputs["timestep"] = case["timestep"].reshape(1)
+    assert relative(run(rewritten, inputs, TF32), case["noise_pred"]) < 2e-5
+    assert relative(run(proto, inputs, TF32), case["noise_pred"]) > 1e-3
