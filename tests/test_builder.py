@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import tempfile
@@ -13,10 +14,11 @@ import pytest
 import tiny_models
 
 from trt_native import BuildConfig, IoPrecision, Plan, Precision, ProfileSpec, build_plan
+from trt_native.backends.rtx import RtxBackend
 from trt_native.builder import outline
 from trt_native.errors import BuildError, ModelError, SpecError, UnsupportedError
 
-pytest.importorskip("tensorrt_rtx")
+tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
 pytestmark = pytest.mark.backend
 
 DIMS = ("batch=1:2:4", "height=8:8:16", "width=8")
@@ -45,7 +47,12 @@ def test_the_manifest_tells_what_the_plan_is(tmp_path):
     assert x.dims == ("batch", None, "height", "width")
     assert [str(r) for r in x.profiles] == ["1x3x8x8:2x3x8x8:4x3x16x8"]
     assert (y.name, y.shape, y.profiles) == ("y", (-1, 8, -1, 8), ())
-    assert manifest.precision == {"requested": "fp32", "applied": "fp32", "tf32": False}
+    assert manifest.precision == {
+        "requested": "fp32",
+        "applied": "fp32",
+        "tf32": False,
+        "split_products": {"Conv": 1},
+    }
     assert manifest.options["precision"] == "fp32"
     assert set(manifest.seconds) == {"parse", "build", "total"}
 
@@ -77,6 +84,69 @@ def test_an_fp32_model_becomes_fp16_by_default(tmp_path):
     assert kept["statistics"] == {"LayerNormalization": 1, "Softmax": 1}
     # The types of inputs and outputs are the model's, unless asked otherwise.
     assert [t.dtype for t in manifest.tensors] == ["float32", "float32"]
+
+
+@pytest.mark.parametrize(
+    ("options", "split"),
+    [
+        ({"precision": Precision.FP32}, {"MatMul": 1}),
+        ({"precision": Precision.FP32, "tf32": True}, None),
+        ({"precision": Precision.TF32}, None),
+        ({}, None),
+        ({"tf32": False}, {}),
+        ({"tf32": False, "keep_fp32": ("/matmul",)}, {"MatMul": 1}),
+    ],
+    ids=str,
+)
+def test_products_are_split_where_tf32_is_off(tmp_path, options, split):
+    plan = build(tiny_models.norm(tmp_path / "m.onnx"), "batch=1:2:4", **options)
+    assert plan.manifest.precision.get("split_products") == split
+    # TensorRT could take the way to BF16 and back for nothing; its kernels have it.
+    rounds = b"= __myln_cast<__myln_bf16, __myln_float>(" in bytes(plan.data)
+    assert rounds == bool(split)
+
+
+def test_products_are_left_alone_for_gpus_without_tf32(tmp_path):
+    path = tiny_models.norm(tmp_path / "m.onnx")
+    plan = build(path, "batch=1", precision=Precision.FP32, compute_capabilities=("7.5",))
+    assert "split_products" not in plan.manifest.precision
+    both = {"compute_capabilities": ("7.5", "8.6")}
+    with pytest.raises(UnsupportedError, match=r"capability 7\.5 has neither.*--tf32"):
+        outline(path, config("batch=1", precision=Precision.FP32, **both), backend="rtx")
+    plan = build(path, "batch=1", precision=Precision.TF32, **both)
+    assert plan.manifest.compute_capabilities == ("7.5", "8.6")
+    copying = tiny_models.coupled(tmp_path / "c.onnx")
+    dims = ("batch=2", "frames=3")
+    build(copying, *dims, precision=Precision.FP32, **both)
+
+
+def test_products_are_left_to_a_backend_that_has_fp32(tmp_path):
+    class Exact(RtxBackend):
+        def _capabilities(self):
+            return dataclasses.replace(super()._capabilities(), exact_fp32=True)
+
+    path = tiny_models.norm(tmp_path / "m.onnx")
+    options = config("batch=1:2:4", precision=Precision.FP32)
+    plan = build_plan(path, options, backend=Exact(tensorrt_rtx))
+    assert "split_products" not in plan.manifest.precision
+    assert not outline(path, options, backend=Exact(tensorrt_rtx)).rewrites
+
+
+def test_tensors_inside_the_model_keep_their_names_where_products_are_split(tmp_path):
+    path = tiny_models.norm(tmp_path / "m.onnx")
+    options = config("batch=1:2:4", precision=Precision.FP32)
+    plan = build_plan(path, options, backend="rtx", expose=("n", "m"))
+    assert [t.name for t in plan.manifest.outputs] == ["y", "n", "m"]
+
+
+def test_products_of_an_old_opset_are_refused_in_fp32(tmp_path):
+    path = tiny_models.conv(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    model.opset_import[0].version = 11
+    onnx.save(model, path)
+    with pytest.raises(UnsupportedError, match="--tf32"):
+        outline(path, config(*DIMS, precision=Precision.FP32), backend="rtx")
+    assert build(path, *DIMS, precision=Precision.TF32).manifest.precision["tf32"]
 
 
 @pytest.mark.parametrize(

@@ -26,10 +26,10 @@ pytestmark = pytest.mark.backend
 PROFILE = ProfileSpec.parse(["batch=1:2:4"])
 
 
-def as_refittable(model, config, **options):
+def as_refittable(model, config, backend="auto", **options):
     """A plan as a machine with a GPU would have built it, as far as its manifest tells."""
-    plan = build_plan(model, config)
-    prepared = prepare(model, config)
+    plan = build_plan(model, config, backend=backend)
+    prepared = prepare(model, config, backend=backend)
     with parsable(prepared) as (parsed, _, _):
         weights = asdict(fingerprint(read_model(parsed)))
     options = {**plan.manifest.options, **(options or {"refit": True})}
@@ -102,6 +102,24 @@ def test_the_plan_was_rewritten_and_so_is_the_model(made):
     _, plan = made
     kinds = {name: text.split()[0] for name, text in plan.manifest.refit["weights"].items()}
     assert kinds == {"w": "float16", "scale": "float32", "bias": "float32"}
+
+
+def test_the_halves_of_split_weights_are_refitted(tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    model = tiny_models.norm(tmp_path / "m.onnx")
+    config = BuildConfig(profiles=(PROFILE,), precision=Precision.FP32)
+    plan = as_refittable(model, config, backend="rtx")
+    old = plan.manifest.refit["weights"]
+    assert set(old) == {"w__hi", "w__lo", "scale", "bias"}
+    new = changed(tmp_path / "n.onnx", lambda name, a: a * 3 if name == "w" else a, model)
+    again = as_refittable(new, config, backend="rtx").manifest.refit["weights"]
+    assert {name for name in old if old[name] != again[name]} == {"w__hi", "w__lo"}
+    reaches_the_gpu(plan, new)
+    whole = as_refittable(
+        model, dataclasses.replace(config, compute_capabilities=("7.5",)), backend="rtx"
+    )
+    assert set(whole.manifest.refit["weights"]) == {"w", "scale", "bias"}
+    reaches_the_gpu(whole, new)
 
 
 @pytest.mark.parametrize(

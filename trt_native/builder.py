@@ -32,8 +32,9 @@ from trt_native.backends.building import default_workspace, in_thread, save_temp
 from trt_native.calibration.batches import Batches, read_batches
 from trt_native.cuda import GpuInfo, gpu_info
 from trt_native.engine import Engine
-from trt_native.errors import PlanError, SpecError, TrtNativeError
+from trt_native.errors import PlanError, SpecError, TrtNativeError, UnsupportedError
 from trt_native.graph.dims import fixed_extents, resolve_profiles, with_opt_profiles
+from trt_native.graph.exact_products import has_products, split_products
 from trt_native.graph.exposing import expose_tensors
 from trt_native.graph.fingerprint import fingerprint
 from trt_native.graph.onnx_file import (
@@ -81,6 +82,7 @@ __all__ = [
 ]
 
 _LOGGER = logging.getLogger(__name__)
+_FIRST_WITH_TF32 = 8.0  # compute capability; it is the first with BF16, too
 _REDUCED = {Precision.FP16: "float16", Precision.BF16: "bfloat16"}
 
 
@@ -97,6 +99,8 @@ class Outline:
         rewrites: Whether the graph's types are rewritten before TensorRT sees it.
         workspace_bytes: Upper limit for scratch memory of one layer.
         rest: The type that FP32 arithmetic of the graph is reduced to; None where it stays.
+        splits: Whether FP32 products are computed in parts, for a backend that has them in TF32
+            only.
         calibrates: Whether TensorRT itself finds the ranges and chooses what runs in INT8.
         quantization: What would be quantized, as the manifest tells it; None where nothing is, or
             TensorRT chooses.
@@ -110,6 +114,7 @@ class Outline:
     rewrites: bool
     workspace_bytes: int
     rest: Precision | None
+    splits: bool
     calibrates: bool
     quantization: Mapping[str, Any] | None = None
 
@@ -454,17 +459,19 @@ def _outline(
     from_graph = precision is Precision.AUTO or quantizes or _has_qdq(graph)
     strongly_typed = not weak or from_graph or config.weight_streaming
     rest = _rest(graph, precision) if strongly_typed else None
+    splits = _splits(graph, config, backend)
     return Outline(
         model=summary,
         profiles=profiles,
         fixed=fixed_extents(profiles),
         precision=precision,
         strongly_typed=strongly_typed,
-        rewrites=rest is not None or quantizes,
+        rewrites=rest is not None or quantizes or splits,
         workspace_bytes=(
             default_workspace(gpu) if config.workspace_bytes is None else config.workspace_bytes
         ),
         rest=rest,
+        splits=splits,
         calibrates=calibrates,
     )
 
@@ -490,6 +497,22 @@ def _calibrates(graph: ir.Model, config: BuildConfig, backend: Backend) -> bool:
         and not config.weight_streaming
         and not reduced_types(graph)
     )
+
+
+def _splits(graph: ir.Model, config: BuildConfig, backend: Backend) -> bool:
+    """Whether TF32 is off, but the backend computes FP32 products in it unless they are split."""
+    targets = config.compute_capabilities
+    older = [target for target in targets if float(target) < _FIRST_WITH_TF32]
+    exact = config.allows_tf32 or backend.capabilities.exact_fp32 or (older and older == [*targets])
+    if exact or not has_products(graph):
+        return False
+    if older:
+        raise UnsupportedError(
+            f"{backend.product} {backend.version} needs BF16 to keep FP32 products out of TF32, and"
+            f" compute capability {', '.join(older)} has neither: build a plan for that apart from"
+            " the others, or allow TF32 (--tf32)"
+        )
+    return True
 
 
 def _has_qdq(graph: ir.Model) -> bool:
@@ -591,7 +614,7 @@ def _calibration_record(prepared: Preparation) -> dict[str, Any]:
 
 
 def _rewrite(prepared: Preparation, progress: Progress | None) -> dict[str, Any]:
-    """Quantize, then reduce what is left in FP32; returns what was done."""
+    """Quantize, reduce what is left in FP32, and split what then is; returns what was done."""
     graph, config, outline = prepared.graph, prepared.config, prepared.outline
     record: dict[str, Any] = {}
     if outline.precision.quantized:
@@ -610,6 +633,9 @@ def _rewrite(prepared: Preparation, progress: Progress | None) -> dict[str, Any]
                 io_precision=config.io_precision.value,
             )
             record["rewritten"] = report.to_dict()
+    if outline.splits:
+        with stage(progress, "Splitting the products in FP32"):
+            record["split_products"] = split_products(graph)
     return record
 
 

@@ -180,6 +180,7 @@ def _rewriting(
             method=None,
         ),
         tf32=config.tf32,
+        compute_capabilities=config.compute_capabilities,
         weight_streaming=config.weight_streaming,
     )
 

@@ -78,6 +78,9 @@ class Capabilities:
         timing_cache: Layer timings can be kept between builds.
         build_needs_gpu: Plans can be built only on a machine with a GPU.
         int8_calibrator: TensorRT can calibrate INT8 ranges itself, during the build.
+        exact_fp32: With TF32 off, products of FP32 tensors keep FP32's 24 bits on every GPU.
+            Otherwise the graph must be rewritten to get them; see
+            :func:`~trt_native.graph.exact_products.split_products`.
         targets: Compute capabilities a build may name, such as ``8.9``; empty where it may not.
         quantized_ops: Precision to the operators that the backend builds in it.
         refusals: Name of a :class:`BuildConfig` field to the reason why this backend has no such
@@ -88,6 +91,7 @@ class Capabilities:
     timing_cache: bool
     build_needs_gpu: bool
     int8_calibrator: bool
+    exact_fp32: bool
     targets: tuple[str, ...]
     quantized_ops: Mapping[Precision, frozenset[str]]
     refusals: Mapping[str, str]

@@ -45,6 +45,7 @@ class RtxBackend(NativeBackend):
             timing_cache=False,
             build_needs_gpu=False,
             int8_calibrator=False,
+            exact_fp32=False,  # on GPUs of compute capability 9.0 it takes TF32 all the same
             targets=tuple(f"{target[:-1]}.{target[-1]}" for target in targets),
             quantized_ops={
                 **QUANTIZES_ALL,

@@ -32,6 +32,7 @@ class TensorRT10Backend(NativeBackend):
             timing_cache=True,
             build_needs_gpu=True,
             int8_calibrator=True,
+            exact_fp32=True,
             targets=(),
             quantized_ops=QUANTIZES_ALL,
             refusals=TENSORRT_REFUSALS,

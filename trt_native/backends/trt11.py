@@ -20,6 +20,7 @@ class TensorRT11Backend(NativeBackend):
             timing_cache=True,
             build_needs_gpu=True,
             int8_calibrator=False,
+            exact_fp32=True,
             targets=(),
             quantized_ops=QUANTIZES_ALL,
             refusals=TENSORRT_REFUSALS,
