@@ -56,7 +56,12 @@ def test_linear_layers(tmp_path, precision):
     assert record["quantized"]["macs"] == 2 * 4 * 64 * 64
     assert record["quantized"]["backend_lacks"] == ""
     assert record["rewritten"]["target"] == "fp16"
-    assert record["rewritten"]["reduced"]["DequantizeLinear"] == 2 + 2 * precision.needs_ranges
+    products = {"DequantizeLinear": 2, "MatMul": 1, "Gemm": 1}
+    if precision.needs_ranges:  # they add up in FP32
+        products = {**products, "QuantizeLinear": 2, "DequantizeLinear": 4}
+        assert record["rewritten"]["kept"] == {"accumulator": products}
+        products = {}
+    assert record["rewritten"]["reduced"] == {**products, "Relu": 2}
     assert [tensor.dtype for tensor in plan.manifest.tensors] == ["float32", "float32"]
     assert plan.manifest.options["precision"] == str(precision)
 
@@ -190,7 +195,10 @@ def test_nodes_kept_in_fp32_are_not_quantized(tmp_path):
     model = tiny_models.dense(tmp_path / "m.onnx", name="x__dense.1__y")
     record = build(model, Precision.INT8, keep_fp32=("*/dense.1",)).manifest.precision
     assert record["quantized"]["skipped"] == {"skip": {"Gemm": 1}}
-    assert record["rewritten"]["kept"] == {"keep_fp32": {"Gemm": 1}}
+    assert record["rewritten"]["kept"] == {
+        "keep_fp32": {"Gemm": 1},
+        "accumulator": {"QuantizeLinear": 1, "DequantizeLinear": 2, "MatMul": 1},
+    }
 
 
 def quantized_file(tmp_path):
@@ -207,8 +215,10 @@ def test_a_quantized_file_is_built_with_its_rest_reduced(tmp_path, precision):
         assert "rewritten" not in record
     else:
         assert record["applied"] == "bf16" if precision is Precision.BF16 else "fp16"
-        assert record["rewritten"]["reduced"]["MatMul"] == 1
-        assert record["rewritten"]["kept"] == {}
+        place = "reduced" if precision is Precision.BF16 else "kept"
+        found = record["rewritten"][place]
+        assert (found if place == "reduced" else found["accumulator"])["MatMul"] == 1
+        assert record["rewritten"]["reduced"]["Relu"] == 2
 
 
 def test_a_quantized_file_is_not_quantized_again(tmp_path):
@@ -230,7 +240,7 @@ def network_of(path):
 
 
 @pytest.mark.parametrize("fmt", ["int8", "fp8"])
-def test_tensorrt_sees_everything_around_the_pairs_in_fp16(tmp_path, fmt):
+def test_tensorrt_sees_linear_layers_in_fp32_and_all_else_in_fp16(tmp_path, fmt):
     model = read_model(tiny_models.conv_and_dense(tmp_path / "m.onnx"))
     quantize_model(model, {"x": 4.0, "c": 4.0}, format=fmt)
     convert_precision(model, ir.DataType.FLOAT16, io_precision="fp16")
@@ -241,12 +251,14 @@ def test_tensorrt_sees_everything_around_the_pairs_in_fp16(tmp_path, fmt):
     quantizers = [
         (inputs[0].dtype, out.dtype) for kind, inputs, out in layers if kind == types.QUANTIZE
     ]
-    assert quantizers == [(trt.float16, packed)] * 2
+    assert quantizers == [(trt.float16, packed), (trt.float32, packed)]
     products = [
-        {tensor.dtype for tensor in (*inputs, out) if tensor is not None}
+        (kind, {tensor.dtype for tensor in (*inputs, out) if tensor is not None})
         for kind, inputs, out in layers
         if kind in (types.CONVOLUTION, types.MATRIX_MULTIPLY)
     ]
-    assert products == [{trt.float16}] * 2
-    # The zero points are constants of TensorRT's own making.
-    assert trt.float32 not in {out.dtype for kind, _, out in layers if kind != types.CONSTANT}
+    assert products == [
+        (types.CONVOLUTION, {trt.float16}),
+        (types.MATRIX_MULTIPLY, {trt.float32}),
+    ]
+    assert layers[-1][2].dtype == trt.float16

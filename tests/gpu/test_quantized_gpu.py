@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny_models
 from golden_unet import cases, export
+from onnx.helper import make_node, np_dtype_to_tensor_dtype
 from tolerances import TF32_PRODUCTS
 
 from trt_native import BuildConfig, Precision, ProfileSpec, QuantizationSpec, Session, build_plan
@@ -196,6 +197,30 @@ def test_a_build_calibrates_with_an_engine_and_notes_its_layers(tmp_path, rng):
     assert errors[Precision.INT8] <= 0.05
     assert errors[Precision.FP8] <= 0.08
     assert errors[Precision.INT8_WEIGHTS] <= 0.02
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.FP8], ids=str)
+def test_sums_beyond_fp16(tmp_path, precision, dtype):
+    """Every number is the largest there is: 256 * 127 * 127 before it is scaled, 8 after."""
+    kind = np_dtype_to_tensor_dtype(np.dtype(dtype))
+    model = tiny_models.save(
+        tmp_path / "m.onnx",
+        [make_node("MatMul", ["x", "w"], ["y"], name="product")],
+        [tiny_models.tensor("x", kind, ["batch", 256])],
+        [tiny_models.tensor("y", kind, ["batch", 64])],
+        {"w": np.full((256, 64), 1 / 128, dtype)},
+    )
+    cache = tiny_models.calibration(model, tmp_path / "m.calib", 4.0)
+    config = BuildConfig(
+        profiles=(ProfileSpec.parse(["batch=16"]),),
+        precision=precision,
+        quantization=QuantizationSpec(calibration=cache),
+    )
+    with Session(build_plan(model, config)) as session:
+        found = session.run({"x": np.full((16, 256), 4, dtype)})["y"]
+    np.testing.assert_allclose(found, np.full((16, 64), 8, dtype), rtol=2e-3)
 
 
 def _errors(plans, batch, output):

@@ -28,6 +28,7 @@ class Reason(str, enum.Enum):
     INTEGERS = "integers"  # computed from integers alone, such as timesteps and positions
     RANGE = "range"  # has or makes numbers that FP16 cannot hold
     COORDINATES = "coordinates"  # sampling positions need more than 11 bits
+    ACCUMULATOR = "accumulator"  # a quantized product sums up more than FP16 can hold
     GENERATOR = "generator"  # random numbers, identity matrices, windows, reinterpreted bits
     SCHEMA = "schema"  # the operator's ONNX schema has no such type at this opset
     TENSORRT = "tensorrt"  # TensorRT does not take this operator in that type
@@ -81,6 +82,10 @@ MOVING = op_set(
 )
 CASTS = op_set("Cast CastLike")
 PRODUCTS = op_set("MatMul Gemm Conv ConvTranspose")
+# TensorRT rounds what these add up in INT8 or FP8 to the type of the node before it multiplies by
+# scales for each channel; by one scale for all it multiplies first, and convolutions always stay
+# in FP32 till then. A K of 256 reaches 256 * 127 * 127.
+SCALED_LATE = op_set("MatMul Gemm")
 _COORDINATES = op_set("GridSample RoiAlign MaxRoiPool AffineGrid")
 _GENERATORS = op_set(
     "RandomNormal RandomNormalLike RandomUniform RandomUniformLike Bernoulli Multinomial EyeLike "
@@ -237,6 +242,8 @@ class Analysis:
         op = node.op_type
         if op in QDQ:
             return self._quantizer(node)
+        if self._is_scaled_late(node):
+            return Reason.ACCUMULATOR, None
         if op in _NORMS or op in _SCANS:
             return Reason.STATISTICS, Label.AFFINE
         if op in _NORMS_WITH_OWN_STATISTICS:
@@ -276,6 +283,14 @@ class Analysis:
             return Reason.RANGE, Label.WIDE
         fixed = packed.is_initializer() and not _can_be_scaled_anew(node, scale)
         return (Reason.RANGE if fixed and scale_is_lost(scales) else None), None
+
+    def _is_scaled_late(self, node: ir.Node) -> bool:
+        """Whether a product of two quantized tensors overflows FP16 before it is scaled."""
+        if node.op_type not in SCALED_LATE or self.target != FLOAT16:
+            return False
+        scales = [_scale_of(value) for value in node.inputs[:2]]
+        known = [scale for scale in scales if scale is not None]
+        return len(known) == 2 and any(scale.shape is None or scale.shape.rank() for scale in known)
 
     def _elementwise(
         self, node: ir.Node, kinds: set[Label | None]
@@ -355,9 +370,13 @@ class Analysis:
     def _needed_above(self, node: ir.Node) -> Reason | None:
         """Whether what reads a node's outputs wants them computed in FP32."""
         op = node.op_type
-        if op not in _ARITHMETIC and op != "MatMul":
+        if op not in _ARITHMETIC and op not in QDQ and op != "MatMul":
             return None
         readers = self._readers(node)
+        if op in QDQ:
+            late = any(r is not None and self._is_scaled_late(r) for r in readers)
+            late = late or Reason.ACCUMULATOR in [self.kept.get(r) for r in readers if r]
+            return Reason.ACCUMULATOR if late else None
         free = free_inputs(node)
         plain = [v for v in free if self.labels.get(v) not in (Label.INTEGER, Label.STATISTIC)]
         sines = any(self._is(r, _TRIGONOMETRIC) for r in readers)
@@ -382,6 +401,17 @@ class Analysis:
             self.kept.get(reader) == Reason.ARGUMENT
             and any(self._is(r, ops) for r in self._readers(reader))
         )
+
+
+def _scale_of(value: ir.Value | None) -> ir.Value | None:
+    """The scale of a dequantized value, past nodes that move it; None for any other value."""
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type == "DequantizeLinear":
+            return node.inputs[1]
+        if node.op_type not in MOVING:
+            return None
+        value = node.inputs[0]
+    return None
 
 
 def scale_is_lost(scales: npt.NDArray[np.float32]) -> bool:

@@ -3,7 +3,9 @@
 Activations get a ``QuantizeLinear`` and a ``DequantizeLinear``, shared by all that read them, with
 one scale for the tensor and zero point 0. Weights are stored as INT8 or FP8 with one scale for each
 output channel, followed by a ``DequantizeLinear`` alone. Biases and outputs stay as they are.
-TensorRT fuses the pairs into the product between them.
+TensorRT fuses the pairs into the product between them. In an FP16 model a linear layer between
+them computes in FP32, for the reason at
+:data:`~trt_native.graph.precision_rules.SCALED_LATE`, and its result is cast back.
 
 :class:`~trt_native.graph.quantization_rules.SkipReason` lists why a product is left alone.
 Bodies of ``If``, ``Loop`` and ``Scan`` stay as they are; model-local functions are inlined first.
@@ -37,7 +39,7 @@ from trt_native.graph.packing import (
     round_scale,
 )
 from trt_native.graph.precision import infer_types, reduced_types
-from trt_native.graph.precision_rules import FLOAT, all_nodes
+from trt_native.graph.precision_rules import FLOAT, FLOAT16, all_nodes
 from trt_native.graph.quantization_rules import (
     COPIES,
     PRESETS,
@@ -279,14 +281,14 @@ def _check_coverage(report: QuantizationReport, minimum: float, note: str) -> No
     )
 
 
-_Key: TypeAlias = tuple[ir.Value, tuple[int, ...] | None, int, ir.DataType | None]
+_Key: TypeAlias = tuple[ir.Value, tuple[int, ...] | None, int, ir.DataType]
 
 
 def _key(operand: Operand) -> _Key:
     """What makes two weights the same: initializer, transposition, axis and type."""
     weight = operand.weight
     source, perm = (weight.source, weight.perm) if weight else (operand.value, None)
-    return source, perm, operand.axis, operand.value.dtype
+    return source, perm, operand.axis, operand.dtype
 
 
 def _has_other_readers(value: ir.Value, wired: Set[tuple[ir.Node, int]]) -> bool:
@@ -301,6 +303,11 @@ def _has_other_readers(value: ir.Value, wired: Set[tuple[ir.Node, int]]) -> bool
     return False
 
 
+def _cast(value: ir.Value, result: ir.Value) -> ir.Node:
+    assert result.dtype is not None  # noqa: S101  # for the type checker
+    return ir.node("Cast", [value], {"to": result.dtype.value}, outputs=[result], name=result.name)
+
+
 def _nbytes(value: ir.Value) -> int:
     return value.const_value.nbytes if value.const_value is not None else 0
 
@@ -312,7 +319,7 @@ def _packed_nbytes(operand: Operand) -> int:
         return 0
     shape, perm = tensor.shape.numpy(), operand.weight.perm
     channels = int(shape[perm[operand.axis] if perm else operand.axis])
-    return int(tensor.size) + channels * int((operand.value.dtype or FLOAT).itemsize)
+    return int(tensor.size) + channels * int(operand.dtype.itemsize)
 
 
 class _Writer:
@@ -325,7 +332,9 @@ class _Writer:
         self.dtype = dtype
         self.scale_of: dict[_Key, npt.NDArray[np.float32]] = {}
         self.weights: dict[_Key, ir.Value] = {}
-        self.activations: dict[ir.Value, ir.Value] = {}
+        self.quantizers: dict[ir.Value, ir.Node] = {}
+        self.scales: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+        self.activations: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         self.taken = {v.name for node in all_nodes(self.graph) for v in node.outputs}
         self.taken |= {v.name for v in self.graph.inputs} | set(self.graph.initializers)
         self._zero_point: ir.Value | None = None
@@ -363,7 +372,7 @@ class _Writer:
         for product in self.selection.chosen:
             for operand in product.operands:
                 if operand.weight is None:
-                    result = self._activation(operand.value)
+                    result = self._activation(operand.value, operand.dtype)
                 else:
                     result = self._weight(product.node, operand, operand.weight)
                 product.node.replace_input_with(operand.index, result)
@@ -371,7 +380,10 @@ class _Writer:
         for add, index in self.selection.residuals:
             value = add.inputs[index]
             if value is not None:
-                add.replace_input_with(index, self._activation(value))
+                add.replace_input_with(index, self._activation(value, value.dtype or FLOAT))
+        for product in self.selection.chosen:
+            if product.widened:
+                self._widen(product.node)
         return opset
 
     def _raise_opset(self) -> int | None:
@@ -401,7 +413,7 @@ class _Writer:
                     name = product.node.name or product.node.op_type
                     faults.setdefault(weight.source.name or "", name)
                 scale = np.where(amax > 0, amax / LARGEST[self.dtype], 1.0)
-                self.scale_of[key] = round_scale(scale, operand.value.dtype or FLOAT)
+                self.scale_of[key] = round_scale(scale, operand.dtype)
         if faults:
             listing = ", ".join(f"{weight!r} (node {node!r})" for weight, node in faults.items())
             raise ModelError(
@@ -409,35 +421,59 @@ class _Writer:
                 " weights, or skip these nodes"
             )
 
-    def _activation(self, value: ir.Value) -> ir.Value:
-        """The value after its ``QuantizeLinear`` and ``DequantizeLinear``."""
-        if value in self.activations:
-            return self.activations[value]
-        dtype = value.dtype or FLOAT
-        amax = self.selection.ranges[value.name or ""]
-        array = round_scale(amax / LARGEST[self.dtype], dtype).astype(dtype.numpy())
-        scale = self._initializer(f"{value.name}__scale", ir.tensor(array))
-        zero = self._zero()
-        packed = self._value(value, "quantized", self.dtype)
+    def _activation(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """The value after its ``QuantizeLinear``, and a ``DequantizeLinear`` to a type."""
+        if (value, dtype) in self.activations:
+            return self.activations[value, dtype]
+        if value not in self.quantizers:
+            self.quantizers[value] = self._quantizer(value)
+        quantizer = self.quantizers[value]
         result = self._value(value, "dequantized", dtype)
-        nodes = [
-            ir.node("QuantizeLinear", [value, scale, zero], outputs=[packed], name=packed.name),
-            ir.node("DequantizeLinear", [packed, scale, zero], outputs=[result], name=result.name),
-        ]
+        inputs = [quantizer.outputs[0], self._scale(value, dtype), self._zero()]
+        node = ir.node("DequantizeLinear", inputs, outputs=[result], name=result.name)
+        self.graph.insert_after(quantizer, node)
+        self.activations[value, dtype] = result
+        return result
+
+    def _quantizer(self, value: ir.Value) -> ir.Node:
+        result = self._value(value, "quantized", self.dtype)
+        inputs = [value, self._scale(value, value.dtype or FLOAT), self._zero()]
+        node = ir.node("QuantizeLinear", inputs, outputs=[result], name=result.name)
         producer = value.producer()
         if producer is not None:
-            self.graph.insert_after(producer, nodes)
+            self.graph.insert_after(producer, node)
         else:
-            self.graph.insert_before(self.graph[0], nodes)
-        self.activations[value] = result
-        return result
+            self.graph.insert_before(self.graph[0], node)
+        return node
+
+    def _scale(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """The scale of an activation in a type; the number is the same in all of them."""
+        if (value, dtype) not in self.scales:
+            amax = self.selection.ranges[value.name or ""]
+            array = round_scale(amax / LARGEST[self.dtype], value.dtype or FLOAT)
+            tensor = ir.tensor(array.astype(dtype.numpy()))
+            self.scales[value, dtype] = self._initializer(f"{value.name}__scale", tensor)
+        return self.scales[value, dtype]
+
+    def _widen(self, node: ir.Node) -> None:
+        """Let a product in FP16 compute in FP32, as its operands are already."""
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        if bias is not None:
+            wide = self._value(bias, "fp32", FLOAT)
+            self.graph.insert_before(node, _cast(bias, wide))
+            node.replace_input_with(2, wide)
+        result, name = node.outputs[0], node.outputs[0].name
+        narrow = self._value(result, "fp16", FLOAT16)
+        result.replace_all_uses_with(narrow, replace_graph_outputs=True)
+        self.graph.insert_after(node, _cast(result, narrow))
+        result.name, narrow.name, result.dtype = self._unique(f"{name}__fp32"), name, FLOAT
 
     def _weight(self, reader: ir.Node, operand: Operand, weight: Weight) -> ir.Value:
         """The quantized weight after its ``DequantizeLinear``."""
         key = _key(operand)
         if key in self.weights:
             return self.weights[key]
-        tensor, dtype = weight.source.const_value, operand.value.dtype or FLOAT
+        tensor, dtype = weight.source.const_value, operand.dtype
         assert tensor is not None  # noqa: S101  # for the type checker
         array, name = self.scale_of[key], operand.value.name
         lazy = pack_lazily(tensor, weight.perm, array, operand.axis, self.dtype)

@@ -16,7 +16,14 @@ import onnx_ir as ir
 
 from trt_native.errors import SpecError
 from trt_native.graph.patterns import match_nodes
-from trt_native.graph.precision_rules import BFLOAT16, FLOAT, FLOAT16, all_nodes, op_set
+from trt_native.graph.precision_rules import (
+    BFLOAT16,
+    FLOAT,
+    FLOAT16,
+    SCALED_LATE,
+    all_nodes,
+    op_set,
+)
 from trt_native.graph.quantizable import QUANTIZABLE_OPS, constant_values, skip_paths
 from trt_native.spec import QUANTIZED_OPS
 
@@ -114,12 +121,14 @@ class Operand:
     Attributes:
         index: Its number among the node's inputs.
         value: What the node reads.
+        dtype: The type that the node reads it in, dequantized.
         weight: Where the value comes from, if it is a weight.
         axis: The axis of a weight's output channels.
     """
 
     index: int
     value: ir.Value
+    dtype: ir.DataType
     weight: Weight | None = None
     axis: int = 0
 
@@ -130,6 +139,11 @@ class Product:
 
     node: ir.Node
     operands: tuple[Operand, ...]
+
+    @property
+    def widened(self) -> bool:
+        """Whether it is to compute in FP32 in a model in FP16."""
+        return any(o.dtype == FLOAT and o.value.dtype == FLOAT16 for o in self.operands)
 
 
 class Selection:
@@ -230,14 +244,17 @@ class Selection:
         return SkipReason.SMALL if any(n < _SMALL for n in _channels(node)) else None
 
     def _operands(self, node: ir.Node) -> Iterator[Operand]:
-        for index, value in enumerate(node.inputs[:2]):
-            if value is None:
-                continue
-            weight = find_weight(value)
-            if weight is not None:
-                yield Operand(index, value, weight, _channel_axis(node, index, value))
+        values = [(i, value) for i, value in enumerate(node.inputs[:2]) if value is not None]
+        weights = {value: weight for _, value in values if (weight := find_weight(value))}
+        wide = self.format != "int8-weights" and weights and node.op_type in SCALED_LATE
+        for index, value in values:
+            dtype = value.dtype or FLOAT
+            dtype = FLOAT if wide and dtype == FLOAT16 else dtype
+            if value in weights:
+                axis = _channel_axis(node, index, value)
+                yield Operand(index, value, dtype, weights[value], axis)
             elif self.format != "int8-weights" or value in self._constants:
-                yield Operand(index, value)
+                yield Operand(index, value, dtype)
 
     def _residuals(self) -> Iterator[tuple[ir.Node, int]]:
         """TensorRT adds the skip path in a convolution's own kernel, if that path is INT8 too."""
