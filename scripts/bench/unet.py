@@ -98,7 +98,9 @@ class ProcessError(TrtNativeError):
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 _Work = Annotated[Path, typer.Argument(help="Folder for what is made; used again if there.")]
-_Only = Annotated[str, typer.Option(help=f"Of: {','.join(CONTENDERS)}.")]
+_Only = Annotated[
+    str, typer.Option(help=f"Of: {', '.join(CONTENDERS)}.", show_default="all but eager-ours")
+]
 _Checkpoint = Annotated[Path | None, typer.Option(help="Default: weights of repeated blocks.")]
 _Size = Annotated[int, typer.Option(help="Height and width of the latents.")]
 _DEFAULT = ",".join(name for name in CONTENDERS if name != "eager-ours")
@@ -153,7 +155,7 @@ def measure(
         Path | None, typer.Option(help="Folder with NAME.plan or NAME.plan.xz, to be copied.")
     ] = None,
     only: _Only = _DEFAULT,
-    stage: Annotated[str, typer.Option(help=f"Of: {','.join(STAGES)}.")] = "first,alone,together",
+    stage: Annotated[str, typer.Option(help=f"Of: {', '.join(STAGES)}.")] = "first,alone,together",
     checkpoint: _Checkpoint = None,
     config: str = "latentsync-1.6",
     batch: int = 2,

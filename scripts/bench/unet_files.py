@@ -37,6 +37,8 @@ ONNX = {
 """The ONNX file that each plan is built from, without its ending."""
 
 PERIOD = 16384  # of repeated weights
+# Long matches from far back, searched for quickly: what repeats, repeats in many places.
+_PACKING = [{"id": lzma.FILTER_LZMA2, "preset": 1, "nice_len": 273, "dict_size": 64 << 20}]
 
 _Kind = TypeVar("_Kind", bound=UNet)
 
@@ -164,8 +166,15 @@ def build(setup: Setup, name: str) -> None:
         dims |= {"height": sides, "width": sides}
     elif name == "naive":
         dims = {}  # its ONNX file has these extents and no others
-    words = ["build", setup.work / f"{ONNX[name]}.onnx", "-o", setup.plan(name), "--no-cache"]
-    command([*words, *(f"--dim={dim}={text}" for dim, text in dims.items())])
+    words: list[Any] = [
+        "build",
+        setup.work / f"{ONNX[name]}.onnx",
+        "-o",
+        setup.plan(name),
+        "--no-cache",
+    ]
+    words += [f"--dim={dim}={text}" for dim, text in dims.items()]
+    command([*words, *(["--opt-profile"] if name == "dynamic" else [])])
 
 
 def command(words: list[Any]) -> None:
@@ -184,7 +193,7 @@ def command(words: list[Any]) -> None:
 def pack(plan: Path) -> None:
     """Replace a plan by PLAN.xz; its manifest stays."""
     target = plan.with_name(f"{plan.name}.xz")
-    with plan.open("rb") as file, lzma.open(target, "wb", preset=1) as packed:
+    with plan.open("rb") as file, lzma.open(target, "wb", filters=_PACKING) as packed:
         shutil.copyfileobj(file, packed, 1 << 22)
     plan.unlink()
 
