@@ -177,6 +177,7 @@ def measure(
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(work.resolve() / "inductor")
     found = _Results(results or work / "results.json")
     found.add("machine", _machine())
+    found.forget_errors(stages, chosen)
     run = _Run(setup, chosen, found, time.monotonic() + deadline)
     if plans is not None:
         run.unpack(plans)
@@ -275,9 +276,9 @@ class _Results:
         sections = ("first", "alone", "together")
         return any("error" in self.data.get(section, {}).get(name, {}) for section in sections)
 
-    def forget_errors(self, names: Sequence[str]) -> None:
-        """Let contenders that failed in an earlier run try again."""
-        for section in ("first", "alone", "together"):
+    def forget_errors(self, stages: Sequence[str], names: Sequence[str]) -> None:
+        """Let contenders that failed in these stages of an earlier run try again."""
+        for section in stages:
             for name in names:
                 self.data.get(section, {}).get(name, {}).pop("error", None)
 
@@ -337,7 +338,6 @@ class _Run:
     ) -> None:
         self._setup, self._chosen, self._results = setup, chosen, results
         self._deadline = deadline
-        results.forget_errors(chosen)
 
     def unpack(self, folder: Path) -> None:
         """Copy the plans that are needed."""
@@ -366,6 +366,7 @@ class _Run:
     def reference(self, limit: float = math.inf) -> None:
         """Compute what FP32 PyTorch gives, for the processes that follow."""
         limit = min(limit, self._left())
+        self._results.data.get("seconds", {}).pop("FP32 reference", None)
         try:
             with _timed(self._results, "FP32 reference"):
                 _run_child(self._setup, "reference", self._chosen, seconds=limit)
