@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """The LatentSync U-Net side by side: PyTorch, torch.compile and TensorRT plans, and DeepCache.
 
-Everything runs on one GPU in one go: first each contender alone in a process of its own, for the
-memory it takes and the time to its first result, then all in one process, where they are checked
-against FP32 PyTorch and timed in turns.
+``prepare`` exports and builds the plans, with or without a GPU. ``measure`` runs on one GPU: first
+what compiles something, side by side; then each contender alone in a process, for its memory, the
+time to its first result and its error against FP32 PyTorch; then all that are right in one process,
+in turns. ``from-checkpoint`` times the way from a checkpoint to a running plan.
 
-"PyTorch" is trt_native.models.latentsync, which computes the same as LatentSync's own module in one
-layout of activations, where that module rearranges them around every convolution. Neither that nor
-its "naive" export is measured: this package does not contain the code.
+PyTorch is measured with naive_unet.py, which has the layout of LatentSync's own module; ``naive``
+is the plan of its export. ``eager-ours`` is the package's own U-Net in PyTorch.
 """
 
 from __future__ import annotations
@@ -17,35 +17,33 @@ import json
 import math
 import os
 import platform
+import re
+import signal
 import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from lzma import LZMAError
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
+from naive_unet import NaiveUNet
 from torch import Tensor
+from unet_files import ONNX, Setup, build, command, export, load_module, pack, unpack
 
 from trt_native import LatentSyncUNet
 from trt_native.cli.console import guarded, stdout, table
 from trt_native.cuda import require_gpu
-from trt_native.errors import BuildError, SpecError, TrtNativeError, UnsupportedError
-from trt_native.export import AUDIO_TOKENS
-from trt_native.models.latentsync import (
-    DeepCacheFull,
-    DeepCacheShallow,
-    UNet,
-    UNetConfig,
-    load_unet,
-)
+from trt_native.errors import SpecError, TrtNativeError, UnsupportedError
+from trt_native.models.latentsync import UNet, load_unet
 from trt_native.plan import read_manifest
+from trt_native.session import Session
 
 DEVICE = "cuda"
 STEPS, INTERVAL = 20, 3
@@ -53,132 +51,247 @@ TIMESTEPS = [951 - 50 * step for step in range(STEPS)]  # those of LatentSync's 
 CHECKED = (951, 501, 1)
 SCALE = 30  # of latents that look for overflow in FP16
 MOST_ERROR = 0.05  # beyond this a result is wrong, and its time means nothing
-CONTENDERS = ("eager", "compile", "static", "dynamic", "eager-deepcache", "deepcache")
-PLANS = {"static": ["static"], "dynamic": ["dynamic"], "deepcache": ["full", "shallow"]}
-ONNX = {"static": "unet", "dynamic": "unet", "full": "deepcache", "shallow": "deepcache.shallow"}
-NOT_MEASURED = (
-    "Not measured: LatentSync's own module and its naive export, whose code this package does not"
-    " contain. The PyTorch here computes the same in another layout of activations, so its times"
-    " are not those of LatentSync's module."
-)
+PLANS = {
+    "static": ("static",),
+    "dynamic": ("dynamic",),
+    "naive": ("naive",),
+    "deepcache": ("full", "shallow"),
+}
+# The most wanted first, in case time runs out. Seconds that each takes alone, at least.
+CONTENDERS = {
+    "static": 15,
+    "eager": 20,
+    "naive": 15,
+    "dynamic": 15,
+    "compile": 45,
+    "deepcache": 25,
+    "eager-deepcache": 30,
+    "eager-ours": 20,
+}
+STAGES = ("first", "alone", "together", "profile")
+TOGETHER_SECONDS = 90  # kept for it when contenders run alone
 _GPU_FACTS = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit"
+# Without PyTorch: what a program that only runs the plan waits for.
+_BARE_START = """
+import sys, time
+import numpy as np
+from trt_native import Session
+session = Session(sys.argv[2])
+shapes = {t: t.profiles[0].opt if t.profiles else t.shape for t in session.engine.inputs}
+session.run({t.name: np.zeros(shape, t.dtype) for t, shape in shapes.items()})
+print('{"bare_start_s": %.2f}' % (time.time() - float(sys.argv[1])))
+"""
 
 Step = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(latents, timestep, audio) to the predicted noise."""
+Row = dict[str, Any]
+"""One line that a process prints: where it belongs in the results, and what was found."""
 
 
 class VerificationError(TrtNativeError):
     """A contender does not compute what it should."""
 
 
-@dataclass(frozen=True)
-class Setup:
-    """What is measured, and where its files are."""
-
-    work: Path
-    config: str
-    checkpoint: Path
-    batch: int
-    frames: int
-    size: int
-    plans: Mapping[str, Path]
-
-    def options(self) -> list[str]:
-        """The options of this script that give the same setup."""
-        named = [f"--plan={name}={path}" for name, path in self.plans.items()]
-        return [
-            f"--work={self.work}",
-            f"--config={self.config}",
-            f"--checkpoint={self.checkpoint}",
-            f"--batch={self.batch}",
-            f"--frames={self.frames}",
-            f"--size={self.size}",
-            *named,
-        ]
-
-    def inputs(self, config: UNetConfig) -> tuple[Tensor, Tensor]:
-        """Latents and audio on the GPU, in FP32, the same in every process."""
-        random = torch.Generator().manual_seed(0)
-        shape = (self.batch, config.in_channels, self.frames, self.size, self.size)
-        audio = (self.batch * self.frames, AUDIO_TOKENS, config.cross_attention_dim)
-        latents, heard = (torch.randn(s, generator=random) for s in (shape, audio))
-        if self.batch == 2:
-            heard[: self.frames] = 0  # the half of guidance that hears nothing
-        return latents.to(DEVICE), heard.to(DEVICE)
+class ProcessError(TrtNativeError):
+    """A process did not do what it was started for."""
 
 
+app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
+_Work = Annotated[Path, typer.Argument(help="Folder for what is made; used again if there.")]
+_Only = Annotated[
+    str, typer.Option(help=f"Of: {', '.join(CONTENDERS)}.", show_default="all but eager-ours")
+]
+_Checkpoint = Annotated[Path | None, typer.Option(help="Default: weights of repeated blocks.")]
+_Size = Annotated[int, typer.Option(help="Height and width of the latents.")]
+_DEFAULT = ",".join(name for name in CONTENDERS if name != "eager-ours")
+
+
+@app.command()
 @guarded
-def bench(
-    work: Annotated[Path, typer.Option(help="Folder for what is made; used again if there.")],
-    only: Annotated[str, typer.Option(help=f"Of: {','.join(CONTENDERS)}; all but compile.")] = "",
-    stage: Annotated[str, typer.Option(help="Of: prepare,alone,together.")] = (
-        "prepare,alone,together"
-    ),
-    checkpoint: Annotated[Path | None, typer.Option(help="Default: random weights.")] = None,
-    config: Annotated[str, typer.Option()] = "latentsync-1.6",
-    plan: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=PATH", help="static, dynamic, full, shallow.")
-    ] = None,
-    batch: Annotated[int, typer.Option()] = 2,
-    frames: Annotated[int, typer.Option()] = 16,
-    size: Annotated[int, typer.Option(help="Height and width of the latents.")] = 64,
-    rounds: Annotated[int, typer.Option(min=3, help="Timed calls of each contender.")] = 20,
-    jobs: Annotated[int, typer.Option(min=1, help="Exports and builds at a time.")] = 4,
-    alone: Annotated[str, typer.Option(hidden=True)] = "",
-    started: Annotated[float, typer.Option(hidden=True)] = 0.0,
+def prepare(
+    work: _Work,
+    only: _Only = _DEFAULT,
+    checkpoint: _Checkpoint = None,
+    config: str = "latentsync-1.6",
+    batch: int = 2,
+    frames: int = 16,
+    size: _Size = 64,
+    jobs: Annotated[int, typer.Option(min=1, help="Exports and builds at a time.")] = 1,
+    xz: Annotated[bool, typer.Option(help="Keep NAME.plan.xz alone, to be brought away.")] = False,
 ) -> None:
-    """Measure; results are printed and kept in WORK/results.json.
+    """Export and build the plans; a GPU is not needed.
 
-    The work folder may bring its own checkpoint.pt, unet.onnx, deepcache.onnx with
-    deepcache.shallow.onnx, and static, dynamic, full or shallow.plan.
+    One export takes 3 GiB of memory and one build 9.
     """
-    setup = Setup(
-        work,
-        config,
-        checkpoint or work / "checkpoint.pt",
-        batch,
-        frames,
-        size,
-        _named_plans(plan or [], work),
-    )
-    chosen = _chosen(only, CONTENDERS) or [name for name in CONTENDERS if name != "compile"]
-    if alone:
-        print(json.dumps(_measure_alone(alone, setup, started)))
-        return
-    stages = _chosen(stage, ("prepare", "alone", "together"))
+    setup = Setup(work, config, checkpoint, batch, frames, size)
+    names = _plans_of(_chosen(only, CONTENDERS))
     work.mkdir(parents=True, exist_ok=True)
     results = _Results(work / "results.json")
-    if "prepare" in stages:
-        results.add("prepare", _prepare(setup, chosen, jobs))
-    if {"alone", "together"} & set(stages):
-        results.data["setup"] = {"options": setup.options(), "plans": _plan_facts(setup, chosen)}
-        results.data["machine"] = _machine()
+    missing = [n for n in names if not setup.plan(n).exists() and not _packed(setup, n).exists()]
+    stems = sorted({ONNX[name].split(".")[0] for name in missing})
+    stems = [stem for stem in stems if not (work / f"{stem}.onnx").exists()]
+
+    def exported(stem: str) -> None:
+        with _timed(results, f"export {stem}"):
+            _run_child(setup, "export", [stem])
+
+    def built(name: str) -> None:
+        with _timed(results, f"build {name}"):
+            build(setup, name)
+        if xz:
+            with _timed(results, f"pack {name}"):
+                pack(setup.plan(name))
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(exported, stems))
+        list(pool.map(built, missing))
+
+
+@app.command()
+@guarded
+def measure(
+    work: _Work,
+    plans: Annotated[
+        Path | None, typer.Option(help="Folder with NAME.plan or NAME.plan.xz, to be copied.")
+    ] = None,
+    only: _Only = _DEFAULT,
+    stage: Annotated[str, typer.Option(help=f"Of: {', '.join(STAGES)}.")] = "first,alone,together",
+    checkpoint: _Checkpoint = None,
+    config: str = "latentsync-1.6",
+    batch: int = 2,
+    frames: int = 16,
+    size: _Size = 64,
+    rounds: Annotated[int, typer.Option(min=3, help="Timed calls of each contender.")] = 20,
+    deadline: Annotated[float, typer.Option(help="Seconds; nothing runs longer.")] = math.inf,
+    compile_limit: Annotated[float, typer.Option(help="Seconds that compiling may take.")] = 240,
+    results: Annotated[Path | None, typer.Option(help="Default: WORK/results.json.")] = None,
+) -> None:
+    """Measure; each result is printed and written as soon as it is there.
+
+    A contender that fails, is wrong or takes too long is reported, and the others go on.
+    """
+    setup = Setup(work, config, checkpoint, batch, frames, size)
+    chosen = [name for name in CONTENDERS if name in _chosen(only, CONTENDERS)]
+    stages = _chosen(stage, STAGES)
+    work.mkdir(parents=True, exist_ok=True)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(work.resolve() / "inductor")
+    found = _Results(results or work / "results.json")
+    found.add("machine", _machine())
+    found.forget_errors(stages, chosen)
+    run = _Run(setup, chosen, found, time.monotonic() + deadline)
+    if plans is not None:
+        run.unpack(plans)
+    found.add("plans", _plan_facts(setup, chosen))
+    if "first" in stages:
+        run.first(compile_limit)
+    elif "alone" in stages:
+        run.reference()
     if "alone" in stages:
-        for name in chosen:
-            results.add("alone", {name: _run_alone(name, setup)})
+        run.alone(rounds, TOGETHER_SECONDS * ("together" in stages))
     if "together" in stages:
-        _together(setup, chosen, rounds, results)
-    results.show()
+        run.together(rounds)
+    if "profile" in stages:
+        run.profile()
+    found.show()
+
+
+@app.command()
+@guarded
+def from_checkpoint(
+    work: _Work,
+    config: str = "latentsync-1.6",
+    batch: int = 2,
+    frames: int = 16,
+    size: _Size = 64,
+    results: Annotated[Path | None, typer.Option(help="Default: WORK/results.json.")] = None,
+) -> None:
+    """Time the way from an FP16 checkpoint with random weights to a static plan's first result."""
+    setup = Setup(work, config, work / "checkpoint.pt", batch, frames, size)
+    work.mkdir(parents=True, exist_ok=True)
+    found = _Results(results or work / "results.json")
+    found.add("machine", _machine())
+    if not (work / "checkpoint.pt").exists():
+        unet, _ = load_unet(config=config, random_seed=0, dtype="float16")
+        torch.save({"global_step": 0, "state_dict": unet.state_dict()}, work / "checkpoint.pt")
+        del unet
+    setup.plan("static").with_name("static.plan.cache").unlink(missing_ok=True)
+    words = ["export", "latentsync", "--checkpoint", work / "checkpoint.pt", "--config", config]
+    with _timed(found, "checkpoint to running plan"):
+        with _timed(found, "checkpoint to ONNX"):
+            command([*words, "--precision", "fp16", "-o", work / "unet.onnx"])
+        with _timed(found, "ONNX to plan"):
+            build(setup, "static")
+        with _timed(found, "plan to first result"):
+            _run_child(setup, "start", ["static"])
+    found.show()
+
+
+@app.command(hidden=True)
+@guarded
+def child(setup: str, what: str, names: str, rounds: int, started: float) -> None:
+    """Do one thing in a process of its own, and print a line of JSON for each result."""
+    for row in _rows(Setup.from_json(setup), what, names.split(","), rounds, started):
+        print(json.dumps(row), flush=True)
+
+
+def _chosen(text: str, known: Sequence[str] | Mapping[str, Any]) -> list[str]:
+    names = [name for name in text.split(",") if name]
+    if unknown := [name for name in names if name not in known]:
+        raise SpecError(f"{', '.join(unknown)}: unknown; choose from {', '.join(known)}")
+    return names
+
+
+def _plans_of(chosen: Sequence[str]) -> list[str]:
+    return [plan for name in chosen for plan in PLANS.get(name, ())]
+
+
+def _packed(setup: Setup, name: str) -> Path:
+    return setup.plan(name).with_name(f"{name}.plan.xz")
+
+
+# Results ------------------------------------------------------------------------------------------
 
 
 class _Results:
-    """What was measured so far, in a file, so that a run may be split."""
+    """What was measured so far, in a file, so that a run may be split or cut off."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._lock = threading.Lock()
         self.data: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
 
     def add(self, section: str, values: Mapping[str, Any]) -> None:
-        self.data.setdefault(section, {}).update(values)
-        self._path.write_text(json.dumps(self.data, indent=1))
+        """Merge values, by name, into those that are known."""
+        with self._lock:
+            rows = self.data.setdefault(section, {})
+            for name, value in values.items():
+                known = rows.get(name)
+                merge = isinstance(known, dict) and isinstance(value, dict)
+                rows[name] = {**known, **value} if merge else value
+            self._path.write_text(json.dumps(self.data, indent=1))
+        print(section, json.dumps(values), file=sys.stderr, flush=True)
+
+    def failed(self, name: str) -> bool:
+        """Whether a contender must be left out from now on."""
+        sections = ("first", "alone", "together")
+        return any("error" in self.data.get(section, {}).get(name, {}) for section in sections)
+
+    def forget_errors(self, stages: Sequence[str], names: Sequence[str]) -> None:
+        """Let contenders that failed in these stages of an earlier run try again."""
+        for section in stages:
+            for name in names:
+                self.data.get(section, {}).get(name, {}).pop("error", None)
 
     def show(self) -> None:
+        """Print tables of all there is."""
         for section, title, columns in (
-            ("prepare", "Making the plans", ("seconds",)),
+            ("seconds", "Making", ("seconds", "error")),
+            ("first", "First start, beside each other", ("imports_s", "first_result_s", "error")),
             ("alone", "Alone in a process", _ALONE),
             ("accuracy", "Relative L2 error against FP32 PyTorch", _ACCURACY),
-            ("time", "One step, in turns", _TIMES),
+            ("together", "One step, in turns", _TIMES),
             ("deepcache", f"A step of {STEPS}, 1 of {INTERVAL} in full, in turns", _TIMES),
+            ("profile", "Kernels of the static plan", ("ms", "kernels", "error")),
         ):
             if rows := self.data.get(section):
                 cells = [
@@ -186,129 +299,266 @@ class _Results:
                     for name, values in rows.items()
                 ]
                 table(title, ("", *columns), cells)
-        stdout.print(NOT_MEASURED)
         stdout.print(f"results: {self._path}")
 
 
-_ALONE = ("peak_gib", "torch_peak_gib", "imports_s", "first_result_s", "second_start_s")
 _SCALED = f"latents_x{SCALE}"
 _ACCURACY = (*(f"timestep_{step}" for step in CHECKED), _SCALED, "worst_looped")
-_TIMES = ("median_ms", "min_ms", "max_ms")
+_TIMES = ("median_ms", "min_ms", "max_ms", "error")
+_ALONE = (
+    "peak_gib",
+    "torch_peak_gib",
+    "imports_s",
+    "first_result_s",
+    "bare_start_s",
+    "median_ms",
+    "error",
+)
 
 
 def _cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
-def _chosen(text: str, known: tuple[str, ...]) -> list[str]:
-    names = [name for name in text.split(",") if name]
-    if unknown := [name for name in names if name not in known]:
-        raise SpecError(f"{', '.join(unknown)}: unknown; choose from {', '.join(known)}")
-    return names
-
-
-def _named_plans(given: list[str], work: Path) -> dict[str, Path]:
-    plans = {name: work / f"{name}.plan" for name in ONNX}
-    for text in given:
-        name, _, path = text.partition("=")
-        if name not in plans or not path:
-            raise SpecError(f"--plan {text}: needs NAME=PATH, NAME one of {', '.join(plans)}")
-        plans[name] = Path(path)
-    return plans
-
-
-# Making what is measured --------------------------------------------------------------------------
-
-
-def _prepare(setup: Setup, chosen: list[str], jobs: int) -> dict[str, dict[str, float]]:
-    """Make what is missing; seconds of each export and build, which run beside each other."""
-    needed = [plan for name in chosen for plan in PLANS.get(name, [])]
-    missing = [name for name in needed if not setup.plans[name].exists()]
-    seconds: dict[str, dict[str, float]] = {}
-    if not setup.checkpoint.exists():
-        with _timed(seconds, "random checkpoint"):
-            unet, _ = load_unet(config=setup.config, random_seed=0)
-            torch.save({"global_step": 0, "state_dict": unet.state_dict()}, setup.checkpoint)
-    stems = sorted({ONNX[name].split(".")[0] for name in missing})
-    exports = [stem for stem in stems if not (setup.work / f"{stem}.onnx").exists()]
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(lambda stem: _export(setup, stem, seconds), exports))
-        list(pool.map(lambda name: _build(setup, name, seconds), missing))
-    return seconds
-
-
-def _export(setup: Setup, stem: str, seconds: dict[str, dict[str, float]]) -> None:
-    words = ["export", "latentsync", "--checkpoint", setup.checkpoint, "--config", setup.config]
-    words += ["--precision", "fp16", "-o", setup.work / f"{stem}.onnx"]
-    with _timed(seconds, f"export {stem}"):
-        _command([*words, *(["--deepcache"] if stem == "deepcache" else [])])
-
-
-def _build(setup: Setup, name: str, seconds: dict[str, dict[str, float]]) -> None:
-    batch, frames, size = setup.batch, setup.frames, setup.size
-    dims: dict[str, object] = {"batch": batch, "frames": frames, "height": size, "width": size}
-    if name == "dynamic":
-        sides = f"{max(size // 2, 8)}:{size}:{size}"
-        dims = {"batch": f"1:{batch}:{batch}", "frames": f"1:{frames}:{frames}"}
-        dims |= {"height": sides, "width": sides}
-    words = ["build", setup.work / f"{ONNX[name]}.onnx", "-o", setup.plans[name], "--no-cache"]
-    with _timed(seconds, f"build {name}"):
-        _command([*words, *(f"--dim={dim}={text}" for dim, text in dims.items())])
-
-
 @contextmanager
-def _timed(seconds: dict[str, dict[str, float]], name: str) -> Iterator[None]:
+def _timed(results: _Results, name: str) -> Iterator[None]:
     begun = time.perf_counter()
     yield
-    seconds[name] = {"seconds": round(time.perf_counter() - begun, 1)}
-    print(f"{name}: {seconds[name]['seconds']} s", file=sys.stderr)
+    results.add("seconds", {name: {"seconds": round(time.perf_counter() - begun, 1)}})
 
 
-def _command(words: list[Any]) -> None:
-    command = [sys.executable, "-m", "trt_native", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines()[-10:]
-        raise BuildError(f"{' '.join(command[2:5])} failed ({done.returncode})", lines)
+# The stages, each contender in a process of its own -----------------------------------------------
 
 
-# Alone in a process -------------------------------------------------------------------------------
+class _Run:
+    """One run of the benchmark, until a moment of ``time.monotonic``."""
+
+    def __init__(
+        self, setup: Setup, chosen: Sequence[str], results: _Results, deadline: float
+    ) -> None:
+        self._setup, self._chosen, self._results = setup, chosen, results
+        self._deadline = deadline
+
+    def unpack(self, folder: Path) -> None:
+        """Copy the plans that are needed."""
+
+        def copy(name: str) -> None:
+            try:
+                for plan in PLANS[name]:
+                    if not self._setup.plan(plan).exists():
+                        unpack(folder, self._setup, plan)
+            except (TrtNativeError, OSError, EOFError, LZMAError) as error:
+                self._results.add("first", {name: {"error": str(error)}})
+
+        with _timed(self._results, "unpack plans"), ThreadPoolExecutor(8) as pool:
+            list(pool.map(copy, [name for name in self._chosen if name in PLANS]))
+
+    def first(self, limit: float) -> None:
+        """Let all that compile do so beside each other, and the FP32 reference be computed."""
+        limit = min(limit, self._left() * 0.6)
+        compiling = [n for n in self._going() if n in PLANS or n == "compile"]
+        with ThreadPoolExecutor(len(compiling) + 1) as pool:
+            jobs = [pool.submit(self.reference, limit)]
+            jobs += [pool.submit(self._one, "first", "start", name, limit) for name in compiling]
+            for job in jobs:
+                job.result()
+
+    def reference(self, limit: float = math.inf) -> None:
+        """Compute what FP32 PyTorch gives, for the processes that follow."""
+        limit = min(limit, self._left())
+        self._results.data.get("seconds", {}).pop("FP32 reference", None)
+        try:
+            with _timed(self._results, "FP32 reference"):
+                _run_child(self._setup, "reference", self._chosen, seconds=limit)
+        except ProcessError as error:  # then there are times alone
+            self._results.add("seconds", {"FP32 reference": {"error": error.message}})
+
+    def alone(self, rounds: int, reserved: float) -> None:
+        """Measure what must not be disturbed; nothing starts that would leave too little time."""
+        for name in self._going():
+            left = self._left() - reserved
+            if left < CONTENDERS[name]:
+                self._results.add("alone", {name: {"error": f"not started: {left:.0f} s left"}})
+                continue
+            self._one("alone", "alone", name, left, rounds)
+            if len(PLANS.get(name, ())) == 1 and not self._results.failed(name):
+                self._bare_start(name)
+
+    def together(self, rounds: int) -> None:
+        """Time in turns; who breaks the process is left out of the next try."""
+        while (names := self._going()) and self._left() > TOGETHER_SECONDS / 2:
+            handled: list[str] = []
+            try:
+                _run_child(
+                    self._setup,
+                    "together",
+                    names,
+                    functools.partial(self._note_together, handled),
+                    rounds=rounds,
+                    seconds=self._left(),
+                )
+            except ProcessError as error:
+                culprit = handled[-1] if handled else names[0]
+                self._results.add("together", {culprit: {"error": error.message}})
+            else:
+                return
+
+    def profile(self) -> None:
+        """Take the time of each kind of kernel."""
+
+        def note(row: Row) -> None:
+            self._results.add("profile", row)
+
+        try:
+            _run_child(self._setup, "profile", ["static"], note, seconds=self._left())
+        except ProcessError as error:
+            note({"static": {"error": error.message}})
+
+    def _left(self) -> float:
+        return self._deadline - time.monotonic()
+
+    def _going(self) -> list[str]:
+        return [name for name in self._chosen if not self._results.failed(name)]
+
+    def _one(self, section: str, what: str, name: str, limit: float, rounds: int = 0) -> None:
+        def note(row: Row) -> None:
+            accuracy = row.pop("accuracy", None)
+            if accuracy is not None:
+                self._results.add("accuracy", {name: accuracy})
+            else:
+                self._results.add(section, {name: row})
+
+        try:
+            _run_child(self._setup, what, [name], note, rounds=rounds, seconds=limit)
+        except ProcessError as error:
+            self._results.add(section, {name: {"error": error.message}})
+
+    def _bare_start(self, name: str) -> None:
+        words = [sys.executable, "-c", _BARE_START, str(time.time()), str(self._setup.plan(name))]
+        try:
+            _read_lines(words, lambda row: self._results.add("alone", {name: row}), self._left())
+        except ProcessError as error:  # it did run, with PyTorch
+            self._results.add("alone", {name: {"bare_start_s": error.message}})
+
+    def _note_together(self, handled: list[str], row: Row) -> None:
+        name = row.pop("name")
+        handled.append(name)
+        if row:
+            self._results.add(row.pop("section"), {name: row})
 
 
-def _run_alone(name: str, setup: Setup) -> dict[str, Any]:
-    """Start a contender twice: memory, and the time from the process's start to a result."""
-    runs = []
-    # A second start of what has no cache of compiled code tells nothing new.
-    for _ in range(2 if name in PLANS else 1):
-        words = [*setup.options(), f"--alone={name}", f"--started={time.time()}"]
-        done = subprocess.run([sys.executable, __file__, *words], stdout=subprocess.PIPE, text=True)
-        if done.returncode:
-            raise BuildError(f"{name} failed in a process of its own ({done.returncode})")
-        runs.append(json.loads(done.stdout.splitlines()[-1]))
-        print(f"{name} alone: {runs[-1]}", file=sys.stderr)
-    second = {"second_start_s": runs[1]["first_result_s"]} if len(runs) > 1 else {}
-    return {**runs[0], **second}
+def _run_child(
+    setup: Setup,
+    what: str,
+    names: Sequence[str],
+    note: Callable[[Row], None] | None = None,
+    *,
+    rounds: int = 0,
+    seconds: float = math.inf,
+) -> None:
+    """Start this script for one thing; ``note`` gets each result when it is there.
+
+    Raises:
+        ProcessError: the process ended with an error, was killed, or took too long.
+    """
+    words = [sys.executable, __file__, "child", setup.to_json(), what, ",".join(names)]
+    _read_lines([*words, str(rounds), str(time.time())], note, seconds)
 
 
-def _measure_alone(name: str, setup: Setup, started: float) -> dict[str, Any]:
+def _read_lines(words: list[str], note: Callable[[Row], None] | None, seconds: float) -> None:
+    """See :func:`_run_child`."""
+    late = threading.Event()
+    # In a group of its own: what compiles starts processes too, and they must not stay.
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+
+        def kill() -> None:
+            late.set()
+            with suppress(ProcessLookupError):  # it has just ended
+                os.killpg(process.pid, signal.SIGKILL)
+
+        timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), kill)
+        timer.start()
+        error = ""
+        try:
+            for line in process.stdout or ():
+                if not line.startswith("{"):  # a library's
+                    print(line, end="", file=sys.stderr)
+                    continue
+                row = json.loads(line)
+                error = row.get("error", "")
+                if note is not None and not error:
+                    note(row)
+        except BaseException:
+            kill()
+            raise
+        finally:
+            timer.cancel()
+    if late.is_set():
+        raise ProcessError(f"not ready after {seconds:.0f} s")
+    if process.returncode or error:
+        raise ProcessError(error or f"the process ended with {process.returncode}")
+
+
+# What these processes do --------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def _rows(
+    setup: Setup, what: str, names: Sequence[str], rounds: int, started: float
+) -> Iterator[Row]:
+    """The results of a process; an error is the last of them."""
+    name = names[0]
+    work: dict[str, Callable[[], Iterator[Row]]] = {
+        "export": lambda: _export(setup, name),
+        "reference": lambda: _save_reference(setup, loops=any(map(_skips, names))),
+        "start": lambda: iter([_start(name, setup, started)[1]]),
+        "alone": lambda: _alone(name, setup, rounds, started),
+        "together": lambda: _in_turns(setup, names, rounds),
+        "profile": lambda: iter([_kernel_times(setup, name)]),
+    }
+    try:
+        yield from work[what]()
+    except Exception as error:  # whatever it is, the others go on
+        lines = str(error).strip().splitlines() or [""]
+        yield {"error": f"{type(error).__name__}: {lines[0][:300]}"}
+
+
+def _export(setup: Setup, stem: str) -> Iterator[Row]:
+    export(setup, stem)
+    yield {}
+
+
+def _start(name: str, setup: Setup, started: float) -> tuple[Step, Row]:
+    """Load a contender as users do, up to its first result."""
     imported = time.time() - started
+    run = _load(name, setup)
+    latents, audio = (tensor.half() for tensor in setup.inputs(DEVICE))
+    run(latents, _step(TIMESTEPS[0]), audio)
+    torch.cuda.synchronize()
+    first = time.time() - started
+    return run, {"imports_s": round(imported, 2), "first_result_s": round(first, 2)}
+
+
+def _alone(name: str, setup: Setup, rounds: int, started: float) -> Iterator[Row]:
     torch.zeros(1, device=DEVICE)  # the context, which is no one's in particular
-    with _Memory() as memory, torch.no_grad():
-        run = _load(name, setup)
-        latents, audio = (tensor.half() for tensor in setup.inputs(UNetConfig.load(setup.config)))
-        steps = torch.tensor(TIMESTEPS, device=DEVICE)
-        run(latents, steps[0], audio)
+    with _Memory() as memory:
+        run, row = _start(name, setup, started)
+        latents, audio = (tensor.half() for tensor in setup.inputs(DEVICE))
+        for timestep in TIMESTEPS[1:6]:
+            run(latents, _step(timestep), audio)
         torch.cuda.synchronize()
-        first = time.time() - started
-        for step in steps[1:6]:
-            run(latents, step, audio)
-        torch.cuda.synchronize()
-    return {
+    yield {
         "peak_gib": round(memory.peak / 2**30, 3),
         "torch_peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 3),
-        "imports_s": round(imported, 2),
-        "first_result_s": round(first, 2),
+        **row,
     }
+    errors = _errors(name, run, setup)
+    yield {"accuracy": errors}
+    _require_right(name, errors)
+    for _, times in _time_in_turns(*_calls({name: run}, setup, rounds)):
+        yield {"median_ms": times["median_ms"]}
 
 
 class _Memory:
@@ -325,7 +575,7 @@ class _Memory:
         return self
 
     def _watch(self) -> None:
-        while not self._ended.wait(0.002):
+        while not self._ended.wait(0.02):
             self._least = min(self._least, torch.cuda.mem_get_info()[0])
 
     def __exit__(self, *exception: object) -> None:
@@ -337,85 +587,49 @@ class _Memory:
         return self._free - self._least
 
 
+# Contenders ---------------------------------------------------------------------------------------
+
+
 def _load(name: str, setup: Setup) -> Step:
-    """A contender as users get it, from its files."""
+    """A contender, ready to run."""
     if name in PLANS:
         unet = _load_plans(name, setup)
         return lambda latents, step, audio: unet(latents, step, audio).sample
-    made, _ = load_unet(config=setup.config, checkpoint=setup.checkpoint, dtype="float16")
-    return _in_pytorch(name, made.to(DEVICE))
+    if name == "eager-ours":
+        return load_module(UNet, setup, DEVICE)
+    naive = _naive(setup)
+    if name == "compile":
+        compiled: Step = torch.compile(naive)
+        return compiled
+    return _Skipping(naive) if _skips(name) else naive
 
 
 def _load_plans(name: str, setup: Setup) -> LatentSyncUNet:
-    paths = [setup.plans[plan] for plan in PLANS[name]]
+    paths = [setup.plan(plan) for plan in PLANS[name]]
     if len(paths) == 1:
         return LatentSyncUNet.from_plan(paths[0])
     return LatentSyncUNet.from_plans(*paths, interval=INTERVAL)
 
 
-def _in_pytorch(name: str, unet: UNet) -> Step:
-    if name == "compile":
-        compiled: Step = torch.compile(unet)
-        return compiled
-    return _Skipping(unet) if name == "eager-deepcache" else unet
+@functools.lru_cache(1)
+def _naive(setup: Setup) -> NaiveUNet:
+    """Shared by those that run in one process."""
+    return load_module(NaiveUNet, setup, DEVICE)
 
 
 class _Skipping:
     """PyTorch that skips as DeepCache does; the timestep's place decides, as in its helper."""
 
-    def __init__(self, unet: UNet) -> None:
-        self._full, self._shallow = (
-            _sharing(kind, unet) for kind in (DeepCacheFull, DeepCacheShallow)
-        )
-        self._features: Any = None
+    def __init__(self, unet: NaiveUNet) -> None:
+        self._unet = unet
+        self._features: Tensor | None = None
 
     def __call__(self, latents: Tensor, step: Tensor, audio: Tensor) -> Tensor:
-        if TIMESTEPS.index(int(step)) % INTERVAL:
-            noise: Tensor = self._shallow(latents, step, audio, self._features)
-        else:
-            noise, self._features = self._full(latents, step, audio)
+        skip = TIMESTEPS.index(int(step)) % INTERVAL
+        noise, self._features = self._unet.step(
+            latents, step, audio, self._features if skip else None
+        )
         return noise
-
-
-def _sharing(kind: type[UNet], unet: UNet) -> UNet:
-    with torch.device("meta"):
-        step = kind(unet.config)
-    step.load_state_dict(unet.state_dict(), assign=True)
-    return step.eval().requires_grad_(False)
-
-
-# Together -----------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def _together(setup: Setup, chosen: list[str], rounds: int, results: _Results) -> None:
-    """Check everything against FP32, then time it in turns."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    unet, _ = load_unet(config=setup.config, checkpoint=setup.checkpoint)
-    unet.to(DEVICE)
-    cases, looped = _references(unet, setup, loops=any(map(_skips, chosen)))
-    unet.half()
-    torch.cuda.empty_cache()
-    runs = {
-        name: _load(name, setup) if name in PLANS else _in_pytorch(name, unet) for name in chosen
-    }
-    half = tuple(tensor.half() for tensor in setup.inputs(unet.config))
-    for name, run in runs.items():
-        if _skips(name):
-            errors = {"worst_looped": max(map(_error, _loop(run, *half), looped))}
-        else:
-            errors = {
-                case: _error(run(latents.half(), _step(step), audio.half()), expected)
-                for case, (latents, step, audio, expected) in cases.items()
-            }
-        results.add("accuracy", {name: errors})
-        _require_right(name, errors)
-    single = {name: run for name, run in runs.items() if not _skips(name)}
-    step = _step(CHECKED[1])
-    calls = {name: functools.partial(run, half[0], step, half[1]) for name, run in single.items()}
-    _time_in_turns(calls, rounds, 1, "time", results)
-    loops = {name: functools.partial(_loop, runs[name], *half) for name in runs if _skips(name)}
-    _time_in_turns(loops, max(3, rounds // 4), STEPS, "deepcache", results)
 
 
 def _skips(name: str) -> bool:
@@ -427,18 +641,46 @@ def _step(timestep: int) -> Tensor:
     return torch.tensor(timestep, device=DEVICE)
 
 
-def _references(
-    unet: UNet, setup: Setup, *, loops: bool
-) -> tuple[dict[str, tuple[Tensor, int, Tensor, Tensor]], list[Tensor]]:
-    """Inputs and outputs of the FP32 module by case, and its outputs over a loop that skips."""
-    latents, audio = setup.inputs(unet.config)
-    given = {f"timestep_{step}": (latents, step, audio) for step in CHECKED}
-    given[_SCALED] = (SCALE * latents, CHECKED[1], audio)
+# Right or wrong -----------------------------------------------------------------------------------
+
+
+def _cases(setup: Setup) -> dict[str, tuple[Tensor, int, Tensor]]:
+    latents, audio = setup.inputs(DEVICE)
+    cases = {f"timestep_{step}": (latents, step, audio) for step in CHECKED}
+    return {**cases, _SCALED: (SCALE * latents, CHECKED[1], audio)}
+
+
+def _reference_file(setup: Setup) -> Path:
+    return setup.work / "reference.pt"
+
+
+def _save_reference(setup: Setup, *, loops: bool) -> Iterator[Row]:
+    """Outputs of the FP32 module by case, and over a loop that skips."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    _reference_file(setup).unlink(missing_ok=True)
+    unet = load_module(NaiveUNet, setup, DEVICE, torch.float32)
     cases = {
-        case: (x, step, heard, unet(x, _step(step), heard))
-        for case, (x, step, heard) in given.items()
+        case: unet(latents, _step(step), audio).cpu()
+        for case, (latents, step, audio) in _cases(setup).items()
     }
-    return cases, _loop(_Skipping(unet), latents, audio) if loops else []
+    looped = _loop(_Skipping(unet), *setup.inputs(DEVICE)) if loops else []
+    outputs = {"cases": cases, "looped": [noise.cpu() for noise in looped]}
+    torch.save(outputs, _reference_file(setup))
+    yield {}
+
+
+def _errors(name: str, run: Step, setup: Setup) -> dict[str, float]:
+    """Relative L2 errors by case; none without a reference."""
+    if not _reference_file(setup).exists():
+        return {}
+    expected = torch.load(_reference_file(setup), weights_only=True)
+    if _skips(name):
+        found = _loop(run, *(tensor.half() for tensor in setup.inputs(DEVICE)))
+        return {"worst_looped": max(map(_error, found, expected["looped"]))}
+    return {
+        case: _error(run(latents.half(), _step(step), audio.half()), expected["cases"][case])
+        for case, (latents, step, audio) in _cases(setup).items()
+    }
 
 
 def _loop(run: Step, latents: Tensor, audio: Tensor) -> list[Tensor]:
@@ -451,8 +693,8 @@ def _loop(run: Step, latents: Tensor, audio: Tensor) -> list[Tensor]:
 
 
 def _error(found: Tensor, expected: Tensor) -> float:
-    difference = found.double() - expected.double()
-    return float(difference.norm() / expected.double().norm())
+    expected = expected.double()
+    return float((found.cpu().double() - expected).norm() / expected.norm())
 
 
 def _require_right(name: str, errors: Mapping[str, float]) -> None:
@@ -464,40 +706,126 @@ def _require_right(name: str, errors: Mapping[str, float]) -> None:
         raise VerificationError(f"{name} is not timed, because its results are wrong: {shown}")
 
 
-def _time_in_turns(
-    calls: Mapping[str, Callable[[], object]],
-    rounds: int,
-    steps: int,
-    section: str,
-    results: _Results,
-) -> None:
-    """Milliseconds per step by CUDA events; what slows the GPU down meanwhile slows all."""
-    for call in (*calls.values(), *calls.values()):
-        call()
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            begin, end = _event(), _event()
+# Times --------------------------------------------------------------------------------------------
+
+
+class _Timed(NamedTuple):
+    """Calls to be timed in turns.
+
+    Attributes:
+        calls: What to call, by name.
+        rounds: How often.
+        steps: How many steps of the U-Net one call is.
+    """
+
+    calls: Mapping[str, Callable[[], object]]
+    rounds: int
+    steps: int
+
+
+def _calls(runs: Mapping[str, Step], setup: Setup, rounds: int) -> tuple[_Timed, _Timed]:
+    """Single steps, and loops of those that skip."""
+    half = tuple(tensor.half() for tensor in setup.inputs(DEVICE))
+    step = _step(CHECKED[1])
+    single = {n: r for n, r in runs.items() if not _skips(n)}
+    skipping = {n: r for n, r in runs.items() if _skips(n)}
+    steps = {n: functools.partial(r, half[0], step, half[1]) for n, r in single.items()}
+    loops = {n: functools.partial(_loop, r, *half) for n, r in skipping.items()}
+    return _Timed(steps, rounds, 1), _Timed(loops, max(3, rounds // 4), STEPS)
+
+
+def _in_turns(setup: Setup, names: Sequence[str], rounds: int) -> Iterator[Row]:
+    """Time all, first without the compiled module, which may take its time to be ready."""
+    runs: dict[str, Step] = {}
+    parts = [[name for name in names if name != "compile"], ["compile"] * ("compile" in names)]
+    for part in filter(None, parts):
+        for name in part:
+            yield {"name": name}  # who to blame if this process dies
+            runs[name] = _load(name, setup)
+            latents, audio = (tensor.half() for tensor in setup.inputs(DEVICE))
+            runs[name](latents, _step(TIMESTEPS[0]), audio)
             torch.cuda.synchronize()
-            begin.record()
+        single, loops = _calls(runs, setup, rounds)
+        for section, timed in (("together", single), ("deepcache", loops)):
+            if section == "together" or part is parts[0]:
+                for name, times in _time_in_turns(timed):
+                    yield {"name": name, "section": section, **times}
+
+
+def _time_in_turns(*groups: _Timed) -> Iterator[tuple[str, dict[str, float]]]:
+    """Milliseconds per step by CUDA events; what slows the GPU down meanwhile slows all."""
+    for calls, rounds, steps in groups:
+        for call in (*calls.values(), *calls.values()):
             call()
-            end.record()
-            end.synchronize()
-            taken[name].append(begin.elapsed_time(end) / steps)
-    for name, values in taken.items():
-        row = {"median_ms": statistics.median(values), "min_ms": min(values), "max_ms": max(values)}
-        results.add(section, {name: {key: round(value, 3) for key, value in row.items()}})
+        taken: dict[str, list[float]] = {name: [] for name in calls}
+        for _ in range(rounds):
+            for name, call in calls.items():
+                begin, end = _event(), _event()
+                torch.cuda.synchronize()
+                begin.record()
+                call()
+                end.record()
+                end.synchronize()
+                taken[name].append(begin.elapsed_time(end) / steps)
+        for name, values in taken.items():
+            row = {"median_ms": statistics.median(values)}
+            row |= {"min_ms": min(values), "max_ms": max(values)}
+            yield name, {key: round(value, 3) for key, value in row.items()}
 
 
 def _event() -> torch.cuda.Event:
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
-def _plan_facts(setup: Setup, chosen: list[str]) -> dict[str, Any]:
+def _kernel_times(setup: Setup, name: str) -> Row:
+    """Milliseconds of one run by kind of kernel, as CUPTI tells them."""
+    from torch.profiler import ProfilerActivity, profile
+
+    latents, audio = (tensor.half() for tensor in setup.inputs(DEVICE))
+    inputs = {
+        "latents": latents,
+        "timestep": torch.tensor([CHECKED[1]], device=DEVICE),
+        "encoder_hidden_states": audio,
+    }
+    kinds: dict[str, dict[str, float]] = {}
+    with Session(setup.plan(name), cuda_graphs=0) as session:
+        for _ in range(2):
+            session.run(inputs)
+        with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+            session.run(inputs)
+            torch.cuda.synchronize()
+    for event in profiled.profiler.kineto_results.events():
+        if "CUDA" in str(event.device_type()):
+            kind = kinds.setdefault(_kind_of(event.name()), {"ms": 0.0, "kernels": 0})
+            kind["ms"] = round(kind["ms"] + event.duration_ns() / 1e6, 4)
+            kind["kernels"] += 1
+    return dict(sorted(kinds.items(), key=lambda item: -item[1]["ms"]))
+
+
+_KINDS = (
+    ("attention", r"mha|flash"),
+    ("norms and reductions", r"gnor|inor|__myl_\w*?(mean|max|sum)"),
+    ("convolutions", r"__myl_corr|conv"),
+    ("matrix products", r"__myl_fc|matmul|gemm|linear"),
+    ("moves", r"mem(cpy|set)|__myl_(resh|tran|move|conc|slic|cast)+_0x"),
+    ("pointwise", r"__myl_"),
+)
+
+
+def _kind_of(kernel: str) -> str:
+    """What a kernel of TensorRT-RTX does, by its name; ``__myl_`` ones name their operators."""
+    found = (kind for kind, pattern in _KINDS if re.search(pattern, kernel, re.IGNORECASE))
+    return next(found, "other")
+
+
+# What the figures depend on -----------------------------------------------------------------------
+
+
+def _plan_facts(setup: Setup, chosen: Sequence[str]) -> dict[str, Any]:
     """Who built each plan, and for which shapes."""
     facts = {}
-    for name in (plan for contender in chosen for plan in PLANS.get(contender, [])):
-        if manifest := read_manifest(setup.plans[name]):
+    for name in _plans_of(chosen):
+        if manifest := read_manifest(setup.plan(name)):
             shapes = {t.name: [t.describe_shape(), *map(str, t.profiles)] for t in manifest.inputs}
             version = f"{manifest.backend} {manifest.backend_version}"
             facts[name] = {"by": version, "bytes": manifest.plan_bytes, "inputs": shapes}
@@ -505,7 +833,7 @@ def _plan_facts(setup: Setup, chosen: list[str]) -> dict[str, Any]:
 
 
 def _machine() -> dict[str, Any]:
-    """What the figures depend on.
+    """The GPU and the software.
 
     Raises:
         CudaError, UnsupportedError: there is no GPU, or torch sees none.
@@ -530,4 +858,4 @@ def _machine() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    typer.run(bench)
+    app()
