@@ -28,6 +28,7 @@ class Reason(str, enum.Enum):
     INTEGERS = "integers"  # computed from integers alone, such as timesteps and positions
     RANGE = "range"  # has or makes numbers that FP16 cannot hold
     COORDINATES = "coordinates"  # sampling positions need more than 11 bits
+    ACTIVATION = "activation"  # a sigmoid or GELU, of which TensorRT's FP16 form is coarse
     ACCUMULATOR = "accumulator"  # a quantized product sums up more than FP16 can hold
     GENERATOR = "generator"  # random numbers, identity matrices, windows, reinterpreted bits
     SCHEMA = "schema"  # the operator's ONNX schema has no such type at this opset
@@ -44,6 +45,7 @@ class Label(enum.Enum):
     INTEGER = enum.auto()  # made from integers and constants alone
     WIDE = enum.auto()  # may exceed FP16
     AFFINE = enum.auto()  # normalised; constants that scale and shift it stay with the norm
+    GATE = enum.auto()  # a sigmoid or an error function, up to the product with what it gates
 
 
 def op_set(names: str) -> frozenset[str]:
@@ -72,6 +74,8 @@ _ARITHMETIC = op_set(
 )
 _BOUNDED = op_set("Sigmoid HardSigmoid Tanh Erf Softsign Sign")
 _ACTIVATIONS = _BOUNDED | op_set("Relu LeakyRelu PRelu Elu Selu Celu Gelu Softplus Mish HardSwish")
+# In FP16 TensorRT-RTX takes tanh.approx for these, good to 2^-11 of one: more than rounding costs.
+_COARSE = op_set("Sigmoid Erf Gelu")
 _ELEMENTWISE = _TRANSCENDENTAL | _ARITHMETIC | _ACTIVATIONS
 _SELECTING = op_set("ReduceMax ReduceMin MaxPool GlobalMaxPool TopK")
 # These copy values: a cast gives the same result before or after them.
@@ -304,6 +308,10 @@ class Analysis:
             return reason, Label.WIDE if self._stays_wide(node) else Label.AFFINE
         if scalar:
             return Reason.RANGE, scalar
+        if op in _COARSE and not _follows_product(node):
+            return Reason.ACTIVATION, None if op == "Gelu" else Label.GATE
+        if op in _ARITHMETIC and Label.GATE in kinds:
+            return Reason.ACTIVATION, Label.GATE if _has_constant(node) else None
         if kinds and kinds <= {Label.STATISTIC}:
             return Reason.STATISTICS, Label.STATISTIC
         if op in _TRANSCENDENTAL and kinds <= {Label.STATISTIC, Label.INTEGER}:
@@ -453,6 +461,20 @@ def _from_integers(node: ir.Node) -> bool:
 
 def _has_constant(node: ir.Node) -> bool:
     return len(free_inputs(node)) < sum(map(is_float, node.inputs))
+
+
+def _follows_product(node: ir.Node) -> bool:
+    """Whether TensorRT can compute a node of one operand in the kernel of a product before it."""
+    while True:
+        producers = [p for v in free_inputs(node)[:1] if (p := v.producer()) is not None]
+        if len(free_inputs(node)) != 1 or not producers:
+            return False
+        node = producers[0]
+        if node.op_type in PRODUCTS:
+            return True
+        scales = node.op_type in ("Add", "Sub", "Mul", "Div") and _has_constant(node)
+        if not scales and node.op_type != "BatchNormalization":
+            return False
 
 
 def _shrinks(node: ir.Node) -> bool:

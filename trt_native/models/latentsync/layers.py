@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from trt_native.models.latentsync.config import MotionConfig, UNetConfig
 
-__all__ = ["Clip", "GroupNorm", "Motion", "Positions", "Transformer"]
+__all__ = ["Clip", "GroupNorm", "Motion", "Positions", "Transformer", "silu"]
 
 Clip = tuple[int, int]
 """(batch, frames): how the leading axis of an activation is made up."""
@@ -38,6 +38,11 @@ class GroupNorm(nn.GroupNorm):
         _, channels, height, width = input.shape
         whole = input.reshape(*clip, channels, height, width).transpose(1, 2)
         return super().forward(whole).transpose(1, 2).reshape(input.shape)
+
+
+def silu(x: Tensor) -> Tensor:
+    """SiLU in FP32, because TensorRT-RTX computes it coarsely in FP16; the cast costs nothing."""
+    return _like(functional.silu(_fp32(x)), x)
 
 
 # Conversions that change nothing are left out: traced, each costs nodes and time.

@@ -18,7 +18,14 @@ from torch.nn import functional
 
 from trt_native.errors import SpecError
 from trt_native.models.latentsync.config import UNetConfig
-from trt_native.models.latentsync.layers import Clip, GroupNorm, Motion, Positions, Transformer
+from trt_native.models.latentsync.layers import (
+    Clip,
+    GroupNorm,
+    Motion,
+    Positions,
+    Transformer,
+    silu,
+)
 
 __all__ = ["DeepCacheFull", "DeepCacheShallow", "UNet"]
 
@@ -98,7 +105,7 @@ class UNet(nn.Module):
             deep_features = self._deep(skips, time, audio, clip)
         last = cast(_UpBlock, self.up_blocks[-1])
         x = last.last_layer(deep_features, skips, time, audio, clip)
-        x = self.conv_out(functional.silu(self.conv_norm_out(x, clip)))
+        x = self.conv_out(silu(self.conv_norm_out(x, clip)))
         noise = x.reshape(batch, frames, self.config.out_channels, height, width).transpose(1, 2)
         return noise, deep_features
 
@@ -144,7 +151,7 @@ class UNet(nn.Module):
         if self.config.flip_sin_to_cos:
             waves.reverse()
         features = torch.cat(waves, dim=-1).to(self.conv_in.weight.dtype)
-        time = functional.silu(self.time_embedding(features))
+        time = silu(self.time_embedding(features))
         return time if time.shape[0] == 1 else time.repeat_interleave(frames, dim=0)
 
 
@@ -233,7 +240,7 @@ class _TimeEmbedding(nn.Module):
         self.linear_2 = nn.Linear(features, features)
 
     def forward(self, waves: Tensor) -> Tensor:
-        return cast(Tensor, self.linear_2(functional.silu(self.linear_1(waves))))
+        return cast(Tensor, self.linear_2(silu(self.linear_1(waves))))
 
 
 class _Block(nn.Module):
@@ -382,8 +389,8 @@ class _ResNet(nn.Module):
         self.conv_shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else None
 
     def forward(self, x: Tensor, time: Tensor, clip: Clip) -> Tensor:
-        h = self.conv1(functional.silu(self.norm1(x, clip)))
+        h = self.conv1(silu(self.norm1(x, clip)))
         h = h + self.time_emb_proj(time)[:, :, None, None]
-        h = self.conv2(functional.silu(self.norm2(h, clip)))
+        h = self.conv2(silu(self.norm2(h, clip)))
         out: Tensor = h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
         return out if self.scale == 1 else out / self.scale
