@@ -265,6 +265,33 @@ def test_fp32_statistics_survive_activations_that_overflow_fp16():
     assert report.kept["neighbors"] == {"Reshape": 1}
 
 
+def test_sigmoids_and_gelu_stay_in_fp32_unless_a_product_can_take_them():
+    original = model(
+        """(float[N, 8, 8] x) => (float[N, 8, 8] y, float[N, 8, 8] z) {
+            [swish_sigmoid] s = Sigmoid(x)
+            [swish] a = Mul(x, s)
+            [product] p = MatMul(a, w)
+            [bias] b = Add(p, w)
+            [fused_sigmoid] f = Sigmoid(b)
+            [fused_swish] y = Mul(b, f)
+            [scaled] d = Div(x, root)
+            [erf] e = Erf(d)
+            [shifted] g = Add(e, one)
+            [gelu] h = Mul(x, g)
+            [halved] z = Mul(h, half)
+        }""",
+        w=normal(0, 8, 8), root=f32(2**0.5), one=f32(1), half=f32(0.5),
+    )  # fmt: skip
+    converted, report = convert(original)
+    x = normal(9, 2, 8, 8)
+    for actual, wanted in zip(run(converted, x=x), run(original, x=x), strict=True):
+        assert relative(actual, wanted) < TOLERANCE[FP16]
+    kinds = types(converted)
+    wide = {name for name, kind in kinds.items() if kind == "FLOAT" and "__" not in name}
+    assert wide == {"swish_sigmoid", "swish", "erf", "shifted", "gelu"}
+    assert report.kept["activation"] == {"Sigmoid": 1, "Mul": 2, "Erf": 1, "Add": 1}
+
+
 @pytest.mark.parametrize("target", [FP16, BF16])
 def test_norms_whose_statistics_tensorrt_keeps_in_fp32_are_reduced(target):
     original = model(

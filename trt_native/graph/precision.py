@@ -166,8 +166,8 @@ def reduced_types(model: ir.Model) -> frozenset[str]:
 def statistics_nodes(model: ir.Model, keep_fp32: Sequence[str] = ()) -> frozenset[str]:
     """Names of the nodes that an FP16 engine should compute in FP32.
 
-    The rules are those of :func:`convert_precision` for FP16, less those about ONNX types, for a
-    weakly typed TensorRT whose layers are pinned by name. Fills in missing value types and shapes;
+    The rules are those of :func:`convert_precision` for FP16, less those about ONNX types and about
+    the FP16 of TensorRT-RTX, for a weakly typed TensorRT whose layers are pinned by name. Fills in missing value types and shapes;
     changes nothing else. Nodes inside bodies and model-local functions are not named.
 
     Raises:
@@ -175,9 +175,10 @@ def statistics_nodes(model: ir.Model, keep_fp32: Sequence[str] = ()) -> frozense
         ModelError: A value's type is unknown.
     """
     infer_types(model)
-    typing = {Reason.SCHEMA, Reason.TENSORRT, Reason.CUSTOM, Reason.SUBGRAPH, Reason.GENERATOR}
+    others = {Reason.SCHEMA, Reason.TENSORRT, Reason.CUSTOM, Reason.SUBGRAPH, Reason.GENERATOR}
+    others.add(Reason.ACTIVATION)
     kept = Analysis(model, FLOAT16, _match(model, keep_fp32)).kept
-    return frozenset(n.name for n, reason in kept.items() if n.name and reason not in typing)
+    return frozenset(n.name for n, reason in kept.items() if n.name and reason not in others)
 
 
 @refuses_malformed
