@@ -250,7 +250,7 @@ def measure(folder: Path, shape: tuple[int, ...]) -> dict[str, float]:
     """Median seconds of each way, for one shape."""
     model = folder / "model.onnx"
     weights = make_model(model, shape)
-    plan = build_plan(model, BuildConfig(precision=Precision.FP32))
+    plan = build_plan(model, BuildConfig(precision=Precision.TF32))
     x: Array = np.random.default_rng(1).standard_normal(shape, np.float32)
     with ExitStack() as stack:
         engine = stack.enter_context(Engine(plan))
