@@ -96,8 +96,8 @@ def choose_profile(
 ) -> int | None:
     """The tightest of the profiles that allow all the shapes; None if there is none.
 
-    The tightest is the one whose largest shapes hold the fewest elements, as it was optimized for
-    shapes closest to these; among equals the first.
+    The tightest is the one whose largest shapes hold the fewest elements, and among equals whose
+    smallest shapes hold the most, as it was optimized for shapes closest to these; then the first.
     """
     allowing = [
         index
@@ -107,8 +107,12 @@ def choose_profile(
     return min(allowing, key=lambda index: _room(tensors, index), default=None)
 
 
-def _room(tensors: tuple[PlanTensor, ...], profile: int) -> int:
-    return sum(math.prod(t.profiles[profile].max) for t in tensors if t.profiles)
+def _room(tensors: tuple[PlanTensor, ...], profile: int) -> tuple[int, int]:
+    ranges = [tensor.profiles[profile] for tensor in tensors if tensor.profiles]
+    return (
+        sum(math.prod(allowed.max) for allowed in ranges),
+        -sum(math.prod(allowed.min) for allowed in ranges),
+    )
 
 
 def _faults_of(tensor: PlanTensor, operand: Operand, on_host: bool) -> list[str]:
