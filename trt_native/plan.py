@@ -10,6 +10,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import mmap
 import os
 import secrets
 import shlex
@@ -18,6 +19,7 @@ import struct
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -52,6 +54,7 @@ MANIFEST_SCHEMA = 1
 
 _HEADER_BYTES = 32
 _MOST_TEXT_BYTES = 256 * 2**20
+_CHUNK = 16 * 2**20
 _PRODUCTS = {b"ftrt": "TensorRT", b"vtrt": "TensorRT-RTX"}
 
 _NONE = type(None)
@@ -410,12 +413,32 @@ class Plan:
                 if manifest and manifest.plan_bytes != size:
                     raise _differs(source, f"{size} bytes instead of {manifest.plan_bytes}")
                 file.seek(0)
-                data = file.read()
+                data, digest = _read_hashed(file, size, hashed=manifest is not None)
         except OSError as error:
             raise PlanError(f"cannot read {source}: {error.strerror}") from None
-        if manifest and manifest.plan_sha256 != hashlib.sha256(data).hexdigest():
+        if manifest and manifest.plan_sha256 != digest:
             raise _differs(source, "SHA-256 differs")
         return cls(data, manifest, source)
+
+
+def _read_hashed(file: BufferedReader, size: int, *, hashed: bool) -> tuple[memoryview, str]:
+    """A file's bytes and, if wanted, their SHA-256, which takes as long as reading: side by side.
+
+    Raises:
+        OSError: the file cannot be read, or is shorter now.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    memory = memoryview(mmap.mmap(-1, size))  # unlike a bytearray it is not filled with zeros first
+    digest = hashlib.sha256()
+    chunks = [memory[start : start + _CHUNK] for start in range(0, size, _CHUNK)]
+    with ThreadPoolExecutor(1) as reader:
+        for chunk, read in zip(chunks, reader.map(file.readinto, chunks), strict=True):
+            if read != len(chunk):
+                raise OSError(errno.EIO, "became shorter while it was read")
+            if hashed:
+                digest.update(chunk)
+    return memory.toreadonly(), digest.hexdigest()
 
 
 def _check_header(path: Path, head: bytes, size: int) -> None:
@@ -739,7 +762,7 @@ def is_within(path: Path, folder: Path) -> bool:
         return False
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a file for reading that is one: a pipe or a device might never end, or never begin.
 
     Raises:

@@ -83,6 +83,11 @@ def test_the_tightest_profile_that_allows_the_shapes(batch, profile):
     assert choose_profile((x, fixed), 3, {"x": (batch, 3), "t": (1,)}) == profile
 
 
+def test_of_two_profiles_up_to_the_same_size_the_narrower_is_the_tightest():
+    x = tensor("1x3:2x3:2x3", "2x3:2x3:2x3")
+    assert [choose_profile((x,), 2, {"x": (batch, 3)}) for batch in (1, 2)] == [0, 1]
+
+
 # Arrays
 
 

@@ -167,8 +167,9 @@ def statistics_nodes(model: ir.Model, keep_fp32: Sequence[str] = ()) -> frozense
     """Names of the nodes that an FP16 engine should compute in FP32.
 
     The rules are those of :func:`convert_precision` for FP16, less those about ONNX types and about
-    the FP16 of TensorRT-RTX, for a weakly typed TensorRT whose layers are pinned by name. Fills in missing value types and shapes;
-    changes nothing else. Nodes inside bodies and model-local functions are not named.
+    the FP16 of TensorRT-RTX, for a weakly typed TensorRT whose layers are pinned by name. Fills in
+    missing value types and shapes; changes nothing else. Nodes inside bodies and model-local
+    functions are not named.
 
     Raises:
         SpecError: A pattern matches no node.
