@@ -28,16 +28,28 @@ class GroupNorm(nn.GroupNorm):
     """GroupNorm as the operator, whose statistics TensorRT takes in FP32 whatever its type.
 
     TensorRT-RTX has a kernel of one pass for it where height and width are fixed. A cast to FP32
-    around the operator, or the same in arithmetic, costs that kernel.
+    around the operator, or the same in arithmetic, costs that kernel. Groups of one channel are
+    written as arithmetic: of those it makes another kernel, which fails on a single pixel whose
+    place in the shape is dynamic.
     """
 
     def forward(self, input: Tensor, clip: Clip | None = None) -> Tensor:  # noqa: A002
         """Normalise per frame, or over all frames of each (batch, frames) ``clip``."""
+        if self.num_groups == self.num_channels:
+            return self._per_channel(input, clip or (input.shape[0], 1))
         if clip is None:
             return super().forward(input)
         _, channels, height, width = input.shape
         whole = input.reshape(*clip, channels, height, width).transpose(1, 2)
         return super().forward(whole).transpose(1, 2).reshape(input.shape)
+
+    def _per_channel(self, input: Tensor, clip: Clip) -> Tensor:  # noqa: A002
+        channels = input.shape[1]
+        x = _fp32(input).reshape(*clip, channels, -1)
+        x = x - x.mean((1, 3), keepdim=True)
+        x = x * torch.rsqrt((x * x).mean((1, 3), keepdim=True) + self.eps)
+        weight, bias = (_fp32(p).reshape(-1, 1, 1) for p in (self.weight, self.bias))
+        return _like(x.reshape(input.shape) * weight + bias, input)
 
 
 def silu(x: Tensor) -> Tensor:
