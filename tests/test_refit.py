@@ -104,16 +104,16 @@ def test_the_plan_was_rewritten_and_so_is_the_model(made):
     assert kinds == {"w": "float16", "scale": "float32", "bias": "float32"}
 
 
-def test_the_halves_of_split_weights_are_refitted(tmp_path):
+def test_split_weights_are_refitted(tmp_path):
     pytest.importorskip("tensorrt_rtx")
     model = tiny_models.norm(tmp_path / "m.onnx")
     config = BuildConfig(profiles=(PROFILE,), precision=Precision.FP32)
     plan = as_refittable(model, config, backend="rtx")
     old = plan.manifest.refit["weights"]
-    assert set(old) == {"w__hi", "w__lo", "scale", "bias"}
+    assert set(old) == {"w__split", "scale", "bias"}
     new = changed(tmp_path / "n.onnx", lambda name, a: a * 3 if name == "w" else a, model)
     again = as_refittable(new, config, backend="rtx").manifest.refit["weights"]
-    assert {name for name in old if old[name] != again[name]} == {"w__hi", "w__lo"}
+    assert {name for name in old if old[name] != again[name]} == {"w__split"}
     reaches_the_gpu(plan, new)
     whole = as_refittable(
         model, dataclasses.replace(config, compute_capabilities=("7.5",)), backend="rtx"

@@ -86,6 +86,11 @@ PRODUCTS = {
         {"x": normal(1, 8, 5, 5)},
         {"k": normal(8, 4, 3, 3), "b": normal(4)},
     ),
+    "depthwise conv": (
+        "(float[2,8,5,3] x) => (float[n,m,h,w] y) { y = Conv <group=8, pads=[1,1,1,1]> (x, k) }",
+        {"x": normal(2, 8, 5, 3)},
+        {"k": normal(8, 1, 3, 3)},
+    ),
     "gemm": (
         "(float[5,64] x) => (float[a,b] y) { y = Gemm <alpha=0.5, beta=2.0, transB=1> (x, k, c) }",
         {"x": normal(5, 64)},
@@ -162,6 +167,26 @@ def test_tf32_gives_what_fp32_gives(name):
     assert relative(run(ir.to_proto(plain), inputs, TF32), expected) > 1e-4
 
 
+def test_groups_of_a_transposed_conv_are_joined_apart():
+    """By PyTorch: onnx.reference has no groups there."""
+    torch = pytest.importorskip("torch")
+    weight, x = normal(8, 3, 3, 3), normal(2, 8, 5, 3)
+    text = "(float[2,8,5,3] x) => (float[n,m,h,w] y) { y = ConvTranspose <group=2> (x, k) }"
+    rewritten, counts = split(model(text, k=weight))
+    assert counts == {"ConvTranspose": 1}
+    (product,) = [node for node in rewritten.graph.node if node.op_type == "ConvTranspose"]
+    del rewritten.graph.node[list(rewritten.graph.node).index(product) :]
+    rewritten.graph.output[0].name = product.input[0]
+    joined = torch.from_numpy(run(rewritten, {"x": x}))
+    (kernel,) = [w for w in rewritten.graph.initializer if w.name == product.input[1]]
+    kernel = torch.from_numpy(onnx.numpy_helper.to_array(kernel).copy())
+    found = torch.nn.functional.conv_transpose2d(joined.double(), kernel.double(), groups=2)
+    expected = torch.nn.functional.conv_transpose2d(
+        torch.from_numpy(x).double(), torch.from_numpy(weight).double(), groups=2
+    )
+    assert relative(found.numpy(), expected.numpy()) < 1e-4
+
+
 def test_names_stay_and_weights_are_split_exactly():
     weight = normal(64, 64)
     proto = model(
@@ -171,11 +196,13 @@ def test_names_stay_and_weights_are_split_exactly():
     rewritten, counts = split(proto)
     assert counts == {"MatMul": 2}
     weights = {w.name: onnx.numpy_helper.to_array(w) for w in rewritten.graph.initializer}
-    assert set(weights) == {"k__hi", "k__lo"}
-    assert np.array_equal(weights["k__hi"] + weights["k__lo"], weight)
-    assert not (weights["k__hi"].view(np.uint32) & 0xFFFF).any()
+    assert set(weights) == {"k__split"}
+    high, low, again = np.split(weights["k__split"], 3)
+    assert np.array_equal(high + low, weight)
+    assert np.array_equal(high, again)
+    assert not (high.view(np.uint32) & 0xFFFF).any()
     made = {name: node.op_type for node in rewritten.graph.node for name in node.output}
-    assert (made["a"], made["r"], made["y"]) == ("Add", "Relu", "Add")
+    assert (made["a"], made["r"], made["y"]) == ("MatMul", "Relu", "MatMul")
     assert [v.name for v in (*rewritten.graph.input, *rewritten.graph.output)] == ["x", "y"]
 
 
@@ -192,7 +219,7 @@ def test_an_operand_is_split_once_for_all_that_read_it():
     text = "(float[2,4] x) => (float[2,4] y) { a = MatMul (x, k) b = MatMul (x, l) y = Add (a, b) }"
     rewritten, _ = split(model(text, k=normal(4, 4), l=normal(4, 4)))
     kinds = [node.op_type for node in rewritten.graph.node]
-    assert (kinds.count("Cast"), kinds.count("MatMul")) == (2, 6)
+    assert (kinds.count("Cast"), kinds.count("Concat"), kinds.count("MatMul")) == (2, 1, 2)
 
 
 @pytest.mark.parametrize(

@@ -409,7 +409,7 @@ def _precision_text(manifest: Manifest) -> str:
     elif "pinned_fp32_nodes" in precision:
         text += f" ({precision['pinned_fp32_nodes']} nodes pinned to FP32)"
     if split := sum(precision.get("split_products", {}).values()):
-        text += f"\nFP32 products, each split into three TF32 ones: {split}"
+        text += f"\nFP32 products of split operands, which are exact in TF32: {split}"
     if precision.get("engine_layers"):
         text += f"\nin the engine: {engine_layers_text(precision['engine_layers'])}"
     return text

@@ -2,9 +2,12 @@
 
 TF32 keeps 11 significant bits of each operand. Every operand is split into two, ``x = hi + lo``,
 with the 8 bits of BF16 in ``hi``, which TF32 holds exactly; and ``x * w`` becomes
-``hi * w_hi + (x * w_lo + lo * w_hi)``, which is the same. TF32 cuts off of a term no more than
-2^-16 then, of all of them together some 2^-20, where it would cut 2^-10. It takes three products
-for one.
+``hi * w_hi + x * w_lo + lo * w_hi``, which is the same. TF32 cuts off of a term no more than
+2^-16 then, of all of them together some 2^-20, where it would cut 2^-10.
+
+It stays one product, which sums over three times as much: parts are joined along the summed axis.
+Three products and two sums would be the same, but TensorRT-RTX 1.6 then gives results that differ
+from run to run, by 1e-4 (convolutions of 64 channels on an H100).
 
 Weights are split when they are serialised, never before, so that a model larger than memory stays
 on disk.
@@ -14,9 +17,10 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
@@ -36,6 +40,26 @@ from trt_native.graph.validity import refuses_malformed
 __all__ = ["has_products", "split_products"]
 
 _OPSET = 13  # Cast knows BF16 since then
+_INT64 = ir.DataType.INT64
+_ALL = 2**63 - 1
+_JOINED = (("hi", "whole", "lo"), ("hi", "lo", "hi"))
+"""What of the first and of the second operand is joined, so that their product sums up all."""
+
+
+class _How(NamedTuple):
+    """How parts of an operand are joined.
+
+    Attributes:
+        parts: Which.
+        axis: Along which axis.
+        groups: How many groups of channels are apart.
+        channels: How many channels there are in all, if in groups.
+    """
+
+    parts: tuple[str, str, str]
+    axis: int
+    groups: int
+    channels: int
 
 
 @refuses_malformed
@@ -65,8 +89,8 @@ def split_products(model: ir.Model) -> dict[str, int]:
     That goes for each ``Conv``, ``ConvTranspose``, ``MatMul`` and ``Gemm`` on FP32 tensors, in
     bodies too; model-local functions are inlined first. A product between two
     ``DequantizeLinear`` stays, because TensorRT computes it in integers. Names of inputs, outputs
-    and of the values that nodes make stay; a weight that is split is replaced by two with the
-    suffixes ``__hi`` and ``__lo``.
+    and of the values that nodes make stay; a weight is replaced by one with the suffix
+    ``__split``.
 
     An operand that is infinite makes NaN of what would have been infinite.
 
@@ -95,6 +119,8 @@ class _Splitter:
     def __init__(self, model: ir.Model) -> None:
         self._model = model
         self._parts: dict[tuple[ir.Value, ir.Graph | None], tuple[ir.Value, ir.Value]] = {}
+        self._joined: dict[tuple[ir.Value, _How, ir.Graph | None], ir.Value] = {}
+        self._replaced: list[ir.Value] = []  # constants
         self._taken = {v.name for node in all_nodes(model.graph) for v in node.outputs}
         for graph in model.graphs():
             self._taken |= {v.name for v in graph.inputs} | set(graph.initializers)
@@ -105,74 +131,97 @@ class _Splitter:
             if any(map(is_float, _typed(node))):
                 self._split_product(node)
                 counts[node.op_type] += 1
-        self._drop_unused(value for value, graph in self._parts if graph is None)
+        self._drop_unused()
         return dict(counts)
 
     def _split_product(self, node: ir.Node) -> None:
-        whole, other = node.inputs[:2]
-        assert whole is not None  # noqa: S101  # for the type checker
-        assert other is not None  # noqa: S101
-        high, low = self._split(whole, node)
-        other_high, other_low = self._split(other, node)
-        main = self._product(node, "hi", high, other_high, *node.inputs[2:])
-        mixed = [
-            self._product(node, "whole_lo", whole, other_low),
-            self._product(node, "lo_hi", low, other_high),
-        ]
-        rest = self._sum(node, "lo", *(product.outputs[0] for product in mixed))
-        total = self._sum(node, "sum", main.outputs[0], rest.outputs[0])
-        assert node.graph is not None  # noqa: S101  # for the type checker
-        ir.convenience.replace_nodes_and_values(
-            node.graph, node, [node], [main, *mixed, rest, total], node.outputs, total.outputs
-        )
+        axes, groups, channels = _summed_axes(node)
+        for index, (axis, parts) in enumerate(zip(axes, _JOINED, strict=True)):
+            value = node.inputs[index]
+            assert value is not None  # noqa: S101  # for the type checker
+            how = _How(parts, axis, groups, channels)
+            node.replace_input_with(index, self._join(value, how, node))
 
-    def _product(self, node: ir.Node, suffix: str, *inputs: ir.Value | None) -> ir.Node:
-        attributes = list(node.attributes.values())
-        output = self._new_value(node.outputs[0], suffix)
-        return ir.Node("", node.op_type, inputs, attributes, outputs=[output], name=output.name)
+    def _join(self, value: ir.Value, how: _How, user: ir.Node) -> ir.Value:
+        """Parts of an operand behind one another, along the axis that the product sums over."""
+        tensor = ir.convenience.get_const_tensor(value)
+        key = value, how, user.graph if tensor is None else None
+        if key not in self._joined:
+            if tensor is not None:
+                self._joined[key] = self._joined_weight(value, tensor, how)
+                self._replaced.append(value)
+            else:
+                self._joined[key] = self._joined_value(value, how, user)
+        return self._joined[key]
 
-    def _sum(self, node: ir.Node, suffix: str, *inputs: ir.Value) -> ir.Node:
-        output = self._new_value(node.outputs[0], suffix)
-        return ir.Node("", "Add", inputs, outputs=[output], name=output.name)
+    def _joined_weight(self, value: ir.Value, tensor: ir.TensorProtocol, how: _How) -> ir.Value:
+        shape = _tripled(ir.Shape(tensor.shape.numpy()), how.axis)
+        name = self._unique(f"{value.name}__split")
+        joined = ir.LazyTensor(functools.partial(_join, tensor, how), FLOAT, shape, name=name)
+        return self._register(name, joined)
+
+    def _joined_value(self, value: ir.Value, how: _How, user: ir.Node) -> ir.Value:
+        high, low = self._split(value, user)
+        parts = [{"hi": high, "lo": low, "whole": value}[part] for part in how.parts]
+        if how.groups == 1 or how.parts == _JOINED[1]:
+            joined = self._insert(user, "Concat", parts, value, "split", axis=how.axis)
+            joined.shape = _tripled(value.shape, how.axis) if value.shape is not None else None
+            return joined
+        # Each group of channels has its own parts; behind them, all that is not a channel follows.
+        rows = self._integers(value, "rows", [0, how.groups, -1])
+        flat = [self._insert(user, "Reshape", [part, rows], value, "flat") for part in parts]
+        joined = self._insert(user, "Concat", flat, value, "groups", axis=2)
+        shape = self._insert(user, "Shape", [value], value, "shape", dtype=_INT64)
+        bounds = [self._integers(value, *b) for b in (("from", [2]), ("to", [_ALL]), ("of", [0]))]
+        rest = self._insert(user, "Slice", [shape, *bounds], value, "rest", dtype=_INT64)
+        ahead = self._integers(value, "ahead", [0, 3 * how.channels])
+        target = self._insert(user, "Concat", [ahead, rest], value, "target", axis=0, dtype=_INT64)
+        return self._insert(user, "Reshape", [joined, target], value, "split")
 
     def _split(self, value: ir.Value, user: ir.Node) -> tuple[ir.Value, ir.Value]:
         """The two parts of an operand, which precede the node in its graph."""
-        tensor = ir.convenience.get_const_tensor(value)
-        key = value, user.graph if tensor is None else None
+        key = value, user.graph
         if key not in self._parts:
-            self._parts[key] = (
-                self._split_value(value, user)
-                if tensor is None
-                else (self._weight(value, tensor, "hi"), self._weight(value, tensor, "lo"))
-            )
+            short = self._insert(user, "Cast", [value], value, "bf16", to=BFLOAT16, dtype=BFLOAT16)
+            high = self._insert(user, "Cast", [short], value, "hi", to=FLOAT)
+            low = self._insert(user, "Sub", [value, high], value, "lo")
+            for part in (short, high, low):
+                part.shape = None if value.shape is None else ir.Shape(value.shape)
+            self._parts[key] = high, low
         return self._parts[key]
 
-    def _split_value(self, value: ir.Value, user: ir.Node) -> tuple[ir.Value, ir.Value]:
-        short, high, low = (self._new_value(value, suffix) for suffix in ("bf16", "hi", "lo"))
-        short.dtype = BFLOAT16
+    def _insert(
+        self,
+        user: ir.Node,
+        operator: str,
+        inputs: Sequence[ir.Value],
+        like: ir.Value,
+        suffix: str,
+        *,
+        dtype: ir.DataType = FLOAT,
+        **attributes: int,
+    ) -> ir.Value:
+        """The output of a new node before another."""
+        name = self._unique(f"{like.name}__{suffix}")
+        output = ir.Value(name=name, type=ir.TensorType(dtype))
         assert user.graph is not None  # noqa: S101  # for the type checker
         user.graph.insert_before(
-            user,
-            [
-                ir.node("Cast", [value], {"to": BFLOAT16}, outputs=[short], name=short.name),
-                ir.node("Cast", [short], {"to": FLOAT}, outputs=[high], name=high.name),
-                ir.node("Sub", [value, high], outputs=[low], name=low.name),
-            ],
+            user, ir.node(operator, inputs, attributes, outputs=[output], name=name)
         )
-        return high, low
+        return output
 
-    def _weight(self, value: ir.Value, tensor: ir.TensorProtocol, suffix: str) -> ir.Value:
-        shape = ir.Shape(tensor.shape.numpy())
-        name = self._unique(f"{value.name}__{suffix}")
-        part = ir.LazyTensor(
-            functools.partial(_part, tensor, suffix == "hi"), FLOAT, shape, name=name
-        )
-        weight = ir.Value(name=name, shape=shape, type=ir.TensorType(FLOAT), const_value=part)
+    def _integers(self, like: ir.Value, suffix: str, numbers: list[int]) -> ir.Value:
+        name = self._unique(f"{like.name}__{suffix}")
+        return self._register(name, ir.Tensor(np.array(numbers, np.int64), name=name))
+
+    def _register(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+        shape, kind = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
+        weight = ir.Value(name=name, shape=shape, type=kind, const_value=tensor)
         self._model.graph.register_initializer(weight)
         return weight
 
-    def _drop_unused(self, weights: Iterable[ir.Value]) -> None:
-        for value in weights:
+    def _drop_unused(self) -> None:
+        for value in self._replaced:
             if value.uses() or value.is_graph_output() or value.graph is None:
                 continue
             producer = value.producer()
@@ -180,11 +229,6 @@ class _Splitter:
                 value.graph.remove(producer)
             else:
                 value.graph.initializers.pop(value.name or "", None)
-
-    def _new_value(self, like: ir.Value, suffix: str) -> ir.Value:
-        shape = None if like.shape is None else ir.Shape(like.shape)
-        name = self._unique(f"{like.name}__{suffix}")
-        return ir.Value(name=name, shape=shape, type=ir.TensorType(FLOAT))
 
     def _unique(self, name: str) -> str:
         while name in self._taken:
@@ -194,12 +238,12 @@ class _Splitter:
 
 
 def _infer_types(model: ir.Model, products: Iterable[ir.Node]) -> None:
-    """Find out the types of all products, in bodies too."""
+    """Find out the types of all products, in bodies too, and of what rank they multiply by."""
 
     def unknown() -> list[ir.Node]:
         return [node for node in products if not any(value.dtype for value in _typed(node))]
 
-    if unknown():
+    if unknown() or any(_shape(node.inputs[1]) is None for node in products):
         made = [value for node in all_nodes(model.graph) for value in node.outputs]
         shapes = [value.shape for value in made]
         # Leaves the weights out of what it serialises, so that size does not matter.
@@ -230,7 +274,54 @@ def _dequantized(value: ir.Value | None) -> bool:
     return producer is not None and producer.op_type == "DequantizeLinear"
 
 
-def _part(tensor: ir.TensorProtocol, high: bool) -> ir.Tensor[Any]:
-    array = read_tensor(tensor)
-    rounded = array.astype(BFLOAT16.numpy()).astype(array.dtype)
-    return ir.Tensor(rounded if high else array - rounded)
+def _summed_axes(node: ir.Node) -> tuple[tuple[int, int], int, int]:
+    """The axes of the operands that a product sums over, in how many groups, of what channels."""
+    other = node.inputs[1]
+    shape = _shape(other)
+    if node.op_type == "Gemm":
+        turned = node.attributes.get_int("transA", 0), node.attributes.get_int("transB", 0)
+        return (1 - turned[0], turned[1]), 1, 0
+    groups = node.attributes.get_int("group", 1)
+    if node.op_type == "MatMul" and shape is not None:
+        return (-1, -min(shape.rank(), 2)), 1, 0
+    if groups == 1 and node.op_type != "MatMul":
+        return (1, 1 if node.op_type == "Conv" else 0), 1, 0
+    if shape is None or not shape.is_static():
+        raise ModelError(
+            f"the shape of what {node.op_type} {node.name!r} multiplies by is neither given nor"
+            " inferred, and in FP32 it must be rewritten to keep out of TF32; add a value_info with"
+            " it to the model, or allow TF32 (--tf32)"
+        )
+    if node.op_type == "Conv":
+        return (1, 1), groups, groups * int(shape.numpy()[1])
+    if other is None or ir.convenience.get_const_tensor(other) is None:
+        raise UnsupportedError(
+            f"{node.op_type} {node.name!r}: weights in groups that are computed cannot be split to"
+            " keep out of TF32; allow it (--tf32)"
+        )
+    return (1, 0), groups, int(shape.numpy()[0])
+
+
+def _shape(value: ir.Value | None) -> ir.Shape | None:
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    if tensor is not None:
+        return ir.Shape(tensor.shape.numpy())
+    return None if value is None else value.shape
+
+
+def _tripled(shape: ir.Shape, axis: int) -> ir.Shape:
+    extents: list[int | None] = [d if isinstance(d, int) else None for d in shape]
+    extent = extents[axis]
+    extents[axis] = None if extent is None else 3 * extent
+    return ir.Shape(extents)
+
+
+def _join(tensor: ir.TensorProtocol, how: _How) -> ir.Tensor[Any]:
+    whole = read_tensor(tensor)
+    high = whole.astype(BFLOAT16.numpy()).astype(whole.dtype)
+    made = {"whole": whole, "hi": high, "lo": whole - high}
+    parts = [made[part] for part in how.parts]
+    if how.groups == 1 or how.axis == 1:
+        return ir.Tensor(np.concatenate(parts, how.axis))
+    rows = [part.reshape(how.groups, -1, *part.shape[1:]) for part in parts]
+    return ir.Tensor(np.concatenate(rows, 1).reshape(-1, *whole.shape[1:]))
