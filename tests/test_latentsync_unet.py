@@ -580,12 +580,13 @@ class TestLoading:
         with pytest.raises(PlanError, match="not a TensorRT plan"):
             LatentSyncUNet.from_plan(tmp_path / "unet.plan")
 
-    def test_without_torch(self):
+    @pytest.mark.parametrize("name", ["LatentSyncUNet", "TensorRTModule"])
+    def test_without_torch(self, name):
         code = (
             "import sys; sys.modules['torch'] = None\n"
             "import trt_native\n"
-            "try: trt_native.LatentSyncUNet\n"
+            f"try: trt_native.{name}\n"
             "except trt_native.TrtNativeError as error: print(type(error).__name__, error)"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert done.stdout.startswith("UnsupportedError LatentSyncUNet needs PyTorch"), done.stderr
+        assert done.stdout.startswith(f"UnsupportedError {name} needs PyTorch"), done.stderr

@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import torch
-
 from trt_native.engine import Engine
 from trt_native.errors import SpecError, UnsupportedError
 from trt_native.plan import Plan
 from trt_native.session import Session
 from trt_native.session.operands import torch_stream
+
+try:
+    import torch
+except ImportError:
+    raise UnsupportedError(
+        "TensorRTModule needs PyTorch, which is not installed: pip install torch, or give arrays of"
+        " another kind to trt_native.Session"
+    ) from None
 
 __all__ = ["TensorRTModule"]
 
