@@ -58,12 +58,12 @@ def run(
     from trt_native.plan import Plan, check_writable, manifest_path
     from trt_native.session import Session
 
-    arrays = read_inputs(inputs or [])
-    shapes = read_shapes(shape or [])
-    check_seed(random, shapes)
     if output is not None:
         given = [Path(text.partition("=")[2]) for text in inputs or []]
         check_writable(output, reads=[plan, manifest_path(plan), *given])
+    arrays = read_inputs(inputs or [])
+    shapes = read_shapes(shape or [])
+    check_seed(random, shapes)
     if random is None and not arrays:
         raise SpecError("no inputs: give --input NAME=FILE.npy, or --random SEED")
     with Session(Plan.load(plan, ignore_manifest=not manifest)) as session:

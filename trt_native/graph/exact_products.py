@@ -25,6 +25,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from trt_native.errors import ModelError, UnsupportedError
+from trt_native.graph.inference import infer_values
 from trt_native.graph.packing import read_tensor
 from trt_native.graph.precision_rules import (
     BFLOAT16,
@@ -244,12 +245,7 @@ def _infer_types(model: ir.Model, products: Iterable[ir.Node]) -> None:
         return [node for node in products if not any(value.dtype for value in _typed(node))]
 
     if unknown() or any(_shape(node.inputs[1]) is None for node in products):
-        made = [value for node in all_nodes(model.graph) for value in node.outputs]
-        shapes = [value.shape for value in made]
-        # Leaves the weights out of what it serialises, so that size does not matter.
-        passes.ShapeInferencePass(check_type=False, strict_mode=False)(model)
-        for value, shape in zip(made, shapes, strict=True):
-            value.shape = value.shape if shape is None else shape
+        infer_values(model)
     for node in unknown():
         raise ModelError(
             f"the type of {node.op_type} {node.name!r} is neither given nor inferred, and in FP32"

@@ -24,6 +24,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from trt_native.errors import ModelError, SpecError
+from trt_native.graph.inference import infer_values
 from trt_native.graph.opset import raise_opset, require_opset
 from trt_native.graph.packing import read_tensor, repack_lazily, round_scale
 from trt_native.graph.patterns import match_nodes
@@ -264,11 +265,7 @@ def infer_types(model: ir.Model) -> None:
         return [v for node in model.graph for v in node.outputs if v.type is None and v.uses()]
 
     if unknown():
-        shapes = [(v, v.shape) for node in model.graph for v in node.outputs]
-        # Leaves the weights out of what it serialises, so that size does not matter.
-        passes.ShapeInferencePass(check_type=False, strict_mode=False)(model)
-        for value, shape in shapes:
-            value.shape = value.shape if shape is None else shape
+        infer_values(model)
     for value in unknown():
         if any(user.domain == "" for user, _ in value.uses()):
             producer = value.producer()

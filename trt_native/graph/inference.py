@@ -1,0 +1,27 @@
+"""Types and shapes that a graph's values lack."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from trt_native.graph.precision_rules import all_nodes
+
+__all__ = ["infer_values"]
+
+
+def infer_values(model: ir.Model) -> None:
+    """Fill in what ONNX can infer of values, in bodies too; what is given stays as it is.
+
+    Leaves the weights out of what it serialises, so that size does not matter.
+    """
+    made = [value for node in all_nodes(model.graph) for value in node.outputs]
+    # Only while it checks types does ONNX look into operators that it defines by others, such as
+    # GroupNormalization.
+    for check_type in (False, True):
+        shapes = [value.shape for value in made]
+        passes.ShapeInferencePass(check_type=check_type, strict_mode=False)(model)
+        for value, shape in zip(made, shapes, strict=True):
+            value.shape = value.shape if shape is None else shape
+        if all(value.type is not None for value in made):
+            return
