@@ -314,6 +314,26 @@ class TestShapes:
         with pytest.raises(SpecError, match=r"found batch 2, frames 5, .* --dim frames=1:4:5$"):
             replacement(sample, 1, audio)
 
+    def test_a_profile_of_the_optimum_alone_is_not_told_of(self, unet):
+        tensors = (
+            tensor(
+                "latents", "input", "float32", "1x13x1x16x16:2x13x4x16x16:2x13x8x16x16",
+                "2x13x4x16x16",
+            ),
+            tensor("timestep", "input", "int64", shape=(1,)),
+            tensor("encoder_hidden_states", "input", "float32", "1x50x24:8x50x24:16x50x24", "8x50x24"),
+            tensor("noise_pred", "output", "float32", shape=(-1, 4, -1, 16, 16)),
+        )  # fmt: skip
+        replacement = LatentSyncUNet(TorchExecutor("unet.plan", unet, tensors), config=SMALL)
+        sample, audio = inputs(2, 9, 16, 16)
+        with pytest.raises(SpecError, match=r"takes batch 1 to 2, frames 1 to 8, height 16, .* 9,"):
+            replacement(sample, 1, audio)
+        sample, audio = inputs(2, 4, 16, 16)
+        with pytest.raises(
+            SpecError, match=r"50 audio tokens; found .*, 7 audio tokens per frame$"
+        ):
+            replacement(sample, 1, audio[:, :7])
+
     def test_outside_a_dynamic_plan(self, unet):
         replacement = drop_in(unet)
         sample, audio = inputs(2, 17)

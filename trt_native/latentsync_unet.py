@@ -618,21 +618,35 @@ def _check_allowed(executor: Executor, shapes: Mapping[str, tuple[int, ...]]) ->
         return
     found = {name: shapes[_LATENTS][axis] for name, axis in _AXES.items()}
     latents = _tensor(executor, _LATENTS)
-    allowed, dims = [], []
+    allowed, dims, together = [], [], True
     for name, axis in _AXES.items():
-        ranges = _ranges(latents, axis)
+        ranges = _outermost(_ranges(latents, axis))
         allowed.append(f"{name} {' or '.join(_span(low, high) for low, _, high in ranges)}")
         if not any(low <= found[name] <= high for low, _, high in ranges):
             dims.append(_wider(name, found[name], *ranges[0]))
     extents = ", ".join(f"{name} {extent}" for name, extent in found.items())
     if not dims and _AUDIO in shapes:
         extents += f", {shapes[_AUDIO][1]} audio tokens per frame"
-        tokens = _ranges(_tensor(executor, _AUDIO), 1)
+        tokens = _outermost(_ranges(_tensor(executor, _AUDIO), 1))
+        together = any(low <= shapes[_AUDIO][1] <= high for low, _, high in tokens)
         allowed.append(f"{' or '.join(_span(low, high) for low, _, high in tokens)} audio tokens")
     advice = f"; build it again with {' '.join(dims)}" if dims else ""
-    if not dims and count > 1:
+    if not dims and count > 1 and together:
         advice = f"; none of its {count} profiles has these together"
     raise SpecError(f"{executor.name} takes {', '.join(allowed)}; found {extents}{advice}")
+
+
+def _outermost(ranges: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """Ranges (low, best, high) without those that lie in another one, or come again."""
+    found: list[tuple[int, int, int]] = []
+    for one in ranges:
+        if not any(_holds(other, one) for other in found):
+            found = [*(other for other in found if not _holds(one, other)), one]
+    return found
+
+
+def _holds(outer: tuple[int, int, int], inner: tuple[int, int, int]) -> bool:
+    return outer[0] <= inner[0] and inner[2] <= outer[2]
 
 
 def _allows(tensor: PlanTensor, shape: tuple[int, ...], profile: int) -> bool:

@@ -26,6 +26,7 @@ from trt_native.errors import (
     TrtNativeError,
     UnsupportedError,
 )
+from trt_native.graph.exact_products import can_split
 from trt_native.graph.onnx_file import read_model, tensor_specs
 from trt_native.graph.precision import is_reduced
 from trt_native.plan import Plan
@@ -219,6 +220,7 @@ def build_fastest(
         )
     batches = read_batches(str(quantization.data), tensor_specs(graph)[0])
     calibration, held = _split(batches)
+    exact = chosen.capabilities.exact_fp32 or can_split(graph)
     del graph
 
     def build_here(wanted: BuildConfig, target: Path) -> None:
@@ -228,7 +230,7 @@ def build_fastest(
     with tempfile.TemporaryDirectory(prefix="trt-native-") as text:
         folder = Path(text)
         reference = folder / "fp32.plan"
-        make(_reference_config(config), reference)
+        make(_reference_config(config, tf32=not exact), reference)
         expected = _outputs(how, reference, held)
         ranges = _Calibrated(model, calibration, quantization, chosen, folder, progress)
         plans: dict[Precision, Path] = {}
@@ -326,14 +328,15 @@ class _Calibrated:
         cache.save(self._path)
 
 
-def _reference_config(config: BuildConfig) -> BuildConfig:
+def _reference_config(config: BuildConfig, *, tf32: bool) -> BuildConfig:
+    """The configuration that the others are compared with; TF32 where there is nothing better."""
     return replace(
         config,
         precision=Precision.FP32,
         quantization=QuantizationSpec(),
         keep_fp32=(),
         io_precision=IoPrecision.KEEP,
-        tf32=False,
+        tf32=tf32,
         sparse_weights=False,
     )
 

@@ -525,8 +525,8 @@ class BuildConfig:
         optimization_level: 0 (fastest build) to 5 (most thorough). None is TensorRT's default.
         max_aux_streams: Extra streams one inference may use. None lets TensorRT decide.
         tf32: Whether FP32 layers may use TF32. None: yes, unless ``precision`` is FP32. Where it is
-            off, TensorRT-RTX computes every FP32 product in three parts, because it has TF32 only
-            on some GPUs.
+            off, operands of FP32 products are split for TensorRT-RTX, which on some GPUs has
+            those in TF32 only.
         sparse_weights: Use 2:4 structured sparsity where the weights have it.
         refit: Make the weights replaceable after the build.
         strip_weights: Leave the weights out of the plan; they are refitted before use.

@@ -177,7 +177,8 @@ def measure(
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(work.resolve() / "inductor")
     found = _Results(results or work / "results.json")
     found.add("machine", _machine())
-    found.forget_errors(stages, chosen)
+    # A plan that was missing counts as a failure of its first start.
+    found.forget_errors([*stages, *(["first"] if plans is not None else [])], chosen)
     run = _Run(setup, chosen, found, time.monotonic() + deadline)
     if plans is not None:
         run.unpack(plans)

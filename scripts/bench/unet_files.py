@@ -216,5 +216,6 @@ def unpack(folder: Path, setup: Setup, name: str) -> None:
         partial.open("wb") as written,
     ):
         shutil.copyfileobj(file, written, 1 << 22)
-    shutil.copyfile(manifest_path(source), manifest_path(target))
+    if source != target:
+        shutil.copyfile(manifest_path(source), manifest_path(target))
     partial.replace(target)

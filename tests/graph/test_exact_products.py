@@ -86,6 +86,11 @@ PRODUCTS = {
         {"x": normal(1, 8, 5, 5)},
         {"k": normal(8, 4, 3, 3), "b": normal(4)},
     ),
+    "grouped conv of a constant": (
+        "(float[6,2,3,3] k) => (float[n,m,h,w] y) { y = Conv <group=2> (x, k) }",
+        {"k": normal(6, 2, 3, 3)},
+        {"x": normal(1, 4, 5, 5)},
+    ),
     "depthwise conv": (
         "(float[2,8,5,3] x) => (float[n,m,h,w] y) { y = Conv <group=8, pads=[1,1,1,1]> (x, k) }",
         {"x": normal(2, 8, 5, 3)},
@@ -274,6 +279,11 @@ def test_an_opset_without_bf16_is_refused_where_there_are_products():
     assert split(model(text % "Add", opset=12))[1] == {}
     with pytest.raises(UnsupportedError, match=r"MatMul in TF32 .* opset 12.*--tf32"):
         split(model(text % "MatMul", opset=12))
+
+
+def test_products_in_fp16_ask_for_no_opset():
+    text = "(float16[2,2] x, float16[2,2] k) => (float16[2,2] y) { y = MatMul (x, k) }"
+    assert split(model(text, opset=12))[1] == {}
 
 
 def test_a_product_whose_type_nothing_tells_is_refused():

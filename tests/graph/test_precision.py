@@ -265,6 +265,20 @@ def test_fp32_statistics_survive_activations_that_overflow_fp16():
     assert report.kept["neighbors"] == {"Reshape": 1}
 
 
+def test_a_norm_of_values_beyond_fp16_stays_in_fp32():
+    original = model(
+        """(float[N, 8, 12] x) => (float[N, 8, 12] y) {
+            [wide] w = Mul(x, large)
+            [norm] y = InstanceNormalization(w, ones, zeros)
+        }""",
+        large=f32(1e6), ones=np.ones(8, np.float32), zeros=np.zeros(8, np.float32),
+    )  # fmt: skip
+    converted, _ = convert(original)
+    x = normal(9, 2, 8, 12)
+    assert relative(run(converted, x=x)[0], run(original, x=x)[0]) < TOLERANCE[FP16]
+    assert types(converted)["norm"] == "FLOAT"
+
+
 def test_sigmoids_and_gelu_stay_in_fp32_unless_a_product_can_take_them():
     original = model(
         """(float[N, 8, 8] x) => (float[N, 8, 8] y, float[N, 8, 8] z) {

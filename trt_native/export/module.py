@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 __all__ = [
     "BFLOAT16_OPSET",
     "DEFAULT_OPSET",
-    "GROUP_NORM_OPSET",
     "ExportReport",
     "export_module",
     "exported_model",
@@ -47,10 +46,6 @@ __all__ = [
 
 DEFAULT_OPSET = 18
 """What torch's translation writes without converting; every supported TensorRT reads it."""
-
-GROUP_NORM_OPSET = 21
-"""From here on ``GroupNormalization`` scales each channel, as PyTorch does. Below, torch writes an
-``InstanceNormalization`` in its place, on which TensorRT-RTX 1.6 fails for some dynamic shapes."""
 
 BFLOAT16_OPSET = 22
 """The default for modules in BF16, which convolutions take from here on."""
@@ -144,8 +139,7 @@ def export_module(
             large enough that none of them shrinks to 1 on its way through the module.
         input_names: Names in the ONNX. Default: the names of ``forward``'s parameters.
         output_names: Names in the ONNX. Default: ``output``, or ``output_0``, ``output_1``, ...
-        opset: ONNX operator-set version. If None, :data:`BFLOAT16_OPSET` for a module in BF16,
-            :data:`GROUP_NORM_OPSET` for one with ``nn.GroupNorm``, else :data:`DEFAULT_OPSET`.
+        opset: ONNX operator-set version; :data:`DEFAULT_OPSET` (:data:`BFLOAT16_OPSET`) if None.
         metadata: Entries for the model's own key-value pairs.
         progress: Told what is being done and, where weights are written, how many bytes are.
 
@@ -411,13 +405,8 @@ def _check_opset(opset: int | None) -> None:
 
 
 def _default_opset(module: nn.Module) -> int:
-    from torch.nn import GroupNorm
-
     kinds = {str(parameter.dtype) for parameter in module.parameters()}
-    if "torch.bfloat16" in kinds:
-        return BFLOAT16_OPSET
-    has_norm = any(isinstance(part, GroupNorm) for part in module.modules())
-    return GROUP_NORM_OPSET if has_norm else DEFAULT_OPSET
+    return BFLOAT16_OPSET if "torch.bfloat16" in kinds else DEFAULT_OPSET
 
 
 def _translate(program: ExportedProgram, opset: int) -> ir.Model:

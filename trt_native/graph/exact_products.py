@@ -38,7 +38,7 @@ from trt_native.graph.precision_rules import (
 )
 from trt_native.graph.validity import refuses_malformed
 
-__all__ = ["has_products", "split_products"]
+__all__ = ["can_split", "has_products", "split_products"]
 
 _OPSET = 13  # Cast knows BF16 since then
 _INT64 = ir.DataType.INT64
@@ -65,22 +65,26 @@ class _How(NamedTuple):
 
 @refuses_malformed
 def has_products(model: ir.Model) -> bool:
-    """Whether a graph has matrix products or convolutions, in whatever type.
+    """Whether a graph has matrix products or convolutions that are in FP32, or may be.
 
     Raises:
         UnsupportedError: it has, and :func:`split_products` cannot split them at its opset.
     """
     parts: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
-    found = {node.op_type for part in parts for node in all_nodes(part) if not node.domain}
-    if not found & PRODUCTS:
-        return False
-    if model.opset_imports.get("", _OPSET) < _OPSET:
+    products = [n for part in parts for n in all_nodes(part) if n.op_type in PRODUCTS]
+    found = {node.op_type for node in products if not node.domain and _may_be_fp32(node)}
+    if found and not can_split(model):
         raise UnsupportedError(
-            f"this TensorRT computes {', '.join(sorted(found & PRODUCTS))} in TF32 unless the graph"
+            f"this TensorRT computes {', '.join(sorted(found))} in TF32 unless the graph"
             f" is rewritten, which needs opset {_OPSET}; the model has opset {opset_of(model)}:"
             " export it at a newer one, or allow TF32 (--tf32)"
         )
-    return True
+    return bool(found)
+
+
+def can_split(model: ir.Model) -> bool:
+    """Whether a model's opset has what :func:`split_products` needs."""
+    return model.opset_imports.get("", _OPSET) >= _OPSET
 
 
 @refuses_malformed
@@ -93,7 +97,7 @@ def split_products(model: ir.Model) -> dict[str, int]:
     and of the values that nodes make stay; a weight is replaced by one with the suffix
     ``__split``.
 
-    An operand that is infinite makes NaN of what would have been infinite.
+    An operand that is infinite, or above BF16's largest number (3.39e38), makes NaN.
 
     Returns:
         How many products were rewritten, by operator.
@@ -254,6 +258,11 @@ def _infer_types(model: ir.Model, products: Iterable[ir.Node]) -> None:
         )
 
 
+def _may_be_fp32(node: ir.Node) -> bool:
+    kinds = {value.dtype for value in _typed(node) if value.dtype is not None}
+    return not kinds or FLOAT in kinds
+
+
 def _typed(node: ir.Node) -> list[ir.Value]:
     """The values of a product that share its type; not all of them need tell it."""
     return [value for value in (*node.inputs[:2], *node.outputs) if value is not None]
@@ -317,7 +326,9 @@ def _join(tensor: ir.TensorProtocol, how: _How) -> ir.Tensor[Any]:
     high = whole.astype(BFLOAT16.numpy()).astype(whole.dtype)
     made = {"whole": whole, "hi": high, "lo": whole - high}
     parts = [made[part] for part in how.parts]
-    if how.groups == 1 or how.axis == 1:
+    # Each filter of a grouped Conv has its group's channels alone, so that its parts just follow.
+    if how.groups == 1 or (how.axis == 1 and how.parts == _JOINED[1]):
         return ir.Tensor(np.concatenate(parts, how.axis))
-    rows = [part.reshape(how.groups, -1, *part.shape[1:]) for part in parts]
-    return ir.Tensor(np.concatenate(rows, 1).reshape(-1, *whole.shape[1:]))
+    before, after = whole.shape[: how.axis], whole.shape[how.axis + 1 :]
+    rows = [part.reshape(*before, how.groups, -1, *after) for part in parts]
+    return ir.Tensor(np.concatenate(rows, how.axis + 1).reshape(*before, -1, *after))

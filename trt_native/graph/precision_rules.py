@@ -251,7 +251,7 @@ class Analysis:
         if op in _NORMS or op in _SCANS:
             return Reason.STATISTICS, Label.AFFINE
         if op in _NORMS_WITH_OWN_STATISTICS:
-            return None, None
+            return (Reason.RANGE if Label.WIDE in kinds else None), None
         if op in _SOFTMAX or (op == "BatchNormalization" and not _folds(node)):
             return Reason.STATISTICS, None
         if op in _REDUCTIONS:
@@ -308,7 +308,7 @@ class Analysis:
             return reason, Label.WIDE if self._stays_wide(node) else Label.AFFINE
         if scalar:
             return Reason.RANGE, scalar
-        if op in _COARSE and not _follows_product(node):
+        if op in _COARSE and self.target == FLOAT16 and not _follows_product(node):
             return Reason.ACTIVATION, None if op == "Gelu" else Label.GATE
         if op in _ARITHMETIC and Label.GATE in kinds:
             return Reason.ACTIVATION, Label.GATE if _has_constant(node) else None
