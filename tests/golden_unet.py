@@ -26,7 +26,7 @@ def export(path, dtype="float32"):
     """
     import torch
 
-    from trt_native.export import UNET_OPSET, export_module
+    from trt_native.export import export_module
     from trt_native.models.latentsync import UNet, UNetConfig, load_checkpoint, load_into
 
     checkpoint = load_checkpoint(DATA / "unet_small.pt")
@@ -43,7 +43,5 @@ def export(path, dtype="float32"):
         "encoder_hidden_states": {0: "batch*frames", 1: "tokens"},
     }
     unet.to(kind)
-    export_module(
-        unet, inputs, path=path, dynamic=dynamic, output_names=["noise_pred"], opset=UNET_OPSET
-    )
+    export_module(unet, inputs, path=path, dynamic=dynamic, output_names=["noise_pred"])
     return path

@@ -321,7 +321,9 @@ class TestShapes:
                 "2x13x4x16x16",
             ),
             tensor("timestep", "input", "int64", shape=(1,)),
-            tensor("encoder_hidden_states", "input", "float32", "1x50x24:8x50x24:16x50x24", "8x50x24"),
+            tensor(
+                "encoder_hidden_states", "input", "float32", "1x50x24:8x50x24:16x50x24", "8x50x24"
+            ),
             tensor("noise_pred", "output", "float32", shape=(-1, 4, -1, 16, 16)),
         )  # fmt: skip
         replacement = LatentSyncUNet(TorchExecutor("unet.plan", unet, tensors), config=SMALL)

@@ -29,15 +29,10 @@ if TYPE_CHECKING:
     from trt_native.models.latentsync import UNet
     from trt_native.models.latentsync.checkpoint import Checkpoint
 
-__all__ = ["AUDIO_TOKENS", "UNET_OPSET", "export_deepcache", "export_latentsync"]
+__all__ = ["AUDIO_TOKENS", "export_deepcache", "export_latentsync"]
 
 AUDIO_TOKENS = 50
 """Audio features per frame that the LatentSync U-Net is exported for."""
-
-UNET_OPSET = 21
-"""The default but in BF16. From here on ``GroupNormalization`` scales each channel, as PyTorch
-does. Below, torch writes an ``InstanceNormalization`` in its place, for which TensorRT-RTX 1.6
-takes a kernel that fails for some dynamic shapes."""
 
 DEEP_FEATURES = "deep_features"
 
@@ -77,8 +72,7 @@ def export_latentsync(
         precision: ``fp32``, ``fp16`` or ``bf16``.
         static: Extents for any of ``batch``, ``frames``, ``height`` and ``width``; the others
             stay dynamic.
-        opset: ONNX operator-set version. If None, :data:`UNET_OPSET`, and in BF16 as for
-            :func:`trt_native.export.export_module`. TensorRT 10.3 to 10.8 need 18.
+        opset: ONNX operator-set version; as for :func:`trt_native.export.export_module` if None.
         allow_mismatch: Whether to go on where the checkpoint does not fit: what is unexpected
             is ignored, and what is missing gets random values.
         progress: Told what is being done and how many bytes of it.
@@ -99,7 +93,7 @@ def export_latentsync(
         path=path,
         dynamic=source.dynamic,
         output_names=["noise_pred"],
-        opset=_opset(opset, precision),
+        opset=opset,
         metadata=source.metadata,
         progress=progress,
     )
@@ -137,7 +131,6 @@ def export_deepcache(
     source = _source(config, checkpoint, random_seed, precision, static, allow_mismatch, progress)
     from trt_native.models.latentsync import DeepCacheFull, DeepCacheShallow
 
-    opset = _opset(opset, precision)
     full = _exported_step(DeepCacheFull, source, opset, report)
     shallow = _exported_step(DeepCacheShallow, _with_features(source), opset, report)
     with writing(path):
@@ -147,10 +140,6 @@ def export_deepcache(
         ExportReport.of(full, unet, path, data, own_bytes, started),
         ExportReport.of(shallow, unet, shallow_path, data, sizes[shallow_path], started),
     )
-
-
-def _opset(given: int | None, precision: str) -> int | None:
-    return UNET_OPSET if given is None and precision != "bf16" else given
 
 
 @dataclass(frozen=True, slots=True)
