@@ -271,7 +271,7 @@ def test_deepcache_steps(deepcache_onnx):
     features = None
     for step, timestep in enumerate(timesteps):
         inputs = {
-            "latents": torch.randn(1, 13, 2, 8, 16),
+            "latents": torch.randn(1, 13, 2, 16, 16),
             "timestep": torch.tensor([timestep]),
             "encoder_hidden_states": audio,
         }
