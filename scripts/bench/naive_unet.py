@@ -7,7 +7,6 @@ work in the module's type. Written from a description of that module, none of wh
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,16 +84,9 @@ class NaiveUNet(UNet):
         return _resnet(second, x, time)
 
     def _time(self, timestep: Tensor) -> Tensor:
-        half = self.config.block_out_channels[0] // 2
-        rates = torch.arange(half, dtype=torch.float32, device=timestep.device)
-        rates = torch.exp(rates * (-math.log(10000.0) / (half - self.config.freq_shift)))
-        angles = timestep.float()[:, None] * rates
-        waves = [angles.sin(), angles.cos()]
-        if self.config.flip_sin_to_cos:
-            waves.reverse()
         embedding: _Module = self.time_embedding
-        features = torch.cat(waves, dim=-1).to(self.conv_in.weight.dtype)
-        out: Tensor = embedding.linear_2(functional.silu(embedding.linear_1(features)))
+        waves = embedding.linear_1(self._waves(timestep))
+        out: Tensor = embedding.linear_2(functional.silu(waves))
         return out
 
 

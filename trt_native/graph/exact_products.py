@@ -30,11 +30,11 @@ from trt_native.graph.packing import read_tensor
 from trt_native.graph.precision_rules import (
     BFLOAT16,
     FLOAT,
-    MOVING,
     PRODUCTS,
     all_nodes,
     is_float,
     opset_of,
+    scale_of,
 )
 from trt_native.graph.validity import refuses_malformed
 
@@ -269,14 +269,7 @@ def _typed(node: ir.Node) -> list[ir.Value]:
 
 
 def _is_quantized(node: ir.Node) -> bool:
-    return all(map(_dequantized, node.inputs[:2]))
-
-
-def _dequantized(value: ir.Value | None) -> bool:
-    producer = value.producer() if value is not None else None
-    while producer is not None and producer.op_type in MOVING and producer.inputs[0] is not None:
-        producer = producer.inputs[0].producer()
-    return producer is not None and producer.op_type == "DequantizeLinear"
+    return all(scale_of(value) is not None for value in node.inputs[:2])
 
 
 def _summed_axes(node: ir.Node) -> tuple[tuple[int, int], int, int]:

@@ -2,41 +2,38 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator
 
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from trt_native.graph.precision_rules import all_nodes
 
-__all__ = ["infer_values"]
+__all__ = ["infer_shapes", "infer_values"]
 
 
 def infer_values(model: ir.Model) -> None:
-    """Fill in what ONNX can infer of values, in bodies too; what is given stays as it is.
-
-    Leaves the weights out of what it serialises, so that size does not matter.
-    """
+    """Fill in what ONNX can infer of values, in bodies too; what is given stays as it is."""
     made = [value for node in all_nodes(model.graph) for value in node.outputs]
     # Only while it checks types does ONNX look into operators that it defines by others, such as
     # GroupNormalization.
     for check_type in (False, True):
         shapes = [value.shape for value in made]
-        with _quiet():  # a failure shows in what is still lacking
-            passes.ShapeInferencePass(check_type=check_type, strict_mode=False)(model)
+        infer_shapes(model, check_type=check_type)
         for value, shape in zip(made, shapes, strict=True):
             value.shape = value.shape if shape is None else shape
         if all(value.type is not None for value in made if value.name):
             return
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def infer_shapes(model: ir.Model, *, check_type: bool = False) -> None:
+    """Let ONNX infer types and shapes; a failure shows in what is still lacking, and nowhere else.
+
+    Leaves the weights out of what it serialises, so that size does not matter.
+    """
     logger = logging.getLogger("onnx_ir.passes.common.shape_inference")
     enabled, logger.disabled = not logger.disabled, True
     try:
-        yield
+        passes.ShapeInferencePass(check_type=check_type, strict_mode=False)(model)
     finally:
         logger.disabled = not enabled

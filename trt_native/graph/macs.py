@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
-from onnx_ir.passes import common as passes
 
 from trt_native.graph.dims import evaluate_dimension
+from trt_native.graph.inference import infer_shapes
 from trt_native.spec import Shape
 
 __all__ = ["multiply_adds", "static_shapes"]
-
-_INFERENCE = "onnx_ir.passes.common.shape_inference"
 
 
 def static_shapes(model: ir.Model, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
@@ -49,8 +46,6 @@ def _inferred(
     model: ir.Model, values: list[ir.Value], shapes: Mapping[str, Shape]
 ) -> Iterator[tuple[str, Shape]]:
     noted = [(value, value.shape) for value in values]
-    logger = logging.getLogger(_INFERENCE)
-    enabled, logger.disabled = not logger.disabled, True  # a failure shows in the result
     try:
         for value in values:
             given = shapes.get(value.name or "") if value.is_graph_input() else None
@@ -58,13 +53,11 @@ def _inferred(
                 value.shape = ir.Shape(given)
             elif not value.is_graph_input():
                 value.shape = None
-        # Leaves the weights out of what it serialises, so that size does not matter.
-        passes.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+        infer_shapes(model)
         for value in (*values, *model.graph.initializers.values()):
             if value.shape is not None and value.shape.is_static() and value.name:
                 yield value.name, tuple(int(extent) for extent in value.shape.numpy())
     finally:
-        logger.disabled = not enabled
         for value, shape in noted:
             value.shape = shape
 

@@ -292,7 +292,7 @@ class Analysis:
         """Whether a product of two quantized tensors overflows FP16 before it is scaled."""
         if node.op_type not in SCALED_LATE or self.target != FLOAT16:
             return False
-        scales = [_scale_of(value) for value in node.inputs[:2]]
+        scales = [scale_of(value) for value in node.inputs[:2]]
         known = [scale for scale in scales if scale is not None]
         return len(known) == 2 and any(scale.shape is None or scale.shape.rank() for scale in known)
 
@@ -411,7 +411,7 @@ class Analysis:
         )
 
 
-def _scale_of(value: ir.Value | None) -> ir.Value | None:
+def scale_of(value: ir.Value | None) -> ir.Value | None:
     """The scale of a dequantized value, past nodes that move it; None for any other value."""
     while value is not None and (node := value.producer()) is not None:
         if node.op_type == "DequantizeLinear":

@@ -143,6 +143,11 @@ class UNet(nn.Module):
 
     def _time_features(self, timestep: Tensor, frames: int) -> Tensor:
         """SiLU of the time embedding: (1, features), or (batch*frames, features)."""
+        time = silu(self.time_embedding(self._waves(timestep)))
+        return time if time.shape[0] == 1 else time.repeat_interleave(frames, dim=0)
+
+    def _waves(self, timestep: Tensor) -> Tensor:
+        """Sines and cosines of the timestep, (1 or batch, block_out_channels[0])."""
         half = self.config.block_out_channels[0] // 2
         steps = torch.arange(half, dtype=torch.float32, device=timestep.device)
         frequencies = torch.exp(steps * (-math.log(10000.0) / (half - self.config.freq_shift)))
@@ -150,9 +155,7 @@ class UNet(nn.Module):
         waves = [angles.sin(), angles.cos()]
         if self.config.flip_sin_to_cos:
             waves.reverse()
-        features = torch.cat(waves, dim=-1).to(self.conv_in.weight.dtype)
-        time = silu(self.time_embedding(features))
-        return time if time.shape[0] == 1 else time.repeat_interleave(frames, dim=0)
+        return torch.cat(waves, dim=-1).to(self.conv_in.weight.dtype)
 
 
 class DeepCacheFull(UNet):
