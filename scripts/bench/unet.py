@@ -217,11 +217,12 @@ def from_checkpoint(
         del unet
     setup.plan("static").with_name("static.plan.cache").unlink(missing_ok=True)
     words = ["export", "latentsync", "--checkpoint", work / "checkpoint.pt", "--config", config]
+    shape = f"batch={batch},frames={frames},height={size},width={size}"
     with _timed(found, "checkpoint to running plan"):
         with _timed(found, "checkpoint to ONNX"):
-            command([*words, "--precision", "fp16", "-o", work / "unet.onnx"])
+            command([*words, "--precision", "fp16", "--static", shape, "-o", work / "unet.onnx"])
         with _timed(found, "ONNX to plan"):
-            build(setup, "static")
+            command(["build", work / "unet.onnx", "-o", setup.plan("static"), "--no-cache"])
         with _timed(found, "plan to first result"):
             _run_child(setup, "start", ["static"])
     found.show()

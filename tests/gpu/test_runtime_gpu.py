@@ -379,14 +379,43 @@ def test_map_keeps_the_order(session, rng, depth):
         np.testing.assert_array_equal(outputs["y"], expected(inputs[i]["x"], i))
 
 
-def test_map_passes_an_error_on_after_the_results_before_it(session, rng):
+@pytest.mark.parametrize("depth", [1, 5])
+def test_map_passes_an_error_on_after_the_results_before_it(session, rng, depth):
     inputs = [{"x": draw(rng, 2), "s": np.float32(i)} for i in range(3)]
     inputs.append({"x": draw(rng, 2)})
-    results = session.map(inputs, depth=1)
-    for i in range(2):  # the third was submitted, but an error comes before it is asked for
+    results = session.map(inputs, depth=depth)
+    for i in range(3):
         np.testing.assert_array_equal(next(results)["y"], expected(inputs[i]["x"], i))
     with pytest.raises(SpecError, match="'s' is missing"):
         next(results)
+
+
+@pytest.mark.parametrize("rows", [1, 8192])
+def test_map_lets_arrays_be_filled_again(tmp_path, rows):
+    """Small ones, and those large enough to be copied while the run before is launched."""
+    profile = ProfileSpec.parse(["n=1:8:8192"])
+    config = BuildConfig(profiles=(profile,), precision=Precision.FP32)
+    x = np.empty((rows, 64), np.float32)
+
+    def batches():
+        for i in range(12):
+            x[...] = i
+            yield {"x": x, "s": np.float32(1)}
+
+    with Session(build_plan(affine(tmp_path / "m.onnx"), config)) as session:
+        for i, outputs in enumerate(session.map(batches())):
+            np.testing.assert_array_equal(outputs["y"], expected(np.full_like(x, i), 1))
+            x[...] = -1  # nor are the caller's own changes seen
+        assert i == 11
+
+
+def test_map_may_be_left(session, rng):
+    x = draw(rng, 3)
+    for _ in range(20):
+        next(session.map([{"x": x, "s": np.float32(i)} for i in range(9)]))
+    found = list(session.map([{"x": x, "s": np.float32(i)} for i in range(9)]))
+    for i, outputs in enumerate(found):
+        np.testing.assert_array_equal(outputs["y"], expected(x, i))
 
 
 # Many sessions
@@ -441,7 +470,7 @@ def test_a_session_in_two_threads_says_so(session):
         except SpecError as error:
             found.append(error.message)
 
-    with session._in_use:
+    with session._turn:
         thread = threading.Thread(target=other)
         thread.start()
         thread.join()

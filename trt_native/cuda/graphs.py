@@ -43,7 +43,7 @@ class Graph:
                 self._graph: Any = builder.complete()
             finally:
                 builder.close()
-            self._handle = int(self._graph.handle)
+            self._handle = driver.CUgraphExec(int(self._graph.handle))
 
     def launch(self, stream: int) -> None:
         """Run the work once, in the order of a stream given by its handle.

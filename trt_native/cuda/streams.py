@@ -34,7 +34,8 @@ class Event:
             self._driver = bindings()
             _make_current(ordinal)
             flags = 0 if timing else _DISABLE_TIMING
-            self._handle = int(check(self._driver.cuEventCreate(flags))[0])
+            # Kept as the driver's own type, which an integer would be turned into at every call.
+            self._handle: Any = check(self._driver.cuEventCreate(flags))[0]
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):  # never made, or the process ends
@@ -43,7 +44,7 @@ class Event:
     @property
     def handle(self) -> int:
         """The ``cudaEvent_t`` as an integer."""
-        return self._handle
+        return int(self._handle)
 
     def record(self, stream: int) -> None:
         """Put the event behind the work that a stream, given by its handle, has by now."""
@@ -88,7 +89,7 @@ class Event:
     def elapsed_ms(self, since: Event) -> float:
         """Milliseconds from ``since`` to this event; both with timing, both reached."""
         with translated("read the time between two events"):
-            return float(check(self._driver.cuEventElapsedTime(since.handle, self._handle))[0])
+            return float(check(self._driver.cuEventElapsedTime(since._handle, self._handle))[0])
 
 
 class Stream:

@@ -162,11 +162,18 @@ def torch_empty(shape: Shape, dtype: Any, like: Any, stream: int, current: int) 
         stream: The stream it is used on.
         current: The stream that PyTorch uses now.
     """
-    value = like.new_empty(shape, dtype=dtype)
+    torch = sys.modules["torch"]
+    # Half the time of new_empty, which looks for a memory format.
+    value = torch.empty_strided(shape, _strides(shape), dtype=dtype, device=like.device)
     if stream != current:
-        torch = sys.modules["torch"]
         value.record_stream(torch.cuda.ExternalStream(stream, like.device))
     return value
+
+
+@functools.cache
+def _strides(shape: Shape) -> Shape:
+    """Those of a contiguous tensor, in elements."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 @functools.cache

@@ -17,16 +17,27 @@ class Pending:
     It may be collected from any thread, and awaited: ``outputs = await session.submit(inputs)``.
     """
 
+    __slots__ = ("_complete", "_event", "_failed", "_held", "_outputs")
+
     def __init__(
-        self, outputs: dict[str, Any], event: Event, failed: Callable[[Exception], None]
+        self,
+        outputs: dict[str, Any],
+        event: Event,
+        held: Any,
+        failed: Callable[[Exception], None],
     ) -> None:
         self._outputs = outputs
         self._event: Event | None = event
+        self._held = held
         self._failed = failed
+        self._complete = False
 
-    def settle(self) -> None:
-        """The run is done, and its event will be used for another."""
+    def settle(self) -> Event:
+        """The event of a run that is done, to be used for another run; to be called once."""
+        event = self._event
         self._event = None
+        assert event is not None  # noqa: S101
+        return event
 
     def done(self) -> bool:
         """Whether the outputs are complete.
@@ -35,11 +46,15 @@ class Pending:
             CudaError: the run failed on the GPU.
         """
         event = self._event
+        if self._complete or event is None:
+            return True
         try:
-            return event is None or event.done()
+            if event.done():
+                self._finish()
         except Exception as error:
             self._failed(error)
             raise
+        return self._complete
 
     def result(self) -> dict[str, Any]:
         """Wait for the run and return its outputs by name; the same ones at every call.
@@ -48,13 +63,17 @@ class Pending:
             CudaError: the run failed on the GPU.
         """
         event = self._event
-        try:
-            if event is not None:
+        if not self._complete and event is not None:
+            try:
                 event.synchronize()
-        except Exception as error:
-            self._failed(error)
-            raise
+            except Exception as error:
+                self._failed(error)
+                raise
+            self._finish()
         return self._outputs
+
+    def _finish(self) -> None:
+        self._complete, self._held = True, None
 
     def __await__(self) -> Generator[Any, None, dict[str, Any]]:
         """Wait without holding up the event loop."""

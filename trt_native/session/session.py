@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
-import threading
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from trt_native.cuda import (
     stream_handle,
 )
 from trt_native.engine import Engine
-from trt_native.errors import ClosedError, CudaError, SpecError
+from trt_native.errors import CudaError, SpecError
 from trt_native.plan import Plan, PlanTensor
 from trt_native.session.binding import check_outputs, read_inputs
 from trt_native.session.memory import Order, SharedMemory
@@ -43,6 +43,7 @@ from trt_native.session.operands import (
 from trt_native.session.pending import Pending
 from trt_native.session.runner import Layout, Runner
 from trt_native.session.staging import Call
+from trt_native.session.turn import Turn
 from trt_native.spec import Shape
 
 __all__ = ["Session"]
@@ -51,9 +52,8 @@ _LOGGER = logging.getLogger(__name__)
 _DEFAULT_GRAPHS = 32
 _DEFAULT_CALLS = 4
 _MOST_KNOWN = 256
-_THREAD = threading.local()
-"""Which GPU's context a thread has; its number would not do, as a later thread may get it again."""
 _NO_INPUT = read(np.zeros(0))
+_Item = TypeVar("_Item")
 
 
 @dataclass(slots=True)
@@ -110,8 +110,7 @@ class Session:
         owned = not isinstance(engine, Engine)
         self.engine = engine if isinstance(engine, Engine) else Engine(engine, backend=backend)
         require_gpu(self.engine.ordinal)
-        self._in_use = threading.Lock()
-        self._broken: CudaError | None = None
+        self._turn = Turn(self.engine.ordinal)
         self._pool = PinnedPool()
         self._upload_stream = Stream(self.engine.ordinal)
         self._download_stream = Stream(self.engine.ordinal)
@@ -121,8 +120,7 @@ class Session:
         self._most_calls = _DEFAULT_CALLS
         self._known: dict[Hashable, _Known] = {}
         self._idle: list[Event] = []
-        self._in_flight: deque[tuple[Event, Any, Pending]] = deque()
-        self._closed = False
+        self._in_flight: deque[Pending] = deque()
         self._finalizer = weakref.finalize(
             self,
             _close,
@@ -179,17 +177,11 @@ class Session:
             CudaError: the GPU has too little memory, or TensorRT failed.
             ClosedError: the session was closed.
         """
-        self._enter()
-        try:
+        with self._turn:
             handle = None if stream is None else stream_handle(stream)
             outputs, last, _ = self._start(inputs, out, device, handle, cast, spread=False)
             if stream is None:
                 last.synchronize()
-        except CudaError as error:
-            self._note(error)
-            raise
-        finally:
-            self._in_use.release()
         return outputs
 
     def submit(
@@ -209,15 +201,9 @@ class Session:
         Raises:
             SpecError, CudaError, ClosedError: as :meth:`run`.
         """
-        self._enter()
-        try:
+        with self._turn:
             outputs, _, stream = self._start(inputs, out, device, None, cast, spread=True)
             return self._pending(outputs, inputs, stream)
-        except CudaError as error:
-            self._note(error)
-            raise
-        finally:
-            self._in_use.release()
 
     def map(
         self, iterable: Iterable[Mapping[str, Any]], *, depth: int = 2
@@ -225,6 +211,8 @@ class Session:
         """Run the engine for each of many inputs, several at a time, and yield results in order.
 
         Copies to the GPU, runs and copies back overlap; nothing else may use the session meanwhile.
+        Arrays may be changed, or filled again, as soon as others are asked for. An error in the
+        inputs, or of what yields them, comes after the results of all before.
 
         Args:
             iterable: Inputs as for :meth:`run`; taken only as results are asked for.
@@ -236,13 +224,22 @@ class Session:
         if depth < 1:
             raise SpecError(f"depth={depth}: at least 1 run must be ahead")
         self._most_calls = max(self._most_calls, depth + 1)
+        failure: Exception | None = None
         ahead: deque[Pending] = deque()
-        for inputs in iterable:
-            ahead.append(self.submit(inputs))
+        for run in _until_failure(map(self.submit, iterable)):
+            if isinstance(run, Exception):
+                failure = run
+                break
+            ahead.append(run)
             if len(ahead) > depth:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure, run  # whose traceback holds this frame
 
     def prepare(self, inputs: Mapping[str, Any]) -> Call:
         """Memory for repeated runs with inputs like these, filled with them; for measuring.
@@ -252,11 +249,8 @@ class Session:
         Raises:
             SpecError, CudaError, ClosedError: as :meth:`run`.
         """
-        self._enter()
-        try:
+        with self._turn:
             return self._filled(self._runner, inputs)
-        finally:
-            self._in_use.release()
 
     def profile_layers(
         self, inputs: Mapping[str, Any], *, iterations: int = 10
@@ -274,10 +268,7 @@ class Session:
             SpecError, CudaError, ClosedError: as :meth:`run`.
         """
         times: defaultdict[str, list[float]] = defaultdict(list)
-        self._enter()
-        runner = None
-        try:
-            runner = Runner(self.engine, 0, None)
+        with self._turn, contextlib.closing(Runner(self.engine, 0, None)) as runner:
             call = self._filled(runner, inputs)
             call.upload(runner.stream)
             call.enqueue(runner.stream)
@@ -289,10 +280,6 @@ class Session:
             call.close()
             if profiler.failure is not None:
                 raise profiler.failure
-        finally:
-            if runner is not None:
-                runner.close()
-            self._in_use.release()
         return dict(times)
 
     def close(self) -> None:
@@ -300,7 +287,7 @@ class Session:
 
         Waits for work in flight. May be called again.
         """
-        self._closed = True
+        self._turn.closed = True
         self._finalizer()
 
     def __enter__(self) -> Session:
@@ -309,51 +296,18 @@ class Session:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _enter(self) -> None:
-        """Take the session for this thread, if it can be used."""
-        if not self._in_use.acquire(blocking=False):
-            raise SpecError(
-                "this session is being used by another thread: give each thread a session of its"
-                " own, or take them from a SessionPool"
-            )
-        try:
-            self._check_usable()
-            if getattr(_THREAD, "ordinal", None) != self.engine.ordinal:
-                require_gpu(self.engine.ordinal)
-                _THREAD.ordinal = self.engine.ordinal
-            self._reap()
-        except BaseException:
-            self._in_use.release()
-            raise
-
-    def _check_usable(self) -> None:
-        if self._closed:
-            raise ClosedError("the session is closed")
-        if self._broken is not None:
-            raise CudaError(
-                f"the session is broken since an earlier error ({self._broken.message}):"
-                " the process must be started again to use the GPU",
-                code=self._broken.code,
-            )
-
-    def _note(self, error: Exception) -> None:
-        if isinstance(error, CudaError) and error.sticky and self._broken is None:
-            self._broken = error
-
     def _pending(self, outputs: dict[str, Any], held: Any, stream: int) -> Pending:
         """Record what was put on a stream; what it uses is held until it is done."""
         event = self._idle.pop() if self._idle else Event(ordinal=self.engine.ordinal)
         event.record(stream)
-        pending = Pending(outputs, event, self._note)
-        self._in_flight.append((event, held, pending))
+        pending = Pending(outputs, event, held, self._turn.note)
+        self._in_flight.append(pending)
         return pending
 
     def _reap(self) -> None:
-        """Let go of what runs that are done have held."""
-        while self._in_flight and self._in_flight[0][0].done():
-            event, _, pending = self._in_flight.popleft()
-            pending.settle()
-            self._idle.append(event)
+        """Let go of the results of runs that are done, and use their events again."""
+        while self._in_flight and self._in_flight[0].done():
+            self._idle.append(self._in_flight.popleft().settle())
 
     def _filled(self, runner: Runner, inputs: Mapping[str, Any]) -> Call:
         operands, faults = read_inputs(inputs)
@@ -376,6 +330,8 @@ class Session:
         Returns:
             The outputs, what to wait for until they are complete, and the stream on which they are.
         """
+        if self._in_flight:
+            self._reap()
         key: Hashable = None
         if out is None and device is None:
             key, tensors = _torch_key(inputs)
@@ -547,6 +503,14 @@ class Session:
                 outputs[tensor.name] = self._wrapped(buffer, shape, tensor, kind)
 
 
+def _until_failure(items: Iterable[_Item]) -> Iterator[_Item | Exception]:
+    """The items, and then the error that ended them, if one did."""
+    try:
+        yield from items
+    except Exception as error:
+        yield error
+
+
 def _torch_key(inputs: Mapping[str, Any]) -> tuple[Hashable, list[Any]]:
     """What is checked of torch tensors on the GPU, in a form that is quick to make and compare.
 
@@ -576,15 +540,15 @@ def _is_cuda(device: str | None, lead: Operand | None) -> bool:
 def _close(
     runner: Runner,
     calls: deque[Call],
-    in_flight: deque[Any],
+    in_flight: deque[Pending],
     streams: tuple[Stream, ...],
     pool: PinnedPool,
     engine: Engine,
     owned: bool,
 ) -> None:
     """Free everything a session has, also when the process ends; a lost GPU is no news by then."""
-    steps: list[Callable[[], None]] = [stream.synchronize for stream in streams]
-    steps += [item[0].synchronize for item in in_flight]
+    steps: list[Callable[[], object]] = [stream.synchronize for stream in streams]
+    steps += [pending.result for pending in in_flight]
     steps += [call.close for call in calls]
     steps += [runner.close, *(stream.close for stream in streams), pool.close, engine.save_kernels]
     if owned:
