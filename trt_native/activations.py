@@ -38,6 +38,7 @@ from trt_native.engine import Engine
 from trt_native.errors import CalibrationError, CudaError, UnsupportedError
 from trt_native.graph.dims import fixed_extents, resolve_profiles
 from trt_native.graph.macs import static_shapes
+from trt_native.graph.norms import write_norms_out
 from trt_native.graph.onnx_file import operator_names, tensor_specs
 from trt_native.graph.precision import convert_precision, infer_types, is_reduced
 from trt_native.graph.quantization_rules import attention_operands
@@ -134,7 +135,8 @@ class EngineActivations:
 
     Tensors that only attention's own products read are left out: they are never quantized, and to
     hand them out would keep TensorRT from fusing attention, which takes tens of GiB in a large
-    U-Net. So are tensors that are larger than the memory by themselves.
+    U-Net. So are tensors that are larger than the memory by themselves. Norms run as arithmetic,
+    because not every GPU has a kernel for one whose neighbours are handed out.
 
     Args:
         backend: Whose engines.
@@ -204,6 +206,7 @@ class EngineActivations:
             found = collect(held, lambda batch: batch.items(), fed, histograms=histograms)
             amax, filled = dict(found.amax), dict(found.histograms)
         self._reduce(model)
+        write_norms_out(model)
         ranges = _shape_ranges(model, shapes)
         wanted = [name for name in tensors if name not in given and name not in left_out]
         groups, too_large = self._grouped(model, wanted, ranges, gpu)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny_models
 from golden_unet import cases, export
+from onnx import TensorProto
 from onnx.helper import make_node, np_dtype_to_tensor_dtype
 from tolerances import TF32_PRODUCTS
 
@@ -160,6 +161,35 @@ def test_ranges_by_histogram(dense, batches, method):
         # A value at a bin's edge may fall to either side; entropy then leaps to another threshold.
         if method is CalibrationMethod.MSE:
             assert found.scales[name] == pytest.approx(expected.scales[name], rel=0.1), name
+
+
+@pytest.mark.backend
+def test_a_norm_beside_what_is_handed_out(tmp_path, rng):
+    """TensorRT-RTX has a kernel for it in the layout of convolutions alone."""
+    shape = (2, 320, 64, 64)
+    nodes = [
+        make_node("Reshape", ["x", "groups"], ["rows"]),
+        make_node("InstanceNormalization", ["rows", "ones", "zeros"], ["normal"]),
+        make_node("Reshape", ["normal", "shape"], ["norm"]),
+        make_node("Conv", ["norm", "w"], ["y"], name="conv"),
+    ]
+    weights = {
+        "groups": np.array([0, 32, -1]),
+        "shape": np.array(shape),
+        "ones": np.ones(32, np.float16),
+        "zeros": np.zeros(32, np.float16),
+        "w": rng.standard_normal((32, 320, 1, 1)).astype(np.float16),
+    }
+    tensors = [tiny_models.tensor("x", TensorProto.FLOAT16, shape)]
+    results = [tiny_models.tensor("y", TensorProto.FLOAT16, [2, 32, 64, 64])]
+    model = tiny_models.save(tmp_path / "m.onnx", nodes, tensors, results, weights)
+    batches = [{"x": rng.standard_normal(shape).astype(np.float16)} for _ in range(2)]
+    expected = calibrate(model, batches, method=CalibrationMethod.MINMAX)
+    source = EngineActivations(load_backend())
+    found = calibrate(model, batches, method=CalibrationMethod.MINMAX, source=source)
+    assert "norm" in expected.scales
+    for name, scale in expected.scales.items():
+        assert found.scales[name] == pytest.approx(scale, rel=4e-3), name
 
 
 @pytest.mark.backend

@@ -24,9 +24,10 @@ __all__ = [
     "nbytes_of",
     "read",
     "torch_dtype",
-    "torch_empty",
     "torch_from_host",
     "torch_host",
+    "torch_lend",
+    "torch_maker",
     "torch_stream",
 ]
 
@@ -152,28 +153,19 @@ def torch_from_host(array: Array) -> Any:
     return torch.from_numpy(array.view(carrier)).view(getattr(torch, array.dtype.name))
 
 
-def torch_empty(shape: Shape, dtype: Any, like: Any, stream: int, current: int) -> Any:
-    """A tensor on the GPU of another, with undefined contents, for use on a stream.
+def torch_maker(like: Any) -> Callable[[], Any]:
+    """Makes contiguous tensors like one, with undefined contents, in PyTorch's memory."""
+    shape = tuple(like.shape)
+    strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    # Half the time of empty and new_empty, which look for a memory format.
+    make = sys.modules["torch"].empty_strided
+    return functools.partial(make, shape, strides, dtype=like.dtype, device=like.device)
 
-    Args:
-        shape: Extents, in elements.
-        dtype: A ``torch.dtype``.
-        like: A tensor on the GPU.
-        stream: The stream it is used on.
-        current: The stream that PyTorch uses now.
-    """
+
+def torch_lend(value: Any, stream: int) -> None:
+    """Keep a tensor's memory from other use until the work that a stream has by its end is done."""
     torch = sys.modules["torch"]
-    # Half the time of new_empty, which looks for a memory format.
-    value = torch.empty_strided(shape, _strides(shape), dtype=dtype, device=like.device)
-    if stream != current:
-        value.record_stream(torch.cuda.ExternalStream(stream, like.device))
-    return value
-
-
-@functools.cache
-def _strides(shape: Shape) -> Shape:
-    """Those of a contiguous tensor, in elements."""
-    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    value.record_stream(torch.cuda.ExternalStream(stream, value.device))
 
 
 @functools.cache

@@ -36,8 +36,9 @@ from trt_native.session.operands import (
     nbytes_of,
     read,
     torch_dtype,
-    torch_empty,
     torch_from_host,
+    torch_lend,
+    torch_maker,
     torch_stream,
 )
 from trt_native.session.pending import Pending
@@ -63,12 +64,12 @@ class _Known:
     Attributes:
         layout: Their layout.
         order: For each input of the engine, which of the given tensors it is.
-        outputs: Name, shape and ``torch.dtype`` of each output.
+        outputs: Name of each output, and what makes a tensor for it.
     """
 
     layout: Layout
     order: tuple[int, ...]
-    outputs: tuple[tuple[str, Shape, Any], ...]
+    outputs: tuple[tuple[str, Callable[[], Any]], ...]
 
 
 class Session:
@@ -381,7 +382,7 @@ class Session:
     ) -> None:
         names = tuple(inputs)
         order = tuple(names.index(tensor.name) for tensor in self._runner.device_inputs)
-        made = tuple((name, tuple(value.shape), value.dtype) for name, value in outputs.items())
+        made = tuple((name, torch_maker(value)) for name, value in outputs.items())
         if len(self._known) >= _MOST_KNOWN:
             self._known.clear()
         self._known[key] = _Known(layout, order, made)
@@ -390,16 +391,17 @@ class Session:
         self, known: _Known, tensors: list[Any], stream: int | None
     ) -> tuple[dict[str, Any], Event | Order, int]:
         """As :meth:`_start`, for torch tensors on the GPU like those of an earlier run."""
-        lead = tensors[0]
-        current = torch_stream(lead.device.index)
+        current = torch_stream(tensors[0].device.index)
         compute = current if stream is None else stream
-        if compute != current:
-            self._hop.pass_on(current, compute)
         outputs = {}
         addresses = [tensors[index].data_ptr() for index in known.order]
-        for name, shape, dtype in known.outputs:
-            value = outputs[name] = torch_empty(shape, dtype, lead, compute, current)
+        for name, make in known.outputs:
+            value = outputs[name] = make()
             addresses.append(value.data_ptr())
+        if compute != current:
+            self._hop.pass_on(current, compute)
+            for value in outputs.values():
+                torch_lend(value, compute)
         self._runner.launch(known.layout, tuple(addresses), compute)
         return outputs, self._runner.order, compute
 
@@ -475,9 +477,9 @@ class Session:
                 pointers[tensor.name] = 0  # the run makes it
                 continue
             if lead is not None and lead.kind == "torch":
-                current = torch_stream(lead.value.device.index)
-                dtype = torch_dtype(tensor.dtype)
-                value = torch_empty(shape, dtype, lead.value, compute, current)
+                value = lead.value.new_empty(shape, dtype=torch_dtype(tensor.dtype))
+                if compute != torch_stream(lead.value.device.index):
+                    torch_lend(value, compute)
                 outputs[tensor.name], pointers[tensor.name] = value, value.data_ptr()
                 continue
             buffer = DeviceBuffer()

@@ -48,7 +48,8 @@ class Turn:
                 " own, or take them from a SessionPool"
             )
         try:
-            self._check()
+            if self.closed or self._broken is not None:
+                self._refuse()
             if getattr(_THREAD, "ordinal", None) != self._ordinal:
                 require_gpu(self._ordinal)
                 _THREAD.ordinal = self._ordinal
@@ -61,12 +62,11 @@ class Turn:
         if error is not None:
             self.note(error)
 
-    def _check(self) -> None:
-        if self.closed:
+    def _refuse(self) -> None:
+        if self.closed or self._broken is None:
             raise ClosedError("the session is closed")
-        if self._broken is not None:
-            raise CudaError(
-                f"the session is broken since an earlier error ({self._broken.message}):"
-                " the process must be started again to use the GPU",
-                code=self._broken.code,
-            )
+        raise CudaError(
+            f"the session is broken since an earlier error ({self._broken.message}): the process"
+            " must be started again to use the GPU",
+            code=self._broken.code,
+        )

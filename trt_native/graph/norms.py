@@ -1,0 +1,115 @@
+"""Norms as arithmetic, for engines that hand out the tensors around them.
+
+TensorRT-RTX 1.6 computes instance and group norms by kernels of their own. It has them for the
+layout of convolutions; a tensor that an engine hands out has another one, and on some GPUs
+(compute capability 9.0) the engine then has no kernel at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from trt_native.graph.precision_rules import FLOAT, opset_of
+from trt_native.graph.validity import refuses_malformed
+
+__all__ = ["write_norms_out"]
+
+_OPERATORS = ("InstanceNormalization", "GroupNormalization")
+_AXES_AS_INPUT = 18  # since this opset ReduceMean takes them so
+_SCALE_PER_CHANNEL = 21  # since this opset GroupNormalization takes it so, before per group
+
+
+@refuses_malformed
+def write_norms_out(model: ir.Model) -> int:
+    """Write the instance and group norms of the main graph as arithmetic in FP32, in place.
+
+    Names, types and shapes of all values stay.
+
+    Returns:
+        How many norms there were.
+    """
+    nodes = [node for node in model.graph if node.op_type in _OPERATORS and not node.domain]
+    taken = {value.name for node in model.graph for value in node.outputs}
+    taken |= set(model.graph.initializers) | {value.name for value in model.graph.inputs}
+    for node in nodes:
+        _Writer(model, node, taken).write()
+    return len(nodes)
+
+
+class _Writer:
+    """Writes one norm out."""
+
+    def __init__(self, model: ir.Model, node: ir.Node, taken: set[str | None]) -> None:
+        self._graph = model.graph
+        self._opset = opset_of(model)
+        self._node = node
+        self._taken = taken
+        self._nodes: list[ir.Node] = []
+
+    def write(self) -> None:
+        x, scale, bias = self._node.inputs
+        assert x is not None  # noqa: S101  # for the type checker
+        groups = self._node.attributes.get_int("num_groups", 0)  # of an instance norm, each channel
+        whole = self._add("Shape", [x], ir.DataType.INT64)
+        value = self._add("Cast", [x], FLOAT, to=FLOAT)
+        value = self._normalized(self._reshaped(value, [0, groups, -1]))
+        if groups and self._opset >= _SCALE_PER_CHANNEL:
+            value = self._reshaped(self._add("Reshape", [value, whole], FLOAT), [0, 0, -1])
+        value = self._add("Mul", [value, self._column(scale)], FLOAT)
+        value = self._add("Add", [value, self._column(bias)], FLOAT)
+        value = self._add("Reshape", [value, whole], FLOAT)
+        kind = self._node.outputs[0].dtype or x.dtype or FLOAT
+        value = self._add("Cast", [value], kind, to=kind)
+        ir.convenience.replace_nodes_and_values(
+            self._graph, self._node, [self._node], self._nodes, self._node.outputs, [value]
+        )
+
+    def _normalized(self, rows: ir.Value) -> ir.Value:
+        """Rows along the last of three axes, with a mean of 0 and a variance of 1."""
+        epsilon = np.float32(self._node.attributes.get_float("epsilon", 1e-5))
+        centered = self._add("Sub", [rows, self._mean(rows)], FLOAT)
+        variance = self._mean(self._add("Mul", [centered, centered], FLOAT))
+        shifted = self._add("Add", [variance, self._constant(epsilon)], FLOAT)
+        return self._add("Div", [centered, self._add("Sqrt", [shifted], FLOAT)], FLOAT)
+
+    def _mean(self, rows: ir.Value) -> ir.Value:
+        if self._opset >= _AXES_AS_INPUT:
+            return self._add("ReduceMean", [rows, self._constant(np.array([2]))], FLOAT)
+        return self._add("ReduceMean", [rows], FLOAT, axes=[2])
+
+    def _column(self, parameter: ir.Value | None) -> ir.Value:
+        assert parameter is not None  # noqa: S101  # for the type checker
+        return self._reshaped(self._add("Cast", [parameter], FLOAT, to=FLOAT), [-1, 1])
+
+    def _reshaped(self, value: ir.Value, shape: list[int]) -> ir.Value:
+        return self._add("Reshape", [value, self._constant(np.array(shape))], FLOAT)
+
+    def _add(
+        self,
+        operator: str,
+        inputs: Sequence[ir.Value],
+        kind: ir.DataType,
+        **attributes: int | list[int],
+    ) -> ir.Value:
+        output = ir.Value(name=self._name(operator), type=ir.TensorType(kind))
+        self._nodes.append(ir.node(operator, inputs, attributes, outputs=[output]))
+        return output
+
+    def _constant(self, number: np.ndarray | np.float32) -> ir.Value:
+        name = self._name("value")
+        tensor = ir.Tensor(np.asarray(number), name=name)
+        value = ir.Value(
+            name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
+        )
+        self._graph.register_initializer(value)
+        return value
+
+    def _name(self, suffix: str) -> str:
+        name = f"{self._node.outputs[0].name}__{suffix.lower()}"
+        while name in self._taken:
+            name += "_"
+        self._taken.add(name)
+        return name
