@@ -82,6 +82,7 @@ def _measure(
             started = time.perf_counter()
             made[name] = step(made)
             seconds = time.perf_counter() - started
+        stderr.print(f"{name}: {seconds:.2f} s")
         size = len(made[name].data)
         manifest = made[name].manifest
         parts = manifest.seconds if manifest else {}
