@@ -16,9 +16,10 @@ from trt_native.cuda import GpuInfo, PinnedPool, copy_host, memory, stream_handl
 from trt_native.engine import _KernelFile
 from trt_native.errors import CudaError, SpecError
 from trt_native.plan import Plan, PlanTensor
-from trt_native.session.binding import check_outputs, choose_profile
+from trt_native.session.binding import check_operands, check_outputs, choose_profile
 from trt_native.session.graphs import GraphCache
-from trt_native.session.operands import read, torch_from_host
+from trt_native.session.operands import Operand, read, torch_from_host
+from trt_native.session.runner import _signature
 from trt_native.spec import ShapeRange
 
 
@@ -162,6 +163,23 @@ def test_output_buffers_are_checked_all_at_once():
         check_outputs(outputs, {"y": (4,)}, {"y": read(np.zeros(8, np.float32)[::2])})
     with pytest.raises(SpecError, match="its shape depends on data"):
         check_outputs(outputs, {"y": (-1,)}, {"y": read(np.zeros(4, np.float32))})
+
+
+def test_arrays_on_another_gpu_are_refused():
+    x = PlanTensor("x", "input", "float32", (4,))
+    y = PlanTensor("y", "output", "float32", (4,))
+
+    def on(ordinal):
+        return Operand("torch", None, (4,), "float32", pointer=256, ordinal=ordinal)
+
+    for ordinal in (0, None):  # None: an array that does not tell
+        assert check_operands((x,), 1, {"x": on(ordinal)}, frozenset(), ordinal=0) == 0
+        check_outputs((y,), {"y": (4,)}, {"y": on(ordinal)}, 0)
+    with pytest.raises(SpecError, match="'x' is on GPU 1, the engine on GPU 0: copy it there"):
+        check_operands((x,), 1, {"x": on(1)}, frozenset(), ordinal=0)
+    with pytest.raises(SpecError, match="'y' is on GPU 0, the engine on GPU 1: copy it there"):
+        check_outputs((y,), {"y": (4,)}, {"y": on(0)}, 1)
+    assert _signature({"x": on(0)}, frozenset()) != _signature({"x": on(1)}, frozenset())
 
 
 def test_streams_by_whatever_stands_for_them():

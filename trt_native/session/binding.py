@@ -62,6 +62,7 @@ def check_operands(
     operands: Mapping[str, Operand],
     on_host: frozenset[str],
     faults: Iterable[str] = (),
+    ordinal: int | None = None,
 ) -> int:
     """As :func:`check_inputs`, for arrays that were read.
 
@@ -71,6 +72,7 @@ def check_operands(
         operands: The arrays, by name.
         on_host: Names of the inputs that TensorRT reads on the host.
         faults: What is known to be wrong already.
+        ordinal: CUDA ordinal of the engine's GPU.
     """
     known = {tensor.name for tensor in tensors}
     found = list(faults)
@@ -78,6 +80,7 @@ def check_operands(
     for tensor in tensors:
         if tensor.name in operands:
             found += _faults_of(tensor, operands[tensor.name], tensor.name in on_host)
+            found += _elsewhere(tensor.name, operands[tensor.name], ordinal)
         elif not any(fault.startswith(f"{tensor.name!r}:") for fault in found):
             found.append(f"{tensor.name!r} is missing")
     if not found:
@@ -137,6 +140,13 @@ def _faults_of(tensor: PlanTensor, operand: Operand, on_host: bool) -> list[str]
     return faults
 
 
+def _elsewhere(name: str, operand: Operand, ordinal: int | None) -> list[str]:
+    """The fault of an array that is on another GPU than the engine."""
+    if operand.ordinal is None or ordinal is None or operand.ordinal == ordinal:
+        return []
+    return [f"{name!r} is on GPU {operand.ordinal}, the engine on GPU {ordinal}: copy it there"]
+
+
 def _allowed(tensor: PlanTensor, shape: Shape, profile: int) -> bool:
     if tensor.profiles:
         return tensor.profiles[profile].contains(shape)
@@ -154,7 +164,10 @@ def describe_input(tensor: PlanTensor) -> str:
 
 
 def check_outputs(
-    tensors: tuple[PlanTensor, ...], shapes: Mapping[str, Shape], out: Mapping[str, Operand]
+    tensors: tuple[PlanTensor, ...],
+    shapes: Mapping[str, Shape],
+    out: Mapping[str, Operand],
+    ordinal: int | None = None,
 ) -> None:
     """Check buffers that a caller gave for outputs.
 
@@ -175,6 +188,7 @@ def check_outputs(
             faults.append(
                 f"{name!r} has the shape {_text(shapes[name])}, its buffer {_text(operand.shape)}"
             )
+        faults += _elsewhere(name, operand, ordinal)
         if operand.on_device and not (operand.contiguous and operand.aligned):
             faults.append(
                 f"{name!r}: its buffer is not contiguous, or not {ALIGNMENT}-byte aligned"

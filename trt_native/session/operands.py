@@ -52,6 +52,7 @@ class Operand:
         pointer: Device address; 0 where it is on the host.
         contiguous: Whether it lies in C order without gaps.
         producer: Handle of the stream on which a foreign array is made ready; None where it is.
+        ordinal: CUDA ordinal of its GPU; None where it is on the host, or the array does not tell.
     """
 
     kind: str
@@ -62,6 +63,7 @@ class Operand:
     pointer: int = 0
     contiguous: bool = True
     producer: int | None = None
+    ordinal: int | None = None
 
     @property
     def on_device(self) -> bool:
@@ -103,7 +105,9 @@ def read(value: Any) -> Operand:
     if torch is not None and isinstance(value, torch.Tensor):
         return _read_torch(value)
     if isinstance(value, DeviceArray):
-        return Operand("foreign", value, value.shape, value.dtype.name, pointer=value.pointer)
+        name = value.dtype.name
+        pointer, ordinal = value.pointer, value.ordinal
+        return Operand("foreign", value, value.shape, name, pointer=pointer, ordinal=ordinal)
     interface = getattr(value, "__cuda_array_interface__", None)
     if interface is not None:
         return _read_interface(value, interface)
@@ -126,6 +130,7 @@ def _read_torch(value: Any) -> Operand:
             dtype,
             pointer=value.data_ptr(),
             contiguous=value.is_contiguous(),
+            ordinal=value.get_device(),
         )
     if value.device.type != "cpu":
         raise SpecError(f"a torch tensor on {value.device}: give one on cpu or cuda")

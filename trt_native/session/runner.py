@@ -122,7 +122,8 @@ class Runner:
             return known
         inputs = self.engine.inputs
         count = self.engine.profile_count
-        profile = check_operands(inputs, count, operands, self._host_names, faults)
+        ordinal = self.engine.ordinal
+        profile = check_operands(inputs, count, operands, self._host_names, faults, ordinal)
         layout = Layout(
             profile,
             tuple(operands[tensor.name].shape for tensor in inputs),
@@ -312,6 +313,7 @@ def _signature(operands: Mapping[str, Operand], on_host: frozenset[str]) -> Hash
                 operand.shape,
                 operand.dtype,
                 operand.host is None,
+                operand.ordinal,
                 operand.contiguous and operand.aligned,
             )
             for name, operand in operands.items()

@@ -347,7 +347,7 @@ class Session:
         on_device = _is_cuda(device, lead)
         given = {name: read(value) for name, value in (out or {}).items()}
         if given:
-            check_outputs(self.engine.outputs, layout.outputs, given)
+            check_outputs(self.engine.outputs, layout.outputs, given, self.engine.ordinal)
         compute = self._compute_handle(lead, stream)
         if lead is not None or given:
             self._await_producers((*operands.values(), *given.values()), compute)
@@ -529,7 +529,7 @@ def _torch_key(inputs: Mapping[str, Any]) -> tuple[Hashable, list[Any]]:
             return None, tensors
         if value.data_ptr() % ALIGNMENT or not value.is_contiguous():
             return None, tensors
-        key += (name, value.shape, value.dtype)
+        key += (name, value.shape, value.dtype, value.get_device())
     return tuple(key), tensors
 
 
