@@ -392,7 +392,7 @@ def test_map_passes_an_error_on_after_the_results_before_it(session, rng, depth)
 
 @pytest.mark.parametrize("rows", [1, 8192])
 def test_map_lets_arrays_be_filled_again(tmp_path, rows):
-    """Small ones, and those large enough to be copied while the run before is launched."""
+    """Small ones, and those large enough to be copied by several threads."""
     profile = ProfileSpec.parse(["n=1:8:8192"])
     config = BuildConfig(profiles=(profile,), precision=Precision.FP32)
     x = np.empty((rows, 64), np.float32)

@@ -41,11 +41,6 @@ class Event:
         with contextlib.suppress(Exception):  # never made, or the process ends
             self._driver.cuEventDestroy(self._handle)
 
-    @property
-    def handle(self) -> int:
-        """The ``cudaEvent_t`` as an integer."""
-        return int(self._handle)
-
     def record(self, stream: int) -> None:
         """Put the event behind the work that a stream, given by its handle, has by now."""
         code = self._driver.cuEventRecord(self._handle, stream)

@@ -26,6 +26,7 @@ from onnx_ir.passes import common as passes
 
 from trt_native.errors import ModelError, UnsupportedError
 from trt_native.graph.inference import infer_values
+from trt_native.graph.naming import Names
 from trt_native.graph.packing import read_tensor
 from trt_native.graph.precision_rules import (
     BFLOAT16,
@@ -122,13 +123,10 @@ def split_products(model: ir.Model) -> dict[str, int]:
 
 class _Splitter:
     def __init__(self, model: ir.Model) -> None:
-        self._model = model
         self._parts: dict[tuple[ir.Value, ir.Graph | None], tuple[ir.Value, ir.Value]] = {}
         self._joined: dict[tuple[ir.Value, _How, ir.Graph | None], ir.Value] = {}
         self._replaced: list[ir.Value] = []  # constants
-        self._taken = {v.name for node in all_nodes(model.graph) for v in node.outputs}
-        for graph in model.graphs():
-            self._taken |= {v.name for v in graph.inputs} | set(graph.initializers)
+        self._names = Names(model)
 
     def run(self, products: Iterable[ir.Node]) -> dict[str, int]:
         counts: Counter[str] = Counter()
@@ -161,9 +159,8 @@ class _Splitter:
 
     def _joined_weight(self, value: ir.Value, tensor: ir.TensorProtocol, how: _How) -> ir.Value:
         shape = _tripled(ir.Shape(tensor.shape.numpy()), how.axis)
-        name = self._unique(f"{value.name}__split")
-        joined = ir.LazyTensor(functools.partial(_join, tensor, how), FLOAT, shape, name=name)
-        return self._register(name, joined)
+        joined = ir.LazyTensor(functools.partial(_join, tensor, how), FLOAT, shape)
+        return self._names.initializer(f"{value.name}__split", joined)
 
     def _joined_value(self, value: ir.Value, how: _How, user: ir.Node) -> ir.Value:
         high, low = self._split(value, user)
@@ -207,7 +204,7 @@ class _Splitter:
         **attributes: int,
     ) -> ir.Value:
         """The output of a new node before another."""
-        name = self._unique(f"{like.name}__{suffix}")
+        name = self._names.unique(f"{like.name}__{suffix}")
         output = ir.Value(name=name, type=ir.TensorType(dtype))
         assert user.graph is not None  # noqa: S101  # for the type checker
         user.graph.insert_before(
@@ -216,14 +213,8 @@ class _Splitter:
         return output
 
     def _integers(self, like: ir.Value, suffix: str, numbers: list[int]) -> ir.Value:
-        name = self._unique(f"{like.name}__{suffix}")
-        return self._register(name, ir.Tensor(np.array(numbers, np.int64), name=name))
-
-    def _register(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-        shape, kind = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
-        weight = ir.Value(name=name, shape=shape, type=kind, const_value=tensor)
-        self._model.graph.register_initializer(weight)
-        return weight
+        tensor = ir.Tensor(np.array(numbers, np.int64))
+        return self._names.initializer(f"{like.name}__{suffix}", tensor)
 
     def _drop_unused(self) -> None:
         for value in self._replaced:
@@ -234,12 +225,6 @@ class _Splitter:
                 value.graph.remove(producer)
             else:
                 value.graph.initializers.pop(value.name or "", None)
-
-    def _unique(self, name: str) -> str:
-        while name in self._taken:
-            name += "_"
-        self._taken.add(name)
-        return name
 
 
 def _infer_types(model: ir.Model, products: Iterable[ir.Node]) -> None:

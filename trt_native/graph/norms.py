@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from trt_native.graph.naming import Names
 from trt_native.graph.precision_rules import FLOAT, opset_of
 from trt_native.graph.validity import refuses_malformed
 
@@ -32,21 +33,20 @@ def write_norms_out(model: ir.Model) -> int:
         How many norms there were.
     """
     nodes = [node for node in model.graph if node.op_type in _OPERATORS and not node.domain]
-    taken = {value.name for node in model.graph for value in node.outputs}
-    taken |= set(model.graph.initializers) | {value.name for value in model.graph.inputs}
+    names = Names(model)
     for node in nodes:
-        _Writer(model, node, taken).write()
+        _Writer(model, node, names).write()
     return len(nodes)
 
 
 class _Writer:
     """Writes one norm out."""
 
-    def __init__(self, model: ir.Model, node: ir.Node, taken: set[str | None]) -> None:
+    def __init__(self, model: ir.Model, node: ir.Node, names: Names) -> None:
         self._graph = model.graph
         self._opset = opset_of(model)
         self._node = node
-        self._taken = taken
+        self._names = names
         self._nodes: list[ir.Node] = []
 
     def write(self) -> None:
@@ -94,22 +94,13 @@ class _Writer:
         kind: ir.DataType,
         **attributes: int | list[int],
     ) -> ir.Value:
-        output = ir.Value(name=self._name(operator), type=ir.TensorType(kind))
+        name = self._names.unique(self._named(operator.lower()))
+        output = ir.Value(name=name, type=ir.TensorType(kind))
         self._nodes.append(ir.node(operator, inputs, attributes, outputs=[output]))
         return output
 
     def _constant(self, number: np.ndarray | np.float32) -> ir.Value:
-        name = self._name("value")
-        tensor = ir.Tensor(np.asarray(number), name=name)
-        value = ir.Value(
-            name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
-        )
-        self._graph.register_initializer(value)
-        return value
+        return self._names.initializer(self._named("value"), ir.Tensor(np.asarray(number)))
 
-    def _name(self, suffix: str) -> str:
-        name = f"{self._node.outputs[0].name}__{suffix.lower()}"
-        while name in self._taken:
-            name += "_"
-        self._taken.add(name)
-        return name
+    def _named(self, suffix: str) -> str:
+        return f"{self._node.outputs[0].name}__{suffix}"

@@ -25,6 +25,7 @@ from onnx_ir.passes import common as passes
 
 from trt_native.errors import ModelError, SpecError
 from trt_native.graph.inference import infer_values
+from trt_native.graph.naming import Names
 from trt_native.graph.opset import raise_opset, require_opset
 from trt_native.graph.packing import read_tensor, repack_lazily, round_scale
 from trt_native.graph.patterns import match_nodes
@@ -301,8 +302,7 @@ class _Rewriter:
         self.kept: dict[str, Counter[str]] = {}
         self.weights: list[tuple[int, int, int]] = []  # bytes before, bytes after, clamped
         self.scales: dict[ir.Value, ir.Value] = {}  # each that FP16 would lose, as it becomes
-        self.taken = {v.name for node in all_nodes(self.graph) for v in node.outputs}
-        self.taken |= {v.name for v in self.graph.inputs} | set(self.graph.initializers)
+        self.names = Names(model)
 
     def run(self) -> None:
         for node in self.graph:
@@ -440,7 +440,7 @@ class _Rewriter:
             # A mask's -1e9 must not turn into an infinity: a row of those is NaN after Softmax.
             nodes.append(self._clip(value))
             source = nodes[0].outputs[0]
-        result = self._new_value(value, dtype, _SUFFIX[dtype])
+        result = self.names.value(value, _SUFFIX[dtype], dtype)
         nodes.append(_node("Cast", [source], result, {"to": dtype.value}))
         if producer:
             self.graph.insert_after(producer, nodes)
@@ -456,16 +456,16 @@ class _Rewriter:
     def _clip(self, value: ir.Value) -> ir.Node:
         limit = np.float32(np.finfo(np.float16).max)
         bounds = [
-            self._initializer(f"{value.name}__{name}", ir.tensor(np.asarray(bound)))
+            self.names.initializer(f"{value.name}__{name}", ir.tensor(np.asarray(bound)))
             for name, bound in (("min", -limit), ("max", limit))
         ]
-        return _node("Clip", [value, *bounds], self._new_value(value, FLOAT, "clipped"))
+        return _node("Clip", [value, *bounds], self.names.value(value, "clipped", FLOAT))
 
     def _cast_outputs(self) -> None:
         for i, value in enumerate(self.graph.outputs):
             if self.native.get(value, self.io_type) != self.io_type:
                 result, name = self._cast(value, self.io_type), value.name
-                result.name, value.name = None, self._unique(f"{name}__{_SUFFIX[self.target]}")
+                result.name, value.name = None, self.names.unique(f"{name}__{_SUFFIX[self.target]}")
                 result.name = name
                 self.graph.outputs[i] = result
 
@@ -479,7 +479,9 @@ class _Rewriter:
         own = FLOAT if FLOAT in needs else next(iter(needs))
         own = self.io_type if value.is_graph_output() else own
         for dtype in needs.keys() - {own}:
-            copy = self._initializer(f"{value.name}__{_SUFFIX[dtype]}", self._lazy(tensor, dtype))
+            copy = self.names.initializer(
+                f"{value.name}__{_SUFFIX[dtype]}", self._lazy(tensor, dtype)
+            )
             _replace_all(needs[dtype], copy)
         if own != FLOAT:
             value.const_value = self._lazy(tensor, own)
@@ -505,7 +507,7 @@ class _Rewriter:
         for i, name in enumerate(("scale", "bias", "mean", "var")):
             tensor = ir.tensor(folded[i].astype(np.float32))
             folded_name = f"{node.name or node.outputs[0].name}__{name}"
-            node.replace_input_with(i + 1, self._initializer(folded_name, tensor))
+            node.replace_input_with(i + 1, self.names.initializer(folded_name, tensor))
         node.attributes["epsilon"] = ir.AttrFloat32("epsilon", 0.0)
         self._drop_unused(old)
 
@@ -520,37 +522,18 @@ class _Rewriter:
         new = round_scale(old, FLOAT16)
         if scale not in self.scales:
             tensor = ir.tensor(new)
-            self.scales[scale] = self._initializer(f"{scale.name}__{_SUFFIX[FLOAT16]}", tensor)
+            self.scales[scale] = self.names.initializer(f"{scale.name}__{_SUFFIX[FLOAT16]}", tensor)
         node.replace_input_with(1, self.scales[scale])
         if packed.is_initializer() and packed.const_value is not None:
             axis = node.attributes.get_int("axis", 1) % max(len(packed.const_value.shape), 1)
             tensor = repack_lazily(packed.const_value, old, new, axis)
-            node.replace_input_with(0, self._initializer(f"{packed.name}__repacked", tensor))
+            node.replace_input_with(0, self.names.initializer(f"{packed.name}__repacked", tensor))
         self._drop_unused([packed, scale])
 
     def _drop_unused(self, weights: Iterable[ir.Value]) -> None:
         for value in weights:
             if value.name and not value.uses() and not value.is_graph_output():
                 self.graph.initializers.pop(value.name, None)
-
-    def _initializer(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-        value = ir.Value(
-            name=self._unique(name), shape=ir.Shape(tensor.shape.numpy()),
-            type=ir.TensorType(tensor.dtype), const_value=tensor,
-        )  # fmt: skip
-        self.graph.register_initializer(value)
-        return value
-
-    def _new_value(self, like: ir.Value, dtype: ir.DataType, suffix: str) -> ir.Value:
-        shape = None if like.shape is None else ir.Shape(like.shape)
-        name = self._unique(f"{like.name}__{suffix}")
-        return ir.Value(name=name, shape=shape, type=ir.TensorType(dtype))
-
-    def _unique(self, name: str) -> str:
-        while name in self.taken:
-            name += "_"
-        self.taken.add(name)
-        return name
 
 
 def _node(

@@ -28,6 +28,7 @@ from onnx_ir.passes import common as passes
 
 from trt_native.errors import ModelError, SpecError, UnsupportedError
 from trt_native.graph.macs import multiply_adds, static_shapes
+from trt_native.graph.naming import Names
 from trt_native.graph.opset import require_opset
 from trt_native.graph.packing import (
     FLOAT8,
@@ -39,7 +40,7 @@ from trt_native.graph.packing import (
     round_scale,
 )
 from trt_native.graph.precision import infer_types, reduced_types
-from trt_native.graph.precision_rules import FLOAT, FLOAT16, all_nodes
+from trt_native.graph.precision_rules import FLOAT, FLOAT16
 from trt_native.graph.quantization_rules import (
     COPIES,
     PRESETS,
@@ -335,8 +336,7 @@ class _Writer:
         self.quantizers: dict[ir.Value, ir.Node] = {}
         self.scales: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         self.activations: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
-        self.taken = {v.name for node in all_nodes(self.graph) for v in node.outputs}
-        self.taken |= {v.name for v in self.graph.inputs} | set(self.graph.initializers)
+        self.names = Names(model)
         self._zero_point: ir.Value | None = None
 
     def outlook(self) -> dict[str, Any]:
@@ -428,7 +428,7 @@ class _Writer:
         if value not in self.quantizers:
             self.quantizers[value] = self._quantizer(value)
         quantizer = self.quantizers[value]
-        result = self._value(value, "dequantized", dtype)
+        result = self.names.value(value, "dequantized", dtype)
         inputs = [quantizer.outputs[0], self._scale(value, dtype), self._zero()]
         node = ir.node("DequantizeLinear", inputs, outputs=[result], name=result.name)
         self.graph.insert_after(quantizer, node)
@@ -436,7 +436,7 @@ class _Writer:
         return result
 
     def _quantizer(self, value: ir.Value) -> ir.Node:
-        result = self._value(value, "quantized", self.dtype)
+        result = self.names.value(value, "quantized", self.dtype)
         inputs = [value, self._scale(value, value.dtype or FLOAT), self._zero()]
         node = ir.node("QuantizeLinear", inputs, outputs=[result], name=result.name)
         producer = value.producer()
@@ -452,21 +452,21 @@ class _Writer:
             amax = self.selection.ranges[value.name or ""]
             array = round_scale(amax / LARGEST[self.dtype], value.dtype or FLOAT)
             tensor = ir.tensor(array.astype(dtype.numpy()))
-            self.scales[value, dtype] = self._initializer(f"{value.name}__scale", tensor)
+            self.scales[value, dtype] = self.names.initializer(f"{value.name}__scale", tensor)
         return self.scales[value, dtype]
 
     def _widen(self, node: ir.Node) -> None:
         """Let a product in FP16 compute in FP32, as its operands are already."""
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         if bias is not None:
-            wide = self._value(bias, "fp32", FLOAT)
+            wide = self.names.value(bias, "fp32", FLOAT)
             self.graph.insert_before(node, _cast(bias, wide))
             node.replace_input_with(2, wide)
         result, name = node.outputs[0], node.outputs[0].name
-        narrow = self._value(result, "fp16", FLOAT16)
+        narrow = self.names.value(result, "fp16", FLOAT16)
         result.replace_all_uses_with(narrow, replace_graph_outputs=True)
         self.graph.insert_after(node, _cast(result, narrow))
-        result.name, narrow.name, result.dtype = self._unique(f"{name}__fp32"), name, FLOAT
+        result.name, narrow.name, result.dtype = self.names.unique(f"{name}__fp32"), name, FLOAT
 
     def _weight(self, reader: ir.Node, operand: Operand, weight: Weight) -> ir.Value:
         """The quantized weight after its ``DequantizeLinear``."""
@@ -477,9 +477,9 @@ class _Writer:
         assert tensor is not None  # noqa: S101  # for the type checker
         array, name = self.scale_of[key], operand.value.name
         lazy = pack_lazily(tensor, weight.perm, array, operand.axis, self.dtype)
-        packed = self._initializer(f"{name}__{_SUFFIX[self.dtype]}", lazy)
-        scale = self._initializer(f"{name}__scale", ir.tensor(array.astype(dtype.numpy())))
-        result = self._value(operand.value, "dequantized", dtype)
+        packed = self.names.initializer(f"{name}__{_SUFFIX[self.dtype]}", lazy)
+        scale = self.names.initializer(f"{name}__scale", ir.tensor(array.astype(dtype.numpy())))
+        result = self.names.value(operand.value, "dequantized", dtype)
         result.shape = ir.Shape(lazy.shape)
         node = ir.node(
             "DequantizeLinear", [packed, scale], {"axis": operand.axis}, outputs=[result],
@@ -504,24 +504,5 @@ class _Writer:
         if self._zero_point is None:
             array = np.zeros((), self.dtype.numpy())
             name = f"zero_point__{_SUFFIX[self.dtype]}"
-            self._zero_point = self._initializer(name, ir.Tensor(array, dtype=self.dtype))
+            self._zero_point = self.names.initializer(name, ir.Tensor(array, dtype=self.dtype))
         return self._zero_point
-
-    def _initializer(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-        value = ir.Value(
-            name=self._unique(name), shape=ir.Shape(tensor.shape.numpy()),
-            type=ir.TensorType(tensor.dtype), const_value=tensor,
-        )  # fmt: skip
-        self.graph.register_initializer(value)
-        return value
-
-    def _value(self, like: ir.Value, suffix: str, dtype: ir.DataType) -> ir.Value:
-        shape = None if like.shape is None else ir.Shape(like.shape)
-        name = self._unique(f"{like.name}__{suffix}")
-        return ir.Value(name=name, shape=shape, type=ir.TensorType(dtype))
-
-    def _unique(self, name: str) -> str:
-        while name in self.taken:
-            name += "_"
-        self.taken.add(name)
-        return name
