@@ -1,4 +1,4 @@
-"""The parts of a session that need no GPU: graph keys, staging memory, kinds of arrays."""
+"""The parts of a session that need no GPU: keys, events, staging memory, kinds of arrays."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import ctypes
 import dataclasses
 import gc
 import weakref
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 from trt_native.backends.base import load_backend
-from trt_native.cuda import GpuInfo, PinnedPool, copy_host, memory, stream_handle
+from trt_native.cuda import Event, GpuInfo, PinnedPool, copy_host, memory, stream_handle, streams
 from trt_native.engine import _KernelFile
 from trt_native.errors import CudaError, SpecError
 from trt_native.plan import Plan, PlanTensor
 from trt_native.session.binding import check_operands, check_outputs, choose_profile
 from trt_native.session.graphs import GraphCache
+from trt_native.session.known import key_of
 from trt_native.session.operands import Operand, read, torch_from_host
 from trt_native.session.runner import _signature
 from trt_native.spec import ShapeRange
@@ -196,6 +198,100 @@ def test_streams_by_whatever_stands_for_them():
     assert [stream_handle(s) for s in (4, Protocol(), Torch(), Cupy())] == [4, 5, 6, 7]
     with pytest.raises(SpecError, match="str is no CUDA stream"):
         stream_handle("0")
+
+
+# Inputs that were run before
+
+
+def test_arrays_that_are_checked_alike_have_one_key(rng):
+    x = rng.standard_normal((2, 3), np.float32)
+    key = key_of({"x": x, "n": np.int64(4).reshape(1)})
+    assert key is not None
+    assert key_of({"x": np.ones((3, 2), np.float32).T, "n": np.zeros(1, np.int64)}) == key
+    others = [
+        {"x": x},
+        {"y": x, "n": np.zeros(1, np.int64)},
+        {"x": x[:1], "n": np.zeros(1, np.int64)},
+        {"x": x, "n": np.zeros(1, np.int32)},
+        {"x": x.astype(">f4"), "n": np.zeros(1, np.int64)},
+    ]
+    assert key not in {key_of(other) for other in others}
+
+
+def test_what_has_no_key(rng, tmp_path):
+    torch = pytest.importorskip("torch")
+    x = rng.standard_normal(4, np.float32)
+    kept = np.memmap(tmp_path / "x", np.float32, "w+", shape=4)
+    for inputs in (
+        {},
+        {"x": torch.zeros(4)},
+        {"x": x, "y": torch.zeros(4)},
+        {"x": torch.zeros(4), "y": x},
+        {"x": x, "y": [1.0]},
+        {"x": [1.0]},
+        {"x": kept},
+        {"x": np.float32(1)},
+    ):
+        assert key_of(inputs) is None, inputs
+
+
+# Events
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    """Logs what is asked of it; events are reached when the test says so."""
+    log = []
+
+    def logged(what, answer):
+        return lambda *arguments: log.append(what) or (answer(),)
+
+    made = SimpleNamespace(
+        log=log,
+        reached=False,
+        CUresult=SimpleNamespace(CUDA_ERROR_NOT_READY=600),
+        cuEventCreate=lambda flags: (0, 1),
+        cuEventDestroy=lambda handle: (0,),
+        cuEventRecord=logged("record", int),
+        cuStreamWaitEvent=logged("hold", int),
+        cuEventQuery=logged("query", lambda: 0 if made.reached else 600),
+        cuEventSynchronize=logged("wait", int),
+    )
+    monkeypatch.setattr(streams, "bindings", lambda: made)
+    monkeypatch.setattr(streams, "_make_current", lambda ordinal: None)
+    return made
+
+
+def test_an_event_that_was_reached_is_not_asked_again(driver):
+    event = Event()
+    assert event.done(), "never recorded"
+    event.hold(7)
+    event.synchronize()
+    assert driver.log == []
+    event.record(7)
+    assert not event.done()
+    event.hold(8)
+    driver.reached = True
+    assert event.done()
+    event.hold(8)
+    event.synchronize()
+    assert driver.log == ["record", "query", "hold", "query"]
+    event.record(7)
+    event.hold(8)
+    event.synchronize()
+    event.synchronize()
+    assert driver.log[4:] == ["record", "hold", "wait"]
+
+
+def test_a_recording_has_passed_when_it_was_seen_or_another_followed(driver):
+    event = Event()
+    first = event.record(7)
+    assert not event.passed(first)
+    event.synchronize()
+    assert event.passed(first)
+    second = event.record(7)
+    assert event.passed(first)
+    assert not event.passed(second)
 
 
 # Host memory

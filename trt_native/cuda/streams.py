@@ -36,19 +36,36 @@ class Event:
             flags = 0 if timing else _DISABLE_TIMING
             # Kept as the driver's own type, which an integer would be turned into at every call.
             self._handle: Any = check(self._driver.cuEventCreate(flags))[0]
+        self._recorded = 0
+        self._seen = 0  # which recording the host has seen reached: it may be an earlier one
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):  # never made, or the process ends
             self._driver.cuEventDestroy(self._handle)
 
-    def record(self, stream: int) -> None:
-        """Put the event behind the work that a stream, given by its handle, has by now."""
+    def record(self, stream: int) -> int:
+        """Put the event behind the work that a stream, given by its handle, has by now.
+
+        Returns:
+            A number for :meth:`passed`.
+        """
         code = self._driver.cuEventRecord(self._handle, stream)
         if code[0]:
             check(code)
+        self._recorded += 1
+        return self._recorded
+
+    def passed(self, recording: int) -> bool:
+        """Whether the host knows, without asking, that the work before a recording is done.
+
+        Whoever records an event anew has seen what it stood for before.
+        """
+        return self._seen == recording or self._recorded != recording
 
     def hold(self, stream: int) -> None:
         """Let what is put on a stream, given by its handle, from now on wait for the event."""
+        if self._seen == self._recorded:
+            return
         code = self._driver.cuStreamWaitEvent(stream, self._handle, 0)
         if code[0]:
             check(code)
@@ -64,10 +81,14 @@ class Event:
         Raises:
             CudaError: some of that work failed.
         """
+        recorded = self._recorded
+        if self._seen == recorded:
+            return True
         (code,) = self._driver.cuEventQuery(self._handle)
         if code == self._driver.CUresult.CUDA_ERROR_NOT_READY:
             return False
         check((code,))
+        self._seen = recorded
         return True
 
     def synchronize(self) -> None:
@@ -76,10 +97,14 @@ class Event:
         Raises:
             CudaError: some of that work failed.
         """
+        recorded = self._recorded
+        if self._seen == recorded:
+            return
         code = self._driver.cuEventSynchronize(self._handle)
         if code[0]:
             with translated("finish the work on the GPU"):
                 check(code)
+        self._seen = recorded
 
     def elapsed_ms(self, since: Event) -> float:
         """Milliseconds from ``since`` to this event; both with timing, both reached."""

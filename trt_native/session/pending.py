@@ -27,17 +27,19 @@ class Pending:
         failed: Callable[[Exception], None],
     ) -> None:
         self._outputs = outputs
-        self._event: Event | None = event
+        self._event = event
         self._held = held
         self._failed = failed
         self._complete = False
 
+    @property
+    def collected(self) -> bool:
+        """Whether it is known here that the run is done."""
+        return self._complete
+
     def settle(self) -> Event:
-        """The event of a run that is done, to be used for another run; to be called once."""
-        event = self._event
-        self._event = None
-        assert event is not None  # noqa: S101
-        return event
+        """The event of a run that is done, which may be recorded for another from now on."""
+        return self._event
 
     def done(self) -> bool:
         """Whether the outputs are complete.
@@ -45,11 +47,10 @@ class Pending:
         Raises:
             CudaError: the run failed on the GPU.
         """
-        event = self._event
-        if self._complete or event is None:
+        if self._complete:
             return True
         try:
-            if event.done():
+            if self._event.done():
                 self._finish()
         except Exception as error:
             self._failed(error)
@@ -62,10 +63,9 @@ class Pending:
         Raises:
             CudaError: the run failed on the GPU.
         """
-        event = self._event
-        if not self._complete and event is not None:
+        if not self._complete:
             try:
-                event.synchronize()
+                self._event.synchronize()
             except Exception as error:
                 self._failed(error)
                 raise

@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import sys
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,9 +25,9 @@ from trt_native.engine import Engine
 from trt_native.errors import CudaError, SpecError
 from trt_native.plan import Plan, PlanTensor
 from trt_native.session.binding import check_outputs, read_inputs
+from trt_native.session.known import KnownTensors, key_of
 from trt_native.session.memory import Order, SharedMemory
 from trt_native.session.operands import (
-    ALIGNMENT,
     Array,
     Operand,
     foreign_result,
@@ -55,21 +53,6 @@ _DEFAULT_CALLS = 4
 _MOST_KNOWN = 256
 _NO_INPUT = read(np.zeros(0))
 _Item = TypeVar("_Item")
-
-
-@dataclass(slots=True)
-class _Known:
-    """Torch tensors that were run before: nothing of them need be checked again.
-
-    Attributes:
-        layout: Their layout.
-        order: For each input of the engine, which of the given tensors it is.
-        outputs: Name of each output, and what makes a tensor for it.
-    """
-
-    layout: Layout
-    order: tuple[int, ...]
-    outputs: tuple[tuple[str, Callable[[], Any]], ...]
 
 
 class Session:
@@ -119,7 +102,7 @@ class Session:
         self._hop = Event(ordinal=self.engine.ordinal)
         self._calls: deque[Call] = deque()
         self._most_calls = _DEFAULT_CALLS
-        self._known: dict[Hashable, _Known] = {}
+        self._known: dict[Hashable, KnownTensors | Layout] = {}
         self._idle: list[Event] = []
         self._in_flight: deque[Pending] = deque()
         self._finalizer = weakref.finalize(
@@ -183,6 +166,8 @@ class Session:
             outputs, last, _ = self._start(inputs, out, device, handle, cast, spread=False)
             if stream is None:
                 last.synchronize()
+                if isinstance(last, Event):
+                    self._idle.append(last)
         return outputs
 
     def submit(
@@ -203,8 +188,8 @@ class Session:
             SpecError, CudaError, ClosedError: as :meth:`run`.
         """
         with self._turn:
-            outputs, _, stream = self._start(inputs, out, device, None, cast, spread=True)
-            return self._pending(outputs, inputs, stream)
+            outputs, last, stream = self._start(inputs, out, device, None, cast, spread=True)
+            return self._pending(outputs, inputs, last, stream)
 
     def map(
         self, iterable: Iterable[Mapping[str, Any]], *, depth: int = 2
@@ -297,18 +282,27 @@ class Session:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _pending(self, outputs: dict[str, Any], held: Any, stream: int) -> Pending:
-        """Record what was put on a stream; what it uses is held until it is done."""
-        event = self._idle.pop() if self._idle else Event(ordinal=self.engine.ordinal)
-        event.record(stream)
+    def _pending(
+        self, outputs: dict[str, Any], held: Any, last: Event | Order, stream: int
+    ) -> Pending:
+        """A run that was put on a stream; what it uses is held until it is done."""
+        if isinstance(last, Event):
+            event = last
+        else:
+            event = self._event()
+            event.record(stream)
         pending = Pending(outputs, event, held, self._turn.note)
         self._in_flight.append(pending)
         return pending
 
     def _reap(self) -> None:
-        """Let go of the results of runs that are done, and use their events again."""
-        while self._in_flight and self._in_flight[0].done():
-            self._idle.append(self._in_flight.popleft().settle())
+        """Let go of runs that were collected, and of those that are done once there are many."""
+        runs = self._in_flight
+        while runs and (runs[0].collected or (len(runs) > self._most_calls and runs[0].done())):
+            self._idle.append(runs.popleft().settle())
+
+    def _event(self) -> Event:
+        return self._idle.pop() if self._idle else Event(ordinal=self.engine.ordinal)
 
     def _filled(self, runner: Runner, inputs: Mapping[str, Any]) -> Call:
         operands, faults = read_inputs(inputs)
@@ -333,12 +327,13 @@ class Session:
         """
         if self._in_flight:
             self._reap()
-        key: Hashable = None
-        if out is None and device is None:
-            key, tensors = _torch_key(inputs)
-            known = self._known.get(key) if key is not None else None
+        key = key_of(inputs) if out is None and device is None else None
+        if key is not None:
+            known = self._known.get(key)
+            if isinstance(known, KnownTensors):
+                return self._start_tensors(known, list(inputs.values()), stream)
             if known is not None:
-                return self._start_known(known, tensors, stream)
+                return self._start_arrays(known, inputs, stream, spread=spread)
         operands, faults = read_inputs(inputs)
         if cast:
             self._cast(operands)
@@ -361,7 +356,7 @@ class Session:
             addresses += [pointers[t.name] for t in self.engine.outputs]
             self._runner.launch(layout, tuple(addresses), compute)
             if key is not None and not cast:
-                self._remember(key, inputs, layout, outputs)
+                self._remember(key, _known_tensors(self._runner, inputs, layout, outputs))
             return outputs, self._runner.order, compute
         call = self._next_call()
         streams = self._streams(compute, spread and stream is None and lead is None)
@@ -370,25 +365,33 @@ class Session:
         kind = (lead or next(iter(operands.values()), None)) or _NO_INPUT
         self._collect(call, kind, outputs)
         if stream is not None:
-            self._pending(outputs, inputs, streams[2])
+            self._pending(outputs, inputs, call.finished, stream)
+        if key is not None and not cast and lead is None and not self._runner.host_names:
+            self._remember(key, layout)
         return {t.name: outputs[t.name] for t in self.engine.outputs}, call.finished, streams[2]
 
-    def _remember(
-        self,
-        key: Hashable,
-        inputs: Mapping[str, Any],
-        layout: Layout,
-        outputs: Mapping[str, Any],
-    ) -> None:
-        names = tuple(inputs)
-        order = tuple(names.index(tensor.name) for tensor in self._runner.device_inputs)
-        made = tuple((name, torch_maker(value)) for name, value in outputs.items())
+    def _remember(self, key: Hashable, known: KnownTensors | Layout) -> None:
         if len(self._known) >= _MOST_KNOWN:
             self._known.clear()
-        self._known[key] = _Known(layout, order, made)
+        self._known[key] = known
 
-    def _start_known(
-        self, known: _Known, tensors: list[Any], stream: int | None
+    def _start_arrays(
+        self, layout: Layout, inputs: Mapping[str, Array], stream: int | None, *, spread: bool
+    ) -> tuple[dict[str, Any], Event, int]:
+        """As :meth:`_start`, for NumPy arrays like those of an earlier run."""
+        call = self._next_call()
+        if not call.refill(layout, inputs):
+            call.fill(layout, read_inputs(inputs)[0], {})
+        compute = self._runner.stream.handle if stream is None else stream
+        streams = self._streams(compute, spread and stream is None)
+        self._stage(call, streams, {})
+        outputs = call.results()
+        if stream is not None:
+            self._pending(outputs, inputs, call.finished, stream)
+        return outputs, call.finished, streams[2]
+
+    def _start_tensors(
+        self, known: KnownTensors, tensors: list[Any], stream: int | None
     ) -> tuple[dict[str, Any], Event | Order, int]:
         """As :meth:`_start`, for torch tensors on the GPU like those of an earlier run."""
         current = torch_stream(tensors[0].device.index)
@@ -408,9 +411,10 @@ class Session:
     def _stage(self, call: Call, streams: tuple[int, int, int], into: Mapping[str, Array]) -> None:
         """Copies to the GPU, the run, and copies back, each on its stream, after one another."""
         up, compute, down = streams
-        call.finished.hold(compute)  # the call's previous run, whose buffers these are
-        if up != compute:
-            call.computed.hold(up)
+        if call.busy:  # with its previous run, whose buffers these are
+            call.finished.hold(compute)
+            if up != compute:
+                call.computed.hold(up)
         call.upload(up)
         call.uploaded.record(up)
         if up != compute:
@@ -420,7 +424,7 @@ class Session:
         if down != compute:
             call.computed.hold(down)
         call.download(down, into)
-        call.finished.record(down)
+        call.finish(self._event(), down)
 
     def _streams(self, compute: int, spread: bool) -> tuple[int, int, int]:
         if not spread:
@@ -429,9 +433,7 @@ class Session:
 
     def _next_call(self) -> Call:
         """A call whose memory is free, or else the one that was started first."""
-        if not self._calls or (
-            len(self._calls) < self._most_calls and not self._calls[0].finished.done()
-        ):
+        if not self._calls or (len(self._calls) < self._most_calls and not self._calls[0].done()):
             self._calls.append(Call(self._runner, self._pool))
         else:
             self._calls.rotate(-1)
@@ -513,24 +515,13 @@ def _until_failure(items: Iterable[_Item]) -> Iterator[_Item | Exception]:
         yield error
 
 
-def _torch_key(inputs: Mapping[str, Any]) -> tuple[Hashable, list[Any]]:
-    """What is checked of torch tensors on the GPU, in a form that is quick to make and compare.
-
-    Returns:
-        The key and the tensors; a key of None where something else is among the inputs.
-    """
-    torch = sys.modules.get("torch")
-    key: list[Any] = []
-    tensors = list(inputs.values())
-    if torch is None or not tensors:
-        return None, tensors
-    for name, value in inputs.items():
-        if type(value) is not torch.Tensor or not value.is_cuda:
-            return None, tensors
-        if value.data_ptr() % ALIGNMENT or not value.is_contiguous():
-            return None, tensors
-        key += (name, value.shape, value.dtype, value.get_device())
-    return tuple(key), tensors
+def _known_tensors(
+    runner: Runner, inputs: Mapping[str, Any], layout: Layout, outputs: Mapping[str, Any]
+) -> KnownTensors:
+    names = tuple(inputs)
+    order = tuple(names.index(tensor.name) for tensor in runner.device_inputs)
+    made = tuple((name, torch_maker(value)) for name, value in outputs.items())
+    return KnownTensors(layout, order, made)
 
 
 def _is_cuda(device: str | None, lead: Operand | None) -> bool:

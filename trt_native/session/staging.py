@@ -40,14 +40,26 @@ class Call:
         self._pool = pool
         self._buffers: dict[str, DeviceBuffer] = {}
         self._staging: dict[str, PinnedBlock] = {}
+        self._staged: list[tuple[str, Array]] = []
         self._uploads: list[tuple[int, int, int]] = []  # device address, host address, bytes
         self._downloads: list[tuple[PlanTensor, int]] = []
+        self._own = False  # whether all memory is the call's
         self._layout: Layout | None = None
         self._addresses: tuple[int, ...] = ()
         self._fetched: dict[str, Array] = {}
         self.uploaded = Event(ordinal=runner.engine.ordinal)
         self.computed = Event(ordinal=runner.engine.ordinal)
         self.finished = Event(ordinal=runner.engine.ordinal)
+        self._finishing = 0  # its recording; others may record it once that is done
+
+    @property
+    def busy(self) -> bool:
+        """Whether the last run may still be going on, as far as is known here."""
+        return not self.finished.passed(self._finishing)
+
+    def done(self) -> bool:
+        """Whether the last run is done."""
+        return not self.busy or self.finished.done()
 
     @property
     def input_bytes(self) -> int:
@@ -71,6 +83,8 @@ class Call:
         """
         self.uploaded.synchronize()  # the staging memory is free again
         self._layout = layout
+        self._own = not outputs and all(o.host is not None for o in operands.values())
+        self._staged = []
         self._uploads = []
         addresses = []
         for tensor in self._runner.device_inputs:
@@ -87,6 +101,24 @@ class Call:
                 self._downloads.append((tensor, address))
             addresses.append(address)
         self._addresses = tuple(addresses)
+
+    def refill(self, layout: Layout, arrays: Mapping[str, Array]) -> bool:
+        """As :meth:`fill`, if that was last done for the same layout and without arrays on the GPU.
+
+        Args:
+            layout: The layout of the inputs, none of which TensorRT reads on the host.
+            arrays: The inputs, of the layout's shapes.
+
+        Returns:
+            Whether it was.
+        """
+        if layout is not self._layout or not self._own:
+            return False
+        if self.busy:
+            self.uploaded.synchronize()
+        for name, staged in self._staged:
+            copy_host(staged, arrays[name])
+        return True
 
     def upload(self, stream: Any) -> None:
         """Copy the staged inputs to the GPU, in a stream's order."""
@@ -112,6 +144,11 @@ class Call:
             for tensor, address in self._downloads
         }
 
+    def finish(self, event: Event, stream: int) -> None:
+        """Record an event, which is the caller's, behind the run that was put on streams."""
+        self.finished = event
+        self._finishing = event.record(stream)
+
     def results(self) -> dict[str, Array]:
         """The outputs of the last :meth:`download`, once its stream was synchronized.
 
@@ -131,7 +168,9 @@ class Call:
             block = self._staging.get(tensor.name)
             if block is None or block.nbytes < array.nbytes:
                 block = self._staging[tensor.name] = self._pool.lend(array.nbytes)
-            copy_host(block.array(array.shape, tensor.dtype), array)
+            staged = block.array(array.shape, tensor.dtype)
+            copy_host(staged, array)
+            self._staged.append((tensor.name, staged))
             self._uploads.append((address, block.address, array.nbytes))
         return address
 
@@ -147,7 +186,8 @@ class Call:
             buffer = self._buffers[name] = DeviceBuffer()
         if buffer.nbytes >= max(nbytes, 1):
             return buffer.pointer
-        self.finished.synchronize()
+        if self.busy:
+            self.finished.synchronize()
         buffer.reserve(nbytes, self._runner.stream)
         self._runner.stream.synchronize()  # from here on any stream may use the memory
         return buffer.pointer

@@ -1,0 +1,58 @@
+"""Inputs like those of an earlier run: nothing of them need be checked again."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trt_native.session.operands import ALIGNMENT
+from trt_native.session.runner import Layout
+
+__all__ = ["KnownTensors", "key_of"]
+
+
+@dataclass(slots=True)
+class KnownTensors:
+    """What to do with torch tensors on the GPU like those that were run before.
+
+    Attributes:
+        layout: Their layout.
+        order: For each input of the engine, which of the given tensors it is.
+        outputs: Name of each output, and what makes a tensor for it.
+    """
+
+    layout: Layout
+    order: tuple[int, ...]
+    outputs: tuple[tuple[str, Callable[[], Any]], ...]
+
+
+def key_of(inputs: Mapping[str, Any]) -> Hashable:
+    """What is checked of inputs, in a form that is quick to make and compare.
+
+    Returns:
+        A key if all are NumPy arrays, or all are torch tensors on the GPU that need no copy; of
+        those equal keys are checked alike. None for anything else.
+    """
+    torch = sys.modules.get("torch")
+    key: list[Any] = []
+    kind: Any = None
+    for name, value in inputs.items():
+        if kind is None:
+            kind = type(value)
+            key.append(kind)
+        if type(value) is not kind:
+            return None
+        if kind is np.ndarray:
+            key += (name, value.shape, value.dtype)
+        elif torch is not None and kind is torch.Tensor:
+            device = value.get_device()
+            if device < 0 or value.data_ptr() % ALIGNMENT or not value.is_contiguous():
+                return None
+            key += (name, value.shape, value.dtype, device)
+        else:
+            return None
+    return tuple(key) or None
