@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import sys
 import threading
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -123,26 +124,28 @@ class PinnedBlock:
         nbytes: How much it holds.
     """
 
-    __slots__ = ("__array_interface__", "_pool", "address", "nbytes")
-
-    def __init__(self, pool: PinnedPool, address: int, nbytes: int) -> None:
-        self._pool = pool
-        self.address = address
-        self.nbytes = nbytes
-        self.__array_interface__ = {
-            "data": (address, False),
-            "shape": (nbytes,),
-            "typestr": "|u1",
-            "version": 3,
-        }
+    _pool: PinnedPool
+    address: int
+    nbytes: int
 
     def array(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """A C-contiguous array at the block's start, which keeps the block from being lent anew."""
-        array: Array = np.ndarray(shape, dtype, buffer=np.asarray(self))
+        memory: Any = self
+        array: Array = np.ndarray(shape, dtype, memory)
         return array
 
     def __del__(self) -> None:
         self._pool._take_back(self.address, self.nbytes)
+
+
+@functools.cache
+def _block_type(nbytes: int) -> Any:
+    """Blocks of a size: arrays of ctypes, which NumPy makes arrays over most quickly."""
+
+    class Block(PinnedBlock, ctypes.c_byte * nbytes):  # type: ignore[misc]
+        pass
+
+    return Block
 
 
 class PinnedPool:
@@ -173,7 +176,9 @@ class PinnedPool:
             if not address:
                 address = self._allocate(size)
             self.lent_bytes += size
-        return PinnedBlock(self, address, size)
+        block: PinnedBlock = _block_type(size).from_address(address)
+        block._pool, block.address, block.nbytes = self, address, size
+        return block
 
     def trim(self) -> None:
         """Free what is not lent."""
@@ -274,20 +279,50 @@ def copy_to_host(host: int, device: int, nbytes: int, stream: int) -> None:
 
 
 def copy_host(target: Array, source: Array) -> None:
-    """Copy an array into another of the same shape, converting its type where they differ.
+    """Copy an array into a C-contiguous one of the same shape, converting its type if they differ.
 
     Large contiguous arrays are copied by several threads: one thread moves about 10 GB/s, less than
-    half of what the link to the GPU takes.
+    half of what the link to the GPU takes. Where PyTorch is loaded and may use several, they are
+    its own, which are still awake from the copy before: to wake others takes longer than 2 MiB.
     """
-    threads = min(_copy_threads(), target.nbytes // _BYTES_PER_THREAD)
-    if threads < 2 or not source.flags.c_contiguous:
+    parts = target.nbytes // _BYTES_PER_THREAD if source.flags.c_contiguous else 0
+    torch = _copying_torch() if parts and _are_plain(target, source) else None
+    if torch is not None:
+        torch.from_numpy(_units(target)).copy_(torch.from_numpy(_units(source)))
+    elif min(parts, _copy_threads()) > 1:
+        _copy_by_threads(target.reshape(-1), source.reshape(-1), min(parts, _copy_threads()))
+    else:
         np.copyto(target, source, casting="unsafe")
-        return
-    flat, values = target.reshape(-1), source.reshape(-1)
-    step = -(-flat.size // threads)
-    parts = [slice(start, start + step) for start in range(step, flat.size, step)]
-    pending = [_copiers().submit(_copy_part, flat, values, part) for part in parts]
-    _copy_part(flat, values, slice(0, step))
+
+
+def _copying_torch() -> Any:
+    """PyTorch, if it is loaded, uses several threads, and copies when told to."""
+    torch = sys.modules.get("torch")
+    if torch is None or torch.get_num_threads() < 2:
+        return None
+    modes = getattr(torch._C, "_len_torch_dispatch_stack", None)  # one may only pretend to copy
+    return torch if modes is not None and not modes() else None
+
+
+def _are_plain(target: Array, source: Array) -> bool:
+    """Whether bytes can be copied, and PyTorch takes both without a warning."""
+    return source.dtype == target.dtype and source.flags.writeable
+
+
+def _units(array: Array) -> Array:
+    """A view of a contiguous array in a type that PyTorch knows, and a wide one.
+
+    It gives each thread at least 2**15 elements: with narrow ones so many threads copy 2 MiB that
+    they slow the caller's own down.
+    """
+    return array.reshape(-1).view(np.int64 if array.nbytes % 8 == 0 else np.uint8)
+
+
+def _copy_by_threads(target: Array, source: Array, threads: int) -> None:
+    step = -(-target.size // threads)
+    parts = [slice(start, start + step) for start in range(step, target.size, step)]
+    pending = [_copiers().submit(_copy_part, target, source, part) for part in parts]
+    _copy_part(target, source, slice(0, step))
     for part in pending:
         part.result()
 
