@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tiny_models
+from cuda.bindings import driver
 from onnx import TensorProto, helper
 
 from trt_native import (
@@ -28,6 +29,7 @@ from trt_native import (
     build_plan,
 )
 from trt_native.cuda import DeviceBuffer, Stream, memory_info
+from trt_native.cuda.driver import check
 from trt_native.errors import ClosedError, CudaError, SpecError
 
 torch = pytest.importorskip("torch")
@@ -309,6 +311,39 @@ def test_the_run_waits_for_a_slow_producer(session, rng, given):
             else:
                 y = session.run({"x": x, "s": s})["y"]
             np.testing.assert_array_equal(y.cpu().numpy(), expected(values.cpu().numpy(), 1))
+
+
+@pytest.mark.parametrize("cast", [False, True])
+def test_inputs_that_are_let_go_of_are_read_before_others_take_their_place(session, rng, cast):
+    s = on_gpu(np.float32(1))
+    stream = torch.cuda.Stream()
+    for _ in range(4):
+        values = draw(rng, 16)
+        x = on_gpu(values).double() if cast else on_gpu(values)
+        torch.cuda.synchronize()
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(50_000_000)
+        y = session.run({"x": x, "s": s}, stream=stream, cast=cast)["y"]
+        del x
+        others = [torch.full((16, 64), -1.0, device="cuda") for _ in range(8)]
+        assert not stream.query()
+        stream.synchronize()
+        np.testing.assert_array_equal(y.cpu().numpy(), expected(values, 1))
+        del others
+
+
+def test_what_a_captured_stream_cannot_take(session, rng):
+    x, s = draw(rng, 16), np.float32(1)
+    mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+    with Stream() as stream:
+        for _ in range(2):  # as new inputs, and as known ones
+            check(driver.cuStreamBeginCapture(stream.handle, mode))
+            with pytest.raises(CudaError, match="being captured into a CUDA graph"):
+                session.run({"x": x, "s": s}, stream=stream)
+            check(driver.cuGraphDestroy(check(driver.cuStreamEndCapture(stream.handle))[0]))
+            for _ in range(3):
+                found = session.run({"x": x, "s": s})["y"]
+                np.testing.assert_array_equal(found, expected(x, s))
 
 
 def test_results_on_a_stream_reach_a_consumer_there(session, rng):

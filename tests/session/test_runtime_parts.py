@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import gc
+import subprocess
 import sys
-from types import SimpleNamespace
+import textwrap
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 from trt_native.backends.base import load_backend
-from trt_native.cuda import Event, GpuInfo, PinnedPool, copy_host, memory, stream_handle, streams
+from trt_native.cuda import Event, GpuInfo, PinnedPool, copy_host, memory, stream_handle
 from trt_native.engine import _KernelFile
 from trt_native.errors import CudaError, SpecError
 from trt_native.plan import Plan, PlanTensor
-from trt_native.session.binding import check_operands, check_outputs, choose_profile
+from trt_native.session.binding import (
+    check_operands,
+    check_outputs,
+    choose_profile,
+    host_values,
+    native_order,
+)
 from trt_native.session.graphs import GraphCache
 from trt_native.session.known import key_of
 from trt_native.session.operands import Operand, read, torch_from_host
@@ -163,8 +169,23 @@ def test_output_buffers_are_checked_all_at_once():
         assert part in str(caught.value)
     with pytest.raises(SpecError, match=r"'y': its buffer is not contiguous"):
         check_outputs(outputs, {"y": (4,)}, {"y": read(np.zeros(8, np.float32)[::2])})
+    with pytest.raises(SpecError, match="'y': its buffer is not in this machine's byte order"):
+        check_outputs(outputs, {"y": (4,)}, {"y": read(np.zeros(4, ">f4"))})
     with pytest.raises(SpecError, match="its shape depends on data"):
         check_outputs(outputs, {"y": (-1,)}, {"y": read(np.zeros(4, np.float32))})
+
+
+def test_values_that_are_read_on_the_host_are_in_its_byte_order():
+    given = np.array([[1, 2], [3, 4]], ">i8")
+    values = native_order(given.T)
+    assert values.dtype.isnative
+    assert values.flags.c_contiguous
+    assert values.tolist() == [[1, 3], [2, 4]]
+    told = [
+        host_values({"n": read(np.array(n, dtype))}, frozenset("n"))
+        for n, dtype in ((1, ">i8"), (1, "<i8"), (1 << 56, "<i8"))
+    ]
+    assert told[0] == told[1] != told[2]
 
 
 def test_arrays_on_another_gpu_are_refused():
@@ -214,8 +235,11 @@ def test_arrays_that_are_checked_alike_have_one_key(rng):
         {"x": x[:1], "n": np.zeros(1, np.int64)},
         {"x": x, "n": np.zeros(1, np.int32)},
         {"x": x.astype(">f4"), "n": np.zeros(1, np.int64)},
+        {"n": np.zeros(1, np.int64), "x": x},
     ]
-    assert key not in {key_of(other) for other in others}
+    keys = {key, *map(key_of, others)}
+    assert None not in keys
+    assert len(keys) == 1 + len(others)
 
 
 def test_what_has_no_key(rng, tmp_path):
@@ -236,30 +260,6 @@ def test_what_has_no_key(rng, tmp_path):
 
 
 # Events
-
-
-@pytest.fixture
-def driver(monkeypatch):
-    """Logs what is asked of it; events are reached when the test says so."""
-    log = []
-
-    def logged(what, answer):
-        return lambda *arguments: log.append(what) or (answer(),)
-
-    made = SimpleNamespace(
-        log=log,
-        reached=False,
-        CUresult=SimpleNamespace(CUDA_ERROR_NOT_READY=600),
-        cuEventCreate=lambda flags: (0, 1),
-        cuEventDestroy=lambda handle: (0,),
-        cuEventRecord=logged("record", int),
-        cuStreamWaitEvent=logged("hold", int),
-        cuEventQuery=logged("query", lambda: 0 if made.reached else 600),
-        cuEventSynchronize=logged("wait", int),
-    )
-    monkeypatch.setattr(streams, "bindings", lambda: made)
-    monkeypatch.setattr(streams, "_make_current", lambda ordinal: None)
-    return made
 
 
 def test_an_event_that_was_reached_is_not_asked_again(driver):
@@ -292,6 +292,9 @@ def test_a_recording_has_passed_when_it_was_seen_or_another_followed(driver):
     second = event.record(7)
     assert event.passed(first)
     assert not event.passed(second)
+    event.synchronize()
+    assert event.passed(first)
+    assert event.passed(second)
 
 
 # Host memory
@@ -346,6 +349,25 @@ def test_copies_are_made_while_pytorch_only_pretends_to(rng, copying):
     np.testing.assert_array_equal(found, source)
 
 
+def test_copies_are_made_while_another_thread_imports_pytorch():
+    code = """
+        import importlib, threading
+        import numpy as np
+        from trt_native.cuda import copy_host, memory
+
+        memory._copy_threads = lambda: 2
+        source, found = np.arange(1 << 18), np.zeros(1 << 18, int)
+        importing = threading.Thread(target=importlib.import_module, args=("torch",))
+        importing.start()
+        while importing.is_alive():
+            found[:] = 0
+            copy_host(found, source)
+            assert np.array_equal(found, source)
+    """
+    pytest.importorskip("torch")
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+
+
 @pytest.mark.filterwarnings("error")
 def test_read_only_arrays_are_copied_too(rng, copying):
     source = rng.standard_normal(1 << 21, np.float32)
@@ -353,22 +375,6 @@ def test_read_only_arrays_are_copied_too(rng, copying):
     found = np.empty_like(source)
     copy_host(found, source)
     np.testing.assert_array_equal(found, source)
-
-
-@pytest.fixture
-def blocks(monkeypatch):
-    """Ordinary memory in the place of page-locked memory, which takes a driver."""
-    made = {}
-    freed = []
-
-    def allocate(size):
-        buffer = ctypes.create_string_buffer(size)
-        made[ctypes.addressof(buffer)] = buffer
-        return ctypes.addressof(buffer)
-
-    monkeypatch.setattr(PinnedPool, "_allocate", staticmethod(allocate))
-    monkeypatch.setattr(memory, "_free_pinned", freed.append)
-    return made, freed
 
 
 def test_lent_memory_is_not_lent_twice(blocks):
@@ -397,6 +403,34 @@ def test_an_array_or_a_view_of_it_keeps_its_memory(blocks):
     del view, other
     gc.collect()
     assert pool.lent_bytes == 0
+
+
+def test_memory_of_other_sizes_goes_before_there_is_none(blocks, monkeypatch):
+    made, freed = blocks
+    pool = PinnedPool()
+    allocate = pool._allocate
+    del_later = pool.lend(10 << 20)
+    address = del_later.address
+    del del_later
+
+    def scarce(size):
+        if not freed:
+            raise CudaError("there is no more", code=2)
+        return allocate(size)
+
+    monkeypatch.setattr(pool, "_allocate", scarce)
+    assert pool.lend(1).address in made
+    assert freed == [address]
+
+
+@pytest.mark.parametrize("nbytes", [0, 1, 4096, 4097, (1 << 21) - 1, (1 << 21) + 1, 3 << 30])
+def test_lent_blocks_are_of_few_sizes(nbytes):
+    size = memory._block_size(nbytes)
+    assert size >= max(nbytes, 1)
+    assert size % 4096 == 0
+    assert size - nbytes <= max(4096, nbytes / 16)
+    octave = {memory._block_size(n) for n in range(1 << 20, 1 << 21, 997)}
+    assert len(octave) <= 17
 
 
 def test_a_closed_pool_frees_what_comes_back(blocks):

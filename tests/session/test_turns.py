@@ -134,7 +134,7 @@ def test_what_is_done_is_neither_asked_for_nor_held_again(collect):
     assert pending.done()
     assert pending.result() == {"y": 1}
     assert (point.asked, point.waited) == before
-    assert pending.collected
+    assert pending.complete
 
 
 @pytest.mark.parametrize("collect", [Pending.result, Pending.done])

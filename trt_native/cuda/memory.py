@@ -138,6 +138,12 @@ class PinnedBlock:
         self._pool._take_back(self.address, self.nbytes)
 
 
+def _block_size(nbytes: int) -> int:
+    """Whole pages, in at most 16 sizes for each power of two, so that few sizes are kept."""
+    step = max(_PAGE, 1 << max(0, nbytes.bit_length() - 5))
+    return -(-max(nbytes, 1) // step) * step
+
+
 @functools.cache
 def _block_type(nbytes: int) -> Any:
     """Blocks of a size: arrays of ctypes, which NumPy makes arrays over most quickly."""
@@ -170,15 +176,20 @@ class PinnedPool:
         Raises:
             CudaError: the memory cannot be had.
         """
-        size = -(-max(nbytes, 1) // _PAGE) * _PAGE
+        size = _block_size(nbytes)
         with self._lock:
-            address = self._idle[size].pop() if self._idle[size] else 0
-            if not address:
-                address = self._allocate(size)
+            address = self._idle[size].pop() if self._idle[size] else self._new(size)
             self.lent_bytes += size
         block: PinnedBlock = _block_type(size).from_address(address)
         block._pool, block.address, block.nbytes = self, address, size
         return block
+
+    def _new(self, size: int) -> int:
+        try:
+            return self._allocate(size)
+        except CudaError:
+            self.trim()  # what other sizes have left
+            return self._allocate(size)
 
     def trim(self) -> None:
         """Free what is not lent."""
@@ -298,7 +309,9 @@ def copy_host(target: Array, source: Array) -> None:
 def _copying_torch() -> Any:
     """PyTorch, if it is loaded, uses several threads, and copies when told to."""
     torch = sys.modules.get("torch")
-    if torch is None or torch.get_num_threads() < 2:
+    if torch is None or getattr(torch.__spec__, "_initializing", False):
+        return None  # while another thread imports it, its functions are there and crash
+    if torch.get_num_threads() < 2:
         return None
     modes = getattr(torch._C, "_len_torch_dispatch_stack", None)  # one may only pretend to copy
     return torch if modes is not None and not modes() else None
@@ -312,8 +325,8 @@ def _are_plain(target: Array, source: Array) -> bool:
 def _units(array: Array) -> Array:
     """A view of a contiguous array in a type that PyTorch knows, and a wide one.
 
-    It gives each thread at least 2**15 elements: with narrow ones so many threads copy 2 MiB that
-    they slow the caller's own down.
+    Each of its threads gets at least 2**15 elements. Of narrow ones 2 MiB are so many that 16
+    threads take part, which slow down the thread that called them.
     """
     return array.reshape(-1).view(np.int64 if array.nbytes % 8 == 0 else np.uint8)
 

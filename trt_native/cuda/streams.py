@@ -58,7 +58,7 @@ class Event:
     def passed(self, recording: int) -> bool:
         """Whether the host knows, without asking, that the work before a recording is done.
 
-        Whoever records an event anew has seen what it stood for before.
+        Only for events that nobody records anew before the host has seen them reached.
         """
         return self._seen == recording or self._recorded != recording
 

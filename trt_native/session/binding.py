@@ -10,7 +10,7 @@ import numpy as np
 
 from trt_native.errors import SpecError
 from trt_native.plan import PlanTensor
-from trt_native.session.operands import ALIGNMENT, Operand, read
+from trt_native.session.operands import ALIGNMENT, Array, Operand, read
 from trt_native.spec import Shape
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "choose_profile",
     "describe_input",
     "host_values",
+    "native_order",
     "read_inputs",
 ]
 
@@ -197,6 +198,8 @@ def check_outputs(
             faults.append(f"{name!r}: its buffer is not contiguous")
         if operand.host is not None and not operand.host.flags.writeable:
             faults.append(f"{name!r}: its buffer is read-only")
+        if operand.host is not None and not operand.host.dtype.isnative:
+            faults.append(f"{name!r}: its buffer is not in this machine's byte order")
     if faults:
         raise SpecError("the output buffers do not fit:", [f"- {fault}" for fault in faults])
 
@@ -204,7 +207,12 @@ def check_outputs(
 def host_values(operands: Mapping[str, Operand], on_host: frozenset[str]) -> tuple[bytes, ...]:
     """The values of the inputs that TensorRT reads on the host: they decide shapes."""
     return tuple(
-        np.ascontiguousarray(operands[name].host).tobytes()
+        native_order(operands[name].host).tobytes()
         for name in sorted(on_host)
         if name in operands and operands[name].host is not None
     )
+
+
+def native_order(array: Any) -> Array:
+    """A C-contiguous copy in the machine's byte order."""
+    return np.array(array, array.dtype.newbyteorder("="), order="C")

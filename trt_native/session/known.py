@@ -34,8 +34,8 @@ def key_of(inputs: Mapping[str, Any]) -> Hashable:
     """What is checked of inputs, in a form that is quick to make and compare.
 
     Returns:
-        A key if all are NumPy arrays, or all are torch tensors on the GPU that need no copy; of
-        those equal keys are checked alike. None for anything else.
+        A key if all are NumPy arrays, or all are torch tensors on the GPU that need no copy: inputs
+        with equal keys pass the same checks. None for anything else.
     """
     torch = sys.modules.get("torch")
     key: list[Any] = []
@@ -49,10 +49,9 @@ def key_of(inputs: Mapping[str, Any]) -> Hashable:
         if kind is np.ndarray:
             key += (name, value.shape, value.dtype)
         elif torch is not None and kind is torch.Tensor:
-            device = value.get_device()
-            if device < 0 or value.data_ptr() % ALIGNMENT or not value.is_contiguous():
+            if not value.is_cuda or not value.is_contiguous() or value.data_ptr() % ALIGNMENT:
                 return None
-            key += (name, value.shape, value.dtype, device)
+            key += (name, value.shape, value.dtype, value.get_device())
         else:
             return None
     return tuple(key) or None

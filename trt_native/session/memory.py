@@ -18,11 +18,14 @@ class Order:
     def __init__(self, ordinal: int = 0) -> None:
         self._event = Event(ordinal=ordinal)
         self._stream: int | None = None
-        self._recorded = True
+        self._is_recorded = True
 
-    def before(self, stream: int) -> None:
-        """Let a stream wait for the last run, if that was on another one."""
-        if self._stream is not None and self._stream != stream:
+    def before(self, stream: int, *, lasting: bool = False) -> None:
+        """Let a stream wait for the last run, if that was on another one.
+
+        A handle that is not lasting may be another stream's by now.
+        """
+        if self._stream is not None and (self._stream != stream or not lasting):
             self._record()
             self._event.hold(stream)
 
@@ -34,7 +37,7 @@ class Order:
             lasting: The stream lives until :meth:`synchronize`: the event, which costs the GPU
                 a microsecond, is recorded when somebody waits for it.
         """
-        self._stream, self._recorded = stream, False
+        self._stream, self._is_recorded = stream, False
         if not lasting:
             self._record()
 
@@ -44,9 +47,9 @@ class Order:
         self._event.synchronize()
 
     def _record(self) -> None:
-        if not self._recorded and self._stream is not None:
+        if not self._is_recorded and self._stream is not None:
             self._event.record(self._stream)
-            self._recorded = True
+            self._is_recorded = True
 
 
 class SharedMemory:

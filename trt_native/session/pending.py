@@ -33,12 +33,13 @@ class Pending:
         self._complete = False
 
     @property
-    def collected(self) -> bool:
-        """Whether it is known here that the run is done."""
+    def complete(self) -> bool:
+        """Whether it is known, without asking the GPU, that the run is done."""
         return self._complete
 
-    def settle(self) -> Event:
-        """The event of a run that is done, which may be recorded for another from now on."""
+    @property
+    def event(self) -> Event:
+        """What tells that the run is done; from then on it may be recorded for another."""
         return self._event
 
     def done(self) -> bool:

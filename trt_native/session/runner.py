@@ -14,7 +14,7 @@ from trt_native.cuda import DeviceBuffer, Event, Graph, Stream, is_capturing
 from trt_native.engine import Engine
 from trt_native.errors import CudaError
 from trt_native.plan import PlanTensor
-from trt_native.session.binding import check_operands, host_values
+from trt_native.session.binding import check_operands, host_values, native_order
 from trt_native.session.graphs import GraphCache
 from trt_native.session.memory import Order, SharedMemory
 from trt_native.session.operands import Array, Operand
@@ -128,7 +128,7 @@ class Runner:
             profile,
             tuple(operands[tensor.name].shape for tensor in inputs),
             host={
-                name: np.array(operands[name].host, order="C")
+                name: native_order(operands[name].host)
                 for name in self._host_names
                 if name in operands
             },
@@ -159,7 +159,7 @@ class Runner:
         Raises:
             CudaError: TensorRT or the driver failed.
         """
-        if stream not in self._uncapturable and is_capturing(stream):
+        if self.is_captured(stream):
             self._launch_captured(layout, addresses, stream)
             return
         ready = None
@@ -169,13 +169,18 @@ class Runner:
                 ready = self._capture(layout, addresses)
         if ready is None:
             self._bind(layout, addresses)  # may put a change of profile on a stream
-        self.order.before(stream)
+        lasting = stream in self._lasting
+        self.order.before(stream, lasting=lasting)
         if ready is not None:
             ready.launch(stream)
         else:
             self._run(stream)
             layout.warm = True
-        self.order.after(stream, lasting=stream in self._lasting)
+        self.order.after(stream, lasting=lasting)
+
+    def is_captured(self, stream: int) -> bool:
+        """Whether the caller captures a stream into a graph of its own."""
+        return stream not in self._uncapturable and is_capturing(stream)
 
     def take_deferred(self, name: str) -> tuple[DeviceBuffer, Shape]:
         """The output whose shape the run told, in memory that is the caller's from now on."""

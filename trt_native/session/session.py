@@ -51,6 +51,10 @@ _LOGGER = logging.getLogger(__name__)
 _DEFAULT_GRAPHS = 32
 _DEFAULT_CALLS = 4
 _MOST_KNOWN = 256
+_CAPTURED = (
+    "this stream is being captured into a CUDA graph, which takes inputs and outputs on the GPU"
+    " only, of shapes that do not depend on data"
+)
 _NO_INPUT = read(np.zeros(0))
 _Item = TypeVar("_Item")
 
@@ -189,7 +193,7 @@ class Session:
         """
         with self._turn:
             outputs, last, stream = self._start(inputs, out, device, None, cast, spread=True)
-            return self._pending(outputs, inputs, last, stream)
+            return self._pending(outputs, tuple(inputs.values()), last, stream)
 
     def map(
         self, iterable: Iterable[Mapping[str, Any]], *, depth: int = 2
@@ -285,7 +289,10 @@ class Session:
     def _pending(
         self, outputs: dict[str, Any], held: Any, last: Event | Order, stream: int
     ) -> Pending:
-        """A run that was put on a stream; what it uses is held until it is done."""
+        """A run, with what tells its end, or the stream that it is the last on.
+
+        What it uses is held until it is done.
+        """
         if isinstance(last, Event):
             event = last
         else:
@@ -295,11 +302,12 @@ class Session:
         self._in_flight.append(pending)
         return pending
 
-    def _reap(self) -> None:
-        """Let go of runs that were collected, and of those that are done once there are many."""
+    def _reap(self, *, ask: bool) -> None:
+        """Let go of runs that were collected, and ask for others if there are many."""
         runs = self._in_flight
-        while runs and (runs[0].collected or (len(runs) > self._most_calls and runs[0].done())):
-            self._idle.append(runs.popleft().settle())
+        ask = ask or len(runs) > self._most_calls
+        while runs and (runs[0].complete or (ask and runs[0].done())):
+            self._idle.append(runs.popleft().event)
 
     def _event(self) -> Event:
         return self._idle.pop() if self._idle else Event(ordinal=self.engine.ordinal)
@@ -326,7 +334,7 @@ class Session:
             The outputs, what to wait for until they are complete, and the stream on which they are.
         """
         if self._in_flight:
-            self._reap()
+            self._reap(ask=stream is not None)
         key = key_of(inputs) if out is None and device is None else None
         if key is not None:
             known = self._known.get(key)
@@ -344,8 +352,9 @@ class Session:
         if given:
             check_outputs(self.engine.outputs, layout.outputs, given, self.engine.ordinal)
         compute = self._compute_handle(lead, stream)
+        held = (*operands.values(), *given.values())
         if lead is not None or given:
-            self._await_producers((*operands.values(), *given.values()), compute)
+            self._await_producers(held, compute)
         outputs = {name: operand.value for name, operand in given.items()}
         pointers = {name: operand.pointer for name, operand in given.items() if operand.on_device}
         if on_device:
@@ -355,9 +364,13 @@ class Session:
             addresses = [operands[t.name].pointer for t in self._runner.device_inputs]
             addresses += [pointers[t.name] for t in self.engine.outputs]
             self._runner.launch(layout, tuple(addresses), compute)
+            if stream is not None and any(operand.kind == "foreign" for operand in held):
+                self._pending(outputs, held, self._runner.order, compute)
             if key is not None and not cast:
                 self._remember(key, _known_tensors(self._runner, inputs, layout, outputs))
             return outputs, self._runner.order, compute
+        if self._runner.is_captured(compute):
+            raise CudaError(_CAPTURED)
         call = self._next_call()
         streams = self._streams(compute, spread and stream is None and lead is None)
         call.fill(layout, operands, pointers)
@@ -365,7 +378,7 @@ class Session:
         kind = (lead or next(iter(operands.values()), None)) or _NO_INPUT
         self._collect(call, kind, outputs)
         if stream is not None:
-            self._pending(outputs, inputs, call.finished, stream)
+            self._pending(outputs, held, call.finished, stream)
         if key is not None and not cast and lead is None and not self._runner.host_names:
             self._remember(key, layout)
         return {t.name: outputs[t.name] for t in self.engine.outputs}, call.finished, streams[2]
@@ -379,15 +392,17 @@ class Session:
         self, layout: Layout, inputs: Mapping[str, Array], stream: int | None, *, spread: bool
     ) -> tuple[dict[str, Any], Event, int]:
         """As :meth:`_start`, for NumPy arrays like those of an earlier run."""
+        compute = self._compute_handle(None, stream)
+        if self._runner.is_captured(compute):
+            raise CudaError(_CAPTURED)
         call = self._next_call()
         if not call.refill(layout, inputs):
             call.fill(layout, read_inputs(inputs)[0], {})
-        compute = self._runner.stream.handle if stream is None else stream
         streams = self._streams(compute, spread and stream is None)
         self._stage(call, streams, {})
         outputs = call.results()
         if stream is not None:
-            self._pending(outputs, inputs, call.finished, stream)
+            self._pending(outputs, None, call.finished, stream)
         return outputs, call.finished, streams[2]
 
     def _start_tensors(
@@ -403,7 +418,7 @@ class Session:
             addresses.append(value.data_ptr())
         if compute != current:
             self._hop.pass_on(current, compute)
-            for value in outputs.values():
+            for value in (*tensors, *outputs.values()):
                 torch_lend(value, compute)
         self._runner.launch(known.layout, tuple(addresses), compute)
         return outputs, self._runner.order, compute
@@ -415,16 +430,22 @@ class Session:
             call.finished.hold(compute)
             if up != compute:
                 call.computed.hold(up)
-        call.upload(up)
-        call.uploaded.record(up)
-        if up != compute:
-            call.uploaded.hold(compute)
-        call.enqueue(compute)
-        call.computed.record(compute)
-        if down != compute:
-            call.computed.hold(down)
-        call.download(down, into)
-        call.finish(self._event(), down)
+        try:
+            call.upload(up)
+            call.uploaded.record(up)
+            if up != compute:
+                call.uploaded.hold(compute)
+            call.enqueue(compute)
+            call.computed.record(compute)
+            if down != compute:
+                call.computed.hold(down)
+            call.download(down, into)
+            call.record_end(self._event(), down)
+        except BaseException:
+            for handle in set(streams):  # nothing tells when the memory is free again
+                with contextlib.suppress(CudaError):
+                    Stream.borrowed(handle).synchronize()
+            raise
 
     def _streams(self, compute: int, spread: bool) -> tuple[int, int, int]:
         if not spread:
@@ -447,10 +468,18 @@ class Session:
         return self._runner.stream.handle
 
     def _await_producers(self, operands: tuple[Operand, ...], compute: int) -> None:
-        """Let the run wait for streams on which arrays are made ready, where it is on another."""
+        """Let the run wait for streams on which arrays are made ready, where it is on another.
+
+        Torch's memory is lent to it then: the caller may let go of a tensor before it was read.
+        """
         producers = {o.producer for o in operands if o.producer is not None}
-        if any(o.kind == "torch" and o.on_device for o in operands):
-            producers.add(torch_stream(self.engine.ordinal))
+        tensors = [o.value for o in operands if o.kind == "torch" and o.on_device]
+        if tensors:
+            current = torch_stream(self.engine.ordinal)
+            producers.add(current)
+            if current != compute:
+                for tensor in tensors:
+                    torch_lend(tensor, compute)
         for producer in producers - {compute}:
             self._hop.pass_on(producer, compute)
 

@@ -43,7 +43,7 @@ class Call:
         self._staged: list[tuple[str, Array]] = []
         self._uploads: list[tuple[int, int, int]] = []  # device address, host address, bytes
         self._downloads: list[tuple[PlanTensor, int]] = []
-        self._own = False  # whether all memory is the call's
+        self._refillable = False  # filled, and no address came from the caller
         self._layout: Layout | None = None
         self._addresses: tuple[int, ...] = ()
         self._fetched: dict[str, Array] = {}
@@ -82,8 +82,8 @@ class Call:
             outputs: Addresses of the outputs for which there is memory already.
         """
         self.uploaded.synchronize()  # the staging memory is free again
+        self._refillable = False
         self._layout = layout
-        self._own = not outputs and all(o.host is not None for o in operands.values())
         self._staged = []
         self._uploads = []
         addresses = []
@@ -101,6 +101,7 @@ class Call:
                 self._downloads.append((tensor, address))
             addresses.append(address)
         self._addresses = tuple(addresses)
+        self._refillable = not outputs and all(o.host is not None for o in operands.values())
 
     def refill(self, layout: Layout, arrays: Mapping[str, Array]) -> bool:
         """As :meth:`fill`, if that was last done for the same layout and without arrays on the GPU.
@@ -112,7 +113,7 @@ class Call:
         Returns:
             Whether it was.
         """
-        if layout is not self._layout or not self._own:
+        if layout is not self._layout or not self._refillable:
             return False
         if self.busy:
             self.uploaded.synchronize()
@@ -144,10 +145,10 @@ class Call:
             for tensor, address in self._downloads
         }
 
-    def finish(self, event: Event, stream: int) -> None:
+    def record_end(self, event: Event, stream: int) -> None:
         """Record an event, which is the caller's, behind the run that was put on streams."""
-        self.finished = event
-        self._finishing = event.record(stream)
+        recording = event.record(stream)
+        self.finished, self._finishing = event, recording
 
     def results(self) -> dict[str, Array]:
         """The outputs of the last :meth:`download`, once its stream was synchronized.
@@ -160,7 +161,10 @@ class Call:
         """Give the memory back. May be called again."""
         for buffer in self._buffers.values():
             buffer.close()
+        self._refillable = False
         self._staging.clear()
+        self._staged.clear()
+        self._uploads.clear()
 
     def _stage(self, tensor: PlanTensor, array: Array) -> int:
         address = self._reserve(tensor.name, array.nbytes)
