@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from trt_native.backends.trt10_calibrator import DeviceUploader
-from trt_native.cuda import PinnedBuffer
 
 pytestmark = pytest.mark.gpu
 
@@ -43,12 +42,3 @@ def test_every_batch_is_there_when_the_upload_returns(rng):
     finally:
         uploader.close()
     uploader.close()
-
-
-def test_pinned_memory_holds_arrays_of_growing_size(rng):
-    pinned = PinnedBuffer()
-    for size in (3, 1, 1000):
-        array = rng.standard_normal(size)
-        np.testing.assert_array_equal(pinned.hold(array), array)
-    pinned.close()
-    pinned.close()

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from trt_native.backends.base import BuildRequest, Calibration, Progress
-from trt_native.cuda import DeviceBuffer, PinnedBuffer, Stream
+from trt_native.cuda import DeviceBuffer, PinnedPool, Stream, copy_host
 from trt_native.errors import CalibrationError, SpecError, UnsupportedError
 from trt_native.plan import replacing
 
@@ -57,7 +57,8 @@ class DeviceUploader:
 
     def __init__(self) -> None:
         self._stream: Stream | None = None
-        self._buffers: dict[str, tuple[PinnedBuffer, DeviceBuffer]] = {}
+        self._pool = PinnedPool()
+        self._buffers: dict[str, DeviceBuffer] = {}
 
     def upload(self, arrays: Mapping[str, Array]) -> dict[str, int]:
         """See :meth:`Uploader.upload`.
@@ -66,20 +67,24 @@ class DeviceUploader:
             CudaError: there is no GPU, or too little memory.
         """
         stream = self._stream = self._stream or Stream()
-        addresses = {}
-        for name, array in arrays.items():
-            pinned, device = self._buffers.setdefault(name, (PinnedBuffer(), DeviceBuffer()))
-            addresses[name] = device.reserve(array.nbytes, stream)
-            device.upload(pinned.hold(array), stream)
-        stream.synchronize()
+        addresses, staged = {}, []
+        try:
+            for name, array in arrays.items():
+                buffer = self._buffers.setdefault(name, DeviceBuffer())
+                addresses[name] = buffer.reserve(array.nbytes, stream)
+                staged.append(self._pool.lend(array.nbytes).array(array.shape, array.dtype))
+                copy_host(staged[-1], array)
+                buffer.upload(staged[-1], stream)
+        finally:
+            stream.synchronize()  # until then the copies read the staged arrays
         return addresses
 
     def close(self) -> None:
         """See :meth:`Uploader.close`."""
-        for pinned, device in self._buffers.values():
-            pinned.close()
-            device.close()
+        for buffer in self._buffers.values():
+            buffer.close()
         self._buffers.clear()
+        self._pool.trim()
         if self._stream is not None:
             self._stream.close()
         self._stream = None

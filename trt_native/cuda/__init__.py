@@ -11,7 +11,6 @@ from trt_native.cuda.graphs import Graph
 from trt_native.cuda.memory import (
     DeviceBuffer,
     PinnedBlock,
-    PinnedBuffer,
     PinnedPool,
     copy_host,
     copy_to_device,
@@ -26,7 +25,6 @@ __all__ = [
     "GpuInfo",
     "Graph",
     "PinnedBlock",
-    "PinnedBuffer",
     "PinnedPool",
     "Stream",
     "copy_host",

@@ -21,7 +21,6 @@ from trt_native.spec import format_bytes
 __all__ = [
     "DeviceBuffer",
     "PinnedBlock",
-    "PinnedBuffer",
     "PinnedPool",
     "copy_host",
     "copy_to_device",
@@ -228,43 +227,6 @@ def _free_pinned(address: int) -> None:
         driver.cuMemFreeHost(address)
     except Exception:  # noqa: S110
         pass
-
-
-class PinnedBuffer:
-    """Page-locked host memory, from which copies to the GPU run beside the CPU's work.
-
-    It grows when more is asked of it and never shrinks. Nothing may be in flight from it when it
-    grows or is closed.
-    """
-
-    def __init__(self) -> None:
-        self._address = 0
-        self._nbytes = 0
-
-    def hold(self, array: Array) -> Array:
-        """Copy an array here; the result lies in this memory and lives as long as it does.
-
-        Raises:
-            CudaError: the memory cannot be had.
-        """
-        if self._nbytes < array.nbytes or not self._address:
-            self.close()
-            nbytes = max(array.nbytes, 1)
-            self._address = PinnedPool._allocate(nbytes)
-            self._nbytes = nbytes
-        memory: Any = (ctypes.c_byte * array.nbytes).from_address(self._address)
-        held: Array = np.ndarray(array.shape, array.dtype, buffer=memory)
-        held[...] = array
-        return held
-
-    def close(self) -> None:
-        """Give the memory back. May be called again."""
-        address, self._address, self._nbytes = self._address, 0, 0
-        if address:
-            with translated("free page-locked memory"):
-                from cuda.bindings import driver
-
-                check(driver.cuMemFreeHost(address))
 
 
 def copy_to_device(device: int, host: int, nbytes: int, stream: int) -> None:
