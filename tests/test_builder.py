@@ -9,9 +9,11 @@ import tempfile
 import traceback
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import tiny_models
+from onnx import TensorProto, helper
 
 from trt_native import BuildConfig, IoPrecision, Plan, Precision, ProfileSpec, build_plan
 from trt_native.backends.rtx import RtxBackend
@@ -104,6 +106,33 @@ def test_products_are_split_where_tf32_is_off(tmp_path, options, split):
     # TensorRT could take the way to BF16 and back for nothing; its kernels have it.
     rounds = b"= __myln_cast<__myln_bf16, __myln_float>(" in bytes(plan.data)
     assert rounds == bool(split)
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.FLOAT16])
+def test_group_norms_of_one_group_are_given_as_instance_norms(tmp_path, kind):
+    norms = [
+        helper.make_node("GroupNormalization", ["x", "one", "zero"], ["a"], num_groups=1),
+        helper.make_node("GroupNormalization", ["a", "one", "zero"], ["y"], num_groups=2),
+    ]
+    constants = {
+        name: np.full(4, value, helper.tensor_dtype_to_np_dtype(kind))
+        for name, value in (("one", 1), ("zero", 0))
+    }
+    path = tiny_models.save(
+        tmp_path / "m.onnx",
+        norms,
+        [tiny_models.tensor("x", kind, ["batch", 4, 8, 8])],
+        [tiny_models.tensor("y", kind, ["batch", 4, 8, 8])],
+        constants,
+        opset=21,
+    )
+    before = path.read_bytes()
+    precision = build(path, "batch=1:2:4").manifest.precision
+    assert precision["single_group_norms"] == 1
+    assert path.read_bytes() == before
+    assert outline(path, config("batch=1:2:4"), backend="rtx").joins_norms
+    other = tiny_models.conv(tmp_path / "other.onnx")
+    assert "single_group_norms" not in build(other, *DIMS).manifest.precision
 
 
 def test_products_are_left_alone_for_gpus_without_tf32(tmp_path):

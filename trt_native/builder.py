@@ -37,6 +37,7 @@ from trt_native.graph.dims import fixed_extents, resolve_profiles, with_opt_prof
 from trt_native.graph.exact_products import has_products, split_products
 from trt_native.graph.exposing import expose_tensors
 from trt_native.graph.fingerprint import fingerprint
+from trt_native.graph.norms import has_single_groups, join_single_groups
 from trt_native.graph.onnx_file import (
     ModelSummary,
     hash_files,
@@ -101,6 +102,8 @@ class Outline:
         rest: The type that FP32 arithmetic of the graph is reduced to; None where it stays.
         splits: Whether FP32 products are computed in parts, for a backend that has them in TF32
             only.
+        joins_norms: Whether group norms of one group become instance norms, which TensorRT's parser
+            has right.
         calibrates: Whether TensorRT itself finds the ranges and chooses what runs in INT8.
         quantization: What would be quantized, as the manifest tells it; None where nothing is, or
             TensorRT chooses.
@@ -115,6 +118,7 @@ class Outline:
     workspace_bytes: int
     rest: Precision | None
     splits: bool
+    joins_norms: bool
     calibrates: bool
     quantization: Mapping[str, Any] | None = None
 
@@ -472,6 +476,7 @@ def _outline(
         ),
         rest=rest,
         splits=splits,
+        joins_norms=has_single_groups(graph),
         calibrates=calibrates,
     )
 
@@ -579,6 +584,8 @@ def parsable(
         "tf32": config.allows_tf32,
     }
     pinned: frozenset[str] = frozenset()
+    if prepared.outline.joins_norms:
+        record["single_group_norms"] = join_single_groups(prepared.graph)
     if prepared.outline.rewrites:
         record.update(_rewrite(prepared, progress))
     elif precision in _REDUCED or prepared.outline.calibrates:
@@ -588,7 +595,7 @@ def parsable(
         record["pinned_fp32_nodes"] = len(pinned)
     if expose:
         expose_tensors(prepared.graph, expose)
-    if not (prepared.outline.rewrites or expose):
+    if not (prepared.outline.rewrites or prepared.outline.joins_norms or expose):
         yield path, record, pinned
         return
     with tempfile.TemporaryDirectory(prefix="trt-native-") as folder:
