@@ -128,11 +128,11 @@ def test_group_norms_of_one_group_are_given_as_instance_norms(tmp_path, kind):
     )
     before = path.read_bytes()
     precision = build(path, "batch=1:2:4").manifest.precision
-    assert precision["single_group_norms"] == 1
+    assert precision["mended"] == {"GroupNormalization": 1}
     assert path.read_bytes() == before
-    assert outline(path, config("batch=1:2:4"), backend="rtx").joins_norms
+    assert outline(path, config("batch=1:2:4"), backend="rtx").mends
     other = tiny_models.conv(tmp_path / "other.onnx")
-    assert "single_group_norms" not in build(other, *DIMS).manifest.precision
+    assert "mended" not in build(other, *DIMS).manifest.precision
 
 
 def test_products_are_left_alone_for_gpus_without_tf32(tmp_path):

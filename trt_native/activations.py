@@ -38,7 +38,8 @@ from trt_native.engine import Engine
 from trt_native.errors import CalibrationError, CudaError, UnsupportedError
 from trt_native.graph.dims import fixed_extents, resolve_profiles
 from trt_native.graph.macs import static_shapes
-from trt_native.graph.norms import join_single_groups, write_norms_out
+from trt_native.graph.misread import mend_misread
+from trt_native.graph.norms import write_norms_out
 from trt_native.graph.onnx_file import operator_names, tensor_specs
 from trt_native.graph.precision import convert_precision, infer_types, is_reduced
 from trt_native.graph.quantization_rules import attention_operands
@@ -207,7 +208,7 @@ class EngineActivations:
             amax, filled = dict(found.amax), dict(found.histograms)
         self._reduce(model)
         write_norms_out(model)
-        join_single_groups(model)  # those in bodies
+        mend_misread(model)
         ranges = _shape_ranges(model, shapes)
         wanted = [name for name in tensors if name not in given and name not in left_out]
         groups, too_large = self._grouped(model, wanted, ranges, gpu)

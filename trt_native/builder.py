@@ -37,7 +37,7 @@ from trt_native.graph.dims import fixed_extents, resolve_profiles, with_opt_prof
 from trt_native.graph.exact_products import has_products, split_products
 from trt_native.graph.exposing import expose_tensors
 from trt_native.graph.fingerprint import fingerprint
-from trt_native.graph.norms import has_single_groups, join_single_groups
+from trt_native.graph.misread import is_misread, mend_misread, refuse_misread
 from trt_native.graph.onnx_file import (
     ModelSummary,
     hash_files,
@@ -102,8 +102,7 @@ class Outline:
         rest: The type that FP32 arithmetic of the graph is reduced to; None where it stays.
         splits: Whether FP32 products are computed in parts, for a backend that has them in TF32
             only.
-        joins_norms: Whether group norms of one group become instance norms, which TensorRT's parser
-            has right.
+        mends: Whether nodes that TensorRT's parser misreads are written in other ways.
         calibrates: Whether TensorRT itself finds the ranges and chooses what runs in INT8.
         quantization: What would be quantized, as the manifest tells it; None where nothing is, or
             TensorRT chooses.
@@ -118,7 +117,7 @@ class Outline:
     workspace_bytes: int
     rest: Precision | None
     splits: bool
-    joins_norms: bool
+    mends: bool
     calibrates: bool
     quantization: Mapping[str, Any] | None = None
 
@@ -452,6 +451,7 @@ def _outline(
     path: Path, graph: ir.Model, config: BuildConfig, backend: Backend, gpu: GpuInfo | None
 ) -> Outline:
     summary = summarize(path, graph)
+    refuse_misread(graph)
     profiles = resolve_profiles(summary.inputs, config.profiles)
     if config.opt_profile:
         profiles = with_opt_profiles(profiles)
@@ -476,7 +476,7 @@ def _outline(
         ),
         rest=rest,
         splits=splits,
-        joins_norms=has_single_groups(graph),
+        mends=is_misread(graph),
         calibrates=calibrates,
     )
 
@@ -584,8 +584,8 @@ def parsable(
         "tf32": config.allows_tf32,
     }
     pinned: frozenset[str] = frozenset()
-    if prepared.outline.joins_norms:
-        record["single_group_norms"] = join_single_groups(prepared.graph)
+    if prepared.outline.mends:
+        record["mended"] = mend_misread(prepared.graph)
     if prepared.outline.rewrites:
         record.update(_rewrite(prepared, progress))
     elif precision in _REDUCED or prepared.outline.calibrates:
@@ -595,7 +595,7 @@ def parsable(
         record["pinned_fp32_nodes"] = len(pinned)
     if expose:
         expose_tensors(prepared.graph, expose)
-    if not (prepared.outline.rewrites or prepared.outline.joins_norms or expose):
+    if not (prepared.outline.rewrites or prepared.outline.mends or expose):
         yield path, record, pinned
         return
     with tempfile.TemporaryDirectory(prefix="trt-native-") as folder:

@@ -410,8 +410,9 @@ def _precision_text(manifest: Manifest) -> str:
         text += f" ({precision['pinned_fp32_nodes']} nodes pinned to FP32)"
     if split := sum(precision.get("split_products", {}).values()):
         text += f"\nFP32 products of split operands, which are exact in TF32: {split}"
-    if joined := precision.get("single_group_norms"):
-        text += f"\ngroup norms of one group, given to TensorRT as instance norms: {joined}"
+    if mended := precision.get("mended"):
+        listed = ", ".join(f"{count} {operator}" for operator, count in mended.items())
+        text += f"\nwritten otherwise for TensorRT, which would misread them: {listed}"
     if precision.get("engine_layers"):
         text += f"\nin the engine: {engine_layers_text(precision['engine_layers'])}"
     return text

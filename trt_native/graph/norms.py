@@ -22,17 +22,11 @@ from trt_native.graph.precision import infer_types
 from trt_native.graph.precision_rules import FLOAT, all_nodes, opset_of
 from trt_native.graph.validity import refuses_malformed
 
-__all__ = ["has_single_groups", "join_single_groups", "write_norms_out"]
+__all__ = ["is_single_group", "join_single_groups", "write_norms_out"]
 
 _OPERATORS = ("InstanceNormalization", "GroupNormalization")
 _AXES_AS_INPUT = 18  # since this opset ReduceMean takes them so
 _SCALE_PER_CHANNEL = 21  # since this opset GroupNormalization takes it so, before per group
-
-
-def has_single_groups(model: ir.Model) -> bool:
-    """Whether a graph, its bodies or its functions have a group norm of one group."""
-    parts: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
-    return any(_is_single_group(node) for part in parts for node in all_nodes(part))
 
 
 @refuses_malformed
@@ -49,7 +43,7 @@ def join_single_groups(model: ir.Model) -> int:
     """
     if model.functions:
         passes.InlinePass()(model)
-    nodes = [node for node in all_nodes(model.graph) if _is_single_group(node)]
+    nodes = [node for node in all_nodes(model.graph) if is_single_group(node)]
     if any(node.inputs[0] is not None and node.inputs[0].dtype is None for node in nodes):
         infer_types(model)
     names = Names(model)
@@ -58,7 +52,8 @@ def join_single_groups(model: ir.Model) -> int:
     return len(nodes)
 
 
-def _is_single_group(node: ir.Node) -> bool:
+def is_single_group(node: ir.Node) -> bool:
+    """Whether a node is a group norm of one group."""
     one = node.op_type == "GroupNormalization" and not node.domain
     return one and node.attributes.get_int("num_groups", 0) == 1
 

@@ -1,0 +1,150 @@
+"""What TensorRT's parser misreads: written otherwise, against NumPy and PyTorch; or refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from trt_native.errors import UnsupportedError
+from trt_native.graph.misread import is_misread, mend_misread, refuse_misread
+
+pytest.importorskip("torch")
+from misread_models import CASES
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero")
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_mended_means_what_it_did(name):
+    case = CASES[name]()
+    onnx.checker.check_model(case.model, full_check=True)
+    graph = ir.from_proto(case.model)
+    refuse_misread(graph)
+    assert is_misread(graph)
+    assert mend_misread(graph) == {case.operator: 1}
+    assert not is_misread(graph)
+    made = ir.to_proto(graph)
+    onnx.checker.check_model(made, full_check=True)
+    assert [o.name for o in made.graph.output] == [o.name for o in case.model.graph.output]
+    if case.operator == "GlobalLpPool":
+        assert [node.op_type for node in made.graph.node] == ["Abs", "GlobalLpPool"]
+        return  # the reference has no such operator
+    found = ReferenceEvaluator(made).run(None, case.inputs)
+    tolerance = 2e-3 if found[0].dtype == np.float16 else 1e-5
+    for f, e in zip(found, case.expected, strict=True):
+        assert (f.dtype, f.shape) == (e.dtype, e.shape)
+        np.testing.assert_allclose(f, e, rtol=tolerance, atol=tolerance)
+
+
+def model_of(operator, inputs, constants=None, opset=21, **attributes):
+    """A model of one node; inputs by name and shape, an empty name for none."""
+    names = [*inputs, *(constants or {})]
+    return helper.make_model(
+        helper.make_graph(
+            [helper.make_node(operator, names, ["y"], **attributes)],
+            "refused",
+            [
+                helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+                for name, shape in inputs.items()
+                if name
+            ],
+            [onnx.ValueInfoProto(name="y")],
+            [numpy_helper.from_array(value, name) for name, value in (constants or {}).items()],
+        ),
+        opset_imports=[helper.make_opsetid("", opset)],
+        ir_version=10,
+    )
+
+
+KERNEL = np.zeros((1, 1, 3, 3), np.float32)
+SCALE = np.float32(0.1).reshape(())
+
+
+@pytest.mark.parametrize(
+    ("model", "fault"),
+    [
+        (
+            model_of("QuantizeLinear", {"x": [4]}, {"s": SCALE, "z": np.array(0, np.uint8)}),
+            r"'y' \(QuantizeLinear\): uint8 would be cut to int8",
+        ),
+        (
+            model_of(
+                "ConvTranspose",
+                {"x": [1, 1, 4, 4], "w": [1, 1, 3, 3], "b": [1]},
+                strides=[2, 2],
+                output_padding=[1, 1],
+            ),
+            "its padding would lack the bias",
+        ),
+        (
+            model_of(
+                "ConvTranspose",
+                {"x": [1, 1, 4, 4]},
+                {"w": KERNEL},
+                strides=[2, 2],
+                auto_pad="SAME_UPPER",
+                output_shape=[9, 9],
+            ),
+            "output_shape would be ignored",
+        ),
+        (
+            model_of("NonMaxSuppression", {"boxes": [1, 4, 4], "scores": [1, 1, 4]}),
+            "without max_output_boxes_per_class",
+        ),
+        (model_of("SpaceToDepth", {"x": [1, 1, 4, 4]}, blocksize=2, mode="CRD"), "mode CRD"),
+    ],
+    ids=["uint8", "bias", "output_shape", "boxes", "CRD"],
+)
+def test_what_is_refused(model, fault):
+    graph = ir.from_proto(model)
+    with pytest.raises(UnsupportedError, match=fault):
+        refuse_misread(graph)
+
+
+def test_int8_with_limits_is_refused():
+    model = model_of("Clip", {"x": [4]}, {"low": np.array(1, np.int8)})
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.INT8
+    with pytest.raises(UnsupportedError, match="int8 would not keep to its limits"):
+        refuse_misread(ir.from_proto(model))
+
+
+def test_attention_with_a_number_of_tokens_is_refused():
+    names = ["q", "k", "v", "", "", "", "n"]
+    node = helper.make_node("Attention", names, ["y"], name="attend")
+    graph = helper.make_graph([node], "refused", [], [onnx.ValueInfoProto(name="y")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=10)
+    with pytest.raises(UnsupportedError, match=r"'?attend'? \(Attention\): nonpad_kv_seqlen"):
+        refuse_misread(ir.from_proto(model))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        model_of("QuantizeLinear", {"x": [4]}, {"s": SCALE, "z": np.array(0, np.int8)}),
+        model_of("QuantizeLinear", {"x": [4]}, {"s": SCALE}),
+        model_of(
+            "ConvTranspose",
+            {"x": [1, 1, 4, 4]},
+            {"w": KERNEL, "b": np.zeros(1, np.float32)},
+            strides=[2, 2],
+            output_padding=[1, 1],
+        ),
+        model_of("Trilu", {"x": [4, 4]}, upper=0),
+        model_of("Mean", {"x": [4]}),
+        model_of("Attention", {"q": [1, 2, 4, 8], "k": [1, 2, 4, 8], "v": [1, 2, 4, 8]}, opset=24),
+        model_of("GlobalLpPool", {"x": [1, 1, 4, 4]}, p=2),
+        model_of("ReduceL1", {"x": [4]}, noop_with_empty_axes=0),
+        model_of("ReduceL1", {"x": [4]}, {"axes": np.array([0])}, noop_with_empty_axes=1),
+        model_of("LSTM", {"x": [4, 2, 3], "w": [1, 8, 3], "r": [1, 8, 2]}, hidden_size=2),
+    ],
+    ids=lambda model: model.graph.node[0].op_type,
+)
+def test_what_tensorrt_has_right_is_left_alone(model):
+    graph = ir.from_proto(model)
+    refuse_misread(graph)
+    assert not is_misread(graph)
+    assert mend_misread(graph) == {}
+    assert ir.to_proto(graph).graph.node == model.graph.node

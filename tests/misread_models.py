@@ -1,0 +1,179 @@
+"""Models that TensorRT's ONNX parser misreads, with what they stand for by NumPy and PyTorch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from onnx import helper, numpy_helper
+
+
+class Case(NamedTuple):
+    """A model of one misread node.
+
+    Attributes:
+        model: The model.
+        operator: The node's operator.
+        inputs: Values for its inputs.
+        expected: Its outputs.
+    """
+
+    model: object
+    operator: str
+    inputs: dict
+    expected: list
+
+
+def _case(operator, inputs, expected, *, constants=None, opset=18, before=(), **attributes):
+    """The order of inputs is that of ``before``, of the inputs, and of the constants."""
+    constants = constants or {}
+    outputs = [f"y{index}" for index in range(len(expected))]
+    names = [*inputs, *constants] if not before else list(before)
+    kinds = {name: helper.np_dtype_to_tensor_dtype(v.dtype) for name, v in inputs.items()}
+    kind = next(iter(kinds.values()))
+    graph = helper.make_graph(
+        [helper.make_node(operator, names, outputs, name="node", **attributes)],
+        "misread",
+        [helper.make_tensor_value_info(n, kinds[n], v.shape) for n, v in inputs.items()],
+        [
+            helper.make_tensor_value_info(n, kind, e.shape)
+            for n, e in zip(outputs, expected, strict=True)
+        ],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", opset)]
+    return Case(
+        helper.make_model(graph, opset_imports=opsets, ir_version=10), operator, inputs, expected
+    )
+
+
+def _draw(*shape, kind=np.float32):
+    return np.random.default_rng(len(shape)).standard_normal(shape, np.float32).astype(kind)
+
+
+def _triangle():
+    x = _draw(2, 5, 4)
+    return _case("Trilu", {"x": x}, [np.triu(x)], opset=14)
+
+
+def _mean(kind=np.float32):
+    a, b, c = _draw(2, 1, 4, kind=kind), _draw(3, 4, kind=kind), _draw(4, kind=kind)
+    mean = ((a.astype(np.float64) + b + c) / 3).astype(kind)
+    return _case("Mean", {"a": a, "b": b, "c": c}, [mean], opset=13)
+
+
+def _half_mean():
+    return _mean(np.float16)
+
+
+def _pool():
+    x = _draw(2, 3, 4, 5)
+    summed = (np.abs(x) ** 3).sum((2, 3), keepdims=True) ** (1 / 3)
+    return _case("GlobalLpPool", {"x": x}, [summed.astype(np.float32)], p=3)
+
+
+def _reduction(operator, each):
+    x = np.abs(_draw(3, 4)) + 0.5 if operator == "ReduceLogSum" else _draw(3, 4)
+    return _case(operator, {"x": x}, [each(x)], noop_with_empty_axes=1)
+
+
+def _logarithm(opset, **attributes):
+    x = _draw(3, 4, 5) * 60
+    x[0, :, 0], x[1, 0, 1] = -np.inf, np.inf
+    x[2, 0] = 100
+    expected = torch.logsumexp(torch.tensor(x), 1, attributes.get("keepdims", 1) == 1).numpy()
+    axes = {"axes": np.array([1])} if opset >= 18 else {}
+    attributes |= {} if axes else {"axes": [1]}
+    return _case("ReduceLogSumExp", {"x": x}, [expected], constants=axes, opset=opset, **attributes)
+
+
+def _limits():
+    x = _draw(4, 4)
+    ends = {"low": np.array(3, np.float32), "high": np.array(1, np.float32)}
+    return _case("Clip", {"x": x}, [np.ones_like(x)], constants=ends)
+
+
+def _average(pads):
+    x = _draw(1, 2, 6, 7)
+    pool = torch.nn.AvgPool2d(3, 2, pads, ceil_mode=True, count_include_pad=True)
+    options = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [pads] * 4}
+    expected = pool(torch.tensor(x)).numpy()
+    return _case("AveragePool", {"x": x}, [expected], ceil_mode=1, count_include_pad=1, **options)
+
+
+def _groups():
+    x = _draw(2, 6, 3, 5)
+    x[:, 0] += 4  # channels differ, so that statistics of each would be others
+    scale, bias = np.arange(6, dtype=np.float32), _draw(6)
+    tensors = (torch.tensor(value) for value in (scale, bias))
+    expected = torch.nn.functional.group_norm(torch.tensor(x), 1, *tensors).numpy()
+    constants = {"scale": scale, "bias": bias}
+    return _case(
+        "GroupNormalization", {"x": x}, [expected], constants=constants, opset=21, num_groups=1
+    )
+
+
+def _recurrent(operator):
+    """Both directions, with states from before, batch first."""
+    torch.manual_seed(0)
+    batch, length, size, hidden = 3, 5, 4, 2
+    x, states = _draw(batch, length, size), {"h": _draw(2, batch, hidden)}
+    if operator == "LSTM":
+        states["c"] = states["h"] * -0.5
+    layer = getattr(torch.nn, operator)(size, hidden, batch_first=True, bidirectional=True)
+    given = tuple(torch.tensor(state) for state in states.values())
+    with torch.no_grad():
+        y, last = layer(torch.tensor(x), given if len(given) > 1 else given[0])
+    last = last if isinstance(last, tuple) else (last,)
+    expected = [
+        y.numpy().reshape(batch, length, 2, hidden),
+        *(state.numpy().transpose(1, 0, 2) for state in last),
+    ]
+    # ONNX has the gates of an LSTM as i, o, f, c where PyTorch has i, f, c, o; those of a GRU as
+    # z, r, h where PyTorch has r, z, h.
+    order = {"LSTM": [0, 3, 1, 2], "GRU": [1, 0, 2], "RNN": [0]}[operator]
+
+    def gates(name):
+        found = []
+        for suffix in ("", "_reverse"):
+            value = getattr(layer, f"{name}_l0{suffix}").detach().numpy()
+            found.append(np.concatenate([np.split(value, len(order))[i] for i in order]))
+        return np.stack(found)
+
+    biases = np.concatenate([gates("bias_ih"), gates("bias_hh")], 1)
+    constants = {"w": gates("weight_ih"), "r": gates("weight_hh"), "b": biases}
+    inputs = {"x": x, **{name: state.transpose(1, 0, 2).copy() for name, state in states.items()}}
+    extra = {"linear_before_reset": 1} if operator == "GRU" else {}
+    return _case(
+        operator,
+        inputs,
+        expected,
+        constants=constants,
+        before=["x", "w", "r", "b", "", *states],
+        direction="bidirectional",
+        hidden_size=hidden,
+        layout=1,
+        **extra,
+    )
+
+
+CASES = {
+    "triangle": _triangle,
+    "mean": _mean,
+    "mean of FP16": _half_mean,
+    "pool": _pool,
+    "squares": lambda: _reduction("ReduceSumSquare", np.square),
+    "L1": lambda: _reduction("ReduceL1", np.abs),
+    "L2": lambda: _reduction("ReduceL2", np.abs),
+    "logarithms": lambda: _reduction("ReduceLogSum", np.log),
+    "logarithm of exponents": lambda: _logarithm(18),
+    "logarithm of exponents, earlier": lambda: _logarithm(13, keepdims=0),
+    "limits": _limits,
+    "average": lambda: _average(0),
+    "average of padding": lambda: _average(1),
+    "groups": _groups,
+    "LSTM": lambda: _recurrent("LSTM"),
+    "GRU": lambda: _recurrent("GRU"),
+    "RNN": lambda: _recurrent("RNN"),
+}
