@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from trt_native.errors import UnsupportedError
+from trt_native.errors import ModelError, UnsupportedError
 from trt_native.graph.misread import is_misread, mend_misread, refuse_misread
 
 pytest.importorskip("torch")
@@ -148,3 +148,44 @@ def test_what_tensorrt_has_right_is_left_alone(model):
     assert not is_misread(graph)
     assert mend_misread(graph) == {}
     assert ir.to_proto(graph).graph.node == model.graph.node
+
+
+def test_a_type_that_nobody_knows_is_asked_for():
+    """A value of a plugin, which ONNX knows nothing of."""
+    model = model_of("Mean", {"x": [4], "made": [4]})
+    del model.graph.input[1]
+    model.graph.node[0].input.reverse()
+    model.graph.node.insert(0, helper.make_node("Plugin", ["x"], ["made"], "p", domain="own"))
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    graph = ir.from_proto(model)
+    with pytest.raises(ModelError, match="the type of value 'made' \\(Plugin 'p'\\) is neither"):
+        mend_misread(graph)
+
+
+def test_types_inside_bodies_are_inferred(rng):
+    a, b = rng.standard_normal((2, 3), np.float32), rng.standard_normal((2, 3), np.float32)
+    inner = [
+        helper.make_node("Add", ["a", "b"], ["sum"]),  # whose type no value_info tells
+        helper.make_node("Mean", ["sum", "a", "b"], ["mean"]),
+    ]
+    made = helper.make_tensor_value_info("mean", TensorProto.FLOAT, [2, 3])
+    other = helper.make_node("Identity", ["a"], ["mean"])
+    branches = {
+        "then_branch": helper.make_graph(inner, "then", [], [made]),
+        "else_branch": helper.make_graph([other], "else", [], [made]),
+    }
+    model = helper.make_model(
+        helper.make_graph(
+            [helper.make_node("If", ["yes"], ["y"], **branches)],
+            "body",
+            [helper.make_tensor_value_info(n, TensorProto.FLOAT, [2, 3]) for n in "ab"],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 3])],
+            [numpy_helper.from_array(np.array(True), "yes")],
+        ),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=10,
+    )
+    graph = ir.from_proto(model)
+    assert mend_misread(graph) == {"Mean": 1}
+    (found,) = ReferenceEvaluator(ir.to_proto(graph)).run(None, {"a": a, "b": b})
+    np.testing.assert_allclose(found, 2 * (a + b) / 3, rtol=1e-6)

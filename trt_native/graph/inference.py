@@ -7,9 +7,10 @@ import logging
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
+from trt_native.errors import ModelError
 from trt_native.graph.precision_rules import all_nodes
 
-__all__ = ["infer_shapes", "infer_values"]
+__all__ = ["infer_shapes", "infer_values", "known_type"]
 
 
 def infer_values(model: ir.Model) -> None:
@@ -24,6 +25,22 @@ def infer_values(model: ir.Model) -> None:
             value.shape = value.shape if shape is None else shape
         if all(value.type is not None for value in made if value.name):
             return
+
+
+def known_type(value: ir.Value) -> ir.DataType:
+    """The element type of a value, given or inferred.
+
+    Raises:
+        ModelError: it is neither.
+    """
+    if value.dtype is not None:
+        return value.dtype
+    producer = value.producer()
+    origin = f"{producer.op_type} {producer.name!r}" if producer else "no node"
+    raise ModelError(
+        f"the type of value {value.name!r} ({origin}) is neither given nor inferred; "
+        "add a value_info with its element type to the model"
+    )
 
 
 def infer_shapes(model: ir.Model, *, check_type: bool = False) -> None:

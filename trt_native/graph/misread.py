@@ -15,9 +15,9 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from trt_native.errors import UnsupportedError
+from trt_native.graph.inference import infer_values, known_type
 from trt_native.graph.naming import Names
 from trt_native.graph.norms import is_single_group, join_single_groups
-from trt_native.graph.precision import infer_types
 from trt_native.graph.precision_rules import all_nodes
 from trt_native.graph.validity import refuses_malformed
 
@@ -71,7 +71,7 @@ def mend_misread(model: ir.Model) -> dict[str, int]:
     counts = Counter({"GroupNormalization": join_single_groups(model)})
     nodes = [node for node in all_nodes(model.graph) if _mender(node)]
     if any(value is not None and value.dtype is None for n in nodes for value in n.inputs[:1]):
-        infer_types(model)
+        infer_values(model)
     names = Names(model)
     for node in nodes:
         mender = _mender(node)
@@ -202,8 +202,7 @@ def _mend_triangle(rewriting: _Rewriting) -> None:
 def _mend_mean(rewriting: _Rewriting) -> None:
     """The number to divide by is written as FP32, and read as FP16."""
     node = rewriting.node
-    kind = next(value.dtype for value in node.inputs if value is not None)
-    assert kind is not None  # noqa: S101  # inferred, if need be
+    kind = next(known_type(value) for value in node.inputs if value is not None)
     count = rewriting.constant(np.array(len(node.inputs), kind.numpy()))
     rewriting.replace(rewriting.add("Div", [rewriting.add("Sum", node.inputs), count]))
 
@@ -231,9 +230,9 @@ def _mend_logarithm(rewriting: _Rewriting) -> None:
     node = rewriting.node
     x, *axes = node.inputs
     kept = {name: value for name, value in node.attributes.items() if name != "keepdims"}
-    assert x is not None and x.dtype is not None  # noqa: S101, PT018  # inferred, if need be
-    largest = ir.DataType(x.dtype).max
-    ends = [rewriting.constant(np.array(end, x.dtype.numpy())) for end in (-largest, largest)]
+    assert x is not None  # noqa: S101  # for the type checker
+    kind = known_type(x)
+    ends = [rewriting.constant(np.array(end, kind.numpy())) for end in (-kind.max, kind.max)]
 
     def offset(keepdims: int) -> ir.Value:
         found = rewriting.add("ReduceMax", node.inputs, **kept, keepdims=keepdims)

@@ -17,8 +17,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
+from trt_native.graph.inference import infer_values, known_type
 from trt_native.graph.naming import Names
-from trt_native.graph.precision import infer_types
 from trt_native.graph.precision_rules import FLOAT, all_nodes, opset_of
 from trt_native.graph.validity import refuses_malformed
 
@@ -45,7 +45,7 @@ def join_single_groups(model: ir.Model) -> int:
         passes.InlinePass()(model)
     nodes = [node for node in all_nodes(model.graph) if is_single_group(node)]
     if any(node.inputs[0] is not None and node.inputs[0].dtype is None for node in nodes):
-        infer_types(model)
+        infer_values(model)
     names = Names(model)
     for node in nodes:
         _Writer(model, node, names).join()
@@ -86,8 +86,7 @@ class _Writer:
     def join(self) -> None:
         """As an instance norm of one channel."""
         x, scale, bias = self._inputs()
-        kind = x.dtype
-        assert kind is not None  # noqa: S101  # inferred, if need be
+        kind = known_type(x)
         whole = self._add("Shape", [x], ir.DataType.INT64)
         value = self._reshaped(x, [0, 1, -1])
         per_channel = self._opset >= _SCALE_PER_CHANNEL

@@ -23,8 +23,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from trt_native.errors import ModelError, SpecError
-from trt_native.graph.inference import infer_values
+from trt_native.errors import SpecError
+from trt_native.graph.inference import infer_values, known_type
 from trt_native.graph.naming import Names
 from trt_native.graph.opset import raise_opset, require_opset
 from trt_native.graph.packing import read_tensor, repack_lazily, round_scale
@@ -269,12 +269,7 @@ def infer_types(model: ir.Model) -> None:
         infer_values(model)
     for value in unknown():
         if any(user.domain == "" for user, _ in value.uses()):
-            producer = value.producer()
-            origin = f"{producer.op_type} {producer.name!r}" if producer else "no node"
-            raise ModelError(
-                f"the type of value {value.name!r} ({origin}) is neither given nor inferred; "
-                "add a value_info with its element type to the model"
-            )
+            known_type(value)
 
 
 def _match(model: ir.Model, patterns: Sequence[str]) -> dict[str, set[ir.Node]]:
