@@ -123,6 +123,8 @@ def built(model: onnx.ModelProto, inputs: Arrays, path: Path) -> tuple[Any, Arra
     try:
         return build_plan(path, config), inputs
     except TrtNativeError:
+        if len(inputs) < 2:
+            raise
         first, *rest = inputs
         fixed = onnx.ModelProto()
         fixed.CopyFrom(model)
@@ -159,13 +161,13 @@ def supervise(names: queue.SimpleQueue[str | None], results: list[Result]) -> No
             process = context.Process(target=work, args=(other,), daemon=True)
             process.start()
             other.close()
-        pipe.send(name)
         try:
+            pipe.send(name)
             if pipe.poll(PATIENCE_S):
                 results.append(pipe.recv())
                 continue
             results.append(Result(name, "stuck", f"for {PATIENCE_S} s"))
-        except EOFError:
+        except (EOFError, BrokenPipeError):
             process.join()
             results.append(Result(name, "crashed", f"exit code {process.exitcode}"))
         process.kill()

@@ -102,6 +102,18 @@ def _average(pads):
     return _case("AveragePool", {"x": x}, [expected], ceil_mode=1, count_include_pad=1, **options)
 
 
+def _groups_of_before():
+    """With a scale for each group, of which there is one."""
+    x = _draw(2, 6, 3, 5)
+    x[:, 0] += 4
+    scale, bias = np.array([1.5], np.float32), np.array([-0.5], np.float32)
+    normed = torch.nn.functional.group_norm(torch.tensor(x), 1).numpy()
+    constants = {"scale": scale, "bias": bias}
+    return _case(
+        "GroupNormalization", {"x": x}, [normed * scale + bias], constants=constants, num_groups=1
+    )
+
+
 def _groups():
     x = _draw(2, 6, 3, 5)
     x[:, 0] += 4  # channels differ, so that statistics of each would be others
@@ -173,6 +185,7 @@ CASES = {
     "average": lambda: _average(0),
     "average of padding": lambda: _average(1),
     "groups": _groups,
+    "groups of opset 18": _groups_of_before,
     "LSTM": lambda: _recurrent("LSTM"),
     "GRU": lambda: _recurrent("GRU"),
     "RNN": lambda: _recurrent("RNN"),

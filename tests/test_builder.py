@@ -13,11 +13,14 @@ import numpy as np
 import onnx
 import pytest
 import tiny_models
+from misread_models import CASES
 from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
 
 from trt_native import BuildConfig, IoPrecision, Plan, Precision, ProfileSpec, build_plan
+from trt_native.backends.base import load_backend
 from trt_native.backends.rtx import RtxBackend
-from trt_native.builder import outline
+from trt_native.builder import outline, parsable, prepare
 from trt_native.errors import BuildError, ModelError, SpecError, UnsupportedError
 
 tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
@@ -133,6 +136,49 @@ def test_group_norms_of_one_group_are_given_as_instance_norms(tmp_path, kind):
     assert outline(path, config("batch=1:2:4"), backend="rtx").mends
     other = tiny_models.conv(tmp_path / "other.onnx")
     assert "mended" not in build(other, *DIMS).manifest.precision
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero")
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16, Precision.BF16], ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_what_tensorrt_parses_is_valid_and_means_the_same(tmp_path, name, precision):
+    case = CASES[name]()
+    if case.expected[0].dtype == np.float16:
+        pytest.skip("the model is in FP16")
+    path = tmp_path / "m.onnx"
+    onnx.save(case.model, path)
+    prepared = prepare(path, config(precision=precision), backend=load_backend("rtx"))
+    with parsable(prepared) as (rewritten, record, _):
+        model = onnx.load(rewritten)
+    assert record["mended"] == {case.operator: 1}
+    onnx.checker.check_model(model, full_check=True)
+    if precision is not Precision.FP16 or case.operator == "GlobalLpPool":
+        return  # the reference lacks BF16 in places, and this operator; FP32 is for TF32
+    found = ReferenceEvaluator(model).run(None, case.inputs)
+    for f, e in zip(found, case.expected, strict=True):
+        np.testing.assert_allclose(f, e, rtol=5e-3, atol=5e-3)
+
+
+def test_statistics_stay_in_fp32_where_they_are_mended(tmp_path):
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"]),
+        helper.make_node("ReduceLogSumExp", ["a", "axes"], ["b"], name="/head/logsumexp"),
+        helper.make_node("Sub", ["a", "b"], ["y"]),
+    ]
+    path = tiny_models.save(
+        tmp_path / "m.onnx",
+        nodes,
+        [tiny_models.tensor("x", TensorProto.FLOAT, [1, 4])],
+        [tiny_models.tensor("y", TensorProto.FLOAT, [1, 4])],
+        {"axes": np.array([1])},
+    )
+    x = np.array([[1000, 1000.5, 999.5, 2]], np.float32)
+    expected = x - np.logaddexp.reduce(x.astype(np.float64), 1, keepdims=True)
+    for options in ({}, {"keep_fp32": ("/head/logsumexp",)}):
+        prepared = prepare(path, config(**options), backend=load_backend("rtx"))
+        with parsable(prepared) as (rewritten, _, _):
+            (found,) = ReferenceEvaluator(onnx.load(rewritten)).run(None, {"x": x})
+        np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
 def test_products_are_left_alone_for_gpus_without_tf32(tmp_path):

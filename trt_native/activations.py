@@ -38,7 +38,7 @@ from trt_native.engine import Engine
 from trt_native.errors import CalibrationError, CudaError, UnsupportedError
 from trt_native.graph.dims import fixed_extents, resolve_profiles
 from trt_native.graph.macs import static_shapes
-from trt_native.graph.misread import mend_misread
+from trt_native.graph.misread import mend_misread, refuse_misread
 from trt_native.graph.norms import write_norms_out
 from trt_native.graph.onnx_file import operator_names, tensor_specs
 from trt_native.graph.precision import convert_precision, infer_types, is_reduced
@@ -206,6 +206,7 @@ class EngineActivations:
         if fed:
             found = collect(held, lambda batch: batch.items(), fed, histograms=histograms)
             amax, filled = dict(found.amax), dict(found.histograms)
+        refuse_misread(model)
         self._reduce(model)
         write_norms_out(model)
         mend_misread(model)

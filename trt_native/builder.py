@@ -37,7 +37,7 @@ from trt_native.graph.dims import fixed_extents, resolve_profiles, with_opt_prof
 from trt_native.graph.exact_products import has_products, split_products
 from trt_native.graph.exposing import expose_tensors
 from trt_native.graph.fingerprint import fingerprint
-from trt_native.graph.misread import is_misread, mend_misread, refuse_misread
+from trt_native.graph.misread import is_misread, mend_misread, refuse_misread, with_replacements
 from trt_native.graph.onnx_file import (
     ModelSummary,
     hash_files,
@@ -584,8 +584,6 @@ def parsable(
         "tf32": config.allows_tf32,
     }
     pinned: frozenset[str] = frozenset()
-    if prepared.outline.mends:
-        record["mended"] = mend_misread(prepared.graph)
     if prepared.outline.rewrites:
         record.update(_rewrite(prepared, progress))
     elif precision in _REDUCED or prepared.outline.calibrates:
@@ -593,6 +591,9 @@ def parsable(
             record["calibrated"] = _calibration_record(prepared)
         pinned = frozenset(statistics_nodes(prepared.graph, config.keep_fp32))
         record["pinned_fp32_nodes"] = len(pinned)
+    if prepared.outline.mends and not prepared.outline.rewrites:
+        record["mended"] = mend_misread(prepared.graph)
+        pinned = with_replacements(prepared.graph, pinned)
     if expose:
         expose_tensors(prepared.graph, expose)
     if not (prepared.outline.rewrites or prepared.outline.mends or expose):
@@ -621,7 +622,11 @@ def _calibration_record(prepared: Preparation) -> dict[str, Any]:
 
 
 def _rewrite(prepared: Preparation, progress: Progress | None) -> dict[str, Any]:
-    """Quantize, reduce what is left in FP32, and split what then is; returns what was done."""
+    """Quantize, reduce what is left in FP32, mend what is misread, and split what is in FP32 then.
+
+    Returns:
+        What was done.
+    """
     graph, config, outline = prepared.graph, prepared.config, prepared.outline
     record: dict[str, Any] = {}
     if outline.precision.quantized:
@@ -640,6 +645,8 @@ def _rewrite(prepared: Preparation, progress: Progress | None) -> dict[str, Any]
                 io_precision=config.io_precision.value,
             )
             record["rewritten"] = report.to_dict()
+    if outline.mends:  # not before: the rules for FP16 know the operators that are mended
+        record["mended"] = mend_misread(graph)
     if outline.splits:
         with stage(progress, "Splitting the products in FP32"):
             record["split_products"] = split_products(graph)

@@ -107,7 +107,7 @@ def test_what_is_refused(model, fault):
 def test_int8_with_limits_is_refused():
     model = model_of("Clip", {"x": [4]}, {"low": np.array(1, np.int8)})
     model.graph.input[0].type.tensor_type.elem_type = TensorProto.INT8
-    with pytest.raises(UnsupportedError, match="int8 would not keep to its limits"):
+    with pytest.raises(UnsupportedError, match="int8 would not keep to a lower limit alone"):
         refuse_misread(ir.from_proto(model))
 
 
@@ -151,15 +151,85 @@ def test_what_tensorrt_has_right_is_left_alone(model):
 
 
 def test_a_type_that_nobody_knows_is_asked_for():
-    """A value of a plugin, which ONNX knows nothing of."""
+    """Values of plugins, which ONNX knows nothing of."""
     model = model_of("Mean", {"x": [4], "made": [4]})
-    del model.graph.input[1]
-    model.graph.node[0].input.reverse()
+    model.graph.node[0].input[:] = ["made", "made"]
     model.graph.node.insert(0, helper.make_node("Plugin", ["x"], ["made"], "p", domain="own"))
+    del model.graph.input[1]
     model.opset_import.append(helper.make_opsetid("own", 1))
-    graph = ir.from_proto(model)
     with pytest.raises(ModelError, match="the type of value 'made' \\(Plugin 'p'\\) is neither"):
-        mend_misread(graph)
+        mend_misread(ir.from_proto(model))
+    model.graph.node[1].input[:] = ["made", "x"]
+    assert mend_misread(ir.from_proto(model)) == {"Mean": 1}
+
+
+def in_a_function(node, inputs, call, **attributes):
+    """A function of one node, and the model that calls it."""
+    function = helper.make_function(
+        "own", "Own", inputs, ["made"], [node], [helper.make_opsetid("", 21)], list(attributes)
+    )
+    model = model_of("Own", *call)
+    model.graph.node[0].domain = "own"
+    model.graph.node[0].attribute.extend(
+        helper.make_attribute(name, value) for name, value in attributes.items()
+    )
+    model.functions.append(function)
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    return model
+
+
+def test_what_a_function_is_called_with_decides():
+    names = ["x", "s", "b"]
+    ones = {name: np.ones(4, np.float32) for name in ("s", "b")}
+    norm = helper.make_node("GroupNormalization", names, ["made"])
+    reference = onnx.AttributeProto(
+        name="num_groups", ref_attr_name="groups", type=onnx.AttributeProto.INT
+    )
+    norm.attribute.append(reference)
+    for groups in (1, 2):
+        model = in_a_function(norm, names, ({"x": [1, 4, 2, 2]}, ones), groups=groups)
+        graph = ir.from_proto(model)
+        assert is_misread(graph) == (groups == 1)
+        assert mend_misread(graph) == ({"GroupNormalization": 1} if groups == 1 else {})
+    pads = {"strides": [2, 2], "output_padding": [1, 1]}
+    transposed = helper.make_node("ConvTranspose", ["x", "w", "b"], ["made"], **pads)
+    constants = {"w": KERNEL, "b": np.zeros(1, np.float32)}
+    model = in_a_function(transposed, ["x", "w", "b"], ({"x": [1, 1, 4, 4]}, constants))
+    refuse_misread(ir.from_proto(model))
+
+
+def test_types_are_found_where_they_are_told():
+    model = model_of("QuantizeLinear", {"x": [4]}, {"s": SCALE})
+    zero = numpy_helper.from_array(np.array(0, np.uint8))
+    model.graph.node[0].input.append("z")
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["z"], value=zero))
+    told = model_of("QuantizeLinear", {"x": [4]}, {"s": SCALE}, output_dtype=TensorProto.UINT8)
+    for refused in (model, told):
+        with pytest.raises(UnsupportedError, match="uint8 would be cut to int8"):
+            refuse_misread(ir.from_proto(refused))
+
+
+def test_one_mending_may_do_for_another():
+    model = model_of("Identity", {"x": [1, 2, 3, 3]}, opset=18)
+    del model.graph.node[:]
+    model.graph.node.extend(
+        [
+            helper.make_node("ReduceL1", ["x"], ["a"], noop_with_empty_axes=1),
+            helper.make_node("GlobalLpPool", ["a"], ["y"], p=1),
+        ]
+    )
+    assert mend_misread(ir.from_proto(model)) == {"ReduceL1": 1, "GlobalLpPool": 1}
+
+
+@pytest.mark.parametrize("name", ["average of padding", "logarithm of exponents, earlier"])
+def test_models_of_opset_10(name):
+    case = CASES[name]()
+    model = onnx.ModelProto()
+    model.CopyFrom(case.model)
+    model.opset_import[0].version = 10
+    graph = ir.from_proto(model)
+    mend_misread(graph)
+    onnx.checker.check_model(ir.to_proto(graph), full_check=True)
 
 
 def test_types_inside_bodies_are_inferred(rng):

@@ -18,17 +18,19 @@ from trt_native.errors import UnsupportedError
 from trt_native.graph.inference import infer_values, known_type
 from trt_native.graph.naming import Names
 from trt_native.graph.norms import is_single_group, join_single_groups
-from trt_native.graph.precision_rules import all_nodes
+from trt_native.graph.precision_rules import all_nodes, opset_of
 from trt_native.graph.validity import refuses_malformed
 
-__all__ = ["is_misread", "mend_misread", "refuse_misread"]
+__all__ = ["is_misread", "mend_misread", "refuse_misread", "with_replacements"]
 
 _MOST_NAMED = 20
+_PADS_AS_INPUT = 11  # since this opset Pad takes them so
 _BATCH_FIRST = [1, 0, 2]  # swaps the first two axes of a recurrent layer's input, or state
 # (sequence, directions, batch, hidden) and (directions, batch, hidden) to layout 1's orders
 _OUTPUT_ORDERS = ([2, 0, 1, 3], _BATCH_FIRST, _BATCH_FIRST)
 
 
+@refuses_malformed
 def refuse_misread(model: ir.Model) -> None:
     """Refuse what TensorRT would compute otherwise, and what no rewriting mends.
 
@@ -49,6 +51,7 @@ def refuse_misread(model: ir.Model) -> None:
         )
 
 
+@refuses_malformed
 def is_misread(model: ir.Model) -> bool:
     """Whether a graph, its bodies or its functions have anything for :func:`mend_misread`."""
     return any(is_single_group(node) or _mender(node) for node in _nodes(model))
@@ -58,7 +61,8 @@ def is_misread(model: ir.Model) -> bool:
 def mend_misread(model: ir.Model) -> dict[str, int]:
     """Write what TensorRT would compute otherwise in ways that it has right, in place.
 
-    Names, types and shapes of all values stay; model-local functions are inlined first.
+    Names, types and shapes of all values stay; model-local functions are inlined first. The last of
+    the nodes that take a node's place has its name, the others that with a suffix.
 
     Returns:
         How many nodes there were, by operator.
@@ -69,21 +73,29 @@ def mend_misread(model: ir.Model) -> dict[str, int]:
     if model.functions:
         passes.InlinePass()(model)
     counts = Counter({"GroupNormalization": join_single_groups(model)})
-    nodes = [node for node in all_nodes(model.graph) if _mender(node)]
-    if any(value is not None and value.dtype is None for n in nodes for value in n.inputs[:1]):
+    nodes = [(node, mender) for node in all_nodes(model.graph) if (mender := _mender(node))]
+    if any(value is not None and value.dtype is None for n, _ in nodes for value in n.inputs[:1]):
         infer_values(model)
     names = Names(model)
-    for node in nodes:
-        mender = _mender(node)
-        assert mender is not None  # noqa: S101  # for the type checker
-        mender(_Rewriting(node, names))
+    opset = opset_of(model)
+    for node, mender in nodes:
+        mender(_Rewriting(node, names, opset))
         counts[node.op_type] += 1
     return {operator: count for operator, count in counts.items() if count}
 
 
+def with_replacements(model: ir.Model, names: frozenset[str]) -> frozenset[str]:
+    """Names of nodes, and of those that :func:`mend_misread` put beside them."""
+    made = (node.name for node in all_nodes(model.graph) if node.name)
+    return names | {name for name in made if name.rpartition("__")[0] in names}
+
+
 def _nodes(model: ir.Model) -> list[ir.Node]:
-    parts: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
-    return [node for part in parts for node in all_nodes(part) if not node.domain]
+    """The nodes that TensorRT will see; what a function's nodes are, its callers decide."""
+    if model.functions:
+        model = model.clone()
+        passes.InlinePass()(model)
+    return [node for node in all_nodes(model.graph) if not node.domain]
 
 
 # What is refused
@@ -96,17 +108,20 @@ def _fault(node: ir.Node) -> str:
 
 
 def _quantized_fault(node: ir.Node) -> str:
-    zero = _input(node, 2)
-    if zero is None or zero.dtype is not ir.DataType.UINT8:
+    told = ir.DataType(node.attributes.get_int("output_dtype", 0))
+    weight = _input(node, 0) if node.op_type == "DequantizeLinear" else None
+    constant = None if weight is None else _constant(weight)
+    types = (told, _type_of(_input(node, 2)), None if constant is None else constant.dtype)
+    if ir.DataType.UINT8 not in types:
         return ""
     return "uint8 would be cut to int8, at 127: quantize with a zero point of type int8"
 
 
 def _limits_fault(node: ir.Node) -> str:
-    x = _input(node, 0)
-    if x is None or x.dtype is not ir.DataType.INT8:
+    low, high = _input(node, 1), _input(node, 2)
+    if _type_of(_input(node, 0)) is not ir.DataType.INT8 or low is None or high is not None:
         return ""
-    return "int8 would not keep to its limits: clip before it is quantized"
+    return "int8 would not keep to a lower limit alone: give the upper one too"
 
 
 def _transposed_fault(node: ir.Node) -> str:
@@ -152,8 +167,9 @@ _FAULTS: dict[str, Callable[[ir.Node], str]] = {
 class _Rewriting:
     """New nodes in the place of one, whose outputs keep their names."""
 
-    def __init__(self, node: ir.Node, names: Names) -> None:
+    def __init__(self, node: ir.Node, names: Names, opset: int) -> None:
         self.node = node
+        self.opset = opset
         self._names = names
         self._nodes: list[ir.Node] = []
 
@@ -172,10 +188,20 @@ class _Rewriting:
     ) -> list[ir.Value]:
         """The outputs of a new node."""
         names = [self._names.unique(self._named(operator.lower())) for _ in range(outputs)]
-        like = next(value for value in (*self.node.outputs, *self.node.inputs) if value is not None)
-        values = [ir.Value(name=name, type=like.type) for name in names]
-        self._nodes.append(ir.node(operator, inputs, attributes, outputs=values))  # type: ignore[arg-type]
+        kind = self.kind
+        values = [
+            ir.Value(name=n, type=None if kind is None else ir.TensorType(kind)) for n in names
+        ]
+        suffix = f"__{operator.lower()}_{len(self._nodes)}"
+        name = f"{self.node.name}{suffix}" if self.node.name else None
+        self._nodes.append(ir.node(operator, inputs, attributes, outputs=values, name=name))  # type: ignore[arg-type]
         return values
+
+    @property
+    def kind(self) -> ir.DataType | None:
+        """The element type of the first output or input of which one is known."""
+        values = (*self.node.outputs, *self.node.inputs)
+        return next((v.dtype for v in values if v is not None and v.dtype is not None), None)
 
     def constant(self, number: np.ndarray) -> ir.Value:
         """A new initializer."""
@@ -189,6 +215,7 @@ class _Rewriting:
         """Let new values take the place of the node's outputs; None where it has none."""
         graph, node = self.node.graph, self.node
         assert graph is not None  # noqa: S101  # for the type checker
+        self._nodes[-1].name = node.name
         pairs = [(old, new) for old, new in zip(node.outputs, values, strict=True) if new]
         old, new = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         ir.convenience.replace_nodes_and_values(graph, node, [node], self._nodes, old, new)
@@ -202,7 +229,8 @@ def _mend_triangle(rewriting: _Rewriting) -> None:
 def _mend_mean(rewriting: _Rewriting) -> None:
     """The number to divide by is written as FP32, and read as FP16."""
     node = rewriting.node
-    kind = next(known_type(value) for value in node.inputs if value is not None)
+    first = next(value for value in node.inputs if value is not None)
+    kind = rewriting.kind or known_type(first)
     count = rewriting.constant(np.array(len(node.inputs), kind.numpy()))
     rewriting.replace(rewriting.add("Div", [rewriting.add("Sum", node.inputs), count]))
 
@@ -211,8 +239,7 @@ def _mend_pool(rewriting: _Rewriting) -> None:
     """Numbers are raised to an odd power without their signs being dropped first."""
     node = rewriting.node
     absolute = rewriting.add("Abs", node.inputs)
-    power = node.attributes.get_int("p", 2)
-    rewriting.replace(rewriting.add("GlobalLpPool", [absolute], p=power))
+    rewriting.replace(*rewriting.add_with("GlobalLpPool", [absolute], 1, dict(node.attributes)))
 
 
 def _mend_reduction(rewriting: _Rewriting) -> None:
@@ -236,7 +263,8 @@ def _mend_logarithm(rewriting: _Rewriting) -> None:
 
     def offset(keepdims: int) -> ir.Value:
         found = rewriting.add("ReduceMax", node.inputs, **kept, keepdims=keepdims)
-        return rewriting.add("Clip", [found, *ends])  # infinity less infinity would be no number
+        # Infinity less infinity would be no number.
+        return rewriting.add("Min", [rewriting.add("Max", [found, ends[0]]), ends[1]])
 
     exponents = rewriting.add("Exp", [rewriting.add("Sub", [x, offset(1)])])
     keepdims = node.attributes.get_int("keepdims", 1)
@@ -257,8 +285,11 @@ def _mend_average(rewriting: _Rewriting) -> None:
     pads = node.attributes.get_ints("pads", [])
     if any(pads):
         half = len(pads) // 2
-        around = rewriting.constant(np.array([0, 0, *pads[:half], 0, 0, *pads[half:]]))
-        x = rewriting.add("Pad", [x, around])
+        around = [0, 0, *pads[:half], 0, 0, *pads[half:]]
+        if rewriting.opset < _PADS_AS_INPUT:
+            x = rewriting.add("Pad", [x], pads=around)
+        else:
+            x = rewriting.add("Pad", [x, rewriting.constant(np.array(around))])
         del attributes["pads"]
     rewriting.replace(*rewriting.add_with("AveragePool", [x], 1, attributes))
 
@@ -300,7 +331,8 @@ def _reduces_nothing(node: ir.Node) -> bool:
 def _keeps_signs(node: ir.Node) -> bool:
     producer = node.inputs[0].producer() if node.inputs[0] is not None else None
     positive = producer is not None and producer.op_type == "Abs"
-    return node.attributes.get_int("p", 2) % 2 == 1 and not positive
+    power = node.attributes.get("p")  # a float at opset 1
+    return power is not None and float(power.value) % 2 == 1 and not positive
 
 
 def _has_wrong_order(node: ir.Node) -> bool:
@@ -317,11 +349,16 @@ def _counts_too_much(node: ir.Node) -> bool:
     return all(flags) and node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
 
 
+def _overflows(node: ir.Node) -> bool:
+    kind = _type_of(node.inputs[0])
+    return not _reduces_nothing(node) and (kind is None or kind.is_floating_point())
+
+
 _REDUCTION = _Mender(_reduces_nothing, _mend_reduction)
 _RECURRENT = _Mender(lambda node: node.attributes.get_int("layout", 0) == 1, _mend_layout)
 _MENDERS = {
     "Trilu": _Mender(lambda node: "upper" not in node.attributes, _mend_triangle),
-    "ReduceLogSumExp": _Mender(lambda node: not _reduces_nothing(node), _mend_logarithm),
+    "ReduceLogSumExp": _Mender(_overflows, _mend_logarithm),
     "Clip": _Mender(_has_wrong_order, _mend_limits),
     "AveragePool": _Mender(_counts_too_much, _mend_average),
     "Mean": _Mender(lambda node: len(node.inputs) > 1, _mend_mean),
@@ -338,6 +375,13 @@ def _mender(node: ir.Node) -> Callable[[_Rewriting], None] | None:
 
 def _input(node: ir.Node, index: int) -> ir.Value | None:
     return node.inputs[index] if index < len(node.inputs) else None
+
+
+def _type_of(value: ir.Value | None) -> ir.DataType | None:
+    if value is None:
+        return None
+    known = _constant(value)
+    return value.dtype if known is None else known.dtype
 
 
 def _constant(value: ir.Value) -> ir.TensorProtocol | None:

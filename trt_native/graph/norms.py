@@ -19,13 +19,14 @@ from onnx_ir.passes import common as passes
 
 from trt_native.graph.inference import infer_values, known_type
 from trt_native.graph.naming import Names
-from trt_native.graph.precision_rules import FLOAT, all_nodes, opset_of
+from trt_native.graph.precision_rules import BFLOAT16, FLOAT, all_nodes, opset_of
 from trt_native.graph.validity import refuses_malformed
 
 __all__ = ["is_single_group", "join_single_groups", "write_norms_out"]
 
 _OPERATORS = ("InstanceNormalization", "GroupNormalization")
 _AXES_AS_INPUT = 18  # since this opset ReduceMean takes them so
+_BFLOAT16_NORM = 22  # since this opset InstanceNormalization takes it
 _SCALE_PER_CHANNEL = 21  # since this opset GroupNormalization takes it so, before per group
 
 
@@ -89,13 +90,21 @@ class _Writer:
         kind = known_type(x)
         whole = self._add("Shape", [x], ir.DataType.INT64)
         value = self._reshaped(x, [0, 1, -1])
+        wide = kind is BFLOAT16 and self._opset < _BFLOAT16_NORM
+        if wide:
+            value = self._add("Cast", [value], FLOAT, to=FLOAT)
+        within = FLOAT if wide else kind
         per_channel = self._opset >= _SCALE_PER_CHANNEL
         if per_channel:
-            one, zero = (self._constant(np.full(1, n, kind.numpy())) for n in (1, 0))
+            one, zero = (self._constant(np.full(1, n, within.numpy())) for n in (1, 0))
+        elif wide:
+            one, zero = (self._add("Cast", [p], FLOAT, to=FLOAT) for p in (scale, bias))
         else:
             one, zero = scale, bias
         epsilon = self._node.attributes.get_float("epsilon", 1e-5)
-        value = self._add("InstanceNormalization", [value, one, zero], kind, epsilon=epsilon)
+        value = self._add("InstanceNormalization", [value, one, zero], within, epsilon=epsilon)
+        if wide:
+            value = self._add("Cast", [value], kind, to=kind)
         value = self._add("Reshape", [value, whole], kind)
         if per_channel:
             value = self._reshaped(value, [0, 0, -1])
@@ -127,6 +136,7 @@ class _Writer:
     def _replace(self, value: ir.Value) -> None:
         graph = self._node.graph
         assert graph is not None  # noqa: S101  # for the type checker
+        self._nodes[-1].name = self._node.name
         ir.convenience.replace_nodes_and_values(
             graph, self._node, [self._node], self._nodes, self._node.outputs, [value]
         )
@@ -159,7 +169,9 @@ class _Writer:
     ) -> ir.Value:
         name = self._names.unique(self._named(operator.lower()))
         output = ir.Value(name=name, type=None if kind is None else ir.TensorType(kind))
-        self._nodes.append(ir.node(operator, inputs, attributes, outputs=[output]))
+        suffix = f"__{operator.lower()}_{len(self._nodes)}"
+        named = f"{self._node.name}{suffix}" if self._node.name else None
+        self._nodes.append(ir.node(operator, inputs, attributes, outputs=[output], name=named))
         return output
 
     def _constant(self, number: np.ndarray | np.float32) -> ir.Value:
