@@ -591,9 +591,12 @@ def parsable(
             record["calibrated"] = _calibration_record(prepared)
         pinned = frozenset(statistics_nodes(prepared.graph, config.keep_fp32))
         record["pinned_fp32_nodes"] = len(pinned)
-    if prepared.outline.mends and not prepared.outline.rewrites:
+    if prepared.outline.mends:  # not before: the rules for FP16 know the operators that are mended
         record["mended"] = mend_misread(prepared.graph)
         pinned = with_replacements(prepared.graph, pinned)
+    if prepared.outline.splits:
+        with stage(progress, "Splitting the products in FP32"):
+            record["split_products"] = split_products(prepared.graph)
     if expose:
         expose_tensors(prepared.graph, expose)
     if not (prepared.outline.rewrites or prepared.outline.mends or expose):
@@ -622,11 +625,7 @@ def _calibration_record(prepared: Preparation) -> dict[str, Any]:
 
 
 def _rewrite(prepared: Preparation, progress: Progress | None) -> dict[str, Any]:
-    """Quantize, reduce what is left in FP32, mend what is misread, and split what is in FP32 then.
-
-    Returns:
-        What was done.
-    """
+    """Quantize, and reduce what is left in FP32; returns what was done."""
     graph, config, outline = prepared.graph, prepared.config, prepared.outline
     record: dict[str, Any] = {}
     if outline.precision.quantized:
@@ -645,11 +644,6 @@ def _rewrite(prepared: Preparation, progress: Progress | None) -> dict[str, Any]
                 io_precision=config.io_precision.value,
             )
             record["rewritten"] = report.to_dict()
-    if outline.mends:  # not before: the rules for FP16 know the operators that are mended
-        record["mended"] = mend_misread(graph)
-    if outline.splits:
-        with stage(progress, "Splitting the products in FP32"):
-            record["split_products"] = split_products(graph)
     return record
 
 

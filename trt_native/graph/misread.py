@@ -7,7 +7,7 @@ parser is the same. What can be said in another way is rewritten; the rest is re
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -16,14 +16,15 @@ from onnx_ir.passes import common as passes
 
 from trt_native.errors import UnsupportedError
 from trt_native.graph.inference import infer_values, known_type
-from trt_native.graph.naming import Names
-from trt_native.graph.norms import is_single_group, join_single_groups
-from trt_native.graph.precision_rules import all_nodes, opset_of
+from trt_native.graph.naming import Names, Replacement
+from trt_native.graph.norms import SCALE_PER_CHANNEL
+from trt_native.graph.precision_rules import BFLOAT16, FLOAT, all_nodes, opset_of
 from trt_native.graph.validity import refuses_malformed
 
 __all__ = ["is_misread", "mend_misread", "refuse_misread", "with_replacements"]
 
 _MOST_NAMED = 20
+_BFLOAT16_NORM = 22  # since this opset InstanceNormalization takes it
 _PADS_AS_INPUT = 11  # since this opset Pad takes them so
 _BATCH_FIRST = [1, 0, 2]  # swaps the first two axes of a recurrent layer's input, or state
 # (sequence, directions, batch, hidden) and (directions, batch, hidden) to layout 1's orders
@@ -54,7 +55,7 @@ def refuse_misread(model: ir.Model) -> None:
 @refuses_malformed
 def is_misread(model: ir.Model) -> bool:
     """Whether a graph, its bodies or its functions have anything for :func:`mend_misread`."""
-    return any(is_single_group(node) or _mender(node) for node in _nodes(model))
+    return any(_mender(node) for node in _nodes(model))
 
 
 @refuses_malformed
@@ -72,16 +73,16 @@ def mend_misread(model: ir.Model) -> dict[str, int]:
     """
     if model.functions:
         passes.InlinePass()(model)
-    counts = Counter({"GroupNormalization": join_single_groups(model)})
+    counts: Counter[str] = Counter()
     nodes = [(node, mender) for node in all_nodes(model.graph) if (mender := _mender(node))]
     if any(value is not None and value.dtype is None for n, _ in nodes for value in n.inputs[:1]):
         infer_values(model)
     names = Names(model)
     opset = opset_of(model)
     for node, mender in nodes:
-        mender(_Rewriting(node, names, opset))
+        mender(Replacement(node, names, opset))
         counts[node.op_type] += 1
-    return {operator: count for operator, count in counts.items() if count}
+    return dict(counts)
 
 
 def with_replacements(model: ir.Model, names: frozenset[str]) -> frozenset[str]:
@@ -164,161 +165,136 @@ _FAULTS: dict[str, Callable[[ir.Node], str]] = {
 # What is mended
 
 
-class _Rewriting:
-    """New nodes in the place of one, whose outputs keep their names."""
-
-    def __init__(self, node: ir.Node, names: Names, opset: int) -> None:
-        self.node = node
-        self.opset = opset
-        self._names = names
-        self._nodes: list[ir.Node] = []
-
-    def add(
-        self, operator: str, inputs: Sequence[ir.Value | None], **attributes: object
-    ) -> ir.Value:
-        """The output of a new node."""
-        return self.add_with(operator, inputs, 1, attributes)[0]
-
-    def add_with(
-        self,
-        operator: str,
-        inputs: Sequence[ir.Value | None],
-        outputs: int,
-        attributes: Mapping[str, object],
-    ) -> list[ir.Value]:
-        """The outputs of a new node."""
-        names = [self._names.unique(self._named(operator.lower())) for _ in range(outputs)]
-        kind = self.kind
-        values = [
-            ir.Value(name=n, type=None if kind is None else ir.TensorType(kind)) for n in names
-        ]
-        suffix = f"__{operator.lower()}_{len(self._nodes)}"
-        name = f"{self.node.name}{suffix}" if self.node.name else None
-        self._nodes.append(ir.node(operator, inputs, attributes, outputs=values, name=name))  # type: ignore[arg-type]
-        return values
-
-    @property
-    def kind(self) -> ir.DataType | None:
-        """The element type of the first output or input of which one is known."""
-        values = (*self.node.outputs, *self.node.inputs)
-        return next((v.dtype for v in values if v is not None and v.dtype is not None), None)
-
-    def constant(self, number: np.ndarray) -> ir.Value:
-        """A new initializer."""
-        return self._names.initializer(self._named("value"), ir.Tensor(number))
-
-    def _named(self, suffix: str) -> str:
-        named = (value.name for value in self.node.outputs if value.name)
-        return f"{next(named, self.node.op_type)}__{suffix}"
-
-    def replace(self, *values: ir.Value | None) -> None:
-        """Let new values take the place of the node's outputs; None where it has none."""
-        graph, node = self.node.graph, self.node
-        assert graph is not None  # noqa: S101  # for the type checker
-        self._nodes[-1].name = node.name
-        pairs = [(old, new) for old, new in zip(node.outputs, values, strict=True) if new]
-        old, new = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-        ir.convenience.replace_nodes_and_values(graph, node, [node], self._nodes, old, new)
-
-
-def _mend_triangle(rewriting: _Rewriting) -> None:
+def _mend_triangle(new: Replacement) -> None:
     """The upper triangle is the default, but taken for the lower one."""
-    rewriting.node.attributes["upper"] = ir.AttrInt64("upper", 1)
+    new.node.attributes["upper"] = ir.AttrInt64("upper", 1)
 
 
-def _mend_mean(rewriting: _Rewriting) -> None:
+def _mend_mean(new: Replacement) -> None:
     """The number to divide by is written as FP32, and read as FP16."""
-    node = rewriting.node
+    node = new.node
     first = next(value for value in node.inputs if value is not None)
-    kind = rewriting.kind or known_type(first)
-    count = rewriting.constant(np.array(len(node.inputs), kind.numpy()))
-    rewriting.replace(rewriting.add("Div", [rewriting.add("Sum", node.inputs), count]))
+    kind = new.kind or known_type(first)
+    count = new.constant(np.array(len(node.inputs), kind.numpy()))
+    new.replace(new.add("Div", [new.add("Sum", node.inputs), count]))
 
 
-def _mend_pool(rewriting: _Rewriting) -> None:
+def _mend_pool(new: Replacement) -> None:
     """Numbers are raised to an odd power without their signs being dropped first."""
-    node = rewriting.node
-    absolute = rewriting.add("Abs", node.inputs)
-    rewriting.replace(*rewriting.add_with("GlobalLpPool", [absolute], 1, dict(node.attributes)))
+    node = new.node
+    absolute = new.add("Abs", node.inputs)
+    new.replace(*new.add_with("GlobalLpPool", [absolute], 1, node.attributes))
 
 
-def _mend_reduction(rewriting: _Rewriting) -> None:
+def _mend_reduction(new: Replacement) -> None:
     """What such a reduction does to each number is left out where it reduces no axis."""
-    node = rewriting.node
+    node = new.node
     (x, *_) = node.inputs
     if node.op_type == "ReduceSumSquare":
-        rewriting.replace(rewriting.add("Mul", [x, x]))
+        new.replace(new.add("Mul", [x, x]))
     else:
-        rewriting.replace(rewriting.add("Log" if node.op_type == "ReduceLogSum" else "Abs", [x]))
+        new.replace(new.add("Log" if node.op_type == "ReduceLogSum" else "Abs", [x]))
 
 
-def _mend_logarithm(rewriting: _Rewriting) -> None:
+def _mend_logarithm(new: Replacement) -> None:
     """Exponents above 88 overflow, because the largest number is not taken off before."""
-    node = rewriting.node
+    node = new.node
     x, *axes = node.inputs
-    kept = {name: value for name, value in node.attributes.items() if name != "keepdims"}
     assert x is not None  # noqa: S101  # for the type checker
     kind = known_type(x)
-    ends = [rewriting.constant(np.array(end, kind.numpy())) for end in (-kind.max, kind.max)]
+    ends = [new.constant(np.array(end, kind.numpy())) for end in (-kind.max, kind.max)]
 
-    def offset(keepdims: int) -> ir.Value:
-        found = rewriting.add("ReduceMax", node.inputs, **kept, keepdims=keepdims)
+    def offset(attributes: Mapping[str, object]) -> ir.Value:
+        (found,) = new.add_with("ReduceMax", node.inputs, 1, attributes)
         # Infinity less infinity would be no number.
-        return rewriting.add("Min", [rewriting.add("Max", [found, ends[0]]), ends[1]])
+        return new.add("Min", [new.add("Max", [found, ends[0]]), ends[1]])
 
-    exponents = rewriting.add("Exp", [rewriting.add("Sub", [x, offset(1)])])
-    keepdims = node.attributes.get_int("keepdims", 1)
-    summed = rewriting.add("ReduceLogSum", [exponents, *axes], **kept, keepdims=keepdims)
-    rewriting.replace(rewriting.add("Add", [summed, offset(keepdims)]))
+    less = new.add("Sub", [x, offset({**node.attributes, "keepdims": 1})])
+    exponents = new.add("Exp", [less])
+    (summed,) = new.add_with("ReduceLogSum", [exponents, *axes], 1, node.attributes)
+    new.replace(new.add("Add", [summed, offset(node.attributes)]))
 
 
-def _mend_limits(rewriting: _Rewriting) -> None:
+def _mend_groups(new: Replacement) -> None:
+    """Of one group, which is all channels, each channel gets statistics of its own.
+
+    As an instance norm of one channel, which holds all, it comes out right.
+    """
+    x, scale, bias = new.node.inputs
+    assert x is not None and scale is not None and bias is not None  # noqa: S101, PT018
+    kind = known_type(x)
+    whole = new.add("Shape", [x], ir.DataType.INT64)
+    value = new.reshaped(x, [0, 1, -1])
+    wide = kind is BFLOAT16 and new.opset < _BFLOAT16_NORM
+    if wide:
+        value = new.add("Cast", [value], FLOAT, to=FLOAT)
+    within = FLOAT if wide else kind
+    per_channel = new.opset >= SCALE_PER_CHANNEL
+    if per_channel:
+        one, zero = (new.constant(np.full(1, n, within.numpy())) for n in (1, 0))
+    elif wide:
+        one, zero = (new.add("Cast", [p], FLOAT, to=FLOAT) for p in (scale, bias))
+    else:
+        one, zero = scale, bias
+    epsilon = new.node.attributes.get_float("epsilon", 1e-5)
+    value = new.add("InstanceNormalization", [value, one, zero], within, epsilon=epsilon)
+    if wide:
+        value = new.add("Cast", [value], kind, to=kind)
+    value = new.add("Reshape", [value, whole], kind)
+    if per_channel:
+        value = new.reshaped(value, [0, 0, -1])
+        value = new.add("Mul", [value, new.reshaped(scale, [-1, 1])], kind)
+        value = new.add("Add", [value, new.reshaped(bias, [-1, 1])], kind)
+        value = new.add("Reshape", [value, whole], kind)
+    new.replace(value)
+
+
+def _mend_limits(new: Replacement) -> None:
     """Between limits in the wrong order, the larger wins instead of the second."""
-    rewriting.node.replace_input_with(1, rewriting.node.inputs[2])
+    new.node.replace_input_with(1, new.node.inputs[2])
 
 
-def _mend_average(rewriting: _Rewriting) -> None:
+def _mend_average(new: Replacement) -> None:
     """What a last window has beyond the padding is counted."""
-    node = rewriting.node
+    node = new.node
     (x,) = node.inputs
     attributes = {**node.attributes, "count_include_pad": ir.AttrInt64("count_include_pad", 0)}
     pads = node.attributes.get_ints("pads", [])
     if any(pads):
         half = len(pads) // 2
         around = [0, 0, *pads[:half], 0, 0, *pads[half:]]
-        if rewriting.opset < _PADS_AS_INPUT:
-            x = rewriting.add("Pad", [x], pads=around)
+        if new.opset < _PADS_AS_INPUT:
+            x = new.add("Pad", [x], pads=around)
         else:
-            x = rewriting.add("Pad", [x, rewriting.constant(np.array(around))])
+            x = new.add("Pad", [x, new.constant(np.array(around))])
         del attributes["pads"]
-    rewriting.replace(*rewriting.add_with("AveragePool", [x], 1, attributes))
+    new.replace(*new.add_with("AveragePool", [x], 1, attributes))
 
 
-def _mend_layout(rewriting: _Rewriting) -> None:
+def _mend_layout(new: Replacement) -> None:
     """Layout 1, with the batch before the sequence, is ignored."""
-    node = rewriting.node
+    node = new.node
     inputs = list(node.inputs)
     for index in (0, 5, 6):  # the sequence and the states before it
-        value = _input(node, index)
-        if value is not None:
-            inputs[index] = rewriting.add("Transpose", [value], perm=_BATCH_FIRST)
+        if (given := _input(node, index)) is not None:
+            inputs[index] = new.add("Transpose", [given], perm=_BATCH_FIRST)
     attributes = {name: value for name, value in node.attributes.items() if name != "layout"}
-    made = rewriting.add_with(node.op_type, inputs, len(node.outputs), attributes)
+    made = new.add_with(node.op_type, inputs, len(node.outputs), attributes)
     turned: list[ir.Value | None] = []
-    for old, new, order in zip(node.outputs, made, _OUTPUT_ORDERS, strict=False):
+    for old, value, order in zip(node.outputs, made, _OUTPUT_ORDERS, strict=False):
         if old.name:
-            turned.append(rewriting.add("Transpose", [new], perm=order))
+            turned.append(new.add("Transpose", [value], perm=order))
         else:  # not wanted
-            new.name = ""
+            value.name = ""
             turned.append(None)
-    rewriting.replace(*turned)
+    new.replace(*turned)
 
 
 class _Mender(NamedTuple):
     """When a node is misread, and what mends it."""
 
     applies: Callable[[ir.Node], bool]
-    mend: Callable[[_Rewriting], None]
+    mend: Callable[[Replacement], None]
 
 
 def _reduces_nothing(node: ir.Node) -> bool:
@@ -326,6 +302,10 @@ def _reduces_nothing(node: ir.Node) -> bool:
     known = None if axes is None else _constant(axes)
     empty = axes is None or (known is not None and known.size == 0)
     return empty and node.attributes.get_int("noop_with_empty_axes", 0) == 1
+
+
+def _has_one_group(node: ir.Node) -> bool:
+    return node.attributes.get_int("num_groups", 0) == 1
 
 
 def _keeps_signs(node: ir.Node) -> bool:
@@ -357,6 +337,7 @@ def _overflows(node: ir.Node) -> bool:
 _REDUCTION = _Mender(_reduces_nothing, _mend_reduction)
 _RECURRENT = _Mender(lambda node: node.attributes.get_int("layout", 0) == 1, _mend_layout)
 _MENDERS = {
+    "GroupNormalization": _Mender(_has_one_group, _mend_groups),
     "Trilu": _Mender(lambda node: "upper" not in node.attributes, _mend_triangle),
     "ReduceLogSumExp": _Mender(_overflows, _mend_logarithm),
     "Clip": _Mender(_has_wrong_order, _mend_limits),
@@ -368,7 +349,7 @@ _MENDERS = {
 }
 
 
-def _mender(node: ir.Node) -> Callable[[_Rewriting], None] | None:
+def _mender(node: ir.Node) -> Callable[[Replacement], None] | None:
     mender = None if node.domain else _MENDERS.get(node.op_type)
     return mender.mend if mender is not None and mender.applies(node) else None
 
