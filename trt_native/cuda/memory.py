@@ -259,11 +259,12 @@ def copy_host(target: Array, source: Array) -> None:
     its own, which are still awake from the copy before: to wake others takes longer than 2 MiB.
     """
     parts = target.nbytes // _BYTES_PER_THREAD if source.flags.c_contiguous else 0
+    threads = min(parts, _copy_threads())
     torch = _copying_torch() if parts and _are_plain(target, source) else None
     if torch is not None:
         torch.from_numpy(_units(target)).copy_(torch.from_numpy(_units(source)))
-    elif min(parts, _copy_threads()) > 1:
-        _copy_by_threads(target.reshape(-1), source.reshape(-1), min(parts, _copy_threads()))
+    elif threads > 1:
+        _copy_by_threads(target.reshape(-1), source.reshape(-1), threads)
     else:
         np.copyto(target, source, casting="unsafe")
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from trt_native.session.operands import ALIGNMENT
+from trt_native.session.operands import ALIGNMENT, torch_maker
 from trt_native.session.runner import Layout
 
 __all__ = ["KnownTensors", "key_of"]
@@ -28,6 +28,20 @@ class KnownTensors:
     layout: Layout
     order: tuple[int, ...]
     outputs: tuple[tuple[str, Callable[[], Any]], ...]
+
+    @classmethod
+    def of(
+        cls,
+        layout: Layout,
+        names: Sequence[str],
+        inputs: Mapping[str, Any],
+        outputs: Mapping[str, Any],
+    ) -> KnownTensors:
+        """Of a run: its layout, the names of the engine's inputs, and the tensors in and out."""
+        given = tuple(inputs)
+        order = tuple(given.index(name) for name in names)
+        made = tuple((name, torch_maker(value)) for name, value in outputs.items())
+        return cls(layout, order, made)
 
 
 def key_of(inputs: Mapping[str, Any]) -> Hashable:

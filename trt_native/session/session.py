@@ -36,7 +36,6 @@ from trt_native.session.operands import (
     torch_dtype,
     torch_from_host,
     torch_lend,
-    torch_maker,
     torch_stream,
 )
 from trt_native.session.pending import Pending
@@ -51,10 +50,6 @@ _LOGGER = logging.getLogger(__name__)
 _DEFAULT_GRAPHS = 32
 _DEFAULT_CALLS = 4
 _MOST_KNOWN = 256
-_CAPTURED = (
-    "this stream is being captured into a CUDA graph, which takes inputs and outputs on the GPU"
-    " only, of shapes that do not depend on data"
-)
 _NO_INPUT = read(np.zeros(0))
 _Item = TypeVar("_Item")
 
@@ -367,11 +362,10 @@ class Session:
             if stream is not None and any(operand.kind == "foreign" for operand in held):
                 self._pending(outputs, held, self._runner.order, compute)
             if key is not None and not cast:
-                self._remember(key, _known_tensors(self._runner, inputs, layout, outputs))
+                names = [tensor.name for tensor in self._runner.device_inputs]
+                self._remember(key, KnownTensors.of(layout, names, inputs, outputs))
             return outputs, self._runner.order, compute
-        if self._runner.is_captured(compute):
-            raise CudaError(_CAPTURED)
-        call = self._next_call()
+        call = self._next_call(compute)
         streams = self._streams(compute, spread and stream is None and lead is None)
         call.fill(layout, operands, pointers)
         self._stage(call, streams, {n: o.host for n, o in given.items() if o.host is not None})
@@ -393,9 +387,7 @@ class Session:
     ) -> tuple[dict[str, Any], Event, int]:
         """As :meth:`_start`, for NumPy arrays like those of an earlier run."""
         compute = self._compute_handle(None, stream)
-        if self._runner.is_captured(compute):
-            raise CudaError(_CAPTURED)
-        call = self._next_call()
+        call = self._next_call(compute)
         if not call.refill(layout, inputs):
             call.fill(layout, read_inputs(inputs)[0], {})
         streams = self._streams(compute, spread and stream is None)
@@ -452,8 +444,17 @@ class Session:
             return compute, compute, compute
         return self._upload_stream.handle, compute, self._download_stream.handle
 
-    def _next_call(self) -> Call:
-        """A call whose memory is free, or else the one that was started first."""
+    def _next_call(self, compute: int) -> Call:
+        """A call whose memory is free, or else the one that was started first.
+
+        Raises:
+            CudaError: the stream that it is for is being captured.
+        """
+        if self._runner.is_captured(compute):
+            raise CudaError(
+                "this stream is being captured into a CUDA graph, which takes inputs and outputs on"
+                " the GPU only, of shapes that do not depend on data"
+            )
         if not self._calls or (len(self._calls) < self._most_calls and not self._calls[0].done()):
             self._calls.append(Call(self._runner, self._pool))
         else:
@@ -542,15 +543,6 @@ def _until_failure(items: Iterable[_Item]) -> Iterator[_Item | Exception]:
         yield from items
     except Exception as error:
         yield error
-
-
-def _known_tensors(
-    runner: Runner, inputs: Mapping[str, Any], layout: Layout, outputs: Mapping[str, Any]
-) -> KnownTensors:
-    names = tuple(inputs)
-    order = tuple(names.index(tensor.name) for tensor in runner.device_inputs)
-    made = tuple((name, torch_maker(value)) for name, value in outputs.items())
-    return KnownTensors(layout, order, made)
 
 
 def _is_cuda(device: str | None, lead: Operand | None) -> bool:
