@@ -27,11 +27,11 @@ from typing import Annotated
 
 import typer
 
-from trt_native.cli.console import guarded, print_json, stderr, table
+from trt_native.cli.console import print_json, report_errors, stderr, table
 from trt_native.errors import CalibrationError
 
 
-@guarded
+@report_errors
 def main(
     pipeline: Annotated[
         str,
@@ -48,12 +48,12 @@ def main(
 ) -> None:
     """Capture calibration data from a running pipeline."""
     from trt_native.calibration import capture
-    from trt_native.calibration.folder import check_new_folder, read_manifest
+    from trt_native.calibration.folder import check_new_folder, read_data_manifest
     from trt_native.calibration.sources import load_function
 
     check_new_folder(output)
     load_function(pipeline)(partial(capture, folder=output, batches=batches, seed=seed))
-    manifest = read_manifest(output)
+    manifest = read_data_manifest(output)
     if manifest is None:
         raise CalibrationError(f"{pipeline} captured nothing: run the pipeline in `with hook(...)`")
     if json:

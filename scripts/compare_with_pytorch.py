@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from trt_native.cli.console import guarded, stdout
+from trt_native.cli.console import report_errors, stdout
 
 
-@guarded
+@report_errors
 def compare(
     plan: Path,
     checkpoint: Annotated[Path | None, typer.Option()] = None,
@@ -24,7 +24,7 @@ def compare(
     import torch
 
     from trt_native.models.latentsync import load_unet
-    from trt_native.session import Session
+    from trt_native.runtime import Session
 
     unet, _ = load_unet(config=config, checkpoint=checkpoint, random_seed=random_weights)
     generator = np.random.default_rng(0)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from trt_native.export import AUDIO_TOKENS
+from trt_native.files import sha256_of_file
 from trt_native.models.latentsync import denoiser_inputs, load_unet
-from trt_native.plan import sha256_of_file
+from trt_native.models.latentsync.export import AUDIO_TOKENS
 
 CHECKPOINT = Path(__file__).parents[1] / "tests" / "data" / "unet_small.pt"
 SEED, STEPS, GUIDANCE = 0, 20, 1.5

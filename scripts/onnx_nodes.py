@@ -28,7 +28,7 @@ import typer
 from onnx import numpy_helper
 
 from trt_native import BuildConfig, Precision, Session, build_plan
-from trt_native.cli.console import guarded, stdout, table
+from trt_native.cli.console import report_errors, stdout, table
 from trt_native.cuda import require_gpu
 from trt_native.errors import TrtNativeError
 
@@ -177,7 +177,7 @@ def supervise(names: queue.SimpleQueue[str | None], results: list[Result]) -> No
         process.join()
 
 
-@guarded
+@report_errors
 def main(
     only: Annotated[str, typer.Option(help="Pattern of the tests' names.")] = "*",
     jobs: Annotated[int, typer.Option(min=1, help="Processes at a time.")] = 8,

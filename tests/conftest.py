@@ -11,7 +11,7 @@ import pytest
 
 from trt_native.cuda import require_gpu
 from trt_native.errors import CudaError
-from trt_native.plan import Manifest
+from trt_native.plans.manifest import Manifest
 
 
 def pytest_collection_modifyitems(items):
@@ -68,7 +68,7 @@ def main_in_process(capsys, monkeypatch):
 def golden_onnx(tmp_path_factory):
     """The golden U-Net in FP32, its export shared by all who only read it."""
     pytest.importorskip("torch")
-    import golden_unet
+    from helpers import golden_unet
 
     return golden_unet.export(tmp_path_factory.mktemp("golden") / "unet.onnx")
 
@@ -77,9 +77,9 @@ def golden_onnx(tmp_path_factory):
 def deepcache_onnx(tmp_path_factory):
     """DeepCache's two graphs of the golden U-Net in FP32, alone in a folder, and the reports."""
     pytest.importorskip("torch")
-    from golden_unet import DATA
+    from helpers import DATA
 
-    from trt_native.export import export_deepcache
+    from trt_native.models.latentsync.export import export_deepcache
 
     path = tmp_path_factory.mktemp("deepcache") / "unet.onnx"
     reports = export_deepcache(path, config="small", checkpoint=DATA / "unet_small.pt")

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_models
+from helpers import tiny_models
+from helpers.tolerances import FP32_PRODUCTS
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
-from tolerances import FP32_PRODUCTS
 
 from trt_native import BuildConfig, Precision, ProfileSpec, Session, build_plan
 from trt_native.errors import TrtNativeError

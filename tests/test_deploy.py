@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_plans import STATIC, TWO, X, Y, make_plan, tensor
-from triton_message import parse_model_config
+from helpers.made_plans import STATIC, TWO, X, Y, make_plan, tensor
+from helpers.triton_message import parse_model_config
 
 from trt_native import deploy
 from trt_native.deploy import TritonConfig, deploy_triton, triton_config, trtexec_command
 from trt_native.errors import PlanError, SpecError, UnsupportedError
-from trt_native.spec import ShapeRange
+from trt_native.shapes import ShapeRange
 
 
 def configure(tensors, **options):

@@ -7,14 +7,14 @@ import dataclasses
 import json
 
 import pytest
-from made_plans import LAYERS, STATIC, TWO, X, Y, make_plan
+from helpers.made_plans import LAYERS, STATIC, TWO, X, Y, make_plan
 
 from trt_native.errors import PlanError, SpecError
 from trt_native.inspection import (
     Difference,
     LayerTensor,
     PlanReport,
-    compare,
+    diff_plans,
     inspect_plan,
     parse_layers,
     precision_mix,
@@ -100,7 +100,7 @@ def test_what_is_no_report(report, tmp_path, change):
 
 
 def test_the_same_plan(report):
-    found = compare(report, report)
+    found = diff_plans(report, report)
     assert (found.differences, found.same_bytes, found.not_compared) == ((), True, ())
 
 
@@ -112,7 +112,7 @@ def test_differences_by_section(report, tmp_path):
         options={"refit": True, "tf32": False},
         precision={"requested": "fp32", "applied": "fp32"},
     )
-    found = compare(report, inspect_plan(other))
+    found = diff_plans(report, inspect_plan(other))
     assert found.differences == (
         Difference("plan", "made by", "TensorRT 10.16.1.11", "TensorRT 10.16.1.12"),
         Difference("options", "precision applied", "fp16", "fp32"),
@@ -134,7 +134,7 @@ def test_layers_that_appear_go_and_change(report):
     layers[0]["TacticName"] = "another"
     del layers[2]
     layers.append(layers[1])
-    found = compare(with_layers(report, LAYERS), with_layers(report, layers))
+    found = diff_plans(with_layers(report, LAYERS), with_layers(report, layers))
     assert {(d.name, d.left, d.right) for d in found.differences} == {
         (
             "layer conv1 + relu1",
@@ -149,7 +149,7 @@ def test_layers_that_appear_go_and_change(report):
 def test_what_cannot_be_compared(report, tmp_path):
     foreign = make_plan(tmp_path / "f.plan", (TWO,), version=(10, 1, 0, 0))
     foreign = inspect_plan(dataclasses.replace(foreign, manifest=None))
-    found = compare(report, foreign)
+    found = diff_plans(report, foreign)
     assert [d.name for d in found.differences] == ["made by"]
     assert [line.split(":")[0] for line in found.not_compared] == [
         "model and options",

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from trt_native.errors import SpecError, TrtNativeError
-from trt_native.plan import open_regular, replacing
+from trt_native.files import atomic_write, open_regular_file
 
 __all__ = [
     "ArrayArchive",
@@ -38,7 +38,7 @@ def load_arrays(path: Path) -> Array | dict[str, Array]:
     Raises:
         SpecError: the file cannot be read, is damaged, or holds something else.
     """
-    with reading(path), open_regular(path) as file:
+    with reading(path), open_regular_file(path) as file:
         loaded = np.load(file, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return loaded
@@ -81,7 +81,7 @@ def open_arrays(path: Path) -> Iterator[ArrayArchive]:
     """
     with contextlib.ExitStack() as stack:
         with reading(path):
-            file = stack.enter_context(open_regular(path))
+            file = stack.enter_context(open_regular_file(path))
             loaded = np.load(file, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             raise SpecError(f"{path}: holds one array without a name; write an .npz file")
@@ -107,7 +107,7 @@ class ArrayWriter:
 @contextlib.contextmanager
 def write_arrays(path: Path) -> Iterator[ArrayWriter]:
     """Write an ``.npz`` file in a block, which is there in full after it, or not at all."""
-    with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
+    with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
         yield ArrayWriter(archive)
 
 

@@ -13,10 +13,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trt_native.engine import Engine
 from trt_native.errors import CudaError, PlanError, SpecError, UnsupportedError
-from trt_native.plan import Plan, PlanTensor
-from trt_native.spec import Shape
+from trt_native.plans.manifest import PlanTensor
+from trt_native.plans.plan import Plan
+from trt_native.runtime.engine import Engine
+from trt_native.shapes import Shape
 
 __all__ = [
     "TritonConfig",

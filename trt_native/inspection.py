@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from trt_native.cuda import require_gpu
-from trt_native.engine import Engine
 from trt_native.errors import CudaError, PlanError, SpecError, TrtNativeError
-from trt_native.layers import Layer, LayerTensor, parse_layers, precision_mix
-from trt_native.plan import Manifest, Plan, PlanTensor, open_regular, read_text_file
+from trt_native.files import open_regular_file, read_text_file
+from trt_native.plans.engine_layers import Layer, LayerTensor, parse_layers, precision_mix
+from trt_native.plans.manifest import Manifest, PlanTensor
+from trt_native.plans.plan import Plan
+from trt_native.runtime.engine import Engine
 
 __all__ = [
-    "Comparison",
     "Difference",
     "Layer",
     "LayerTensor",
+    "PlanDiff",
     "PlanReport",
-    "compare",
+    "diff_plans",
     "inspect_plan",
     "parse_layers",
     "precision_mix",
@@ -146,7 +148,7 @@ def read_report(path: Path, *, ignore_manifest: bool = False) -> PlanReport:
         PlanError: the file is neither, or is damaged.
     """
     try:
-        with open_regular(path) as file:
+        with open_regular_file(path) as file:
             is_json = file.read(1) == b"{"
         if not is_json:
             return inspect_plan(Plan.load(path, ignore_manifest=ignore_manifest))
@@ -206,7 +208,7 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class PlanDiff:
     """How two plans differ.
 
     Attributes:
@@ -220,7 +222,7 @@ class Comparison:
     same_bytes: bool
 
 
-def compare(left: PlanReport, right: PlanReport) -> Comparison:
+def diff_plans(left: PlanReport, right: PlanReport) -> PlanDiff:
     """Compare two plans by everything that is known of both."""
     not_compared = []
     sections = {"plan": (_plan_facts(left), _plan_facts(right))}
@@ -243,7 +245,7 @@ def compare(left: PlanReport, right: PlanReport) -> Comparison:
         for name in dict.fromkeys((*one, *other))
         if one.get(name) != other.get(name)
     ]
-    return Comparison(tuple(differences), tuple(not_compared), left.sha256 == right.sha256)
+    return PlanDiff(tuple(differences), tuple(not_compared), left.sha256 == right.sha256)
 
 
 def _plan_facts(report: PlanReport) -> dict[str, str]:

@@ -23,33 +23,31 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from trt_native.activations import EngineActivations
-from trt_native.backends.base import load_backend
-from trt_native.builder import build_plan
+from trt_native.backends.registry import load_backend
+from trt_native.builder.build import build_plan
+from trt_native.builder.engine_calibration import EngineActivations
+from trt_native.builder.select_precision import time_sessions
 from trt_native.calibration.batches import read_batches
 from trt_native.calibration.collect import calibrate as find_cache
 from trt_native.calibration.device import DeviceStatistics
 from trt_native.calibration.folder import Batch
 from trt_native.calibration.ranges import entropy_threshold
-from trt_native.cli.console import guarded, stderr, stdout, table
+from trt_native.cli.console import report_errors, stderr, stdout, table
+from trt_native.config import (
+    BuildConfig,
+    CalibrationMethod,
+    CalibrationRunner,
+    Precision,
+    QuantizationSpec,
+)
 from trt_native.cuda import GpuInfo, require_gpu
 from trt_native.errors import SpecError, TrtNativeError
 from trt_native.graph.dims import resolve_profiles
 from trt_native.graph.onnx_file import read_model, tensor_specs
-from trt_native.plan import Plan
-from trt_native.selection import time_sessions
-from trt_native.session import Session
-from trt_native.spec import (
-    ActivationsBy,
-    BuildConfig,
-    CalibrationMethod,
-    Precision,
-    ProfileSpec,
-    QuantizationSpec,
-    TensorSpec,
-    format_bytes,
-    parse_bytes,
-)
+from trt_native.plans.plan import Plan
+from trt_native.runtime import Session
+from trt_native.shapes import ProfileSpec, TensorSpec
+from trt_native.units import format_bytes, parse_bytes
 
 app = typer.Typer(add_completion=False, help=__doc__)
 
@@ -99,14 +97,14 @@ class Phases:
         self._open: dict[str, tuple[float, bool]] = {}
 
     def phase_start(self, phase: str, parent: str | None, steps: int) -> None:  # noqa: ARG002
-        """See :class:`trt_native.backends.base.Progress`."""
+        """See :class:`trt_native.progress.Progress`."""
         self._open[phase] = (time.perf_counter(), parent is None)
 
     def step_complete(self, phase: str, step: int) -> None:
-        """See :class:`trt_native.backends.base.Progress`."""
+        """See :class:`trt_native.progress.Progress`."""
 
     def phase_finish(self, phase: str) -> None:
-        """See :class:`trt_native.backends.base.Progress`."""
+        """See :class:`trt_native.progress.Progress`."""
         started, outermost = self._open.pop(phase)
         if outermost:
             self.seconds[phase] = time.perf_counter() - started
@@ -139,7 +137,7 @@ class Values:
 
 
 @app.command()
-@guarded
+@report_errors
 def ranges(
     tensors: int = 1000,
     elements: Annotated[int, typer.Option(help="Of each tensor.")] = 2**21,
@@ -180,7 +178,7 @@ def ranges(
 
 
 @app.command()
-@guarded
+@report_errors
 def calibrate(
     model: ModelFile,
     output: Annotated[Path, typer.Option("--output", "-o", help="The cache to write.")],
@@ -200,7 +198,7 @@ def calibrate(
     else:
         samples = list(_random(inputs, dim or [], batches))
     source = EngineActivations(
-        load_backend(), by=ActivationsBy.parse(activations), memory_bytes=parse_bytes(memory)
+        load_backend(), by=CalibrationRunner.parse(activations), memory_bytes=parse_bytes(memory)
     )
     phases = Phases()
     started = time.perf_counter()
@@ -239,7 +237,7 @@ def calibrate(
 
 
 @app.command()
-@guarded
+@report_errors
 def plans(
     model: ModelFile,
     calib: Annotated[Path, typer.Option(help="The cache for INT8 and FP8.")],

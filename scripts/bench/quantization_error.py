@@ -12,13 +12,13 @@ import numpy as np
 import typer
 from onnx.reference import ReferenceEvaluator
 
+from trt_native.builder.quantize_file import quantize_onnx
 from trt_native.calibration.batches import Batches, read_batches
 from trt_native.calibration.collect import calibrate
 from trt_native.calibration.folder import Array, Batch
-from trt_native.cli.console import guarded, table
+from trt_native.cli.console import report_errors, table
+from trt_native.config import CalibrationMethod, Precision, QuantizationSpec
 from trt_native.graph.onnx_file import read_model, tensor_specs
-from trt_native.quantize import quantize_onnx
-from trt_native.spec import CalibrationMethod, Precision, QuantizationSpec
 
 WAYS: list[tuple[Precision, CalibrationMethod | None]] = [
     (Precision.INT8, method) for method in CalibrationMethod
@@ -26,7 +26,7 @@ WAYS: list[tuple[Precision, CalibrationMethod | None]] = [
 WAYS += [(Precision.FP8, CalibrationMethod.MINMAX), (Precision.INT8_WEIGHTS, None)]
 
 
-@guarded
+@report_errors
 def compare(
     model: Path,
     data: Annotated[str, typer.Option()],

@@ -14,19 +14,21 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from trt_native.builder import build_plan
-from trt_native.cli.console import guarded, stderr, table
+from trt_native.builder.build import build_plan
+from trt_native.builder.refit import refit_plan
+from trt_native.cli.console import report_errors, stderr, table
+from trt_native.config import BuildConfig, Precision
 from trt_native.cuda import require_gpu
 from trt_native.errors import SpecError, TrtNativeError
-from trt_native.plan import Plan
-from trt_native.refit import refit_plan
-from trt_native.session import Session
-from trt_native.spec import BuildConfig, Precision, ProfileSpec, format_bytes
+from trt_native.plans.plan import Plan
+from trt_native.runtime import Session
+from trt_native.shapes import ProfileSpec
+from trt_native.units import format_bytes
 
 _UNET_DIMS = ("batch=1:2:2", "frames=1:2:4", "height=16:16:32", "width=16:16:32")
 
 
-@guarded
+@report_errors
 def compare(
     old: Annotated[Path | None, typer.Option(help="ONNX file the plan is built from.")] = None,
     new: Annotated[Path | None, typer.Option(help="The same with other weights.")] = None,
@@ -54,7 +56,7 @@ def compare(
 
 
 def _export(path: Path, preset: str, seed: int) -> Path:
-    from trt_native.export import export_latentsync
+    from trt_native.models.latentsync.export import export_latentsync
 
     with stderr.status(f"exporting {preset} with the weights of seed {seed}"):
         export_latentsync(path, config=preset, random_seed=seed)

@@ -35,7 +35,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trt_native import BuildConfig, Engine, Plan, Precision, Session, build_plan
 from trt_native.bench import BenchOptions, bench_plan
-from trt_native.cli.console import guarded, stdout, table
+from trt_native.cli.console import report_errors, stdout, table
 from trt_native.cuda import require_gpu
 from trt_native.errors import CudaError, UnsupportedError
 
@@ -393,7 +393,7 @@ def clocks() -> dict[str, str]:
     return dict(zip(names, map(str.strip, printed.splitlines()[0].split(",")), strict=False))
 
 
-@guarded
+@report_errors
 def main(
     output: Annotated[Path | None, typer.Option(help="Write all as JSON to this file.")] = None,
 ) -> None:
@@ -444,7 +444,7 @@ def versions() -> dict[str, str]:
     """Of what was measured, and with what."""
     from importlib.metadata import PackageNotFoundError, version
 
-    from trt_native.backends.base import load_backend
+    from trt_native.backends.registry import load_backend
 
     found = {"python": sys.version.split()[0]}
     for name in ("torch", "numpy", "cuda-core", "cuda-bindings", "polygraphy", "trt-native"):

@@ -38,12 +38,12 @@ from torch import Tensor
 from unet_files import ONNX, Setup, build, command, export, load_module, pack, unpack
 
 from trt_native import LatentSyncUNet
-from trt_native.cli.console import guarded, stdout, table
+from trt_native.cli.console import report_errors, stdout, table
 from trt_native.cuda import require_gpu
 from trt_native.errors import SpecError, TrtNativeError, UnsupportedError
 from trt_native.models.latentsync import UNet, load_unet
-from trt_native.plan import read_manifest
-from trt_native.session import Session
+from trt_native.plans.manifest import read_manifest
+from trt_native.runtime import Session
 
 DEVICE = "cuda"
 STEPS, INTERVAL = 20, 3
@@ -107,7 +107,7 @@ _DEFAULT = ",".join(name for name in CONTENDERS if name != "eager-ours")
 
 
 @app.command()
-@guarded
+@report_errors
 def prepare(
     work: _Work,
     only: _Only = _DEFAULT,
@@ -148,7 +148,7 @@ def prepare(
 
 
 @app.command()
-@guarded
+@report_errors
 def measure(
     work: _Work,
     plans: Annotated[
@@ -197,7 +197,7 @@ def measure(
 
 
 @app.command()
-@guarded
+@report_errors
 def from_checkpoint(
     work: _Work,
     config: str = "latentsync-1.6",
@@ -229,7 +229,7 @@ def from_checkpoint(
 
 
 @app.command(hidden=True)
-@guarded
+@report_errors
 def child(setup: str, what: str, names: str, rounds: int, started: float) -> None:
     """Do one thing in a process of its own, and print a line of JSON for each result."""
     for row in _rows(Setup.from_json(setup), what, names.split(","), rounds, started):

@@ -23,9 +23,10 @@ from naive_unet import NaiveUNet
 from torch import Tensor
 
 from trt_native.errors import BuildError, SpecError
-from trt_native.export import AUDIO_TOKENS, export_deepcache, export_latentsync, export_module
+from trt_native.export import export_module
 from trt_native.models.latentsync import UNet, UNetConfig, load_unet
-from trt_native.plan import manifest_path
+from trt_native.models.latentsync.export import AUDIO_TOKENS, export_deepcache, export_latentsync
+from trt_native.plans.manifest import manifest_path
 
 ONNX = {
     "static": "unet",
@@ -174,7 +175,7 @@ def build(setup: Setup, name: str) -> None:
         "--no-cache",
     ]
     words += [f"--dim={dim}={text}" for dim, text in dims.items()]
-    command([*words, *(["--opt-profile"] if name == "dynamic" else [])])
+    command([*words, *(["--add-opt-shape-profiles"] if name == "dynamic" else [])])
 
 
 def command(words: list[Any]) -> None:

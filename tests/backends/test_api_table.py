@@ -26,7 +26,7 @@ from pathlib import Path
 import pytest
 
 import trt_native
-from trt_native import spec
+from trt_native import config
 
 PACKAGE = Path(trt_native.__path__[0])
 TABLE = json.loads((Path(__file__).parents[1] / "data" / "trt_api.json").read_text())
@@ -155,7 +155,7 @@ class Walk(ast.NodeVisitor):
         self.uses: list[Use] = []
         self.scope: dict[str, Value] = {}
         self.members: dict[str, Value] = {}
-        self.guarded: list[frozenset[str]] = []
+        self.report_errors: list[frozenset[str]] = []
         self.returning: set[str] = set()
         for _ in range(2):  # methods may use what later ones assign to self
             self.uses.clear()
@@ -165,7 +165,7 @@ class Walk(ast.NodeVisitor):
 
     def use(self, owner: str, attribute: str, node: ast.AST) -> None:
         """Record ``owner.attribute`` if the table can tell whether it exists."""
-        if attribute.startswith("__") or any(attribute in names for names in self.guarded):
+        if attribute.startswith("__") or any(attribute in names for names in self.report_errors):
             return
         path = f"{owner}.{attribute}" if owner else attribute
         if not owner and attribute in ALIASES:
@@ -396,10 +396,10 @@ class Walk(ast.NodeVisitor):
             if isinstance(call.func, ast.Name) and call.func.id == "hasattr"
             if isinstance(call.args[1], ast.Constant)
         )
-        self.guarded.append(names)
+        self.report_errors.append(names)
         for statement in node.body:
             self.visit(statement)
-        self.guarded.pop()
+        self.report_errors.pop()
         for statement in node.orelse:
             self.visit(statement)
 
@@ -432,7 +432,7 @@ class Walk(ast.NodeVisitor):
 def named_by_our_enum(path: str, argument: ast.expr) -> Value:
     """``x.value.upper()``: the values of the enum of ours that is named like TensorRT's."""
     if ast.unparse(argument).endswith(".value.upper()"):
-        for name, ours in vars(spec).items():
+        for name, ours in vars(config).items():
             if isinstance(ours, type) and issubclass(ours, enum.Enum) and path.startswith(name):
                 return Text(frozenset(str(member.value).upper() for member in ours))
     return None

@@ -13,23 +13,18 @@ import threading
 import onnx
 import onnx_ir as ir
 import pytest
-import tiny_models
+from helpers import tiny_models
 
-from trt_native.backends.base import BuildRequest, load_backend
+from trt_native.backends.base import BuildRequest
+from trt_native.backends.registry import load_backend
+from trt_native.config import BuildConfig, HardwareCompatibility, Precision, ProfilingVerbosity
 from trt_native.cuda import gpu_info
 from trt_native.errors import BuildError, UnsupportedError
 from trt_native.graph.onnx_file import operator_names, read_model
-from trt_native.graph.precision import convert_precision
-from trt_native.graph.quantization import quantize_model
-from trt_native.plan import PlanHeader
-from trt_native.spec import (
-    BuildConfig,
-    HardwareCompatibility,
-    Precision,
-    Profile,
-    ProfilingVerbosity,
-    ShapeRange,
-)
+from trt_native.passes.autocast import autocast
+from trt_native.passes.quantize import quantize_model
+from trt_native.plans.header import PlanHeader
+from trt_native.shapes import Profile, ShapeRange
 
 pytestmark = pytest.mark.backend
 
@@ -99,7 +94,7 @@ def test_quantized_products_in_an_fp16_graph(backend, request_for, fmt):
     def quantized(path):
         model = read_model(tiny_models.dense(path))
         quantize_model(model, {"h0": 4.0, "h1": 4.0}, format=fmt)
-        convert_precision(model, ir.DataType.FLOAT16, io_precision="fp16")
+        autocast(model, ir.DataType.FLOAT16, io_precision="fp16")
         ir.save(model, path)
         return path
 
@@ -215,8 +210,8 @@ def test_what_a_backend_lacks_is_refused_with_the_reason(backend):
         "hardware_compatibility": {"hardware_compatibility": HardwareCompatibility.AMPERE_PLUS},
         "compute_capabilities": {"compute_capabilities": ("8.9",)},
     }
-    assert set(backend.capabilities.refusals) <= set(requests)
-    for option, reason in backend.capabilities.refusals.items():
+    assert set(backend.capabilities.unsupported_options) <= set(requests)
+    for option, reason in backend.capabilities.unsupported_options.items():
         with pytest.raises(UnsupportedError) as caught:
             backend.check(BuildConfig(**requests[option]))
         assert option.replace("_", " ") in str(caught.value)

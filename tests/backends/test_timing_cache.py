@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 
 import pytest
-import tiny_models
+from helpers import tiny_models
 
 from trt_native import BuildConfig, EngineCache, Precision, ProfileSpec
-from trt_native.backends.base import load_backend
-from trt_native.builder import build_prepared, prepare
+from trt_native.backends.registry import load_backend
+from trt_native.builder.build import build_prepared, prepare
 from trt_native.cuda import gpu_info
 from trt_native.errors import SpecError, UnsupportedError
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
-import tiny_models
+from helpers import tiny_models
 
 from trt_native import BuildConfig, ProfileSpec, build_plan
-from trt_native.backends.base import load_backend
-from trt_native.builder import outline
+from trt_native.backends.registry import load_backend
+from trt_native.builder.build import outline
+from trt_native.builder.quantize_file import quantize_onnx
+from trt_native.config import Precision, QuantizationSpec
 from trt_native.errors import BuildError, UnsupportedError
-from trt_native.quantize import quantize_onnx
-from trt_native.spec import Precision, QuantizationSpec
 
 pytestmark = pytest.mark.backend
 

@@ -17,26 +17,19 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import tiny_models
+from helpers import tiny_models
 
-from trt_native.backends.base import BuildRequest, Calibration, load_backend
+from trt_native.backends.base import BuildRequest, Calibration
+from trt_native.backends.registry import load_backend
 from trt_native.backends.trt10_calibrator import DeviceUploader, make_calibrator, with_header
-from trt_native.builder import build_plan, outline
+from trt_native.builder.build import build_plan, outline
 from trt_native.calibration.batches import read_batches
 from trt_native.calibration.collect import calibrate as calibrate_model
 from trt_native.calibration.folder import write_batches
+from trt_native.config import BuildConfig, CalibrationMethod, Precision, QuantizationSpec
 from trt_native.errors import BuildError, CalibrationError, SpecError, UnsupportedError
 from trt_native.graph.onnx_file import operator_names, read_model, tensor_specs
-from trt_native.spec import (
-    BuildConfig,
-    CalibrationMethod,
-    Precision,
-    Profile,
-    ProfileSpec,
-    QuantizationSpec,
-    ShapeRange,
-    TensorSpec,
-)
+from trt_native.shapes import Profile, ProfileSpec, ShapeRange, TensorSpec
 
 HEADER = "TRT-101601-EntropyCalibration2\n"
 RANGES = "latents: 3c010a14\nhalf: 4000890a\n"

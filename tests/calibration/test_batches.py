@@ -13,12 +13,12 @@ from trt_native.calibration.batches import read_batches
 from trt_native.calibration.folder import (
     DataManifest,
     check_new_folder,
-    read_manifest,
+    read_data_manifest,
     write_batches,
 )
 from trt_native.calibration.sources import load_function
 from trt_native.errors import CalibrationError, SpecError
-from trt_native.spec import TensorSpec
+from trt_native.shapes import TensorSpec
 
 INPUTS = (
     TensorSpec("x", "float32", ("batch", "frames", 4)),
@@ -155,7 +155,7 @@ class TestSources:
     def test_bfloat16_inputs(self, tmp_path):
         values = np.array([1.0, 2.5, -3.0], ml_dtypes.bfloat16)
         write_batches(tmp_path / "d", [{"x": values}], model="m")
-        assert read_manifest(tmp_path / "d").inputs[0].dtype == "float32"
+        assert read_data_manifest(tmp_path / "d").inputs[0].dtype == "float32"
         found = read_batches(tmp_path / "d", [TensorSpec("x", "bfloat16", (3,))])
         assert_same(found, [{"x": values}])
 

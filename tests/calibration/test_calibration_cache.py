@@ -10,11 +10,11 @@ import struct
 from dataclasses import replace
 
 import pytest
-import tiny_models
+from helpers import tiny_models
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trt_native.calibration.cache import CalibrationCache, Provenance, TensorRange, cache_header
+from trt_native.calibration.caches import CalibrationCache, Provenance, TensorRange, cache_header
 from trt_native.errors import CalibrationError, SpecError
 from trt_native.graph.onnx_file import hash_files, read_model
 

@@ -15,10 +15,10 @@ import torch
 
 from trt_native.calibration import capture
 from trt_native.calibration.batches import read_batches
-from trt_native.calibration.folder import read_manifest
+from trt_native.calibration.folder import read_data_manifest
 from trt_native.errors import CalibrationError, SpecError
 from trt_native.models.latentsync import UNetConfig, denoiser_inputs, load_unet
-from trt_native.spec import TensorSpec
+from trt_native.shapes import TensorSpec
 
 ROOT = Path(__file__).parents[2]
 SET = ROOT / "calib_data" / "latentsync_small"
@@ -45,7 +45,7 @@ class Nameless:
 
 def arrays_in(folder):
     """The batches as stored, in order, with their manifest entries."""
-    manifest = read_manifest(folder)
+    manifest = read_data_manifest(folder)
     return [(entry, dict(np.load(folder / entry["file"]))) for entry in manifest.batches]
 
 
@@ -95,7 +95,7 @@ class TestCapture:
         counts = Counter(entry["timestep"] for entry, _ in arrays_in(tmp_path / "d"))
         assert set(counts) == set(range(20))
         assert sorted(counts.values()) == [2] * 10 + [3] * 10
-        assert read_manifest(tmp_path / "d").origin["calls"] == 100
+        assert read_data_manifest(tmp_path / "d").origin["calls"] == 100
 
     def test_fewer_than_the_timesteps(self, tmp_path):
         run(Denoiser(), tmp_path / "d", range(20), passes=3, batches=8)

@@ -8,15 +8,15 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-import tiny_models
+from helpers import tiny_models
 from onnx.reference import ReferenceEvaluator
 
 from trt_native.calibration.collect import calibrate, collect
 from trt_native.calibration.ranges import BINS, Histogram, entropy_threshold, mse_threshold
+from trt_native.config import CalibrationMethod
 from trt_native.errors import CalibrationError, SpecError
 from trt_native.graph.onnx_file import hash_files, read_model
 from trt_native.graph.quantizable import quantizable_tensors
-from trt_native.spec import CalibrationMethod
 
 ENTROPY, MINMAX, PERCENTILE, MSE = CalibrationMethod
 

@@ -17,8 +17,8 @@ from trt_native.calibration.ranges import (
     percentile_threshold,
     threshold,
 )
+from trt_native.config import CalibrationMethod
 from trt_native.errors import SpecError
-from trt_native.spec import CalibrationMethod
 
 LEVELS = 128
 

@@ -9,9 +9,9 @@ import sys
 
 import numpy as np
 import pytest
-from fake_machine import FakeMachine, Speed
-from html_reader import SVG, Collector, svgs
-from made_plans import LAYERS, X, Y, make_plan
+from helpers.fake_machine import FakeMachine, Speed
+from helpers.html_reader import SVG, Collector, svgs
+from helpers.made_plans import LAYERS, X, Y, make_plan
 
 from trt_native.bench import BenchOptions, bench_plan
 from trt_native.cli.bench_html import bench_page

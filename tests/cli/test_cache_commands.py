@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-import tiny_models
+from helpers import tiny_models
 from typer.testing import CliRunner
 
 from trt_native.cli.app import app

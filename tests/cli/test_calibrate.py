@@ -7,10 +7,10 @@ import os
 
 import numpy as np
 import pytest
-import tiny_models
+from helpers import tiny_models
 from test_cli import fails, trt_native
 
-from trt_native.calibration.cache import CalibrationCache
+from trt_native.calibration.caches import CalibrationCache
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_models
+from helpers import tiny_models
 from typer.testing import CliRunner
 
 from trt_native.cli.app import app

@@ -8,8 +8,8 @@ import subprocess
 import sys
 
 import pytest
-from made_plans import STATIC, TWO, X, Y, make_plan
-from triton_message import parse_model_config
+from helpers.made_plans import STATIC, TWO, X, Y, make_plan
+from helpers.triton_message import parse_model_config
 
 
 def trt_native(*arguments, cwd=None):

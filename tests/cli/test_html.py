@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from html_reader import SVG, Collector, svg
-from made_plans import LAYERS, X, Y, make_plan
+from helpers.html_reader import SVG, Collector, svg
+from helpers.made_plans import LAYERS, X, Y, make_plan
 
 from trt_native.cli.html import GraphNode, page, plan_page
 from trt_native.inspection import inspect_plan

@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 import pytest
-import tiny_models
-from made_plans import LAYERS, STATIC, X, Y, make_plan
+from helpers import tiny_models
+from helpers.made_plans import LAYERS, STATIC, X, Y, make_plan
 
 
 @pytest.fixture

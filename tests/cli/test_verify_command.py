@@ -11,15 +11,17 @@ import shutil
 import numpy as np
 import onnx
 import pytest
-import tiny_models
-from made_plans import make_plan, tensor
+from helpers import tiny_models
+from helpers.made_plans import make_plan, tensor
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from trt_native.calibration.reference import ReferenceRunner
+from trt_native.calibration.reference_runner import ReferenceRunner
+from trt_native.config import BuildConfig, Precision
 from trt_native.graph.onnx_file import read_model
-from trt_native.spec import BuildConfig, Precision, ProfileSpec
-from trt_native.verify import check, layers
+from trt_native.shapes import ProfileSpec
+from trt_native.verify import check
+from trt_native.verify import first_mismatch as layers
 from trt_native.verify.check import OpenPlan
 
 H0 = tensor("h0", "input", "float32", "1x64:2x64:4x64", dims=("batch", None))

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from trt_native.backends.base import load_backend
-from trt_native.builder import build_plan
+from trt_native.backends.registry import load_backend
+from trt_native.builder.build import build_plan
+from trt_native.config import BuildConfig
 from trt_native.errors import TrtNativeError
 from trt_native.graph.onnx_file import read_model, tensor_specs
-from trt_native.spec import BuildConfig, ProfileSpec
+from trt_native.shapes import ProfileSpec
 
 _MEMORY = 24 * 2**30
 

@@ -8,7 +8,7 @@ import typer.testing
 from typer.testing import CliRunner
 
 from trt_native.cli.app import app
-from trt_native.plan import Manifest
+from trt_native.plans.manifest import Manifest
 
 
 @pytest.fixture(autouse=True)

@@ -15,8 +15,8 @@ import numpy as np
 
 from trt_native.errors import CudaError, TrtNativeError
 from trt_native.inspection import inspect_plan
-from trt_native.plan import Plan
-from trt_native.session import Session
+from trt_native.plans.plan import Plan
+from trt_native.runtime import Session
 
 
 def run(path, inputs):

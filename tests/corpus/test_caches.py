@@ -10,13 +10,13 @@ import zipfile
 
 import numpy as np
 import pytest
-import tiny_models
-from made_plans import X, Y, make_plan
-from mutations import BYTES, HOSTILE_VALUES, attempt, json_broken, json_edited
+from helpers import tiny_models
+from helpers.made_plans import X, Y, make_plan
+from helpers.mutations import BYTES, HOSTILE_VALUES, attempt, json_broken, json_edited
 
-from trt_native.cache import EngineCache
+from trt_native.builder.plan_cache import EngineCache
 from trt_native.calibration.batches import read_batches
-from trt_native.calibration.cache import CalibrationCache
+from trt_native.calibration.caches import CalibrationCache
 from trt_native.calibration.folder import write_batches
 from trt_native.errors import CalibrationError
 from trt_native.graph.onnx_file import read_model, tensor_specs

@@ -12,16 +12,17 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from child_server import HANG_S, ChildServer
-from mutations import BYTES, SPLICES, attempt, onnx_edited
+from helpers.child_server import HANG_S, ChildServer
+from helpers.mutations import BYTES, SPLICES, attempt, onnx_edited
+from helpers.seed_models import write_seeds
+from helpers.tiny_models import FLOAT, tensor
 from onnx import TensorProto, helper
-from seed_models import write_seeds
-from tiny_models import FLOAT, tensor
 
-from trt_native import builder
+from trt_native.builder import build
+from trt_native.config import BuildConfig
 from trt_native.errors import ModelError, TrtNativeError
 from trt_native.graph.onnx_file import read_model, tensor_specs
-from trt_native.spec import BuildConfig, ProfileSpec
+from trt_native.shapes import ProfileSpec
 
 MUTATED_MODELS = 500
 COMMAND_BUILDS = 14
@@ -60,8 +61,8 @@ def rewritten(path):
     names = {axis for tensor in inputs for axis in tensor.shape or () if isinstance(axis, str)}
     given = ProfileSpec.parse(f"{name}=1:2:4" for name in names if name.isidentifier())
     config = BuildConfig(profiles=(given,) if given.dims else ())
-    prepared = builder.prepare(path, config, backend="rtx")
-    with builder.parsable(prepared, None):
+    prepared = build.prepare(path, config, backend="rtx")
+    with build.parsable(prepared, None):
         pass
 
 

@@ -6,29 +6,24 @@ import json
 import math
 
 import pytest
+from helpers.mutations import attempt
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from mutations import attempt
 
-from trt_native.calibration.cache import cache_header
-from trt_native.cli.inputs import read_inputs, read_shapes
+from trt_native.calibration.caches import cache_header
+from trt_native.cli.inputs import load_inputs, read_shapes
 from trt_native.cli.quantize import parse_ops
-from trt_native.errors import SpecError
-from trt_native.graph.dims import read_profile_file, resolve_profiles
-from trt_native.spec import (
+from trt_native.config import (
     BuildConfig,
     CalibrationMethod,
-    DimRange,
     HardwareCompatibility,
     IoPrecision,
     Precision,
-    ProfileSpec,
-    ShapeRange,
-    TensorSpec,
-    parse_bytes,
-    parse_duration,
-    parse_shape,
 )
+from trt_native.errors import SpecError
+from trt_native.graph.dims import read_profile_file, resolve_profiles
+from trt_native.shapes import DimRange, ProfileSpec, ShapeRange, TensorSpec, parse_shape
+from trt_native.units import parse_bytes, parse_duration
 
 ALPHABET = "0123456789x,:=.-+ \t\nabcdhmsGgiIBkKeE_*/()[]{}'\"\\\0\x1b\u0661\u00b2\ud800"
 near = st.text(st.sampled_from(ALPHABET), max_size=40)
@@ -74,7 +69,7 @@ def test_entries(text):
     spec, error = attempt(ProfileSpec.parse, *entries, kind=SpecError)
     dim, _ = attempt(DimRange.parse, text.rpartition("=")[2], kind=SpecError)
     assert error is not None or dim in spec.dims.values()
-    for read_words in (read_shapes, read_inputs):
+    for read_words in (read_shapes, load_inputs):
         found, error = attempt(read_words, [text], kind=SpecError)
         assert error is not None or isinstance(found, dict)
     for choice in (Precision, IoPrecision, HardwareCompatibility, CalibrationMethod):

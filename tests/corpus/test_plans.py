@@ -9,14 +9,16 @@ import random
 from pathlib import Path
 
 import pytest
-import tiny_models
-from made_plans import STATIC, TWO, X, Y, make_plan, tensor
-from mutations import BYTES, SPLICES, attempt, json_broken, json_edited, lengths_absurd
+from helpers import tiny_models
+from helpers.made_plans import STATIC, TWO, X, Y, make_plan, tensor
+from helpers.mutations import BYTES, SPLICES, attempt, json_broken, json_edited, lengths_absurd
 
-from trt_native.builder import build_plan
+from trt_native.builder.build import build_plan
+from trt_native.config import BuildConfig
 from trt_native.errors import PlanError
-from trt_native.plan import Plan, manifest_path
-from trt_native.spec import BuildConfig, ProfileSpec
+from trt_native.plans.manifest import manifest_path
+from trt_native.plans.plan import Plan
+from trt_native.shapes import ProfileSpec
 
 MUTATED_PLANS = 500
 MUTATED_MANIFESTS = 200

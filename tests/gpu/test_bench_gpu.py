@@ -1,4 +1,4 @@
-"""Measuring on a GPU; times only against times of the same machine, and loosely."""
+"""MeasurementHooks on a GPU; times only against times of the same machine, and loosely."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import sys
 
 import numpy as np
 import pytest
-import tiny_models
 from cuda.bindings import driver
-from html_reader import Collector
+from helpers import tiny_models
+from helpers.html_reader import Collector
 
 from trt_native import BuildConfig, Engine, Plan, Precision, ProfileSpec, build_plan
 from trt_native.bench import PHASES, BenchOptions, bench_plan

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from golden_unet import DIMS, cases, export
+from helpers.golden_unet import DIMS, cases, export
 
 from trt_native import Session
-from trt_native.plan import Plan
+from trt_native.plans.plan import Plan
 
 pytestmark = [pytest.mark.gpu, pytest.mark.backend, pytest.mark.slow]
 

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_models
-from child_server import HANG_S, ChildServer
-from mutations import BYTES, SPLICES
+from helpers import tiny_models
+from helpers.child_server import HANG_S, ChildServer
+from helpers.mutations import BYTES, SPLICES
+from helpers.tolerances import FP32_PRODUCTS
 from onnx.reference import ReferenceEvaluator
-from tolerances import FP32_PRODUCTS
 
 from trt_native import BuildConfig, Plan, Precision, ProfileSpec, build_plan
-from trt_native.plan import manifest_path
+from trt_native.plans.manifest import manifest_path
 
 pytestmark = [pytest.mark.gpu, pytest.mark.backend]
 

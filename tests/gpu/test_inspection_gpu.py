@@ -7,15 +7,15 @@ import json
 from pathlib import Path
 
 import pytest
-import tiny_models
+from helpers import tiny_models
 from typer.testing import CliRunner
 
 from trt_native import BuildConfig, Precision, ProfileSpec, build_plan
 from trt_native.cli.app import app
 from trt_native.cli.html import plan_page
+from trt_native.config import ProfilingVerbosity
 from trt_native.deploy import plan_tensors, trtexec_command
-from trt_native.inspection import compare, inspect_plan, precision_mix
-from trt_native.spec import ProfilingVerbosity
+from trt_native.inspection import diff_plans, inspect_plan, precision_mix
 
 pytestmark = [pytest.mark.gpu, pytest.mark.backend]
 
@@ -37,8 +37,8 @@ def test_layers_and_memory(tmp_path):
     assert "fp16" not in precision_mix(single.layers)
     assert single.activation_bytes >= 0
     assert "<svg" in plan_page(single)
-    assert compare(single, single).differences == ()
-    sections = {difference.section for difference in compare(single, half).differences}
+    assert diff_plans(single, single).differences == ()
+    sections = {difference.section for difference in diff_plans(single, half).differences}
     assert {"options", "layers"} <= sections
 
 

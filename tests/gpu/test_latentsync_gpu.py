@@ -8,11 +8,10 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import denoising
 import pytest
 import torch
-from denoising import InPyTorch, denoise, psnr, relative_error, video, with_cached_modules
-from golden_unet import DATA
+from helpers import DATA, denoising
+from helpers.denoising import InPyTorch, denoise, psnr, relative_error, video, with_cached_modules
 
 from trt_native import LatentSyncUNet, Plan
 from trt_native.errors import SpecError, UnsupportedError

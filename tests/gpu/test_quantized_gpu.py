@@ -10,25 +10,25 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-import tiny_models
-from golden_unet import cases, export
+from helpers import tiny_models
+from helpers.golden_unet import cases, export
+from helpers.tolerances import TF32_PRODUCTS
 from onnx import TensorProto
 from onnx.helper import make_node, np_dtype_to_tensor_dtype
-from tolerances import TF32_PRODUCTS
 
 from trt_native import BuildConfig, Precision, ProfileSpec, QuantizationSpec, Session, build_plan
-from trt_native.activations import EngineActivations, activation_source
-from trt_native.backends.base import load_backend
+from trt_native.backends.registry import load_backend
+from trt_native.builder.engine_calibration import EngineActivations, activation_source
+from trt_native.builder.select_precision import select_precision
 from trt_native.calibration.batches import read_batches
 from trt_native.calibration.collect import calibrate
-from trt_native.calibration.device import DTYPES, DeviceStatistics
+from trt_native.calibration.device import MEASURED_DTYPES, DeviceStatistics
 from trt_native.calibration.folder import write_batches
 from trt_native.calibration.ranges import Histogram, magnitude
+from trt_native.config import CalibrationMethod, CalibrationRunner
 from trt_native.errors import CalibrationError, CudaError
 from trt_native.graph.onnx_file import read_model, tensor_specs
-from trt_native.plan import Plan
-from trt_native.selection import build_fastest
-from trt_native.spec import ActivationsBy, CalibrationMethod
+from trt_native.plans.plan import Plan
 
 pytestmark = pytest.mark.gpu
 
@@ -65,7 +65,7 @@ def cast(values, dtype):
     return np.ascontiguousarray(values.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", MEASURED_DTYPES)
 def test_largest_values_and_histograms_are_those_of_numpy(rng, dtype):
     batches = [
         {
@@ -134,7 +134,7 @@ def batches(rng):
 @pytest.mark.backend
 @pytest.mark.parametrize(
     ("by", "tolerance"),
-    [(ActivationsBy.ENGINE, TF32_PRODUCTS), (ActivationsBy.ENGINE_FP16, 4e-3)],
+    [(CalibrationRunner.ENGINE, TF32_PRODUCTS), (CalibrationRunner.ENGINE_FP16, 4e-3)],
     ids=str,
 )
 def test_an_engine_finds_what_the_reference_finds(dense, batches, by, tolerance):
@@ -142,7 +142,7 @@ def test_an_engine_finds_what_the_reference_finds(dense, batches, by, tolerance)
     # Two tensors at a time, so that there are three engines.
     source = EngineActivations(load_backend(), by=by, memory_bytes=2 * 4 * 64 * 4)
     found = calibrate(dense, batches, method=CalibrationMethod.MINMAX, source=source)
-    assert source.groups == (3 if by is ActivationsBy.ENGINE else 2)
+    assert source.groups == (3 if by is CalibrationRunner.ENGINE else 2)
     assert list(found.scales) == list(expected.scales)
     for name, scale in expected.scales.items():
         assert found.scales[name] == pytest.approx(scale, rel=tolerance), name
@@ -151,7 +151,7 @@ def test_an_engine_finds_what_the_reference_finds(dense, batches, by, tolerance)
 @pytest.mark.backend
 @pytest.mark.parametrize("method", [CalibrationMethod.ENTROPY, CalibrationMethod.MSE], ids=str)
 def test_ranges_by_histogram(dense, batches, method):
-    source = activation_source(ActivationsBy.AUTO)
+    source = activation_source(CalibrationRunner.AUTO)
     assert isinstance(source, EngineActivations)
     expected = calibrate(dense, batches, method=method)
     found = calibrate(dense, batches, method=method, source=source)
@@ -195,7 +195,7 @@ def test_a_norm_beside_what_is_handed_out(tmp_path, rng):
 @pytest.mark.backend
 def test_an_overflow_names_batch_and_tensor(dense, batches):
     batches[2]["h0"] = batches[2]["h0"] * np.float32(1e5)
-    source = EngineActivations(load_backend(), by=ActivationsBy.ENGINE_FP16)
+    source = EngineActivations(load_backend(), by=CalibrationRunner.ENGINE_FP16)
     with pytest.raises(CalibrationError, match=r"^batch 2: tensor 'h[1-5]' has NaN or infinite"):
         calibrate(dense, batches, source=source)
 
@@ -276,7 +276,7 @@ def test_the_fastest_plan(tmp_path, rng):
     write_batches(tmp_path / "data", batches, model="dense")
     config = BuildConfig(profiles=(ProfileSpec.parse(["batch=64"]),))
     quantization = QuantizationSpec(data=str(tmp_path / "data"))
-    found = build_fastest(model, config, quantization, max_error=0.05)
+    found = select_precision(model, config, quantization, max_error=0.05)
     for candidate in found.candidates:
         print(candidate)
         assert candidate.fault is not None or candidate.latency_ms > 0
@@ -323,7 +323,7 @@ def unet_ranges(unet):
     from onnx.reference import ReferenceEvaluator
 
     batches = read_batches(DATA, tensor_specs(read_model(unet))[0])
-    cache = calibrate(unet, batches[:-4], source=activation_source(ActivationsBy.AUTO))
+    cache = calibrate(unet, batches[:-4], source=activation_source(CalibrationRunner.AUTO))
     print("activations from:", cache.provenance.runner)
     assert "engine in FP32" in cache.provenance.runner
     evaluator = ReferenceEvaluator(str(unet))

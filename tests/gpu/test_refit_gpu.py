@@ -8,10 +8,10 @@ import json
 import numpy as np
 import onnx
 import pytest
-import tiny_models
+from helpers import tiny_models
+from helpers.tolerances import FP32_PRODUCTS
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
-from tolerances import FP32_PRODUCTS
 from typer.testing import CliRunner
 
 from trt_native import BuildConfig, Plan, Precision, ProfileSpec, Session, build_plan, refit_plan

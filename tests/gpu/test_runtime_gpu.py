@@ -14,18 +14,18 @@ import threading
 import ml_dtypes
 import numpy as np
 import pytest
-import tiny_models
 from cuda.bindings import driver
+from helpers import tiny_models
 from onnx import TensorProto, helper
 
 from trt_native import (
+    ActivationMemory,
     BuildConfig,
     Engine,
     Precision,
     ProfileSpec,
     Session,
     SessionPool,
-    SharedMemory,
     build_plan,
 )
 from trt_native.cuda import DeviceBuffer, Stream, memory_info
@@ -62,7 +62,7 @@ def expected(x, s):
 @pytest.fixture(autouse=True)
 def _reasons(caplog):
     """Shows why a run went without a CUDA graph, where a test fails."""
-    caplog.set_level("DEBUG", "trt_native.session")
+    caplog.set_level("DEBUG", "trt_native.runtime")
 
 
 @pytest.fixture(scope="module")
@@ -273,9 +273,9 @@ def test_empty_tensors(tmp_path):
 
 def test_an_output_of_which_only_the_run_tells_the_shape(plan, rng, monkeypatch):
     """TensorRT-RTX builds no such operator, but asks an output allocator whoever sets one."""
-    from trt_native.session.runner import Runner
+    from trt_native.runtime.execution import ExecutionContext
 
-    monkeypatch.setattr(Runner, "_output_shape", lambda self, tensor: (-1, 64))
+    monkeypatch.setattr(ExecutionContext, "_output_shape", lambda self, tensor: (-1, 64))
     with Session(plan) as session:
         for n in (3, 8, 3):
             x = draw(rng, n)
@@ -513,7 +513,7 @@ def test_a_session_in_two_threads_says_so(session):
 
 
 def test_sessions_that_share_memory(plan, rng):
-    with Engine(plan) as engine, SharedMemory(engine) as memory:
+    with Engine(plan) as engine, ActivationMemory(engine) as memory:
         assert memory.nbytes == engine.activation_bytes
         with Session(engine, memory=memory) as one, Session(engine, memory=memory) as two:
             for i in range(10):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-import tiny_models
+from helpers import tiny_models
+from helpers.tolerances import FP32_PRODUCTS
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
-from tolerances import FP32_PRODUCTS
 
 from trt_native import BuildConfig, Engine, Precision, ProfileSpec, Session, build_plan
 from trt_native.errors import BuildError, ClosedError, SpecError
@@ -61,7 +61,7 @@ def test_the_profile_follows_the_shapes(tmp_path, rng):
 def test_optimum_shapes_have_a_profile_of_their_own(tmp_path, rng):
     path = tiny_models.conv(tmp_path / "m.onnx")
     profiles = (ProfileSpec.parse(["batch=1:2:4", "height=8:8:16", "width=8"]),)
-    config = BuildConfig(profiles=profiles, opt_profile=True, precision=Precision.FP32)
+    config = BuildConfig(profiles=profiles, add_opt_shape_profiles=True, precision=Precision.FP32)
     with Session(build_plan(path, config)) as session:
         assert session.engine.profile_count == 2
         for shape in ((2, 3, 8, 8), (4, 3, 16, 8), (2, 3, 8, 8), (2, 3, 8, 8)):

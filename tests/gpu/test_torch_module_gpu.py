@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import tiny_models
+from helpers import tiny_models
 from onnx import TensorProto, helper
 
 from trt_native import BuildConfig, Precision, ProfileSpec, Session, build_plan

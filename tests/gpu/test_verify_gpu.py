@@ -10,9 +10,9 @@ import re
 import numpy as np
 import onnx
 import pytest
-import tiny_models
+from helpers import tiny_models
+from helpers.tolerances import FP32_PRODUCTS, TF32_PRODUCTS
 from onnx import TensorProto, helper, numpy_helper
-from tolerances import FP32_PRODUCTS, TF32_PRODUCTS
 
 from trt_native import BuildConfig, Precision, ProfileSpec, build_plan
 

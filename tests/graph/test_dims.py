@@ -10,9 +10,9 @@ from trt_native.graph.dims import (
     read_profile_file,
     resolve_profiles,
     shape_faults,
-    with_opt_profiles,
+    with_opt_shape_profiles,
 )
-from trt_native.spec import DimRange, ProfileSpec, ShapeRange, TensorSpec
+from trt_native.shapes import DimRange, ProfileSpec, ShapeRange, TensorSpec
 
 LATENTS = TensorSpec("latents", "float32", ("batch", 13, "frames", "height", "width"))
 AUDIO = TensorSpec("audio", "float32", ("batch*frames", 50, 384))
@@ -60,9 +60,9 @@ def test_optimum_shapes_get_profiles_of_their_own_once():
     large = ProfileSpec.parse(DIMS)
     alone = ProfileSpec.parse(["batch=2", "frames=16", "height=64", "width=64"])
     profiles = resolve(large, ProfileSpec.parse(["batch=1", "frames=1", "height=8", "width=8"]))
-    assert with_opt_profiles(profiles) == (*profiles, *resolve(alone))
-    assert with_opt_profiles(resolve(large, alone)) == resolve(large, alone)
-    assert with_opt_profiles(()) == ()
+    assert with_opt_shape_profiles(profiles) == (*profiles, *resolve(alone))
+    assert with_opt_shape_profiles(resolve(large, alone)) == resolve(large, alone)
+    assert with_opt_shape_profiles(()) == ()
 
 
 def test_all_faults_come_in_one_error_with_the_dimensions():

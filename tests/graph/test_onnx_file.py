@@ -4,7 +4,7 @@ import hashlib
 import os
 
 import pytest
-import tiny_models
+from helpers import tiny_models
 from onnx import TensorProto, helper
 
 from trt_native.errors import ModelError

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-import tiny_models
+from helpers import tiny_models
 
 from trt_native.errors import ModelError, SpecError
 from trt_native.graph.onnx_file import read_model

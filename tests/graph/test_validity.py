@@ -6,10 +6,10 @@ import pytest
 
 from trt_native.errors import ModelError, SpecError
 from trt_native.graph import validity
-from trt_native.graph.validity import refuses_malformed
+from trt_native.graph.validity import wraps_graph_errors
 
 
-@refuses_malformed
+@wraps_graph_errors
 def work(error):
     raise error
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from trt_native.errors import SpecError
-from trt_native.plan import Manifest
-from trt_native.verify import Thresholds, compare, default_thresholds
+from trt_native.plans.manifest import Manifest
+from trt_native.verify import Thresholds, compare_outputs, default_thresholds
 from trt_native.verify.metrics import root_mean_square
 
 
@@ -34,7 +34,7 @@ def expected_numbers(p, r):
 def test_numbers(shape, scale, rng):
     r = np.asarray(rng.standard_normal(shape) + 0.3) * scale
     p = r + np.asarray(rng.standard_normal(shape)) * 0.01 * scale
-    found = compare("y", p, r, floor=0)
+    found = compare_outputs("y", p, r, floor=0)
     expected = expected_numbers(p, r)
     for name, value in expected.items():
         np.testing.assert_allclose(getattr(found, name), value, rtol=1e-9, err_msg=name)
@@ -46,7 +46,7 @@ def test_growing_values_over_many_chunks(rng):
     """What is summed first must be scaled to what comes later."""
     r = np.exp(np.linspace(-300, 300, 3 << 20))
     p = r * (1 + rng.uniform(-1e-3, 1e-3, r.size))
-    found = compare("y", p, r, floor=0)
+    found = compare_outputs("y", p, r, floor=0)
     # Independent of squares: as a share of the largest value.
     expected = np.linalg.norm((p - r) / r.max()) / np.linalg.norm(r / r.max())
     assert found.relative_l2 == pytest.approx(expected, rel=1e-9)
@@ -54,7 +54,7 @@ def test_growing_values_over_many_chunks(rng):
 
 @pytest.mark.parametrize("value", [1e300, 1e-300])
 def test_squares_neither_overflow_nor_vanish(value):
-    found = compare("y", np.array([1.01 * value, value]), np.array([value, value]), floor=0)
+    found = compare_outputs("y", np.array([1.01 * value, value]), np.array([value, value]), floor=0)
     assert found.relative_l2 == pytest.approx(0.01 / math.sqrt(2), rel=1e-9)
     assert found.rms == pytest.approx(value)
 
@@ -64,25 +64,25 @@ def test_every_type_is_compared_as_numbers(dtype, rng):
     r = rng.integers(0, 2, 64)
     p = r.copy()
     p[:3] = 1 - p[:3]
-    found = compare("y", p.astype(dtype), r.astype(np.float32))
+    found = compare_outputs("y", p.astype(dtype), r.astype(np.float32))
     assert found.max_abs == 1
     assert found.relative_l2 == pytest.approx(np.sqrt(3 / r.sum()))
     # A difference of unsigned or boolean values must not wrap around.
-    assert compare("y", np.array([0], np.uint8), np.array([1], np.uint8)).max_abs == 1
+    assert compare_outputs("y", np.array([0], np.uint8), np.array([1], np.uint8)).max_abs == 1
 
 
 def test_equal_zero_and_empty():
     x = np.array([1.0, -2.0])
-    same = compare("y", x, x)
+    same = compare_outputs("y", x, x)
     assert (same.relative_l2, same.max_abs, same.psnr) == (0, 0, math.inf)
     assert same.cosine == pytest.approx(1)
-    zeros = compare("y", np.zeros(3), np.zeros(3))
+    zeros = compare_outputs("y", np.zeros(3), np.zeros(3))
     assert (zeros.relative_l2, zeros.cosine, zeros.floored) == (0, 1, True)
-    empty = compare("y", np.zeros((0, 3)), np.zeros((0, 3)))
+    empty = compare_outputs("y", np.zeros((0, 3)), np.zeros((0, 3)))
     assert (empty.relative_l2, empty.shape) == (0, (0, 3))
-    lost = compare("y", np.zeros(2), x)
+    lost = compare_outputs("y", np.zeros(2), x)
     assert (lost.relative_l2, lost.cosine) == (1, 0)
-    made = compare("y", x, np.zeros(2), floor=0)
+    made = compare_outputs("y", x, np.zeros(2), floor=0)
     assert (made.relative_l2, made.cosine, made.psnr) == (math.inf, 0, -math.inf)
 
 
@@ -90,26 +90,26 @@ def test_nonfinite_values_are_counted_and_left_out():
     nan, inf = math.nan, math.inf
     p = np.array([nan, nan, inf, inf, -inf, 1.0, 5.0])
     r = np.array([nan, 2.00, inf, -inf, 3.0, nan, 4.0])
-    found = compare("y", p, r)
+    found = compare_outputs("y", p, r)
     assert found.nan == (2, 2)
     assert found.inf == (3, 2)
     assert found.nonfinite_differs == 4
     assert (found.max_abs, found.relative_l2) == (1, 0.25)
     assert Thresholds().faults(found) == ["4 NaN or infinite on one side alone"]
-    same = compare("y", p, p)
+    same = compare_outputs("y", p, p)
     assert same.nonfinite_differs == 0
     assert Thresholds(max_relative_error=0).faults(same) == []
     assert (found.compared, same.compared) == (1, 2)
-    nothing = compare("y", np.full(2, nan), np.full(2, nan))
+    nothing = compare_outputs("y", np.full(2, nan), np.full(2, nan))
     assert Thresholds().faults(nothing) == ["nothing to compare: no value is finite"]
-    assert Thresholds().faults(compare("y", np.zeros((0, 2)), np.zeros((0, 2)))) == []
+    assert Thresholds().faults(compare_outputs("y", np.zeros((0, 2)), np.zeros((0, 2)))) == []
     assert json.loads(json.dumps(found.to_json()))["plan"] == {"nan": 2, "inf": 3}
     assert same.to_json()["psnr"] is None
 
 
 def test_the_floor_keeps_noise_around_zero_from_alarming():
     r, p = np.array([1e-9, -1e-9]), np.array([-1e-9, 2e-9])
-    noise, bare = compare("y", p, r, floor=1e-6), compare("y", p, r, floor=0)
+    noise, bare = compare_outputs("y", p, r, floor=1e-6), compare_outputs("y", p, r, floor=0)
     assert noise.floored
     assert not bare.floored
     assert bare.relative_l2 > 1 > 1e-2 > noise.relative_l2
@@ -121,7 +121,7 @@ def test_the_floor_keeps_noise_around_zero_from_alarming():
 
 
 def test_each_threshold_judges_alone():
-    found = compare("y", np.array([1.0, 2.1]), np.array([1.0, 2.0]))
+    found = compare_outputs("y", np.array([1.0, 2.1]), np.array([1.0, 2.0]))
     passing = {
         "max_relative_error": 0.0448,
         "max_absolute_error": 0.11,
@@ -145,15 +145,15 @@ def test_each_threshold_judges_alone():
 
 def test_what_is_not_a_number_fails_every_limit():
     found = dataclasses.replace(
-        compare("y", np.ones(2), np.ones(2)), relative_l2=math.nan, cosine=math.nan
+        compare_outputs("y", np.ones(2), np.ones(2)), relative_l2=math.nan, cosine=math.nan
     )
     assert len(Thresholds(max_relative_error=1, min_cosine=0).faults(found)) == 2
-    assert math.isnan(compare("y", np.ones(2), np.ones(2)).worst(found).relative_l2)
+    assert math.isnan(compare_outputs("y", np.ones(2), np.ones(2)).worst(found).relative_l2)
 
 
 def test_the_worst_of_two():
-    one = compare("y", np.array([1.0, 2.1]), np.array([1.0, 2.0]))
-    other = compare("y", np.array([np.nan, 2.2]), np.array([1.0, 2.0]))
+    one = compare_outputs("y", np.array([1.0, 2.1]), np.array([1.0, 2.0]))
+    other = compare_outputs("y", np.array([np.nan, 2.2]), np.array([1.0, 2.0]))
     for worst in (one.worst(other), other.worst(one)):
         assert worst.max_abs == pytest.approx(0.2)
         assert worst.nan == (1, 0)
@@ -190,11 +190,11 @@ def test_limits_that_are_none(wrong):
 )
 def test_arrays_that_cannot_be_compared(found, expected, message):
     with pytest.raises(SpecError, match=message):
-        compare("y", found, expected)
+        compare_outputs("y", found, expected)
 
 
 def test_defaults_follow_the_precision():
-    import made_plans
+    from helpers import made_plans
 
     golden = Manifest.from_json(made_plans.GOLDEN)
 

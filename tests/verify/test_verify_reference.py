@@ -7,8 +7,8 @@ import sys
 import ml_dtypes
 import numpy as np
 import pytest
-import tiny_models
-from made_plans import tensor
+from helpers import tiny_models
+from helpers.made_plans import tensor
 from onnx.reference import ReferenceEvaluator
 
 from trt_native.errors import ModelError, SpecError

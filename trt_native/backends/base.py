@@ -1,14 +1,10 @@
-"""What every TensorRT looks like to the rest of the package, and how one is found.
+"""The protocol that every TensorRT library implements for the rest of the package.
 
 The rest of the code reads :class:`Capabilities`, never a version number.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
-import importlib.util
-import os
 import threading
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
@@ -16,33 +12,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from trt_native.errors import SpecError, UnsupportedError
-from trt_native.plan import PlanTensor
-from trt_native.spec import QUANTIZED_OPS, BuildConfig, Precision, Profile
+from trt_native.config import QUANTIZED_OPS, BuildConfig, Precision
+from trt_native.errors import SpecError
+from trt_native.plans.manifest import PlanTensor
+from trt_native.progress import Progress
+from trt_native.shapes import Profile
 
 if TYPE_CHECKING:
     from trt_native.calibration.batches import Batches
 
 __all__ = [
-    "BACKEND_VARIABLE",
-    "DTYPES",
-    "QUANTIZES_ALL",
+    "ALL_QUANTIZED_OPS",
+    "NUMPY_DTYPES",
     "Backend",
     "BuildRequest",
     "BuildResult",
     "Calibration",
     "Capabilities",
-    "Contexts",
-    "Prober",
-    "Progress",
-    "available_backends",
-    "load_backend",
+    "ContextFactory",
 ]
 
-BACKEND_VARIABLE = "TRT_NATIVE_BACKEND"
-"""Environment variable that names the backend where no argument does."""
 
-DTYPES = {
+NUMPY_DTYPES = {
     "FLOAT": "float32",
     "HALF": "float16",
     "BF16": "bfloat16",
@@ -58,15 +49,11 @@ DTYPES = {
 }
 """NumPy or ml_dtypes name of each member of TensorRT's ``DataType``."""
 
-QUANTIZES_ALL = {
+
+ALL_QUANTIZED_OPS = {
     precision: frozenset(QUANTIZED_OPS) for precision in Precision if precision.quantized
 }
 """What :attr:`Capabilities.quantized_ops` is where nothing is missing."""
-
-_INSTALL = (
-    "install one: pip install 'trt-native[rtx]' (TensorRT-RTX, builds without a GPU too),"
-    " 'trt-native[tensorrt11]' or 'trt-native[tensorrt]' (TensorRT 11 or 10)"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,11 +67,11 @@ class Capabilities:
         int8_calibrator: TensorRT can calibrate INT8 ranges itself, during the build.
         exact_fp32: With TF32 off, products of FP32 tensors keep FP32's 24 bits on every GPU.
             Otherwise the graph must be rewritten to get them; see
-            :func:`~trt_native.graph.exact_products.split_products`.
+            :func:`~trt_native.passes.split_fp32_products.split_fp32_products`.
         targets: Compute capabilities a build may name, such as ``8.9``; empty where it may not.
         quantized_ops: Precision to the operators that the backend builds in it.
-        refusals: Name of a :class:`BuildConfig` field to the reason why this backend has no such
-            thing, and what to do instead.
+        unsupported_options: Name of a :class:`BuildConfig` field to the reason why this backend
+            does not support it, and what to do instead.
     """
 
     weakly_typed: bool
@@ -94,20 +81,7 @@ class Capabilities:
     exact_fp32: bool
     targets: tuple[str, ...]
     quantized_ops: Mapping[Precision, frozenset[str]]
-    refusals: Mapping[str, str]
-
-
-class Progress(Protocol):
-    """Hears how a build goes on. Called from the thread that builds; must return quickly."""
-
-    def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
-        """A phase of so many steps begins inside ``parent``."""
-
-    def step_complete(self, phase: str, step: int) -> None:
-        """A step, counted from 0, is done."""
-
-    def phase_finish(self, phase: str) -> None:
-        """A phase ends, possibly before its last step."""
+    unsupported_options: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +155,7 @@ class BuildResult:
     seconds: Mapping[str, float]
 
 
-class Contexts(Protocol):
+class ContextFactory(Protocol):
     """Makes the execution contexts of one engine."""
 
     def create(self, *, user_managed: bool) -> Any:
@@ -231,19 +205,19 @@ class Backend(Protocol):
     def deserialize(self, data: bytes | memoryview) -> Any:
         """Turn a plan into an ``ICudaEngine`` on the current GPU.
 
-        The caller has judged the plan with :func:`trt_native.plan.compatibility`.
+        The caller has judged the plan with :func:`trt_native.plans.compatibility.compatibility`.
 
         Raises:
             PlanError: TensorRT rejected the plan.
         """
 
-    def contexts(self, engine: Any, cached: bytes) -> Contexts:
+    def contexts(self, engine: Any, cached: bytes) -> ContextFactory:
         """How execution contexts of an engine are made.
 
         Args:
             engine: What :meth:`deserialize` returned.
-            cached: What :meth:`Contexts.cache` returned in an earlier process, or nothing. Bytes
-                that the library does not take are ignored.
+            cached: What :meth:`ContextFactory.cache` returned in an earlier process, or nothing.
+                Bytes that the library does not accept are ignored.
         """
         ...
 
@@ -287,80 +261,3 @@ class Backend(Protocol):
     def collected_errors(self) -> AbstractContextManager[list[str]]:
         """Collects, while the block runs, the errors that TensorRT logs."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Prober:
-    """How to find out whether a backend could be loaded, without loading it.
-
-    Attributes:
-        package: The module to import.
-        extra: The extra of this package that installs it.
-        note: What it is good for.
-    """
-
-    package: str
-    extra: str
-    note: str
-
-
-PROBERS = {
-    "tensorrt": Prober("tensorrt", "tensorrt11", "data-centre and desktop GPUs; builds need one"),
-    "rtx": Prober("tensorrt_rtx", "rtx", "RTX GPUs from Turing on; builds on any machine"),
-}
-
-
-def available_backends() -> dict[str, bool]:
-    """Which of the names ``tensorrt`` and ``rtx`` have their package installed."""
-    return {
-        name: importlib.util.find_spec(prober.package) is not None
-        for name, prober in PROBERS.items()
-    }
-
-
-def load_backend(name: str = "auto") -> Backend:
-    """Import a TensorRT.
-
-    Args:
-        name: ``tensorrt``, ``rtx`` or ``auto``. ``auto`` takes the value of the environment
-            variable ``TRT_NATIVE_BACKEND``, or else ``tensorrt`` where it imports, or else
-            ``rtx``.
-
-    Raises:
-        UnsupportedError: the name is unknown, or no such library imports; says what to install.
-    """
-    if name == "auto":
-        name = os.environ.get(BACKEND_VARIABLE, "auto")
-    if name not in ("auto", *PROBERS):
-        raise UnsupportedError(f"no backend {name!r}; the backends are auto, tensorrt and rtx")
-    faults: list[str] = []
-    for candidate in PROBERS if name == "auto" else (name,):
-        try:
-            module = importlib.import_module(PROBERS[candidate].package)
-        except Exception as error:  # a broken installation raises all kinds
-            faults.append(f"{candidate}: {' '.join(str(error).split())}")
-        else:
-            return _wrap(candidate, module)
-    wanted = "no TensorRT is" if name == "auto" else f"backend {name!r} is not"
-    raise UnsupportedError(f"{wanted} installed; {_INSTALL}", faults)
-
-
-@functools.cache  # one for each library: TensorRT keeps the first logger it is given for good
-def _wrap(name: str, module: Any) -> Backend:
-    version = str(module.__version__)
-    major = int(version.split(".")[0])
-    if name == "rtx":
-        from trt_native.backends.rtx import RtxBackend
-
-        return RtxBackend(module)
-    if major == 10:
-        from trt_native.backends.trt10 import TensorRT10Backend
-
-        return TensorRT10Backend(module)
-    if major == 11:
-        from trt_native.backends.trt11 import TensorRT11Backend
-
-        return TensorRT11Backend(module)
-    raise UnsupportedError(
-        f"TensorRT {version} is not supported; use 10.3 or later, or 11.x: {_INSTALL}"
-    )

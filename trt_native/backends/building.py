@@ -13,9 +13,9 @@ import onnx_ir as ir
 
 from trt_native.cuda import GpuInfo
 from trt_native.errors import BuildError
-from trt_native.graph.validity import refuses_malformed
+from trt_native.graph.validity import wraps_graph_errors
 
-__all__ = ["default_workspace", "in_thread", "save_temporary"]
+__all__ = ["default_workspace", "run_interruptible", "save_temporary"]
 
 _LOGGER = logging.getLogger(__name__)
 _DEFAULT_WORKSPACE = 8 * 2**30
@@ -32,7 +32,7 @@ def default_workspace(gpu: GpuInfo | None) -> int:
     return min(_DEFAULT_WORKSPACE, 1 << max(0, gpu.free_bytes.bit_length() - 1))
 
 
-@refuses_malformed
+@wraps_graph_errors
 def save_temporary(model: ir.Model, path: Path) -> None:
     """Write a changed model and its weights to a temporary folder, for TensorRT to parse.
 
@@ -49,7 +49,7 @@ def save_temporary(model: ir.Model, path: Path) -> None:
         ) from error
 
 
-def in_thread(work: Callable[[], _T], cancelled: threading.Event) -> _T:
+def run_interruptible(work: Callable[[], _T], cancelled: threading.Event) -> _T:
     """Run ``work`` in a thread and wait; an interrupt sets ``cancelled``, then waits for the end.
 
     TensorRT swallows a KeyboardInterrupt that arrives during one of its callbacks, so they must not

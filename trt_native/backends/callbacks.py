@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from trt_native.backends.base import Progress
+from trt_native.progress import Progress
 
 __all__ = ["Log", "make_log", "make_monitor", "make_output_allocator", "make_profiler"]
 

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from trt_native.backends.base import (
-    DTYPES,
+    NUMPY_DTYPES,
     BuildRequest,
     BuildResult,
     Capabilities,
-    Contexts,
-    Progress,
+    ContextFactory,
 )
 from trt_native.backends.callbacks import (
     make_log,
@@ -26,15 +25,17 @@ from trt_native.backends.callbacks import (
     make_output_allocator,
     make_profiler,
 )
+from trt_native.config import BuildConfig
 from trt_native.errors import BuildError, PlanError, SpecError, UnsupportedError
-from trt_native.plan import PlanTensor, open_regular, replacing
-from trt_native.spec import BuildConfig
+from trt_native.files import atomic_write, open_regular_file
+from trt_native.plans.manifest import PlanTensor
+from trt_native.progress import Progress
 
-__all__ = ["TENSORRT_REFUSALS", "NativeBackend"]
+__all__ = ["TENSORRT_UNSUPPORTED_OPTIONS", "TensorRTBackend"]
 
 _LOGGER = logging.getLogger(__name__)
 
-TENSORRT_REFUSALS = {
+TENSORRT_UNSUPPORTED_OPTIONS = {
     "compute_capabilities": (
         "TensorRT builds for the GPU it runs on; use hardware compatibility, or TensorRT-RTX"
         " (--backend rtx) to name targets"
@@ -51,7 +52,7 @@ _BUILDER_FLAGS = {
 }
 
 
-class NativeBackend:
+class TensorRTBackend:
     """A :class:`~trt_native.backends.base.Backend` over an imported TensorRT module.
 
     Subclasses say what differs between the libraries: the capabilities, and the hooks
@@ -105,11 +106,11 @@ class NativeBackend:
         default = BuildConfig()
         refused = [
             f"{option.replace('_', ' ')}: {reason}"
-            for option, reason in self.capabilities.refusals.items()
+            for option, reason in self.capabilities.unsupported_options.items()
             if getattr(config, option) != getattr(default, option)
         ]
         unknown = set(config.compute_capabilities) - set(self.capabilities.targets)
-        if unknown and "compute_capabilities" not in self.capabilities.refusals:
+        if unknown and "compute_capabilities" not in self.capabilities.unsupported_options:
             targets = ", ".join(self.capabilities.targets)
             refused.append(f"compute capability {', '.join(sorted(unknown))}: it targets {targets}")
         built = self.capabilities.quantized_ops.get(config.precision, frozenset())
@@ -222,7 +223,7 @@ class NativeBackend:
             config.profiling_verbosity = getattr(
                 trt.ProfilingVerbosity, wanted.profiling_verbosity.value.upper()
             )
-            if "hardware_compatibility" not in self.capabilities.refusals:
+            if "hardware_compatibility" not in self.capabilities.unsupported_options:
                 config.hardware_compatibility_level = getattr(
                     trt.HardwareCompatibilityLevel, wanted.hardware_compatibility.value.upper()
                 )
@@ -257,7 +258,7 @@ class NativeBackend:
             PlanTensor(
                 name=str(tensor.name),
                 mode=mode,
-                dtype=DTYPES[tensor.dtype.name],
+                dtype=NUMPY_DTYPES[tensor.dtype.name],
                 shape=tuple(int(extent) for extent in tensor.shape),
             )
             for mode, tensor in modes
@@ -318,7 +319,7 @@ class NativeBackend:
         try:
             with _locked(path.parent):
                 timings = self._merged_timings(path, config)
-                with replacing(path) as file:
+                with atomic_write(path) as file:
                     file.write(timings)
         except OSError as error:  # the plan is good all the same
             _LOGGER.warning("timing cache %s was not written: %s", path, error.strerror)
@@ -352,9 +353,9 @@ class NativeBackend:
             _LOGGER.info("%s %s loaded a plan although: %s", self.product, self.version, fault)
         return engine
 
-    def contexts(self, engine: Any, cached: bytes) -> Contexts:  # noqa: ARG002
+    def contexts(self, engine: Any, cached: bytes) -> ContextFactory:  # noqa: ARG002
         """See :meth:`trt_native.backends.base.Backend.contexts`."""
-        return _StaticContexts(self._trt, engine)
+        return _StaticContextFactory(self._trt, engine)
 
     def profiler(self, report: Callable[[str, float], None]) -> Any:
         """See :meth:`trt_native.backends.base.Backend.profiler`."""
@@ -417,7 +418,7 @@ class NativeBackend:
         return self._log.collecting()
 
 
-class _StaticContexts:
+class _StaticContextFactory:
     def __init__(self, trt: Any, engine: Any) -> None:
         self._trt = trt
         self._engine = engine
@@ -443,7 +444,7 @@ def _check_reachable(changed: Collection[str], reachable: Collection[str]) -> No
 
 
 def _content(path: Path) -> bytes:
-    with open_regular(path) as file:
+    with open_regular_file(path) as file:
         return file.read()
 
 

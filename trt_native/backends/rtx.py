@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from trt_native.backends.base import QUANTIZES_ALL, BuildRequest, Capabilities, Contexts
-from trt_native.backends.native import NativeBackend
+from trt_native.backends.base import ALL_QUANTIZED_OPS, BuildRequest, Capabilities, ContextFactory
+from trt_native.backends.native import TensorRTBackend
+from trt_native.config import BuildConfig, Precision
 from trt_native.cuda import gpu_info
 from trt_native.errors import UnsupportedError
-from trt_native.spec import BuildConfig, Precision
 
 __all__ = ["RtxBackend"]
 
@@ -28,7 +28,7 @@ _REFUSALS = {
 }
 
 
-class RtxBackend(NativeBackend):
+class RtxBackend(TensorRTBackend):
     """``tensorrt_rtx`` 1.4 and later."""
 
     name = "rtx"
@@ -48,10 +48,10 @@ class RtxBackend(NativeBackend):
             exact_fp32=False,  # on GPUs of compute capability 9.0 it takes TF32 all the same
             targets=tuple(f"{target[:-1]}.{target[-1]}" for target in targets),
             quantized_ops={
-                **QUANTIZES_ALL,
-                Precision.INT8: QUANTIZES_ALL[Precision.INT8] - lacking,
+                **ALL_QUANTIZED_OPS,
+                Precision.INT8: ALL_QUANTIZED_OPS[Precision.INT8] - lacking,
             },
-            refusals=_REFUSALS,
+            unsupported_options=_REFUSALS,
         )
 
     def check(self, config: BuildConfig) -> None:
@@ -75,9 +75,9 @@ class RtxBackend(NativeBackend):
             member = "SM" + target.replace(".", "")
             config.set_compute_capability(getattr(self._trt.ComputeCapability, member), index)
 
-    def contexts(self, engine: Any, cached: bytes) -> Contexts:
+    def contexts(self, engine: Any, cached: bytes) -> ContextFactory:
         """See :meth:`trt_native.backends.base.Backend.contexts`."""
-        return _CompilingContexts(self._trt, engine, cached)
+        return _CompilingContextFactory(self._trt, engine, cached)
 
     def _load_fault(self, runtime: Any, data: bytes | memoryview) -> str | None:
         validity, diagnostics = runtime.get_engine_validity(data)
@@ -88,8 +88,8 @@ class RtxBackend(NativeBackend):
         return ", ".join(reasons).lower().replace("_", " ") or "no usable GPU or driver"
 
 
-class _CompilingContexts:
-    """Contexts that compile their kernels on the GPU at hand, and share what was compiled.
+class _CompilingContextFactory:
+    """ContextFactory that compile their kernels on the GPU at hand, and share what was compiled.
 
     Kernels for new shapes are compiled at once, in the first run with these shapes: by default
     they come some runs later, and a CUDA graph would keep the slower ones for good.

@@ -7,20 +7,21 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from trt_native.backends.base import QUANTIZES_ALL, BuildRequest, Capabilities, Progress
-from trt_native.backends.native import TENSORRT_REFUSALS, NativeBackend
+from trt_native.backends.base import ALL_QUANTIZED_OPS, BuildRequest, Capabilities
+from trt_native.backends.native import TENSORRT_UNSUPPORTED_OPTIONS, TensorRTBackend
 from trt_native.backends.trt10_calibrator import (
     DeviceUploader,
     check_calibration,
     make_calibrator,
 )
+from trt_native.config import IoPrecision, Precision
 from trt_native.errors import BuildError
-from trt_native.spec import IoPrecision, Precision
+from trt_native.progress import Progress
 
 __all__ = ["TensorRT10Backend"]
 
 
-class TensorRT10Backend(NativeBackend):
+class TensorRT10Backend(TensorRTBackend):
     """``tensorrt`` 10.3 to 10.16."""
 
     name = "trt10"
@@ -34,8 +35,8 @@ class TensorRT10Backend(NativeBackend):
             int8_calibrator=True,
             exact_fp32=True,
             targets=(),
-            quantized_ops=QUANTIZES_ALL,
-            refusals=TENSORRT_REFUSALS,
+            quantized_ops=ALL_QUANTIZED_OPS,
+            unsupported_options=TENSORRT_UNSUPPORTED_OPTIONS,
         )
 
     def _network_flags(self, request: BuildRequest) -> int:

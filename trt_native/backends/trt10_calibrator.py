@@ -15,10 +15,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from trt_native.backends.base import BuildRequest, Calibration, Progress
+from trt_native.arrays import Array
+from trt_native.backends.base import BuildRequest, Calibration
 from trt_native.cuda import DeviceBuffer, PinnedPool, Stream, copy_host
 from trt_native.errors import CalibrationError, SpecError, UnsupportedError
-from trt_native.plan import replacing
+from trt_native.files import atomic_write
+from trt_native.progress import Progress
 
 __all__ = [
     "DeviceUploader",
@@ -30,8 +32,6 @@ __all__ = [
 
 _LOGGER = logging.getLogger(__name__)
 _PHASE = "Calibrating INT8"
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Uploader(Protocol):
@@ -206,7 +206,7 @@ class _Calibrator:
         if self._cache is None or self._known is not None or self.failure is not None or not whole:
             return
         try:
-            with replacing(self._cache) as file:
+            with atomic_write(self._cache) as file:
                 file.write(bytes(cache))
         except OSError as error:
             why = f"cannot write the calibration cache {self._cache}: {error.strerror or error}"

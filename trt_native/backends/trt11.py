@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from trt_native.backends.base import QUANTIZES_ALL, BuildRequest, Capabilities
-from trt_native.backends.native import TENSORRT_REFUSALS, NativeBackend
+from trt_native.backends.base import ALL_QUANTIZED_OPS, BuildRequest, Capabilities
+from trt_native.backends.native import TENSORRT_UNSUPPORTED_OPTIONS, TensorRTBackend
 
 __all__ = ["TensorRT11Backend"]
 
 
-class TensorRT11Backend(NativeBackend):
+class TensorRT11Backend(TensorRTBackend):
     """``tensorrt`` 11.x."""
 
     name = "trt11"
@@ -22,8 +22,8 @@ class TensorRT11Backend(NativeBackend):
             int8_calibrator=False,
             exact_fp32=True,
             targets=(),
-            quantized_ops=QUANTIZES_ALL,
-            refusals=TENSORRT_REFUSALS,
+            quantized_ops=ALL_QUANTIZED_OPS,
+            unsupported_options=TENSORRT_UNSUPPORTED_OPTIONS,
         )
 
     def _network_flags(self, request: BuildRequest) -> int:  # noqa: ARG002

@@ -17,21 +17,21 @@ them alike. All that is asked of the GPU is in :class:`Machine` and the protocol
 
 from trt_native.bench.machine import CudaMachine, Machine
 from trt_native.bench.measure import bench_plan
-from trt_native.bench.report import PHASES, BenchOptions, BenchReport, Comparison, Memory, Span
-from trt_native.bench.statistics import LayerTime, Ratio, Statistics, Verdict
+from trt_native.bench.report import PHASES, BenchOptions, BenchReport, Memory, PlanComparison, Span
+from trt_native.bench.statistics import Bottleneck, LayerTime, Ratio, Statistics
 
 __all__ = [
     "PHASES",
     "BenchOptions",
     "BenchReport",
-    "Comparison",
+    "Bottleneck",
     "CudaMachine",
     "LayerTime",
     "Machine",
     "Memory",
+    "PlanComparison",
     "Ratio",
     "Span",
     "Statistics",
-    "Verdict",
     "bench_plan",
 ]

@@ -6,31 +6,30 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-import numpy as np
-
 from trt_native import cuda
+from trt_native.arrays import Array
 from trt_native.cuda import GpuInfo, require_gpu
-from trt_native.engine import Engine
-from trt_native.plan import Plan, PlanTensor
-from trt_native.session import Session
+from trt_native.plans.manifest import PlanTensor
+from trt_native.plans.plan import Plan
+from trt_native.runtime import Session
+from trt_native.runtime.engine import Engine
 
 __all__ = [
     "Array",
-    "Call",
     "CudaMachine",
-    "Event",
     "Inputs",
     "LoadedEngine",
     "Machine",
-    "Runner",
-    "Stream",
+    "MeasurableSession",
+    "TimedExecution",
+    "TimingEvent",
+    "TimingStream",
 ]
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Inputs = Mapping[str, Array]
 
 
-class Event(Protocol):
+class TimingEvent(Protocol):
     """A point in a stream's work, with a time."""
 
     def synchronize(self) -> object:
@@ -40,7 +39,7 @@ class Event(Protocol):
         """Milliseconds from another event to this one, by the GPU's clock."""
 
 
-class Stream(Protocol):
+class TimingStream(Protocol):
     """Work that the GPU does in order."""
 
     def record(self, event: Any, /) -> object:
@@ -50,7 +49,7 @@ class Stream(Protocol):
         """Wait until the work is done."""
 
 
-class Call(Protocol):
+class TimedExecution(Protocol):
     """One execution with memory of its own; see ``Session.prepare``."""
 
     @property
@@ -74,15 +73,15 @@ class Call(Protocol):
         """Free its memory; before the session is closed."""
 
 
-class Runner(Protocol):
-    """What :class:`~trt_native.session.Session` offers to those who measure."""
+class MeasurableSession(Protocol):
+    """What :class:`~trt_native.runtime.Session` offers to those who measure."""
 
     @property
     def compute_stream(self) -> Any:
         """The stream to execute on."""
 
     def prepare(self, inputs: Inputs, /) -> Any:
-        """A :class:`Call` with these inputs."""
+        """A :class:`TimedExecution` with these inputs."""
 
     def run(self, inputs: Inputs, /) -> object:
         """Execute from host memory to host memory and wait."""
@@ -100,7 +99,7 @@ class Runner(Protocol):
 
 
 class LoadedEngine(Protocol):
-    """What :class:`~trt_native.engine.Engine` offers to those who measure."""
+    """What :class:`~trt_native.runtime.engine.Engine` offers to those who measure."""
 
     @property
     def inputs(self) -> Sequence[PlanTensor]:
@@ -126,13 +125,13 @@ class Machine(Protocol):
     def used_bytes(self) -> int:
         """Device memory in use, by whatever process."""
 
-    def event(self) -> Event:
+    def event(self) -> TimingEvent:
         """A new event."""
 
     def load(self, plan: Plan, /) -> LoadedEngine:
         """Deserialize a plan."""
 
-    def session(self, engine: Any, /) -> Runner:
+    def session(self, engine: Any, /) -> MeasurableSession:
         """A new session of an engine."""
 
 
@@ -163,7 +162,7 @@ class CudaMachine:
         info = require_gpu(self._ordinal)
         return info.total_bytes - info.free_bytes
 
-    def event(self) -> Event:
+    def event(self) -> TimingEvent:
         """A new CUDA event with a time."""
         return cuda.Event(timing=True, ordinal=self._ordinal)
 
@@ -171,6 +170,6 @@ class CudaMachine:
         """Deserialize a plan."""
         return Engine(plan, ordinal=self._ordinal)
 
-    def session(self, engine: Engine) -> Runner:
+    def session(self, engine: Engine) -> MeasurableSession:
         """A new session of an engine."""
         return Session(engine)

@@ -15,18 +15,19 @@ from typing import Any, cast
 import numpy as np
 
 from trt_native.bench.machine import (
-    Call,
     CudaMachine,
-    Event,
     Inputs,
     Machine,
-    Runner,
-    Stream,
+    MeasurableSession,
+    TimedExecution,
+    TimingEvent,
+    TimingStream,
 )
-from trt_native.bench.report import PHASES, BenchOptions, BenchReport, Comparison, Memory, Span
+from trt_native.bench.report import PHASES, BenchOptions, BenchReport, Memory, PlanComparison, Span
 from trt_native.bench.statistics import PAIRS, Ratio, ratio_of, slowest_first
 from trt_native.errors import SpecError
-from trt_native.plan import Plan, PlanTensor
+from trt_native.plans.manifest import PlanTensor
+from trt_native.plans.plan import Plan
 
 __all__ = ["bench_plan"]
 
@@ -83,7 +84,7 @@ def bench_plan(
         comparison = None
         if other is not None:
             rival = _Subject(machine, other, inputs_for, stack, like=subject)
-            comparison = Comparison(
+            comparison = PlanComparison(
                 str(other.path or ""), _compare(machine, subject, rival, options)
             )
     return BenchReport(
@@ -142,7 +143,7 @@ class _Subject:
             "session": (made - before) * 1e3,
             "first_call": (machine.now() - calling) * 1e3,
         }
-        self.call: Call = self.session.prepare(self.inputs)
+        self.call: TimedExecution = self.session.prepare(self.inputs)
         stack.callback(self.call.close)
         self.note_memory()
 
@@ -182,7 +183,7 @@ class _Burst:
 
 def _back_to_back(
     machine: Machine,
-    stream: Stream,
+    stream: TimingStream,
     action: Callable[[], object],
     least: int,
     seconds: float,
@@ -201,7 +202,7 @@ def _back_to_back(
     gpu_ms: list[float] = []
     host_ms: list[float] = []
 
-    def collect(index: int) -> Event:
+    def collect(index: int) -> TimingEvent:
         begin, end = ring[index % _WINDOW]
         end.synchronize()
         gpu_ms.append(end.elapsed_ms(begin))
@@ -229,7 +230,7 @@ class _Recorder:
 
     def __init__(self, machine: Machine, subject: _Subject, options: BenchOptions) -> None:
         self._machine, self._subject, self._options = machine, subject, options
-        self._stream: Stream = subject.session.compute_stream
+        self._stream: TimingStream = subject.session.compute_stream
         self._least = math.ceil(options.iterations / _ROUNDS)
         self._seconds = options.duration_s / _ROUNDS
         self._queued_ms = dict.fromkeys(("compute", "compute_no_graph"), 0.0)
@@ -307,9 +308,9 @@ class _Recorder:
         for _ in self._turns():
             self._one_call(events)
 
-    def _one_call(self, events: Sequence[Event]) -> None:
+    def _one_call(self, events: Sequence[TimingEvent]) -> None:
         call, stream, now = self._subject.call, self._stream, self._machine.now
-        actions: tuple[Callable[[Stream], object], ...] = (
+        actions: tuple[Callable[[TimingStream], object], ...] = (
             call.upload,
             functools.partial(call.enqueue, graph=True),
             call.download,
@@ -345,7 +346,9 @@ def _until(machine: Machine, least: int, seconds: float) -> Iterator[int]:
         yield index
 
 
-def _pipelined(machine: Machine, session: Runner, inputs: Inputs, options: BenchOptions) -> float:
+def _pipelined(
+    machine: Machine, session: MeasurableSession, inputs: Inputs, options: BenchOptions
+) -> float:
     """Calls per second of ``Session.map``, after the pipeline has been filled once."""
     for _ in session.map(itertools.repeat(inputs, 2 * options.depth), depth=options.depth):
         pass

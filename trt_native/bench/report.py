@@ -9,21 +9,20 @@ from typing import Any
 
 import numpy as np
 
+from trt_native.arrays import Array
 from trt_native.bench.statistics import (
     PHASES,
+    Bottleneck,
     LayerTime,
     Ratio,
     Statistics,
-    Verdict,
     judge,
     stability_faults,
 )
 from trt_native.cuda import GpuInfo
 from trt_native.errors import SpecError
 
-__all__ = ["PHASES", "BenchOptions", "BenchReport", "Comparison", "Memory", "Span"]
-
-Array = np.ndarray[Any, np.dtype[Any]]
+__all__ = ["PHASES", "BenchOptions", "BenchReport", "Memory", "PlanComparison", "Span"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +60,7 @@ class BenchOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class PlanComparison:
     """The plan against another one.
 
     Attributes:
@@ -140,7 +139,7 @@ class BenchReport:
     memory: Memory
     timeline: tuple[Span, ...]
     layers: tuple[LayerTime, ...] | None = None
-    comparison: Comparison | None = None
+    comparison: PlanComparison | None = None
 
     @property
     def phases(self) -> dict[str, Statistics]:
@@ -148,7 +147,7 @@ class BenchReport:
         return {name: Statistics.of(values) for name, values in self.samples.items()}
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> Bottleneck:
         """What bounds the throughput."""
         return judge({name: float(np.median(values)) for name, values in self.samples.items()})
 

@@ -5,24 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 import numpy as np
+
+from trt_native.arrays import Array
 
 __all__ = [
     "PAIRS",
     "PHASES",
+    "Bottleneck",
     "LayerTime",
     "Ratio",
     "Statistics",
-    "Verdict",
     "judge",
     "ratio_of",
     "slowest_first",
     "stability_faults",
 ]
 
-Array = np.ndarray[Any, np.dtype[Any]]
 
 PHASES = {
     "gpu_compute": "GPU compute",
@@ -90,7 +90,7 @@ class Statistics:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Bottleneck:
     """What the speed of calls in a row depends on.
 
     Attributes:
@@ -102,7 +102,7 @@ class Verdict:
     text: str
 
 
-def judge(medians: Mapping[str, float]) -> Verdict:
+def judge(medians: Mapping[str, float]) -> Bottleneck:
     """Tell what bounds the throughput from the medians of the phases, in milliseconds.
 
     Copies in both directions, the GPU's computing and the host's enqueueing overlap when calls
@@ -130,7 +130,7 @@ def judge(medians: Mapping[str, float]) -> Verdict:
         f"{PHASES[name]} {medians[name]:.4f} ms"
         for name in ("gpu_compute", "h2d", "d2h", "enqueue")
     )
-    return Verdict(bound, f"bound by {bound}: {text} ({figures})")
+    return Bottleneck(bound, f"bound by {bound}: {text} ({figures})")
 
 
 def stability_faults(samples: Sequence[float] | Array) -> list[str]:

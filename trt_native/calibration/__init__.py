@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from trt_native._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from trt_native.calibration.batches import Batches as Batches
     from trt_native.calibration.batches import read_batches as read_batches
-    from trt_native.calibration.cache import CalibrationCache as CalibrationCache
+    from trt_native.calibration.caches import CalibrationCache as CalibrationCache
     from trt_native.calibration.capturing import capture as capture
     from trt_native.calibration.collect import calibrate as calibrate
 
-_HOMES = {
+_LAZY_EXPORTS = {
     "Batches": "batches",
-    "CalibrationCache": "cache",
+    "CalibrationCache": "caches",
     "calibrate": "collect",
     "capture": "capturing",
     "read_batches": "batches",
 }
 
-__all__ = [*_HOMES]
+__all__ = [*_LAZY_EXPORTS]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_exports(__name__, _LAZY_EXPORTS)

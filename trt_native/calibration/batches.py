@@ -13,11 +13,12 @@ from typing import Any, overload
 import ml_dtypes  # noqa: F401  (makes bfloat16 and float8 known to NumPy by name)
 import numpy as np
 
-from trt_native.calibration.folder import Array, Batch, DataManifest
+from trt_native.arrays import Array
+from trt_native.calibration.folder import Batch, DataManifest
 from trt_native.calibration.sources import Source, open_source
 from trt_native.errors import CalibrationError, SpecError
 from trt_native.graph.dims import shape_faults
-from trt_native.spec import Shape, TensorSpec
+from trt_native.shapes import Shape, TensorSpec, format_shape
 
 __all__ = ["Batches", "read_batches"]
 
@@ -70,7 +71,7 @@ class Batches(Sequence[Batch]):
         for tensor in self.inputs:
             found = list(dict.fromkeys(batch[tensor.name] for batch in shapes))
             if len(found) > 1:
-                listing = ", ".join("x".join(map(str, shape)) or "scalar" for shape in found)
+                listing = ", ".join(format_shape(shape) for shape in found)
                 faults.append(f"- {tensor.name!r} has the shapes {listing}")
         if faults:
             raise CalibrationError(

@@ -12,10 +12,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-import trt_native
-from trt_native.calibration.folder import Array, Batch, check_new_folder, write_batches
+from trt_native._version import __version__
+from trt_native.arrays import Array
+from trt_native.calibration.folder import Batch, check_new_folder, write_batches
 from trt_native.errors import CalibrationError, SpecError
-from trt_native.spec import Shape
+from trt_native.shapes import Shape
 
 __all__ = ["Capture", "capture"]
 
@@ -173,7 +174,7 @@ class Capture:
             (batch for _, batch in kept),
             model=self._model,
             origin={
-                "producer": f"trt-native {trt_native.__version__}",
+                "producer": f"trt-native {__version__}",
                 "calls": self._calls,
                 **self._origin,
             },

@@ -15,9 +15,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-import trt_native
-from trt_native.calibration.cache import CalibrationCache, Provenance, TensorRange, cache_header
-from trt_native.calibration.folder import Array
+from trt_native._version import __version__
+from trt_native.arrays import Array
+from trt_native.calibration.caches import CalibrationCache, Provenance, TensorRange, cache_header
 from trt_native.calibration.ranges import (
     DEFAULT_PERCENTILE,
     Histogram,
@@ -25,14 +25,15 @@ from trt_native.calibration.ranges import (
     magnitude,
     threshold,
 )
-from trt_native.calibration.reference import ReferenceRunner
+from trt_native.calibration.reference_runner import ReferenceRunner
+from trt_native.config import CalibrationMethod
 from trt_native.errors import CalibrationError, SpecError
 from trt_native.graph.onnx_file import hash_files, operator_names, read_model
 from trt_native.graph.quantizable import QUANTIZABLE_OPS, quantizable_tensors
-from trt_native.spec import CalibrationMethod, Shape
+from trt_native.shapes import Shape, format_shape
 
 if TYPE_CHECKING:
-    from trt_native.backends.base import Progress
+    from trt_native.progress import Progress
 
 __all__ = [
     "DEFAULT_VERSION",
@@ -180,7 +181,7 @@ def calibrate(
         )
     covering = f" {percentile:g}" if method is CalibrationMethod.PERCENTILE else ""
     provenance = Provenance(
-        producer=f"trt-native {trt_native.__version__}",
+        producer=f"trt-native {__version__}",
         model=files,
         method=f"{method}{covering}",
         runner=measure.name,
@@ -369,4 +370,4 @@ def distinct_shapes(batches: Sequence[Mapping[str, Shape]]) -> dict[str, tuple[s
 
 
 def _text(shape: Shape) -> str:
-    return "x".join(map(str, shape)) or "scalar"
+    return format_shape(shape)

@@ -19,9 +19,9 @@ from trt_native.calibration.ranges import BINS, Histogram
 from trt_native.cuda.driver import check, translated
 from trt_native.errors import ClosedError, CudaError
 
-__all__ = ["DTYPES", "DeviceStatistics"]
+__all__ = ["MEASURED_DTYPES", "DeviceStatistics"]
 
-DTYPES = ("float32", "float16", "bfloat16")
+MEASURED_DTYPES = ("float32", "float16", "bfloat16")
 """Element types of the tensors that can be measured."""
 
 _BLOCK = 256  # threads; eight of these fill a multiprocessor and its shared memory
@@ -60,7 +60,7 @@ class DeviceStatistics:
             code = ObjectCode.from_ptx(ptx.read_bytes())
             self._kernels = {
                 name: code.get_kernel(name)
-                for dtype in DTYPES
+                for dtype in MEASURED_DTYPES
                 for name in (f"abs_max_{dtype}", f"histogram_{dtype}")
             }
             self._processors = int(self._device.properties.multiprocessor_count)
@@ -73,8 +73,8 @@ class DeviceStatistics:
             name: One of the tensors.
             tensor: A contiguous array in the GPU's memory, with DLPack or
                 ``__cuda_array_interface__``; the caller keeps it until a method has waited.
-            dtype: Its element type, one of :data:`DTYPES`; what the array itself says does not
-                count, since not every interface knows bfloat16.
+            dtype: Its element type, one of :data:`MEASURED_DTYPES`; the array's own is ignored,
+                since not every interface knows bfloat16.
         """
         address, elements = self._place(tensor)
         result = int(self._peaks.handle) + 4 * self._places[name]

@@ -19,28 +19,28 @@ from typing import Any
 
 import numpy as np
 
+from trt_native.arrays import Array
 from trt_native.errors import CalibrationError, SpecError
-from trt_native.plan import read_text_file
-from trt_native.spec import Shape, TensorSpec
+from trt_native.files import read_text_file
+from trt_native.shapes import Shape, TensorSpec
 
 __all__ = [
+    "DATA_MANIFEST_SCHEMA",
     "MANIFEST_NAME",
-    "MANIFEST_SCHEMA",
     "Array",
     "Batch",
     "DataManifest",
     "check_new_folder",
-    "read_manifest",
+    "read_data_manifest",
     "write_batches",
 ]
 
 MANIFEST_NAME = "manifest.json"
 """The file in a folder of batches that describes it."""
 
-MANIFEST_SCHEMA = 1
+DATA_MANIFEST_SCHEMA = 1
 """Number of that file's layout; a change that would break readers raises it."""
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Batch = dict[str, Array]
 """Input name to its array."""
 
@@ -62,7 +62,7 @@ class DataManifest:
     inputs: tuple[TensorSpec, ...]
     batches: tuple[Mapping[str, Any], ...]
     origin: Mapping[str, Any]
-    schema: int = MANIFEST_SCHEMA
+    schema: int = DATA_MANIFEST_SCHEMA
 
     def to_json(self) -> dict[str, Any]:
         """As JSON holds it."""
@@ -84,10 +84,10 @@ class DataManifest:
         Raises:
             CalibrationError: another schema, or a field is missing or malformed.
         """
-        if not isinstance(data, dict) or data.get("schema") != MANIFEST_SCHEMA:
+        if not isinstance(data, dict) or data.get("schema") != DATA_MANIFEST_SCHEMA:
             found = data.get("schema") if isinstance(data, dict) else type(data).__name__
             raise CalibrationError(
-                f"manifest of schema {found!r}, this version reads {MANIFEST_SCHEMA}"
+                f"manifest of schema {found!r}, this version reads {DATA_MANIFEST_SCHEMA}"
             )
         try:
             return cls(
@@ -114,7 +114,7 @@ def _file_name(entry: Mapping[str, Any]) -> str:
     return name
 
 
-def read_manifest(folder: Path) -> DataManifest | None:
+def read_data_manifest(folder: Path) -> DataManifest | None:
     """The manifest of a folder; None where it has none.
 
     Raises:

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trt_native.calibration.cache import LEVELS
-from trt_native.calibration.folder import Array
+from trt_native.arrays import Array
+from trt_native.calibration.caches import LEVELS
+from trt_native.config import CalibrationMethod
 from trt_native.errors import SpecError
-from trt_native.spec import CalibrationMethod
 
 __all__ = [
     "BINS",

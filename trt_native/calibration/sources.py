@@ -18,10 +18,16 @@ from typing import Any
 import numpy as np
 
 from trt_native.arrays import reading
-from trt_native.calibration.folder import MANIFEST_NAME, Array, Batch, DataManifest, read_manifest
+from trt_native.calibration.folder import (
+    MANIFEST_NAME,
+    Array,
+    Batch,
+    DataManifest,
+    read_data_manifest,
+)
 from trt_native.errors import CalibrationError
-from trt_native.plan import is_within, open_regular
-from trt_native.spec import TensorSpec
+from trt_native.files import is_within, open_regular_file
+from trt_native.shapes import TensorSpec
 
 __all__ = ["Source", "load_function", "open_source"]
 
@@ -81,7 +87,7 @@ def open_source(text: str, inputs: Sequence[TensorSpec], limit: int | None) -> S
 
 
 def _open_folder(folder: Path, inputs: Sequence[TensorSpec], limit: int | None) -> Source:
-    manifest = read_manifest(folder)
+    manifest = read_data_manifest(folder)
     archives = _files(folder, ".npz")
     if manifest is not None:
         return _listed(folder, manifest, archives, limit)
@@ -306,7 +312,7 @@ def _load_module(name: str) -> ModuleType:
 
 
 def _load_npz(path: Path) -> Batch:
-    with reading(path, CalibrationError), open_regular(path) as file:
+    with reading(path, CalibrationError), open_regular_file(path) as file:
         archive = np.load(file, allow_pickle=False)
         if isinstance(archive, np.ndarray):
             raise TypeError("it holds one array without a name, as an .npy file does")
@@ -320,6 +326,6 @@ def _load_npz(path: Path) -> Batch:
 def _load_npys(paths: Mapping[str, Path]) -> Batch:
     arrays = {}
     for name, path in paths.items():
-        with reading(path, CalibrationError), open_regular(path) as file:
+        with reading(path, CalibrationError), open_regular_file(path) as file:
             arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
     return arrays

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-import trt_native
+from trt_native._version import __version__
 from trt_native.cli.bench import bench
 from trt_native.cli.build import build
 from trt_native.cli.cache import cache_app
@@ -34,7 +34,7 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        stdout.print(f"trt-native {trt_native.__version__}", highlight=False)
+        stdout.print(f"trt-native {__version__}", highlight=False)
         raise typer.Exit
 
 

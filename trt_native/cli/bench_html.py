@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trt_native.bench import PHASES, Span
-from trt_native.cli.bench import (
+from trt_native.cli.bench_tables import (
     LAYER_COLUMNS,
     fact_rows,
     layer_rows,

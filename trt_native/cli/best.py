@@ -8,15 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trt_native.cli.build_process import Job, build_with_retries
+from trt_native.builder.isolated import Job, build_with_retries
 from trt_native.cli.console import print_json, stderr, table
 from trt_native.cli.progress import BuildProgress
+from trt_native.config import BuildConfig, QuantizationSpec
 from trt_native.errors import BuildError
-from trt_native.plan import check_writable
-from trt_native.spec import BuildConfig, QuantizationSpec, format_bytes
+from trt_native.files import check_writable
+from trt_native.units import format_bytes
 
 if TYPE_CHECKING:
-    from trt_native.selection import Candidate, Selection
+    from trt_native.builder.select_precision import Candidate, SelectionReport
 
 __all__ = ["build_best"]
 
@@ -39,7 +40,7 @@ def build_best(
         retry: As for one build.
         json: Whether to print JSON.
     """
-    from trt_native.selection import DEFAULT_MAX_ERROR, build_fastest
+    from trt_native.builder.select_precision import DEFAULT_MAX_ERROR, select_precision
 
     check_writable(job.target)
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
@@ -53,7 +54,7 @@ def build_best(
             wanted = replace(job, config=config, target=target)
             build_with_retries(wanted, progress, timeout_s=left, retry=retry)
 
-        selection = build_fastest(
+        selection = select_precision(
             job.model,
             job.config,
             quantization,
@@ -76,7 +77,7 @@ def build_best(
         _print(job.target, selection)
 
 
-def _print(target: Path, selection: Selection) -> None:
+def _print(target: Path, selection: SelectionReport) -> None:
     data = f"{selection.calibration_batches} batches to calibrate, {selection.held_back} to compare"
     columns = ("precision", "error", "ms", "MiB", "")
     rows = (tuple(_row(candidate, selection)) for candidate in selection.candidates)
@@ -86,7 +87,7 @@ def _print(target: Path, selection: Selection) -> None:
     table("Built", ("", ""), [("plan", f"{target} ({size})"), ("chosen", chosen), ("data", data)])
 
 
-def _row(candidate: Candidate, selection: Selection) -> Iterator[str]:
+def _row(candidate: Candidate, selection: SelectionReport) -> Iterator[str]:
     yield str(candidate.precision)
     yield "" if candidate.error is None else f"{candidate.error:.4f}"
     yield "" if candidate.latency_ms is None else f"{candidate.latency_ms:.3f}"

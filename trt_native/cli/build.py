@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trt_native.cache import FOLDER_VARIABLE, SIZE_VARIABLE, EngineCache
-from trt_native.cli.build_process import Job, Outcome, build_with_retries
-from trt_native.cli.console import guarded, print_json, stderr, stdout, table
+from trt_native.builder.isolated import Job, Outcome, build_with_retries
+from trt_native.builder.plan_cache import FOLDER_VARIABLE, SIZE_VARIABLE, EngineCache
+from trt_native.cli.console import print_json, report_errors, stderr, stdout, table
 from trt_native.cli.html import TENSOR_COLUMNS, tensor_rows
 from trt_native.cli.quantize import (
     ACTIVATIONS_HELP,
@@ -24,26 +24,25 @@ from trt_native.cli.quantize import (
     engine_layers_text,
     parse_ops,
 )
-from trt_native.errors import SpecError
-from trt_native.plan import check_writable, manifest_path
-from trt_native.spec import (
-    ActivationsBy,
+from trt_native.config import (
     BuildConfig,
     CalibrationMethod,
+    CalibrationRunner,
     HardwareCompatibility,
     IoPrecision,
     Precision,
-    ProfileSpec,
     ProfilingVerbosity,
     QuantizationSpec,
-    format_bytes,
-    parse_bytes,
-    parse_duration,
 )
+from trt_native.errors import SpecError
+from trt_native.files import check_writable
+from trt_native.plans.manifest import manifest_path
+from trt_native.shapes import ProfileSpec, format_shape
+from trt_native.units import format_bytes, parse_bytes, parse_duration
 
 if TYPE_CHECKING:
-    from trt_native.builder import Outline
-    from trt_native.plan import Manifest
+    from trt_native.builder.build import BuildDecisions
+    from trt_native.plans.manifest import Manifest
 
 __all__ = ["build"]
 
@@ -52,7 +51,7 @@ _QUANTIZATION = "Quantization (--precision int8, fp8, int8-weights)"
 _PROCESS = "Process and cache"
 
 
-@guarded
+@report_errors
 def build(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The ONNX file.")],
     output: Annotated[
@@ -84,10 +83,10 @@ def build(
             rich_help_panel=_SHAPES,
         ),
     ] = None,
-    opt_profile: Annotated[
+    add_opt_shape_profiles: Annotated[
         bool,
         typer.Option(
-            "--opt-profile",
+            "--add-opt-shape-profiles",
             help="Add to each profile with ranges one of its OPT shapes alone: these then run as"
             " fast as in a static plan.",
             rich_help_panel=_SHAPES,
@@ -276,7 +275,7 @@ def build(
         calibration=calib,
         data=data,
         method=CalibrationMethod.parse(method) if method is not None else None,
-        activations=ActivationsBy.parse(activations),
+        activations=CalibrationRunner.parse(activations),
         memory_bytes=parse_bytes(memory) if memory is not None else None,
         ops=parse_ops(ops),
         skip=tuple(skip or ()),
@@ -288,7 +287,7 @@ def build(
         raise SpecError("--max-error: no effect without --precision best")
     config = BuildConfig(
         profiles=_profiles(dim or [], shape or [], profile),
-        opt_profile=opt_profile,
+        add_opt_shape_profiles=add_opt_shape_profiles,
         precision=Precision.AUTO if best else Precision.parse(precision),
         io_precision=IoPrecision.parse(io_precision),
         keep_fp32=tuple(keep_fp32 or ()),
@@ -408,7 +407,7 @@ def _precision_text(manifest: Manifest) -> str:
         text += f" ({precision['pinned_fp32_nodes']} nodes pinned to FP32)"
     elif "pinned_fp32_nodes" in precision:
         text += f" ({precision['pinned_fp32_nodes']} nodes pinned to FP32)"
-    if split := sum(precision.get("split_products", {}).values()):
+    if split := sum(precision.get("split_fp32_products", {}).values()):
         text += f"\nFP32 products of split operands, which are exact in TF32: {split}"
     if mended := precision.get("mended"):
         listed = ", ".join(f"{count} {operator}" for operator, count in mended.items())
@@ -427,8 +426,8 @@ def _quantized_text(record: Mapping[str, Any]) -> str:
 
 
 def _dry_run(model: Path, config: BuildConfig, backend: str, json: bool) -> None:
-    from trt_native.backends.base import load_backend
-    from trt_native.builder import outline
+    from trt_native.backends.registry import load_backend
+    from trt_native.builder.build import outline
 
     chosen = load_backend(backend)
     planned = outline(model, config, backend=chosen)
@@ -450,7 +449,7 @@ def _dry_run(model: Path, config: BuildConfig, backend: str, json: bool) -> None
         rows.insert(2, ("quantized", _quantized_text(planned.quantization)))
     table("Would build", ("", ""), rows)
     ranges = [
-        (index, name, *(("x".join(map(str, s)) or "scalar") for s in (r.min, r.opt, r.max)))
+        (index, name, *((format_shape(s)) for s in (r.min, r.opt, r.max)))
         for index, profile in enumerate(planned.profiles)
         for name, r in (*profile.shapes.items(), *profile.values.items())
     ]
@@ -460,7 +459,7 @@ def _dry_run(model: Path, config: BuildConfig, backend: str, json: bool) -> None
         stdout.print("No profiles: every input is static.")
 
 
-def _outline_json(planned: Outline, config: BuildConfig) -> dict[str, object]:
+def _outline_json(planned: BuildDecisions, config: BuildConfig) -> dict[str, object]:
     return {
         "precision": str(planned.precision),
         "strongly_typed": planned.strongly_typed,

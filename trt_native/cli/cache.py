@@ -8,10 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
-from trt_native.cache import FOLDER_VARIABLE, SIZE_VARIABLE, CacheEntry, EngineCache, Removed
-from trt_native.cli.console import guarded, print_json, stdout, table
+from trt_native.builder.plan_cache import (
+    FOLDER_VARIABLE,
+    SIZE_VARIABLE,
+    CacheEntry,
+    EngineCache,
+    PruneResult,
+)
+from trt_native.cli.console import print_json, report_errors, stdout, table
 from trt_native.errors import SpecError
-from trt_native.spec import format_bytes, parse_bytes, parse_duration
+from trt_native.units import format_bytes, parse_bytes, parse_duration
 
 __all__ = ["cache_app"]
 
@@ -32,7 +38,7 @@ _Json = Annotated[bool, typer.Option("--json", help="Print the outcome as JSON."
 
 
 @cache_app.command("list")
-@guarded
+@report_errors
 def list_entries(folder: _Folder = None, json: _Json = False) -> None:
     """List the plans, the last used first."""
     cache = _opened(folder)
@@ -67,7 +73,7 @@ def list_entries(folder: _Folder = None, json: _Json = False) -> None:
 
 
 @cache_app.command()
-@guarded
+@report_errors
 def prune(
     folder: _Folder = None,
     cache_size: Annotated[
@@ -93,7 +99,7 @@ def prune(
 
 
 @cache_app.command()
-@guarded
+@report_errors
 def clear(folder: _Folder = None, json: _Json = False) -> None:
     """Remove all plans, layer timings and remembered hashes; nothing else in the folder."""
     cache = _opened(folder)
@@ -107,7 +113,7 @@ def _opened(folder: Path | None, max_bytes: int | None = None) -> EngineCache:
     return cache
 
 
-def _tell(cache: EngineCache, removed: Removed, json: bool) -> None:
+def _tell(cache: EngineCache, removed: PruneResult, json: bool) -> None:
     if json:
         data = {"plans": removed.plans, "files": removed.files, "bytes": removed.bytes}
         print_json({"folder": str(cache.folder), "removed": data})

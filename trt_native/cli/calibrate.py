@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trt_native.cli.console import guarded, print_json, stderr, stdout, table
+from trt_native.cli.console import print_json, report_errors, stderr, stdout, table
 from trt_native.cli.progress import BuildProgress
 from trt_native.cli.quantize import ACTIVATIONS_HELP, MEMORY_HELP
+from trt_native.config import CalibrationMethod, CalibrationRunner
 from trt_native.errors import SpecError
-from trt_native.spec import ActivationsBy, CalibrationMethod, parse_bytes
+from trt_native.units import parse_bytes
 
 if TYPE_CHECKING:
-    from trt_native.calibration.cache import CalibrationCache
+    from trt_native.calibration.caches import CalibrationCache
 
 __all__ = ["calibrate"]
 
@@ -24,7 +25,7 @@ _LISTED = 8  # names of tensors in one line of the summary
 _PANEL = "Existing caches"
 
 
-@guarded
+@report_errors
 def calibrate(
     model: Annotated[
         Path | None, typer.Argument(metavar="MODEL.onnx", help="The ONNX file.")
@@ -90,9 +91,9 @@ def calibrate(
     """
     if [model is not None, show is not None, diff is not None].count(True) != 1:
         raise SpecError("give one of: MODEL.onnx with --data DIR, --show FILE, or --diff A B")
-    by = ActivationsBy.parse(activations)
+    by = CalibrationRunner.parse(activations)
     for_model = (data, output, percentile, limit, tensor, memory, trt_version)
-    if model is None and (any(for_model) or by is not ActivationsBy.AUTO or backend != "auto"):
+    if model is None and (any(for_model) or by is not CalibrationRunner.AUTO or backend != "auto"):
         raise SpecError("--show and --diff read caches: they take no option but --json")
     if show is not None:
         _show(show, json)
@@ -126,14 +127,14 @@ def _calibrate(
     output: Path,
     limit: int | None,
     json: bool,
-    running: tuple[ActivationsBy, str, int | None],
+    running: tuple[CalibrationRunner, str, int | None],
     options: dict[str, Any],
 ) -> None:
-    from trt_native.activations import activation_source
+    from trt_native.builder.engine_calibration import activation_source
     from trt_native.calibration.batches import read_batches
     from trt_native.calibration.collect import calibrate
+    from trt_native.files import check_writable
     from trt_native.graph.onnx_file import read_model, tensor_specs
-    from trt_native.plan import check_writable
 
     for file in (output, output.with_name(f"{output.name}.json")):
         check_writable(file, reads=[model, Path(data)])
@@ -200,7 +201,7 @@ def _as_json(path: Path, cache: CalibrationCache) -> dict[str, Any]:
 
 
 def _show(path: Path, json: bool) -> None:
-    from trt_native.calibration.cache import CalibrationCache
+    from trt_native.calibration.caches import CalibrationCache
 
     cache = CalibrationCache.load(path)
     if json:
@@ -225,7 +226,7 @@ def _coverage(cache: CalibrationCache, name: str) -> tuple[str, str]:
 
 
 def _diff(first: Path, second: Path, json: bool) -> None:
-    from trt_native.calibration.cache import CalibrationCache
+    from trt_native.calibration.caches import CalibrationCache
 
     a, b = CalibrationCache.load(first), CalibrationCache.load(second)
     only_a = [name for name in a.scales if name not in b.scales]

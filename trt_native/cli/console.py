@@ -20,7 +20,7 @@ from rich.text import Text
 from trt_native.cli import interrupted
 from trt_native.errors import TrtNativeError
 
-__all__ = ["guarded", "print_json", "printable", "set_verbosity", "stderr", "stdout", "table"]
+__all__ = ["print_json", "printable", "report_errors", "set_verbosity", "stderr", "stdout", "table"]
 
 # Control characters but for tab and line end, and halves of surrogate pairs.
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -67,7 +67,7 @@ def set_verbosity(level: int) -> None:
     logger.setLevel(levels[min(level, 2)])
 
 
-def guarded(command: _F) -> _F:
+def report_errors(command: _F) -> _F:
     """Let a command end with one clear message and exit code 1 instead of a traceback."""
 
     @functools.wraps(command)

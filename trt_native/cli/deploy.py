@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trt_native.cli.console import guarded, print_json, stderr, stdout, table
+from trt_native.cli.console import print_json, report_errors, stderr, stdout, table
 from trt_native.cli.inputs import read_shapes
 
 if TYPE_CHECKING:
-    from trt_native.plan import Plan
+    from trt_native.plans.plan import Plan
 
 __all__ = ["deploy_app"]
 
@@ -27,7 +27,7 @@ _Manifest = Annotated[
 
 
 @deploy_app.command()
-@guarded
+@report_errors
 def triton(
     plan: _PlanArgument,
     repository: Annotated[
@@ -64,7 +64,7 @@ def triton(
 ) -> None:
     """Write NAME/1/model.plan and NAME/config.pbtxt into a Triton model repository."""
     from trt_native.deploy import TritonConfig, deploy_triton
-    from trt_native.plan import Plan
+    from trt_native.plans.plan import Plan
 
     config = TritonConfig(
         name=plan.name.removesuffix(".plan") if name is None else name,
@@ -103,7 +103,7 @@ def triton(
 
 
 @deploy_app.command()
-@guarded
+@report_errors
 def trtexec(
     plan: _PlanArgument,
     profile: Annotated[int, typer.Option(help="Number of the optimization profile.")] = 0,
@@ -116,7 +116,7 @@ def trtexec(
 ) -> None:
     """Print the command that times a plan with trtexec, or with tensorrt_rtx."""
     from trt_native.deploy import trtexec_command
-    from trt_native.plan import Plan
+    from trt_native.plans.plan import Plan
 
     loaded = Plan.load(plan, ignore_manifest=not manifest)
     words = trtexec_command(loaded, plan, profile=profile, shapes=read_shapes(shape or []))

@@ -8,14 +8,14 @@ from typing import Annotated
 
 import typer
 
-from trt_native.cli.console import guarded, print_json, stderr, stdout, table
+from trt_native.cli.console import print_json, report_errors, stderr, stdout, table
 
 __all__ = ["diff"]
 
 _HELP = "A plan, or what 'trt-native inspect --json' printed of one where there is a GPU."
 
 
-@guarded
+@report_errors
 def diff(
     left: Annotated[Path, typer.Argument(metavar="A.plan", help=_HELP)],
     right: Annotated[Path, typer.Argument(metavar="B.plan", help=_HELP)],
@@ -26,10 +26,10 @@ def diff(
     json: Annotated[bool, typer.Option("--json", help="Print the differences as JSON.")] = False,
 ) -> None:
     """Tell how two plans differ. Exit code 0: in nothing that could be compared; 1: they do."""
-    from trt_native.inspection import compare, read_report
+    from trt_native.inspection import diff_plans, read_report
 
     reports = [read_report(path, ignore_manifest=not manifest) for path in (left, right)]
-    found = compare(*reports)
+    found = diff_plans(*reports)
     if json:
         print_json({"left": str(left), "right": str(right), **asdict(found)})
     else:

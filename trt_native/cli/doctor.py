@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trt_native.cli.console import guarded, print_json, stdout, table
+from trt_native.cli.console import print_json, report_errors, stdout, table
 
 if TYPE_CHECKING:
-    from trt_native.plan import Environment
+    from trt_native.plans.compatibility import Environment
 
 __all__ = ["doctor"]
 
 _PACKAGES = ("numpy", "onnx", "onnx-ir", "cuda-core", "cuda-bindings", "torch", "onnxscript")
 
 
-@guarded
+@report_errors
 def doctor(
     plan: Annotated[
         Path | None, typer.Argument(metavar="[PLAN]", help="A plan: will it load here?")
@@ -76,20 +76,23 @@ def _judge(path: Path, ignore_manifest: bool, json: bool) -> None:
 
 
 def _findings(path: Path, ignore_manifest: bool) -> dict[str, Any]:
+    from trt_native.cli.rebuild_command import rebuild_command
     from trt_native.errors import PlanError
-    from trt_native.plan import Plan, compatibility, find_model, read_manifest, rebuild_command
+    from trt_native.plans.compatibility import compatibility
+    from trt_native.plans.manifest import find_model, read_manifest
+    from trt_native.plans.plan import Plan
 
     environment = _environment()
     known = None
     found: dict[str, Any] = {"plan": str(path), "made_by": None, "bytes": None, "built_for": None}
-    faults, doubts = [], []
+    faults, warnings = [], []
     try:
         plan = Plan.load(path, ignore_manifest=ignore_manifest)
         found.update(
             made_by=f"{plan.header.product} {plan.header.version_text}", bytes=len(plan.data)
         )
-        verdict = compatibility(plan.header, plan.manifest, environment)
-        faults, doubts, known = list(verdict.faults), list(verdict.doubts), plan.manifest
+        report = compatibility(plan.header, plan.manifest, environment)
+        faults, warnings, known = list(report.errors), list(report.warnings), plan.manifest
     except PlanError as error:
         if not path.is_file():
             raise
@@ -103,33 +106,33 @@ def _findings(path: Path, ignore_manifest: bool) -> dict[str, Any]:
             rebuild = rebuild_command(known, path, environment)
             model = find_model(known, path)[1]
         except PlanError as error:
-            doubts.append(error.message)
+            warnings.append(error.message)
     return {
         **found,
         "here": asdict(environment),
         "loads": not faults,
         "faults": faults,
-        "doubts": doubts,
+        "warnings": warnings,
         "rebuild": rebuild,
         "model": model,
     }
 
 
 def _environment() -> Environment:
-    from trt_native.backends.base import PROBERS, load_backend
+    from trt_native.backends.registry import BACKENDS, load_backend
     from trt_native.cuda import gpu_info
-    from trt_native.engine import environment_of
     from trt_native.errors import UnsupportedError
+    from trt_native.runtime.engine import environment_of
 
     backends = []
-    for name in PROBERS:
+    for name in BACKENDS:
         with contextlib.suppress(UnsupportedError):
             backends.append(load_backend(name))
     return environment_of(backends, gpu_info())
 
 
 def _print_judgement(path: Path, findings: dict[str, Any]) -> None:
-    from trt_native.spec import format_bytes
+    from trt_native.units import format_bytes
 
     here = findings["here"]
     libraries = ", ".join(f"{name} {version}" for name, version in here["libraries"].items())
@@ -150,7 +153,7 @@ def _print_judgement(path: Path, findings: dict[str, Any]) -> None:
     stdout.print("Loads here." if findings["loads"] else "Does not load here:", style="bold")
     for line in findings["faults"]:
         stdout.print(f"- {line}", markup=False, highlight=False)
-    for line in findings["doubts"]:
+    for line in findings["warnings"]:
         stdout.print(f"- note: {line}", markup=False, highlight=False)
     if findings["loads"]:
         return
@@ -162,10 +165,10 @@ def _print_judgement(path: Path, findings: dict[str, Any]) -> None:
 
 
 def _examine() -> dict[str, Any]:
-    from trt_native.backends.base import PROBERS
+    from trt_native.backends.registry import BACKENDS
     from trt_native.cuda import require_gpu
     from trt_native.errors import CudaError
-    from trt_native.spec import format_bytes
+    from trt_native.units import format_bytes
 
     gpu, gpu_fault = None, None
     try:
@@ -178,7 +181,7 @@ def _examine() -> dict[str, Any]:
         }
     except CudaError as error:
         gpu_fault = error.message
-    backends = {name: _try_backend(name) for name in PROBERS}
+    backends = {name: _try_backend(name) for name in BACKENDS}
     builders = [b["library"] for b in backends.values() if b["builds"]]
     return {
         "python": f"{platform.python_version()} ({sys.executable})",
@@ -194,11 +197,11 @@ def _examine() -> dict[str, Any]:
 
 
 def _try_backend(name: str) -> dict[str, Any]:
-    from trt_native.backends.base import PROBERS, load_backend
+    from trt_native.backends.registry import BACKENDS, load_backend
+    from trt_native.config import BuildConfig
     from trt_native.errors import UnsupportedError
-    from trt_native.spec import BuildConfig
 
-    prober = PROBERS[name]
+    prober = BACKENDS[name]
     found: dict[str, Any] = {
         "version": None,
         "library": None,

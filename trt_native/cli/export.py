@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trt_native.cli.console import guarded, print_json, stderr, table
+from trt_native.cli.console import print_json, report_errors, stderr, table
 from trt_native.cli.progress import ExportProgress
 from trt_native.errors import SpecError
-from trt_native.plan import check_writable
-from trt_native.spec import format_bytes
+from trt_native.files import check_writable
+from trt_native.units import format_bytes
 
 if TYPE_CHECKING:
     from trt_native.export import ExportReport
@@ -31,7 +31,7 @@ def _group() -> None:
 
 
 @export_app.command()
-@guarded
+@report_errors
 def latentsync(
     output: Annotated[Path, typer.Option("--output", "-o", help="The ONNX file to write.")],
     checkpoint: Annotated[
@@ -82,7 +82,7 @@ def latentsync(
         raise SpecError("give either --checkpoint FILE or --random-weights SEED")
     extents = _parse_static(static) if static is not None else None
     check_writable(output, reads=[checkpoint, Path(config) if config is not None else None])
-    from trt_native.export import export_deepcache, export_latentsync
+    from trt_native.models.latentsync.export import export_deepcache, export_latentsync
 
     with ExportProgress(stderr) as progress:
         export = export_deepcache if deepcache else export_latentsync

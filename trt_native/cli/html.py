@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
-from trt_native.spec import format_bytes
+from trt_native.shapes import format_shape
+from trt_native.units import format_bytes
 
 if TYPE_CHECKING:
     from trt_native.inspection import LayerTensor, PlanReport
-    from trt_native.plan import PlanTensor
+    from trt_native.plans.manifest import PlanTensor
 
 __all__ = ["TENSOR_COLUMNS", "GraphNode", "page", "plan_page", "tensor_rows"]
 
@@ -126,7 +127,7 @@ def _tensor_text(tensors: Sequence[LayerTensor]) -> str:
     if not tensors:
         return ""
     shape = tensors[0].shape
-    extents = "" if shape is None else "x".join(map(str, shape)) or "scalar"
+    extents = "" if shape is None else format_shape(shape)
     return f"{tensors[0].precision} {extents}".strip()
 
 

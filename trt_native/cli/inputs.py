@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from trt_native.cli.console import stderr
 from trt_native.errors import SpecError
-from trt_native.spec import Shape, ShapeRange, parse_shape
+from trt_native.shapes import Shape, ShapeRange, format_shape, parse_shape
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from trt_native.plan import PlanTensor
+    from trt_native.plans.manifest import PlanTensor
 
 __all__ = [
     "INPUT_HELP",
@@ -21,7 +21,7 @@ __all__ = [
     "SHAPE_HELP",
     "check_seed",
     "fill_random",
-    "read_inputs",
+    "load_inputs",
     "read_shapes",
     "warn_of_nonfinite",
 ]
@@ -31,7 +31,7 @@ RANDOM_HELP = "Fill the inputs that are not given with random values."
 SHAPE_HELP = "Shape of a random input, NAME=1x3x8x8. \\[default: the profile's opt]"
 
 
-def read_inputs(entries: list[str]) -> dict[str, np.ndarray[Any, Any]]:
+def load_inputs(entries: list[str]) -> dict[str, np.ndarray[Any, Any]]:
     """The arrays that ``--input`` names.
 
     Raises:
@@ -133,7 +133,7 @@ def fill_random(
         shape = shapes.get(tensor.name, ranges[0].opt)
         if not any(allowed.contains(shape) for allowed in ranges):
             listing = " or ".join(map(str, ranges))
-            text = "x".join(map(str, shape)) or "scalar"
+            text = format_shape(shape)
             raise SpecError(f"--shape {tensor.name}={text}: outside {listing}")
         if np.issubdtype(np.dtype(tensor.dtype), np.integer) or tensor.dtype == "bool":
             filled[tensor.name] = generator.integers(0, 2, shape).astype(tensor.dtype)

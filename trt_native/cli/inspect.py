@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trt_native.cli.console import guarded, print_json, stderr, stdout, table
+from trt_native.cli.console import print_json, report_errors, stderr, stdout, table
 from trt_native.cli.html import TENSOR_COLUMNS, GraphNode, page, plan_page, tensor_rows
 from trt_native.cli.quantize import engine_layers_text
 from trt_native.errors import ModelError, SpecError
-from trt_native.spec import TensorSpec, format_bytes
+from trt_native.shapes import TensorSpec
+from trt_native.units import format_bytes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from trt_native.graph.onnx_file import ModelSummary
     from trt_native.inspection import Layer
-    from trt_native.plan import Manifest
+    from trt_native.plans.manifest import Manifest
 
 __all__ = ["inspect"]
 
@@ -34,7 +35,7 @@ _ONNX_PRECISIONS = {
 _PLAN_TAGS = (b"ftrt", b"vtrt")
 
 
-@guarded
+@report_errors
 def inspect(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="An ONNX file or a plan.")],
     html: Annotated[
@@ -55,14 +56,15 @@ def inspect(
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Tell what an ONNX file or a plan contains."""
-    from trt_native.plan import check_writable, manifest_path, open_regular
+    from trt_native.files import check_writable, open_regular_file
+    from trt_native.plans.manifest import manifest_path
 
     if html is not None:
         check_writable(html, reads=[file, manifest_path(file), times])
     if times is not None and html is None:
         raise SpecError("--times: it is shown in the page of --html FILE")
     try:
-        with open_regular(file) as opened:
+        with open_regular_file(file) as opened:
             is_plan = opened.read(4) in _PLAN_TAGS
     except OSError as error:
         raise ModelError(f"{file}: cannot be read: {error.strerror}") from None
@@ -75,9 +77,9 @@ def inspect(
 
 
 def _write_html(path: Path, text: str) -> None:
-    from trt_native.plan import replacing
+    from trt_native.files import atomic_write
 
-    with replacing(path) as opened:
+    with atomic_write(path) as opened:
         opened.write(text.encode(errors="replace"))
     stderr.print(f"written to {path}", markup=False, highlight=False)
 
@@ -153,7 +155,7 @@ def _inspect_plan(
     path: Path, html: Path | None, times: Path | None, ignore_manifest: bool, json: bool
 ) -> None:
     from trt_native.inspection import inspect_plan, read_layer_times
-    from trt_native.plan import Plan
+    from trt_native.plans.plan import Plan
 
     layer_times = read_layer_times(times) if times is not None else None
     report = inspect_plan(Plan.load(path, ignore_manifest=ignore_manifest))

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from trt_native.spec import format_bytes
+from trt_native.units import format_bytes
 
 __all__ = ["BuildProgress", "ExportProgress"]
 
@@ -17,7 +17,7 @@ _LINE_INTERVAL = 5.0
 
 
 class BuildProgress:
-    """A :class:`trt_native.backends.base.Progress` for people.
+    """A :class:`trt_native.progress.Progress` for people.
 
     TensorRT calls it thousands of times from the building thread. So on a terminal at most 20 steps
     a second of a long phase are shown, and elsewhere at most one line in 5 seconds.
@@ -59,7 +59,7 @@ class BuildProgress:
             self._bars.stop()
 
     def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
-        """See :class:`trt_native.backends.base.Progress`."""
+        """See :class:`trt_native.progress.Progress`."""
         self._steps[phase] = steps
         if self._bars is not None:
             self._tasks[phase] = self._bars.add_task(phase, total=steps)
@@ -67,7 +67,7 @@ class BuildProgress:
             self._line(phase)
 
     def step_complete(self, phase: str, step: int) -> None:
-        """See :class:`trt_native.backends.base.Progress`."""
+        """See :class:`trt_native.progress.Progress`."""
         now = time.monotonic()
         if self._bars is not None:
             if self._steps[phase] <= _FEW or now - self._shown >= _BAR_INTERVAL:
@@ -77,7 +77,7 @@ class BuildProgress:
             self._line(f"{phase} {step + 1}/{self._steps[phase]}")
 
     def phase_finish(self, phase: str) -> None:
-        """See :class:`trt_native.backends.base.Progress`."""
+        """See :class:`trt_native.progress.Progress`."""
         if self._bars is not None:
             self._bars.remove_task(self._tasks.pop(phase))
 
@@ -88,7 +88,7 @@ class BuildProgress:
 
 
 class ExportProgress:
-    """A :data:`trt_native.spec.ByteProgress` for people: one bar, or a line for each phase.
+    """A :data:`trt_native.progress.ByteProgress` for people: one bar, or a line for each phase.
 
     Args:
         console: Where to write.
@@ -126,7 +126,7 @@ class ExportProgress:
             self._bar.stop()
 
     def __call__(self, phase: str, done: int, total: int) -> None:
-        """See :data:`trt_native.spec.ByteProgress`."""
+        """See :data:`trt_native.progress.ByteProgress`."""
         begins, self._phase = phase != self._phase, phase
         if self._bar is not None:
             for task in self._bar.task_ids if begins else ():

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trt_native.cli.console import guarded, print_json, stderr, table
+from trt_native.cli.console import print_json, report_errors, stderr, table
+from trt_native.config import Precision, QuantizationSpec
 from trt_native.errors import SpecError
-from trt_native.spec import Precision, ProfileSpec, QuantizationSpec, format_bytes
+from trt_native.shapes import ProfileSpec
+from trt_native.units import format_bytes
 
 if TYPE_CHECKING:
-    from trt_native.quantize import QuantizedFile
+    from trt_native.builder.quantize_file import QuantizedFile
 
 __all__ = [
     "ACTIVATIONS_HELP",
@@ -45,7 +47,7 @@ PRESET_HELP = "default, or diffusion-unet: leave a denoiser's sensitive layers a
 COVERAGE_HELP = "Fail if less than this share of the multiply-adds is quantized, 0 to 1."
 
 
-@guarded
+@report_errors
 def quantize(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The ONNX file.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The ONNX file to write.")],
@@ -77,7 +79,7 @@ def quantize(
     precision = _parse_format(format)
     if calib is not None and not precision.needs_ranges:
         raise SpecError(f"--calib: no effect on {precision}, which needs no ranges; leave it out")
-    from trt_native.quantize import quantize_onnx
+    from trt_native.builder.quantize_file import quantize_onnx
 
     dims = ProfileSpec.parse(dim) if dim else None
     with stderr.status(f"quantizing to {precision}") as status:

@@ -7,16 +7,17 @@ from typing import Annotated
 
 import typer
 
-from trt_native.cli.console import guarded, print_json, stderr, table
+from trt_native.cli.console import print_json, report_errors, stderr, table
 from trt_native.cli.progress import BuildProgress
 from trt_native.cli.quantize import CALIB_HELP
-from trt_native.plan import Manifest, check_writable, manifest_path
-from trt_native.spec import format_bytes
+from trt_native.files import check_writable
+from trt_native.plans.manifest import Manifest, manifest_path
+from trt_native.units import format_bytes
 
 __all__ = ["refit"]
 
 
-@guarded
+@report_errors
 def refit(
     plan: Annotated[
         Path,
@@ -37,7 +38,7 @@ def refit(
     """Put the weights of another checkpoint into a plan, without building it again."""
     for file in (output, manifest_path(output)):
         check_writable(file, reads=[model, calib])
-    from trt_native.refit import refit_plan
+    from trt_native.builder.refit import refit_plan
 
     with BuildProgress(stderr) as progress:
         refitted = refit_plan(plan, model, calibration=calib, progress=progress)

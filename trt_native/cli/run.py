@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trt_native.cli.console import guarded, print_json, stderr, table
+from trt_native.cli.console import print_json, report_errors, stderr, table
 from trt_native.cli.inputs import (
     INPUT_HELP,
     RANDOM_HELP,
     SHAPE_HELP,
     check_seed,
     fill_random,
-    read_inputs,
+    load_inputs,
     read_shapes,
     warn_of_nonfinite,
 )
 from trt_native.errors import SpecError
+from trt_native.shapes import format_shape
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 
-@guarded
+@report_errors
 def run(
     plan: Annotated[Path, typer.Argument(metavar="PLAN", help="The plan to run.")],
     inputs: Annotated[
@@ -55,13 +56,15 @@ def run(
     import numpy as np
 
     from trt_native.arrays import save_arrays
-    from trt_native.plan import Plan, check_writable, manifest_path
-    from trt_native.session import Session
+    from trt_native.files import check_writable
+    from trt_native.plans.manifest import manifest_path
+    from trt_native.plans.plan import Plan
+    from trt_native.runtime import Session
 
     if output is not None:
         given = [Path(text.partition("=")[2]) for text in inputs or []]
         check_writable(output, reads=[plan, manifest_path(plan), *given])
-    arrays = read_inputs(inputs or [])
+    arrays = load_inputs(inputs or [])
     shapes = read_shapes(shape or [])
     check_seed(random, shapes)
     if random is None and not arrays:
@@ -89,7 +92,7 @@ def _report(results: dict[str, np.ndarray[Any, Any]], output: Path | None, json:
             (
                 row["name"],
                 row["dtype"],
-                "x".join(map(str, row["shape"])) or "scalar",
+                format_shape(row["shape"]),
                 "yes" if row["finite"] else "NO",
                 *(f"{row[key]:.4g}" for key in ("min", "mean", "max")),
             )

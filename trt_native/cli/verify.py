@@ -11,25 +11,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trt_native.cli.console import guarded, print_json, stderr, stdout, table
+from trt_native.cli.console import print_json, report_errors, stderr, stdout, table
 from trt_native.cli.inputs import (
     INPUT_HELP,
     RANDOM_HELP,
     SHAPE_HELP,
     check_seed,
     fill_random,
-    read_inputs,
+    load_inputs,
     read_shapes,
     warn_of_nonfinite,
 )
 from trt_native.errors import SpecError
-from trt_native.spec import Shape, TensorSpec, parse_bytes
+from trt_native.shapes import Shape, TensorSpec, format_shape
+from trt_native.units import parse_bytes
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from trt_native.plan import Plan, PlanTensor
-    from trt_native.verify import Comparison, LayerReport, Reference, Thresholds, Verification
+    from trt_native.plans.manifest import PlanTensor
+    from trt_native.plans.plan import Plan
+    from trt_native.verify import LayerReport, OutputComparison, Reference, Thresholds, Verification
     from trt_native.verify.check import Case, OpenPlan
 
 __all__ = ["verify"]
@@ -38,7 +40,7 @@ _INPUTS, _LIMITS, _LAYERS = "Inputs", "Limits", "Layers"
 _MEMORY = "8GiB"
 
 
-@guarded
+@report_errors
 def verify(
     plan: Annotated[Path, typer.Argument(metavar="PLAN", help="The plan to verify.")],
     against: Annotated[
@@ -143,9 +145,10 @@ def verify(
     memory_bytes = parse_bytes(memory or _MEMORY)
     source = _Source(inputs or [], random, shape or [], data, batches)
 
-    from trt_native.plan import Plan, check_writable
+    from trt_native.files import check_writable
+    from trt_native.plans.plan import Plan
     from trt_native.verify import check, default_thresholds, open_reference
-    from trt_native.verify.check import verify as compare_with
+    from trt_native.verify.check import verify_plan
 
     loaded = Plan.load(plan, ignore_manifest=not manifest)
     thresholds, origin = default_thresholds(loaded.manifest)
@@ -171,7 +174,7 @@ def verify(
         source.cases(reference, opened) as cases,
         _saving(save, source) as on_case,
     ):
-        found = compare_with(opened.run, cases, thresholds, on_case=on_case)
+        found = verify_plan(opened.run, cases, thresholds, on_case=on_case)
     report = search.run(found.worst_inputs, thresholds) if search else None
     name = str(reference) if isinstance(reference, Path) else reference.name
     if json:
@@ -201,7 +204,7 @@ class _Source:
             raise SpecError(f"--batches {count}: it must be at least 1")
         if count is not None and data is None and seed is None:
             raise SpecError("--batches: no effect without --random SEED or --data")
-        self.given = read_inputs(inputs)
+        self.given = load_inputs(inputs)
         warn_of_nonfinite(self.given)
         self.shapes: dict[str, Shape] = read_shapes(shapes)
         check_seed(seed, self.shapes)
@@ -284,7 +287,6 @@ class _Layers:
         reference: Reference | Path,
         memory_bytes: int,
     ) -> None:
-        from trt_native.builder import recorded_config
         from trt_native.verify import OnnxReference
 
         if plan.manifest is None:
@@ -294,15 +296,16 @@ class _Layers:
             )
         if memory_bytes < 1:
             raise SpecError("--memory 0: no tensor is so small")
-        self.config = recorded_config(plan.manifest)
-        self.backend = "rtx" if plan.header.product == "TensorRT-RTX" else "tensorrt"
+        self.config = plan.manifest.build_config()
+        self.backend = plan.header.backend
         self.memory_bytes = memory_bytes
         self.reference = reference.path if isinstance(reference, OnnxReference) else None
         self.model = self._find(path, plan, model)
 
     def _find(self, path: Path, plan: Plan, model: Path | None) -> Path:
+        from trt_native.files import sha256_of_file
         from trt_native.graph.onnx_file import read_model
-        from trt_native.plan import find_model, sha256_of_file
+        from trt_native.plans.manifest import find_model
 
         assert plan.manifest is not None  # noqa: S101  # for the type checker
         wanted = str(plan.manifest.model["sha256"])
@@ -326,13 +329,13 @@ class _Layers:
         self, inputs: Mapping[str, np.ndarray[Any, Any]], thresholds: Thresholds
     ) -> LayerReport:
         from trt_native.cli.progress import BuildProgress
-        from trt_native.verify import layers
+        from trt_native.verify import first_mismatch as layers
 
         with BuildProgress(stderr) as progress:
-            return layers.find_departure(
+            return layers.find_first_mismatch(
                 self.model,
                 inputs,
-                lambda names: layers.open_exposed(
+                lambda names: layers.open_with_extra_outputs(
                     self.model, self.config, names, backend=self.backend, progress=progress
                 ),
                 thresholds,
@@ -378,7 +381,7 @@ def _finite(value: float | None) -> float | None:
 _COLUMNS = ("relative L2", "max abs", "cosine", "PSNR dB", "NaN", "Inf")
 
 
-def _numbers(found: Comparison) -> tuple[str, ...]:
+def _numbers(found: OutputComparison) -> tuple[str, ...]:
     return (
         f"{found.relative_l2:.3g}{'*' if found.floored else ''}",
         f"{found.max_abs:.3g}",
@@ -402,7 +405,7 @@ def _print(reference: str, found: Verification, origin: str, saved: Path | None)
             (
                 c.name,
                 c.dtype,
-                "x".join(map(str, c.shape)) or "scalar",
+                format_shape(c.shape),
                 *_numbers(c),
                 "FAILS" if faults[c.name] else "agrees",
             )

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from trt_native.shapes import format_shape
+
 __all__ = ["DeviceArray"]
 
 
@@ -81,5 +83,5 @@ class DeviceArray:
         return StridedMemoryView.from_buffer(self._buffer, self.shape, dtype=self.dtype)
 
     def __repr__(self) -> str:
-        shape = "x".join(map(str, self.shape)) or "scalar"
+        shape = format_shape(self.shape)
         return f"DeviceArray({shape} {self.dtype}, cuda:{self.ordinal})"

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from trt_native.arrays import Array
 from trt_native.cuda.driver import bindings, check, memory_info, translated
 from trt_native.cuda.streams import Stream
 from trt_native.errors import CudaError
-from trt_native.spec import format_bytes
+from trt_native.units import format_bytes
 
 __all__ = [
     "DeviceBuffer",
@@ -27,7 +28,6 @@ __all__ = [
     "copy_to_host",
 ]
 
-Array = np.ndarray[Any, np.dtype[Any]]
 
 _OUT_OF_MEMORY = 2
 _PORTABLE = 1  # CU_MEMHOSTALLOC_PORTABLE: page-locked for every GPU

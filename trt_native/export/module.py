@@ -24,11 +24,12 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-import trt_native
+from trt_native._version import __version__
 from trt_native.errors import ExportError, SpecError, UnsupportedError
+from trt_native.files import check_writable
 from trt_native.graph.onnx_file import save_model, tensor_specs
-from trt_native.plan import check_writable
-from trt_native.spec import ByteProgress, TensorSpec, no_progress
+from trt_native.progress import ByteProgress, no_progress
+from trt_native.shapes import TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -205,7 +206,7 @@ def exported_model(
     _name_tensors(model, names, output_names)
     _name_dimensions(model, symbols, axes)
     _name_nodes(model)
-    model.producer_name, model.producer_version = "trt-native", trt_native.__version__
+    model.producer_name, model.producer_version = "trt-native", __version__
     model.metadata_props.update(metadata or {})
     return model
 

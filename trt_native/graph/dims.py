@@ -19,8 +19,16 @@ from typing import Any
 import onnx_ir as ir
 
 from trt_native.errors import SpecError
-from trt_native.plan import read_text_file
-from trt_native.spec import DimRange, Profile, ProfileSpec, Shape, ShapeRange, TensorSpec
+from trt_native.files import read_text_file
+from trt_native.shapes import (
+    DimRange,
+    Profile,
+    ProfileSpec,
+    Shape,
+    ShapeRange,
+    TensorSpec,
+    format_shape,
+)
 
 __all__ = [
     "evaluate_dimension",
@@ -29,7 +37,7 @@ __all__ = [
     "read_profile_file",
     "resolve_profiles",
     "shape_faults",
-    "with_opt_profiles",
+    "with_opt_shape_profiles",
 ]
 
 _LONGEST = 200  # letters of an expression
@@ -64,7 +72,7 @@ def resolve_profiles(
     return profiles if any(profile.shapes or profile.values for profile in profiles) else ()
 
 
-def with_opt_profiles(profiles: Sequence[Profile]) -> tuple[Profile, ...]:
+def with_opt_shape_profiles(profiles: Sequence[Profile]) -> tuple[Profile, ...]:
     """The profiles, and behind them one of the optimum shapes alone for each that has ranges.
 
     TensorRT gives a profile without ranges the kernels of a static plan; the weights are shared.
@@ -302,7 +310,7 @@ def shape_faults(inputs: Sequence[TensorSpec], shapes: Mapping[str, Shape]) -> l
         shape = shapes.get(tensor.name)
         if shape is None or tensor.shape is None:
             continue
-        text = "x".join(map(str, shape)) or "scalar"
+        text = format_shape(shape)
         if len(shape) != len(tensor.shape):
             faults.append(f"{tensor} needs {len(tensor.shape)} axes, found {text}")
             continue

@@ -1,4 +1,12 @@
-"""Types and shapes that a graph's values lack."""
+"""Rewrite an FP32 ONNX graph to FP16 or BF16, for a TensorRT that takes precision from the graph.
+
+Most nodes compute in the reduced type; some stay in FP32 and the graph gets the casts between the
+two. :class:`Reason` lists why a node stays. The analysis works on the main graph only: bodies of
+``If``, ``Loop`` and ``Scan`` keep computing in FP32, and model-local functions are inlined first.
+
+Weights are converted when they are serialised, never before, so that a model larger than memory
+stays on disk.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +16,28 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from trt_native.errors import ModelError
-from trt_native.graph.precision_rules import all_nodes
+from trt_native.graph.nodes import (
+    all_nodes,
+)
 
-__all__ = ["infer_shapes", "infer_values", "known_type"]
+__all__ = ["infer_shapes", "infer_types", "infer_values", "known_type"]
+
+
+def infer_types(model: ir.Model) -> None:
+    """Fill in the value types and shapes that the main graph lacks; change nothing else.
+
+    Raises:
+        ModelError: A value that an ONNX operator reads is still of unknown type.
+    """
+
+    def unknown() -> list[ir.Value]:
+        return [v for node in model.graph for v in node.outputs if v.type is None and v.uses()]
+
+    if unknown():
+        infer_values(model)
+    for value in unknown():
+        if any(user.domain == "" for user, _ in value.uses()):
+            known_type(value)
 
 
 def infer_values(model: ir.Model) -> None:

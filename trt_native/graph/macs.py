@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from trt_native.graph.dims import evaluate_dimension
 from trt_native.graph.inference import infer_shapes
-from trt_native.spec import Shape
+from trt_native.shapes import Shape
 
 __all__ = ["multiply_adds", "static_shapes"]
 

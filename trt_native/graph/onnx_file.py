@@ -14,14 +14,16 @@ import onnx
 import onnx_ir as ir
 
 from trt_native.errors import ModelError
+from trt_native.files import is_within, open_regular_file, sha256_of_file
 from trt_native.graph.validity import (
     all_tensors,
     graph_faults,
-    refuses_malformed,
     root_cause,
+    wraps_graph_errors,
 )
-from trt_native.plan import is_within, open_regular, sha256_of_file
-from trt_native.spec import ByteProgress, TensorSpec, format_bytes, no_progress
+from trt_native.progress import ByteProgress, no_progress
+from trt_native.shapes import TensorSpec
+from trt_native.units import format_bytes
 
 __all__ = [
     "ModelSummary",
@@ -50,7 +52,7 @@ def read_model(path: Path) -> ir.Model:
             missing, too short, or outside the model's folder.
     """
     try:
-        with open_regular(path) as file:
+        with open_regular_file(path) as file:
             size = os.fstat(file.fileno()).st_size
         model = ir.load(path) if 0 < size <= _MOST_PROTOBUF_BYTES else None
     except IsADirectoryError:
@@ -145,7 +147,7 @@ class ModelSummary:
     metadata: Mapping[str, str]
 
 
-@refuses_malformed
+@wraps_graph_errors
 def summarize(path: Path, model: ir.Model) -> ModelSummary:
     """Describe a model that was read from ``path``."""
     operators = Counter(_operator(node) for node in model.graph.all_nodes())

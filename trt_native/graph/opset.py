@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 
 from trt_native.errors import UnsupportedError
-from trt_native.graph.precision_rules import (
+from trt_native.graph.nodes import (
     BFLOAT16,
     PRODUCTS,
     all_nodes,

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 import onnx_ir as ir
 
 from trt_native.errors import SpecError
-from trt_native.graph.precision import infer_types
-from trt_native.graph.precision_rules import bodies, op_set
-from trt_native.graph.validity import refuses_malformed
+from trt_native.graph.inference import infer_types
+from trt_native.graph.nodes import bodies, op_set
+from trt_native.graph.validity import wraps_graph_errors
 
-__all__ = ["QUANTIZABLE_OPS", "constant_values", "quantizable_tensors", "skip_paths"]
+__all__ = ["QUANTIZABLE_OPS", "constant_values", "quantizable_tensors", "residual_adds"]
 
 QUANTIZABLE_OPS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 """Operators whose inputs are quantized."""
@@ -23,7 +23,7 @@ _RANDOM = op_set("RandomNormalLike RandomUniformLike Bernoulli Multinomial")
 _OPERANDS = 2  # a third input is the bias, which stays as it is
 
 
-@refuses_malformed
+@wraps_graph_errors
 def quantizable_tensors(model: ir.Model, ops: Iterable[str] = QUANTIZABLE_OPS) -> list[str]:
     """Name the floating-point activations that operators of these types multiply.
 
@@ -53,7 +53,7 @@ def quantizable_tensors(model: ir.Model, ops: Iterable[str] = QUANTIZABLE_OPS) -
     constants = constant_values(model.graph)
     products = [node for node in model.graph if node.domain == "" and node.op_type in wanted]
     operands = {node: list(node.inputs[:_OPERANDS]) for node in products}
-    for add, index in skip_paths(model.graph, [n for n in products if n.op_type == "Conv"]):
+    for add, index in residual_adds(model.graph, [n for n in products if n.op_type == "Conv"]):
         operands[add] = [add.inputs[index]]
     names = (
         value.name
@@ -64,7 +64,9 @@ def quantizable_tensors(model: ir.Model, ops: Iterable[str] = QUANTIZABLE_OPS) -
     return list(dict.fromkeys(name for name in names if name))
 
 
-def skip_paths(graph: ir.Graph, convolutions: Iterable[ir.Node]) -> Iterator[tuple[ir.Node, int]]:
+def residual_adds(
+    graph: ir.Graph, convolutions: Iterable[ir.Node]
+) -> Iterator[tuple[ir.Node, int]]:
     """Find the residual sums that a convolution's own kernel can compute.
 
     That is so where nothing else reads the convolution's output and the other side of the sum has

@@ -12,14 +12,14 @@ import onnx_ir as ir
 
 from trt_native.errors import ModelError, TrtNativeError
 
-__all__ = ["all_tensors", "graph_faults", "refuses_malformed", "root_cause"]
+__all__ = ["all_tensors", "graph_faults", "root_cause", "wraps_graph_errors"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _SMALL = 1 << 20
 
 
-def refuses_malformed(work: Callable[_P, _R]) -> Callable[_P, _R]:
+def wraps_graph_errors(work: Callable[_P, _R]) -> Callable[_P, _R]:
     """Let a function raise :class:`ModelError` on a graph that breaks ONNX's rules.
 
     The rules for each operator are many, and onnx and onnx_ir raise errors of every kind where one

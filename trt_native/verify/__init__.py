@@ -4,9 +4,18 @@ The reference is the ONNX file run by ``onnx.reference``, a Python callable such
 module, or stored arrays.
 """
 
-from trt_native.verify.check import Batch, Verification, open_session, verify
-from trt_native.verify.layers import LayerReport, find_departure, open_exposed
-from trt_native.verify.metrics import Comparison, Thresholds, compare, default_thresholds
+from trt_native.verify.check import Batch, Verification, open_session, verify_plan
+from trt_native.verify.first_mismatch import (
+    LayerReport,
+    find_first_mismatch,
+    open_with_extra_outputs,
+)
+from trt_native.verify.metrics import (
+    OutputComparison,
+    Thresholds,
+    compare_outputs,
+    default_thresholds,
+)
 from trt_native.verify.reference import (
     CallableReference,
     GoldenFile,
@@ -18,18 +27,18 @@ from trt_native.verify.reference import (
 __all__ = [
     "Batch",
     "CallableReference",
-    "Comparison",
     "GoldenFile",
     "LayerReport",
     "OnnxReference",
+    "OutputComparison",
     "Reference",
     "Thresholds",
     "Verification",
-    "compare",
+    "compare_outputs",
     "default_thresholds",
-    "find_departure",
-    "open_exposed",
+    "find_first_mismatch",
     "open_reference",
     "open_session",
-    "verify",
+    "open_with_extra_outputs",
+    "verify_plan",
 ]

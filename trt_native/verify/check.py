@@ -6,21 +6,20 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-import numpy as np
-
-from trt_native.engine import Engine
+from trt_native.arrays import Array
 from trt_native.errors import SpecError
-from trt_native.plan import Plan, PlanTensor
-from trt_native.session import Session
-from trt_native.verify.metrics import Comparison, Thresholds, compare
+from trt_native.plans.manifest import PlanTensor
+from trt_native.plans.plan import Plan
+from trt_native.runtime import Session
+from trt_native.runtime.engine import Engine
+from trt_native.verify.metrics import OutputComparison, Thresholds, compare_outputs
 
-__all__ = ["Batch", "Case", "OpenPlan", "Runner", "Verification", "open_session", "verify"]
+__all__ = ["Batch", "Case", "OpenPlan", "RunFn", "Verification", "open_session", "verify_plan"]
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Batch: TypeAlias = Mapping[str, Array]
-Runner: TypeAlias = Callable[[Batch], Mapping[str, Array]]
+RunFn: TypeAlias = Callable[[Batch], Mapping[str, Array]]
 """Runs a plan: arrays by input name in, arrays by output name out."""
 Case: TypeAlias = tuple[Batch, Callable[[], Mapping[str, Array]]]
 """Inputs, and what tells the outputs they should give."""
@@ -38,7 +37,7 @@ class OpenPlan:
 
     inputs: tuple[PlanTensor, ...]
     outputs: tuple[PlanTensor, ...]
-    run: Runner
+    run: RunFn
 
 
 @contextlib.contextmanager
@@ -46,7 +45,7 @@ def open_session(plan: Plan) -> Iterator[OpenPlan]:
     """Load a plan on the GPU for the time of a block.
 
     Raises:
-        PlanError, UnsupportedError, CudaError: as :class:`~trt_native.engine.Engine`.
+        PlanError, UnsupportedError, CudaError: as :class:`~trt_native.runtime.engine.Engine`.
     """
     with Engine(plan) as engine, Session(engine) as session:
         yield OpenPlan(engine.inputs, engine.outputs, session.run)
@@ -62,7 +61,7 @@ class Verification:
         worst_inputs: Inputs of the first batch that fails, or else of that with the largest error.
     """
 
-    batches: tuple[tuple[Comparison, ...], ...]
+    batches: tuple[tuple[OutputComparison, ...], ...]
     thresholds: Thresholds
     worst_inputs: Batch
 
@@ -71,9 +70,11 @@ class Verification:
         """Whether every output of every batch keeps to the thresholds."""
         return not any(self.faults().values())
 
-    def worst(self) -> tuple[Comparison, ...]:
+    def worst(self) -> tuple[OutputComparison, ...]:
         """For each output the worst numbers of all batches."""
-        return tuple(reduce(Comparison.worst, column) for column in zip(*self.batches, strict=True))
+        return tuple(
+            reduce(OutputComparison.worst, column) for column in zip(*self.batches, strict=True)
+        )
 
     def faults(self) -> dict[str, list[str]]:
         """For each output what it fails by, with the batch where there are several."""
@@ -85,8 +86,8 @@ class Verification:
         return faults
 
 
-def verify(
-    run: Runner,
+def verify_plan(
+    run: RunFn,
     cases: Iterable[Case],
     thresholds: Thresholds,
     *,
@@ -104,13 +105,14 @@ def verify(
     Raises:
         SpecError: there are no cases, or the arrays cannot be compared.
     """
-    batches: list[tuple[Comparison, ...]] = []
+    batches: list[tuple[OutputComparison, ...]] = []
     worst: tuple[tuple[bool, float], Batch] | None = None
     for inputs, reference in cases:
         found = run(inputs)
         expected = reference()
         compared = tuple(
-            compare(name, found[name], expected[name], floor=thresholds.floor) for name in found
+            compare_outputs(name, found[name], expected[name], floor=thresholds.floor)
+            for name in found
         )
         if on_case is not None:
             on_case(inputs, expected)

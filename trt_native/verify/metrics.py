@@ -9,12 +9,20 @@ from typing import Any
 
 import numpy as np
 
+from trt_native.arrays import Array
 from trt_native.errors import SpecError
-from trt_native.plan import Manifest
+from trt_native.plans.manifest import Manifest
+from trt_native.shapes import format_shape
 
-__all__ = ["FLOOR", "Comparison", "Thresholds", "compare", "default_thresholds", "root_mean_square"]
+__all__ = [
+    "FLOOR",
+    "OutputComparison",
+    "Thresholds",
+    "compare_outputs",
+    "default_thresholds",
+    "root_mean_square",
+]
 
-Array = np.ndarray[Any, np.dtype[Any]]
 
 FLOOR = 1e-6
 """Smallest root mean square that a relative error of an output is measured against."""
@@ -33,7 +41,7 @@ _CHUNK = 1 << 20  # elements that are converted to float64 at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class OutputComparison:
     """One tensor of a plan beside its reference.
 
     All numbers are of the elements that are finite on both sides, in float64; integers and booleans
@@ -83,7 +91,7 @@ class Comparison:
             for name, value in data.items()
         }
 
-    def worst(self, other: Comparison) -> Comparison:
+    def worst(self, other: OutputComparison) -> OutputComparison:
         """The worse of each number, and the sum of each count."""
         return replace(
             self,
@@ -105,7 +113,7 @@ def _larger(one: float, other: float) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thresholds:
-    """What a :class:`Comparison` must keep to pass; None does not judge.
+    """What a :class:`OutputComparison` must keep to pass; None does not judge.
 
     Attributes:
         max_relative_error: Largest relative L2 error.
@@ -138,7 +146,7 @@ class Thresholds:
         if math.isinf(self.floor):
             raise SpecError("floor inf: everything would pass")
 
-    def faults(self, found: Comparison) -> list[str]:
+    def faults(self, found: OutputComparison) -> list[str]:
         """What a comparison fails by, a few words each; none if it passes."""
         faults = []
         if found.nonfinite_differs:
@@ -189,14 +197,16 @@ def default_thresholds(manifest: Manifest | None) -> tuple[Thresholds, str]:
     return Thresholds(max_relative_error=_RELATIVE["fp16"]), f"the default for a plan {why}"
 
 
-def compare(name: str, found: Array, expected: Array, *, floor: float = FLOOR) -> Comparison:
+def compare_outputs(
+    name: str, found: Array, expected: Array, *, floor: float = FLOOR
+) -> OutputComparison:
     """Compare an array with what it should be.
 
     Args:
         name: The tensor, for messages.
         found: The plan's values.
         expected: The reference's, of any numeric type.
-        floor: See :attr:`Comparison.relative_l2`.
+        floor: See :attr:`OutputComparison.relative_l2`.
 
     Raises:
         SpecError: the shapes differ, or an array holds no numbers.
@@ -208,7 +218,7 @@ def compare(name: str, found: Array, expected: Array, *, floor: float = FLOOR) -
                 " bfloat16 and float8 as float32"
             )
     if found.shape != expected.shape:
-        shapes = ["x".join(map(str, a.shape)) or "scalar" for a in (found, expected)]
+        shapes = [format_shape(a.shape) for a in (found, expected)]
         raise SpecError(
             f"output {name!r} has the shape {shapes[0]} in the plan and {shapes[1]} in the"
             " reference; compare with the model that the plan was built from"
@@ -217,7 +227,7 @@ def compare(name: str, found: Array, expected: Array, *, floor: float = FLOOR) -
     for p, r in _chunks(found, expected):
         sums.add(p, r)
     rms = sums.rms_of(sums.square_r)
-    return Comparison(
+    return OutputComparison(
         name=name,
         shape=tuple(map(int, found.shape)),
         dtype=str(found.dtype),

@@ -18,13 +18,13 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from trt_native.arrays import ArrayArchive, ArrayWriter, is_float, open_arrays, write_arrays
-from trt_native.calibration.reference import ReferenceRunner
+from trt_native.arrays import Array, ArrayArchive, ArrayWriter, is_float, open_arrays, write_arrays
+from trt_native.calibration.reference_runner import ReferenceRunner
 from trt_native.calibration.sources import load_function
 from trt_native.errors import CalibrationError, SpecError
 from trt_native.graph.onnx_file import read_model
-from trt_native.graph.validity import refuses_malformed
-from trt_native.plan import PlanTensor
+from trt_native.graph.validity import wraps_graph_errors
+from trt_native.plans.manifest import PlanTensor
 
 __all__ = [
     "CallableReference",
@@ -36,7 +36,6 @@ __all__ = [
     "open_reference",
 ]
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Batch = Mapping[str, Array]
 
 _LOGGER = logging.getLogger(__name__)
@@ -83,7 +82,7 @@ def open_reference(text: str) -> Reference | Path:
     raise SpecError(f"--against {text}: {found}; {_FORMS}")
 
 
-@refuses_malformed
+@wraps_graph_errors
 def inlined(model: ir.Model) -> ir.Model:
     """The model with the bodies of its model-local functions in the place of their calls."""
     if model.functions:

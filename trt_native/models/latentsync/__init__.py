@@ -5,10 +5,10 @@ Importing this package does not import torch; only :class:`UNet` and the checkpo
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from trt_native.models.latentsync.config import PRESETS, MotionConfig, UNetConfig
+from trt_native._lazy import lazy_exports
+from trt_native.models.latentsync.config import UNET_PRESETS, MotionConfig, UNetConfig
 
 if TYPE_CHECKING:
     from trt_native.models.latentsync.checkpoint import Checkpoint as Checkpoint
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from trt_native.models.latentsync.unet import DeepCacheShallow as DeepCacheShallow
     from trt_native.models.latentsync.unet import UNet as UNet
 
-_HOMES = {
+_LAZY_EXPORTS = {
     "Checkpoint": "checkpoint",
     "DeepCacheFull": "unet",
     "DeepCacheShallow": "unet",
@@ -31,14 +31,6 @@ _HOMES = {
     "load_unet": "loading",
 }
 
-__all__ = ["PRESETS", "MotionConfig", "UNetConfig", *_HOMES]
+__all__ = ["UNET_PRESETS", "MotionConfig", "UNetConfig", *_LAZY_EXPORTS]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_exports(__name__, _LAZY_EXPORTS)

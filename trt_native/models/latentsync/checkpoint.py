@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from trt_native.errors import ModelError
-from trt_native.plan import open_regular, sha256_of_file
-from trt_native.spec import ByteProgress, no_progress
+from trt_native.files import open_regular_file, sha256_of_file
+from trt_native.progress import ByteProgress, no_progress
 
 __all__ = ["Checkpoint", "LoadReport", "load_checkpoint", "load_into"]
 
@@ -83,7 +83,7 @@ def load_checkpoint(path: str | Path, progress: ByteProgress | None = None) -> C
     path = Path(path)
     report = progress or no_progress
     try:
-        with open_regular(path) as file:  # before torch waits for a pipe
+        with open_regular_file(path) as file:  # before torch waits for a pipe
             size = os.fstat(file.fileno()).st_size
             magic = file.read(len(_ZIP_MAGIC))
         if size == 0:

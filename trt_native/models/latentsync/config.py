@@ -14,9 +14,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from trt_native.errors import SpecError
-from trt_native.plan import read_text_file
+from trt_native.files import read_text_file
 
-__all__ = ["PRESETS", "MotionConfig", "UNetConfig"]
+__all__ = ["UNET_PRESETS", "MotionConfig", "UNetConfig"]
 
 # In YAML a short text may stand for a list of a million million entries.
 _SHORT = reprlib.Repr()
@@ -166,8 +166,8 @@ class UNetConfig:
         Raises:
             SpecError: there is no such preset or file, or it does not hold a configuration.
         """
-        if str(source) in PRESETS:
-            return PRESETS[str(source)]
+        if str(source) in UNET_PRESETS:
+            return UNET_PRESETS[str(source)]
         path = Path(source)
         data = _parse_file(path)
         if isinstance(data, Mapping) and isinstance(data.get("model"), Mapping):
@@ -190,7 +190,7 @@ def _parse_file(path: Path) -> Any:
             return json.loads(text)
         return YAML(typ="safe", pure=True).load(text)
     except FileNotFoundError:
-        presets = ", ".join(PRESETS)
+        presets = ", ".join(UNET_PRESETS)
         raise SpecError(f"{path}: no such file, and not a preset either ({presets})") from None
     except OSError as error:
         raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
@@ -354,7 +354,7 @@ def _faulty_divisors(config: UNetConfig) -> list[str]:
     return faults
 
 
-PRESETS: Mapping[str, UNetConfig] = {
+UNET_PRESETS: Mapping[str, UNetConfig] = {
     "latentsync-1.6": UNetConfig(),
     "small": UNetConfig(
         sample_size=16,

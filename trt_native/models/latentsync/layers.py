@@ -15,9 +15,9 @@ from torch.nn import functional
 
 from trt_native.models.latentsync.config import MotionConfig, UNetConfig
 
-__all__ = ["Clip", "GroupNorm", "Motion", "Positions", "Transformer", "silu"]
+__all__ = ["BatchFrames", "GroupNorm", "Motion", "Positions", "Transformer", "silu"]
 
-Clip = tuple[int, int]
+BatchFrames = tuple[int, int]
 """(batch, frames): how the leading axis of an activation is made up."""
 
 _TRANSFORMER_EPS = 1e-6
@@ -33,7 +33,7 @@ class GroupNorm(nn.GroupNorm):
     place in the shape is dynamic.
     """
 
-    def forward(self, input: Tensor, clip: Clip | None = None) -> Tensor:  # noqa: A002
+    def forward(self, input: Tensor, clip: BatchFrames | None = None) -> Tensor:  # noqa: A002
         """Normalise per frame, or over all frames of each (batch, frames) ``clip``."""
         if self.num_groups == self.num_channels:
             return self._per_channel(input, clip or (input.shape[0], 1))
@@ -43,7 +43,7 @@ class GroupNorm(nn.GroupNorm):
         whole = input.reshape(*clip, channels, height, width).transpose(1, 2)
         return super().forward(whole).transpose(1, 2).reshape(input.shape)
 
-    def _per_channel(self, input: Tensor, clip: Clip) -> Tensor:  # noqa: A002
+    def _per_channel(self, input: Tensor, clip: BatchFrames) -> Tensor:  # noqa: A002
         channels = input.shape[1]
         x = _fp32(input).reshape(*clip, channels, -1)
         x = x - x.mean((1, 3), keepdim=True)
@@ -175,7 +175,7 @@ class Motion(nn.Module):
         super().__init__()
         self.temporal_transformer = _TemporalTransformer(config, channels)
 
-    def forward(self, x: Tensor, clip: Clip) -> Tensor:
+    def forward(self, x: Tensor, clip: BatchFrames) -> Tensor:
         """Add to (batch*frames, channels, height, width)."""
         return cast(Tensor, self.temporal_transformer(x, clip))
 
@@ -194,7 +194,7 @@ class _TemporalTransformer(nn.Module):
         )
         self.proj_out = nn.Linear(inner, channels)
 
-    def forward(self, x: Tensor, clip: Clip) -> Tensor:
+    def forward(self, x: Tensor, clip: BatchFrames) -> Tensor:
         batch, frames = clip
         _, channels, height, width = x.shape
         pixels = height * width

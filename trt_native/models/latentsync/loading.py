@@ -13,7 +13,7 @@ from trt_native.errors import SpecError
 from trt_native.models.latentsync.checkpoint import Checkpoint, load_checkpoint, load_into
 from trt_native.models.latentsync.config import UNetConfig
 from trt_native.models.latentsync.unet import UNet
-from trt_native.spec import ByteProgress
+from trt_native.progress import ByteProgress
 
 __all__ = ["load_unet"]
 

@@ -19,7 +19,7 @@ from torch.nn import functional
 from trt_native.errors import SpecError
 from trt_native.models.latentsync.config import UNetConfig
 from trt_native.models.latentsync.layers import (
-    Clip,
+    BatchFrames,
     GroupNorm,
     Motion,
     Positions,
@@ -109,7 +109,9 @@ class UNet(nn.Module):
         noise = x.reshape(batch, frames, self.config.out_channels, height, width).transpose(1, 2)
         return noise, deep_features
 
-    def _deep(self, skips: list[Tensor], time: Tensor, audio: Tensor | None, clip: Clip) -> Tensor:
+    def _deep(
+        self, skips: list[Tensor], time: Tensor, audio: Tensor | None, clip: BatchFrames
+    ) -> Tensor:
         """All between ``conv_in`` and the last layer, which finds its skip left in ``skips``."""
         x = skips[0]
         for block in self.down_blocks:
@@ -263,7 +265,7 @@ class _Block(nn.Module):
         )
 
     def _layer(
-        self, index: int, x: Tensor, time: Tensor, audio: Tensor | None, clip: Clip
+        self, index: int, x: Tensor, time: Tensor, audio: Tensor | None, clip: BatchFrames
     ) -> Tensor:
         x = self.resnets[index](x, time, clip)
         if len(self.attentions):
@@ -287,7 +289,7 @@ class _DownBlock(_Block):
         self.downsamplers = None if is_last else nn.ModuleList([_Downsample(channels[level])])
 
     def forward(
-        self, x: Tensor, time: Tensor, audio: Tensor | None, clip: Clip
+        self, x: Tensor, time: Tensor, audio: Tensor | None, clip: BatchFrames
     ) -> tuple[Tensor, list[Tensor]]:
         outputs = []
         for index in range(len(self.resnets)):
@@ -310,7 +312,7 @@ class _MidBlock(nn.Module):
             for _ in range(config.use_motion_module and config.motion_module_mid_block)
         )
 
-    def forward(self, x: Tensor, time: Tensor, audio: Tensor | None, clip: Clip) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, audio: Tensor | None, clip: BatchFrames) -> Tensor:
         x = self.resnets[0](x, time, clip)
         x = self.attentions[0](x, audio)
         for motion_module in self.motion_modules:
@@ -335,21 +337,21 @@ class _UpBlock(_Block):
         self.upsamplers = nn.ModuleList([_Upsample(channels[level])]) if level else None
 
     def forward(
-        self, x: Tensor, skips: list[Tensor], time: Tensor, audio: Tensor | None, clip: Clip
+        self, x: Tensor, skips: list[Tensor], time: Tensor, audio: Tensor | None, clip: BatchFrames
     ) -> Tensor:
         x = self.but_last_layer(x, skips, time, audio, clip)
         x = self.last_layer(x, skips, time, audio, clip)
         return x if self.upsamplers is None else cast(Tensor, self.upsamplers[0](x, skips[-1]))
 
     def but_last_layer(
-        self, x: Tensor, skips: list[Tensor], time: Tensor, audio: Tensor | None, clip: Clip
+        self, x: Tensor, skips: list[Tensor], time: Tensor, audio: Tensor | None, clip: BatchFrames
     ) -> Tensor:
         for index in range(len(self.resnets) - 1):
             x = self._layer(index, torch.cat((x, skips.pop()), dim=1), time, audio, clip)
         return x
 
     def last_layer(
-        self, x: Tensor, skips: list[Tensor], time: Tensor, audio: Tensor | None, clip: Clip
+        self, x: Tensor, skips: list[Tensor], time: Tensor, audio: Tensor | None, clip: BatchFrames
     ) -> Tensor:
         index = len(self.resnets) - 1
         return self._layer(index, torch.cat((x, skips.pop()), dim=1), time, audio, clip)
@@ -391,7 +393,7 @@ class _ResNet(nn.Module):
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else None
 
-    def forward(self, x: Tensor, time: Tensor, clip: Clip) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, clip: BatchFrames) -> Tensor:
         h = self.conv1(silu(self.norm1(x, clip)))
         h = h + self.time_emb_proj(time)[:, :, None, None]
         h = self.conv2(silu(self.norm2(h, clip)))

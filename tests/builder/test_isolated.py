@@ -1,0 +1,524 @@
+"""The process that builds: what becomes of crashes, kills, cancels and time limits.
+
+What TensorRT cannot be brought to do on a small machine is planted into the child by a
+``sitecustomize`` module (the ``plant`` fixture); the product has no hook for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import tiny_models
+from onnx import helper
+
+from trt_native.builder.isolated import Job, fallback_configs, retry_cause
+from trt_native.config import BuildConfig, Precision
+from trt_native.errors import BuildError
+from trt_native.shapes import ProfileSpec
+
+DIMS = ("--dim", "batch=1:2:4", "--dim", "height=8", "--dim", "width=8")
+
+# The step in which TensorRT builds, replaced by {body}; {body} may use build(), the real one.
+PLANT = """
+import os, signal, sys, threading, time
+from trt_native.backends.native import TensorRTBackend
+from trt_native.errors import BuildError
+real = TensorRTBackend._serialize
+def serialize(self, builder, network, config, progress, cancelled):
+    build = lambda: real(self, builder, network, config, progress, cancelled)
+    workspace = config.get_memory_pool_limit(self._trt.MemoryPoolType.WORKSPACE)
+    level = config.builder_optimization_level
+    progress.phase_start("Building engine", None, 3)
+    {body}
+TensorRTBackend._serialize = serialize
+"""
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "trt_native", *map(str, arguments)]
+
+
+@pytest.fixture
+def model(tmp_path):
+    return tiny_models.conv(tmp_path / "m.onnx")
+
+
+@pytest.fixture
+def scratch(tmp_path_factory):
+    return tmp_path_factory.mktemp("scratch")
+
+
+@pytest.fixture
+def build(model, scratch, plant):
+    """Build ``model`` with something planted; returns the finished process."""
+    pytest.importorskip("tensorrt_rtx")
+
+    def run(*arguments, body="return build()", path=model):
+        env = plant(PLANT.format(body=body), TMPDIR=str(scratch))
+        return subprocess.run(
+            command("build", path, *DIMS, "--backend", "rtx", *arguments),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            env=env,
+        )
+
+    return run
+
+
+def failed(result):
+    """The message of a command that failed as it should."""
+    assert result.returncode == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    return result.stderr
+
+
+class Running:
+    """A build under way."""
+
+    def __init__(self, model, scratch, *arguments, env=None):
+        self.process = subprocess.Popen(
+            command("build", model, "--dim", "batch=1:2:4", "--backend", "rtx", *arguments),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**(env or os.environ), "TMPDIR": str(scratch)},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+
+    def wait_for(self, text):
+        while text not in (line := self.process.stderr.readline()):
+            assert line, f"the build ended before {text!r}"
+
+    @property
+    def child(self):
+        pid = self.process.pid
+        (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return int(child)
+
+    def end(self):
+        return self.process.communicate(timeout=60)
+
+
+def gone(pid, seconds=20):
+    """Whether a process ends; a zombie that nobody waits for has ended."""
+    for _ in range(seconds * 20):
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.backend
+class TestCrashes:
+    def test_a_model_that_crashes_the_parser_is_an_error_with_the_node(
+        self, build, tmp_path, scratch
+    ):
+        # TensorRT-RTX 1.6 divides by the block size without looking at it.
+        path = tiny_models.save(
+            tmp_path / "m.onnx",
+            [
+                helper.make_node("Relu", ["x"], ["a"], name="before"),
+                helper.make_node("DepthToSpace", ["a"], ["y"], name="blocks", blocksize=0),
+            ],
+            [tiny_models.tensor("x", tiny_models.FLOAT, ["batch", 8, "height", "width"])],
+            [tiny_models.tensor("y", tiny_models.FLOAT, None)],
+        )
+        message = failed(build("--precision", "fp32", path=path))
+        if "cannot parse m.onnx" in message:
+            pytest.skip("this TensorRT looks at the block size")
+        assert "crashed with SIGFPE (Floating point exception)" in message
+        assert "after it began to parse node blocks [DepthToSpace]" in message
+        assert message.startswith("[")
+        assert "error: TensorRT-RTX 1." in message
+        assert os.listdir(tmp_path) == ["m.onnx"]
+        assert os.listdir(scratch) == []
+
+    @pytest.mark.parametrize("name", ["SIGSEGV", "SIGABRT", "SIGBUS"])
+    def test_a_crash_while_building_names_signal_and_phase(self, build, tmp_path, scratch, name):
+        message = failed(build(body=f"os.kill(os.getpid(), signal.{name})"))
+        assert f"crashed with {name} (" in message
+        assert "in phase 'Building engine'" in message
+        assert "TensorRT's last line: " in message
+        assert os.listdir(tmp_path) == ["m.onnx"]
+        assert os.listdir(scratch) == []
+
+    def test_sigkill_gets_the_hint_about_memory(self, build, tmp_path):
+        message = failed(build(body="os.kill(os.getpid(), signal.SIGKILL)"))
+        assert "the building process was killed (SIGKILL) in phase 'Building engine'" in message
+        assert "ran out of memory: it held" in message
+        assert os.listdir(tmp_path) == ["m.onnx"]
+
+    def test_what_a_dying_child_prints_is_told(self, build):
+        message = failed(build(body="os.write(2, b'terminate called: planted'); os._exit(3)"))
+        assert "ended the building process with exit code 3" in message
+        assert "terminate called: planted" in message
+
+    def test_a_fault_of_ours_shows_where_it_is(self, build, tmp_path):
+        result = build(body="return 1 / 0")
+        assert result.returncode == 1
+        assert "ended the building process with exit code 1 in phase" in result.stderr
+        assert "ZeroDivisionError: division by zero" in result.stderr
+        assert os.listdir(tmp_path) == ["m.onnx"]
+
+    def test_pythons_own_lack_of_memory(self, build):
+        assert "the machine has too little memory" in failed(build(body="raise MemoryError"))
+
+
+@pytest.mark.backend
+class TestEnds:
+    @pytest.fixture(autouse=True)
+    def _needs_rtx(self):
+        pytest.importorskip("tensorrt_rtx")
+
+    @pytest.fixture
+    def chain(self, tmp_path):
+        return tiny_models.conv_chain(tmp_path / "m.onnx")
+
+    @pytest.mark.parametrize("moment", ["Reading the model", "Rewriting", "Building engine"])
+    def test_kill_9_of_the_command_leaves_nothing(self, chain, tmp_path, scratch, moment):
+        running = Running(chain, scratch)
+        running.wait_for(moment)
+        child = running.child
+        running.process.kill()
+        running.end()
+        assert gone(child)
+        assert os.listdir(tmp_path) == ["m.onnx"]
+        assert os.listdir(scratch) == []
+
+    @pytest.mark.parametrize("moment", ["Reading the model", "Rewriting", "Building engine"])
+    def test_kill_9_of_the_child_is_an_error_and_leaves_nothing(
+        self, chain, tmp_path, scratch, moment
+    ):
+        running = Running(chain, scratch)
+        running.wait_for(moment)
+        os.kill(running.child, signal.SIGKILL)
+        _, message = running.end()
+        assert running.process.returncode == 1
+        assert "the building process was killed (SIGKILL)" in message
+        assert os.listdir(tmp_path) == ["m.onnx"]
+        assert os.listdir(scratch) == []
+
+    def test_kill_9_while_a_file_is_half_written(self, tmp_path, scratch, model, plant):
+        target = tmp_path / "m.plan"
+        target.write_bytes(b"what was here")
+        env = plant(
+            """
+            import os, signal
+            from trt_native import files
+            from trt_native.plans.plan import Plan
+            def save(self, path):
+                with files.atomic_write(path) as file:
+                    file.write(bytes(self.data)[:1000])
+                    file.flush()
+                    os.kill(os.getpid(), signal.SIGKILL)
+            Plan.save = save
+            """,
+            TMPDIR=str(scratch),
+        )
+        for unnamed in (True, False):  # not every filesystem has files without a name
+            if not unnamed:
+                code = Path(env["PYTHONPATH"].split(os.pathsep)[0], "sitecustomize.py")
+                code.write_text(code.read_text() + "files._open_unnamed = lambda folder: None\n")
+            result = subprocess.run(
+                command("build", model, *DIMS, "--backend", "rtx", "--no-cache"),
+                capture_output=True,
+                text=True,
+                check=False,
+                env=env,
+            )
+            assert "was killed (SIGKILL)" in failed(result)
+            assert sorted(os.listdir(tmp_path)) == ["m.onnx", "m.plan"]
+            assert target.read_bytes() == b"what was here"
+
+    def test_ctrl_c_is_heard_while_a_build_ignores_it(self, chain, tmp_path, scratch, plant):
+        env = plant(PLANT.format(body="time.sleep(600)"))
+        running = Running(chain, scratch, env=env)
+        running.wait_for("Building engine")
+        child = running.child
+        running.process.send_signal(signal.SIGINT)
+        running.wait_for("interrupt again")
+        running.process.send_signal(signal.SIGINT)
+        _, message = running.end()
+        assert message == "\ninterrupted\n"
+        assert running.process.returncode == 130
+        assert gone(child)
+        assert os.listdir(tmp_path) == ["m.onnx"]
+        assert os.listdir(scratch) == []
+
+    def test_sigterm_ends_the_child_too(self, chain, tmp_path, scratch):
+        running = Running(chain, scratch)
+        running.wait_for("Building engine")
+        child = running.child
+        running.process.terminate()
+        _, message = running.end()
+        assert message.endswith("\ninterrupted\n")
+        assert gone(child)
+        assert os.listdir(scratch) == []
+
+    def test_a_time_limit_cancels_the_build(self, build, tmp_path, scratch):
+        # The real build follows once it was told to stop: TensorRT itself ends it.
+        body = "cancelled.wait(); return build()"
+        message = failed(build("--timeout", "3s", body=body))
+        assert "the time is up: cancelling" in message
+        assert "took too long and was stopped in phase 'Building engine'" in message
+        assert os.listdir(tmp_path) == ["m.onnx"]
+        assert os.listdir(scratch) == []
+
+    def test_a_time_limit_kills_what_does_not_stop(self, tmp_path, scratch, model, plant):
+        grace = "\nfrom trt_native.builder import isolated\nisolated.CANCEL_GRACE_S = 0.5\n"
+        env = plant(PLANT.format(body="time.sleep(600)") + grace)
+        running = Running(model, scratch, *DIMS[2:], "--timeout", "3", env=env)
+        running.wait_for("Building engine")
+        child = running.child
+        _, message = running.end()
+        assert running.process.returncode == 1
+        assert "took too long" in message
+        assert gone(child)
+        assert os.listdir(tmp_path) == ["m.onnx"]
+        assert os.listdir(scratch) == []
+
+    def test_a_plan_that_is_being_written_when_the_time_is_up_counts(self, model, tmp_path, plant):
+        env = plant(
+            """
+            import time
+            from trt_native.plans.plan import Plan
+            real = Plan.save
+            Plan.save = lambda *arguments: time.sleep(5) or real(*arguments)
+            """
+        )
+        result = subprocess.run(
+            command("build", model, *DIMS, "--backend", "rtx", "--timeout", "4", "--no-cache"),
+            capture_output=True,
+            text=True,
+            check=False,
+            env=env,
+        )
+        assert "the time is up" in result.stderr
+        assert result.returncode == 0, result.stderr
+        assert sorted(os.listdir(tmp_path)) == ["m.onnx", "m.plan", "m.plan.json"]
+
+    @pytest.mark.parametrize("text", ["soon", "0", "-5s", "5 parsecs", ""])
+    def test_bad_durations(self, model, text):
+        result = subprocess.run(
+            command("build", model, *DIMS, f"--timeout={text}"),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "not a duration" in failed(result)
+
+
+NO_ROOM = """
+    if workspace > {room}:
+        raise BuildError("TensorRT-RTX failed to build the network", [
+            "Error Code 10: Internal Error (Could not find any implementation for node {{conv}}.)"
+        ])
+    return build()
+"""
+
+
+@pytest.mark.backend
+class TestRetries:
+    def test_the_plan_and_the_summary_tell_what_was_used(self, build, tmp_path):
+        body = NO_ROOM.format(room=2**29)
+        result = build("--retry", "--json", body=body)
+        assert result.returncode == 0, result.stderr
+        printed = json.loads(result.stdout)
+        assert printed["options"]["workspace_bytes"] == 2**29
+        assert printed["options"]["optimization_level"] == 2
+        cause = "TensorRT found no implementation"
+        assert printed["failed_attempts"] == [
+            {"workspace_bytes": 2**33, "optimization_level": None, "cause": cause},
+            {"workspace_bytes": 2**31, "optimization_level": None, "cause": cause},
+        ]
+        written = json.loads((tmp_path / "m.plan.json").read_text())
+        assert written["options"] == printed["options"]
+        assert "attempt 1 failed with workspace 8.0 GiB" in " ".join(result.stderr.split())
+
+    def test_the_same_command_does_not_fail_first_again(self, build, tmp_path):
+        body = NO_ROOM.format(room=2**29)
+        first, second = (json.loads(build("--retry", "--json", body=body).stdout) for _ in range(2))
+        assert (first.pop("cached"), second.pop("cached")) == (False, True)
+        assert first == second
+        # Nobody else gets less than was asked for.
+        assert "hint: --retry builds again" in failed(build(body=body))
+        subprocess.run(command("cache", "clear"), check=True, capture_output=True)
+        assert json.loads(build("--retry", "--json", body=body).stdout)["cached"] is False
+
+    def test_the_summary_for_people(self, build):
+        result = build("--retry", body=NO_ROOM.format(room=2**31))
+        assert "workspace 2.0 GiB, optimization level the default" in result.stdout
+        assert "workspace 8.0 GiB" in result.stdout
+
+    def test_only_on_request(self, build, tmp_path):
+        message = failed(build(body=NO_ROOM.format(room=2**29)))
+        assert "Could not find any implementation for node {conv}" in message
+        assert "hint: --retry builds again" in message
+        assert os.listdir(tmp_path) == ["m.onnx"]
+
+    def test_it_ends_after_four_attempts(self, build, tmp_path):
+        message = failed(build("--retry", body=NO_ROOM.format(room=0)))
+        attempts = [line for line in message.splitlines() if line.startswith("  attempt ")]
+        assert [line.split(":")[0] for line in attempts] == [f"  attempt {n}" for n in range(1, 5)]
+        assert "workspace 128.0 MiB, optimization level 0" in attempts[-1]
+        assert os.listdir(tmp_path) == ["m.onnx"]
+
+    def test_a_killed_child_is_lack_of_memory(self, build):
+        body = "os.kill(os.getpid(), signal.SIGKILL) if level > 2 else None; return build()"
+        result = build("--retry", "--json", body=body)
+        assert [a["cause"] for a in json.loads(result.stdout)["failed_attempts"]] == [
+            "killed for lack of memory"
+        ] * 2
+
+    def test_an_abort_for_lack_of_memory(self, build):
+        words = "b\"terminate called after throwing an instance of 'std::bad_alloc'\""
+        body = f"os.write(2, {words}) and os.abort() if level > 2 else None; return build()"
+        result = build("--retry", "--json", body=body)
+        assert [a["cause"] for a in json.loads(result.stdout)["failed_attempts"]] == [
+            "out of memory"
+        ] * 2
+
+    def test_other_failures_are_not_retried(self, build, tmp_path):
+        (tmp_path / "broken.onnx").write_bytes(b"not onnx")
+        message = failed(build("--retry", path=tmp_path / "broken.onnx"))
+        assert "not an ONNX" in message
+        assert "attempt" not in message
+
+
+def rungs(**options):
+    workspace = options.pop("workspace_bytes", 2**33)
+    config = BuildConfig(**options)
+    return [(c.workspace_bytes, c.optimization_level) for c in fallback_configs(config, workspace)]
+
+
+def test_the_ladder_goes_down_in_three_steps():
+    mib = 2**20
+    assert rungs() == [(2048 * mib, None), (512 * mib, 2), (128 * mib, 0)]
+    assert rungs(optimization_level=5) == [(2048 * mib, 5), (512 * mib, 2), (128 * mib, 0)]
+    assert rungs(optimization_level=1) == [(2048 * mib, 1), (512 * mib, 1), (128 * mib, 0)]
+    assert rungs(workspace_bytes=32 * mib) == [(32 * mib, 2), (32 * mib, 0)]
+    assert rungs(workspace_bytes=1000) == [(1000, 2), (1000, 0)]
+    assert rungs(workspace_bytes=1000, optimization_level=0) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "cause"),
+    [
+        # From TensorRT 8 to 10, as users reported them.
+        (
+            "[virtualMemoryBuffer.cpp::resizePhysical::145] Error Code 2: OutOfMemory (no further"
+            " information)",
+            "out of memory",
+        ),
+        (
+            "Requested amount of GPU memory (68719476736 bytes) could not be allocated. There may"
+            " not be enough free memory for allocation to succeed.",
+            "out of memory",
+        ),
+        ("Cuda Error in allocate: 2 (out of memory)", "out of memory"),
+        (
+            "[optimizer.cpp::computeCosts::3873] Error Code 10: Internal Error (Could not find any"
+            " implementation for node {ForeignNode[a...b]}.)",
+            "TensorRT found no implementation",
+        ),
+        ("std::bad_alloc", "out of memory"),
+        ("Error Code 4: Shape Error (divide by zero)", None),
+        ("In node 3 (importConv): INVALID_NODE", None),
+    ],
+)
+def test_causes_are_read_from_the_log(line, cause):
+    assert retry_cause(BuildError("TensorRT failed to build the network", [line])) == cause
+
+
+def test_a_job_survives_the_way_to_the_child():
+    from cattrs import Converter
+
+    options = {}
+    for field in dataclasses.fields(BuildConfig):
+        options[field.name] = {
+            "bool": True,
+            "bool | None": False,
+            "int | None": 3,
+            "tuple[str, ...]": ("8.9", "9.0"),
+        }.get(str(field.type), field.default)
+    options |= {
+        "profiles": (ProfileSpec.parse(["b=1:2:4"], ["x=1x3:2x3:4x3", "s=scalar"]),),
+        "precision": Precision.BF16,
+        "timing_cache": Path(os.fsdecode(b"/tmp/caf\xe9")),
+    }
+    job = Job(
+        model=Path("ümlaut.onnx"),
+        target=Path("out.plan"),
+        config=BuildConfig(**options),
+        backend="auto",
+        cache=None,
+        cache_bytes=7,
+    )
+    text = json.dumps(Converter().unstructure(job))
+    assert Converter().structure(json.loads(text), Job) == job
+
+
+@pytest.mark.backend
+def test_the_child_imports_nothing_from_the_working_folder(model, tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    for name in ("json", "numpy", "tensorrt_rtx"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported from here')")
+    start = "import sys; sys.path.remove(''); from trt_native.cli import main; main()"
+    result = subprocess.run(
+        [sys.executable, "-c", start, "build", "m.onnx", *DIMS, "--backend", "rtx"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.backend
+def test_the_command_itself_stays_light(model):
+    pytest.importorskip("tensorrt_rtx")
+    script = (
+        "import sys; from trt_native.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'onnx', 'onnx_ir', 'numpy', 'tensorrt_rtx', 'cuda'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script, "build", model, *DIMS, "--backend", "rtx"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stderr.splitlines()[-1] == "[]"
+    assert "Built" in result.stdout
+
+
+@pytest.mark.backend
+def test_the_childs_log_is_the_commands_log(model):
+    pytest.importorskip("tensorrt_rtx")
+    arguments = ("build", model, *DIMS, "--backend", "rtx", "--no-cache")
+    quiet, informed, everything = (
+        subprocess.run(
+            command(*level, *arguments), capture_output=True, text=True, check=True
+        ).stderr
+        for level in ((), ("-v",), ("-vv",))
+    )
+    assert "Engine generation completed" not in quiet
+    assert "Engine generation completed" in informed
+    assert "Parsing node: conv [Conv]" not in informed
+    assert "Parsing node: conv [Conv]" in everything

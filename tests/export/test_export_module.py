@@ -1,0 +1,294 @@
+"""Exports, run by onnx.reference at shapes other than those exported with."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from helpers import DATA
+from helpers.denoising import relative_error, with_cached_modules
+from onnx.reference import ReferenceEvaluator
+from torch import nn
+
+from trt_native.errors import ExportError, ModelError, SpecError
+from trt_native.export import export_module
+from trt_native.graph import onnx_file
+from trt_native.graph.onnx_file import read_model
+from trt_native.models.latentsync import UNet, UNetConfig, load_checkpoint, load_into
+from trt_native.models.latentsync.export import export_latentsync
+from trt_native.passes.autocast import autocast
+
+
+class Block(nn.Module):
+    """Joins (batch, frames, 8) and (batch*frames, 8) through a convolution and a norm."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(8, 8)
+        self.norm = nn.LayerNorm(8)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x, audio):
+        flat = x.flatten(0, 1) + audio
+        return self.drop(self.norm(self.first(flat))).reshape(x.shape)
+
+
+def example(batch=2, frames=3):
+    return {"x": torch.randn(batch, frames, 8), "audio": torch.randn(batch * frames, 8)}
+
+
+DYNAMIC = {"x": {0: "batch", 1: "frames"}, "audio": {0: "batch*frames"}}
+
+
+def dims(path):
+    graph = onnx.load(path, load_external_data=False).graph
+    return {
+        value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.output)
+    }
+
+
+@pytest.fixture(scope="module")
+def block_onnx(tmp_path_factory):
+    path = tmp_path_factory.mktemp("block") / "m.onnx"
+    export_module(
+        Block(), example(), path=path, dynamic=DYNAMIC, output_names=["y"], metadata={"note": "n"}
+    )
+    return path
+
+
+def test_values_at_other_shapes(block_onnx):
+    block = Block().eval()
+    for batch, frames in ((1, 1), (4, 5)):
+        inputs = example(batch, frames)
+        expected = block(**inputs).detach().numpy()
+        arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
+        (found,) = ReferenceEvaluator(str(block_onnx)).run(None, arrays)
+        assert relative_error(found, expected) <= 1e-5
+
+
+def test_names_dimensions_and_metadata(block_onnx):
+    onnx.checker.check_model(block_onnx, full_check=True)
+    assert dims(block_onnx) == {
+        "x": ["batch", "frames", 8],
+        "audio": ["batch*frames", 8],
+        "y": ["batch", "frames", 8],
+    }
+    model = onnx.load(block_onnx)
+    assert model.producer_name == "trt-native"
+    assert {p.key: p.value for p in model.metadata_props} == {"note": "n"}
+    names = [node.name for node in model.graph.node]
+    assert len(set(names)) == len(names)
+    assert any("norm/LayerNormalization" in name for name in names)
+    # Torch's notes would carry the paths of this machine.
+    assert str(Path(__file__).parent).encode() not in block_onnx.read_bytes()
+
+
+def test_a_static_export_has_no_symbols(tmp_path):
+    path = tmp_path / "m.onnx"
+    report = export_module(Block(), example(), path=path, output_names=["y"])
+    assert dims(path) == {"x": [2, 3, 8], "audio": [6, 8], "y": [2, 3, 8]}
+    assert report.parameters == 8 * 8 + 8 + 8 + 8
+    assert report.total_bytes == path.stat().st_size
+    json.dumps(report.to_dict())
+
+
+def test_the_module_keeps_its_mode(tmp_path):
+    block = Block().train()
+    export_module(block, example(), path=tmp_path / "m.onnx")
+    assert block.training
+    assert block.drop.training
+
+
+def test_large_weights_go_to_one_file_and_none_is_left_behind(tmp_path, monkeypatch):
+    path = tmp_path / "m.onnx"
+    monkeypatch.setattr(onnx_file, "_MAX_INLINE_BYTES", 100)
+    report = export_module(Block(), example(), path=path, output_names=["y"])
+    assert sorted(os.listdir(tmp_path)) == ["m.onnx", "m.onnx.data"]
+    assert report.external_data == tmp_path / "m.onnx.data"
+    inputs = example()
+    (found,) = ReferenceEvaluator(str(path)).run(None, {k: v.numpy() for k, v in inputs.items()})
+    assert relative_error(found, Block().eval()(**inputs).detach()) <= 1e-5
+    monkeypatch.undo()
+    export_module(Block(), example(), path=path)
+    assert os.listdir(tmp_path) == ["m.onnx"]
+
+
+class Narrow(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.down = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1))
+
+    def forward(self, x):
+        return self.down(x).flatten(2)
+
+
+def test_an_example_that_shrinks_to_one_pixel_is_refused(tmp_path):
+    dynamic = {"x": {2: "height", 3: "width"}}
+    with pytest.raises(ExportError, match=r"a dynamic extent is 1 inside down\.1"):
+        export_module(
+            Narrow(), [torch.zeros(2, 3, 4, 4)], path=tmp_path / "m.onnx", dynamic=dynamic
+        )
+    export_module(Narrow(), [torch.zeros(2, 3, 4, 4)], path=tmp_path / "static.onnx")
+    export_module(Narrow(), [torch.zeros(2, 3, 8, 8)], path=tmp_path / "m.onnx", dynamic=dynamic)
+    assert dims(tmp_path / "m.onnx")["x"] == [2, 3, "height", "width"]
+
+
+class Fixed(nn.Module):
+    def forward(self, x):
+        return x.reshape(2, -1) * 1
+
+
+class Branches(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+@pytest.mark.parametrize(
+    ("module", "inputs", "dynamic", "error", "message"),
+    [
+        (Branches(), {"x": torch.ones(2)}, None, ExportError, "torch cannot trace Branches"),
+        (Block(), {"x": torch.ones(2)}, None, SpecError, "do not fit Block.forward"),
+        (Block(), example(), {"z": {0: "n"}}, SpecError, "'z' is not an input"),
+        (Block(), example(), {"x": {5: "n"}}, SpecError, "no axis 5"),
+        (Block(), example(1, 3), {"x": {0: "batch"}}, SpecError, "example of 2 or more"),
+        (Block(), example(), {"x": {2: "width"}}, ExportError, "width .* is always 8"),
+    ],
+)
+def test_what_cannot_be_exported(tmp_path, module, inputs, dynamic, error, message):
+    with pytest.raises(error, match=message):
+        export_module(module, inputs, path=tmp_path / "m.onnx", dynamic=dynamic)
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_interrupted_export_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"old")
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(onnx.checker, "check_model", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        export_module(Block(), example(), path=path)
+    assert os.listdir(tmp_path) == ["m.onnx"]
+    assert path.read_bytes() == b"old"
+
+
+@pytest.mark.slow
+class TestUNet:
+    @staticmethod
+    def errors(path):
+        evaluator = ReferenceEvaluator(str(path))
+        arrays = np.load(DATA / "unet_small.npz")
+        for case in ("case0", "case1", "case2"):
+            inputs = {
+                "latents": arrays[f"{case}.latents"],
+                "timestep": arrays[f"{case}.timestep"].reshape(1),
+                "encoder_hidden_states": arrays[f"{case}.encoder_hidden_states"],
+            }
+            (found,) = evaluator.run(None, inputs)
+            yield relative_error(found, arrays[f"{case}.noise_pred"])
+
+    def test_golden_outputs_through_onnx(self, golden_onnx):
+        assert max(self.errors(golden_onnx)) <= 1e-4
+
+    def test_golden_outputs_of_the_graph_rewritten_in_fp16(self, golden_onnx, tmp_path):
+        model = read_model(golden_onnx)
+        autocast(model, ir.DataType.FLOAT16)
+        path = tmp_path / "fp16.onnx"
+        ir.save(model, path)
+        assert max(self.errors(path)) <= 1e-2
+
+    def test_the_contract(self, tmp_path):
+        path = tmp_path / "unet.onnx"
+        report = export_latentsync(
+            path, config="small", checkpoint=DATA / "unet_small.pt", precision="fp16"
+        )
+        onnx.checker.check_model(path)
+        assert dims(path) == {
+            "latents": ["batch", 13, "frames", "height", "width"],
+            "timestep": [1],
+            "encoder_hidden_states": ["batch*frames", 50, 24],
+            "noise_pred": ["batch", 4, "frames", "height", "width"],
+        }
+        assert [t.dtype for t in (*report.inputs, *report.outputs)] == [
+            "float16",
+            "int64",
+            "float16",
+            "float16",
+        ]
+        metadata = {p.key: p.value for p in onnx.load(path).metadata_props}
+        checkpoint = load_checkpoint(DATA / "unet_small.pt")
+        assert metadata["trt_native.checkpoint_sha256"] == checkpoint.sha256
+        config = json.loads(metadata["trt_native.config"])
+        assert UNetConfig.from_mapping(config) == UNetConfig.load("small")
+
+    def test_bad_arguments(self, tmp_path):
+        path = tmp_path / "unet.onnx"
+        small = {"config": "small", "random_seed": 0}
+        with pytest.raises(SpecError, match="either a checkpoint or a random_seed"):
+            export_latentsync(path, config="small")
+        with pytest.raises(SpecError, match="use fp32, fp16 or bf16"):
+            export_latentsync(path, **small, precision="int8")
+        with pytest.raises(SpecError, match="positions for 24"):
+            export_latentsync(path, **small, static={"frames": 25})
+        with pytest.raises(ModelError, match="do not fit the model's configuration"):
+            export_latentsync(path, config="latentsync-1.6", checkpoint=DATA / "unet_small.pt")
+        assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_deepcache_steps(deepcache_onnx):
+    path, shallow_path, (full_report, shallow_report) = deepcache_onnx
+    names = ["unet.deepcache.data", "unet.onnx", "unet.shallow.onnx"]
+    assert sorted(os.listdir(path.parent)) == names
+    sizes = [(path.parent / name).stat().st_size for name in names]
+    assert full_report.total_bytes == sizes[0] + sizes[1]
+    assert shallow_report.total_bytes == sizes[2]
+
+    shallow_onnx = onnx.load(shallow_path, load_external_data=False)
+    inside = [w for w in shallow_onnx.graph.initializer if not w.external_data]
+    assert max(math.prod(w.dims) for w in inside) < 1000
+    onnx.checker.check_model(shallow_path)
+
+    unet = UNet(UNetConfig.load("small")).eval().requires_grad_(False)
+    load_into(unet, load_checkpoint(DATA / "unet_small.pt").state_dict)
+    timesteps = [900, 850, 800, 750]
+    reference = with_cached_modules(unet, interval=3, timesteps=timesteps)
+    full = ReferenceEvaluator(str(path))
+    shallow = ReferenceEvaluator(str(shallow_path))
+    torch.manual_seed(0)
+    audio = torch.randn(2, 50, 24)
+    features = None
+    for step, timestep in enumerate(timesteps):
+        inputs = {
+            "latents": torch.randn(1, 13, 2, 16, 16),
+            "timestep": torch.tensor([timestep]),
+            "encoder_hidden_states": audio,
+        }
+        expected = reference(**inputs)
+        arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
+        if step % 3 == 0:
+            found, features = full.run(None, arrays)
+        else:
+            (found,) = shallow.run(None, {**arrays, "deep_features": features})
+        assert relative_error(found, expected) <= 1e-4
+
+
+@pytest.mark.parametrize("opset", [0, -1, 5, 999])
+def test_an_opset_that_does_not_exist_is_refused_before_the_work(tmp_path, opset):
+    class Untraceable(torch.nn.Module):
+        def forward(self, x):
+            raise AssertionError("it was traced")
+
+    with pytest.raises(SpecError, match=f"opset {opset}: choose one from 7 to"):
+        export_module(Untraceable(), [torch.zeros(2)], path=tmp_path / "m.onnx", opset=opset)

@@ -1,0 +1,188 @@
+"""Calls with arrays on the host: what is copied where, and what an error leaves behind."""
+
+from __future__ import annotations
+
+import ctypes
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from trt_native.cuda import DeviceBuffer, Event, PinnedPool
+from trt_native.errors import CudaError
+from trt_native.runtime import Session, session
+from trt_native.runtime.execution import BoundShapes
+from trt_native.runtime.staging import HostExecution
+from trt_native.runtime.tensor_views import read
+
+SMALL, LARGE = (2, 3), (4, 1000)
+
+
+class Doubling:
+    """A runner that doubles, at once, and device memory that is the host's."""
+
+    host_names = frozenset()
+
+    def __init__(self):
+        x, y = (SimpleNamespace(name=name, dtype="float32") for name in "xy")
+        self.device_inputs = (x,)
+        self.engine = SimpleNamespace(outputs=(y,), ordinal=0)
+        self.stream = SimpleNamespace(handle=5, synchronize=lambda: None)
+        self.launched = []
+
+    def launch(self, layout, addresses, stream, *, graph):
+        self.launched.append((layout, stream))
+        x, y = (array_at(address, layout.inputs[0]) for address in addresses)
+        np.multiply(x, 2, out=y)
+
+
+def array_at(address, shape):
+    floats = ctypes.c_float * int(np.prod(shape))
+    return np.ctypeslib.as_array(floats.from_address(address)).reshape(shape)
+
+
+def layout_of(shape):
+    return BoundShapes(0, (shape,), {"y": shape})
+
+
+@pytest.fixture
+def memory(driver, blocks, monkeypatch):
+    """Device memory on the host, of which there may be none left."""
+    left = SimpleNamespace(bytes=1 << 30)
+
+    def reserve(self, nbytes, stream):
+        if nbytes > left.bytes:
+            raise CudaError("cannot allocate", code=2)
+        if self._nbytes < nbytes:
+            self._buffer = SimpleNamespace(memory=bytearray(nbytes), close=lambda: None)
+            self._pointer = ctypes.addressof(ctypes.c_char.from_buffer(self._buffer.memory))
+            self._nbytes = nbytes
+        return self._pointer
+
+    def copied(target, source, nbytes, stream):
+        ctypes.memmove(target, source, nbytes)
+        return (0,)
+
+    monkeypatch.setattr(DeviceBuffer, "reserve", reserve)
+    driver.cuMemcpyHtoDAsync = driver.cuMemcpyDtoHAsync = copied
+    return left
+
+
+@pytest.fixture
+def pool(blocks):
+    return PinnedPool()
+
+
+@pytest.fixture
+def call(memory, pool):
+    return HostExecution(Doubling(), pool)
+
+
+def filled(call, layout, value):
+    call.fill(layout, {"x": read(np.full(layout.inputs[0], value, np.float32))}, {})
+
+
+def outcome(call):
+    call.upload(1)
+    call.enqueue(2)
+    call.download(3)
+    return call.results()["y"]
+
+
+def test_other_values_of_the_same_layout(call):
+    layout = layout_of(SMALL)
+    filled(call, layout, 1)
+    first = outcome(call)
+    assert call.refill(layout, {"x": np.full(SMALL, 4, np.float32)})
+    second = outcome(call)
+    np.testing.assert_array_equal(first, np.full(SMALL, 2, np.float32))
+    np.testing.assert_array_equal(second, np.full(SMALL, 8, np.float32))
+    assert call._runner.launched == [(layout, 2)] * 2
+
+
+def test_what_is_not_filled_again(call):
+    layout = layout_of(SMALL)
+    x = {"x": np.zeros(SMALL, np.float32)}
+    assert not call.refill(layout, x), "never filled"
+    filled(call, layout, 1)
+    assert not call.refill(layout_of(SMALL), x), "another layout"
+    call.fill(layout, {"x": read(x["x"])}, {"y": 512})
+    assert not call.refill(layout, x), "the output's address is the caller's"
+    filled(call, layout, 1)
+    assert call.refill(layout, x)
+    call.close()
+    assert not call.refill(layout, x), "closed"
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_fill_that_fails_is_not_taken_for_one(call, memory, known):
+    if known:
+        filled(call, layout_of(SMALL), 1)
+    layout = layout_of(LARGE)
+    memory.bytes = 1000
+    with pytest.raises(CudaError, match="cannot allocate"):
+        filled(call, layout, 1)
+    memory.bytes = 1 << 30
+    x = {"x": np.full(LARGE, 3, np.float32)}
+    assert not call.refill(layout, x)
+    call.fill(layout, {"x": read(x["x"])}, {})
+    np.testing.assert_array_equal(outcome(call), np.full(LARGE, 6, np.float32))
+
+
+def test_a_closed_call_gives_its_memory_back(call, pool):
+    filled(call, layout_of(LARGE), 1)
+    assert pool.lent_bytes >= 16000
+    call.close()
+    call.close()
+    assert pool.lent_bytes == 0
+
+
+def test_an_event_that_stands_for_a_later_run_says_nothing_of_an_earlier_one(memory, pool, driver):
+    first, second = HostExecution(Doubling(), pool), HostExecution(Doubling(), pool)
+    event = Event()
+    assert not first.busy
+    first.record_end(event, 3)
+    assert first.busy
+    assert not first.done()
+    event.synchronize()
+    assert not first.busy
+    second.record_end(event, 3)
+    assert not first.busy, "its run is done, and the event another's"
+    assert second.busy
+    driver.reached = True
+    assert second.done()
+
+
+def test_staging_memory_is_waited_for_while_it_may_be_read(call, driver):
+    layout = layout_of(SMALL)
+    x = {"x": np.zeros(SMALL, np.float32)}
+    filled(call, layout, 1)
+    event = Event()
+    call.uploaded.record(1)
+    call.record_end(event, 3)
+    driver.log.clear()
+    call.refill(layout, x)
+    assert driver.log == ["wait"]
+    call.uploaded.record(1)
+    event.synchronize()
+    driver.log.clear()
+    call.refill(layout, x)
+    assert driver.log == []
+
+
+def test_a_run_that_fails_halfway_is_waited_for(call, monkeypatch):
+    waited = []
+    monkeypatch.setattr(
+        session.Stream,
+        "borrowed",
+        lambda handle: SimpleNamespace(synchronize=lambda: waited.append(handle)),
+    )
+
+    def refused(*_, **options):
+        raise CudaError("TensorRT did not run the engine")
+
+    call._runner.launch = refused
+    filled(call, layout_of(SMALL), 1)
+    with pytest.raises(CudaError, match="did not run"):
+        Session._stage(SimpleNamespace(_event=Event), call, (1, 2, 3), {})
+    assert sorted(waited) == [1, 2, 3]

@@ -1,0 +1,329 @@
+"""Searches in models where the first departure is known, because it was put there."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from helpers import tiny_models
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from trt_native.calibration.reference_runner import ReferenceRunner
+from trt_native.config import BuildConfig, Precision
+from trt_native.errors import CudaError, SpecError
+from trt_native.graph.onnx_file import read_model
+from trt_native.shapes import ProfileSpec
+from trt_native.verify import Thresholds, find_first_mismatch, open_with_extra_outputs
+from trt_native.verify import first_mismatch as layers
+from trt_native.verify.check import OpenPlan
+
+LIMITS = Thresholds(max_relative_error=1e-3)
+
+
+class Runs:
+    """Runs a model by ``onnx.reference`` with what a plan of it would return, and counts."""
+
+    def __init__(self, path, outputs):
+        self.path = path
+        self.outputs = outputs
+        self.exposed = []
+
+    @contextlib.contextmanager
+    def __call__(self, names):
+        self.exposed.append(list(names))
+        runner = ReferenceRunner(read_model(self.path), [*names, *self.outputs])
+        yield lambda batch: dict(runner(batch))
+
+
+def chain(path, length=100):
+    """So many linear layers, each with a tanh, of width 8: t0, t1, ..."""
+    random = np.random.default_rng(0)
+    nodes, weights = [], {}
+    for i in range(length):
+        weights[f"w{i}"] = np.linalg.qr(random.standard_normal((8, 8)))[0].astype(np.float32)
+        nodes.append(
+            helper.make_node(
+                "MatMul", [f"t{i - 1}" if i else "x", f"w{i}"], [f"m{i}"], name=f"mm{i}"
+            )
+        )
+        nodes.append(helper.make_node("Tanh", [f"m{i}"], [f"t{i}"], name=f"tanh{i}"))
+    shapes = [tiny_models.tensor(n, TensorProto.FLOAT, [4, 8]) for n in ("x", f"t{length - 1}")]
+    return tiny_models.save(path, nodes, shapes[:1], shapes[1:], weights)
+
+
+def perturbed(path, weight, factor=1.05):
+    """A copy of the model with one weight scaled."""
+    model = onnx.load(path)
+    for initializer in model.graph.initializer:
+        if initializer.name == weight:
+            array = numpy_helper.to_array(initializer) * np.float32(factor)
+            initializer.CopyFrom(numpy_helper.from_array(array, weight))
+    copy = path.with_name("perturbed.onnx")
+    onnx.save(model, copy)
+    return copy
+
+
+@pytest.fixture
+def x(rng):
+    return {"x": rng.standard_normal((4, 8)).astype(np.float32)}
+
+
+@pytest.mark.parametrize("layer", [0, 1, 37, 98, 99])
+@pytest.mark.parametrize("tensors_per_plan", [1, 7, 1000])
+def test_the_first_departure_is_found_with_few_plans(tmp_path, x, layer, tensors_per_plan):
+    model = chain(tmp_path / "m.onnx")
+    runs = Runs(perturbed(model, f"w{layer}"), ["t99"])
+    memory = tensors_per_plan * 4 * 8 * 4
+    report = find_first_mismatch(model, x, runs, LIMITS, reference=model, memory_bytes=memory)
+    assert (report.first.name, report.first.node) == (f"m{layer}", f"mm{layer}")
+    assert report.first.operator == "MatMul"
+    assert all(len(names) <= tensors_per_plan for names in runs.exposed)
+    # 200 tensors: one by one they need 8 halvings; and in the end what the node reads.
+    most = {1: 9, 7: 4, 1000: 1}[tensors_per_plan]
+    assert report.plans == len(runs.exposed) <= most
+    assert report.tensors == 200
+    assert report.compared <= 200
+    # The numbers are those of the two models, run as a whole.
+    whole = [
+        ReferenceEvaluator(str(path)).run(None, x, intermediate=True)[f"m{layer}"].astype(float)
+        for path in (runs.path, model)
+    ]
+    error = np.linalg.norm(whole[0] - whole[1]) / np.linalg.norm(whole[1])
+    assert report.first.comparison.relative_l2 == pytest.approx(error, rel=1e-9)
+    assert not report.first.agrees
+    errors = [probe.comparison.relative_l2 for probe in report.worst]
+    assert errors == sorted(errors, reverse=True)
+    assert len(report.worst) == min(10, report.compared)
+
+
+def test_no_departure(tmp_path, x):
+    model = chain(tmp_path / "m.onnx", 20)
+    report = find_first_mismatch(model, x, Runs(model, ["t19"]), LIMITS)
+    assert report.first is None
+    assert (report.plans, report.compared) == (1, 40)
+    assert report.to_json()["first"] is None
+
+
+@pytest.mark.parametrize("weight", ["left3", "right3", "join"])
+@pytest.mark.parametrize("tensors_per_plan", [1, 3, 1000])
+def test_branches(tmp_path, x, weight, tensors_per_plan):
+    """Two chains that meet: what agrees on one says nothing of the other."""
+    random = np.random.default_rng(1)
+    sides = [f"{side}{i}" for i in range(8) for side in ("left", "right")]
+    weights = {
+        name: np.linalg.qr(random.standard_normal((8, 8)))[0].astype(np.float32)
+        for name in (*sides, "join")
+    }
+    nodes = []
+    for name in sides:
+        side, i = name[:-1], int(name[-1])
+        read = f"{side}{i - 1}_out" if i else "x"
+        nodes.append(helper.make_node("MatMul", [read, name], [f"{name}_out"], name=name))
+    nodes.append(helper.make_node("Concat", ["left7_out", "right7_out"], ["both"], axis=0))
+    nodes.append(helper.make_node("MatMul", ["both", "join"], ["y"], name="join"))
+    model = tiny_models.save(
+        tmp_path / "m.onnx",
+        nodes,
+        [tiny_models.tensor("x", TensorProto.FLOAT, [4, 8])],
+        [tiny_models.tensor("y", TensorProto.FLOAT, [8, 8])],
+        weights,
+    )
+    runs = Runs(perturbed(model, weight), ["y"])
+    memory = max(tensors_per_plan * 4 * 8 * 4, 8 * 8 * 4)
+    report = find_first_mismatch(model, x, runs, LIMITS, reference=model, memory_bytes=memory)
+    assert report.first.node == weight
+    assert report.plans <= 8
+
+
+def random_graph(path, random, length=40):
+    """Nodes that read one or two of the values before them, and hide nothing of either."""
+    nodes, weights, names = [], {}, ["x"]
+    for i in range(length):
+        weights[f"w{i}"] = np.linalg.qr(random.standard_normal((8, 8)))[0].astype(np.float32)
+        read = [names[j] for j in random.integers(max(0, len(names) - 6), len(names), 2)]
+        if random.random() < 0.4:
+            nodes.append(helper.make_node("Add", read, [f"a{i}"], name=f"add{i}"))
+            names.append(f"a{i}")
+            read = names[-1:]
+        nodes.append(helper.make_node("MatMul", [read[0], f"w{i}"], [f"m{i}"], name=f"mm{i}"))
+        names.append(f"m{i}")
+    unread = set(names) - {name for node in nodes for name in node.input}
+    shapes = [tiny_models.tensor(n, TensorProto.FLOAT, [4, 8]) for n in ("x", *sorted(unread))]
+    tiny_models.save(path, nodes, shapes[:1], shapes[1:], weights)
+    return sorted(unread)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_any_graph(tmp_path, x, seed):
+    random = np.random.default_rng(seed)
+    model = tmp_path / "m.onnx"
+    outputs = random_graph(model, random)
+    layer, memory = random.integers(40), random.integers(1, 9) * 4 * 8 * 4
+    runs = Runs(perturbed(model, f"w{layer}", 1.2), outputs)
+    report = find_first_mismatch(model, x, runs, LIMITS, reference=model, memory_bytes=memory)
+    assert report.first.node == f"mm{layer}"
+    assert report.plans <= 10
+    assert report.compared < report.tensors
+
+
+def cancelling(path, factor):
+    """The tiny difference of two nearly equal tensors, then moved about."""
+    nodes = [
+        helper.make_node("Mul", ["x", "factor"], ["a"], name="a"),
+        helper.make_node("Sub", ["a", "x"], ["difference"], name="sub"),
+        helper.make_node("Relu", ["difference"], ["moved"], name="relu"),
+        helper.make_node("Transpose", ["moved"], ["turned"], name="turn"),
+        helper.make_node("Add", ["moved", "x"], ["y"], name="add"),
+    ]
+    shapes = [tiny_models.tensor(n, TensorProto.FLOAT, [4, 8]) for n in "xy"]
+    weights = {"factor": np.array(factor, np.float32)}
+    return tiny_models.save(path, nodes, shapes[:1], shapes[1:], weights)
+
+
+def test_what_cancels_is_no_false_alarm(tmp_path, x):
+    model, other = (cancelling(tmp_path / f"{i}.onnx", 1 + 2.0**-20 * (1 + i)) for i in range(2))
+    report = find_first_mismatch(model, x, Runs(other, ["y"]), LIMITS, reference=model)
+    assert report.compared == 5
+    assert report.first is None
+    # Not because such tensors are never judged: one as wrong as its operands are large is.
+    wrong = cancelling(tmp_path / "wrong.onnx", 1.01)
+    report = find_first_mismatch(model, x, Runs(wrong, ["y"]), LIMITS, reference=model)
+    assert report.first.name == "a"
+
+
+def test_nonfinite_values_depart(tmp_path, x):
+    model = chain(tmp_path / "m.onnx", 6)
+    report = find_first_mismatch(
+        model, x, Runs(perturbed(model, "w2", np.inf), ["t5"]), LIMITS, reference=model
+    )
+    assert report.first.name == "m2"
+    assert report.worst[0].comparison.nonfinite_differs
+    assert math.isfinite(report.first.comparison.relative_l2)
+
+
+def test_tensors_larger_than_the_memory_are_named(tmp_path, x):
+    model = tiny_models.save(
+        tmp_path / "m.onnx",
+        [
+            helper.make_node("Concat", ["x"] * 9, ["large"], axis=0),
+            helper.make_node("ReduceMean", ["large", "axes"], ["y"], name="mean"),
+        ],
+        [tiny_models.tensor("x", TensorProto.FLOAT, [4, 8])],
+        [tiny_models.tensor("y", TensorProto.FLOAT, [1, 8])],
+        {"axes": np.array([0])},
+    )
+    report = find_first_mismatch(model, x, Runs(model, ["y"]), LIMITS, memory_bytes=500)
+    assert (report.too_large, report.compared, report.tensors) == (("large",), 1, 2)
+    with pytest.raises(SpecError, match="--memory 8 B: none of the 2 tensors is so small"):
+        find_first_mismatch(model, x, Runs(model, ["y"]), LIMITS, memory_bytes=8)
+
+
+def test_models_with_nothing_in_common(tmp_path, x):
+    one, other = chain(tmp_path / "m.onnx", 3), tiny_models.norm(tmp_path / "n.onnx")
+    with pytest.raises(SpecError, match="no tensor names in common"):
+        find_first_mismatch(one, x, Runs(one, []), LIMITS, reference=other)
+    with pytest.raises(SpecError, match="no limit is given"):
+        find_first_mismatch(one, x, Runs(one, []), Thresholds())
+
+
+def test_too_little_gpu_memory_says_what_to_lower(tmp_path, x):
+    @contextlib.contextmanager
+    def fail(names):
+        raise CudaError("out of memory")
+        yield
+
+    with pytest.raises(CudaError, match=r"out of memory \(with 6 tensors of 768 B .*lower --mem"):
+        find_first_mismatch(chain(tmp_path / "m.onnx", 3), x, fail, LIMITS)
+
+
+def test_tensors_in_functions_and_bodies(tmp_path):
+    proto = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["": 18, "mine": 1]>
+        g (float[4] x, bool c) => (float[4] y) {
+            a = Relu(x)
+            b = If(c) <
+                then_branch = t () => (float[4] then) { then = Exp(a) },
+                else_branch = e () => (float[4] else) { else = Identity(a) }
+            >
+            y = mine.twice(b)
+        }
+        <domain: "mine", opset_import: ["": 18]>
+        twice (p) => (q) { r = Neg(p)  q = Sub(p, r) }
+    """)
+    onnx.save(proto, tmp_path / "m.onnx")
+    for value in proto.graph.node[0].output:
+        assert value == "a"
+    proto.graph.node[1].attribute[0].g.node[0].op_type = "Sin"
+    onnx.save(proto, tmp_path / "wrong.onnx")
+
+    @contextlib.contextmanager
+    def run(names):
+        from trt_native.verify.reference import inlined
+
+        runner = ReferenceRunner(inlined(read_model(tmp_path / "wrong.onnx")), [*names, "y"])
+        yield lambda batch: dict(runner(batch))
+
+    batch = {"x": np.ones(4, np.float32), "c": np.array(True)}
+    model = tmp_path / "m.onnx"
+    report = find_first_mismatch(model, batch, run, LIMITS, memory_bytes=16)
+    assert (report.first.name, report.first.operator) == ("b", "If")
+    assert report.tensors == 4  # a, b, y and what the function's first node makes
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16, Precision.INT8])
+def test_exposed_tensors_of_real_plans(tmp_path, rng, monkeypatch, precision):
+    """TensorRT-RTX builds each plan; what it parsed for it runs by ``onnx.reference``."""
+    pytest.importorskip("tensorrt_rtx")
+    from trt_native.backends.registry import load_backend
+    from trt_native.config import QuantizationSpec
+
+    model = tiny_models.dense(tmp_path / "m.onnx", layers=4)
+    calib = tiny_models.calibration(model, tmp_path / "m.calib", 4.0)
+    wrong = perturbed(model, "w2", 1.5)
+    tiny_models.calibration(wrong, calib, 4.0)
+    backend = load_backend("rtx")
+    parsed, plans = [], []
+    build = backend.build
+
+    def keep(request, *arguments):
+        parsed.append(onnx.load(request.onnx))
+        return build(request, *arguments)
+
+    @contextlib.contextmanager
+    def open_kept(plan):
+        plans.append(plan)
+        outputs = [tensor.name for tensor in plan.manifest.outputs]
+        assert outputs == [value.name for value in parsed[-1].graph.output]
+        runner = ReferenceRunner(ir.from_proto(parsed[-1]), outputs)
+        yield OpenPlan(plan.manifest.inputs, plan.manifest.outputs, lambda b: dict(runner(b)))
+
+    monkeypatch.setattr(backend, "build", keep)
+    monkeypatch.setattr(layers, "open_session", open_kept)
+    quantized = precision is Precision.INT8
+    config = BuildConfig(
+        precision=precision,
+        profiles=(ProfileSpec.parse(["batch=1:3:4"]),),
+        quantization=QuantizationSpec(calibration=calib) if quantized else QuantizationSpec(),
+    )
+    limits = Thresholds(max_relative_error=0.1 if quantized else 5e-3)
+    report = find_first_mismatch(
+        model,
+        {"h0": rng.standard_normal((3, 64)).astype(np.float32)},
+        lambda names: open_with_extra_outputs(wrong, config, names, backend=backend),
+        limits,
+        reference=model,
+        memory_bytes=2 * 3 * 64 * 4,
+    )
+    assert (report.first.name, report.first.node) == ("p2", "/dense.2")
+    assert len(plans) == report.plans > 1
+    assert {tensor.dtype for plan in plans for tensor in plan.manifest.outputs} == (
+        {"float32"} if precision is Precision.FP32 else {"float16", "float32"}
+    )
+    for plan in plans:
+        assert plan.manifest.precision["applied"] == str(precision)

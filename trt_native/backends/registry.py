@@ -1,0 +1,107 @@
+"""The TensorRT libraries that can be loaded as a backend."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from trt_native.backends.base import Backend
+from trt_native.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["BACKEND_VARIABLE", "BackendInfo", "available_backends", "load_backend"]
+
+
+BACKEND_VARIABLE = "TRT_NATIVE_BACKEND"
+"""Environment variable that names the backend where no argument does."""
+
+
+_INSTALL = (
+    "install one: pip install 'trt-native[rtx]' (TensorRT-RTX, builds without a GPU too),"
+    " 'trt-native[tensorrt11]' or 'trt-native[tensorrt]' (TensorRT 11 or 10)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BackendInfo:
+    """How to find out whether a backend could be loaded, without loading it.
+
+    Attributes:
+        package: The module to import.
+        extra: The extra of this package that installs it.
+        note: What it is good for.
+    """
+
+    package: str
+    extra: str
+    note: str
+
+
+BACKENDS = {
+    "tensorrt": BackendInfo(
+        "tensorrt", "tensorrt11", "data-centre and desktop GPUs; builds need one"
+    ),
+    "rtx": BackendInfo("tensorrt_rtx", "rtx", "RTX GPUs from Turing on; builds on any machine"),
+}
+
+
+def available_backends() -> dict[str, bool]:
+    """Which of the names ``tensorrt`` and ``rtx`` have their package installed."""
+    return {
+        name: importlib.util.find_spec(prober.package) is not None
+        for name, prober in BACKENDS.items()
+    }
+
+
+def load_backend(name: str = "auto") -> Backend:
+    """Import a TensorRT.
+
+    Args:
+        name: ``tensorrt``, ``rtx`` or ``auto``. ``auto`` takes the value of the environment
+            variable ``TRT_NATIVE_BACKEND``, or else ``tensorrt`` where it imports, or else
+            ``rtx``.
+
+    Raises:
+        UnsupportedError: the name is unknown, or no such library imports; says what to install.
+    """
+    if name == "auto":
+        name = os.environ.get(BACKEND_VARIABLE, "auto")
+    if name not in ("auto", *BACKENDS):
+        raise UnsupportedError(f"no backend {name!r}; the backends are auto, tensorrt and rtx")
+    faults: list[str] = []
+    for candidate in BACKENDS if name == "auto" else (name,):
+        try:
+            module = importlib.import_module(BACKENDS[candidate].package)
+        except Exception as error:  # a broken installation raises all kinds
+            faults.append(f"{candidate}: {' '.join(str(error).split())}")
+        else:
+            return _wrap(candidate, module)
+    wanted = "no TensorRT is" if name == "auto" else f"backend {name!r} is not"
+    raise UnsupportedError(f"{wanted} installed; {_INSTALL}", faults)
+
+
+@functools.cache  # one for each library: TensorRT keeps the first logger it is given for good
+def _wrap(name: str, module: Any) -> Backend:
+    version = str(module.__version__)
+    major = int(version.split(".")[0])
+    if name == "rtx":
+        from trt_native.backends.rtx import RtxBackend
+
+        return RtxBackend(module)
+    if major == 10:
+        from trt_native.backends.trt10 import TensorRT10Backend
+
+        return TensorRT10Backend(module)
+    if major == 11:
+        from trt_native.backends.trt11 import TensorRT11Backend
+
+        return TensorRT11Backend(module)
+    raise UnsupportedError(
+        f"TensorRT {version} is not supported; use 10.3 or later, or 11.x: {_INSTALL}"
+    )

@@ -1,0 +1,1 @@
+"""Building plans, and changing the weights of built ones."""

@@ -1,0 +1,492 @@
+"""A build in a process of its own, so that whatever happens in TensorRT, the command survives it.
+
+The child reads from shared memory, as JSON, what to build, and sends lines of JSON through a pipe:
+progress, log, and in the end the result or an error. A SIGINT cancels its build. It ends by itself
+when its standard input does, which is when this process is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import resource
+import secrets
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import trt_native.errors
+from trt_native.builder.plan_cache import FOLDERS as CACHE_FOLDERS
+from trt_native.config import BuildConfig
+from trt_native.errors import BuildError, TrtNativeError
+from trt_native.files import remove_temporaries
+from trt_native.plans.manifest import Manifest
+from trt_native.units import format_bytes
+
+if TYPE_CHECKING:
+    from trt_native.progress import Progress
+
+__all__ = [
+    "LINE_BYTES",
+    "Attempt",
+    "Job",
+    "Outcome",
+    "build_in_child",
+    "build_with_retries",
+    "fallback_configs",
+    "retry_cause",
+]
+
+LINE_BYTES = 1024
+"""Room in shared memory for the node that was last parsed, and again for TensorRT's last line."""
+
+CANCEL_GRACE_S = 10.0
+"""How long a cancelled child may take to end before it is killed."""
+
+_LOGGER = logging.getLogger(__name__)
+_MIB = 2**20
+_DEFAULT_LEVEL = 3  # TensorRT's builder optimization level
+_TAIL_LINES = 20
+_LONG_S = 3600.0
+# The child imports from where this process does, not from its working folder.
+_BOOT = (
+    "import sys; sys.path[:] = sys.argv[2:];"
+    " from trt_native.builder.worker import main; main(int(sys.argv[1]))"
+)
+_RETRY_HINT = (
+    "hint: --retry builds again with a smaller workspace and a lower optimization level; smaller"
+    " maxima of --dim and --shape need less memory, too"
+)
+_CAUSES = {
+    "could not find any implementation": "TensorRT found no implementation",
+    "outofmemory": "out of memory",
+    "out of memory": "out of memory",
+    "cudaerrormemoryallocation": "out of memory",
+    "could not be allocated": "out of memory",
+    "memory allocation failed": "out of memory",
+    "cannot allocate memory": "out of memory",
+    "bad_alloc": "out of memory",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A build that failed, and was tried again with less.
+
+    Attributes:
+        workspace_bytes: Scratch memory one layer could take.
+        optimization_level: As it was asked for; None is TensorRT's default.
+        cause: Why it failed.
+    """
+
+    workspace_bytes: int
+    optimization_level: int | None
+    cause: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        level = "the default" if self.optimization_level is None else self.optimization_level
+        workspace = format_bytes(self.workspace_bytes)
+        return f"workspace {workspace}, optimization level {level}: {self.cause}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What a child shall do.
+
+    Attributes:
+        model: The ONNX file.
+        target: The plan to write, with its manifest beside it.
+        config: What the plan should be.
+        backend: ``auto``, ``tensorrt`` or ``rtx``.
+        cache: Folder of the cache; None to build without one.
+        cache_bytes: Size limit of the cache; None for its default.
+        retry: Whether what an earlier build of the same needed in the end will do.
+        asked: What was asked for first, where ``config`` is less.
+        failed: What was tried before ``config``.
+    """
+
+    model: Path
+    target: Path
+    config: BuildConfig
+    backend: str
+    cache: Path | None
+    cache_bytes: int | None
+    retry: bool = False
+    asked: BuildConfig | None = None
+    failed: tuple[Attempt, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A plan that was written.
+
+    Attributes:
+        manifest: What it is.
+        cached: Whether it came from the cache.
+        attempts: What failed before.
+    """
+
+    manifest: Manifest
+    cached: bool
+    attempts: tuple[Attempt, ...] = ()
+
+
+class ResourceError(BuildError):
+    """A build failed for lack of memory or of an implementation."""
+
+    def __init__(self, error: TrtNativeError, cause: str, workspace_bytes: int) -> None:
+        super().__init__(error.message, error.details)
+        self.cause = cause
+        self.workspace_bytes = workspace_bytes
+
+
+def build_with_retries(
+    job: Job, progress: Progress, *, timeout_s: float | None = None, retry: bool = False
+) -> Outcome:
+    """Build in a child; where it lacks memory or an implementation, build again with less.
+
+    Args:
+        job: What to build.
+        progress: Hears how it goes on.
+        timeout_s: How long it may take, all attempts together.
+        retry: Whether to build again; at most three times, see :func:`fallback_configs`.
+
+    Raises:
+        TrtNativeError: whatever the build raised, and :class:`BuildError` where it crashed, was
+            killed or took too long.
+        KeyboardInterrupt: it was interrupted, and has ended.
+    """
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    job, asked = replace(job, retry=retry), job.config
+    attempts: list[Attempt] = []
+    ladder: Iterator[BuildConfig] | None = None
+    while True:
+        try:
+            return build_in_child(job, progress, deadline=deadline)
+        except ResourceError as failure:
+            if not retry:
+                raise BuildError(failure.message, (*failure.details, _RETRY_HINT)) from None
+            attempt = Attempt(failure.workspace_bytes, job.config.optimization_level, failure.cause)
+            attempts.append(attempt)
+            _LOGGER.warning("attempt %d failed with %s", len(attempts), attempt)
+            ladder = ladder or fallback_configs(job.config, failure.workspace_bytes)
+            config = next(ladder, None)
+            if config is None:
+                tried = (f"attempt {i}: {attempt}" for i, attempt in enumerate(attempts, 1))
+                raise BuildError(failure.message, (*failure.details, *tried)) from None
+            job = replace(job, config=config, asked=asked, failed=tuple(attempts))
+
+
+def fallback_configs(config: BuildConfig, workspace_bytes: int) -> Iterator[BuildConfig]:
+    """What to try after a failed build, in order: a quarter of the workspace, then of that, ...
+
+    The second also lowers the optimization level to 2 at most, the third to 0.
+
+    Args:
+        config: What failed.
+        workspace_bytes: The workspace it had.
+    """
+    level = _DEFAULT_LEVEL if config.optimization_level is None else config.optimization_level
+    smallest = min(workspace_bytes, 32 * _MIB)
+    last = (workspace_bytes, level)
+    for divisor, highest in ((4, level), (16, min(level, 2)), (64, 0)):
+        rung = (max(workspace_bytes // divisor, smallest), highest)
+        if rung != last:
+            changed = config.optimization_level if highest == level else highest
+            yield replace(config, workspace_bytes=rung[0], optimization_level=changed)
+        last = rung
+
+
+def retry_cause(error: TrtNativeError) -> str | None:
+    """Why a build might succeed with a smaller workspace or a lower level; None if it would not."""
+    text = str(error).lower()
+    return next((cause for sign, cause in _CAUSES.items() if sign in text), None)
+
+
+def build_in_child(job: Job, progress: Progress, *, deadline: float | None = None) -> Outcome:
+    """Build once, in a child process.
+
+    Args:
+        job: What to build.
+        progress: Hears how it goes on.
+        deadline: When to give up, by ``time.monotonic``.
+
+    Raises:
+        TrtNativeError, KeyboardInterrupt: as :func:`build_with_retries`.
+    """
+    with _Child(job, progress) as child:
+        try:
+            in_time = child.listen(deadline)
+        except KeyboardInterrupt:
+            child.cancel()
+            raise
+        if not in_time:
+            _LOGGER.warning("the time is up: cancelling")
+            child.cancel()
+        return child.outcome(timed_out=not in_time)
+
+
+class _Child:
+    """The process that builds; killed, and what it left removed, when the block ends."""
+
+    def __init__(self, job: Job, progress: Progress) -> None:
+        self._job = job
+        self._progress: Progress | None = progress
+        self._token = secrets.token_hex(4)
+        self._scratch = Path(tempfile.gettempdir(), f"trt-native-{self._token}")
+        self._phases: list[str] = []
+        self._backend = "TensorRT"
+        self._workspace_bytes = 0
+        self._result: dict[str, Any] | None = None
+        self._error: dict[str, Any] | None = None
+        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+
+    def __enter__(self) -> _Child:
+        with contextlib.ExitStack() as files:
+            self._events, events = os.pipe()
+            self._said, output = os.pipe()
+            files.callback(os.close, events)
+            files.callback(os.close, output)
+            # Shared memory, which is there to be read when the child is gone.
+            self._record = os.memfd_create("trt-native-record")
+            os.ftruncate(self._record, 2 * LINE_BYTES)
+            request = files.enter_context(os.fdopen(os.memfd_create("trt-native-job"), "w+b"))
+            request.write(self._request(events))
+            request.seek(0)
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _BOOT, str(request.fileno()), *sys.path],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                pass_fds=(events, self._record, request.fileno()),
+                start_new_session=True,  # a terminal's Ctrl-C is for this process alone
+            )
+        self._streams = {
+            self._events: _Lines(self._on_message),
+            self._said: _Lines(self._on_output),
+        }
+        return self
+
+    def _request(self, events: int) -> bytes:
+        from cattrs import Converter
+
+        request = {
+            "job": Converter().unstructure(self._job),
+            "events": events,
+            "record": self._record,
+            "token": self._token,
+            "scratch": str(self._scratch),
+            "log_level": logging.getLogger("trt_native").getEffectiveLevel(),
+        }
+        return json.dumps(request).encode()
+
+    def __exit__(self, *exception: object) -> None:
+        with _uninterrupted():
+            self._process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in a driver
+                self._process.wait(timeout=5)
+            if self._process.stdin is not None:
+                self._process.stdin.close()
+            for descriptor in (self._events, self._said, self._record):
+                os.close(descriptor)
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            for folder in folders_written(self._job):
+                remove_temporaries(folder, self._token)
+            for phase in reversed(self._phases):  # it ended inside them
+                if self._progress is not None:
+                    self._progress.phase_finish(phase)
+
+    def listen(self, deadline: float | None) -> bool:
+        """Follow the child until it ends (True), or until the deadline (False)."""
+        with selectors.DefaultSelector() as selector:
+            for stream in self._streams:
+                selector.register(stream, selectors.EVENT_READ)
+            while self._events in selector.get_map():
+                left = _LONG_S if deadline is None else deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                for key, _ in selector.select(min(left, _LONG_S)):
+                    chunk = os.read(key.fd, 1 << 16)
+                    if chunk:
+                        self._streams[key.fd].take(chunk)
+                    else:
+                        selector.unregister(key.fd)
+        return True
+
+    def cancel(self) -> None:
+        """Ask the child to stop; return when it has ended or its grace is over."""
+        self._progress = None  # it may have been interrupted half-way
+        self._process.send_signal(signal.SIGINT)
+        self.listen(time.monotonic() + CANCEL_GRACE_S)
+
+    def outcome(self, *, timed_out: bool) -> Outcome:
+        """What became of the build.
+
+        Raises:
+            TrtNativeError: it failed.
+            MemoryError: Python had too little memory for it.
+        """
+        if self._result is not None:
+            manifest = Manifest.from_json(self._result["manifest"])
+            failed = (Attempt(**attempt) for attempt in self._result["failed"])
+            return Outcome(manifest, bool(self._result["cached"]), tuple(failed))
+        if timed_out:
+            raise BuildError(
+                f"the build took too long and was stopped {self._place()}; give it a longer"
+                " --timeout, or a lower --optimization-level"
+            )
+        if self._error is not None:
+            self._raise(self._error)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=CANCEL_GRACE_S)
+        self._read_remaining_output()
+        code = self._process.returncode
+        if code == -signal.SIGKILL:
+            raise ResourceError(self._killed(), "killed for lack of memory", self._workspace_bytes)
+        raise self._lacking(self._crashed(code))
+
+    def _raise(self, error: dict[str, Any]) -> None:
+        if error["type"] == "MemoryError":
+            raise MemoryError
+        kind = getattr(trt_native.errors, error["type"])
+        raise self._lacking(kind(error["message"], error["details"]))
+
+    def _lacking(self, failure: TrtNativeError) -> TrtNativeError:
+        """The failure, as one that could be retried if it is of that kind."""
+        cause = retry_cause(failure) if isinstance(failure, BuildError) else None
+        return ResourceError(failure, cause, self._workspace_bytes) if cause else failure
+
+    def _read_remaining_output(self) -> None:
+        """Take what a dead child has written to its standard output."""
+        os.set_blocking(self._said, False)
+        with contextlib.suppress(BlockingIOError):
+            while chunk := os.read(self._said, 1 << 16):
+                self._streams[self._said].take(chunk)
+        self._streams[self._said].take(b"\n")
+
+    def _place(self) -> str:
+        """How far the build had come."""
+        if self._phases:
+            return f"in phase {' > '.join(self._phases)!r}"
+        node = self._recorded(0)
+        return f"after it began to parse node {node}" if node else "before it parsed a node"
+
+    def _recorded(self, slot: int) -> str:
+        line = os.pread(self._record, LINE_BYTES, slot * LINE_BYTES)
+        return line.partition(b"\0")[0].decode(errors="replace")
+
+    def _killed(self) -> BuildError:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+        return BuildError(
+            f"the building process was killed (SIGKILL) {self._place()}. Unless somebody killed"
+            f" it, the machine ran out of memory: it held {format_bytes(used)}. Close other"
+            " programs, add memory or swap, or build on a larger machine",
+        )
+
+    def _crashed(self, code: int | None) -> BuildError:
+        last = self._recorded(1)
+        details = list(self._tail)
+        if last:
+            details.append(f"TensorRT's last line: {last}")
+        if code is not None and code < 0:
+            number = signal.Signals(-code)
+            what = f"crashed with {number.name} ({signal.strsignal(number)})"
+            advice = (
+                "the model is damaged, or meets a fault of this TensorRT: check the model, or try"
+                " another version or --backend"
+            )
+        else:
+            what = f"ended the building process with exit code {code}"
+            advice = "see its output below"
+        return BuildError(f"{self._backend} {what} {self._place()}; {advice}", details)
+
+    # What the child says
+
+    def _on_message(self, line: str) -> None:
+        try:
+            kind, *values = json.loads(line)
+        except ValueError:  # cut off by a cancel
+            return
+        getattr(self, f"_on_{kind}")(*values)
+
+    def _on_output(self, line: str) -> None:
+        if line.strip():
+            self._tail.append(line.rstrip())
+            _LOGGER.info("%s", line.rstrip())
+
+    def _on_phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+        self._phases.append(phase)
+        if self._progress is not None:
+            self._progress.phase_start(phase, parent, steps)
+
+    def _on_step(self, phase: str, step: int) -> None:
+        if self._progress is not None:
+            self._progress.step_complete(phase, step)
+
+    def _on_phase_finish(self, phase: str) -> None:
+        with contextlib.suppress(ValueError):
+            self._phases.remove(phase)
+        if self._progress is not None:
+            self._progress.phase_finish(phase)
+
+    def _on_log(self, level: int, name: str, text: str) -> None:
+        logging.getLogger(name).log(level, "%s", text)
+
+    def _on_backend(self, name: str, workspace_bytes: int) -> None:
+        self._backend, self._workspace_bytes = name, workspace_bytes
+
+    def _on_result(self, result: dict[str, Any]) -> None:
+        self._result = result
+
+    def _on_error(self, error: dict[str, Any]) -> None:
+        self._error = error
+
+
+class _Lines:
+    """Cuts a stream into lines."""
+
+    def __init__(self, hear: Callable[[str], None]) -> None:
+        self._on_message = hear
+        self._rest = b""
+
+    def take(self, chunk: bytes) -> None:
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        for line in lines:
+            self._on_message(line.decode(errors="replace"))
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Clean up to the end, however often Ctrl-C is pressed."""
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, signal.SIG_IGN) for number in signals]
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+
+
+def folders_written(job: Job) -> set[Path]:
+    """Where a job writes files."""
+    folders = {job.target.parent}
+    if job.config.timing_cache is not None:
+        folders.add(job.config.timing_cache.parent)
+    if job.cache is not None:
+        folders |= {job.cache / name for name in CACHE_FOLDERS}
+    return folders

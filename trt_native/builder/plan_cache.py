@@ -1,0 +1,662 @@
+"""Plans and layer timings kept between builds, so that an unchanged build returns at once.
+
+A plan is found again by what went into it: the content of the ONNX file and its external weights,
+the build options with the content of the files they name, the shapes, the version of TensorRT, the
+GPU, and the version of this package. Names of files do not count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trt_native.errors import PlanError
+from trt_native.files import atomic_write, open_regular_file, read_text_file, sha256_of_file
+from trt_native.plans.manifest import MANIFEST_SCHEMA, Manifest
+from trt_native.plans.plan import Plan
+from trt_native.units import format_bytes, parse_bytes
+
+if TYPE_CHECKING:
+    from filelock import FileLock
+
+    from trt_native.backends.base import Backend
+    from trt_native.builder.build import PreparedBuild
+    from trt_native.config import BuildConfig
+    from trt_native.progress import Progress
+
+__all__ = [
+    "FOLDERS",
+    "FOLDER_VARIABLE",
+    "SIZE_VARIABLE",
+    "BuiltPlan",
+    "CacheEntry",
+    "EngineCache",
+    "PruneResult",
+]
+
+FOLDER_VARIABLE = "TRT_NATIVE_CACHE"
+"""Environment variable that names the cache folder where no argument does."""
+
+SIZE_VARIABLE = "TRT_NATIVE_CACHE_SIZE"
+"""Environment variable that limits the size of the kept plans, such as ``50GiB``."""
+
+FOLDERS = ("engines", "timing", "hashes", "locks", "notes")
+"""The folders in a cache folder."""
+
+_LOGGER = logging.getLogger(__name__)
+_MOST_BYTES = 20 * 2**30
+_MOST_HASHES = 4096
+_SETTLED_NS = 2 * 10**9  # the coarsest file times of the file systems in use
+_TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache of trt-native.\n"
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltPlan:
+    """A plan, and where it came from.
+
+    Attributes:
+        plan: The plan with its manifest, not yet saved.
+        cached: Whether it was taken from the cache instead of being built.
+    """
+
+    plan: Plan
+    cached: bool = False
+
+    @property
+    def manifest(self) -> Manifest:
+        """The plan's manifest."""
+        if self.plan.manifest is None:
+            raise PlanError("a plan without a manifest was not built here")
+        return self.plan.manifest
+
+
+@dataclass(frozen=True, slots=True)
+class CacheEntry:
+    """A plan in the cache.
+
+    Attributes:
+        key: 64 hexadecimal digits.
+        bytes: What it takes on disk.
+        used: When it was last built or returned, in seconds since 1970.
+        manifest: What the plan is; None where that cannot be read, so that it will be built again.
+    """
+
+    key: str
+    bytes: int
+    used: float
+    manifest: Manifest | None
+
+
+@dataclass(frozen=True, slots=True)
+class PruneResult:
+    """What was removed from a cache.
+
+    Attributes:
+        plans: Number of plans.
+        files: Number of all files.
+        bytes: Their size.
+    """
+
+    plans: int = 0
+    files: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: PruneResult) -> PruneResult:
+        return PruneResult(
+            self.plans + other.plans, self.files + other.files, self.bytes + other.bytes
+        )
+
+
+class EngineCache:
+    """A folder with built plans, timing caches and remembered file hashes.
+
+    Any number of processes may use one folder at a time. A folder that cannot be written to costs
+    a warning, and plans that are there are still found.
+
+    Args:
+        folder: Where it is. None: what ``TRT_NATIVE_CACHE`` says, else ``trt-native`` in the
+            user's cache folder.
+        max_bytes: Size at which the plans that were not used for longest are removed. None: what
+            ``TRT_NATIVE_CACHE_SIZE`` says, else 20 GiB, or a tenth of the disk where that is less.
+
+    Attributes:
+        folder: Where it is.
+
+    Raises:
+        SpecError: ``TRT_NATIVE_CACHE_SIZE`` is not a size.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str] | None = None, max_bytes: int | None = None
+    ) -> None:
+        self.folder = Path(folder) if folder is not None else _default_folder()
+        if max_bytes is None and (text := os.environ.get(SIZE_VARIABLE)):
+            max_bytes = parse_bytes(text)
+        self._max_bytes = max_bytes
+        self._engines, self._timings, self._hashes, self._locks, self._notes = (
+            self.folder / name for name in FOLDERS
+        )
+        self._hashed: dict[str, dict[str, Any]] = {}
+        self._faults: set[str] = set()
+
+    @property
+    def max_bytes(self) -> int:
+        """Size in bytes that the plans may have together."""
+        if self._max_bytes is not None:
+            return self._max_bytes
+        try:
+            disk = shutil.disk_usage(_existing(self.folder)).total
+        except OSError:
+            disk = 0
+        return min(_MOST_BYTES, disk // 10) if disk else _MOST_BYTES
+
+    # Building
+
+    def build_plan(
+        self,
+        model: str | os.PathLike[str],
+        config: BuildConfig | None = None,
+        *,
+        backend: str | Backend = "auto",
+        progress: Progress | None = None,
+    ) -> BuiltPlan:
+        """Return the plan if it is here, else build it and keep it.
+
+        Another process that builds the same plan is waited for. The manifest of a plan from the
+        cache tells when and how it was built, and names the model that was asked for now.
+
+        Where the backend measures layers and ``config`` names no timing cache, one for this
+        TensorRT and GPU is kept here.
+
+        Args:
+            model: As for :func:`trt_native.builder.build.build_plan`, like the rest.
+            config: The same.
+            backend: The same.
+            progress: The same.
+
+        Raises:
+            UnsupportedError, ModelError, SpecError, BuildError: as
+                :func:`trt_native.builder.build.build_plan`.
+        """
+        from trt_native.builder.build import build_prepared, prepare
+
+        prepared = prepare(
+            model, config, backend=backend, progress=progress, hash_file=self.hash_file
+        )
+        key = self._key(prepared)
+        plan = key and self._find(key, prepared)
+        if plan:
+            return BuiltPlan(plan, cached=True)
+        with self._build_lock(key, progress):
+            # Another builder may have built it, or written the files that the options name.
+            key = self._key(prepared)
+            plan = key and self._find(key, prepared)
+            if plan:
+                return BuiltPlan(plan, cached=True)
+            plan = build_prepared(
+                prepared, progress=progress, timing_cache=self._timing_cache(prepared)
+            )
+            # A build may write files that its options name. With those as they are now, the same
+            # build would come out the same.
+            key = self._key(prepared)
+            if key and self._unchanged(prepared):
+                self._keep(key, BuiltPlan(plan))
+        return BuiltPlan(plan)
+
+    def note(
+        self,
+        model: str | os.PathLike[str],
+        config: BuildConfig,
+        content: dict[str, Any],
+        *,
+        backend: str | Backend = "auto",
+    ) -> None:
+        """Keep a note about a build, which :meth:`noted` finds as long as nothing of it changes.
+
+        Args:
+            model: As for :meth:`build_plan`.
+            config: The same.
+            content: What JSON can hold.
+            backend: The same.
+
+        Raises:
+            UnsupportedError, ModelError, SpecError: as :meth:`build_plan`.
+        """
+        key = self._key_of(model, config, backend)
+        if key is not None:
+            with self._optional():
+                self._make(self._notes)
+                _write_checksummed(self._notes / f"{key}.json", content)
+
+    def noted(
+        self,
+        model: str | os.PathLike[str],
+        config: BuildConfig,
+        *,
+        backend: str | Backend = "auto",
+    ) -> dict[str, Any] | None:
+        """What :meth:`note` has kept about this build; None if nothing.
+
+        Raises:
+            UnsupportedError, ModelError, SpecError: as :meth:`build_plan`.
+        """
+        key = self._key_of(model, config, backend)
+        with contextlib.suppress(OSError, ValueError):
+            return _read_checksummed(self._notes / f"{key}.json")
+        return None
+
+    def _key_of(
+        self, model: str | os.PathLike[str], config: BuildConfig, backend: str | Backend
+    ) -> str | None:
+        from trt_native.builder.build import prepare
+
+        return self._key(prepare(model, config, backend=backend, hash_file=self.hash_file))
+
+    def _key(self, prepared: PreparedBuild) -> str | None:
+        config = {
+            name: getattr(prepared.config, name)
+            for name in prepared.config.__dataclass_fields__
+            if name not in ("profiles", "workspace_bytes")
+        }
+        data = prepared.config.quantization.data
+        gpu, backend, files = prepared.gpu, prepared.backend, prepared.files
+        try:
+            described = self._fingerprint(
+                {
+                    "code": _code_hash(),
+                    "schema": MANIFEST_SCHEMA,
+                    "model": files["sha256"],
+                    "external": {file["file"]: file["sha256"] for file in files["external"]},
+                    "profiles": prepared.outline.profiles,
+                    "workspace_bytes": prepared.outline.workspace_bytes,
+                    "config": config,
+                    "calibration_data": data and _path_of_data(data),
+                    "backend": (backend.name, backend.version),
+                    "gpu": (gpu.name, gpu.compute_capability) if gpu else None,
+                }
+            )
+        except TypeError as error:
+            self._warn(f"the plan is not kept: {error}")
+            return None
+        except OSError as error:
+            self._warn(f"the plan is not kept: {error.filename}: {error.strerror}")
+            return None
+        return _digest(described)
+
+    def _fingerprint(self, value: Any) -> Any:
+        """What JSON can hold and what is equal only for equal values; files by their content."""
+        if isinstance(value, Enum):
+            return value.value
+        if value is None or isinstance(value, (str, int, float)):
+            return value
+        if isinstance(value, Path):
+            return {"content": self._content(value)}
+        if isinstance(value, Mapping):
+            return {str(key): self._fingerprint(item) for key, item in value.items()}
+        if isinstance(value, (tuple, list)):
+            return [self._fingerprint(item) for item in value]
+        if isinstance(value, (set, frozenset)):
+            return sorted(_digest(self._fingerprint(item)) for item in value)
+        if dataclasses.is_dataclass(value):
+            fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+            return {"type": type(value).__name__, "fields": self._fingerprint(fields)}
+        raise TypeError(f"an option holds a {type(value).__name__}, which has no fingerprint")
+
+    def _content(self, path: Path) -> Any:
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.is_file())
+            return {str(file.relative_to(path)): self.hash_file(file) for file in files}
+        if path.exists() and not path.is_file():
+            raise TypeError(f"{path} is neither a file nor a folder")
+        return self.hash_file(path) if path.exists() else None
+
+    def _unchanged(self, prepared: PreparedBuild) -> bool:
+        """Whether the model is still what was hashed before TensorRT read it."""
+        folder, files = prepared.path.parent, prepared.files
+        try:
+            same = self.hash_file(prepared.path) == files["sha256"] and all(
+                self.hash_file(folder / file["file"]) == file["sha256"]
+                for file in files["external"]
+            )
+        except OSError:
+            same = False
+        if not same:
+            self._warn(f"the plan is not kept: {prepared.path} was changed during the build")
+        return same
+
+    def _timing_cache(self, prepared: PreparedBuild) -> Path | None:
+        """The timing cache for this TensorRT and GPU; None where it has no use or no place."""
+        gpu = prepared.gpu
+        if not prepared.backend.capabilities.timing_cache:
+            return None
+        names = [prepared.backend.name, prepared.backend.version]
+        names += [gpu.name, gpu.compute_capability] if gpu else ["no GPU"]
+        with self._optional():
+            self._make(self._timings)
+            return self._timings / (re.sub(r"[^\w.-]+", "_", "-".join(names)) + ".cache")
+        return None
+
+    # Entries
+
+    def _find(self, key: str, prepared: PreparedBuild) -> Plan | None:
+        with self._optional():
+            try:
+                manifest, data = self._read(key)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            except (ValueError, PlanError) as error:
+                self._warn(f"entry {key[:12]} is damaged ({error}); building the plan again")
+                self._remove(key)
+                return None
+            options = prepared.config.options()
+            model = {**manifest.model, **prepared.files}  # the same content, by this build's names
+            return Plan(data, dataclasses.replace(manifest, model=model, options=options))
+        return None
+
+    def _read(self, key: str) -> tuple[Manifest, bytes]:
+        file = self._engines / f"{key}.plan"
+        sealed = _read_checksummed(file.with_suffix(".json"))
+        with open_regular_file(file) as opened:
+            data = opened.read()
+        manifest = Manifest.from_json(sealed.get("manifest"))
+        if sealed.get("key") != key:
+            raise ValueError("it belongs to another key")
+        if hashlib.sha256(data).hexdigest() != manifest.plan_sha256:
+            raise ValueError("the plan is not what was kept")
+        with contextlib.suppress(OSError):
+            os.utime(file)
+        return manifest, data
+
+    def _keep(self, key: str, built: BuiltPlan) -> None:
+        limit, size = self.max_bytes, built.manifest.plan_bytes
+        if size > limit:
+            self._warn(
+                f"the plan is not kept: it has {format_bytes(size)}, the limit is"
+                f" {format_bytes(limit)}; raise it with {SIZE_VARIABLE} or --cache-size"
+            )
+            return
+        with self._optional():
+            self._make(self._engines)
+            # The plan comes last: without it the entry does not exist for anybody.
+            sealed = {"key": key, "manifest": built.manifest.to_json()}
+            _write_checksummed(self._engines / f"{key}.json", sealed)
+            with atomic_write(self._engines / f"{key}.plan", durable=False) as file:
+                file.write(built.plan.data)
+            self.prune()
+
+    def _remove(self, key: str) -> PruneResult:
+        removed = PruneResult(plans=1)
+        for suffix in (".plan", ".json"):
+            removed += _unlink(self._engines / f"{key}{suffix}")
+        return removed
+
+    @contextlib.contextmanager
+    def _build_lock(self, key: str | None, progress: Progress | None) -> Iterator[None]:
+        """Hold off other builders of the same plan; without effect where no lock can be had."""
+        from filelock import FileLock, Timeout
+
+        with contextlib.ExitStack() as held:
+            with self._optional():
+                if key is not None:
+                    self._make(self._locks)
+                    lock = FileLock(self._locks / f"{key}.lock")
+                    try:
+                        lock.acquire(blocking=False)
+                    except Timeout:
+                        with _phase(progress, "Waiting for another build of this plan"):
+                            lock.acquire()
+                    held.callback(_release, lock)
+            yield
+
+    # Hashes
+
+    def hash_file(self, path: Path) -> str:
+        """SHA-256 of a file in hexadecimal, remembered while the file stays as it is.
+
+        The file stays as it is while its path, size, inode and times of change are the same.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        name = os.path.abspath(path)
+        memo = self._hashes / f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:32]}.json"
+        before: dict[str, Any] = {"path": name, **_signature(path)}
+        known = self._hashed.get(name)
+        if known is not None and known == {**before, "sha256": known["sha256"]}:
+            return str(known["sha256"])
+        with contextlib.suppress(OSError, ValueError):
+            known = _read_checksummed(memo)
+            if known == {**before, "sha256": known.get("sha256")}:
+                return str(known["sha256"])
+        known = {**before, "sha256": sha256_of_file(path)}
+        if before == {"path": name, **_signature(path)}:
+            self._hashed[name] = known
+            # A file that changed only just now could change again without a change of its times.
+            if time.time_ns() - max(before["mtime_ns"], before["ctime_ns"]) > _SETTLED_NS:
+                with self._optional():
+                    self._make(self._hashes)
+                    _write_checksummed(memo, known)
+        return str(known["sha256"])
+
+    # Upkeep
+
+    def entries(self) -> list[CacheEntry]:
+        """The plans that are kept, the last used first. Their bytes are not checked.
+
+        Raises:
+            OSError: the folder cannot be read.
+        """
+        found = []
+        for file in _files(self._engines, "*.plan"):
+            seal = file.with_suffix(".json")
+            manifest = None
+            with contextlib.suppress(OSError, ValueError, PlanError):
+                manifest = Manifest.from_json(_read_checksummed(seal).get("manifest"))
+            with contextlib.suppress(FileNotFoundError):  # removed by another process just now
+                stat = file.stat()
+                size = stat.st_size + (seal.stat().st_size if seal.exists() else 0)
+                found.append(CacheEntry(file.stem, size, stat.st_mtime, manifest))
+        return sorted(found, key=lambda entry: entry.used, reverse=True)
+
+    def prune(self, older_than_s: float | None = None) -> PruneResult:
+        """Remove unreadable plans, then those unused for longest until the size limit is kept.
+
+        Args:
+            older_than_s: Also remove the plans that were not used for so many seconds.
+
+        Raises:
+            OSError: something cannot be removed.
+        """
+        removed = self._remove_leftovers()
+        limit, total, now = self.max_bytes, 0, time.time()
+        for entry in self.entries():
+            aged = older_than_s is not None and now - entry.used > older_than_s
+            if not aged and entry.manifest is not None:
+                total += entry.bytes
+                if total <= limit:
+                    continue
+            removed += self._remove(entry.key)
+        return removed
+
+    def _remove_leftovers(self) -> PruneResult:
+        """Remove what dead processes left: locks, files half written, hashes of files long gone."""
+        from filelock import FileLock, Timeout
+
+        removed = PruneResult()
+        for file in _files(self._locks, "*.lock"):
+            with contextlib.suppress(Timeout), FileLock(file, blocking=False):
+                removed += _unlink(file)
+        day_ago = time.time() - 86400
+        for folder in (self._engines, self._timings, self._hashes, self._notes):
+            for file in _files(folder, ".*"):
+                if _modified(file) < day_ago:
+                    removed += _unlink(file)
+        for file in _files(self._engines, "*.json"):
+            if not file.with_suffix(".plan").exists() and _modified(file) < day_ago:
+                removed += _unlink(file)
+        for folder in (self._hashes, self._notes):
+            small = sorted(_files(folder, "*.json"), key=_modified)
+            for file in small[: max(0, len(small) - _MOST_HASHES)]:
+                removed += _unlink(file)
+        return removed
+
+    def clear(self) -> PruneResult:
+        """Remove everything that is kept here, and nothing else that lies in the folder.
+
+        Raises:
+            OSError: something cannot be removed.
+        """
+        removed = PruneResult()
+        for entry in self.entries():
+            removed += self._remove(entry.key)
+        for folder, pattern in (
+            (self._engines, "*.json"),
+            (self._timings, "*.cache"),
+            (self._hashes, "*.json"),
+            (self._notes, "*.json"),
+        ):
+            for file in _files(folder, pattern):
+                removed += _unlink(file)
+        return removed + self._remove_leftovers()
+
+    def timing_caches(self) -> list[Path]:
+        """The timing caches that are kept."""
+        return _files(self._timings, "*.cache")
+
+    # Faults
+
+    def _make(self, folder: Path) -> None:
+        """Create a folder of the cache, readable by the user alone: plans are run as code."""
+        if not self.folder.exists():
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (self.folder / "CACHEDIR.TAG").write_text(_TAG)
+        folder.mkdir(mode=0o700, exist_ok=True)
+
+    @contextlib.contextmanager
+    def _optional(self) -> Iterator[None]:
+        """Go on with a warning where the cache folder cannot be used."""
+        try:
+            yield
+        except (OSError, NotImplementedError) as error:
+            reason = getattr(error, "strerror", None) or error
+            self._warn(f"cannot be used here: {reason}; name another with --cache, or --no-cache")
+
+    def _warn(self, fault: str) -> None:
+        if fault not in self._faults:
+            self._faults.add(fault)
+            _LOGGER.warning("cache %s: %s", self.folder, fault)
+
+
+@functools.cache
+def _code_hash() -> str:
+    """Hash of this package: a version from a repository changes without a new number."""
+    folder = Path(__file__).parents[1]
+    files = sorted(folder.rglob("*.py"))
+    return _digest([[str(file.relative_to(folder)), sha256_of_file(file)] for file in files])
+
+
+def _default_folder() -> Path:
+    if text := os.environ.get(FOLDER_VARIABLE):
+        return Path(text)
+    from platformdirs import user_cache_path
+
+    return user_cache_path("trt-native", appauthor=False)
+
+
+def _path_of_data(source: str) -> Path:
+    if not (path := Path(source)).exists():
+        raise TypeError(f"what the function {source} yields has no fingerprint")
+    return path
+
+
+def _existing(folder: Path) -> Path:
+    return next(place for place in (folder, *folder.absolute().parents) if place.exists())
+
+
+def _signature(path: Path) -> dict[str, int]:
+    stat = path.stat()
+    return {
+        "size": stat.st_size,
+        "inode": stat.st_ino,
+        "mtime_ns": stat.st_mtime_ns,
+        "ctime_ns": stat.st_ctime_ns,
+    }
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _write_checksummed(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON with its own hash, so that damage is noticed."""
+    with atomic_write(path, durable=False) as file:  # what is lost is noticed, and made again
+        file.write(json.dumps({"sha256": _digest(content), "content": content}).encode())
+
+
+def _read_checksummed(path: Path) -> dict[str, Any]:
+    """The inverse of :func:`_write_checksummed`.
+
+    Raises:
+        ValueError: it is damaged.
+        OSError: it cannot be read.
+    """
+    try:
+        sealed = json.loads(read_text_file(path))
+        content = sealed["content"]
+        intact = isinstance(content, dict) and _digest(content) == sealed["sha256"]
+    except (TypeError, KeyError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name} is not what was written: {error}") from None
+    if not intact:
+        raise ValueError(f"{path.name} is not what was written")
+    return dict(content)
+
+
+def _files(folder: Path, pattern: str) -> list[Path]:
+    return sorted(folder.glob(pattern))
+
+
+def _modified(file: Path) -> float:
+    """Time in seconds since 1970; now, for a file that is gone."""
+    try:
+        return file.stat().st_mtime
+    except FileNotFoundError:
+        return time.time()
+
+
+def _unlink(file: Path) -> PruneResult:
+    try:
+        size = file.stat().st_size
+        file.unlink()
+    except FileNotFoundError:
+        return PruneResult()
+    return PruneResult(files=1, bytes=size)
+
+
+def _release(lock: FileLock) -> None:
+    """Release a lock, and leave no file."""
+    with contextlib.suppress(OSError):
+        os.unlink(lock.lock_file)
+    lock.release()
+
+
+@contextlib.contextmanager
+def _phase(progress: Progress | None, name: str) -> Iterator[None]:
+    if progress is not None:
+        progress.phase_start(name, None, 1)
+    yield
+    if progress is not None:
+        progress.phase_finish(name)

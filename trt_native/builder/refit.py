@@ -1,0 +1,267 @@
+"""New weights in an existing plan, without a build."""
+
+from __future__ import annotations
+
+import os
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from datetime import datetime, timezone
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from trt_native._version import __version__
+from trt_native.backends.base import Backend
+from trt_native.backends.registry import load_backend
+from trt_native.builder.build import PreparedBuild, parsable, prepare
+from trt_native.config import BuildConfig
+from trt_native.errors import PlanError, SpecError, UnsupportedError
+from trt_native.graph.onnx_file import read_model, tensor_specs
+from trt_native.graph.refit_signature import (
+    RefitSignature,
+    differences,
+    fold_sources,
+    refit_signature,
+)
+from trt_native.plans.manifest import Manifest, PlanTensor
+from trt_native.plans.plan import Plan
+from trt_native.progress import Progress, phase
+from trt_native.runtime.engine import Engine
+from trt_native.shapes import ProfileSpec, ShapeRange, TensorSpec
+
+__all__ = ["refit_plan"]
+
+
+def refit_plan(
+    plan: Plan | str | os.PathLike[str],
+    model: str | os.PathLike[str],
+    *,
+    calibration: str | os.PathLike[str] | None = None,
+    backend: str | Backend = "auto",
+    ordinal: int = 0,
+    progress: Progress | None = None,
+) -> Plan:
+    """Put the weights of another ONNX file of the same architecture into a plan.
+
+    The ONNX file goes through the same rewriting, to FP16 or with Q/DQ nodes, that the plan's own
+    went through; the plan's manifest tells which. A plan that was built with its weights left out
+    gets them, and is complete then.
+
+    Args:
+        plan: A plan that was built with :attr:`~trt_native.config.BuildConfig.refit` or
+            :attr:`~trt_native.config.BuildConfig.strip_weights`, with its manifest, or its path.
+            With ``strip_weights`` alone it takes no other weights than it was built with.
+        model: Path of the ONNX file with the weights.
+        calibration: A calibration cache of ``model``, for a plan of precision INT8 or FP8.
+        backend: ``auto`` takes the library that the plan's header names.
+        ordinal: CUDA ordinal of the GPU to load the plan on.
+        progress: Hears how it goes on.
+
+    Returns:
+        The plan with the weights, and a manifest of its own, not yet saved.
+
+    Raises:
+        PlanError: the plan has no manifest, cannot be loaded, or its weights cannot be replaced.
+        ModelError: the ONNX file is missing or damaged.
+        SpecError: names, types or shapes of the weights, or the architecture, differ; all faults in
+            one error.
+        CalibrationError: the calibration cache cannot be read, or was made for another model.
+        UnsupportedError: the TensorRT that the plan needs is not installed, or the plan's ranges
+            were found by TensorRT itself.
+        CudaError: there is no GPU.
+    """
+    started = time.perf_counter()
+    source = plan if isinstance(plan, Plan) else Plan.load(plan)
+    manifest, known = _refittable(source)
+    chosen = _backend(source, backend)
+    config = manifest.build_config()
+    inputs = _check_interface(manifest, Path(model))
+    rewriting = replace(
+        _rewriting(config, manifest, calibration), profiles=_profiles(manifest, inputs)
+    )
+    prepared = prepare(model, rewriting, backend=chosen, progress=progress)
+    with parsable(prepared, progress) as (onnx, precision, _):
+        graph = read_model(onnx)
+        found = refit_signature(graph)
+        changed = _check_weights(known, found, prepared.path, only_same=not config.refit)
+        with phase(progress, "Loading the plan"):
+            engine = Engine(source, backend=chosen, ordinal=ordinal)
+        with engine, phase(progress, "Refitting"):
+            refitting = time.perf_counter()
+            try:
+                data = chosen.refit(
+                    engine.native,
+                    onnx,
+                    changed=changed - fold_sources(graph),
+                    refittable=config.refit,
+                )
+            except PlanError as error:
+                # TensorRT's objects go now, before the engine that they work on.
+                traceback.clear_frames(error.__traceback__)
+                raise
+    seconds = {"refit": time.perf_counter() - refitting, "total": time.perf_counter() - started}
+    return Plan(data, _manifest(manifest, prepared, found, data, precision, seconds))
+
+
+def _refittable(plan: Plan) -> tuple[Manifest, RefitSignature]:
+    """The manifest of a plan that says how it can be refitted, and what it says."""
+    manifest, name = plan.manifest, plan.path or "the plan"
+    if manifest is None:
+        raise PlanError(
+            f"{name}: has no manifest, which tells how the model was rewritten for it; build it"
+            " again with --refit"
+        )
+    if not manifest.options.get("refit") and not manifest.options.get("strip_weights"):
+        raise PlanError(
+            f"{name}: its weights cannot be replaced, because it was built without --refit;"
+            " build it again with that"
+        )
+    if manifest.refit is None:
+        raise PlanError(
+            f"{name}: its manifest was written by {manifest.producer}, which did not record the"
+            " weights; build it again"
+        )
+    return manifest, RefitSignature(manifest.refit["structure"], manifest.refit["weights"])
+
+
+def _backend(plan: Plan, backend: str | Backend) -> Backend:
+    if backend == "auto":
+        backend = plan.header.backend
+    chosen = load_backend(backend) if isinstance(backend, str) else backend
+    fault = plan.header.mismatch(chosen.product, chosen.version)
+    if fault:
+        raise PlanError(f"{plan.path or 'the plan'} cannot be refitted here: {fault}")
+    return chosen
+
+
+def _profiles(manifest: Manifest, inputs: tuple[TensorSpec, ...]) -> tuple[ProfileSpec, ...]:
+    """The plan's profiles, told by shapes: its dimensions may have other names in another model."""
+    symbolic = {spec.name for spec in inputs if not spec.is_static}
+    tensors = [t for t in manifest.inputs if t.profiles or t.values or t.name in symbolic]
+    count = max((len(t.profiles or t.values) for t in tensors), default=0) or bool(tensors)
+    return tuple(
+        ProfileSpec(shapes={tensor.name: _range(tensor, index) for tensor in tensors})
+        for index in range(count)
+    )
+
+
+def _range(tensor: PlanTensor, profile: int) -> ShapeRange:
+    ranges = tensor.profiles or tensor.values
+    return ranges[profile] if ranges else ShapeRange(*[tensor.shape] * 3)
+
+
+def _rewriting(
+    config: BuildConfig, manifest: Manifest, calibration: str | os.PathLike[str] | None
+) -> BuildConfig:
+    """What of a plan's options decides how the model is rewritten, for another model."""
+    if "calibrated" in manifest.precision:
+        raise UnsupportedError(
+            "the plan's INT8 ranges were found by TensorRT's calibrator during its build, and may"
+            " not suit other weights; build it again"
+        )
+    if config.precision.needs_ranges and calibration is None:
+        raise SpecError(
+            f"the plan is of precision {config.precision}: give a calibration cache of the new"
+            " model too (--calib FILE, made by trt-native calibrate)"
+        )
+    if calibration is not None and not config.precision.needs_ranges:
+        raise SpecError(
+            f"a calibration cache has no effect on a plan of precision {config.precision}"
+        )
+    return BuildConfig(
+        precision=config.precision,
+        io_precision=config.io_precision,
+        keep_fp32=config.keep_fp32,
+        quantization=replace(
+            config.quantization,
+            calibration=None if calibration is None else Path(calibration),
+            data=None,
+            method=None,
+        ),
+        tf32=config.tf32,
+        compute_capabilities=config.compute_capabilities,
+        weight_streaming=config.weight_streaming,
+    )
+
+
+def _check_interface(manifest: Manifest, model: Path) -> tuple[TensorSpec, ...]:
+    """The model's inputs, after a comparison: with others the profiles' errors would mislead."""
+    inputs, outputs = tensor_specs(read_model(model))
+    faults = [
+        *_tensor_faults("input", manifest.inputs, inputs, model.name),
+        *_tensor_faults("output", manifest.outputs, outputs, model.name),
+    ]
+    if faults:
+        raise SpecError(
+            f"{model} is not of the plan's architecture:", [f"- {fault}" for fault in faults]
+        )
+    return inputs
+
+
+def _tensor_faults(
+    kind: str, planned: tuple[PlanTensor, ...], found: tuple[TensorSpec, ...], model: str
+) -> Iterator[str]:
+    have = {spec.name: spec for spec in found}
+    for tensor in planned:
+        spec = have.pop(tensor.name, None)
+        if spec is None:
+            yield f"{kind} {tensor.name!r} is missing in {model}"
+        elif spec.shape is not None and not _may_be(tensor, spec.shape):
+            yield f"{kind} {spec} does not have the plan's shape {tensor.describe_shape()}"
+    for name in have:
+        yield f"{kind} {name!r} is unknown to the plan"
+
+
+def _may_be(tensor: PlanTensor, shape: tuple[int | str | None, ...]) -> bool:
+    return len(shape) == len(tensor.shape) and all(
+        extent == axis or not isinstance(axis, int)
+        for extent, axis in zip(tensor.shape, shape, strict=True)
+    )
+
+
+def _check_weights(
+    old: RefitSignature, new: RefitSignature, model: Path, *, only_same: bool
+) -> frozenset[str]:
+    """The names of the weights that differ, in a model whose weights fit."""
+    faults = differences(old, new, model.name)
+    if faults:
+        raise SpecError(
+            f"the weights of {model} do not fit the plan:", [f"- {fault}" for fault in faults]
+        )
+    changed = sorted(name for name, text in new.weights.items() if text != old.weights[name])
+    if only_same and changed:
+        raise SpecError(
+            f"{model} has other weights than the plan was built with, and a plan built with"
+            " --strip-weights alone takes those only; build it with --strip-weights --refit."
+            " They differ in:",
+            [f"- {name!r}" for name in changed],
+        )
+    return frozenset(changed)
+
+
+def _manifest(
+    old: Manifest,
+    prepared: PreparedBuild,
+    weights: RefitSignature,
+    data: memoryview,
+    precision: Mapping[str, Any],
+    seconds: Mapping[str, float],
+) -> Manifest:
+    options = {name: value for name, value in old.options.items() if name != "strip_weights"}
+    if prepared.config.precision.needs_ranges:
+        options["quantization"] = prepared.config.options()["quantization"]
+    return replace(
+        old,
+        producer=f"trt-native {__version__}",
+        plan_sha256=sha256(data).hexdigest(),
+        plan_bytes=len(data),
+        model=prepared.files,
+        precision=precision,
+        options=options,
+        seconds={name: round(value, 3) for name, value in seconds.items()},
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        refit=asdict(weights) if old.options.get("refit") else None,
+        refitted_from={"plan_sha256": old.plan_sha256, "model": old.model},
+    )

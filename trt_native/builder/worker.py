@@ -1,0 +1,219 @@
+"""The child process that builds; :mod:`trt_native.builder.isolated` starts it and says how."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import mmap
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from trt_native import errors
+from trt_native.builder.isolated import LINE_BYTES, Attempt, Job, folders_written
+from trt_native.files import remove_temporaries, set_temporary_tag
+
+if TYPE_CHECKING:
+    from trt_native.backends.base import Backend
+    from trt_native.builder.plan_cache import EngineCache
+    from trt_native.config import BuildConfig
+
+__all__ = ["main"]
+
+_LOGGER = logging.getLogger(__name__)
+_STEP_INTERVAL_S = 0.05
+_LESS = ("workspace_bytes", "optimization_level")  # what a retry lowers
+_FEW = 30  # so few steps that each is reported
+
+
+def main(request_file: int) -> None:
+    """Build what is asked for, and end the process.
+
+    Args:
+        request_file: Descriptor of a file that holds the request.
+    """
+    # The terminal's background may ignore it; a SIGINT here is our parent's word to cancel.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with os.fdopen(request_file, "rb") as file:
+        request = json.load(file)
+    scratch = Path(request["scratch"])
+    report = _Report(request["events"])
+    try:
+        from cattrs import Converter
+
+        job = Converter().structure(request["job"], Job)
+        set_temporary_tag(request["token"])
+        threading.Thread(
+            target=_end_with_parent, args=(scratch, job, request["token"]), daemon=True
+        ).start()
+        _log_to(report, request["log_level"])
+        _record_lines(request["record"])
+        report("result", _build(job, scratch, report))
+    except KeyboardInterrupt:  # our parent knows
+        _leave(130)
+    except errors.TrtNativeError as error:
+        _LOGGER.debug("", exc_info=True)
+        _tell_error(report, type(error).__name__, error.message, error.details)
+    except MemoryError:
+        _tell_error(report, "MemoryError", "", ())
+    except OSError as error:
+        message = f"{error.filename or 'input/output'}: {error.strerror or error}"
+        _tell_error(report, "BuildError", message, ())
+    except Exception:  # a fault of this package: our parent hears it as our last words
+        traceback.print_exc()
+        _leave(1)
+    _leave(0)
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process, but not regularly: TensorRT may be at work in a thread, and crash then."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _build(job: Job, scratch: Path, report: _Report) -> dict[str, Any]:
+    scratch.mkdir(mode=0o700)
+    os.environ["TMPDIR"] = tempfile.tempdir = str(scratch)
+    try:
+        return _build_and_save(job, report)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _build_and_save(job: Job, report: _Report) -> dict[str, Any]:
+    from trt_native.backends.building import default_workspace
+    from trt_native.backends.registry import load_backend
+    from trt_native.builder.build import build_plan
+    from trt_native.builder.plan_cache import BuiltPlan, EngineCache
+    from trt_native.cuda import gpu_info
+
+    backend = load_backend(job.backend)
+    cache = None if job.cache is None else EngineCache(job.cache, job.cache_bytes)
+    config, failed = job.config, [attempt.to_json() for attempt in job.failed]
+    if cache is not None and job.retry and not failed:
+        config, failed = _reuse_fallback(cache, job, backend)
+    workspace = config.workspace_bytes or default_workspace(gpu_info())
+    report("backend", f"{backend.product} {backend.version}", workspace)
+    progress = _Progress(report)
+    if cache is None:
+        built = BuiltPlan(build_plan(job.model, config, backend=backend, progress=progress))
+    else:
+        built = cache.build_plan(job.model, config, backend=backend, progress=progress)
+        if job.asked is not None:
+            note = {name: getattr(config, name) for name in _LESS}
+            cache.note(job.model, job.asked, {"failed": failed, **note}, backend=backend)
+    # From here on a cancel comes too late: the plan is written, and our parent hears of it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    built.plan.save(job.target)
+    return {"manifest": built.manifest.to_json(), "cached": built.cached, "failed": failed}
+
+
+def _reuse_fallback(
+    cache: EngineCache, job: Job, backend: Backend
+) -> tuple[BuildConfig, list[dict[str, Any]]]:
+    """What a build of the same needed in the end, and what had failed before."""
+    note = cache.noted(job.model, job.config, backend=backend)
+    if note is None:
+        return job.config, []
+    config = replace(job.config, **{name: note[name] for name in _LESS})
+    used = Attempt(config.workspace_bytes or 0, config.optimization_level, "it worked then")
+    _LOGGER.warning(
+        "as after the failures of an earlier build, with %s; else clear the cache", used
+    )
+    return config, list(note["failed"])
+
+
+def _tell_error(report: _Report, kind: str, message: str, details: Any) -> None:
+    report("error", {"type": kind, "message": message, "details": list(details)})
+
+
+def _end_with_parent(scratch: Path, job: Job, token: str) -> None:
+    """Wait for the end of standard input, which is the parent's; leave nothing behind."""
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    for _ in range(3):  # the build goes on writing meanwhile
+        shutil.rmtree(scratch, ignore_errors=True)
+    for folder in folders_written(job):
+        remove_temporaries(folder, token)
+    os._exit(1)
+
+
+class _Report:
+    """Sends lines to the parent, from any thread."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._lock = threading.Lock()
+
+    def __call__(self, kind: str, *values: Any) -> None:
+        line = memoryview(json.dumps([kind, *values]).encode() + b"\n")
+        with self._lock, contextlib.suppress(BrokenPipeError):  # _end_with_parent will notice
+            while line:
+                line = line[os.write(self._descriptor, line) :]
+
+
+class _Progress:
+    """A :class:`trt_native.progress.Progress` that tells the parent, but not of every step."""
+
+    def __init__(self, report: _Report) -> None:
+        self._report = report
+        self._steps: dict[str, int] = {}
+        self._told = 0.0
+
+    def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+        self._steps[phase] = steps
+        self._report("phase_start", phase, parent, steps)
+
+    def step_complete(self, phase: str, step: int) -> None:
+        now = time.monotonic()
+        if self._steps[phase] <= _FEW or now - self._told >= _STEP_INTERVAL_S:
+            self._told = now
+            self._report("step", phase, step)
+
+    def phase_finish(self, phase: str) -> None:
+        self._report("phase_finish", phase)
+
+
+class _LogHandler(logging.Handler):
+    def __init__(self, report: _Report) -> None:
+        super().__init__()
+        self._report = report
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._report("log", record.levelno, record.name, self.format(record))
+        except Exception:
+            self.handleError(record)
+
+
+def _log_to(report: _Report, level: int) -> None:
+    logger = logging.getLogger("trt_native")
+    logger.addHandler(_LogHandler(report))
+    logger.setLevel(level)
+    logger.propagate = False
+
+
+def _record_lines(descriptor: int) -> None:
+    """Keep the node that TensorRT parses and the last line of its log where a crash leaves them."""
+    from trt_native.backends.callbacks import Log
+
+    memory = mmap.mmap(descriptor, 2 * LINE_BYTES)
+
+    def record(text: str) -> None:
+        line = text.encode(errors="replace")[: LINE_BYTES - 1] + b"\0"
+        memory[LINE_BYTES : LINE_BYTES + len(line)] = line
+        if "arsing node: " in text[:40]:
+            node = line.partition(b"arsing node: ")[2]
+            memory[: len(node)] = node
+
+    Log.recorder = staticmethod(record)

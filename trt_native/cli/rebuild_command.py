@@ -1,0 +1,83 @@
+"""The shell command that builds a plan again from its manifest."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from trt_native.config import BuildConfig
+from trt_native.errors import PlanError
+from trt_native.plans.compatibility import Environment, targets_gpu
+from trt_native.plans.manifest import Manifest
+
+__all__ = ["rebuild_command"]
+
+
+_OPTION_NAMES = {
+    "workspace_bytes": "workspace",
+    "compute_capabilities": "compute-capability",
+    "calibration": "calib",
+}
+
+
+# Where timings are kept says nothing of the plan, and those of another GPU or version are refused.
+_NOT_REPEATED = ("profiles", "timing_cache")
+
+
+def rebuild_command(manifest: Manifest, plan: Path, environment: Environment | None = None) -> str:
+    """The shell command that builds a plan again from what its manifest records.
+
+    Args:
+        manifest: The plan's manifest.
+        plan: Where the plan shall be written; the ONNX file is taken to lie beside it.
+        environment: The machine it shall load on; a plan that targets other GPUs is then built for
+            this one. None repeats the build as it was.
+
+    Raises:
+        PlanError: the manifest's options are not those of a build.
+    """
+    try:
+        return _rebuild_command(manifest, plan, environment)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise PlanError(f"malformed manifest: options: {error}") from None
+
+
+def _rebuild_command(manifest: Manifest, plan: Path, environment: Environment | None) -> str:
+    model = plan.parent / Path(manifest.model["file"]).name
+    words = ["trt-native", "build", str(model), "-o", str(plan)]
+    words += ["--backend", "rtx" if manifest.backend == "rtx" else "tensorrt"]
+    options = {k: v for k, v in manifest.options.items() if k not in _NOT_REPEATED}
+    unknown = set(options) - set(BuildConfig.__dataclass_fields__)
+    if unknown:
+        raise PlanError(f"malformed manifest: no build options: {', '.join(sorted(unknown))}")
+    for name, value in options.pop("quantization", {}).items():
+        options[name] = ",".join(value) if name == "ops" else value
+    here = environment.compute_capability if environment else None
+    if here and options.get("compute_capabilities") and not targets_gpu(manifest, here):
+        options["compute_capabilities"] = [here]
+    before, profile_words = _profile_words(manifest.options.get("profiles") or [], plan)
+    words += profile_words
+    for name, value in options.items():
+        option = "--" + _OPTION_NAMES.get(name, name).replace("_", "-")
+        if isinstance(value, bool):
+            words.append(option if value else option.replace("--", "--no-", 1))
+        else:
+            for item in value if isinstance(value, list) else [value]:
+                words += [option, str(item)]
+    return before + shlex.join(words)
+
+
+def _profile_words(profiles: Any, plan: Path) -> tuple[str, list[str]]:
+    """What must run before, and the words that give a build these profiles."""
+    if len(profiles) > 1:
+        file = str(plan.with_suffix(".profiles.json"))
+        content = shlex.quote(json.dumps({"profiles": profiles}))
+        return f"printf %s {content} > {shlex.quote(file)} && ", ["--profile", file]
+    words = []
+    for profile in profiles:
+        for section, option in (("dims", "--dim"), ("shapes", "--shape")):
+            for name, text in profile.get(section, {}).items():
+                words += [option, f"{name}={text}"]
+    return "", words

@@ -1,0 +1,185 @@
+"""Reading files safely and writing them whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import stat
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from io import BufferedReader
+from pathlib import Path
+from typing import BinaryIO
+
+from trt_native.errors import SpecError
+from trt_native.units import format_bytes
+
+__all__ = [
+    "atomic_write",
+    "check_writable",
+    "is_within",
+    "open_regular_file",
+    "read_text_file",
+    "remove_temporaries",
+    "set_temporary_tag",
+    "sha256_of_file",
+]
+
+
+_MAX_TEXT_BYTES = 256 * 2**20
+
+
+def is_within(path: Path, folder: Path) -> bool:
+    """Whether a path stays in a resolved folder, links followed; a loop of links does not.
+
+    Raises:
+        OSError, ValueError: it is too long, or no path.
+    """
+    try:
+        return path.resolve().is_relative_to(folder)
+    except RuntimeError:  # before Python 3.13, a loop
+        return False
+
+
+def open_regular_file(path: Path) -> BufferedReader:
+    """Open a file for reading that is one: a pipe or a device might never end, or never begin.
+
+    Raises:
+        OSError: it cannot be opened, or is something else.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, "is a pipe or a device, not a file", str(path))
+
+
+def read_text_file(path: Path) -> bytes:
+    """Read a whole file of JSON or other text, of a size that such a file may have.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or is larger than 256 MiB.
+    """
+    with open_regular_file(path) as file:
+        content = file.read(_MAX_TEXT_BYTES + 1)
+    if len(content) > _MAX_TEXT_BYTES:
+        raise OSError(errno.EFBIG, f"is larger than {format_bytes(_MAX_TEXT_BYTES)}", str(path))
+    return content
+
+
+_temporary_tag = secrets.token_hex(4)
+
+
+def set_temporary_tag(token: str) -> None:
+    """Give the temporary files of this process a mark by which another process can find them."""
+    global _temporary_tag
+    _temporary_tag = token
+
+
+def remove_temporaries(folder: Path, token: str) -> None:
+    """Remove the temporary files that a process with this mark left in ``folder`` when it died.
+
+    There are none where the filesystem has files without a name; see :func:`atomic_write`.
+    """
+    for path in folder.glob(f".*.{token}-*"):
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of ``path`` once the block ends, and only if it succeeds.
+
+    Where the filesystem can do it, the file has no name until it is complete, so that nothing is
+    left even of a process that is killed. Elsewhere (NFS, for one) it has a temporary name.
+
+    Args:
+        path: The file to be.
+        durable: Wait until the content is on disk, so that it outlives a loss of power.
+
+    Raises:
+        OSError: the folder cannot be written to, or the disk is full.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "is a folder, a pipe or a device", str(path))
+    temporary = path.with_name(f".{path.name[:50]}.{_temporary_tag}-{secrets.token_hex(2)}")
+    unnamed = _open_unnamed(path.parent)
+    try:
+        with unnamed or temporary.open("xb") as file:
+            yield file
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+            if unnamed is not None:
+                # A source directory, though unused, makes Python call linkat, which follows links.
+                link = f"/proc/self/fd/{file.fileno()}"
+                os.link(link, temporary, src_dir_fd=file.fileno(), follow_symlinks=True)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _open_unnamed(folder: Path) -> BinaryIO | None:
+    """A file without a name in ``folder``; None where there is no such thing."""
+    flag = getattr(os, "O_TMPFILE", None)
+    if flag is None or not os.path.isdir("/proc/self/fd"):
+        return None
+    try:
+        return os.fdopen(os.open(folder, flag | os.O_WRONLY, 0o666), "wb")
+    except OSError:  # opening it by name will tell what is wrong, if anything is
+        return None
+
+
+def check_writable(path: Path, *, reads: Iterable[Path | None] = ()) -> None:
+    """Find out now, not after long work, whether a file can be created at ``path``.
+
+    Args:
+        path: The file to be.
+        reads: Files that the work reads, which must not be replaced by what it makes.
+
+    Raises:
+        SpecError: it cannot, or must not.
+    """
+    if any(_same_file(path, file) for file in reads if file is not None):
+        raise SpecError(f"cannot write {path}: it is one of the files to read; name another")
+    if path.is_dir():
+        raise SpecError(f"cannot write {path}: it is a folder; name a file in it")
+    try:
+        if path.exists() and not path.is_file():
+            raise SpecError(f"cannot write {path}: it is a pipe or a device; name a file")
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise SpecError(f"cannot write {path}: {error.strerror} ({path.parent})") from None
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except (OSError, ValueError):  # one is not there
+        return False
+
+
+def sha256_of_file(path: Path, on_read: Callable[[int], None] | None = None) -> str:
+    """SHA-256 of a file's content as 64 hexadecimal digits.
+
+    Args:
+        path: The file.
+        on_read: Told, again and again, how many bytes have been read.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    with open_regular_file(path) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+            if on_read is not None:
+                on_read(file.tell())
+    return digest.hexdigest()

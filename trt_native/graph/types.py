@@ -1,0 +1,83 @@
+"""The reduced precisions that a graph already contains."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from trt_native.graph.nodes import (
+    BFLOAT16,
+    CASTS,
+    FLOAT16,
+    QDQ,
+    all_nodes,
+    op_set,
+)
+from trt_native.graph.validity import wraps_graph_errors
+
+__all__ = ["is_reduced", "reduced_types"]
+
+
+_QUANTIZED = QDQ | op_set(
+    "DynamicQuantizeLinear MatMulInteger ConvInteger QLinearMatMul QLinearConv"
+)
+
+
+_REDUCED_TYPES = frozenset(
+    dtype
+    for dtype in ir.DataType
+    if dtype in (FLOAT16, BFLOAT16) or dtype.name.startswith(("FLOAT8", "FLOAT4", "INT4", "UINT4"))
+)
+
+
+@wraps_graph_errors
+def is_reduced(model: ir.Model) -> bool:
+    """Tell whether a graph already carries reduced precision, and should be left as it is.
+
+    See :func:`reduced_types` for what counts. What lies between the Q/DQ nodes of a graph that is
+    FP32 otherwise does not: the rest of such a graph can still be reduced.
+    """
+    types = reduced_types(model)
+    if "quantized" not in types:
+        return bool(types)
+    packed = types - {"quantized", "float16", "bfloat16"}
+    nodes = nodes_with_functions(model)
+    return (
+        types - packed != {"quantized"}
+        or any(node.op_type in _QUANTIZED - QDQ for node in nodes)
+        or any(node.op_type in CASTS and _touches(node, packed) for node in nodes)
+    )
+
+
+def _touches(node: ir.Node, types: frozenset[str]) -> bool:
+    values = (*node.inputs, *node.outputs)
+    return any(v is not None and v.dtype and v.dtype.name.lower() in types for v in values)
+
+
+@wraps_graph_errors
+def reduced_types(model: ir.Model) -> frozenset[str]:
+    """Name the reduced precisions in a graph, bodies and model-local functions included.
+
+    Returns:
+        ONNX type names of values, weights and ``Cast`` nodes that are FP16, BF16, FP8, FP4 or
+        INT4 (``"float16"``, ``"float8e4m3fn"``), and ``"quantized"`` where there are Q/DQ or other
+        quantised operators. Empty for an FP32 model.
+    """
+    nodes = nodes_with_functions(model)
+    values = [*model.graph.inputs, *model.graph.outputs]
+    values += [v for node in nodes for v in (*node.inputs, *node.outputs) if v is not None]
+    types = {value.dtype for value in values if value.dtype}
+    for node in nodes:
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+                types.add(attribute.as_tensor().dtype)
+        if node.op_type == "Cast" and not node.attributes["to"].is_ref():
+            types.add(ir.DataType(node.attributes["to"].as_int()))
+    names = {dtype.name.lower() for dtype in types & _REDUCED_TYPES}
+    quantized = any(node.op_type in _QUANTIZED for node in nodes)
+    return frozenset(names | {"quantized"} if quantized else names)
+
+
+def nodes_with_functions(model: ir.Model) -> list[ir.Node]:
+    """Nodes of the graph, of bodies, and of model-local functions."""
+    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    return [node for graph in graphs for node in all_nodes(graph)]

@@ -1,0 +1,680 @@
+"""LatentSync's U-Net as TensorRT plans, to put in the place of ``pipeline.unet``.
+
+What follows about callers was read off LatentSync's ``LipsyncPipeline``, its ``inference.py`` and
+DeepCache's ``DeepCacheSDHelper``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from trt_native.errors import ClosedError, PlanError, SpecError, UnsupportedError
+from trt_native.models.latentsync.config import UNetConfig
+from trt_native.plans.manifest import PlanTensor
+from trt_native.plans.plan import Plan
+from trt_native.runtime import Session
+from trt_native.runtime.engine import Engine
+from trt_native.runtime.tensor_views import torch_dtype, torch_stream
+
+try:
+    import torch
+    from torch import Tensor, nn
+except ImportError:
+    raise UnsupportedError(
+        "LatentSyncUNet needs PyTorch, which is not installed: install LatentSync's requirements,"
+        " or pip install 'trt-native[export]'"
+    ) from None
+
+__all__ = ["AttrDict", "LatentSyncUNet", "StepRunner", "UNetOutput"]
+
+_LATENTS, _TIMESTEP, _AUDIO = "latents", "timestep", "encoder_hidden_states"
+_NOISE, _FEATURES = "noise_pred", "deep_features"
+_AXES = {"batch": 0, "frames": 2, "height": 3, "width": 4}  # of the latents
+_LOGGER = logging.getLogger(__name__)
+
+
+class UNetOutput(NamedTuple):
+    """What a step returns.
+
+    Attributes:
+        sample: The predicted noise, (batch, out_channels, frames, height, width).
+    """
+
+    sample: Tensor
+
+
+class AttrDict(dict[str, Any]):
+    """The U-Net's configuration, by item and by attribute as diffusers' ``FrozenDict``."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"the U-Net's configuration has no {name!r}") from None
+
+
+class StepRunner(Protocol):
+    """What runs the steps of one plan; in tests also something else.
+
+    Attributes:
+        name: What errors call it.
+        tensors: Its inputs and outputs.
+        device: Where they have to be.
+    """
+
+    name: str
+    tensors: tuple[PlanTensor, ...]
+    device: torch.device
+
+    def run(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
+        """Compute ``outputs``, in place, in the order of torch's current stream."""
+
+    def close(self) -> None:
+        """Free what it holds. May be called again."""
+
+
+class _PlanStepRunner:
+    """An :class:`StepRunner` that is a plan on a GPU."""
+
+    def __init__(self, plan: Plan | str | os.PathLike[str], backend: str, ordinal: int) -> None:
+        loaded = plan if isinstance(plan, Plan) else Plan.load(plan)
+        self.name = loaded.path.name if loaded.path else "the plan"
+        self.manifest = loaded.manifest
+        self.device = torch.device("cuda", ordinal)
+        self._engine = Engine(loaded, backend=backend, ordinal=ordinal)
+        try:
+            self._session = Session(self._engine)
+        except BaseException:
+            self._engine.close()
+            raise
+        self.tensors = self._engine.tensors
+
+    def run(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
+        stream = torch_stream(self._engine.ordinal)
+        self._session.run(inputs, out=outputs, stream=stream)
+
+    def close(self) -> None:
+        self._session.close()
+        self._engine.close()
+
+
+class LatentSyncUNet(nn.Module):
+    """LatentSync's U-Net as a plan, with the interface of the module it replaces.
+
+    ``pipeline.unet = LatentSyncUNet.from_plan("unet.plan")``, or passed to ``LipsyncPipeline``
+    itself, is all that is needed: the pipeline calls it as before. Latents and audio may have any
+    floating-point type and are converted to the plan's; what comes back has the type of the
+    latents. It runs in the order of torch's current stream and does not wait for the GPU, except
+    where a value on the GPU has to be looked at: the timestep with DeepCache, and timesteps that
+    are no whole numbers or one per batch entry.
+
+    Its device and precision are the plan's: ``.to`` another device is an error, ``.to`` another
+    type only changes what the log says. It has no parameters and cannot be trained; ``train()`` and
+    ``eval()`` set the flag that pipelines look at. One thread at a time may call it.
+
+    Args:
+        full: What runs a step.
+        shallow: What runs a step that reuses the deep features of an earlier one.
+        config: The U-Net's configuration.
+        interval: With ``shallow``: every how many timesteps a full step is run.
+
+    Attributes:
+        config: The configuration, by item and by attribute.
+        add_audio_layer: Whether ``encoder_hidden_states`` is used.
+
+    Raises:
+        SpecError: the executors are not what the configuration describes, or not a pair.
+    """
+
+    def __init__(
+        self,
+        full: StepRunner,
+        shallow: StepRunner | None = None,
+        *,
+        config: UNetConfig,
+        interval: int = 1,
+    ) -> None:
+        super().__init__()
+        _check_plans(full, shallow, config, interval)
+        self._config = config
+        self.config = AttrDict(config.to_dict())
+        self.add_audio_layer = config.add_audio_layer
+        self._full = full
+        self._shallow = shallow
+        self._schedule = None if shallow is None else _Schedule(interval)
+        self._memory: _Memory | None = None
+        self._stream: torch.cuda.Stream | None = None
+        self._closed = False
+        self.eval()
+        _note_fixed_frames(full)
+
+    @classmethod
+    def from_plan(
+        cls,
+        plan: Plan | str | os.PathLike[str],
+        *,
+        config: UNetConfig | str | Path | None = None,
+        backend: str = "auto",
+        device: torch.device | int | str | None = None,
+    ) -> LatentSyncUNet:
+        """Load the plan of a U-Net that ``trt-native export latentsync`` wrote.
+
+        Args:
+            plan: The plan or its path.
+            config: The U-Net's configuration, its file, or a preset's name; by default what the
+                plan's manifest tells.
+            backend: As for :class:`~trt_native.Engine`.
+            device: The GPU; by default torch's current one.
+
+        Raises:
+            PlanError, UnsupportedError, CudaError: as :class:`~trt_native.Engine`; also where
+                the manifest tells no configuration, or torch has no CUDA.
+            SpecError: the plan is not that of a LatentSync U-Net.
+        """
+        return cls._load([plan], config, backend, device, 1)
+
+    @classmethod
+    def from_plans(
+        cls,
+        full: Plan | str | os.PathLike[str],
+        shallow: Plan | str | os.PathLike[str],
+        *,
+        interval: int = 3,
+        config: UNetConfig | str | Path | None = None,
+        backend: str = "auto",
+        device: torch.device | int | str | None = None,
+    ) -> LatentSyncUNet:
+        """Load the two plans of a U-Net that ``export latentsync --deepcache`` wrote.
+
+        The steps are those of DeepCache's helper with ``cache_interval=interval`` and
+        ``cache_branch_id=0``: the first timestep of a chunk and every ``interval``-th after it
+        run in full, the others reuse the deep features, which stay in the GPU's memory and are not
+        copied. A call whose timestep is that of the call before counts with it. A chunk begins
+        where the timestep rises, the shapes change, a step has failed, or :meth:`reset_cache` was
+        called.
+
+        Args:
+            full: The plan of the full step, or its path.
+            shallow: The same of the shallow step.
+            interval: Every how many timesteps a full step is run, at least 1.
+            config: See :meth:`from_plan`, as the rest.
+            backend: The same.
+            device: The same.
+
+        Raises:
+            PlanError, UnsupportedError, CudaError, SpecError: as :meth:`from_plan`; also where
+                the two do not belong together.
+        """
+        return cls._load([full, shallow], config, backend, device, interval)
+
+    @classmethod
+    def _load(
+        cls,
+        plans: list[Plan | str | os.PathLike[str]],
+        config: UNetConfig | str | Path | None,
+        backend: str,
+        device: torch.device | int | str | None,
+        interval: int,
+    ) -> LatentSyncUNet:
+        given = UNetConfig.load(config) if isinstance(config, (str, Path)) else config
+        loaded = [plan if isinstance(plan, Plan) else Plan.load(plan) for plan in plans]
+        configs = [given or _config_of(plan) for plan in loaded]
+        _check_origins(loaded, configs)
+        ordinal = _ordinal(device)
+        executors: list[_PlanStepRunner] = []
+        try:
+            for plan in loaded:
+                executors.append(_PlanStepRunner(plan, backend, ordinal))  # noqa: PERF401
+            return cls(*executors, config=configs[0], interval=interval)
+        except BaseException:
+            for executor in executors:
+                executor.close()
+            raise
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the plan."""
+        return self._full.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that the plan takes latents in."""
+        dtype: torch.dtype = torch_dtype(_tensor(self._full, _LATENTS).dtype)
+        return dtype
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        encoder_hidden_states: Tensor | None = None,
+        *,
+        return_dict: bool = True,
+        **unsupported: Any,
+    ) -> UNetOutput | tuple[Tensor]:
+        """Run one denoising step.
+
+        Args:
+            sample: (batch, in_channels, frames, height, width), floating-point, on any device.
+            timestep: The scheduler's step: a number, 0-d, (1,), or (batch,) with equal values.
+            encoder_hidden_states: (batch*frames, tokens, features) or (batch, frames, tokens,
+                features). Not used, and may be None, without audio layers.
+            return_dict: Whether to return an object with ``.sample``, or a tuple of one tensor.
+            unsupported: Further arguments of the original, such as ``attention_mask``, if None.
+
+        Returns:
+            The predicted noise, (batch, out_channels, frames, height, width), in the type and on
+            the device of ``sample``; the caller owns it.
+
+        Raises:
+            SpecError: the inputs do not fit the model, or the plan was not built for their shapes.
+            UnsupportedError: an argument was given that LatentSync does not use.
+            ClosedError: it was closed.
+        """
+        if self._closed:
+            raise ClosedError("the U-Net is closed; load its plan again")
+        if given := sorted(name for name, value in unsupported.items() if value is not None):
+            raise UnsupportedError(f"the plan of a U-Net takes no {', '.join(given)}")
+        try:
+            # Buffers outlive this call, so they must be no inference tensors of the caller's.
+            with torch.inference_mode(False), torch.no_grad():
+                noise = self._step(sample.detach(), timestep, encoder_hidden_states)
+        except BaseException:
+            self.reset_cache()
+            raise
+        return UNetOutput(noise) if return_dict else (noise,)
+
+    def reset_cache(self) -> None:
+        """Make the next step a full one. Does nothing without a shallow plan."""
+        if self._schedule is not None:
+            self._schedule.reset()
+
+    def to(self, *args: Any, **kwargs: Any) -> LatentSyncUNet:
+        """Check that the plan is on the device asked for; types are converted at each call.
+
+        Raises:
+            UnsupportedError: it is on another device.
+        """
+        for value in (*args, kwargs.get("device"), kwargs.get("dtype"), kwargs.get("tensor")):
+            if isinstance(value, Tensor):
+                self.to(value.device, value.dtype)
+            elif isinstance(value, torch.dtype):
+                self._note_type(value)
+            elif isinstance(value, (str, torch.device)):
+                self._check_device(torch.device(value))
+            elif isinstance(value, int) and not isinstance(value, bool):
+                self._check_device(torch.device("cuda", value))
+        return self
+
+    def cuda(self, device: torch.device | int | str | None = None) -> LatentSyncUNet:
+        """As :meth:`to` a GPU."""
+        return self.to("cuda" if device is None else device)
+
+    def cpu(self) -> LatentSyncUNet:
+        """As :meth:`to` the CPU."""
+        return self.to("cpu")
+
+    def close(self) -> None:
+        """Free the plans and their memory. May be called again."""
+        self._closed = True
+        self._memory = None
+        self._full.close()
+        if self._shallow is not None:
+            self._shallow.close()
+
+    def __enter__(self) -> LatentSyncUNet:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("down_blocks", "mid_block", "up_blocks"):
+            raise AttributeError(
+                f"a plan has no {name}: what changes them, as DeepCacheSDHelper does, cannot work"
+                " with it; for DeepCache, use LatentSyncUNet.from_plans with the plans of"
+                " trt-native export latentsync --deepcache"
+            )
+        return super().__getattr__(name)
+
+    def _step(self, sample: Tensor, timestep: Tensor | float, audio: Tensor | None) -> Tensor:
+        self._follow_stream()
+        shapes = self._shapes(sample, audio)
+        if self._memory is None or self._memory.shapes != shapes:
+            self._check_shapes(shapes)
+            self._memory = None  # before there are new ones
+            self._memory = self._allocate(shapes)
+        tensors = self._memory.tensors
+        self._fill_timestep(tensors[_TIMESTEP], timestep, len(sample))
+        tensors[_LATENTS].copy_(sample)
+        if _AUDIO in tensors and audio is not None:
+            tensors[_AUDIO].copy_(audio.detach().reshape(tensors[_AUDIO].shape))
+        executor = self._executor(timestep, shapes)
+        executor.run(
+            {t.name: tensors[t.name] for t in executor.tensors if t.mode == "input"},
+            {t.name: tensors[t.name] for t in executor.tensors if t.mode == "output"},
+        )
+        return tensors[_NOISE].to(sample.device, sample.dtype, copy=True)
+
+    def _executor(self, timestep: Tensor | float, shapes: Mapping[str, Any]) -> StepRunner:
+        if self._schedule is None or self._shallow is None:
+            return self._full
+        value = timestep.flatten()[0].item() if isinstance(timestep, Tensor) else timestep
+        return self._full if self._schedule.is_full(value, shapes) else self._shallow
+
+    def _follow_stream(self) -> None:
+        """Keep calls in order that are made on different streams: they share the buffers."""
+        if self.device.type == "cuda":
+            stream = torch.cuda.current_stream(self.device)
+            if self._stream is not None and self._stream != stream:
+                stream.wait_stream(self._stream)
+                for tensor in self._memory.tensors.values() if self._memory else ():
+                    tensor.record_stream(stream)
+            self._stream = stream
+
+    def _shapes(self, sample: Tensor, audio: Tensor | None) -> dict[str, tuple[int, ...]]:
+        """The shapes of all tensors of a step, from the caller's."""
+        config = self._config
+        fits = sample.ndim == 5 and sample.shape[1] == config.in_channels
+        if not fits or not sample.is_floating_point():
+            raise SpecError(
+                f"sample needs (batch, {config.in_channels}, frames, height, width) in floating"
+                f" point, found {tuple(sample.shape)} in {sample.dtype}"
+            )
+        batch, _, frames, height, width = sample.shape
+        shapes: dict[str, tuple[int, ...]] = {
+            _LATENTS: tuple(sample.shape),
+            _TIMESTEP: (1,),
+            _NOISE: (batch, config.out_channels, frames, height, width),
+            _FEATURES: (batch * frames, config.block_out_channels[0], height, width),
+        }
+        if config.add_audio_layer:
+            shapes[_AUDIO] = _audio_shape(audio, batch, frames, config.cross_attention_dim)
+        return shapes
+
+    def _check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        frames, most = shapes[_LATENTS][2], self._config.max_frames
+        if most is not None and frames > most:
+            raise SpecError(
+                f"sample has {frames} frames, the model has positions for {most};"
+                " split the video into shorter chunks"
+            )
+        for executor in (self._full, self._shallow):
+            if executor is not None:
+                _check_allowed(executor, shapes)
+
+    def _allocate(self, shapes: dict[str, tuple[int, ...]]) -> _Memory:
+        """Memory that steps share, so that a recorded CUDA graph finds it at the same addresses."""
+        plans = (self._full, self._shallow)
+        tensors = [tensor for plan in plans if plan is not None for tensor in plan.tensors]
+        return _Memory(
+            shapes,
+            {
+                tensor.name: torch.empty(
+                    shapes[tensor.name], dtype=torch_dtype(tensor.dtype), device=self.device
+                )
+                for tensor in {tensor.name: tensor for tensor in tensors}.values()
+            },
+        )
+
+    def _fill_timestep(self, buffer: Tensor, timestep: Tensor | float, batch: int) -> None:
+        if not isinstance(timestep, Tensor):
+            if not buffer.is_floating_point() and not float(timestep).is_integer():
+                raise _fractional(timestep)
+            buffer.fill_(float(timestep))
+            return
+        values = timestep.detach().reshape(-1)
+        if timestep.ndim > 1 or len(values) not in (1, batch):
+            raise SpecError(
+                f"timestep needs 1 or {batch} values, found shape {tuple(timestep.shape)}"
+            )
+        if len(values) > 1 and bool((values != values[0]).any()):
+            raise SpecError(
+                f"the plan takes one timestep for the whole batch, found {values.tolist()}"
+            )
+        if values.is_floating_point() and not buffer.is_floating_point():
+            if bool((values != values.round()).any()):
+                raise _fractional(values[0].item())
+            values = values.round()
+        buffer.copy_(values[:1])
+
+    def _check_device(self, device: torch.device) -> None:
+        index = self.device.index if device.index is None else device.index
+        if (device.type, index) != (self.device.type, self.device.index):
+            raise UnsupportedError(
+                f"the plan is on {self.device} and cannot be moved to {device}; load it there with"
+                " LatentSyncUNet.from_plan(..., device=...), and keep it out of CPU offloading"
+            )
+
+    def _note_type(self, dtype: torch.dtype) -> None:
+        if dtype != self.dtype:
+            _LOGGER.warning(
+                "%s takes %s whatever type is asked for: %s inputs are converted at each step;"
+                " the types of a plan are decided when it is exported and built",
+                self._full.name,
+                self.dtype,
+                dtype,
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    shapes: Mapping[str, tuple[int, ...]]
+    tensors: Mapping[str, Tensor]
+
+
+class _Schedule:
+    """Which timesteps are full ones, as DeepCache decides it for uniform intervals.
+
+    Its helper looks the timestep up in the scheduler's list. Here there is no scheduler, so the
+    distinct timesteps since the chunk began are counted; they fall within one.
+    """
+
+    def __init__(self, interval: int) -> None:
+        self._interval = interval
+        self.reset()
+
+    def reset(self) -> None:
+        self._count = 0
+        self._timestep: float | None = None
+        self._shapes: Mapping[str, Any] | None = None
+
+    def is_full(self, timestep: float, shapes: Mapping[str, Any]) -> bool:
+        last = self._timestep
+        if last is None or timestep > last or shapes != self._shapes:
+            self._count = 0
+        elif timestep < last:
+            self._count += 1
+        self._timestep, self._shapes = timestep, shapes
+        return self._count % self._interval == 0
+
+
+def _config_of(plan: Plan) -> UNetConfig:
+    name = plan.path or "the plan"
+    noted = plan.manifest.metadata.get("trt_native.config") if plan.manifest else None
+    if noted is None:
+        raise PlanError(
+            f"{name}: its manifest tells no U-Net configuration: it is missing, or the ONNX file"
+            " was not written by trt-native export latentsync; give one with"
+            " config='latentsync-1.6' or the path of a YAML file"
+        )
+    try:
+        return UNetConfig.from_mapping(json.loads(noted))
+    except ValueError as error:  # a SpecError is one
+        raise PlanError(f"{name}: the U-Net configuration in its manifest: {error}") from None
+
+
+def _check_origins(plans: list[Plan], configs: list[UNetConfig]) -> None:
+    """Refuse two plans that are known to be of different U-Nets."""
+    keys = ("trt_native.checkpoint_sha256", "trt_native.random_seed")
+    origins = [
+        [plan.manifest.metadata.get(key) for key in keys] if plan.manifest else None
+        for plan in plans
+    ]
+    known = [origin for origin in origins if origin is not None]
+    if any(config != configs[0] for config in configs) or any(o != known[0] for o in known):
+        raise SpecError(
+            "the two plans are of different U-Nets, by the checkpoint and configuration in their"
+            " manifests; build both from one trt-native export latentsync --deepcache"
+        )
+
+
+def _ordinal(device: torch.device | int | str | None) -> int:
+    if not torch.cuda.is_available():
+        raise UnsupportedError(
+            "PyTorch sees no GPU here, and a plan runs on one"
+            f" (torch {torch.__version__}, CUDA {torch.version.cuda})"
+        )
+    chosen = torch.device("cuda" if device is None else device)
+    if chosen.type != "cuda":
+        raise SpecError(f"a plan runs on a GPU, not on {chosen}")
+    return torch.cuda.current_device() if chosen.index is None else chosen.index
+
+
+def _check_plans(
+    full: StepRunner, shallow: StepRunner | None, config: UNetConfig, interval: int
+) -> None:
+    if interval < 1:
+        raise SpecError(
+            f"interval {interval}: needs at least 1, one full step in so many timesteps"
+        )
+    audio = {_AUDIO} if config.add_audio_layer else set()
+    inputs = {_LATENTS, _TIMESTEP} | audio
+    needed = {_NOISE} if shallow is None else {_NOISE, _FEATURES}
+    hint = ""
+    if _FEATURES in _names(full, "input"):
+        hint = ": this is the shallow step of DeepCache, which LatentSyncUNet.from_plans(full,"
+        hint += " shallow) takes second"
+    elif _FEATURES in needed - _names(full, "output"):
+        hint = ": for from_plans, export with --deepcache and build NAME.onnx"
+    _check_names(full, inputs, needed, hint)
+    if shallow is not None:
+        hint = ": for from_plans, build NAME.shallow.onnx of export --deepcache"
+        _check_names(shallow, inputs | {_FEATURES}, {_NOISE}, hint)
+        types = {t.name: t.dtype for t in full.tensors}
+        for tensor in shallow.tensors:
+            if tensor.dtype != types[tensor.name]:
+                raise SpecError(
+                    f"{tensor.name} is {types[tensor.name]} in {full.name} and {tensor.dtype} in"
+                    f" {shallow.name}; build both with the same options"
+                )
+
+
+def _check_names(executor: StepRunner, inputs: set[str], outputs: set[str], hint: str) -> None:
+    """Refuse a plan that is not the step wanted; further outputs are no harm."""
+    found = _names(executor, "input"), _names(executor, "output")
+    if found[0] != inputs or not outputs <= found[1] <= {_NOISE, _FEATURES}:
+        raise SpecError(
+            f"{executor.name} is not the step of a LatentSync U-Net that is needed here{hint};"
+            f" found {', '.join(sorted(found[0]))} -> {', '.join(sorted(found[1]))}, needed"
+            f" {', '.join(sorted(inputs))} -> {', '.join(sorted(outputs))}"
+        )
+
+
+def _names(executor: StepRunner, mode: str) -> set[str]:
+    return {tensor.name for tensor in executor.tensors if tensor.mode == mode}
+
+
+def _tensor(executor: StepRunner, name: str) -> PlanTensor:
+    return next(tensor for tensor in executor.tensors if tensor.name == name)
+
+
+def _audio_shape(
+    audio: Tensor | None, batch: int, frames: int, features: int
+) -> tuple[int, int, int]:
+    if audio is None:
+        raise SpecError("encoder_hidden_states are needed: this model has audio layers")
+    leading = tuple(audio.shape[:-2])
+    if leading not in ((batch * frames,), (batch, frames)) or audio.shape[-1] != features:
+        raise SpecError(
+            f"encoder_hidden_states need ({batch * frames}, tokens, {features}) or ({batch},"
+            f" {frames}, tokens, {features}) for a sample of {batch} x {frames} frames, found"
+            f" {tuple(audio.shape)}"
+        )
+    return batch * frames, audio.shape[-2], features
+
+
+def _note_fixed_frames(executor: StepRunner) -> None:
+    """Tell early what would otherwise end a run at the last chunk of its video."""
+    ranges = _ranges(_tensor(executor, _LATENTS), _AXES["frames"])
+    if all(low > 1 for low, _, _ in ranges):
+        _LOGGER.warning(
+            "%s takes no fewer than %d frames, and the last chunk of a video may have any number;"
+            " build it with --dim frames=1:16:16 for videos of any length",
+            executor.name,
+            min(low for low, _, _ in ranges),
+        )
+
+
+def _check_allowed(executor: StepRunner, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse shapes that no profile of the plan allows, with the option that would."""
+    inputs = [tensor for tensor in executor.tensors if tensor.mode == "input"]
+    count = max(1, *(len(tensor.profiles) for tensor in inputs))
+    if any(all(_allows(t, shapes[t.name], index) for t in inputs) for index in range(count)):
+        return
+    found = {name: shapes[_LATENTS][axis] for name, axis in _AXES.items()}
+    latents = _tensor(executor, _LATENTS)
+    allowed, dims, together = [], [], True
+    for name, axis in _AXES.items():
+        ranges = _outermost(_ranges(latents, axis))
+        allowed.append(f"{name} {' or '.join(_span(low, high) for low, _, high in ranges)}")
+        if not any(low <= found[name] <= high for low, _, high in ranges):
+            dims.append(_wider(name, found[name], *ranges[0]))
+    extents = ", ".join(f"{name} {extent}" for name, extent in found.items())
+    if not dims and _AUDIO in shapes:
+        extents += f", {shapes[_AUDIO][1]} audio tokens per frame"
+        tokens = _outermost(_ranges(_tensor(executor, _AUDIO), 1))
+        together = any(low <= shapes[_AUDIO][1] <= high for low, _, high in tokens)
+        allowed.append(f"{' or '.join(_span(low, high) for low, _, high in tokens)} audio tokens")
+    advice = f"; build it again with {' '.join(dims)}" if dims else ""
+    if not dims and count > 1 and together:
+        advice = f"; none of its {count} profiles has these together"
+    raise SpecError(f"{executor.name} takes {', '.join(allowed)}; found {extents}{advice}")
+
+
+def _outermost(ranges: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """Ranges (low, best, high) without those that lie in another one, or come again."""
+    found: list[tuple[int, int, int]] = []
+    for one in ranges:
+        if not any(_holds(other, one) for other in found):
+            found = [*(other for other in found if not _holds(one, other)), one]
+    return found
+
+
+def _holds(outer: tuple[int, int, int], inner: tuple[int, int, int]) -> bool:
+    return outer[0] <= inner[0] and inner[2] <= outer[2]
+
+
+def _allows(tensor: PlanTensor, shape: tuple[int, ...], profile: int) -> bool:
+    if tensor.profiles:
+        return tensor.profiles[profile].contains(shape)
+    return tensor.shape == shape
+
+
+def _ranges(tensor: PlanTensor, axis: int) -> list[tuple[int, int, int]]:
+    """(min, opt, max) of an axis in each profile."""
+    if tensor.profiles:
+        return [(p.min[axis], p.opt[axis], p.max[axis]) for p in tensor.profiles]
+    return [(tensor.shape[axis],) * 3]
+
+
+def _span(low: int, high: int) -> str:
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _wider(name: str, found: int, low: int, best: int, high: int) -> str:
+    """The option that makes a range hold one more extent; last chunks may have any length."""
+    least = 1 if name == "frames" else min(found, low)
+    return f"--dim {name}={least}:{best}:{max(found, high)}"
+
+
+def _fractional(timestep: float) -> SpecError:
+    return SpecError(
+        f"timestep {timestep} is no whole number, and the plan takes int64; use a scheduler whose"
+        " timesteps are whole, as LatentSync's DDIMScheduler"
+    )

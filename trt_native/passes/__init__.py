@@ -1,0 +1,1 @@
+"""Rewrites of ONNX graphs, and the order in which a build applies them."""

@@ -1,0 +1,491 @@
+"""Rewrite an FP32 ONNX graph to FP16 or BF16, for a TensorRT that takes precision from the graph.
+
+Most nodes compute in the reduced type; some stay in FP32 and the graph gets the casts between the
+two. :class:`Reason` lists why a node stays. The analysis works on the main graph only: bodies of
+``If``, ``Loop`` and ``Scan`` keep computing in FP32, and model-local functions are inlined first.
+
+Weights are converted when they are serialised, never before, so that a model larger than memory
+stays on disk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import operator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from trt_native.errors import SpecError
+from trt_native.graph.inference import infer_types
+from trt_native.graph.nodes import (
+    BFLOAT16,
+    CASTS,
+    DATA_MOVEMENT_OPS,
+    FLOAT,
+    FLOAT16,
+    QDQ,
+    SHAPES,
+    allowed_types,
+    bodies,
+    is_fp32,
+    schema_of,
+)
+from trt_native.graph.opset import raise_opset, require_opset
+from trt_native.graph.patterns import match_nodes
+from trt_native.graph.types import is_reduced, nodes_with_functions
+from trt_native.graph.validity import wraps_graph_errors
+from trt_native.passes.autocast_rules import Label, NodeClassifier, Reason, scale_is_lost
+from trt_native.passes.quantize_arrays import read_tensor, requantize_lazily, round_scale
+from trt_native.passes.replacement import NameAuthority
+
+__all__ = ["PrecisionReport", "autocast", "fp32_node_names"]
+
+
+logger = logging.getLogger(__name__)
+
+
+_SUFFIX = {FLOAT: "fp32", FLOAT16: "fp16", BFLOAT16: "bf16"}
+
+
+_LARGEST = {FLOAT16: 65504.0, BFLOAT16: float.fromhex("0x1.fep127")}
+
+
+_DEFAULT_OPSET = 17  # for a model of custom operators alone, which casts are added to
+
+
+_CLIP_OPSET = 11  # bounds are inputs since then
+
+
+_QDQ_OPSET = 19  # Q/DQ know FP16 and BF16 since then
+
+
+_COUNTED_ELEMENTS = 65536  # larger weights are clamped too, but nobody reads them just to count
+
+
+@dataclasses.dataclass(frozen=True)
+class PrecisionReport:
+    """What :func:`autocast` did.
+
+    Attributes:
+        target: ``"fp16"`` or ``"bf16"``.
+        io_precision: The request for graph inputs and outputs.
+        reduced: Number of nodes that now compute in the target type, by operator.
+        kept: Number of nodes that stay in FP32, by :class:`Reason` value, then by operator.
+        casts: Number of ``Cast`` nodes inserted.
+        weights: Number of initializers converted, constants among them.
+        weight_bytes_before: Size of those initializers in FP32.
+        weight_bytes_after: Size of those initializers as converted.
+        clamped: Number of finite weights beyond the target's range, set to its largest value.
+            Counted in initializers of up to 65536 elements; larger ones are clamped all the same.
+        patterns: For each ``keep_fp32`` pattern, the number of nodes that match.
+        opset: The opset the model was raised to, or None where it was left alone.
+        skipped: The model was reduced already, so that nothing was changed.
+    """
+
+    target: str
+    io_precision: str
+    reduced: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    kept: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+    casts: int = 0
+    weights: int = 0
+    weight_bytes_before: int = 0
+    weight_bytes_after: int = 0
+    clamped: int = 0
+    patterns: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    opset: int | None = None
+    skipped: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data that ``json`` can write."""
+        return dataclasses.asdict(self)
+
+
+@wraps_graph_errors
+def fp32_node_names(model: ir.Model, keep_fp32: Sequence[str] = ()) -> frozenset[str]:
+    """Names of the nodes that an FP16 engine should compute in FP32.
+
+    The rules are those of :func:`autocast` for FP16, less those about ONNX types and about
+    the FP16 of TensorRT-RTX, for a weakly typed TensorRT whose layers are pinned by name. Fills in
+    missing value types and shapes; changes nothing else. Nodes inside bodies and model-local
+    functions are not named.
+
+    Raises:
+        SpecError: A pattern matches no node.
+        ModelError: A value's type is unknown.
+    """
+    infer_types(model)
+    others = {Reason.SCHEMA, Reason.TENSORRT, Reason.CUSTOM, Reason.SUBGRAPH, Reason.GENERATOR}
+    others.add(Reason.ACTIVATION)
+    kept = NodeClassifier(model, FLOAT16, _match(model, keep_fp32)).kept
+    return frozenset(n.name for n, reason in kept.items() if n.name and reason not in others)
+
+
+@wraps_graph_errors
+def autocast(
+    model: ir.Model,
+    target: ir.DataType,
+    *,
+    keep_fp32: Sequence[str] = (),
+    io_precision: Literal["keep", "fp32", "fp16"] = "keep",
+) -> PrecisionReport:
+    """Rewrite an FP32 model, in place, to compute in FP16 or BF16 where that is safe.
+
+    Names of nodes, inputs, outputs and of existing values stay; casts, and copies of weights
+    needed in both types, get new names. ``Constant`` nodes become initializers. What Q/DQ nodes
+    read and write is reduced too, with their scales, which needs opset 19; a scale that FP16 would
+    lose is replaced by one that it holds, and a weight that it belongs to quantized again. A
+    ``BatchNormalization`` with constant parameters keeps its node, with the statistics folded into
+    scale and bias: TensorRT computes ``1/sqrt(var + eps)`` in the node's own type otherwise.
+    For BF16 the model is raised to opset 22 if its operators need that, and can be unchanged.
+
+    Converted weights are read from their source when they are serialised: save the model under
+    another external data path than the one it was loaded from. A model that :func:`is_reduced`
+    is left alone.
+
+    Args:
+        model: The model, with its weights in memory or on disk.
+        target: ``FLOAT16`` or ``BFLOAT16``.
+        keep_fp32: Patterns (``fnmatch``, case-sensitive) on node names, or with the prefix ``op:``
+            on operator types (``op:Resize``), of further nodes to keep in FP32.
+        io_precision: Type of the graph's FP32 inputs and outputs from now on: ``"keep"`` and
+            ``"fp32"`` leave them; ``"fp16"`` makes them FP16, for a BF16 model too.
+
+    Raises:
+        SpecError: A pattern matches no node, or an argument is none of the above.
+        ModelError: A value's type is unknown and cannot be inferred.
+        UnsupportedError: BF16, or Q/DQ nodes, at an opset without such types that cannot be raised.
+    """
+    if target not in (FLOAT16, BFLOAT16) or io_precision not in ("keep", "fp32", "fp16"):
+        raise SpecError(
+            f"cannot convert to {target} with io_precision {io_precision!r}: choose FLOAT16 or "
+            "BFLOAT16, and 'keep', 'fp32' or 'fp16'"
+        )
+    matches = _match(model, keep_fp32)
+    counts = {pattern: len(nodes) for pattern, nodes in matches.items()}
+    if is_reduced(model):
+        logger.info("The model has reduced precision already; it is left as it is.")
+        return PrecisionReport(_SUFFIX[target], io_precision, patterns=counts, skipped=True)
+    if model.functions:
+        passes.InlinePass()(model)
+        matches = _match(model, keep_fp32)  # nodes of functions have new names
+    model.opset_imports.setdefault("", _DEFAULT_OPSET)
+    passes.RemoveInitializersFromInputsPass()(model)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    infer_types(model)
+    opset = raise_opset(model) if target == BFLOAT16 else None
+    if any(node.op_type in QDQ for node in model.graph):
+        opset = require_opset(model, _QDQ_OPSET, "FP16 and BF16 scales") or opset
+    rewriter = _Rewriter(
+        model, NodeClassifier(model, target, matches), FLOAT16 if io_precision == "fp16" else FLOAT
+    )
+    rewriter.run()
+    return PrecisionReport(
+        target=_SUFFIX[target], io_precision=io_precision, patterns=counts, opset=opset,
+        **rewriter.counts(),
+    )  # fmt: skip
+
+
+def _match(model: ir.Model, patterns: Sequence[str]) -> dict[str, set[ir.Node]]:
+    # Q/DQ nodes are named after tensors, and those after the nodes that make them.
+    nodes = [node for node in nodes_with_functions(model) if node.op_type not in QDQ]
+    return match_nodes(nodes, patterns, "keep_fp32")
+
+
+_Replace: TypeAlias = Callable[[ir.Value], None]
+
+
+_Array: TypeAlias = npt.NDArray[Any]
+
+
+class _Rewriter:
+    """Gives every value of the main graph its type, and inserts casts where readers differ."""
+
+    def __init__(self, model: ir.Model, analysis: NodeClassifier, io_type: ir.DataType) -> None:
+        self.graph = model.graph
+        self.analysis = analysis
+        self.target = analysis.target
+        self.io_type = io_type
+        self.native: dict[ir.Value, ir.DataType] = {}  # the type in which a value is produced
+        self.uses: dict[ir.Value, dict[ir.DataType, list[_Replace]]] = {}
+        self.casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+        self.reduced: Counter[str] = Counter()
+        self.kept: dict[str, Counter[str]] = {}
+        self.weights: list[tuple[int, int, int]] = []  # bytes before, bytes after, clamped
+        self.scales: dict[ir.Value, ir.Value] = {}  # each that FP16 would lose, as it becomes
+        self.names = NameAuthority(model)
+
+    def run(self) -> None:
+        for node in self.graph:
+            if node.op_type == "BatchNormalization" and node not in self.analysis.kept:
+                self._fold_statistics(node)
+            elif node.op_type in QDQ and node not in self.analysis.kept:
+                self._fit_scale(node)
+        self._assign_types()
+        for value, needs in self.uses.items():
+            if value in self.native:
+                for dtype in needs.keys() - {self.native[value]}:
+                    _replace_all(needs[dtype], self._cast(value, dtype))
+            else:
+                self._convert_weight(value, needs)
+        self._cast_outputs()
+        for value, dtype in self.native.items():
+            value.dtype = dtype
+
+    def counts(self) -> dict[str, Any]:
+        """Fields of the report."""
+        return {
+            "reduced": dict(self.reduced),
+            "kept": {reason: dict(operators) for reason, operators in self.kept.items()},
+            "casts": len(self.casts),
+            "weights": len(self.weights),
+            "weight_bytes_before": sum(before for before, _, _ in self.weights),
+            "weight_bytes_after": sum(after for _, after, _ in self.weights),
+            "clamped": sum(clamped for _, _, clamped in self.weights),
+        }
+
+    def _assign_types(self) -> None:
+        movers = self._fp32_movers()
+        self.native.update((v, self.io_type) for v in self.graph.inputs if is_fp32(v))
+        for node in self.graph:
+            inputs, outputs = self._slot_types(node, node in movers)
+            for i, value in enumerate(node.inputs):
+                self._need(value, inputs[i], functools.partial(node.replace_input_with, i))
+            for value, dtype in zip(node.outputs, outputs, strict=True):
+                if is_fp32(value):
+                    self.native[value] = dtype
+                    self._retype_attribute(node, dtype)
+            for body in _all_bodies(node):
+                self._need_captured(body)
+            self._count(node, [*inputs, *outputs])
+        for value in self.graph.outputs:
+            if value not in self.native:
+                self._need(value, self.io_type)
+
+    def _need(self, value: ir.Value | None, dtype: ir.DataType, *replace: _Replace) -> None:
+        if value is not None and is_fp32(value):
+            self.uses.setdefault(value, {}).setdefault(dtype, []).extend(replace)
+
+    def _need_captured(self, body: ir.Graph) -> None:
+        def outer(value: ir.Value | None) -> bool:
+            return value is not None and (
+                value in self.native or self.graph.initializers.get(value.name or "") is value
+            )
+
+        for node in body:
+            for i, value in enumerate(node.inputs):
+                if outer(value):
+                    self._need(value, FLOAT, functools.partial(node.replace_input_with, i))
+        for i, value in enumerate(body.outputs):
+            if outer(value):
+                self._need(value, FLOAT, functools.partial(operator.setitem, body.outputs, i))
+
+    def _fp32_movers(self) -> set[ir.Node]:
+        """The nodes that only move or cast values, for a reader that wants them in FP32."""
+        movers: set[ir.Node] = set()
+
+        def wants_fp32(user: ir.Node, index: int) -> bool:
+            if user.graph is not self.graph or user in self.analysis.kept or user in movers:
+                return True
+            schema = schema_of(user.op_type, self.analysis.opset)
+            if schema is None or user.op_type in CASTS | SHAPES:
+                return False
+            return not allowed_types(schema, user, self.target)[0][index]
+
+        for node in reversed(self.graph):
+            if node.op_type in DATA_MOVEMENT_OPS | CASTS and any(
+                (v.is_graph_output() and self.io_type == FLOAT)
+                or any(wants_fp32(*use) for use in v.uses())
+                for v in node.outputs
+            ):
+                movers.add(node)
+        return movers
+
+    def _slot_types(
+        self, node: ir.Node, mover: bool
+    ) -> tuple[list[ir.DataType], list[ir.DataType]]:
+        """The types that a node's inputs and outputs take, where they are FP32 now."""
+        fp32 = [FLOAT] * len(node.inputs), [FLOAT] * len(node.outputs)
+        schema = None if node.domain else schema_of(node.op_type, self.analysis.opset)
+        if node in self.analysis.kept or schema is None:
+            return fp32
+        free = [self.native[v] for v in node.inputs if v in self.native]
+        if node.op_type in CASTS | SHAPES:  # read any type
+            result = FLOAT if mover else self.target
+            return [*free[:1], *[result] * len(node.inputs)], [result] * len(node.outputs)
+        # Not Q: it shares its scale with a DQ, and both shall have it in one type.
+        follows = not any(map(is_fp32, node.outputs)) and node.op_type not in QDQ
+        follows = follows and FLOAT in free
+        if follows or (mover and free and set(free) == {FLOAT}):
+            return fp32
+        inputs, outputs = allowed_types(schema, node, self.target)
+        return (
+            [self.target if ok else FLOAT for ok in inputs],
+            [self.target if ok else FLOAT for ok in outputs],
+        )
+
+    def _count(self, node: ir.Node, types: Sequence[ir.DataType]) -> None:
+        slots = zip((*node.inputs, *node.outputs), types, strict=False)
+        used = {dtype for value, dtype in slots if value is not None and is_fp32(value)}
+        if self.target in used:
+            self.reduced[node.op_type] += 1
+        elif used:
+            reason = self.analysis.kept.get(node, Reason.NEIGHBORS).value
+            self.kept.setdefault(reason, Counter())[node.op_type] += 1
+
+    def _retype_attribute(self, node: ir.Node, dtype: ir.DataType) -> None:
+        if node.op_type == "Cast":
+            node.attributes["to"] = ir.AttrInt64("to", dtype.value)
+        elif node.op_type == "ConstantOfShape" and dtype != FLOAT:
+            given = node.attributes.get("value")
+            array = given.as_tensor().numpy() if given else np.zeros(1, np.float32)
+            node.attributes["value"] = ir.AttrTensor("value", _rounded(ir.tensor(array), dtype))
+
+    def _cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        if (value, dtype) in self.casts:
+            return self.casts[value, dtype]
+        producer, source, nodes = value.producer(), value, []
+        if producer and producer.op_type == "Cast" and _is_integer(producer.inputs[0]):
+            source = producer.inputs[0] or value
+        elif dtype == FLOAT16 and self._overflows(value):
+            # A mask's -1e9 must not turn into an infinity: a row of those is NaN after Softmax.
+            nodes.append(self._clip(value))
+            source = nodes[0].outputs[0]
+        result = self.names.value(value, _SUFFIX[dtype], dtype)
+        nodes.append(_node("Cast", [source], result, {"to": dtype.value}))
+        if producer:
+            self.graph.insert_after(producer, nodes)
+        else:
+            self.graph.insert_before(self.graph[0], nodes)
+        self.casts[value, dtype] = result
+        return result
+
+    def _overflows(self, value: ir.Value) -> bool:
+        clips = self.analysis.opset >= _CLIP_OPSET
+        return clips and self.analysis.labels.get(value) == Label.WIDE
+
+    def _clip(self, value: ir.Value) -> ir.Node:
+        limit = np.float32(np.finfo(np.float16).max)
+        bounds = [
+            self.names.initializer(f"{value.name}__{name}", ir.tensor(np.asarray(bound)))
+            for name, bound in (("min", -limit), ("max", limit))
+        ]
+        return _node("Clip", [value, *bounds], self.names.value(value, "clipped", FLOAT))
+
+    def _cast_outputs(self) -> None:
+        for i, value in enumerate(self.graph.outputs):
+            if self.native.get(value, self.io_type) != self.io_type:
+                result, name = self._cast(value, self.io_type), value.name
+                result.name, value.name = None, self.names.unique(f"{name}__{_SUFFIX[self.target]}")
+                result.name = name
+                self.graph.outputs[i] = result
+
+    def _convert_weight(
+        self, value: ir.Value, needs: Mapping[ir.DataType, Sequence[_Replace]]
+    ) -> None:
+        """Put an initializer into the type, or the types, that its readers need."""
+        tensor = value.const_value
+        if tensor is None:
+            return
+        own = FLOAT if FLOAT in needs else next(iter(needs))
+        own = self.io_type if value.is_graph_output() else own
+        for dtype in needs.keys() - {own}:
+            copy = self.names.initializer(
+                f"{value.name}__{_SUFFIX[dtype]}", self._lazy(tensor, dtype)
+            )
+            _replace_all(needs[dtype], copy)
+        if own != FLOAT:
+            value.const_value = self._lazy(tensor, own)
+            value.dtype = own
+
+    def _lazy(self, tensor: ir.TensorProtocol, dtype: ir.DataType) -> ir.LazyTensor:
+        lazy = ir.LazyTensor(
+            functools.partial(_rounded, tensor, dtype), dtype, ir.Shape(tensor.shape.numpy())
+        )
+        if dtype != FLOAT:
+            small = tensor.size <= _COUNTED_ELEMENTS
+            clamped = int(_round(read_tensor(tensor), dtype)[1].sum()) if small else 0
+            self.weights.append((tensor.nbytes, lazy.nbytes, clamped))
+        return lazy
+
+    def _fold_statistics(self, node: ir.Node) -> None:
+        """Leave a ``BatchNormalization`` mean 0 and variance 1, which no type can lose."""
+        old = [v for v in node.inputs[1:] if v is not None and v.const_value is not None]
+        tensors = [v.const_value for v in old if v.const_value is not None]
+        scale, bias, mean, variance = (read_tensor(t).astype(np.float64) for t in tensors)
+        factor = scale / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
+        folded = factor, bias - mean * factor, np.zeros_like(mean), np.ones_like(mean)
+        for i, name in enumerate(("scale", "bias", "mean", "var")):
+            tensor = ir.tensor(folded[i].astype(np.float32))
+            folded_name = f"{node.name or node.outputs[0].name}__{name}"
+            node.replace_input_with(i + 1, self.names.initializer(folded_name, tensor))
+        node.attributes["epsilon"] = ir.AttrFloat32("epsilon", 0.0)
+        self._drop_unused(old)
+
+    def _fit_scale(self, node: ir.Node) -> None:
+        """Give a Q/DQ node a scale that FP16 holds, and its weight the numbers that go with it."""
+        packed, scale = node.inputs[:2]
+        if self.target != FLOAT16 or packed is None or scale is None or scale.const_value is None:
+            return
+        old = read_tensor(scale.const_value)
+        if not scale_is_lost(old):
+            return
+        new = round_scale(old, FLOAT16)
+        if scale not in self.scales:
+            tensor = ir.tensor(new)
+            self.scales[scale] = self.names.initializer(f"{scale.name}__{_SUFFIX[FLOAT16]}", tensor)
+        node.replace_input_with(1, self.scales[scale])
+        if packed.is_initializer() and packed.const_value is not None:
+            axis = node.attributes.get_int("axis", 1) % max(len(packed.const_value.shape), 1)
+            tensor = requantize_lazily(packed.const_value, old, new, axis)
+            node.replace_input_with(0, self.names.initializer(f"{packed.name}__repacked", tensor))
+        self._drop_unused([packed, scale])
+
+    def _drop_unused(self, weights: Iterable[ir.Value]) -> None:
+        for value in weights:
+            if value.name and not value.uses() and not value.is_graph_output():
+                self.graph.initializers.pop(value.name, None)
+
+
+def _node(
+    op_type: str, inputs: list[ir.Value], output: ir.Value, attributes: dict[str, int] | None = None
+) -> ir.Node:
+    return ir.node(op_type, inputs, attributes, outputs=[output], name=output.name)
+
+
+def _replace_all(replacements: Iterable[_Replace], value: ir.Value) -> None:
+    for replace in replacements:
+        replace(value)
+
+
+def _all_bodies(node: ir.Node) -> Iterator[ir.Graph]:
+    for body in bodies(node):
+        yield body
+        for inner in body:
+            yield from _all_bodies(inner)
+
+
+def _is_integer(value: ir.Value | None) -> bool:
+    dtype = value.dtype if value else None
+    return dtype is not None and (dtype.is_integer() or dtype == ir.DataType.BOOL)
+
+
+def _round(array: _Array, dtype: ir.DataType) -> tuple[_Array, _Array]:
+    """Round to a type, and say which finite values beyond its range were clamped to it."""
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = array.astype(dtype.numpy())
+    clamped = np.isinf(rounded) & np.isfinite(array)
+    if clamped.any():
+        rounded[clamped] = np.copysign(_LARGEST[dtype], array[clamped]).astype(rounded.dtype)
+    return rounded, clamped
+
+
+def _rounded(tensor: ir.TensorProtocol, dtype: ir.DataType) -> ir.Tensor[Any]:
+    return ir.Tensor(_round(read_tensor(tensor), dtype)[0], dtype=dtype)

@@ -1,0 +1,512 @@
+"""Write Q/DQ nodes around the matrix products of a graph, for a TensorRT that reads INT8 from them.
+
+Activations get a ``QuantizeLinear`` and a ``DequantizeLinear``, shared by all that read them, with
+one scale for the tensor and zero point 0. Weights are stored as INT8 or FP8 with one scale for each
+output channel, followed by a ``DequantizeLinear`` alone. Biases and outputs stay as they are.
+TensorRT fuses the pairs into the product between them. In an FP16 model a linear layer between
+them computes in FP32, for the reason at
+:data:`~trt_native.passes.autocast_rules.ACCUMULATES_UNSCALED`, and its result is cast back.
+
+:class:`~trt_native.passes.quantize_rules.SkipReason` lists why a product is left alone.
+Bodies of ``If``, ``Loop`` and ``Scan`` stay as they are; model-local functions are inlined first.
+Weights are quantized when they are serialised, so that a model larger than memory stays on disk;
+they are read once before, for their scales.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence, Set
+from typing import Any, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from trt_native.config import QUANTIZED_OPS
+from trt_native.errors import ModelError, SpecError, UnsupportedError
+from trt_native.graph.inference import infer_types
+from trt_native.graph.macs import multiply_adds, static_shapes
+from trt_native.graph.nodes import FLOAT, FLOAT16
+from trt_native.graph.opset import require_opset
+from trt_native.graph.types import reduced_types
+from trt_native.graph.validity import wraps_graph_errors
+from trt_native.passes.quantize_arrays import (
+    FLOAT8,
+    INT8,
+    LARGEST,
+    channel_amax,
+    quantize_lazily,
+    read_tensor,
+    round_scale,
+)
+from trt_native.passes.quantize_rules import (
+    COPY_OPS,
+    QUANTIZE_PRESETS,
+    REASONS,
+    Format,
+    ProductSelection,
+    QuantizedOperand,
+    SkipReason,
+    Weight,
+    count_by_operator,
+    default_ops,
+    find_weight,
+)
+from trt_native.passes.replacement import NameAuthority
+from trt_native.shapes import Shape
+
+__all__ = [
+    "METADATA_KEY",
+    "QUANTIZE_PRESETS",
+    "Format",
+    "QuantizationReport",
+    "SkipReason",
+    "quantize_model",
+]
+
+METADATA_KEY = "trt_native.quantization"
+"""Where an ONNX file's metadata hold the report, as JSON."""
+
+_SUFFIX = {INT8: "int8", FLOAT8: "fp8"}
+_OPSET_OF_CHANNELS, _OPSET_OF_TYPES = 13, 19  # per-channel scales; FP8, and scales in FP16 and BF16
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizationReport:
+    """What :func:`quantize_model` did.
+
+    Attributes:
+        format: ``"int8"``, ``"fp8"`` or ``"int8-weights"``.
+        preset: The preset.
+        ops: The operators to quantize.
+        quantized: Number of nodes whose inputs are quantized, by operator.
+        skipped: Number of matrix products left alone, by :class:`SkipReason` value, then by
+            operator.
+        macs: Multiply-adds of all matrix products, for the given shapes; None where those do not
+            tell.
+        macs_quantized: Multiply-adds of the quantized ones; None likewise.
+        activations: Number of activations with a Q/DQ pair.
+        residuals: How many of those are there for a residual sum alone.
+        weights: Number of weights quantized.
+        weight_bytes: Size of the weights of all matrix products before.
+        weight_bytes_quantized: Size of those among them that are quantized, before.
+        model_bytes_before: Size of all weights and constants before.
+        model_bytes_after: Size of all weights, constants and scales after.
+        kept_weights: Weights that stay in floating point too, for another reader.
+        without_range: Activations that have no range though a product needs one.
+        patterns: For each pattern of nodes to skip, the number of nodes that match.
+        opset: The opset the model was raised to, or None where it was left alone.
+    """
+
+    format: str
+    preset: str
+    ops: tuple[str, ...]
+    quantized: Mapping[str, int]
+    skipped: Mapping[str, Mapping[str, int]]
+    macs: int | None
+    macs_quantized: int | None
+    activations: int
+    residuals: int
+    weights: int
+    weight_bytes: int
+    weight_bytes_quantized: int
+    model_bytes_before: int
+    model_bytes_after: int
+    kept_weights: tuple[str, ...]
+    without_range: tuple[str, ...]
+    patterns: Mapping[str, int]
+    opset: int | None
+
+    @property
+    def nodes(self) -> int:
+        """Number of matrix products."""
+        return sum(self.quantized.values()) + sum(sum(n.values()) for n in self.skipped.values())
+
+    @property
+    def coverage(self) -> float:
+        """Quantized share of the multiply-adds, or of the nodes where those are unknown."""
+        if self.macs and self.macs_quantized is not None:
+            return self.macs_quantized / self.macs
+        return sum(self.quantized.values()) / self.nodes if self.nodes else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data that ``json`` can write, with ``coverage``."""
+        data = dataclasses.asdict(self)
+        lists = {name: list(value) for name, value in data.items() if isinstance(value, tuple)}
+        return {**data, **lists, "nodes": self.nodes, "coverage": round(self.coverage, 4)}
+
+    def explain(self) -> str:
+        """One line that says what was left alone, and why."""
+        parts = [
+            f"{count} {operator} ({REASONS[SkipReason(reason)]})"
+            for reason, operators in self.skipped.items()
+            for operator, count in operators.items()
+        ]
+        return ", ".join(parts) or "nothing"
+
+
+@wraps_graph_errors
+def quantize_model(
+    model: ir.Model,
+    ranges: Mapping[str, float],
+    *,
+    format: Format = "int8",  # noqa: A002
+    ops: Sequence[str] | None = None,
+    skip: Sequence[str] = (),
+    preset: str = "default",
+    min_coverage: float = 0.0,
+    shapes: Mapping[str, Shape] | None = None,
+    note: str = "",
+    dry_run: bool = False,
+) -> QuantizationReport:
+    """Rewrite a floating-point model, in place, to multiply in INT8 or FP8.
+
+    Names of nodes, inputs, outputs and of existing values stay. ``Constant`` nodes become
+    initializers. The report is noted in the model's metadata. Quantized weights are read from
+    their source when they are serialised: save the model under another external data path than the
+    one it was loaded from.
+
+    Args:
+        model: The model, in FP32, FP16 or BF16, with its weights in memory or on disk.
+        ranges: Largest magnitude of each activation, by tensor name. Tensors that the model lacks
+            are ignored; none are needed for ``"int8-weights"``.
+        format: ``"int8"``: scale = range / 127. ``"fp8"``: E4M3, scale = range / 448.
+            ``"int8-weights"``: only the weights are stored in INT8.
+        ops: Some of :data:`~trt_native.config.QUANTIZED_OPS`; None is what
+            :func:`~trt_native.passes.quantize_rules.default_ops` says.
+        skip: Patterns (``fnmatch``, case-sensitive) on node names, or with the prefix ``op:`` on
+            operator types, of nodes to leave alone.
+        preset: One of :data:`QUANTIZE_PRESETS`.
+        min_coverage: Fail if :attr:`QuantizationReport.coverage` is less than this.
+        shapes: Shape of each dynamic input, to count multiply-adds for.
+        note: What to add where too little can be quantized, such as what a backend lacks.
+        dry_run: Only report, without the opset; leave the model's operators and metadata alone.
+
+    Raises:
+        SpecError: A pattern or the preset matches no node, a range is not a positive number, an
+            argument is none of the above, or the coverage is 0 or too small.
+        ModelError: The model has Q/DQ nodes already, a weight holds NaN or infinity, or a value's
+            type is unknown and cannot be inferred.
+        UnsupportedError: The model's opset is too old and cannot be raised.
+    """
+    ops = default_ops(format, preset) if ops is None else tuple(ops)
+    _check_arguments(ranges, format, ops, preset, min_coverage)
+    if "quantized" in reduced_types(model):
+        raise ModelError(
+            "the model has Q/DQ or other quantized operators already; quantize the model it was"
+            " made from, or build this one as it is"
+        )
+    if model.functions:
+        passes.InlinePass()(model)
+    passes.RemoveInitializersFromInputsPass()(model)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    infer_types(model)
+    selection = ProductSelection(model, ranges, format=format, ops=ops, skip=skip, preset=preset)
+    writer = _Writer(model, selection, FLOAT8 if format == "fp8" else INT8)
+    report = QuantizationReport(
+        format=format,
+        preset=preset,
+        ops=ops,
+        patterns=selection.patterns,
+        without_range=tuple(selection.without_range),
+        **_coverage(model, selection, shapes or {}),
+        **writer.outlook(),
+    )
+    _check_coverage(report, min_coverage, note)
+    if not dry_run:
+        report = dataclasses.replace(report, opset=writer.run())
+        model.metadata_props[METADATA_KEY] = json.dumps(report.to_dict())
+    return report
+
+
+def _check_arguments(
+    ranges: Mapping[str, float],
+    format: str,  # noqa: A002
+    ops: Sequence[str],
+    preset: str,
+    minimum: float,
+) -> None:
+    if format not in get_args(Format):
+        raise SpecError(f"format {format!r} is none of: {', '.join(get_args(Format))}")
+    if preset not in QUANTIZE_PRESETS:
+        raise SpecError(f"preset {preset!r} is none of: {', '.join(QUANTIZE_PRESETS)}")
+    unknown = [operator for operator in ops if operator not in QUANTIZED_OPS]
+    if unknown or not ops:
+        raise SpecError(
+            f"operators to quantize: {', '.join(unknown) or 'none given'}; choose from"
+            f" {', '.join(QUANTIZED_OPS)}"
+        )
+    if not 0 <= minimum <= 1:
+        raise SpecError(f"minimum coverage {minimum}: it is a share from 0 to 1")
+    wrong = [name for name, amax in ranges.items() if not (math.isfinite(amax) and amax > 0)]
+    if wrong:
+        listing = ", ".join(f"{name} ({ranges[name]})" for name in wrong[:5])
+        raise SpecError(f"{len(wrong)} ranges are not positive numbers: {listing}; calibrate again")
+
+
+def _coverage(
+    model: ir.Model, selection: ProductSelection, shapes: Mapping[str, Shape]
+) -> dict[str, Any]:
+    """The report's counts of nodes and of multiply-adds."""
+    chosen = [product.node for product in selection.chosen]
+    known = static_shapes(model, shapes)
+    macs = {node: multiply_adds(node, known) for node in selection.quantizable()}
+    total = None if None in macs.values() else sum(n for n in macs.values() if n is not None)
+    reasons = {
+        reason: [node for node, why in selection.skipped.items() if why == reason]
+        for reason in SkipReason
+    }
+    return {
+        "quantized": count_by_operator(chosen),
+        "skipped": {r.value: count_by_operator(nodes) for r, nodes in reasons.items() if nodes},
+        "macs": total,
+        "macs_quantized": None if total is None else sum(macs[node] or 0 for node in chosen),
+    }
+
+
+def _check_coverage(report: QuantizationReport, minimum: float, note: str) -> None:
+    kind = "matrix products" if report.macs is None else "multiply-adds"
+    if report.quantized and report.coverage >= minimum:
+        return
+    missing = report.without_range
+    hint = ""
+    if missing:
+        hint = f"; {len(missing)} tensors have no range: {', '.join(missing[:5])}"
+        hint += ", ..." if len(missing) > 5 else ""
+    if not report.nodes:
+        raise SpecError("nothing to quantize: the model has no Conv, MatMul or Gemm")
+    wanted = f", {minimum:.1%} are asked for" if report.quantized else ""
+    raise SpecError(
+        f"only {report.coverage:.1%} of the {kind} can be quantized{wanted}; left alone:"
+        f" {report.explain()}{hint}{f'; {note}' if note else ''}"
+    )
+
+
+_Key: TypeAlias = tuple[ir.Value, tuple[int, ...] | None, int, ir.DataType]
+
+
+def _key(operand: QuantizedOperand) -> _Key:
+    """What makes two weights the same: initializer, transposition, axis and type."""
+    weight = operand.weight
+    source, perm = (weight.source, weight.perm) if weight else (operand.value, None)
+    return source, perm, operand.axis, operand.dtype
+
+
+def _has_other_readers(value: ir.Value, wired: Set[tuple[ir.Node, int]]) -> bool:
+    """Whether a weight is read in floating point by anything but products to quantize."""
+    if value.is_graph_output():
+        return True
+    for node, index in value.uses():
+        if (node, index) in wired:
+            continue
+        if node.op_type not in COPY_OPS or _has_other_readers(node.outputs[0], wired):
+            return True
+    return False
+
+
+def _cast(value: ir.Value, result: ir.Value) -> ir.Node:
+    assert result.dtype is not None  # noqa: S101  # for the type checker
+    return ir.node("Cast", [value], {"to": result.dtype.value}, outputs=[result], name=result.name)
+
+
+def _nbytes(value: ir.Value) -> int:
+    return value.const_value.nbytes if value.const_value is not None else 0
+
+
+def _packed_nbytes(operand: QuantizedOperand) -> int:
+    """Size of a quantized weight with its scales."""
+    tensor = operand.weight.source.const_value if operand.weight else None
+    if operand.weight is None or tensor is None:
+        return 0
+    shape, perm = tensor.shape.numpy(), operand.weight.perm
+    channels = int(shape[perm[operand.axis] if perm else operand.axis])
+    return int(tensor.size) + channels * int(operand.dtype.itemsize)
+
+
+class _Writer:
+    """Puts the Q/DQ nodes of a selection into the graph."""
+
+    def __init__(self, model: ir.Model, selection: ProductSelection, dtype: ir.DataType) -> None:
+        self.model = model
+        self.graph = model.graph
+        self.selection = selection
+        self.dtype = dtype
+        self.scale_of: dict[_Key, npt.NDArray[np.float32]] = {}
+        self.weights: dict[_Key, ir.Value] = {}
+        self.quantizers: dict[ir.Value, ir.Node] = {}
+        self.scales: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+        self.activations: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+        self.names = NameAuthority(model)
+        self._zero_point: ir.Value | None = None
+
+    def outlook(self) -> dict[str, Any]:
+        """The report's fields about tensors, told without reading a weight."""
+        operands = [o for product in self.selection.chosen for o in product.operands]
+        activations = {operand.value for operand in operands if operand.weight is None}
+        sums = {add.inputs[index] for add, index in self.selection.residuals} - activations
+        copies = {_key(o): o for o in operands if o.weight}
+        sources = {o.weight.source for o in copies.values() if o.weight}
+        wired = {(p.node, o.index) for p in self.selection.chosen for o in p.operands}
+        kept = {source for source in sources if _has_other_readers(source, wired)}
+        products = self.selection.quantizable()
+        weights = [find_weight(v) for node in products for v in node.inputs[:2] if v is not None]
+        before = sum(_nbytes(value) for value in self.graph.initializers.values())
+        after = before - sum(_nbytes(source) for source in sources - kept)
+        after += sum(map(_packed_nbytes, copies.values()))
+        return {
+            "activations": len(activations) + len(sums),
+            "residuals": len(sums),
+            "weights": len(sources),
+            "weight_bytes": sum(_nbytes(v) for v in {w.source for w in weights if w}),
+            "weight_bytes_quantized": sum(map(_nbytes, sources)),
+            "model_bytes_before": before,
+            "model_bytes_after": after,
+            "kept_weights": tuple(sorted(value.name or "" for value in kept)),
+            "opset": None,
+        }
+
+    def run(self) -> int | None:
+        """Rewrite the graph; returns the opset it was raised to, if it was."""
+        opset = self._raise_opset()
+        self._measure_weights()
+        for product in self.selection.chosen:
+            for operand in product.operands:
+                if operand.weight is None:
+                    result = self._activation(operand.value, operand.dtype)
+                else:
+                    result = self._weight(product.node, operand, operand.weight)
+                product.node.replace_input_with(operand.index, result)
+                self._drop_unused(operand.value)
+        for add, index in self.selection.residuals:
+            value = add.inputs[index]
+            if value is not None:
+                add.replace_input_with(index, self._activation(value, value.dtype or FLOAT))
+        for product in self.selection.chosen:
+            if product.widened:
+                self._widen(product.node)
+        return opset
+
+    def _raise_opset(self) -> int | None:
+        values = [o.value for product in self.selection.chosen for o in product.operands]
+        if self.dtype == FLOAT8:
+            return require_opset(self.model, _OPSET_OF_TYPES, "FP8 Q/DQ nodes")
+        if any(value.dtype != FLOAT for value in values):
+            return require_opset(self.model, _OPSET_OF_TYPES, "FP16 and BF16 scales")
+        try:
+            # So that the rest of the graph can be reduced later.
+            return require_opset(self.model, _OPSET_OF_TYPES, "")
+        except UnsupportedError:
+            return require_opset(self.model, _OPSET_OF_CHANNELS, "scales for each channel")
+
+    def _measure_weights(self) -> None:
+        """Find the scales of every weight, before anything is changed."""
+        faults: dict[str, str] = {}
+        for product in self.selection.chosen:
+            for operand in product.operands:
+                weight, key = operand.weight, _key(operand)
+                if weight is None or key in self.scale_of or weight.source.const_value is None:
+                    continue
+                array = read_tensor(weight.source.const_value)
+                array = array.transpose(weight.perm) if weight.perm else array
+                amax = channel_amax(array, operand.axis)
+                if not np.isfinite(amax).all():
+                    name = product.node.name or product.node.op_type
+                    faults.setdefault(weight.source.name or "", name)
+                scale = np.where(amax > 0, amax / LARGEST[self.dtype], 1.0)
+                self.scale_of[key] = round_scale(scale, operand.dtype)
+        if faults:
+            listing = ", ".join(f"{weight!r} (node {node!r})" for weight, node in faults.items())
+            raise ModelError(
+                f"weights hold NaN or infinity: {listing}; export the model again from sound"
+                " weights, or skip these nodes"
+            )
+
+    def _activation(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """The value after its ``QuantizeLinear``, and a ``DequantizeLinear`` to a type."""
+        if (value, dtype) in self.activations:
+            return self.activations[value, dtype]
+        if value not in self.quantizers:
+            self.quantizers[value] = self._quantizer(value)
+        quantizer = self.quantizers[value]
+        result = self.names.value(value, "dequantized", dtype)
+        inputs = [quantizer.outputs[0], self._scale(value, dtype), self._zero()]
+        node = ir.node("DequantizeLinear", inputs, outputs=[result], name=result.name)
+        self.graph.insert_after(quantizer, node)
+        self.activations[value, dtype] = result
+        return result
+
+    def _quantizer(self, value: ir.Value) -> ir.Node:
+        result = self.names.value(value, "quantized", self.dtype)
+        inputs = [value, self._scale(value, value.dtype or FLOAT), self._zero()]
+        node = ir.node("QuantizeLinear", inputs, outputs=[result], name=result.name)
+        producer = value.producer()
+        if producer is not None:
+            self.graph.insert_after(producer, node)
+        else:
+            self.graph.insert_before(self.graph[0], node)
+        return node
+
+    def _scale(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """The scale of an activation in a type; the number is the same in all of them."""
+        if (value, dtype) not in self.scales:
+            amax = self.selection.ranges[value.name or ""]
+            array = round_scale(amax / LARGEST[self.dtype], value.dtype or FLOAT)
+            tensor = ir.tensor(array.astype(dtype.numpy()))
+            self.scales[value, dtype] = self.names.initializer(f"{value.name}__scale", tensor)
+        return self.scales[value, dtype]
+
+    def _widen(self, node: ir.Node) -> None:
+        """Let a product in FP16 compute in FP32, as its operands are already."""
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        if bias is not None:
+            wide = self.names.value(bias, "fp32", FLOAT)
+            self.graph.insert_before(node, _cast(bias, wide))
+            node.replace_input_with(2, wide)
+        result, name = node.outputs[0], node.outputs[0].name
+        narrow = self.names.value(result, "fp16", FLOAT16)
+        result.replace_all_uses_with(narrow, replace_graph_outputs=True)
+        self.graph.insert_after(node, _cast(result, narrow))
+        result.name, narrow.name, result.dtype = self.names.unique(f"{name}__fp32"), name, FLOAT
+
+    def _weight(self, reader: ir.Node, operand: QuantizedOperand, weight: Weight) -> ir.Value:
+        """The quantized weight after its ``DequantizeLinear``."""
+        key = _key(operand)
+        if key in self.weights:
+            return self.weights[key]
+        tensor, dtype = weight.source.const_value, operand.dtype
+        assert tensor is not None  # noqa: S101  # for the type checker
+        array, name = self.scale_of[key], operand.value.name
+        lazy = quantize_lazily(tensor, weight.perm, array, operand.axis, self.dtype)
+        packed = self.names.initializer(f"{name}__{_SUFFIX[self.dtype]}", lazy)
+        scale = self.names.initializer(f"{name}__scale", ir.tensor(array.astype(dtype.numpy())))
+        result = self.names.value(operand.value, "dequantized", dtype)
+        result.shape = ir.Shape(lazy.shape)
+        node = ir.node(
+            "DequantizeLinear", [packed, scale], {"axis": operand.axis}, outputs=[result],
+            name=result.name,
+        )  # fmt: skip
+        self.graph.insert_before(reader, node)
+        self.weights[key] = result
+        return result
+
+    def _drop_unused(self, value: ir.Value | None) -> None:
+        """Remove a weight that nobody reads any more, and the nodes that it passed through."""
+        while value is not None and not value.uses() and not value.is_graph_output():
+            producer = value.producer()
+            if producer is None:
+                if value.is_initializer() and value.name:
+                    self.graph.initializers.pop(value.name)
+                return
+            value = producer.inputs[0]
+            self.graph.remove(producer, safe=True)
+
+    def _zero(self) -> ir.Value:
+        if self._zero_point is None:
+            array = np.zeros((), self.dtype.numpy())
+            name = f"zero_point__{_SUFFIX[self.dtype]}"
+            self._zero_point = self.names.initializer(name, ir.Tensor(array, dtype=self.dtype))
+        return self._zero_point

@@ -1,0 +1,117 @@
+"""Values that a rewriting adds to a graph, under names that are free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from trt_native.graph.nodes import all_nodes
+
+__all__ = ["NameAuthority", "ReplacementBuilder"]
+
+
+class NameAuthority:
+    """The names in a model's graph and the bodies in it; those that are added count at once."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._graph = model.graph
+        self._taken = {value.name for node in all_nodes(model.graph) for value in node.outputs}
+        for graph in model.graphs():
+            self._taken |= {value.name for value in graph.inputs} | set(graph.initializers)
+
+    def unique(self, name: str) -> str:
+        """The name, followed by as many underscores as it takes."""
+        while name in self._taken:
+            name += "_"
+        self._taken.add(name)
+        return name
+
+    def value(self, like: ir.Value, suffix: str, dtype: ir.DataType) -> ir.Value:
+        """A value for a new node to make: of another's shape, named after it."""
+        shape = None if like.shape is None else ir.Shape(like.shape)
+        name = self.unique(f"{like.name}__{suffix}")
+        return ir.Value(name=name, shape=shape, type=ir.TensorType(dtype))
+
+    def initializer(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+        """A new initializer of the graph."""
+        value = ir.Value(
+            name=self.unique(name), shape=ir.Shape(tensor.shape.numpy()),
+            type=ir.TensorType(tensor.dtype), const_value=tensor,
+        )  # fmt: skip
+        self._graph.register_initializer(value)
+        return value
+
+
+class ReplacementBuilder:
+    """New nodes in the place of one, whose outputs keep their names.
+
+    The last of them gets the node's name, the others that with a suffix.
+
+    Attributes:
+        node: The node.
+        opset: That of the model.
+    """
+
+    def __init__(self, node: ir.Node, names: NameAuthority, opset: int) -> None:
+        self.node = node
+        self.opset = opset
+        self._names = names
+        self._nodes: list[ir.Node] = []
+
+    @property
+    def kind(self) -> ir.DataType | None:
+        """The element type of the first output or input of which one is known."""
+        values = (*self.node.outputs, *self.node.inputs)
+        return next((v.dtype for v in values if v is not None and v.dtype is not None), None)
+
+    def add(
+        self,
+        operator: str,
+        inputs: Sequence[ir.Value | None],
+        kind: ir.DataType | None = None,
+        **attributes: object,
+    ) -> ir.Value:
+        """The output of a new node, of the node's own type unless another is given."""
+        return self.add_with(operator, inputs, 1, attributes, kind)[0]
+
+    def add_with(
+        self,
+        operator: str,
+        inputs: Sequence[ir.Value | None],
+        outputs: int,
+        attributes: Mapping[str, object],
+        kind: ir.DataType | None = None,
+    ) -> list[ir.Value]:
+        """The outputs of a new node."""
+        kind = kind or self.kind
+        types = [None if kind is None else ir.TensorType(kind) for _ in range(outputs)]
+        values = [
+            ir.Value(name=self._names.unique(self._named(operator.lower())), type=t) for t in types
+        ]
+        suffix = f"__{operator.lower()}_{len(self._nodes)}"
+        name = f"{self.node.name}{suffix}" if self.node.name else None
+        self._nodes.append(ir.node(operator, inputs, attributes, outputs=values, name=name))  # type: ignore[arg-type]
+        return values
+
+    def constant(self, number: np.ndarray | np.float32) -> ir.Value:
+        """A new initializer."""
+        return self._names.initializer(self._named("value"), ir.Tensor(np.asarray(number)))
+
+    def reshaped(self, value: ir.Value, shape: list[int]) -> ir.Value:
+        """A value in another shape, of the same type."""
+        return self.add("Reshape", [value, self.constant(np.array(shape))], value.dtype)
+
+    def replace(self, *values: ir.Value | None) -> None:
+        """Let new values take the place of the node's outputs; None where it has none."""
+        graph, node = self.node.graph, self.node
+        assert graph is not None  # noqa: S101  # for the type checker
+        self._nodes[-1].name = node.name
+        pairs = [(old, new) for old, new in zip(node.outputs, values, strict=True) if new]
+        old, new = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        ir.convenience.replace_nodes_and_values(graph, node, [node], self._nodes, old, new)
+
+    def _named(self, suffix: str) -> str:
+        named = (value.name for value in self.node.outputs if value.name)
+        return f"{next(named, self.node.op_type)}__{suffix}"

@@ -1,0 +1,143 @@
+"""Whether a plan can be loaded on a machine, judged before TensorRT sees its bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from trt_native.plans.header import PlanHeader, version_numbers
+from trt_native.plans.manifest import Manifest
+from trt_native.units import format_bytes
+
+__all__ = ["CompatibilityReport", "Environment", "compatibility"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """What a machine has to load plans with.
+
+    Attributes:
+        libraries: Version of each TensorRT that imports, by product as in :class:`PlanHeader`.
+        targets: For a product that names them, the compute capabilities it supports.
+        gpu: Name of the GPU; None where there is none, and then the rest is None too.
+        compute_capability: Such as ``8.9``.
+        driver: CUDA version that the driver supports, such as ``13.0``.
+        total_bytes: Size of the GPU's memory.
+        free_bytes: How much of it is free.
+    """
+
+    libraries: Mapping[str, str]
+    targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    gpu: str | None = None
+    compute_capability: str | None = None
+    driver: str | None = None
+    total_bytes: int | None = None
+    free_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CompatibilityReport:
+    """Whether a plan will load.
+
+    Attributes:
+        errors: Why it will not, gravest first; none if it should.
+        warnings: What may still go wrong, or what loading alone does not give.
+    """
+
+    errors: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def loads(self) -> bool:
+        """Whether nothing is known that prevents it."""
+        return not self.errors
+
+
+def compatibility(
+    header: PlanHeader, manifest: Manifest | None, environment: Environment
+) -> CompatibilityReport:
+    """Judge a plan by its header and manifest, before TensorRT sees its bytes.
+
+    Args:
+        header: What the plan's first bytes say.
+        manifest: What else is known; None for a plan that came without one.
+        environment: The machine that is to load it.
+    """
+    errors, warnings = _library_report(header, manifest, environment)
+    if environment.gpu is None:
+        errors.append("loading a plan needs a GPU, and none is usable here")
+        return CompatibilityReport(tuple(errors), tuple(warnings))
+    if manifest is None:
+        warnings.append("there is no manifest, so the GPU that the plan is for is not known")
+        return CompatibilityReport(tuple(errors), tuple(warnings))
+    for found, where in _gpu_report(header, manifest, environment):
+        (errors if where == "error" else warnings).append(found)
+    return CompatibilityReport(tuple(errors), tuple(warnings))
+
+
+def _library_report(
+    header: PlanHeader, manifest: Manifest | None, environment: Environment
+) -> tuple[list[str], list[str]]:
+    product = header.product
+    version = environment.libraries.get(product)
+    if version is None:
+        extra = "tensorrt11" if (product, header.version[0]) == ("TensorRT", 11) else header.backend
+        present = " and ".join(f"{k} {v}" for k, v in environment.libraries.items())
+        return [
+            f"the plan needs {product} {header.version_text}, which is not installed"
+            f" (found: {present or 'no TensorRT'}); pip install 'trt-native[{extra}]'"
+        ], []
+    exact = header.mismatch_exact(version)
+    if exact is None:
+        return [], []
+    if product == "TensorRT-RTX" or (manifest is None and header.mismatch(product, version)):
+        return [exact], []
+    if manifest is None:
+        return [], [f"{exact}, unless it was built version compatible"]
+    if not manifest.options.get("version_compatible"):
+        return [exact], []
+    if version_numbers(version) < header.version:
+        return [f"{exact}; version compatible plans load in later versions only"], []
+    return [], []
+
+
+def _gpu_report(
+    header: PlanHeader, manifest: Manifest, environment: Environment
+) -> Iterator[tuple[str, str]]:
+    """What the GPU, its driver and its memory mean for the plan: each an error or a warning."""
+    gpu = f"{environment.gpu} (compute capability {environment.compute_capability})"
+    here, built = environment.compute_capability, manifest.compute_capabilities
+    if not targets_gpu(manifest, here or ""):
+        yield (
+            f"the plan is for compute capability {' and '.join(built)}, this GPU is {gpu};"
+            " build it again for this one",
+            "error",
+        )
+    targets = environment.targets.get(header.product, ())
+    if header.product == "TensorRT-RTX":
+        if targets and here not in targets:
+            yield f"{header.product} does not officially support {gpu}", "warning"
+    elif manifest.gpu not in (None, environment.gpu):
+        yield f"it was built and tuned on {manifest.gpu}, and may be slower on {gpu}", "warning"
+    if version_numbers(environment.driver or "") < version_numbers(manifest.driver or ""):
+        yield (
+            f"it was built under a driver for CUDA {manifest.driver}, here it is for CUDA"
+            f" {environment.driver}",
+            "warning",
+        )
+    if environment.total_bytes is not None and not manifest.options.get("weight_streaming"):
+        need = f"the plan is {format_bytes(manifest.plan_bytes)}, the GPU has"
+        if manifest.plan_bytes > environment.total_bytes:
+            yield f"{need} {format_bytes(environment.total_bytes)} of memory", "error"
+        elif manifest.plan_bytes > (environment.free_bytes or 0):
+            yield f"{need} {format_bytes(environment.free_bytes or 0)} free", "warning"
+    if manifest.options.get("strip_weights"):
+        yield "its weights were left out: refit it before it is run (trt-native refit)", "warning"
+
+
+def targets_gpu(manifest: Manifest, capability: str) -> bool:
+    built = manifest.compute_capabilities
+    if not built or capability in built:
+        return True
+    ampere_plus = manifest.options.get("hardware_compatibility") == "ampere_plus"
+    return ampere_plus and version_numbers(capability) >= (8, 0)

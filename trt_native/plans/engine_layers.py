@@ -1,0 +1,168 @@
+"""Layers of an engine, as TensorRT's engine inspector tells of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = [
+    "Layer",
+    "LayerTensor",
+    "layer_records",
+    "parse_layers",
+    "precision_mix",
+    "quantized_layers",
+]
+
+_PRECISIONS = (
+    ("bf16", "bf16|bfloat16"),
+    ("fp8", "fp8|e4m3"),
+    ("fp4", "fp4|e2m1"),
+    ("fp16", "fp16|half"),
+    ("fp32", "fp32|float"),
+    ("int4", "int4"),
+    ("uint8", "uint8"),
+    ("int8", "int8"),
+    ("int64", "int64"),
+    ("int32", "int32"),
+    ("bool", "bool"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTensor:
+    """A tensor between layers.
+
+    Attributes:
+        name: Its name in the engine.
+        precision: Such as ``fp16``; ``unknown`` where the inspector does not tell.
+        shape: Extents, -1 where dynamic; None where the inspector does not tell.
+    """
+
+    name: str
+    precision: str
+    shape: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer of an engine, after TensorRT has fused what it could.
+
+    Attributes:
+        name: Its name, made of those of the ONNX nodes in it.
+        kind: TensorRT's layer type; empty where the plan has kept names alone.
+        tactic: Name of the kernel, where the inspector tells.
+        inputs: What it reads.
+        outputs: What it writes.
+    """
+
+    name: str
+    kind: str = ""
+    tactic: str | None = None
+    inputs: tuple[LayerTensor, ...] = ()
+    outputs: tuple[LayerTensor, ...] = ()
+
+    @property
+    def precision(self) -> str:
+        """Type of its first output."""
+        return self.outputs[0].precision if self.outputs else "unknown"
+
+
+def layer_records(text: Any) -> list[dict[str, Any]] | None:
+    """The layers in what an engine inspector wrote about an engine, or about one layer.
+
+    Returns:
+        One mapping per layer; a layer of which only the name is told has only ``Name``. None where
+        the text is no JSON, or tells no layers.
+    """
+    try:
+        data = json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        return None
+    if isinstance(data, dict):
+        data = data.get("Layers", [data] if "Name" in data else None)
+    elif isinstance(data, str):
+        data = [data]
+    if not isinstance(data, list):
+        return None
+    return [dict(layer) if isinstance(layer, dict) else {"Name": str(layer)} for layer in data]
+
+
+def parse_layers(layers: Iterable[Mapping[str, Any]]) -> tuple[Layer, ...]:
+    """Read what the engine inspector writes as JSON, of any TensorRT; unknown keys are ignored."""
+    return tuple(
+        Layer(
+            name=str(layer.get("Name", "")),
+            kind=str(layer.get("LayerType", "")),
+            tactic=str(layer["TacticName"]) if layer.get("TacticName") else None,
+            inputs=_layer_tensors(layer.get("Inputs")),
+            outputs=_layer_tensors(layer.get("Outputs")),
+        )
+        for layer in layers
+    )
+
+
+def _layer_tensors(tensors: Any) -> tuple[LayerTensor, ...]:
+    if not isinstance(tensors, list):
+        return ()
+    return tuple(_layer_tensor(t if isinstance(t, Mapping) else {"Name": t}) for t in tensors)
+
+
+def _layer_tensor(tensor: Mapping[str, Any]) -> LayerTensor:
+    extents = tensor.get("Dimensions")
+    told = isinstance(extents, list) and all(type(extent) is int for extent in extents)
+    return LayerTensor(
+        name=str(tensor.get("Name", "")),
+        precision=_precision(str(tensor.get("Datatype") or tensor.get("Format/Datatype", ""))),
+        shape=tuple(extents) if told and extents is not None else None,
+    )
+
+
+def _precision(text: str) -> str:
+    for name, pattern in _PRECISIONS:
+        if re.search(pattern, text, re.IGNORECASE):
+            return name
+    return "unknown"
+
+
+def precision_mix(layers: Iterable[Layer]) -> dict[str, int]:
+    """How many layers there are of each precision, most frequent first."""
+    return dict(Counter(layer.precision for layer in layers).most_common())
+
+
+# What only changes a tensor's type or place, by the inspector's names for it.
+_MOVES = re.compile(
+    r"reformat|quantize|cast|shuffle|noop|copy|constant|slice|concat", re.IGNORECASE
+)
+_QUANTIZED = ("int8", "fp8")
+
+
+def quantized_layers(layers: Sequence[Layer]) -> dict[str, Any] | None:
+    """Which layers compute in INT8 or FP8, as the manifest tells it.
+
+    A layer does if it reads a tensor of that type and is not there only to convert or to move it.
+    Where TensorRT has fused a whole part of the network into one layer, what happens inside does
+    not show.
+
+    Returns:
+        ``layers``: how many there are; ``outputs``: how many by the type of their first output;
+        ``int8`` and ``fp8``: names of those that compute in it. None where the plan does not tell
+        types.
+    """
+    mix = precision_mix(layers)
+    if not layers or set(mix) == {"unknown"}:
+        return None
+    computing = [layer for layer in layers if not _MOVES.search(layer.kind)]
+    found = {
+        precision: [
+            layer.name
+            for layer in computing
+            if any(tensor.precision == precision for tensor in layer.inputs)
+        ]
+        for precision in _QUANTIZED
+    }
+    return {"layers": len(layers), "outputs": mix, **found}

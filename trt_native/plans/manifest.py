@@ -1,0 +1,343 @@
+"""The manifest stored next to a plan: where the plan comes from and what it needs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from trt_native.config import BuildConfig
+from trt_native.errors import PlanError, SpecError
+from trt_native.files import is_within, read_text_file, sha256_of_file
+from trt_native.shapes import ShapeRange
+
+__all__ = [
+    "MANIFEST_SCHEMA",
+    "Manifest",
+    "PlanTensor",
+    "find_model",
+    "manifest_path",
+    "read_manifest",
+]
+
+
+MANIFEST_SCHEMA = 1
+"""Number of the manifest's layout; a change that would break readers raises it."""
+
+
+_NONE = type(None)
+
+
+_MANIFEST_TYPES: dict[str, tuple[type, ...]] = {
+    "schema": (int,),
+    "producer": (str,),
+    "plan_sha256": (str,),
+    "plan_bytes": (int,),
+    "backend": (str,),
+    "backend_version": (str,),
+    "gpu": (str, _NONE),
+    "compute_capabilities": (list,),
+    "driver": (str, _NONE),
+    "model": (dict,),
+    "tensors": (list,),
+    "precision": (dict,),
+    "options": (dict,),
+    "seconds": (dict,),
+    "created": (str,),
+}
+
+
+_FILE_TYPES: dict[str, tuple[type, ...]] = {"file": (str,), "bytes": (int,), "sha256": (str,)}
+
+
+_MODEL_TYPES = {**_FILE_TYPES, "external": (list,)}
+
+
+_PRECISION_TYPES = {"requested": (str,), "applied": (str,)}
+
+
+_REFIT_TYPES: dict[str, tuple[type, ...]] = {"structure": (str,), "weights": (dict,)}
+
+
+_TENSOR_TYPES = {
+    "name": (str,),
+    "mode": (str,),
+    "dtype": (str,),
+    "shape": (list,),
+    "dims": (list,),
+    "profiles": (list,),
+    "values": (list,),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PlanTensor:
+    """An input or output of a plan.
+
+    Attributes:
+        name: Name in the engine.
+        mode: ``input`` or ``output``.
+        dtype: Element type by its NumPy or ml_dtypes name.
+        shape: Extents; -1 where the shape is dynamic.
+        dims: Symbolic dimension of each axis as the ONNX file names it; None where it has none.
+        profiles: For a dynamic input, its range in each optimization profile.
+        values: For an input that is itself a shape, the range of its values in each profile.
+    """
+
+    name: str
+    mode: str
+    dtype: str
+    shape: tuple[int, ...]
+    dims: tuple[str | None, ...] = ()
+    profiles: tuple[ShapeRange, ...] = ()
+    values: tuple[ShapeRange, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON holds it, ranges as ``MIN:OPT:MAX``."""
+        data = asdict(self)
+        data["shape"] = list(self.shape)
+        data["dims"] = list(self.dims)
+        data["profiles"] = [str(item) for item in self.profiles]
+        data["values"] = [str(item) for item in self.values]
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> PlanTensor:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            KeyError, TypeError, ValueError: a field is missing or malformed.
+        """
+        _check_types(data, _TENSOR_TYPES, "tensor.")
+        shape, dims = data["shape"], data["dims"]
+        if data["mode"] not in ("input", "output"):
+            raise ValueError(f"mode {data['mode']!r} of tensor {data['name']!r}")
+        if not all(type(axis) is int and axis >= -1 for axis in shape):
+            raise ValueError(f"shape {shape} of tensor {data['name']!r}")
+        if len(dims) not in (0, len(shape)) or not all(isinstance(d, (str, _NONE)) for d in dims):
+            raise ValueError(f"dims {dims} of tensor {data['name']!r}")
+        return cls(
+            name=data["name"],
+            mode=data["mode"],
+            dtype=data["dtype"],
+            shape=tuple(shape),
+            dims=tuple(dims),
+            profiles=tuple(ShapeRange.parse(text) for text in data["profiles"]),
+            values=tuple(ShapeRange.parse(text) for text in data["values"]),
+        )
+
+    def describe_shape(self) -> str:
+        """The shape for a person: extents, and the symbolic name where an axis is dynamic."""
+        names = self.dims or (None,) * len(self.shape)
+        axes = [
+            str(extent) if extent >= 0 else (name or "?")
+            for extent, name in zip(self.shape, names, strict=True)
+        ]
+        return " x ".join(axes) or "scalar"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Where a plan comes from and what it needs.
+
+    Attributes:
+        producer: Program and version that wrote the plan.
+        plan_sha256: Hash of the plan's bytes.
+        plan_bytes: Length of the plan.
+        backend: ``trt10``, ``trt11`` or ``rtx``.
+        backend_version: Full version of the TensorRT library.
+        gpu: Name of the GPU the plan was built on; None where it was built without one.
+        compute_capabilities: GPUs the plan targets, as ``8.9``; empty means every GPU that the
+            backend supports.
+        driver: CUDA driver API version at the build, such as ``13.0``; None without a GPU.
+        model: ``file``, ``sha256``, ``bytes`` of the ONNX file and the same for each file of
+            ``external`` weights; ``metadata``, what our export noted in the ONNX file.
+        tensors: Inputs, then outputs, in the engine's order.
+        precision: What was asked for and what was done.
+        options: Every build option that differs from its default.
+        seconds: How long each part of the build took.
+        created: UTC time in ISO 8601.
+        refit: For a plan whose weights can be replaced, ``structure`` and ``weights`` of the graph
+            that TensorRT parsed, as in :class:`~trt_native.graph.refit_signature.RefitSignature`.
+        refitted_from: For a plan whose weights were replaced, ``plan_sha256`` of the plan they
+            were replaced in, and ``model``, what that one was built from.
+        schema: Number of this layout.
+    """
+
+    producer: str
+    plan_sha256: str
+    plan_bytes: int
+    backend: str
+    backend_version: str
+    gpu: str | None
+    compute_capabilities: tuple[str, ...]
+    driver: str | None
+    model: Mapping[str, Any]
+    tensors: tuple[PlanTensor, ...]
+    precision: Mapping[str, Any]
+    options: Mapping[str, Any]
+    seconds: Mapping[str, float]
+    created: str
+    refit: Mapping[str, Any] | None = None
+    refitted_from: Mapping[str, Any] | None = None
+    schema: int = MANIFEST_SCHEMA
+
+    @property
+    def inputs(self) -> tuple[PlanTensor, ...]:
+        """The tensors to be supplied."""
+        return tuple(tensor for tensor in self.tensors if tensor.mode == "input")
+
+    @property
+    def outputs(self) -> tuple[PlanTensor, ...]:
+        """The tensors that come back."""
+        return tuple(tensor for tensor in self.tensors if tensor.mode == "output")
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What our export noted in the ONNX file: entries whose names start ``trt_native.``."""
+        noted: Mapping[str, str] = self.model.get("metadata", {})
+        return noted
+
+    def build_config(self) -> BuildConfig:
+        """The configuration that the plan was built with.
+
+        Raises:
+            PlanError: the recorded options are not those of a build.
+        """
+        try:
+            return BuildConfig.from_options(self.options)
+        except SpecError as error:
+            raise PlanError(f"malformed manifest: options: {error.message}") from None
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON holds it; ``schema`` comes first."""
+        data = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        data["tensors"] = [tensor.to_json() for tensor in self.tensors]
+        data["compute_capabilities"] = list(self.compute_capabilities)
+        for name in ("refit", "refitted_from"):
+            if data[name] is None:
+                del data[name]
+        return {"schema": data.pop("schema"), **data}
+
+    @classmethod
+    def from_json(cls, data: object) -> Manifest:
+        """The inverse of :meth:`to_json`.
+
+        Properties that this version does not know are ignored, as
+        ``include/plan_manifest.schema.json`` asks of every reader.
+
+        Raises:
+            PlanError: another schema, or a field is missing or malformed.
+        """
+        if not isinstance(data, dict) or data.get("schema") != MANIFEST_SCHEMA:
+            found = data.get("schema") if isinstance(data, dict) else type(data).__name__
+            raise PlanError(f"manifest of schema {found!r}, this version reads {MANIFEST_SCHEMA}")
+        try:
+            _check_types(data, _MANIFEST_TYPES, "")
+            _check_types(data["model"], _MODEL_TYPES, "model.")
+            for item in data["model"]["external"]:
+                _check_types(item, _FILE_TYPES, "model.external.")
+            noted = data["model"].get("metadata", {})
+            _check_types(noted, dict.fromkeys(noted, (str,)), "model.metadata.")
+            _check_types(data["precision"], _PRECISION_TYPES, "precision.")
+            if "refit" in data:
+                _check_types(data["refit"], _REFIT_TYPES, "refit.")
+                weights = data["refit"]["weights"]
+                _check_types(weights, dict.fromkeys(weights, (str,)), "refit.weights.")
+            known = [name for name in cls.__dataclass_fields__ if name in data]
+            fields = {name: data[name] for name in known}
+            fields["tensors"] = tuple(PlanTensor.from_json(item) for item in data["tensors"])
+            fields["compute_capabilities"] = tuple(map(str, data["compute_capabilities"]))
+            json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair is no text
+            _check_profiles(fields["tensors"])
+            return cls(**fields)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise PlanError(f"malformed manifest: {type(error).__name__}: {error}") from None
+
+
+def find_model(manifest: Manifest, plan: Path) -> tuple[Path | None, str]:
+    """Look for the ONNX file of a plan beside it, and nowhere else.
+
+    Returns:
+        The file, if it is there, and one line on whether it is the one the plan was built from.
+
+    Raises:
+        PlanError: the file is there and cannot be read.
+    """
+    name = str(manifest.model["file"])
+    path = plan.parent / name
+    try:
+        if not is_within(path, plan.parent.resolve()):
+            return None, f"{name!r} lies outside the plan's folder, which is not followed"
+        if not path.is_file():
+            digits = manifest.model["sha256"][:16]
+            return None, f"{name} (SHA-256 {digits}...) does not lie beside the plan; put it there"
+        same = path.stat().st_size == manifest.model["bytes"]
+        same = same and sha256_of_file(path) == manifest.model["sha256"]
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a null byte
+        raise PlanError(f"cannot read {path}: {error}") from None
+    if same:
+        return path, f"{name} beside it is the file that it was built from"
+    return path, f"{name} beside it has changed since the plan was built"
+
+
+def _check_types(data: Any, types: Mapping[str, tuple[type, ...]], where: str) -> None:
+    """What the rest relies on; the schema file says more than a reader needs.
+
+    Raises:
+        KeyError, TypeError: a property is missing, or of another type.
+    """
+    if not isinstance(data, dict):
+        raise TypeError(f"{where.rstrip('.')} is no object")
+    for name, allowed in types.items():
+        if name not in data:
+            raise KeyError(f"{where}{name}")
+        if not isinstance(data[name], allowed) or isinstance(data[name], bool):
+            raise TypeError(f"{where}{name} is {type(data[name]).__name__}")
+
+
+def _check_profiles(tensors: Iterable[PlanTensor]) -> None:
+    """Every dynamic input has a range in each profile, for each of its axes; no output has any.
+
+    Raises:
+        ValueError: one has not.
+    """
+    tensors = tuple(tensors)
+    count = max((len(t.profiles or t.values) for t in tensors if t.mode == "input"), default=0)
+    for tensor in tensors:
+        is_input = tensor.mode == "input"
+        allowed = {count} if is_input and -1 in tensor.shape else {0, count if is_input else 0}
+        for ranges in (tensor.profiles, tensor.values):
+            if len(ranges) not in {*allowed, 0}:
+                raise ValueError(f"{len(ranges)} profiles of tensor {tensor.name!r}")
+        if not {len(tensor.profiles), len(tensor.values)} & allowed:
+            raise ValueError(f"no profiles of tensor {tensor.name!r}")
+        if any(len(shapes.min) != len(tensor.shape) for shapes in tensor.profiles):
+            raise ValueError(f"profiles of tensor {tensor.name!r} have another rank")
+
+
+def manifest_path(plan: Path) -> Path:
+    """Where the manifest of a plan lies, if it has one."""
+    return plan.with_name(plan.name + ".json")
+
+
+def read_manifest(plan: Path) -> Manifest | None:
+    """Read the manifest beside a plan, without looking at the plan; None if there is none.
+
+    Raises:
+        PlanError: there is one, but it cannot be read.
+    """
+    path = manifest_path(plan)
+    try:
+        return Manifest.from_json(json.loads(read_text_file(path)))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        reason, advice = f"cannot be read: {error.strerror}", "delete it or build again"
+    except (ValueError, RecursionError) as error:
+        reason, advice = f"cannot be read: {error}", "delete it or build again"
+    except PlanError as error:
+        reason, advice = error.message, "build the plan again"
+    raise PlanError(f"{path}: {reason}; {advice}, or ignore it (--no-manifest)")

@@ -1,0 +1,155 @@
+"""Loading and saving plans."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import mmap
+import os
+from dataclasses import dataclass, field
+from io import BufferedReader
+from pathlib import Path
+
+from trt_native.errors import PlanError
+from trt_native.files import atomic_write, open_regular_file
+from trt_native.plans.header import HEADER_BYTES, PlanHeader
+from trt_native.plans.manifest import Manifest, manifest_path, read_manifest
+from trt_native.units import format_bytes
+
+__all__ = ["Plan"]
+
+
+_CHUNK = 16 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A serialized engine.
+
+    Attributes:
+        data: TensorRT's bytes. They may be memory that TensorRT owns; it lives as long as this.
+        manifest: What is known of the plan; None for a plan that came without a manifest.
+        path: Where it was loaded from, if it was.
+    """
+
+    data: bytes | memoryview = field(repr=False)
+    manifest: Manifest | None = None
+    path: Path | None = None
+
+    @property
+    def header(self) -> PlanHeader:
+        """The plan's header.
+
+        Raises:
+            PlanError: the bytes are no plan.
+        """
+        return PlanHeader.parse(self.data)
+
+    def check_complete(self) -> None:
+        """Refuse a plan whose weights were left out, as far as its manifest tells.
+
+        Raises:
+            PlanError: they were.
+        """
+        if self.manifest is not None and self.manifest.options.get("strip_weights"):
+            raise PlanError(
+                f"{self.path or 'this plan'} cannot run: its weights were left out; put them in"
+                " with 'trt-native refit PLAN --from MODEL.onnx -o FULL.plan'"
+            )
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the plan to ``path`` and its manifest to ``path`` + ``.json``.
+
+        Both are complete on disk or not there at all; a file that was there before stays until
+        both new ones are ready.
+
+        Raises:
+            PlanError: the folder cannot be written to, or the disk is full.
+        """
+        target = Path(path)
+        try:
+            with contextlib.ExitStack() as files:
+                files.enter_context(atomic_write(target)).write(self.data)
+                if self.manifest is not None:
+                    text = json.dumps(self.manifest.to_json(), indent=1)
+                    json_file = files.enter_context(atomic_write(manifest_path(target)))
+                    json_file.write(text.encode() + b"\n")
+            if self.manifest is None:
+                manifest_path(target).unlink(missing_ok=True)
+        except OSError as error:
+            needed = format_bytes(len(self.data))
+            raise PlanError(
+                f"cannot write {target} ({needed}): {error.strerror or error};"
+                " nothing was left there"
+            ) from error
+        return target
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, ignore_manifest: bool = False) -> Plan:
+        """Read a plan and, where one lies beside it, its manifest; check both.
+
+        Args:
+            path: The plan's file.
+            ignore_manifest: Read the plan alone, as if it came from another tool.
+
+        Raises:
+            PlanError: the file is missing, is no plan, is truncated, or differs from what its
+                manifest describes.
+        """
+        source = Path(path)
+        try:
+            with open_regular_file(source) as file:
+                size = os.fstat(file.fileno()).st_size
+                _check_header(source, file.read(HEADER_BYTES), size)
+                manifest = None if ignore_manifest else read_manifest(source)
+                if manifest and manifest.plan_bytes != size:
+                    raise _differs(source, f"{size} bytes instead of {manifest.plan_bytes}")
+                file.seek(0)
+                data, digest = _read_hashed(file, size, hashed=manifest is not None)
+        except OSError as error:
+            raise PlanError(f"cannot read {source}: {error.strerror}") from None
+        if manifest and manifest.plan_sha256 != digest:
+            raise _differs(source, "SHA-256 differs")
+        return cls(data, manifest, source)
+
+
+def _read_hashed(file: BufferedReader, size: int, *, hashed: bool) -> tuple[memoryview, str]:
+    """A file's bytes and, if wanted, their SHA-256, which takes as long as reading: side by side.
+
+    Raises:
+        OSError: the file cannot be read, or is shorter now.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    memory = memoryview(mmap.mmap(-1, size))  # unlike a bytearray it is not filled with zeros first
+    digest = hashlib.sha256()
+    chunks = [memory[start : start + _CHUNK] for start in range(0, size, _CHUNK)]
+    with ThreadPoolExecutor(1) as reader:
+        for chunk, read in zip(chunks, reader.map(file.readinto, chunks), strict=True):
+            if read != len(chunk):
+                raise OSError(errno.EIO, "became shorter while it was read")
+            if hashed:
+                digest.update(chunk)
+    return memory.toreadonly(), digest.hexdigest()
+
+
+def _check_header(path: Path, head: bytes, size: int) -> None:
+    try:
+        header = PlanHeader.parse(head)
+    except PlanError as error:
+        raise PlanError(f"{path}: {error}") from None
+    if header.declared_bytes not in (None, size):
+        raise PlanError(
+            f"{path}: damaged: its header says {header.declared_bytes} bytes,"
+            f" the file has {size}; copy or build it again"
+        )
+
+
+def _differs(path: Path, difference: str) -> PlanError:
+    return PlanError(
+        f"{path}: its bytes are not those that {manifest_path(path).name} describes"
+        f" ({difference}): the plan is damaged or was replaced; copy or build it again,"
+        " or ignore the manifest (--no-manifest) if the plan came from another tool"
+    )

@@ -1,0 +1,18 @@
+"""Running an engine: one execution context with its buffers, streams and graphs."""
+
+from trt_native.runtime.activation_memory import ActivationMemory
+from trt_native.runtime.future import InferenceFuture
+from trt_native.runtime.input_checks import check_inputs, describe_input
+from trt_native.runtime.pool import SessionPool
+from trt_native.runtime.session import Session
+from trt_native.runtime.staging import HostExecution
+
+__all__ = [
+    "ActivationMemory",
+    "HostExecution",
+    "InferenceFuture",
+    "Session",
+    "SessionPool",
+    "check_inputs",
+    "describe_input",
+]

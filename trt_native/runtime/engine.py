@@ -1,0 +1,276 @@
+"""A plan on the GPU: its tensors, profiles and layers."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from trt_native.backends.base import NUMPY_DTYPES, Backend
+from trt_native.backends.registry import load_backend
+from trt_native.cuda import GpuInfo, memory_info, require_gpu
+from trt_native.errors import ClosedError, CudaError, PlanError, SpecError, UnsupportedError
+from trt_native.plans.compatibility import Environment, compatibility
+from trt_native.plans.engine_layers import layer_records
+from trt_native.plans.manifest import PlanTensor
+from trt_native.plans.plan import Plan
+from trt_native.runtime.runtime_cache import RuntimeCacheFile, save_runtime_cache_file
+from trt_native.shapes import ShapeRange
+from trt_native.units import format_bytes
+
+__all__ = ["Engine", "environment_of"]
+
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class Engine:
+    """A deserialized plan, ready to make execution contexts.
+
+    Args:
+        plan: A plan, or the path of one.
+        backend: ``auto`` takes the library that the plan's header names.
+        ordinal: CUDA ordinal of the GPU to load it on.
+        weight_budget_bytes: How much GPU memory the weights of a plan built with weight streaming
+            may take; what does not fit is copied from the host in every run. None: all of them.
+        runtime_cache: Keep the kernels that TensorRT-RTX compiles in ``PLAN.cache`` next to the
+            plan, so that the next process need not compile them. No effect for other TensorRTs,
+            nor for a plan that is not a file.
+
+    An engine may be shared by sessions in any number of threads.
+
+    Attributes:
+        plan: The plan.
+        backend: The library that loaded it.
+        tensors: Inputs, then outputs, in the engine's order.
+        profile_count: Number of optimization profiles; at least 1.
+        ordinal: CUDA ordinal of the GPU it is on.
+
+    Raises:
+        PlanError: the plan is damaged, or for another TensorRT or GPU.
+        UnsupportedError: the TensorRT that the plan needs is not installed.
+        CudaError: there is no GPU.
+    """
+
+    def __init__(
+        self,
+        plan: Plan | str | os.PathLike[str],
+        *,
+        backend: str | Backend = "auto",
+        ordinal: int = 0,
+        weight_budget_bytes: int | None = None,
+        runtime_cache: bool = True,
+    ) -> None:
+        self._native: Any = None
+        self._lock = threading.Lock()
+        self.plan = plan if isinstance(plan, Plan) else Plan.load(Path(plan))
+        self.ordinal = ordinal
+        self.backend = _backend_for(self.plan, backend)
+        gpu = require_gpu(ordinal)
+        _check(self.plan, environment_of([self.backend], gpu))
+        self._native = self.backend.deserialize(self.plan.data)
+        if weight_budget_bytes is not None:
+            self._limit_weights(weight_budget_bytes)
+        self._kernels = RuntimeCacheFile.of(self.plan, self.backend, gpu) if runtime_cache else None
+        self._contexts: Any = self.backend.contexts(
+            self._native, self._kernels.read() if self._kernels else b""
+        )
+        self._finalizer = weakref.finalize(
+            self, save_runtime_cache_file, self._contexts, self._kernels
+        )
+        with self._readable():
+            self.profile_count = max(1, int(self._native.num_optimization_profiles))
+            self.tensors = self._read_tensors()
+
+    @property
+    def native(self) -> Any:
+        """TensorRT's own ``ICudaEngine``; it must not be used after :meth:`close`."""
+        if self._native is None:
+            raise ClosedError("the engine is closed")
+        return self._native
+
+    @property
+    def inputs(self) -> tuple[PlanTensor, ...]:
+        """The tensors to be supplied."""
+        return tuple(tensor for tensor in self.tensors if tensor.mode == "input")
+
+    @property
+    def outputs(self) -> tuple[PlanTensor, ...]:
+        """The tensors that come back."""
+        return tuple(tensor for tensor in self.tensors if tensor.mode == "output")
+
+    @property
+    def activation_bytes(self) -> int:
+        """Device memory that one execution context needs for the largest profile."""
+        return int(self.native.device_memory_size_v2)
+
+    def is_host_tensor(self, name: str) -> bool:
+        """Whether TensorRT reads or writes the tensor in host memory, as it does with shapes."""
+        return str(self.native.get_tensor_location(name).name) == "HOST"
+
+    def create_context(self, *, user_managed: bool = False) -> Any:
+        """A new ``IExecutionContext``.
+
+        Args:
+            user_managed: Without device memory of its own: the caller gives it
+                :attr:`activation_bytes` before it runs.
+
+        Raises:
+            PlanError: the plan's weights were left out.
+            CudaError: TensorRT gave none: too little memory, or no kernel for this GPU.
+        """
+        self.plan.check_complete()
+        require_gpu(self.ordinal)
+        with self._lock, self.backend.collected_errors() as errors:
+            context = self._contexts.create(user_managed=user_managed)
+        if context is None:
+            free, total = memory_info()
+            raise CudaError(
+                f"{self.backend.product} gave no execution context: too little GPU memory"
+                f" ({format_bytes(self.activation_bytes)} are needed for activations,"
+                f" {format_bytes(free)} of {format_bytes(total)} are free; build with smaller"
+                " maximum shapes, or let sessions share their memory), or a kernel is missing for"
+                " this GPU",
+                errors,
+            )
+        return context
+
+    def save_runtime_cache(self) -> None:
+        """Write what TensorRT-RTX has compiled since it was read to the file beside the plan."""
+        if self._native is not None:
+            with self._lock:
+                save_runtime_cache_file(self._contexts, self._kernels)
+
+    def _limit_weights(self, budget: int) -> None:
+        streamable = int(self.native.streamable_weights_size)
+        if not streamable:
+            raise UnsupportedError(
+                "this plan cannot stream its weights: build it with --weight-streaming"
+            )
+        if not 0 <= budget <= streamable:
+            raise SpecError(
+                f"weight budget of {budget} bytes: the plan's weights take 0 to {streamable} bytes"
+            )
+        self.native.weight_streaming_budget_v2 = budget
+
+    def layers(self) -> list[dict[str, Any]]:
+        """What the engine inspector tells of each layer.
+
+        Returns:
+            One mapping per layer. With profiling verbosity ``detailed`` it has the layer's name,
+            type, precision and tensors; with less, only ``Name``.
+        """
+        inspector, form = self.native.create_engine_inspector(), self.backend.json_format()
+        with self._readable():
+            whole = layer_records(inspector.get_engine_information(form))
+            if whole is not None:
+                return whole
+            count = int(self.native.num_layers)
+            texts = [str(inspector.get_layer_information(i, form)) for i in range(count)]
+        return [
+            layer for text in texts for layer in layer_records(text) or [{"Name": text.strip()}]
+        ]
+
+    def close(self) -> None:
+        """Free the engine's device memory, once its sessions are closed. May be called again."""
+        self._finalizer()
+        self._contexts = None
+        self._native = None
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _readable(self) -> Iterator[None]:
+        """Blame the plan where what the engine tells makes no sense: names that are no text, say.
+
+        The bytes of a plan without a manifest may be damaged in a way that TensorRT does not see.
+        """
+        try:
+            yield
+        except (IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise PlanError(
+                f"{self.backend.product} loaded the plan, but what it tells of it makes no sense"
+                f" ({reason}): the plan is damaged; copy or build it again"
+            ) from error
+
+    def _read_tensors(self) -> tuple[PlanTensor, ...]:
+        known = {t.name: t for t in self.plan.manifest.tensors} if self.plan.manifest else {}
+        count = int(self.native.num_io_tensors)
+        tensors = [self._read_tensor(self.native.get_tensor_name(i), known) for i in range(count)]
+        return tuple(sorted(tensors, key=lambda tensor: tensor.mode != "input"))
+
+    def _read_tensor(self, name: str, known: dict[str, PlanTensor]) -> PlanTensor:
+        engine = self.native
+        dtype = NUMPY_DTYPES[engine.get_tensor_dtype(name).name]
+        if dtype in ("int4", "float4_e2m1fn"):
+            raise UnsupportedError(f"tensor {name!r} is {dtype}: packed types are no plan inputs")
+        is_input = engine.get_tensor_mode(name).name == "INPUT"
+        shape = tuple(int(extent) for extent in engine.get_tensor_shape(name))
+        host = is_input and self.is_host_tensor(name)
+        profiles = range(self.profile_count) if is_input else ()
+        return PlanTensor(
+            name=name,
+            mode="input" if is_input else "output",
+            dtype=dtype,
+            shape=shape,
+            dims=known[name].dims if name in known else (None,) * len(shape),
+            profiles=tuple(
+                _range(engine.get_tensor_profile_shape(name, index))
+                for index in profiles
+                if -1 in shape
+            ),
+            values=tuple(
+                _range(bounds)
+                for index in profiles
+                if host and (bounds := engine.get_tensor_profile_values(index, name))
+            ),
+        )
+
+
+def environment_of(backends: Iterable[Backend], gpu: GpuInfo | None) -> Environment:
+    """What these libraries and this GPU mean for loading plans."""
+    loaded = list(backends)
+    return Environment(
+        libraries={backend.product: backend.version for backend in loaded},
+        targets={b.product: b.capabilities.targets for b in loaded if b.capabilities.targets},
+        gpu=gpu.name if gpu else None,
+        compute_capability=gpu.compute_capability if gpu else None,
+        driver=gpu.driver if gpu else None,
+        total_bytes=gpu.total_bytes if gpu else None,
+        free_bytes=gpu.free_bytes if gpu else None,
+    )
+
+
+def _check(plan: Plan, environment: Environment) -> None:
+    """Refuse a plan that is known not to load, before TensorRT sees its bytes."""
+    report = compatibility(plan.header, plan.manifest, environment)
+    if not report.loads:
+        raise PlanError(
+            f"this plan cannot be loaded: {'; '.join(report.errors)}"
+            " (trt-native doctor PLAN tells how to build it again)"
+        )
+    for warning in report.warnings:
+        _LOGGER.info("%s: %s", plan.path or "plan", warning)
+
+
+def _range(bounds: Any) -> ShapeRange:
+    low, best, high = (tuple(int(extent) for extent in bound) for bound in bounds)
+    return ShapeRange(low, best, high)
+
+
+def _backend_for(plan: Plan, backend: str | Backend) -> Backend:
+    if not isinstance(backend, str):
+        return backend
+    if backend == "auto":
+        backend = plan.header.backend
+    return load_backend(backend)

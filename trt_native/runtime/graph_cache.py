@@ -1,0 +1,63 @@
+"""The CUDA graphs of a session, by what they run on."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+
+from trt_native.cuda import Graph
+
+__all__ = ["GraphCache"]
+
+_SIGHTS_PER_GRAPH = 4
+
+
+class GraphCache:
+    """Graphs by key; the ones not used for longest are dropped.
+
+    A key is worth a graph once it comes back: one whose addresses change at every call would only
+    be captured in vain.
+
+    Args:
+        limit: How many graphs to keep; 0 for none.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._graphs: OrderedDict[Hashable, Graph] = OrderedDict()
+        self._sights: OrderedDict[Hashable, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    def find(self, key: Hashable) -> Graph | None:
+        """The graph of a key, which counts as used now."""
+        graph = self._graphs.get(key)
+        if graph is not None:
+            self._graphs.move_to_end(key)
+        return graph
+
+    def seen_before(self, key: Hashable) -> bool:
+        """Whether the key was seen before; from now on it was."""
+        if not self._limit:
+            return False
+        if key in self._sights:
+            return True
+        self._sights[key] = None
+        if len(self._sights) > self._limit * _SIGHTS_PER_GRAPH:
+            self._sights.popitem(last=False)
+        return False
+
+    def add(self, key: Hashable, graph: Graph) -> Graph | None:
+        """Keep a graph; returns the one that had to go, for the caller to close."""
+        self._sights.pop(key, None)
+        self._graphs[key] = graph
+        if len(self._graphs) <= self._limit:
+            return None
+        return self._graphs.popitem(last=False)[1]
+
+    def close(self) -> None:
+        """Free all graphs, none of which may be running. May be called again."""
+        while self._graphs:
+            self._graphs.popitem()[1].close()
+        self._sights.clear()

@@ -1,0 +1,219 @@
+"""Which profile serves given shapes, and everything that is wrong with given inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from trt_native.arrays import Array
+from trt_native.errors import SpecError
+from trt_native.plans.manifest import PlanTensor
+from trt_native.runtime.tensor_views import ALIGNMENT, TensorView, read
+from trt_native.shapes import Shape, format_shape
+
+__all__ = [
+    "check_inputs",
+    "check_operands",
+    "check_outputs",
+    "choose_profile",
+    "describe_input",
+    "host_values",
+    "native_order",
+    "read_inputs",
+]
+
+
+def read_inputs(inputs: Mapping[str, Any]) -> tuple[dict[str, TensorView], list[str]]:
+    """See what was given; the second result is what of it is no array."""
+    operands, faults = {}, []
+    for name, value in inputs.items():
+        try:
+            operands[name] = read(value)
+        except SpecError as error:
+            faults.append(f"{name!r}: {error}")
+    return operands, faults
+
+
+def check_inputs(
+    tensors: tuple[PlanTensor, ...], profile_count: int, inputs: Mapping[str, Any]
+) -> int:
+    """Check arrays against the inputs of an engine, and choose the optimization profile.
+
+    Args:
+        tensors: The engine's inputs.
+        profile_count: How many profiles it has.
+        inputs: The arrays, by name.
+
+    Returns:
+        Number of the tightest profile that allows all the shapes.
+
+    Raises:
+        SpecError: an input is missing, unknown, of another dtype, or its shape is allowed by no
+            profile; all faults in one error.
+    """
+    operands, faults = read_inputs(inputs)
+    return check_operands(tensors, profile_count, operands, frozenset(), faults)
+
+
+def check_operands(
+    tensors: tuple[PlanTensor, ...],
+    profile_count: int,
+    operands: Mapping[str, TensorView],
+    on_host: frozenset[str],
+    faults: Iterable[str] = (),
+    ordinal: int | None = None,
+) -> int:
+    """As :func:`check_inputs`, for arrays that were read.
+
+    Args:
+        tensors: The engine's inputs.
+        profile_count: How many profiles it has.
+        operands: The arrays, by name.
+        on_host: Names of the inputs that TensorRT reads on the host.
+        faults: What is known to be wrong already.
+        ordinal: CUDA ordinal of the engine's GPU.
+    """
+    known = {tensor.name for tensor in tensors}
+    found = list(faults)
+    found += [f"{name!r} is not an input" for name in operands if name not in known]
+    for tensor in tensors:
+        if tensor.name in operands:
+            found += _faults_of(tensor, operands[tensor.name], tensor.name in on_host)
+            found += _elsewhere(tensor.name, operands[tensor.name], ordinal)
+        elif not any(fault.startswith(f"{tensor.name!r}:") for fault in found):
+            found.append(f"{tensor.name!r} is missing")
+    if not found:
+        shapes = {name: operand.shape for name, operand in operands.items()}
+        profile = choose_profile(tensors, profile_count, shapes)
+        if profile is not None:
+            return profile
+        found.append("no one profile allows these shapes together")
+    listing = [f"- {fault}" for fault in found] + ["the engine's inputs:"]
+    listing += [f"- {describe_input(tensor)}" for tensor in tensors]
+    raise SpecError("the inputs do not fit the engine:", listing)
+
+
+def choose_profile(
+    tensors: tuple[PlanTensor, ...], profile_count: int, shapes: Mapping[str, Shape]
+) -> int | None:
+    """The tightest of the profiles that allow all the shapes; None if there is none.
+
+    The tightest is the one whose largest shapes hold the fewest elements, and among equals whose
+    smallest shapes hold the most, as it was optimized for shapes closest to these; then the first.
+    """
+    allowing = [
+        index
+        for index in range(profile_count)
+        if all(_allowed(tensor, shapes[tensor.name], index) for tensor in tensors)
+    ]
+    return min(allowing, key=lambda index: _room(tensors, index), default=None)
+
+
+def _room(tensors: tuple[PlanTensor, ...], profile: int) -> tuple[int, int]:
+    ranges = [tensor.profiles[profile] for tensor in tensors if tensor.profiles]
+    return (
+        sum(math.prod(allowed.max) for allowed in ranges),
+        -sum(math.prod(allowed.min) for allowed in ranges),
+    )
+
+
+def _faults_of(tensor: PlanTensor, operand: TensorView, on_host: bool) -> list[str]:
+    faults = []
+    if operand.dtype != tensor.dtype:
+        advice = f".astype({tensor.dtype!r})" if operand.kind == "numpy" else "cast=True"
+        faults.append(
+            f"{tensor.name!r} needs {tensor.dtype}, found {operand.dtype}; convert it with {advice}"
+        )
+    shape = operand.shape
+    if not any(_allowed(tensor, shape, index) for index in range(max(1, len(tensor.profiles)))):
+        faults.append(f"{tensor.name!r} cannot have the shape {_text(shape)}")
+    if operand.on_device and on_host:
+        faults.append(f"{tensor.name!r} is read on the host; give it as a NumPy array")
+    if operand.on_device and not operand.contiguous:
+        faults.append(f"{tensor.name!r} is not contiguous; make it so, or allow it with cast=True")
+    elif operand.on_device and not operand.aligned:
+        faults.append(
+            f"{tensor.name!r} begins at an address that is no multiple of {ALIGNMENT}; copy it, or"
+            " allow that with cast=True"
+        )
+    return faults
+
+
+def _elsewhere(name: str, operand: TensorView, ordinal: int | None) -> list[str]:
+    """The fault of an array that is on another GPU than the engine."""
+    if operand.ordinal is None or ordinal is None or operand.ordinal == ordinal:
+        return []
+    return [f"{name!r} is on GPU {operand.ordinal}, the engine on GPU {ordinal}: copy it there"]
+
+
+def _allowed(tensor: PlanTensor, shape: Shape, profile: int) -> bool:
+    if tensor.profiles:
+        return tensor.profiles[profile].contains(shape)
+    return bool(shape == tensor.shape)
+
+
+def _text(shape: Shape) -> str:
+    return format_shape(shape)
+
+
+def describe_input(tensor: PlanTensor) -> str:
+    """One line: name, dtype, and the shapes that are allowed."""
+    ranges = " or ".join(map(str, tensor.profiles)) or _text(tensor.shape)
+    return f"{tensor.name}: {tensor.dtype} {ranges}"
+
+
+def check_outputs(
+    tensors: tuple[PlanTensor, ...],
+    shapes: Mapping[str, Shape],
+    out: Mapping[str, TensorView],
+    ordinal: int | None = None,
+) -> None:
+    """Check buffers that a caller gave for outputs.
+
+    Raises:
+        SpecError: one is unknown, of another dtype or shape, or cannot be written where it is; all
+            faults in one error.
+    """
+    known = {tensor.name: tensor for tensor in tensors}
+    faults = [f"{name!r} is not an output" for name in out if name not in known]
+    for name, operand in out.items():
+        if name not in known:
+            continue
+        if operand.dtype != known[name].dtype:
+            faults.append(f"{name!r} is {known[name].dtype}, its buffer {operand.dtype}")
+        if -1 in shapes[name]:
+            faults.append(f"{name!r}: its shape depends on data, so it takes no buffer")
+        elif operand.shape != shapes[name]:
+            faults.append(
+                f"{name!r} has the shape {_text(shapes[name])}, its buffer {_text(operand.shape)}"
+            )
+        faults += _elsewhere(name, operand, ordinal)
+        if operand.on_device and not (operand.contiguous and operand.aligned):
+            faults.append(
+                f"{name!r}: its buffer is not contiguous, or not {ALIGNMENT}-byte aligned"
+            )
+        if operand.host is not None and not operand.host.flags.c_contiguous:
+            faults.append(f"{name!r}: its buffer is not contiguous")
+        if operand.host is not None and not operand.host.flags.writeable:
+            faults.append(f"{name!r}: its buffer is read-only")
+        if operand.host is not None and not operand.host.dtype.isnative:
+            faults.append(f"{name!r}: its buffer is not in this machine's byte order")
+    if faults:
+        raise SpecError("the output buffers do not fit:", [f"- {fault}" for fault in faults])
+
+
+def host_values(operands: Mapping[str, TensorView], on_host: frozenset[str]) -> tuple[bytes, ...]:
+    """The values of the inputs that TensorRT reads on the host: they decide shapes."""
+    return tuple(
+        native_order(operands[name].host).tobytes()
+        for name in sorted(on_host)
+        if name in operands and operands[name].host is not None
+    )
+
+
+def native_order(array: Any) -> Array:
+    """A C-contiguous copy in the machine's byte order."""
+    return np.array(array, array.dtype.newbyteorder("="), order="C")

@@ -1,0 +1,84 @@
+"""Kernels that TensorRT-RTX compiled for a plan, kept in a file next to it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trt_native.backends.base import Backend
+from trt_native.cuda import GpuInfo
+from trt_native.errors import PlanError
+from trt_native.files import atomic_write, open_regular_file
+from trt_native.plans.plan import Plan
+
+__all__ = ["RuntimeCacheFile", "save_runtime_cache_file"]
+
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass
+class RuntimeCacheFile:
+    """The kernels of one plan on one GPU, kept beside the plan.
+
+    One line of JSON that says whose they are, then TensorRT-RTX's bytes.
+    """
+
+    path: Path
+    owner: dict[str, str]
+    content: bytes = b""
+
+    @classmethod
+    def of(cls, plan: Plan, backend: Backend, gpu: GpuInfo) -> RuntimeCacheFile | None:
+        """The file of a plan on a GPU; None for a plan that is not a file."""
+        if plan.path is None:
+            return None
+        owner = {
+            "kernels_of": (
+                plan.manifest.plan_sha256  # Plan.load has compared it with the bytes
+                if plan.manifest
+                else hashlib.sha256(plan.data).hexdigest()
+            ),
+            "gpu": gpu.name,
+            "compute_capability": gpu.compute_capability,
+            "driver": gpu.driver,
+            "library": f"{backend.product} {backend.version}",
+        }
+        return cls(plan.path.with_name(plan.path.name + ".cache"), owner)
+
+    def read(self) -> bytes:
+        """What was kept for this plan, GPU and library; nothing where it is for others, or bad."""
+        try:
+            with open_regular_file(self.path) as file:
+                head, _, content = file.read().partition(b"\n")
+            kept = json.loads(head)
+        except (OSError, ValueError, PlanError):
+            return b""
+        if kept != {**self.owner, "sha256": hashlib.sha256(content).hexdigest()}:
+            return b""
+        self.content = content
+        return content
+
+    def write(self, content: bytes) -> None:
+        """Keep these, if they are more than those that were read.
+
+        The library writes the same kernels in other bytes each time, but of the same length.
+        """
+        if len(content) <= len(self.content):
+            return
+        head = json.dumps({**self.owner, "sha256": hashlib.sha256(content).hexdigest()})
+        try:
+            with atomic_write(self.path) as file:
+                file.write(head.encode() + b"\n" + content)
+        except OSError as error:  # the plan runs all the same
+            _LOGGER.debug("compiled kernels were not kept in %s: %s", self.path, error.strerror)
+        self.content = content
+
+
+def save_runtime_cache_file(contexts: Any, file: RuntimeCacheFile | None) -> None:
+    """Save what the contexts of an engine compiled, if it has a file."""
+    if file is not None:
+        file.write(contexts.cache())

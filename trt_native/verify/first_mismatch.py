@@ -1,0 +1,447 @@
+"""The first tensor inside a model where its plan departs from the reference.
+
+Plans are built with some of the tensors as further outputs, and these are compared with
+``onnx.reference``. A departure is taken to travel on to what is computed from it: where a tensor
+agrees, so does all that it was made from. So each plan leaves only the tensors between those that
+agree and the first that does not, and few plans are needed, whatever the number of tensors. In the
+end the tensor found has been compared with all that its node reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+
+from trt_native.arrays import Array
+from trt_native.backends.base import Backend
+from trt_native.builder.build import build_plan
+from trt_native.calibration.reference_runner import ReferenceRunner
+from trt_native.config import BuildConfig, ProfilingVerbosity
+from trt_native.errors import CudaError, SpecError, UnsupportedError
+from trt_native.graph.inference import infer_types
+from trt_native.graph.nodes import DATA_MOVEMENT_OPS, all_nodes, bodies, is_fp32, op_set
+from trt_native.graph.onnx_file import read_model
+from trt_native.progress import Progress
+from trt_native.units import format_bytes
+from trt_native.verify.check import Batch, RunFn, open_session
+from trt_native.verify.metrics import (
+    OutputComparison,
+    Thresholds,
+    compare_outputs,
+    root_mean_square,
+)
+from trt_native.verify.reference import inlined
+
+__all__ = [
+    "LayerReport",
+    "OpenRunner",
+    "TensorResult",
+    "find_first_mismatch",
+    "open_with_extra_outputs",
+]
+
+OpenRunner: TypeAlias = Callable[[Sequence[str]], AbstractContextManager[RunFn]]
+"""Opens what runs the model with these tensors among its outputs."""
+
+_LOGGER = logging.getLogger(__name__)
+_MOST_OUTPUTS = 256  # of one plan, beyond the model's own: each of them prevents a fusion
+_LISTED = 10
+# What these make of large numbers can be small, and then is as inexact as they are.
+_ADDING = op_set("Add Sub Sum Mean ReduceSum ReduceMean GlobalAveragePool AveragePool")
+# What comes out is as exact as what goes in.
+_PASSING = (
+    DATA_MOVEMENT_OPS | _ADDING | op_set("Relu LeakyRelu PRelu Neg Abs Mul Div Cast CastLike Clip")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorResult:
+    """A tensor that was compared.
+
+    Attributes:
+        name: The tensor.
+        node: Name of the node that makes it.
+        operator: That node's operator.
+        comparison: How it compares; the floor is the tensor's own, see :func:`find_first_mismatch`.
+        agrees: Whether it keeps to the thresholds.
+    """
+
+    name: str
+    node: str
+    operator: str
+    comparison: OutputComparison
+    agrees: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return {
+            "name": self.name,
+            "node": self.node,
+            "operator": self.operator,
+            "agrees": self.agrees,
+            **self.comparison.to_json(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReport:
+    """Where a plan departs.
+
+    Attributes:
+        first: The first tensor in the model's order, among those compared, that departs; all
+            floating-point tensors that its node reads agree. None if no tensor departs.
+        worst: The tensors with the largest relative errors, largest first.
+        tensors: Number of tensors that could be compared.
+        compared: Number of tensors that were.
+        plans: Number of plans built.
+        too_large: Names of tensors that alone exceed the memory allowed; never compared.
+    """
+
+    first: TensorResult | None
+    worst: tuple[TensorResult, ...]
+    tensors: int
+    compared: int
+    plans: int
+    too_large: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return {
+            "first": self.first.to_json() if self.first else None,
+            "worst": [probe.to_json() for probe in self.worst],
+            "tensors": self.tensors,
+            "compared": self.compared,
+            "plans": self.plans,
+            "too_large": list(self.too_large),
+        }
+
+
+@contextlib.contextmanager
+def open_with_extra_outputs(
+    model: Path,
+    config: BuildConfig,
+    names: Sequence[str],
+    *,
+    backend: str | Backend = "auto",
+    progress: Progress | None = None,
+) -> Iterator[RunFn]:
+    """Build a model with tensors among its outputs, and load it, for the time of a block.
+
+    What has no use here, such as stripped weights, is left out of the build.
+
+    Raises:
+        As :func:`~trt_native.builder.build.build_plan` and
+        :func:`~trt_native.verify.check.open_session`.
+    """
+    wanted = replace(
+        config,
+        refit=False,
+        strip_weights=False,
+        version_compatible=False,
+        profiling_verbosity=ProfilingVerbosity.LAYER_NAMES_ONLY,
+    )
+    plan = build_plan(model, wanted, backend=backend, progress=progress, expose=names)
+    with open_session(plan) as opened:
+        yield opened.run
+
+
+def find_first_mismatch(
+    model: Path,
+    inputs: Batch,
+    open_runner: OpenRunner,
+    thresholds: Thresholds,
+    *,
+    reference: Path | None = None,
+    memory_bytes: int = 8 << 30,
+    progress: Progress | None = None,
+) -> LayerReport:
+    """Find the first tensor inside a model that departs from ``onnx.reference``.
+
+    A tensor departs if its relative L2 error exceeds the threshold, or it has NaN or infinities
+    where the reference has none; the other thresholds are for outputs. So that what is left of
+    large numbers that cancel each other is no false alarm, the error of a sum, difference or mean
+    is measured against the largest root mean square of what it is made from, where that is larger
+    than its own, and so is what later nodes only move, cut off or scale down.
+
+    Args:
+        model: The ONNX file that the plan was built from.
+        inputs: One batch.
+        open_runner: Runs the model with extra outputs, such as :func:`open_with_extra_outputs`.
+        thresholds: Of these the largest relative error and the floor count.
+        reference: The ONNX file to compare with; ``model`` itself if None. Tensors are matched by
+            name.
+        memory_bytes: How much the outputs of one plan may take; the reference's values are kept in
+            temporary files.
+        progress: Hears how far the reference is.
+
+    Raises:
+        ModelError: a file is damaged.
+        SpecError: there is no relative error to judge by, or the models have no tensors in common.
+        CalibrationError, UnsupportedError: ``onnx.reference`` cannot run the model.
+    """
+    if thresholds.max_relative_error is None:
+        raise SpecError("a departure is judged by the relative error, for which no limit is given")
+    tensors = _Tensors(_typed(model))
+    with tempfile.TemporaryDirectory(prefix="trt-native-verify-") as folder:
+        compared_with = _typed(reference or model)
+        expected = _Expected(Path(folder), compared_with, tensors.names, inputs, progress)
+        search = _Search(tensors, expected, inputs, open_runner, thresholds, memory_bytes)
+        return search.run()
+
+
+def _typed(path: Path) -> ir.Model:
+    graph = inlined(read_model(path))
+    infer_types(graph)
+    return graph
+
+
+class _Tensors:
+    """The floating-point tensors that nodes of a main graph make, in its order.
+
+    Sets of tensors are integers whose bits are the tensors' numbers.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        graph = model.graph
+        self.names: list[str] = []
+        self.nodes: list[ir.Node] = []
+        self.reads: list[tuple[str, ...]] = []  # what the node reads, by name, but for weights
+        self.ancestors: list[int] = []  # what a tensor is computed from, itself included
+        self.number: dict[str, int] = {}
+        above: dict[ir.Value, int] = {}
+        for node in graph:
+            inner = [n for body in bodies(node) for n in all_nodes(body)]
+            values = [v for n in (node, *inner) for v in n.inputs if v is not None]
+            mask = 0
+            for value in values:
+                mask |= above.get(value, 0)
+            names = tuple(str(v.name) for v in values if v.name not in graph.initializers)
+            for value in node.outputs:
+                above[value] = mask
+                if value.name and is_fp32(value) and node.op_type != "Constant":
+                    self._add(value, node, names, mask)
+                    above[value] = self.ancestors[-1]
+
+    def _add(self, value: ir.Value, node: ir.Node, reads: tuple[str, ...], above: int) -> None:
+        number = len(self.names)
+        self.number[str(value.name)] = number
+        self.names.append(str(value.name))
+        self.nodes.append(node)
+        self.reads.append(reads)
+        self.ancestors.append(above | 1 << number)
+
+
+class _Expected:
+    """What the tensors should be: kept in files, for one pass is slow and all of it is large."""
+
+    def __init__(
+        self,
+        folder: Path,
+        model: ir.Model,
+        names: Sequence[str],
+        inputs: Batch,
+        progress: Progress | None,
+    ) -> None:
+        made = {value.name for node in model.graph for value in node.outputs}
+        wanted = [name for name in names if name in made]
+        if not wanted:
+            raise SpecError(
+                "the plan's model and the reference have no tensor names in common; compare with"
+                " the ONNX file that the plan was built from"
+            )
+        self.bytes: dict[str, int] = {}
+        self.rms = {name: root_mean_square(array) for name, array in inputs.items()}
+        self._files: dict[str, Path] = {}
+        phase = "Running the reference"
+        if progress is not None:
+            progress.phase_start(phase, None, len(wanted))
+        for number, (name, values) in enumerate(ReferenceRunner(model, wanted)(inputs)):
+            self._keep(folder, name, np.asarray(values))
+            if progress is not None:
+                progress.step_complete(phase, number)
+        if progress is not None:
+            progress.phase_finish(phase)
+
+    def _keep(self, folder: Path, name: str, values: Array) -> None:
+        plain = values.astype(np.float32) if values.dtype.kind == "V" else values
+        path = folder / f"{len(self._files)}.npy"
+        try:
+            np.save(path, plain)
+        except OSError as error:
+            raise UnsupportedError(
+                f"the reference's tensors do not fit {folder.parent}: {error.strerror or error};"
+                " point the environment variable TMPDIR at a folder with more space"
+            ) from error
+        self._files[name] = path
+        self.bytes[name] = int(values.nbytes)
+        self.rms[name] = root_mean_square(values)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
+
+    def __getitem__(self, name: str) -> Array:
+        array: Array = np.load(self._files[name], mmap_mode="r", allow_pickle=False)
+        return array
+
+
+class _Search:
+    def __init__(
+        self,
+        tensors: _Tensors,
+        expected: _Expected,
+        inputs: Batch,
+        open_runner: OpenRunner,
+        thresholds: Thresholds,
+        memory_bytes: int,
+    ) -> None:
+        self.tensors = tensors
+        self.expected = expected
+        self.inputs = inputs
+        self.open_runner = open_runner
+        self.thresholds = Thresholds(
+            max_relative_error=thresholds.max_relative_error, floor=thresholds.floor
+        )
+        self.memory_bytes = memory_bytes
+        self.floors = self._floors()
+        self.probes: dict[int, TensorResult] = {}
+        self.plans = 0
+        known = [i for i, name in enumerate(tensors.names) if name in expected]
+        self.too_large = [i for i in known if self._bytes(i) > memory_bytes]
+        self.candidates = _set_of(known) & ~_set_of(self.too_large)
+
+    def run(self) -> LayerReport:
+        if not self.candidates:
+            raise SpecError(
+                f"--memory {format_bytes(self.memory_bytes)}: none of the"
+                f" {len(self.too_large)} tensors is so small"
+            )
+        suspects = self.candidates
+        while suspects:
+            self._compare(self._chosen(suspects))
+            suspects = self._suspects()
+        first = self._first()
+        worst = sorted(self.probes.values(), key=_badness, reverse=True)[:_LISTED]
+        return LayerReport(
+            first=self.probes[first] if first is not None else None,
+            worst=tuple(worst),
+            tensors=self.candidates.bit_count() + len(self.too_large),
+            compared=len(self.probes),
+            plans=self.plans,
+            too_large=tuple(self.tensors.names[i] for i in self.too_large),
+        )
+
+    def _first(self) -> int | None:
+        return min((i for i, probe in self.probes.items() if not probe.agrees), default=None)
+
+    def _suspects(self) -> int:
+        """What the first departure may come from and was not compared yet."""
+        first = self._first()
+        if first is None:
+            return 0
+        compared, cleared = 0, 0
+        for i, probe in self.probes.items():
+            compared |= 1 << i
+            if probe.agrees:
+                cleared |= self.tensors.ancestors[i]
+        left = self.tensors.ancestors[first] & self.candidates & ~compared
+        # What is cleared by what follows it is compared after all where the node itself reads it.
+        return left & ~cleared or left & _set_of(self._nearest(first))
+
+    def _nearest(self, number: int) -> Iterator[int]:
+        """The tensors that a node reads, or that what it reads and nobody compares is made from."""
+        pending, seen = list(self.tensors.reads[number]), set[str]()
+        while pending:
+            name = pending.pop()
+            i = self.tensors.number.get(name)
+            if name in seen or i is None:
+                continue
+            seen.add(name)
+            if self.candidates >> i & 1:
+                yield i
+            else:
+                pending += self.tensors.reads[i]
+
+    def _chosen(self, suspects: int) -> list[int]:
+        """As many suspects as fit one plan, so that each divides what is left about evenly."""
+        numbers = list(_members(suspects))
+        numbers.sort(key=lambda i: ((self.tensors.ancestors[i] & suspects).bit_count(), i))
+        count = min(len(numbers), _MOST_OUTPUTS)
+        while True:
+            picked = [numbers[(2 * k + 1) * len(numbers) // (2 * count)] for k in range(count)]
+            if count == 1 or sum(map(self._bytes, picked)) <= self.memory_bytes:
+                return sorted(picked)
+            count = max(1, min(count - 1, count * 9 // 10))
+
+    def _bytes(self, number: int) -> int:
+        return self.expected.bytes[self.tensors.names[number]]
+
+    def _compare(self, numbers: Sequence[int]) -> None:
+        names = [self.tensors.names[i] for i in numbers]
+        size = format_bytes(sum(map(self._bytes, numbers)))
+        _LOGGER.info("plan %d: comparing %d tensors (%s)", self.plans + 1, len(names), size)
+        try:
+            with self.open_runner(names) as run:
+                self.plans += 1
+                found = run(self.inputs)
+        except CudaError as error:
+            raise CudaError(
+                f"{error.message} (with {len(names)} tensors of {size} as further outputs; lower"
+                " --memory)",
+                error.details,
+            ) from error
+        own = [n for n in found if n in self.tensors.number and n in self.expected]
+        for name in dict.fromkeys((*names, *own)):
+            self._judge(name, found[name])
+
+    def _judge(self, name: str, found: Array) -> None:
+        number = self.tensors.number[name]
+        node = self.tensors.nodes[number]
+        floor = self.floors[number]
+        comparison = compare_outputs(name, found, self.expected[name], floor=floor)
+        self.probes[number] = TensorResult(
+            name=name,
+            node=node.name or "",
+            operator=node.op_type,
+            comparison=comparison,
+            agrees=not self.thresholds.faults(comparison),
+        )
+
+    def _floors(self) -> list[float]:
+        """The root mean square that each tensor's error is measured against at least."""
+        rms, floors = self.expected.rms, list[float]()
+        for number, name in enumerate(self.tensors.names):
+            floor, operator = self.thresholds.floor, self.tensors.nodes[number].op_type
+            for read in self.tensors.reads[number]:
+                if operator in _ADDING:
+                    floor = max(floor, rms.get(read, 0.0))
+                i = self.tensors.number.get(read)
+                if operator in _PASSING and i is not None and rms.get(read) and name in rms:
+                    floor = max(floor, floors[i] * min(1.0, rms[name] / rms[read]))
+            floors.append(floor)
+        return floors
+
+
+def _badness(probe: TensorResult) -> tuple[bool, int, float]:
+    error = probe.comparison.relative_l2
+    return math.isnan(error), probe.comparison.nonfinite_differs, error
+
+
+def _set_of(numbers: Iterable[int]) -> int:
+    return sum(1 << number for number in set(numbers))
+
+
+def _members(numbers: int) -> Iterator[int]:
+    while numbers:
+        lowest = numbers & -numbers
+        yield lowest.bit_length() - 1
+        numbers ^= lowest
