@@ -537,7 +537,7 @@ class TestLoading:
             assert (backend, ordinal) == ("auto", 0)
             return made[-1]
 
-        monkeypatch.setattr(latentsync_unet, "_PlanExecutor", execute)
+        monkeypatch.setattr(latentsync_unet, "_PlanStepRunner", execute)
         monkeypatch.setattr(latentsync_unet, "_ordinal", lambda device: 0)
         return made
 

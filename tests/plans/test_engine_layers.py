@@ -6,6 +6,7 @@ import pytest
 from helpers import tiny_models
 
 from trt_native import BuildConfig, Precision, ProfileSpec, QuantizationSpec, build_plan
+from trt_native.builder import build as build_module
 from trt_native.errors import PlanError
 from trt_native.plans.engine_layers import parse_layers, quantized_layers
 
@@ -64,7 +65,7 @@ class TestManifest:
         return build
 
     def test_null_without_a_gpu(self, build, monkeypatch):
-        monkeypatch.setattr(build, "gpu_info", lambda: None)
+        monkeypatch.setattr(build_module, "gpu_info", lambda: None)
         assert build(Precision.INT8)["engine_layers"] is None
         assert "engine_layers" not in build(Precision.FP16)
 
@@ -87,7 +88,7 @@ class TestManifest:
         class Gpu:
             name, compute_capability, driver, free_bytes = "made up", "9.0", "13.0", 2**34
 
-        monkeypatch.setattr(build, "gpu_info", Gpu)
-        monkeypatch.setattr(build, "Engine", Engine)
+        monkeypatch.setattr(build_module, "gpu_info", Gpu)
+        monkeypatch.setattr(build_module, "Engine", Engine)
         found = build(Precision.INT8)["engine_layers"]
         assert found == (quantized_layers(parse_layers(LAYERS)) if readable else None)
