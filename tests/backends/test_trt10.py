@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 from helpers import tiny_models
+from helpers.passes import pass_records
 
 from trt_native import BuildConfig, ProfileSpec, build_plan
 from trt_native.backends.registry import load_backend
-from trt_native.builder.build import outline
+from trt_native.builder.build import decide
 from trt_native.builder.quantize_file import quantize_onnx
 from trt_native.config import Precision, QuantizationSpec
 from trt_native.errors import BuildError, UnsupportedError
@@ -31,14 +32,15 @@ def test_a_quantized_graph_is_strongly_typed(trt10, tmp_path):
     cache = tiny_models.calibration(model, tmp_path / "c", 4.0)
     spec = QuantizationSpec(calibration=cache, ops=("Conv", "MatMul"))
     wanted = config("batch=1:4:8", precision=Precision.INT8, quantization=spec)
-    planned = outline(model, wanted, backend=trt10)
-    assert planned.strongly_typed
-    assert planned.rest is Precision.FP16
-    assert planned.quantization["quantized"] == {"Conv": 1, "MatMul": 1}
+    planned = decide(model, wanted, backend=trt10)
+    assert planned.precision.strongly_typed
+    assert planned.precision.lowered_to is Precision.FP16
+    assert pass_records(planned)["quantize"]["nodes"] == {"Conv": 1, "MatMul": 1}
     quantized = quantize_onnx(model, tmp_path / "q.onnx", Precision.INT8, spec).path
-    planned = outline(quantized, config("batch=1:4:8"), backend=trt10)
-    assert planned.strongly_typed
-    assert planned.precision is planned.rest is Precision.FP16
+    planned = decide(quantized, config("batch=1:4:8"), backend=trt10)
+    assert planned.precision.strongly_typed
+    assert planned.precision.applied is Precision.FP16
+    assert planned.precision.lowered_to is Precision.FP16
 
 
 def config(*dims, **options):
@@ -63,7 +65,7 @@ def test_precision_comes_from_builder_flags(trt10, tmp_path, monkeypatch, name):
     plan = build_plan(path, config(*CONV, precision=Precision(name)), backend=trt10)
     assert set(flags) & {"FP16", "BF16", "INT8"} == {name.upper()}
     assert plan.manifest.precision["applied"] == name
-    assert "rewritten" not in plan.manifest.precision
+    assert list(pass_records(plan.manifest)) == ["pin_fp32_nodes"]
 
 
 def test_statistics_are_pinned_by_layer(trt10, tmp_path):
@@ -77,6 +79,6 @@ def test_statistics_are_pinned_by_layer(trt10, tmp_path):
 
 def test_weight_streaming_needs_strong_typing(trt10, tmp_path):
     path = tiny_models.conv(tmp_path / "m.onnx")
-    planned = outline(path, config(*CONV, weight_streaming=True), backend=trt10)
-    assert planned.strongly_typed
-    assert planned.rewrites
+    planned = decide(path, config(*CONV, weight_streaming=True), backend=trt10)
+    assert planned.precision.strongly_typed
+    assert "autocast" in pass_records(planned)

@@ -18,11 +18,12 @@ import numpy as np
 import onnx
 import pytest
 from helpers import tiny_models
+from helpers.passes import pass_records
 
 from trt_native.backends.base import BuildRequest, Calibration
 from trt_native.backends.registry import load_backend
 from trt_native.backends.trt10_calibrator import DeviceUploader, make_calibrator, with_header
-from trt_native.builder.build import build_plan, outline
+from trt_native.builder.build import build_plan, decide
 from trt_native.calibration.batches import read_batches
 from trt_native.calibration.collect import calibrate as calibrate_model
 from trt_native.calibration.folder import write_batches
@@ -568,7 +569,8 @@ class TestBuild:
         assert {"FP16", "INT8"} <= driven.seen["flags"]
         assert driven.seen["trace"].contents == [(batch["x"].tobytes(),) for batch in image_batches]
         record = plan.manifest.precision
-        assert (record["applied"], record["pinned_fp32_nodes"]) == ("int8", 0)
+        assert record["applied"] == "int8"
+        assert pass_records(plan.manifest)["pin_fp32_nodes"]["nodes"] == {}
         assert record["calibrated"] == {
             "by": f"TensorRT {driven.version}",
             "data": str(tmp_path / "images"),
@@ -597,9 +599,10 @@ class TestBuild:
                 precision=Precision.INT8,
                 quantization=QuantizationSpec(**given, **spec),
             )
-            planned = outline(model, config, backend=driven)
-            nodes = planned.quantization and planned.quantization["quantized"]
-            found.append((planned.calibrates, planned.strongly_typed, nodes))
+            planned = decide(model, config, backend=driven)
+            nodes = pass_records(planned).get("quantize", {}).get("nodes")
+            precision = planned.precision
+            found.append((precision.calibrates, precision.strongly_typed, nodes))
         both = {"MatMul": 1, "Gemm": 1}
         assert found == [(True, False, None), (False, True, {"MatMul": 1}), (False, True, both)]
 

@@ -14,13 +14,14 @@ import onnx
 import pytest
 from helpers import tiny_models
 from helpers.miscompiled_models import CASES
+from helpers.passes import pass_records
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from trt_native import BuildConfig, IoPrecision, Plan, Precision, ProfileSpec, build_plan
 from trt_native.backends.registry import load_backend
 from trt_native.backends.rtx import RtxBackend
-from trt_native.builder.build import outline, parsable, prepare
+from trt_native.builder.build import decide, lower, prepare
 from trt_native.errors import BuildError, ModelError, SpecError, UnsupportedError
 
 tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
@@ -52,12 +53,14 @@ def test_the_manifest_tells_what_the_plan_is(tmp_path):
     assert x.dims == ("batch", None, "height", "width")
     assert [str(r) for r in x.profiles] == ["1x3x8x8:2x3x8x8:4x3x16x8"]
     assert (y.name, y.shape, y.profiles) == ("y", (-1, 8, -1, 8), ())
-    assert manifest.precision == {
-        "requested": "fp32",
-        "applied": "fp32",
-        "tf32": False,
-        "split_fp32_products": {"Conv": 1},
-    }
+    assert manifest.precision == {"requested": "fp32", "applied": "fp32", "tf32": False}
+    assert manifest.passes == (
+        {
+            "name": "split_fp32_products",
+            "nodes": {"Conv": 1},
+            "summary": "FP32 matrix products emulated with split operands: 1",
+        },
+    )
     assert manifest.options["precision"] == "fp32"
     assert set(manifest.seconds) == {"parse", "build", "total"}
 
@@ -85,7 +88,7 @@ def test_an_fp32_model_becomes_fp16_by_default(tmp_path):
     manifest = build(tiny_models.norm(tmp_path / "m.onnx"), "batch=1:2:4").manifest
     assert manifest.precision["requested"] == "auto"
     assert manifest.precision["applied"] == "fp16"
-    kept = manifest.precision["rewritten"]["kept"]
+    kept = pass_records(manifest)["autocast"]["kept"]
     assert kept["statistics"] == {"LayerNormalization": 1, "Softmax": 1}
     # The types of inputs and outputs are the model's, unless asked otherwise.
     assert [t.dtype for t in manifest.tensors] == ["float32", "float32"]
@@ -105,7 +108,7 @@ def test_an_fp32_model_becomes_fp16_by_default(tmp_path):
 )
 def test_products_are_split_where_tf32_is_off(tmp_path, options, split):
     plan = build(tiny_models.norm(tmp_path / "m.onnx"), "batch=1:2:4", **options)
-    assert plan.manifest.precision.get("split_fp32_products") == split
+    assert pass_records(plan.manifest).get("split_fp32_products", {}).get("nodes") == split
     # TensorRT could take the way to BF16 and back for nothing; its kernels have it.
     rounds = b"= __myln_cast<__myln_bf16, __myln_float>(" in bytes(plan.data)
     assert rounds == bool(split)
@@ -130,12 +133,13 @@ def test_group_norms_of_one_group_are_given_as_instance_norms(tmp_path, kind):
         opset=21,
     )
     before = path.read_bytes()
-    precision = build(path, "batch=1:2:4").manifest.precision
-    assert precision["mended"] == {"GroupNormalization": 1}
+    records = pass_records(build(path, "batch=1:2:4").manifest)
+    assert records["parser_workarounds"]["nodes"] == {"GroupNormalization": 1}
     assert path.read_bytes() == before
-    assert outline(path, config("batch=1:2:4"), backend="rtx").mends
+    planned = decide(path, config("batch=1:2:4"), backend="rtx")
+    assert pass_records(planned)["parser_workarounds"] == records["parser_workarounds"]
     other = tiny_models.conv(tmp_path / "other.onnx")
-    assert "mended" not in build(other, *DIMS).manifest.precision
+    assert "parser_workarounds" not in pass_records(build(other, *DIMS).manifest)
 
 
 @pytest.mark.filterwarnings("ignore:divide by zero")
@@ -148,9 +152,9 @@ def test_what_tensorrt_parses_is_valid_and_means_the_same(tmp_path, name, precis
     path = tmp_path / "m.onnx"
     onnx.save(case.model, path)
     prepared = prepare(path, config(precision=precision), backend=load_backend("rtx"))
-    with parsable(prepared) as (rewritten, record, _):
-        model = onnx.load(rewritten)
-    assert record["mended"] == {case.operator: 1}
+    with lower(prepared) as lowered:
+        model = onnx.load(lowered.path)
+    assert pass_records(lowered)["parser_workarounds"]["nodes"] == {case.operator: 1}
     onnx.checker.check_model(model, full_check=True)
     if precision is not Precision.FP16 or case.operator == "GlobalLpPool":
         return  # the reference lacks BF16 in places, and this operator; FP32 is for TF32
@@ -159,7 +163,7 @@ def test_what_tensorrt_parses_is_valid_and_means_the_same(tmp_path, name, precis
         np.testing.assert_allclose(f, e, rtol=5e-3, atol=5e-3)
 
 
-def test_statistics_stay_in_fp32_where_they_are_mended(tmp_path):
+def test_statistics_stay_in_fp32_where_nodes_are_rewritten(tmp_path):
     nodes = [
         helper.make_node("Relu", ["x"], ["a"]),
         helper.make_node("ReduceLogSumExp", ["a", "axes"], ["b"], name="/head/logsumexp"),
@@ -176,18 +180,18 @@ def test_statistics_stay_in_fp32_where_they_are_mended(tmp_path):
     expected = x - np.logaddexp.reduce(x.astype(np.float64), 1, keepdims=True)
     for options in ({}, {"keep_fp32": ("/head/logsumexp",)}):
         prepared = prepare(path, config(**options), backend=load_backend("rtx"))
-        with parsable(prepared) as (rewritten, _, _):
-            (found,) = ReferenceEvaluator(onnx.load(rewritten)).run(None, {"x": x})
+        with lower(prepared) as lowered:
+            (found,) = ReferenceEvaluator(onnx.load(lowered.path)).run(None, {"x": x})
         np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
 def test_products_are_left_alone_for_gpus_without_tf32(tmp_path):
     path = tiny_models.norm(tmp_path / "m.onnx")
     plan = build(path, "batch=1", precision=Precision.FP32, compute_capabilities=("7.5",))
-    assert "split_fp32_products" not in plan.manifest.precision
+    assert "split_fp32_products" not in pass_records(plan.manifest)
     both = {"compute_capabilities": ("7.5", "8.6")}
-    with pytest.raises(UnsupportedError, match=r"capability 7\.5 has neither.*--tf32"):
-        outline(path, config("batch=1", precision=Precision.FP32, **both), backend="rtx")
+    with pytest.raises(UnsupportedError, match=r"capability 7\.5 has neither.*allow TF32"):
+        decide(path, config("batch=1", precision=Precision.FP32, **both), backend="rtx")
     plan = build(path, "batch=1", precision=Precision.TF32, **both)
     assert plan.manifest.compute_capabilities == ("7.5", "8.6")
     copying = tiny_models.coupled(tmp_path / "c.onnx")
@@ -203,14 +207,14 @@ def test_products_are_left_to_a_backend_that_has_fp32(tmp_path):
     path = tiny_models.norm(tmp_path / "m.onnx")
     options = config("batch=1:2:4", precision=Precision.FP32)
     plan = build_plan(path, options, backend=Exact(tensorrt_rtx))
-    assert "split_fp32_products" not in plan.manifest.precision
-    assert not outline(path, options, backend=Exact(tensorrt_rtx)).rewrites
+    assert "split_fp32_products" not in pass_records(plan.manifest)
+    assert decide(path, options, backend=Exact(tensorrt_rtx)).passes == ()
 
 
 def test_tensors_inside_the_model_keep_their_names_where_products_are_split(tmp_path):
     path = tiny_models.norm(tmp_path / "m.onnx")
     options = config("batch=1:2:4", precision=Precision.FP32)
-    plan = build_plan(path, options, backend="rtx", expose=("n", "m"))
+    plan = build_plan(path, options, backend="rtx", extra_outputs=("n", "m"))
     assert [t.name for t in plan.manifest.outputs] == ["y", "n", "m"]
 
 
@@ -219,8 +223,8 @@ def test_products_of_an_old_opset_are_refused_in_fp32(tmp_path):
     model = onnx.load(path)
     model.opset_import[0].version = 11
     onnx.save(model, path)
-    with pytest.raises(UnsupportedError, match="--tf32"):
-        outline(path, config(*DIMS, precision=Precision.FP32), backend="rtx")
+    with pytest.raises(UnsupportedError, match="allow TF32"):
+        decide(path, config(*DIMS, precision=Precision.FP32), backend="rtx")
     assert build(path, *DIMS, precision=Precision.TF32).manifest.precision["tf32"]
 
 
@@ -303,13 +307,13 @@ def test_the_temporary_rewritten_model_is_gone_afterwards(tmp_path, monkeypatch)
     assert list(scratch.iterdir()) == []
 
 
-def test_outline_resolves_without_building(tmp_path):
+def test_decisions_without_a_build(tmp_path):
     path = tiny_models.coupled(tmp_path / "m.onnx")
-    planned = outline(path, config("batch=1:2:2", "frames=16", workspace_bytes=99), backend="rtx")
+    planned = decide(path, config("batch=1:2:2", "frames=16", workspace_bytes=99), backend="rtx")
     assert planned.fixed == {"x": (None, 16, 4), "z": (None, 4)}
-    assert planned.precision is Precision.FP16
-    assert planned.strongly_typed
-    assert planned.rewrites
+    assert planned.precision.applied is Precision.FP16
+    assert planned.precision.strongly_typed
+    assert [record["name"] for record in planned.passes] == ["autocast"]
     assert planned.workspace_bytes == 99
 
 
@@ -330,7 +334,7 @@ def test_node_patterns_that_match_nothing_are_an_error(tmp_path):
     with pytest.raises(SpecError, match="/matmull"):
         build(path, "batch=1", keep_fp32=("/matmull",))
     manifest = build(path, "batch=1", keep_fp32=("/matmul",)).manifest
-    assert manifest.precision["rewritten"]["kept"]["keep_fp32"] == {"MatMul": 1}
+    assert pass_records(manifest)["autocast"]["kept"]["keep_fp32"] == {"MatMul": 1}
 
 
 def test_a_failed_build_leaves_nothing_to_the_garbage_collector(tmp_path):

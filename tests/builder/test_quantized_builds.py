@@ -9,11 +9,12 @@ import onnx
 import onnx_ir as ir
 import pytest
 from helpers import tiny_models
+from helpers.passes import pass_records
 
 from trt_native import BuildConfig, IoPrecision, Precision, ProfileSpec, build_plan
 from trt_native.backends.registry import load_backend
 from trt_native.backends.rtx import RtxBackend
-from trt_native.builder.build import outline
+from trt_native.builder.build import decide
 from trt_native.builder.plan_cache import EngineCache
 from trt_native.calibration.batches import read_batches
 from trt_native.calibration.collect import calibrate
@@ -51,17 +52,18 @@ def test_linear_layers(tmp_path, precision):
     plan = build(tiny_models.dense(tmp_path / "m.onnx"), precision, min_coverage=1.0)
     record = plan.manifest.precision
     assert (record["requested"], record["applied"]) == (precision, precision)
-    assert record["quantized"]["quantized"] == {"MatMul": 1, "Gemm": 1}
-    assert record["quantized"]["coverage"] == 1.0
-    assert record["quantized"]["macs"] == 2 * 4 * 64 * 64
-    assert record["quantized"]["backend_lacks"] == ""
-    assert record["rewritten"]["target"] == "fp16"
+    record = pass_records(plan.manifest)
+    assert record["quantize"]["nodes"] == {"MatMul": 1, "Gemm": 1}
+    assert record["quantize"]["coverage"] == 1.0
+    assert record["quantize"]["macs"] == 2 * 4 * 64 * 64
+    assert record["quantize"]["not_built"] == ""
+    assert record["autocast"]["target"] == "fp16"
     products = {"DequantizeLinear": 2, "MatMul": 1, "Gemm": 1}
     if precision.needs_ranges:  # they add up in FP32
         products = {**products, "QuantizeLinear": 2, "DequantizeLinear": 4}
-        assert record["rewritten"]["kept"] == {"accumulator": products}
+        assert record["autocast"]["kept"] == {"accumulator": products}
         products = {}
-    assert record["rewritten"]["reduced"] == {**products, "Relu": 2}
+    assert record["autocast"]["reduced"] == {**products, "Relu": 2}
     assert [tensor.dtype for tensor in plan.manifest.tensors] == ["float32", "float32"]
     assert plan.manifest.options["precision"] == str(precision)
 
@@ -78,15 +80,15 @@ def test_data_instead_of_a_cache(tmp_path, rng, precision):
     given = {"data": str(tmp_path / "data"), "calibration": None}
     plan = build(model, precision, method=CalibrationMethod.MSE, **given)
     assert plan.data == build(model, precision, calibration=tmp_path / "own.calib").data
-    assert plan.manifest.precision["quantized"]["calibration"] == {
+    assert pass_records(plan.manifest)["quantize"]["calibration"] == {
         "data": str(tmp_path / "data"),
         "batches": 3,
         "method": str(method),
         "runner": "onnx.reference",
     }
     build_config = config(model, precision, **given)
-    planned = outline(model, build_config, backend="rtx")
-    assert planned.quantization["coverage"] == 1.0
+    planned = decide(model, build_config, backend="rtx")
+    assert pass_records(planned)["quantize"]["coverage"] == 1.0
     with pytest.raises(SpecError, match="calibration: no effect at precision int8-weights"):
         build(model, Precision.INT8_WEIGHTS, **given)
     with pytest.raises(SpecError, match="give one of them"):
@@ -114,7 +116,7 @@ def test_calibration_data_counts_for_the_cache(tmp_path, rng):
 
 def test_the_manifest_names_the_calibration(tmp_path):
     plan = build(tiny_models.dense(tmp_path / "m.onnx"), Precision.INT8, skip=("/dense.1",))
-    record = plan.manifest.precision["quantized"]
+    record = pass_records(plan.manifest)["quantize"]
     assert re.fullmatch("[0-9a-f]{64}", record["calibration"].pop("sha256"))
     assert record["calibration"] == {"file": "m.calib", "method": "minmax"}
     assert record["skipped"] == {"skip": {"Gemm": 1}}
@@ -131,13 +133,13 @@ def test_weights_make_the_plan_smaller(tmp_path, precision):
 
 def test_what_the_backend_cannot_build_stays_and_is_told(tmp_path):
     model = tiny_models.conv_and_dense(tmp_path / "m.onnx")
-    record = build(model, Precision.INT8).manifest.precision["quantized"]
-    assert record["quantized"] == {"MatMul": 1}
+    record = pass_records(build(model, Precision.INT8).manifest)["quantize"]
+    assert record["nodes"] == {"MatMul": 1}
     assert record["skipped"] == {"operator": {"Conv": 1}}
     assert record["coverage"] == round(64 / (64 + 32), 4)
-    assert re.fullmatch(r"TensorRT-RTX 1\.\S+ builds no Conv in int8", record["backend_lacks"])
-    planned = outline(model, config(model, Precision.INT8), backend="rtx")
-    assert {**planned.quantization, "opset": record["opset"]} == record
+    assert re.fullmatch(r"TensorRT-RTX 1\.\S+ builds no Conv in int8", record["not_built"])
+    planned = decide(model, config(model, Precision.INT8), backend="rtx")
+    assert {**pass_records(planned)["quantize"], "opset": record["opset"]} == record
     with pytest.raises(SpecError, match=r"66.7% .*70.0% are asked for.* builds no Conv in int8$"):
         build(model, Precision.INT8, min_coverage=0.7)
     with pytest.raises(UnsupportedError, match=r"Conv in int8: it builds Gemm, MatMul in that"):
@@ -147,8 +149,8 @@ def test_what_the_backend_cannot_build_stays_and_is_told(tmp_path):
 def test_convolutions_in_fp8_and_with_int8_weights(tmp_path):
     model = tiny_models.conv_and_dense(tmp_path / "m.onnx")
     for precision in (Precision.FP8, Precision.INT8_WEIGHTS):
-        record = build(model, precision).manifest.precision["quantized"]
-        assert record["quantized"] == {"Conv": 1, "MatMul": 1}
+        record = pass_records(build(model, precision).manifest)["quantize"]
+        assert record["nodes"] == {"Conv": 1, "MatMul": 1}
 
 
 def test_newer_versions_build_convolutions_in_int8():
@@ -184,18 +186,18 @@ def test_ranges_come_from_a_cache_of_this_model(tmp_path):
 
 def test_an_fp16_graph_keeps_its_types(tmp_path):
     model = tiny_models.dense(tmp_path / "m.onnx", dtype=onnx.TensorProto.FLOAT16)
-    record = build(model, Precision.INT8).manifest.precision
-    assert record["quantized"]["quantized"] == {"MatMul": 1, "Gemm": 1}
-    assert "rewritten" not in record
+    record = pass_records(build(model, Precision.INT8).manifest)
+    assert record["quantize"]["nodes"] == {"MatMul": 1, "Gemm": 1}
+    assert "autocast" not in record
     with pytest.raises(SpecError, match="io_precision: no effect"):
         build(model, Precision.INT8, io_precision=IoPrecision.FP32)
 
 
 def test_nodes_kept_in_fp32_are_not_quantized(tmp_path):
     model = tiny_models.dense(tmp_path / "m.onnx", name="x__dense.1__y")
-    record = build(model, Precision.INT8, keep_fp32=("*/dense.1",)).manifest.precision
-    assert record["quantized"]["skipped"] == {"skip": {"Gemm": 1}}
-    assert record["rewritten"]["kept"] == {
+    record = pass_records(build(model, Precision.INT8, keep_fp32=("*/dense.1",)).manifest)
+    assert record["quantize"]["skipped"] == {"skip": {"Gemm": 1}}
+    assert record["autocast"]["kept"] == {
         "keep_fp32": {"Gemm": 1},
         "accumulator": {"QuantizeLinear": 1, "DequantizeLinear": 2, "MatMul": 1},
     }
@@ -210,15 +212,16 @@ def quantized_file(tmp_path):
 
 @pytest.mark.parametrize("precision", list(Precision)[:5], ids=str)
 def test_a_quantized_file_is_built_with_its_rest_reduced(tmp_path, precision):
-    record = build(quantized_file(tmp_path), precision).manifest.precision
+    manifest = build(quantized_file(tmp_path), precision).manifest
+    record = pass_records(manifest)
     if precision in (Precision.FP32, Precision.TF32):
-        assert "rewritten" not in record
+        assert "autocast" not in record
     else:
-        assert record["applied"] == "bf16" if precision is Precision.BF16 else "fp16"
+        assert manifest.precision["applied"] == "bf16" if precision is Precision.BF16 else "fp16"
         place = "reduced" if precision is Precision.BF16 else "kept"
-        found = record["rewritten"][place]
+        found = record["autocast"][place]
         assert (found if place == "reduced" else found["accumulator"])["MatMul"] == 1
-        assert record["rewritten"]["reduced"]["Relu"] == 2
+        assert record["autocast"]["reduced"]["Relu"] == 2
 
 
 def test_a_quantized_file_is_not_quantized_again(tmp_path):

@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 from helpers import tiny_models
 from helpers.golden_unet import cases
+from helpers.passes import pass_records
 from onnx.reference import ReferenceEvaluator
 
 from trt_native import BuildConfig, Precision, ProfileSpec, build_plan
@@ -91,5 +92,5 @@ def test_tensorrt_rtx_builds_it(golden_onnx, ranges, precision, tmp_path):
         compute_capabilities=("8.9",),
     )
     manifest = build_plan(golden_onnx, config, backend="rtx").manifest
-    assert manifest.precision["quantized"]["quantized"] == {"MatMul": 244}
-    assert manifest.precision["rewritten"]["target"] == "fp16"
+    assert pass_records(manifest)["quantize"]["nodes"] == {"MatMul": 244}
+    assert pass_records(manifest)["autocast"]["target"] == "fp16"

@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from typer.testing import CliRunner
 
 from trt_native import BuildConfig, Precision, ProfileSpec, build_plan, refit_plan
-from trt_native.builder.build import parsable, prepare
+from trt_native.builder.build import lower, prepare
 from trt_native.calibration.caches import CalibrationCache
 from trt_native.cli.app import app
 from trt_native.config import IoPrecision, QuantizationSpec
@@ -30,8 +30,8 @@ def as_refittable(model, config, backend="auto", **options):
     """A plan as a machine with a GPU would have built it, as far as its manifest tells."""
     plan = build_plan(model, config, backend=backend)
     prepared = prepare(model, config, backend=backend)
-    with parsable(prepared) as (parsed, _, _):
-        weights = asdict(refit_signature(read_model(parsed)))
+    with lower(prepared) as lowered:
+        weights = asdict(refit_signature(read_model(lowered.path)))
     options = {**plan.manifest.options, **(options or {"refit": True})}
     manifest = dataclasses.replace(plan.manifest, options=options, refit=weights)
     return dataclasses.replace(plan, manifest=manifest)

@@ -478,15 +478,16 @@ class TestQuantizedBuild:
         result = trt_native("build", dense, *options, "--backend", "rtx", "--skip", "op:Gemm")
         assert result.returncode == 0, result.stderr
         assert "int8: 1 of 2 matrix products, 50.0% of their multiply-adds" in result.stdout
-        assert "rest fp16" in result.stdout
-        assert "Quantizing the graph to int8" in result.stderr
+        assert "fp16: 3 nodes; 4 stay FP32" in result.stdout
+        assert "Quantizing the graph" in result.stderr
 
     def test_a_dry_run_tells_the_coverage(self, dense, tmp_path):
         options = ("--precision", "fp8", "--calib", tmp_path / "d.calib", "--dim", "batch=1:2:4")
         dry = (*options, "--backend", "rtx", "--dry-run")
         assert "2 of 2 matrix products" in trt_native("build", dense, *dry).stdout
         outcome = json.loads(trt_native("build", dense, *dry, "--json").stdout)
-        assert outcome["quantization"]["coverage"] == 1.0
+        assert [record["name"] for record in outcome["passes"]] == ["quantize", "autocast"]
+        assert outcome["passes"][0]["coverage"] == 1.0
         assert not (tmp_path / "d.plan").exists()
 
     def test_bad_input(self, dense, model):

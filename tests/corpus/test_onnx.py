@@ -62,7 +62,7 @@ def rewritten(path):
     given = ProfileSpec.parse(f"{name}=1:2:4" for name in names if name.isidentifier())
     config = BuildConfig(profiles=(given,) if given.dims else ())
     prepared = build.prepare(path, config, backend="rtx")
-    with build.parsable(prepared, None):
+    with build.lower(prepared):
         pass
 
 

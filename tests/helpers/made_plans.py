@@ -11,7 +11,7 @@ from trt_native.plans.manifest import Manifest, PlanTensor
 from trt_native.plans.plan import Plan
 from trt_native.shapes import ShapeRange
 
-GOLDEN = json.loads((DATA / "plan_manifest_1.json").read_text())
+GOLDEN = json.loads((DATA / "plan_manifest_2.json").read_text())
 
 
 def tensor(name, mode, dtype, *ranges, shape=None, dims=(), values=()):

@@ -14,7 +14,9 @@ from onnx.reference import ReferenceEvaluator
 
 from trt_native.errors import ModelError, SpecError, UnsupportedError
 from trt_native.graph.types import is_reduced, reduced_types
-from trt_native.passes.autocast import PrecisionReport, autocast, fp32_node_names
+from trt_native.passes.autocast import PrecisionReport, autocast
+from trt_native.passes.normalize import normalize
+from trt_native.passes.pin_fp32_nodes import fp32_node_names
 
 FP16, BF16 = ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 TOLERANCE = {FP16: 4e-3, BF16: 3e-2}
@@ -58,6 +60,7 @@ def convert(
 ) -> tuple[ir.Model, PrecisionReport]:
     """Convert a copy, which must pass ONNX's checks."""
     converted = ir.from_proto(ir.to_proto(original))
+    normalize(converted)
     report = autocast(converted, target, **options)
     checked(converted)
     assert json.loads(json.dumps(report.to_dict())) == report.to_dict()

@@ -5,6 +5,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from helpers import tiny_models
+from helpers.passes import normalized
 from onnx.reference import ReferenceEvaluator
 
 from trt_native.errors import SpecError
@@ -49,7 +50,7 @@ def test_tensors_in_functions():
         <domain: "mine", opset_import: ["": 18]>
         twice (p) => (q) { r = Neg(p)  q = Sub(p, r) }
     """)
-    model = ir.from_proto(proto)
+    model = normalized(proto)
     from onnx_ir.passes import common
 
     inlined = ir.from_proto(proto)

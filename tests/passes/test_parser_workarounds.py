@@ -9,15 +9,17 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from trt_native.config import BuildConfig
 from trt_native.errors import ModelError, UnsupportedError
-from trt_native.passes.parser_workarounds import (
-    apply_parser_workarounds,
-    check_parser_support,
-    needs_parser_workarounds,
-)
+from trt_native.passes.base import PassContext, ResolvedPrecision
+from trt_native.passes.parser_workarounds import ParserWorkarounds, apply_parser_workarounds
+from trt_native.passes.reject_unsupported import check_parser_support
 
 pytest.importorskip("torch")
 from helpers.miscompiled_models import CASES
+from helpers.passes import normalized
+
+WORKAROUNDS = ParserWorkarounds(PassContext(config=BuildConfig(), precision=ResolvedPrecision()))
 
 
 @pytest.mark.filterwarnings("ignore:divide by zero")
@@ -26,11 +28,11 @@ def test_what_is_mended_means_what_it_did(name):
     case = CASES[name]()
     if name != "groups of opset 18":  # a form that onnx calls deprecated
         onnx.checker.check_model(case.model, full_check=True)
-    graph = ir.from_proto(case.model)
+    graph = normalized(case.model)
     check_parser_support(graph)
-    assert needs_parser_workarounds(graph)
+    assert WORKAROUNDS.needed(graph)
     assert apply_parser_workarounds(graph) == {case.operator: 1}
-    assert not needs_parser_workarounds(graph)
+    assert not WORKAROUNDS.needed(graph)
     made = ir.to_proto(graph)
     onnx.checker.check_model(made, full_check=True)
     assert [o.name for o in made.graph.output] == [o.name for o in case.model.graph.output]
@@ -73,7 +75,7 @@ SCALE = np.float32(0.1).reshape(())
     [
         (
             model_of("QuantizeLinear", {"x": [4]}, {"s": SCALE, "z": np.array(0, np.uint8)}),
-            r"'y' \(QuantizeLinear\): uint8 would be cut to int8",
+            r"'y' \(QuantizeLinear\): uint8 is clipped to int8",
         ),
         (
             model_of(
@@ -82,7 +84,7 @@ SCALE = np.float32(0.1).reshape(())
                 strides=[2, 2],
                 output_padding=[1, 1],
             ),
-            "its padding would lack the bias",
+            "omits a non-constant bias",
         ),
         (
             model_of(
@@ -93,7 +95,7 @@ SCALE = np.float32(0.1).reshape(())
                 auto_pad="SAME_UPPER",
                 output_shape=[9, 9],
             ),
-            "output_shape would be ignored",
+            "output_shape is ignored",
         ),
         (
             model_of("NonMaxSuppression", {"boxes": [1, 4, 4], "scores": [1, 1, 4]}),
@@ -104,7 +106,7 @@ SCALE = np.float32(0.1).reshape(())
     ids=["uint8", "bias", "output_shape", "boxes", "CRD"],
 )
 def test_what_is_refused(model, fault):
-    graph = ir.from_proto(model)
+    graph = normalized(model)
     with pytest.raises(UnsupportedError, match=fault):
         check_parser_support(graph)
 
@@ -112,8 +114,8 @@ def test_what_is_refused(model, fault):
 def test_int8_with_limits_is_refused():
     model = model_of("Clip", {"x": [4]}, {"low": np.array(1, np.int8)})
     model.graph.input[0].type.tensor_type.elem_type = TensorProto.INT8
-    with pytest.raises(UnsupportedError, match="int8 would not keep to a lower limit alone"):
-        check_parser_support(ir.from_proto(model))
+    with pytest.raises(UnsupportedError, match="int8 ignores a lower limit"):
+        check_parser_support(normalized(model))
 
 
 def test_attention_with_a_number_of_tokens_is_refused():
@@ -122,7 +124,7 @@ def test_attention_with_a_number_of_tokens_is_refused():
     graph = helper.make_graph([node], "refused", [], [onnx.ValueInfoProto(name="y")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=10)
     with pytest.raises(UnsupportedError, match=r"'?attend'? \(Attention\): nonpad_kv_seqlen"):
-        check_parser_support(ir.from_proto(model))
+        check_parser_support(normalized(model))
 
 
 @pytest.mark.parametrize(
@@ -148,9 +150,9 @@ def test_attention_with_a_number_of_tokens_is_refused():
     ids=lambda model: model.graph.node[0].op_type,
 )
 def test_what_tensorrt_has_right_is_left_alone(model):
-    graph = ir.from_proto(model)
+    graph = normalized(model)
     check_parser_support(graph)
-    assert not needs_parser_workarounds(graph)
+    assert not WORKAROUNDS.needed(graph)
     assert apply_parser_workarounds(graph) == {}
     assert ir.to_proto(graph).graph.node == model.graph.node
 
@@ -163,9 +165,9 @@ def test_a_type_that_nobody_knows_is_asked_for():
     del model.graph.input[1]
     model.opset_import.append(helper.make_opsetid("own", 1))
     with pytest.raises(ModelError, match="the type of value 'made' \\(Plugin 'p'\\) is neither"):
-        apply_parser_workarounds(ir.from_proto(model))
+        apply_parser_workarounds(normalized(model))
     model.graph.node[1].input[:] = ["made", "x"]
-    assert apply_parser_workarounds(ir.from_proto(model)) == {"Mean": 1}
+    assert apply_parser_workarounds(normalized(model)) == {"Mean": 1}
 
 
 def in_a_function(node, inputs, call, **attributes):
@@ -193,14 +195,14 @@ def test_what_a_function_is_called_with_decides():
     norm.attribute.append(reference)
     for groups in (1, 2):
         model = in_a_function(norm, names, ({"x": [1, 4, 2, 2]}, ones), groups=groups)
-        graph = ir.from_proto(model)
-        assert needs_parser_workarounds(graph) == (groups == 1)
+        graph = normalized(model)
+        assert WORKAROUNDS.needed(graph) == (groups == 1)
         assert apply_parser_workarounds(graph) == ({"GroupNormalization": 1} if groups == 1 else {})
     pads = {"strides": [2, 2], "output_padding": [1, 1]}
     transposed = helper.make_node("ConvTranspose", ["x", "w", "b"], ["made"], **pads)
     constants = {"w": KERNEL, "b": np.zeros(1, np.float32)}
     model = in_a_function(transposed, ["x", "w", "b"], ({"x": [1, 1, 4, 4]}, constants))
-    check_parser_support(ir.from_proto(model))
+    check_parser_support(normalized(model))
 
 
 def test_types_are_found_where_they_are_told():
@@ -210,8 +212,8 @@ def test_types_are_found_where_they_are_told():
     model.graph.node.insert(0, helper.make_node("Constant", [], ["z"], value=zero))
     told = model_of("QuantizeLinear", {"x": [4]}, {"s": SCALE}, output_dtype=TensorProto.UINT8)
     for refused in (model, told):
-        with pytest.raises(UnsupportedError, match="uint8 would be cut to int8"):
-            check_parser_support(ir.from_proto(refused))
+        with pytest.raises(UnsupportedError, match="uint8 is clipped to int8"):
+            check_parser_support(normalized(refused))
 
 
 def test_one_mending_may_do_for_another():
@@ -223,7 +225,7 @@ def test_one_mending_may_do_for_another():
             helper.make_node("GlobalLpPool", ["a"], ["y"], p=1),
         ]
     )
-    assert apply_parser_workarounds(ir.from_proto(model)) == {"ReduceL1": 1, "GlobalLpPool": 1}
+    assert apply_parser_workarounds(normalized(model)) == {"ReduceL1": 1, "GlobalLpPool": 1}
 
 
 @pytest.mark.parametrize("name", ["average of padding", "logarithm of exponents, earlier"])
@@ -232,7 +234,7 @@ def test_models_of_opset_10(name):
     model = onnx.ModelProto()
     model.CopyFrom(case.model)
     model.opset_import[0].version = 10
-    graph = ir.from_proto(model)
+    graph = normalized(model)
     apply_parser_workarounds(graph)
     onnx.checker.check_model(ir.to_proto(graph), full_check=True)
 
@@ -260,7 +262,7 @@ def test_types_inside_bodies_are_inferred(rng):
         opset_imports=[helper.make_opsetid("", 18)],
         ir_version=10,
     )
-    graph = ir.from_proto(model)
+    graph = normalized(model)
     assert apply_parser_workarounds(graph) == {"Mean": 1}
     (found,) = ReferenceEvaluator(ir.to_proto(graph)).run(None, {"a": a, "b": b})
     np.testing.assert_allclose(found, 2 * (a + b) / 3, rtol=1e-6)

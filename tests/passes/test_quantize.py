@@ -11,11 +11,13 @@ import onnx
 import onnx_ir as ir
 import pytest
 from helpers import tiny_models
+from helpers.passes import normalized
 from onnx.reference import ReferenceEvaluator
 
 from trt_native.errors import ModelError, SpecError, UnsupportedError
 from trt_native.graph.onnx_file import read_model
 from trt_native.passes.autocast import autocast
+from trt_native.passes.normalize import normalize
 from trt_native.passes.quantize import (
     METADATA_KEY,
     QUANTIZE_PRESETS,
@@ -38,6 +40,7 @@ def model(text: str, opset: int = 19, **weights: np.ndarray) -> ir.Model:
 def quantize(original: ir.Model, ranges: Any = None, **options: Any) -> Any:
     """Quantize a copy, which must pass ONNX's checks; without ranges every tensor reaches 4."""
     quantized = ir.from_proto(ir.to_proto(original))
+    normalize(quantized)
     if ranges is None:
         values = [*original.graph.inputs, *(v for n in original.graph for v in n.outputs)]
         ranges = {v.name: 4.0 for v in values}
@@ -713,7 +716,7 @@ def test_bodies_stay_and_functions_are_inlined():
         dense (a, b) => (d) { d = MatMul(a, b) }""".replace("If<c> (c) <", "If (c) <")
     )
     proto.graph.initializer.append(onnx.numpy_helper.from_array(normal(0, 16, 16), "w"))
-    quantized = ir.from_proto(proto)
+    quantized = normalized(proto)
     report = quantize_model(quantized, {"x": 3.0})
     assert report.quantized == {"MatMul": 1}
     assert report.skipped == {"subgraph": {"MatMul": 1}}
@@ -869,4 +872,4 @@ def test_the_report_explains_itself():
     _, report = quantize(attention())
     assert isinstance(report, QuantizationReport)
     assert report.explain() == "2 MatMul (attention)"
-    assert report.nodes == 6
+    assert report.products == 6

@@ -15,14 +15,15 @@ from trt_native.errors import PlanError
 from trt_native.plans.manifest import MANIFEST_SCHEMA, Manifest, PlanTensor
 from trt_native.shapes import ShapeRange
 
-GOLDEN = json.loads((DATA / "plan_manifest_1.json").read_text())
-# What readers of schema 1 rely on. A change here without a new number breaks them.
+GOLDEN = json.loads((DATA / "plan_manifest_2.json").read_text())
+# What readers of schema 2 rely on. A change here without a new number breaks them.
 REQUIRED = {
     "": "schema producer plan_sha256 plan_bytes backend backend_version gpu compute_capabilities"
-    " driver model tensors precision options seconds created",
+    " driver model tensors precision passes options seconds created",
     "model": "file bytes sha256 external",
     "external": "file bytes sha256",
     "precision": "requested applied",
+    "pass": "name summary",
     "tensor": "name mode dtype shape dims profiles values",
 }
 
@@ -46,6 +47,7 @@ def objects(schema):
         "model": model,
         "external": model["properties"]["external"]["items"],
         "precision": schema["properties"]["precision"],
+        "pass": schema["properties"]["passes"]["items"],
         "tensor": schema["$defs"]["tensor"],
     }
 
@@ -56,8 +58,8 @@ def test_the_schema_is_itself_valid_and_numbered(schema):
     assert schema["$id"].endswith(f":{MANIFEST_SCHEMA}")
 
 
-def test_readers_of_schema_1_are_kept(schema):
-    assert MANIFEST_SCHEMA == 1, "copy the golden file and REQUIRED for the new number"
+def test_readers_of_schema_2_are_kept(schema):
+    assert MANIFEST_SCHEMA == 2, "copy the golden file and REQUIRED for the new number"
     assert {name: set(o["required"]) for name, o in objects(schema).items()} == {
         name: set(names.split()) for name, names in REQUIRED.items()
     }
@@ -67,7 +69,7 @@ def test_readers_of_schema_1_are_kept(schema):
         assert set(objects(schema)[name]["properties"]) == set(REQUIRED[name].split())
 
 
-def test_the_golden_manifest_of_schema_1_stays_valid_and_loads_the_same(validator):
+def test_the_golden_manifest_of_schema_2_stays_valid_and_loads_the_same(validator):
     validator.validate(GOLDEN)
     manifest = Manifest.from_json(GOLDEN)
     assert manifest.tensors == (
@@ -137,7 +139,7 @@ def changed(path, value):
         *((("model", name), None) for name in REQUIRED["model"].split()),
         *((("precision", name), None) for name in REQUIRED["precision"].split()),
         *((("tensors", 0, name), None) for name in REQUIRED["tensor"].split()),
-        (("schema",), 2),
+        (("schema",), 3),
         (("tensors", 0, "mode"), "inout"),
         (("tensors", 0, "shape"), [-2]),
         (("tensors", 0, "shape"), "1x3"),
@@ -182,3 +184,60 @@ def test_contradictions_that_only_the_reader_sees(path, value):
 def test_file_names_stay_in_their_folder(validator, name):
     assert not validator.is_valid(changed(("model", "file"), name))
     assert not validator.is_valid(changed(("model", "external", 0, "file"), name))
+
+
+class TestSchema1:
+    """Manifests that earlier versions wrote."""
+
+    OLD = json.loads((DATA / "plan_manifest_1.json").read_text())
+
+    def test_loads(self, validator):
+        manifest = Manifest.from_json(self.OLD)
+        assert manifest.passes == ()
+        new = {**manifest.to_json(), "passes": GOLDEN["passes"]}
+        assert new == GOLDEN
+        validator.validate(json.loads(json.dumps(manifest.to_json())))
+
+    def test_reports_become_passes(self, validator):
+        report = {"target": "fp16", "reduced": {"Conv": 2}, "kept": {}, "casts": 1}
+        precision = {
+            **self.OLD["precision"],
+            "rewritten": report,
+            "quantized": {"quantized": {"MatMul": 1}, "coverage": 1.0},
+            "mended": {"Mean": 2, "Trilu": 1},
+            "split_products": {"Conv": 3},
+            "pinned_fp32_nodes": 4,
+        }
+        manifest = Manifest.from_json({**self.OLD, "precision": precision})
+        assert manifest.precision == self.OLD["precision"]
+        assert [record["name"] for record in manifest.passes] == [
+            "pin_fp32_nodes",
+            "quantize",
+            "autocast",
+            "parser_workarounds",
+            "split_fp32_products",
+        ]
+        records = {record["name"]: record for record in manifest.passes}
+        assert records["autocast"].items() >= report.items()
+        assert records["quantize"]["coverage"] == 1.0
+        assert records["parser_workarounds"]["nodes"] == {"Mean": 2, "Trilu": 1}
+        assert records["parser_workarounds"]["summary"] == "parser_workarounds: 2 Mean, 1 Trilu"
+        validator.validate(json.loads(json.dumps(manifest.to_json())))
+
+    def test_options_have_their_new_names(self):
+        options = {
+            "opt_profile": True,
+            "precision": "int8",
+            "quantization": {"data": "d", "skip": ["a"]},
+        }
+        config = Manifest.from_json({**self.OLD, "options": options}).build_config()
+        assert config.add_opt_shape_profiles
+        assert config.quantization.calibration_data == "d"
+        assert config.quantization.exclude == ("a",)
+
+    @pytest.mark.parametrize(
+        "precision", ["fp16", {"requested": "a", "applied": "b", "mended": "x"}]
+    )
+    def test_malformed(self, precision):
+        with pytest.raises(PlanError, match="malformed manifest"):
+            Manifest.from_json({**self.OLD, "precision": precision})

@@ -65,6 +65,7 @@ def plan():
             PlanTensor("y", "output", "float32", (), ()),
         ),
         precision={"requested": "auto", "applied": "fp16"},
+        passes=({"name": "autocast", "summary": "fp16: 2 nodes", "nodes": {"Conv": 2}},),
         options={"refit": True},
         seconds={"build": 1.5},
         created="2026-01-01T00:00:00+00:00",

@@ -16,21 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-from onnx_ir.passes import common as passes
 
 from trt_native._version import __version__
 from trt_native.backends.base import Backend, BuildRequest, BuildResult, Calibration
 from trt_native.backends.building import default_workspace, run_interruptible, save_temporary
 from trt_native.backends.registry import load_backend
 from trt_native.builder.engine_calibration import activation_source
-from trt_native.builder.quantize_file import (
-    NO_RANGES,
-    Ranges,
-    find_ranges,
-    load_ranges,
-    quantize_graph,
-)
 from trt_native.calibration.batches import Batches, read_batches
+from trt_native.calibration.model_ranges import NO_RANGES, Ranges, find_ranges, load_ranges
 from trt_native.config import (
     BuildConfig,
     CalibrationMethod,
@@ -40,7 +33,7 @@ from trt_native.config import (
     QuantizationSpec,
 )
 from trt_native.cuda import GpuInfo, gpu_info
-from trt_native.errors import SpecError, TrtNativeError, UnsupportedError
+from trt_native.errors import SpecError, TrtNativeError
 from trt_native.files import check_writable, sha256_of_file
 from trt_native.graph.dims import fixed_extents, resolve_profiles, with_opt_shape_profiles
 from trt_native.graph.onnx_file import (
@@ -53,17 +46,10 @@ from trt_native.graph.onnx_file import (
 from trt_native.graph.quantizable import quantizable_tensors
 from trt_native.graph.refit_signature import refit_signature
 from trt_native.graph.types import is_reduced, reduced_types
-from trt_native.passes.autocast import autocast, fp32_node_names
-from trt_native.passes.mark_outputs import mark_outputs
-from trt_native.passes.parser_workarounds import (
-    apply_parser_workarounds,
-    check_parser_support,
-    needs_parser_workarounds,
-    with_replacements,
-)
-from trt_native.passes.quantize import QuantizationReport
-from trt_native.passes.quantize_rules import default_ops
-from trt_native.passes.split_fp32_products import has_products, split_fp32_products
+from trt_native.passes.base import GraphPass, PassContext, ResolvedPrecision
+from trt_native.passes.pin_fp32_nodes import pinned_nodes
+from trt_native.passes.pipelines import BUILD, describe_passes, run_passes, select_passes
+from trt_native.passes.quantize import Quantize
 from trt_native.plans.engine_layers import parse_layers, quantized_layers
 from trt_native.plans.manifest import Manifest, PlanTensor
 from trt_native.plans.plan import Plan
@@ -73,68 +59,56 @@ from trt_native.shapes import Profile, TensorSpec
 
 __all__ = [
     "BuildDecisions",
+    "LoweredModel",
     "PreparedBuild",
     "build_plan",
     "build_prepared",
-    "outline",
-    "parsable",
+    "decide",
+    "lower",
+    "precision_record",
     "prepare",
 ]
 
 _LOGGER = logging.getLogger(__name__)
-_FIRST_WITH_TF32 = 8.0  # compute capability; it is the first with BF16, too
 _REDUCED = {Precision.FP16: "float16", Precision.BF16: "bfloat16"}
 
 
 @dataclass(frozen=True, slots=True)
 class BuildDecisions:
-    """What a build would do, worked out without doing it.
+    """Everything about a build that is decided before it.
 
     Attributes:
-        model: What the ONNX file contains.
+        model: Summary of the ONNX file.
         profiles: The resolved optimization profiles; none where everything is static.
         fixed: For each input with a symbolic axis, the extents that every profile fixes.
-        precision: Arithmetic of the plan; AUTO means that the graph's own types stay.
-        strongly_typed: Whether types come from the graph rather than from builder flags.
-        rewrites: Whether the graph's types are rewritten before TensorRT sees it.
+        precision: What the requested precision means for the model.
         workspace_bytes: Upper limit for scratch memory of one layer.
-        rest: The type that FP32 arithmetic of the graph is reduced to; None where it stays.
-        splits: Whether FP32 products are computed in parts, for a backend that has them in TF32
-            only.
-        mends: Whether nodes that TensorRT's parser misreads are written in other ways.
-        calibrates: Whether TensorRT itself finds the ranges and chooses what runs in INT8.
-        quantization: What would be quantized, as the manifest tells it; None where nothing is, or
-            TensorRT chooses.
+        passes: What each pass that will run does, as far as that is known, in order.
     """
 
     model: ModelSummary
     profiles: tuple[Profile, ...]
     fixed: Mapping[str, tuple[int | None, ...]]
-    precision: Precision
-    strongly_typed: bool
-    rewrites: bool
+    precision: ResolvedPrecision
     workspace_bytes: int
-    rest: Precision | None
-    splits: bool
-    mends: bool
-    calibrates: bool
-    quantization: Mapping[str, Any] | None = None
+    passes: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedBuild:
-    """A build, checked and worked out; :func:`build_prepared` does it, once.
+    """A checked build; :func:`build_prepared` runs it, once.
 
     Attributes:
         path: The ONNX file.
-        graph: What was read from it; the build changes it.
-        config: What was asked for.
-        backend: Who builds.
-        gpu: Where; None on a machine without a GPU.
-        outline: What will be done.
+        graph: The model, read from it and normalized; the build changes it.
+        config: The configuration that was requested.
+        backend: The TensorRT that builds.
+        gpu: The GPU of this machine; None if there is none.
+        decisions: What was decided.
+        passes: The passes that will run.
         files: ``file``, ``sha256`` and ``bytes`` of the ONNX file and of each of its ``external``
             weights.
-        ranges: What a calibration cache tells about the model.
+        ranges: The ranges of the activations, from a calibration cache.
         batches: The calibration data; None where that is not needed.
         started: When the preparation began, by ``time.perf_counter``.
     """
@@ -144,11 +118,27 @@ class PreparedBuild:
     config: BuildConfig
     backend: Backend
     gpu: GpuInfo | None
-    outline: BuildDecisions
+    decisions: BuildDecisions
+    passes: tuple[GraphPass, ...]
     files: Mapping[str, Any]
     ranges: Ranges
     batches: Batches | None
     started: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoweredModel:
+    """What TensorRT parses.
+
+    Attributes:
+        path: The ONNX file.
+        passes: What each pass did, in order.
+        fp32_nodes: Names of the nodes to pin in FP32 on a weakly typed network.
+    """
+
+    path: Path
+    passes: tuple[Mapping[str, Any], ...]
+    fp32_nodes: frozenset[str]
 
 
 def build_plan(
@@ -157,7 +147,7 @@ def build_plan(
     *,
     backend: str | Backend = "auto",
     progress: Progress | None = None,
-    expose: Sequence[str] = (),
+    extra_outputs: Sequence[str] = (),
 ) -> Plan:
     """Build a TensorRT plan from an ONNX file.
 
@@ -165,13 +155,12 @@ def build_plan(
     next step and raises ``KeyboardInterrupt`` once the build has ended.
 
     Args:
-        model: Path of the ONNX file; external weights lie beside it.
-        config: What the plan should be; see :class:`~trt_native.config.BuildConfig`.
+        model: Path of the ONNX file; external weights are next to it.
+        config: Configuration of the plan; see :class:`~trt_native.config.BuildConfig`.
         backend: ``auto``, ``tensorrt``, ``rtx``, or a loaded backend.
-        progress: Hears how the build goes on.
-        expose: Names of tensors inside the model that the plan shall return too, in the type that
-            they have there. What the build does to the graph does not depend on them, but how
-            TensorRT fuses layers does.
+        progress: Receives progress callbacks.
+        extra_outputs: Names of tensors inside the model that the plan returns too, in the type that
+            they have there. Other passes do not depend on them, but how TensorRT fuses layers does.
 
     Returns:
         The plan with its manifest, not yet saved. To reuse built plans, call
@@ -184,8 +173,10 @@ def build_plan(
         CalibrationError: the calibration cache cannot be read, or was made for another model.
         BuildError: TensorRT rejected the model or failed to build it.
     """
-    prepared = prepare(model, config, backend=backend, progress=progress)
-    return build_prepared(prepared, progress=progress, expose=expose)
+    prepared = prepare(
+        model, config, backend=backend, progress=progress, extra_outputs=extra_outputs
+    )
+    return build_prepared(prepared, progress=progress)
 
 
 def prepare(
@@ -194,6 +185,7 @@ def prepare(
     *,
     backend: str | Backend = "auto",
     progress: Progress | None = None,
+    extra_outputs: Sequence[str] = (),
     hash_file: Callable[[Path], str] = sha256_of_file,
 ) -> PreparedBuild:
     """Do all of :func:`build_plan` that comes before the build.
@@ -203,6 +195,7 @@ def prepare(
         config: The same.
         backend: The same.
         progress: The same.
+        extra_outputs: The same.
         hash_file: Returns the SHA-256 of a file in hexadecimal.
 
     Raises:
@@ -219,11 +212,21 @@ def prepare(
     with phase(progress, "Reading the model"):
         graph = read_model(path)
         gpu = gpu_info()
-        planned = _outline(path, graph, config, chosen, gpu)
+        decisions = _decide(path, graph, config, chosen, gpu)
+        context = PassContext(
+            config=config,
+            precision=decisions.precision,
+            backend=chosen,
+            profiles=decisions.profiles,
+            extra_outputs=tuple(extra_outputs),
+        )
+        passes = select_passes(BUILD, graph, context)
         files = hash_files(path, graph, hash_file)
         ranges = _ranges(config, files)
-    batches = _batches(planned, config, progress)
-    return PreparedBuild(path, graph, config, chosen, gpu, planned, files, ranges, batches, started)
+    batches = _batches(decisions, config, progress)
+    return PreparedBuild(
+        path, graph, config, chosen, gpu, decisions, passes, files, ranges, batches, started
+    )
 
 
 def build_prepared(
@@ -231,68 +234,74 @@ def build_prepared(
     *,
     progress: Progress | None = None,
     timing_cache: Path | None = None,
-    expose: Sequence[str] = (),
 ) -> Plan:
-    """Do the build.
+    """Run a prepared build.
 
     Args:
         prepared: The build.
-        progress: Hears how it goes on.
-        timing_cache: File to use where the config names none, for a backend that measures layers.
-        expose: As for :func:`build_plan`.
+        progress: Receives progress callbacks.
+        timing_cache: File to use where the config names none, for a backend that times layers.
 
     Raises:
-        SpecError: less can be quantized than was asked for, or the model lacks a tensor to expose.
-        CalibrationError: the calibration data is of no use.
+        SpecError: less can be quantized than was requested, or the model lacks an extra output.
+        CalibrationError: the calibration data cannot be used.
         BuildError: TensorRT rejected the model or failed to build it.
     """
-    config, chosen, planned, gpu = (
-        prepared.config,
-        prepared.backend,
-        prepared.outline,
-        prepared.gpu,
-    )
-    with parsable(prepared, progress, expose) as (onnx, precision, fp32_nodes):
+    config, chosen, decisions = prepared.config, prepared.backend, prepared.decisions
+    with lower(prepared, progress) as lowered:
         request = BuildRequest(
-            onnx=onnx,
+            onnx=lowered.path,
             config=config,
-            profiles=planned.profiles,
-            fixed=planned.fixed,
-            precision=Precision.FP16 if planned.calibrates else planned.precision,
-            strongly_typed=planned.strongly_typed,
-            fp32_nodes=fp32_nodes,
+            profiles=decisions.profiles,
+            fixed=decisions.fixed,
+            precision=decisions.precision.builder_flags,
+            strongly_typed=decisions.precision.strongly_typed,
+            fp32_nodes=lowered.fp32_nodes,
             operators=operator_names(prepared.graph),
-            workspace_bytes=planned.workspace_bytes,
+            workspace_bytes=decisions.workspace_bytes,
             timing_cache=config.timing_cache or timing_cache,
-            calibration=_calibration(prepared) if planned.calibrates else None,
+            calibration=_calibration(prepared) if decisions.precision.calibrates else None,
         )
-        refit = _refit_record(onnx, progress) if config.refit or config.strip_weights else None
+        refit = _refit_record(lowered, progress) if config.refit or config.strip_weights else None
         cancelled = threading.Event()
         result = run_interruptible(lambda: chosen.build(request, progress, cancelled), cancelled)
-    if planned.precision.quantized:
+    precision = precision_record(prepared)
+    if config.precision.quantized:
         precision["engine_layers"] = None
-        if gpu is not None:
+        if prepared.gpu is not None:
             with phase(progress, "Reading the layers of the engine"):
                 precision["engine_layers"] = _engine_layers(result.data, chosen)
+    return Plan(result.data, _manifest(prepared, lowered, result, precision, refit))
+
+
+def _manifest(
+    prepared: PreparedBuild,
+    lowered: LoweredModel,
+    result: BuildResult,
+    precision: Mapping[str, Any],
+    refit: Mapping[str, Any] | None,
+) -> Manifest:
+    backend, gpu = prepared.backend, prepared.gpu
     seconds = {**result.seconds, "total": time.perf_counter() - prepared.started}
-    manifest = Manifest(
+    metadata = _own_metadata(prepared.decisions.model.metadata)
+    return Manifest(
         producer=f"trt-native {__version__}",
         plan_sha256=sha256(result.data).hexdigest(),
         plan_bytes=len(result.data),
-        backend=chosen.name,
-        backend_version=chosen.version,
+        backend=backend.name,
+        backend_version=backend.version,
         gpu=gpu.name if gpu else None,
-        compute_capabilities=_targets(config, chosen, gpu),
+        compute_capabilities=_targets(prepared.config, backend, gpu),
         driver=gpu.driver if gpu else None,
-        model={**prepared.files, "metadata": _noted(planned.model.metadata)},
-        tensors=_described(result, planned),
+        model={**prepared.files, "metadata": metadata},
+        tensors=_described(result, prepared.decisions),
         precision=precision,
-        options=config.options(),
+        passes=lowered.passes,
+        options=prepared.config.options(),
         seconds={name: round(value, 3) for name, value in seconds.items()},
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         refit=refit,
     )
-    return Plan(result.data, manifest)
 
 
 def _engine_layers(data: memoryview, backend: Backend) -> dict[str, Any] | None:
@@ -305,33 +314,24 @@ def _engine_layers(data: memoryview, backend: Backend) -> dict[str, Any] | None:
         return None
 
 
-def outline(
+def decide(
     model: str | os.PathLike[str],
     config: BuildConfig | None = None,
     *,
     backend: str | Backend = "auto",
 ) -> BuildDecisions:
-    """Work out what :func:`build_plan` would do, with all its checks, without building.
+    """Decide what :func:`build_plan` would do, with all its checks, without building.
 
     Raises:
         UnsupportedError, ModelError, SpecError, CalibrationError: as :func:`build_plan`.
     """
-    config = config or BuildConfig()
-    path = Path(model)
-    chosen = load_backend(backend) if isinstance(backend, str) else backend
-    chosen.check(config)
-    _check_ranges(config)
-    graph = read_model(path)
-    planned = _outline(path, graph, config, chosen, gpu_info())
-    if not config.precision.quantized:
-        return planned
-    ranges = _ranges(config, hash_files(path, graph))
-    if _batches(planned, config, None) is not None:
-        ranges = replace(ranges, amax=dict.fromkeys(quantizable_tensors(graph), 1.0))
-    if planned.calibrates:
-        return planned
-    quantizer = _Quantizer(config, chosen, ranges, planned)
-    return replace(planned, quantization=quantizer.record(graph, dry_run=True))
+    cached = config is not None and config.quantization.calibration is not None
+    # Hashes serve the manifest, and to check a calibration cache.
+    hash_file = sha256_of_file if cached else lambda _: ""
+    prepared = prepare(model, config, backend=backend, hash_file=hash_file)
+    ranges = prepared.ranges if prepared.batches is None else _any_ranges(prepared)
+    passes = _with_ranges(prepared.passes, ranges)
+    return replace(prepared.decisions, passes=tuple(describe_passes(passes, prepared.graph)))
 
 
 def _check_ranges(config: BuildConfig) -> None:
@@ -351,13 +351,13 @@ def _ranges(config: BuildConfig, files: Mapping[str, Any]) -> Ranges:
 
 
 def _batches(
-    outline: BuildDecisions, config: BuildConfig, progress: Progress | None
+    decisions: BuildDecisions, config: BuildConfig, progress: Progress | None
 ) -> Batches | None:
     """The calibration data, checked against the model."""
     if config.quantization.data is None:
         return None
     with phase(progress, "Checking the calibration data"):
-        return read_batches(config.quantization.data, outline.model.inputs)
+        return read_batches(config.quantization.data, decisions.model.inputs)
 
 
 def _native_method(spec: QuantizationSpec) -> str:
@@ -372,96 +372,38 @@ def _calibration(prepared: PreparedBuild) -> Calibration:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Quantizer:
-    """Writes the Q/DQ nodes that a backend builds."""
-
-    config: BuildConfig
-    backend: Backend
-    ranges: Ranges
-    outline: BuildDecisions
-
-    def quantize(self, graph: ir.Model, *, dry_run: bool = False) -> QuantizationReport:
-        """Rewrite the graph, in place.
-
-        Raises:
-            SpecError: less can be quantized than was asked for.
-        """
-        profiles = self.outline.profiles
-        shapes = {name: shape.opt for name, shape in profiles[0].shapes.items()} if profiles else {}
-        return quantize_graph(
-            graph,
-            self.config.precision,
-            self._spec(),
-            self.ranges,
-            shapes=shapes,
-            note=self.lacks(graph),
-            dry_run=dry_run,
-        )
-
-    def lacks(self, graph: ir.Model) -> str:
-        """What the backend cannot build of the graph's operators that would be quantized."""
-        built = self.backend.capabilities.quantized_ops[self.config.precision]
-        present = {node.op_type for node in graph.graph}
-        lacking = [op for op in self._wanted() if op in present and op not in built]
-        if not lacking:
-            return ""
-        product = f"{self.backend.product} {self.backend.version}"
-        return f"{product} builds no {' or '.join(lacking)} in {self.config.precision}"
-
-    def record(self, graph: ir.Model, *, dry_run: bool = False) -> dict[str, Any]:
-        """Quantize; what the manifest tells of it, with the ranges' origin."""
-        return {
-            **self.quantize(graph, dry_run=dry_run).to_dict(),
-            "calibration": dict(self.ranges.origin),
-            "backend_lacks": self.lacks(graph),
-        }
-
-    def _wanted(self) -> tuple[str, ...]:
-        spec = self.config.quantization
-        return spec.ops or default_ops(self.config.precision.value, spec.preset)
-
-    def ops(self) -> tuple[str, ...]:
-        """The operators to quantize, as far as the backend builds them."""
-        built = self.backend.capabilities.quantized_ops[self.config.precision]
-        return tuple(operator for operator in self._wanted() if operator in built)
-
-    def _spec(self) -> QuantizationSpec:
-        # What is to compute in FP32 cannot compute in INT8.
-        skip = (*self.config.quantization.skip, *self.config.keep_fp32)
-        return replace(self.config.quantization, ops=self.ops(), skip=skip)
-
-
-def _outline(
+def _decide(
     path: Path, graph: ir.Model, config: BuildConfig, backend: Backend, gpu: GpuInfo | None
 ) -> BuildDecisions:
     summary = summarize(path, graph)
-    check_parser_support(graph)
     profiles = resolve_profiles(summary.inputs, config.profiles)
     if config.add_opt_shape_profiles:
         profiles = with_opt_shape_profiles(profiles)
-    weak = backend.capabilities.weakly_typed
-    precision = _decide_precision(graph, config, path)
-    calibrates = _calibrates(graph, config, backend)
-    # Q/DQ nodes alone say what is quantized where types come from the graph.
-    quantizes = precision.quantized and not calibrates
-    from_graph = precision is Precision.AUTO or quantizes or _has_qdq(graph)
-    strongly_typed = not weak or from_graph or config.weight_streaming
-    rest = _rest(graph, precision) if strongly_typed else None
-    splits = _splits(graph, config, backend)
     return BuildDecisions(
         model=summary,
         profiles=profiles,
         fixed=fixed_extents(profiles),
-        precision=precision,
-        strongly_typed=strongly_typed,
-        rewrites=rest is not None or quantizes or splits,
+        precision=_resolve_precision(graph, config, backend, path),
         workspace_bytes=(
             default_workspace(gpu) if config.workspace_bytes is None else config.workspace_bytes
         ),
-        rest=rest,
-        splits=splits,
-        mends=needs_parser_workarounds(graph),
+    )
+
+
+def _resolve_precision(
+    graph: ir.Model, config: BuildConfig, backend: Backend, path: Path
+) -> ResolvedPrecision:
+    applied = _applied_precision(graph, config, path)
+    calibrates = _calibrates(graph, config, backend)
+    writes_qdq = config.precision.quantized and not calibrates
+    # Q/DQ nodes alone say what is quantized where types come from the graph.
+    from_graph = applied is None or writes_qdq or _has_qdq(graph)
+    strongly_typed = not backend.capabilities.weakly_typed or from_graph or config.weight_streaming
+    return ResolvedPrecision(
+        applied=applied,
+        strongly_typed=strongly_typed,
+        lowered_to=_lowered_to(graph, applied) if strongly_typed else None,
+        writes_qdq=writes_qdq,
         calibrates=calibrates,
     )
 
@@ -489,55 +431,40 @@ def _calibrates(graph: ir.Model, config: BuildConfig, backend: Backend) -> bool:
     )
 
 
-def _splits(graph: ir.Model, config: BuildConfig, backend: Backend) -> bool:
-    """Whether TF32 is off, but the backend computes FP32 products in it unless they are split."""
-    targets = config.compute_capabilities
-    older = [target for target in targets if float(target) < _FIRST_WITH_TF32]
-    exact = config.allows_tf32 or backend.capabilities.exact_fp32 or (older and older == [*targets])
-    if exact or not has_products(graph):
-        return False
-    if older:
-        raise UnsupportedError(
-            f"{backend.product} {backend.version} needs BF16 to keep FP32 products out of TF32, and"
-            f" compute capability {', '.join(older)} has neither: build a plan for that apart from"
-            " the others, or allow TF32 (--tf32)"
-        )
-    return True
-
-
 def _has_qdq(graph: ir.Model) -> bool:
     return "quantized" in reduced_types(graph)
 
 
-def _rest(graph: ir.Model, precision: Precision) -> Precision | None:
-    """What the FP32 arithmetic of a graph is reduced to; None where it stays."""
-    if precision in _REDUCED:
-        return precision
-    return Precision.FP16 if precision.quantized and not is_reduced(graph) else None
+def _lowered_to(graph: ir.Model, applied: Precision | None) -> Precision | None:
+    """The type that FP32 arithmetic of a graph is reduced to; None where it stays."""
+    if applied in _REDUCED:
+        return applied
+    quantized = applied is not None and applied.quantized
+    return Precision.FP16 if quantized and not is_reduced(graph) else None
 
 
-def _decide_precision(graph: ir.Model, config: BuildConfig, path: Path) -> Precision:
+def _applied_precision(graph: ir.Model, config: BuildConfig, path: Path) -> Precision | None:
     """Resolve AUTO, and refuse what would not have the effect it asks for."""
     present = reduced_types(graph)
     wanted = config.precision
-    decided: Precision
+    applied: Precision | None
     if wanted.quantized:
         if "quantized" in present:
             raise SpecError(
                 f"{path.name} has Q/DQ nodes already, which precision {wanted} would add; use"
                 " precision auto to build it as it is"
             )
-        decided = wanted
+        applied = wanted
     elif not is_reduced(graph):
-        decided = Precision.FP16 if wanted is Precision.AUTO else wanted
+        applied = Precision.FP16 if wanted is Precision.AUTO else wanted
     elif wanted is Precision.AUTO or _REDUCED.get(wanted) in present:
-        decided = Precision.AUTO
+        applied = None
     else:
         raise SpecError(
             f"{path.name} already has {', '.join(sorted(present))} types, which precision {wanted}"
             " does not change; use precision auto, or export the model in FP32"
         )
-    if _rest(graph, decided) is None:
+    if _lowered_to(graph, applied) is None:
         without_effect = {
             "keep_fp32": config.keep_fp32,
             "io_precision": config.io_precision is not IoPrecision.KEEP,
@@ -548,57 +475,58 @@ def _decide_precision(graph: ir.Model, config: BuildConfig, path: Path) -> Preci
                 f"{useless}: no effect, because the types of {path.name} stay as they are; this is"
                 " for FP32 models that are built in FP16 or BF16"
             )
-    return decided
+    return applied
 
 
 @contextlib.contextmanager
-def parsable(
-    prepared: PreparedBuild, progress: Progress | None = None, expose: Sequence[str] = ()
-) -> Iterator[tuple[Path, dict[str, Any], frozenset[str]]]:
-    """The file TensorRT shall parse, what was done about precision, and the nodes to pin in FP32.
+def lower(prepared: PreparedBuild, progress: Progress | None = None) -> Iterator[LoweredModel]:
+    """Apply the passes of a build.
 
-    A changed graph lives in a temporary folder for as long as the block runs.
+    A changed graph is written to a temporary folder for as long as the block runs.
 
     Raises:
         SpecError, CalibrationError, BuildError: as :func:`build_prepared`.
     """
-    path, config, precision = prepared.path, prepared.config, prepared.outline.precision
-    record: dict[str, Any] = {
-        "requested": str(config.precision),
-        "applied": "as in the model" if precision is Precision.AUTO else precision,
-        "tf32": config.allows_tf32,
-    }
-    pinned: frozenset[str] = frozenset()
-    if prepared.outline.rewrites:
-        record.update(_rewrite(prepared, progress))
-    elif precision in _REDUCED or prepared.outline.calibrates:
-        if prepared.outline.calibrates:
-            record["calibrated"] = _calibration_record(prepared)
-        pinned = frozenset(fp32_node_names(prepared.graph, config.keep_fp32))
-        record["pinned_fp32_nodes"] = len(pinned)
-    if prepared.outline.mends:  # not before: the rules for FP16 know the operators that are mended
-        record["mended"] = apply_parser_workarounds(prepared.graph)
-        pinned = with_replacements(prepared.graph, pinned)
-    if prepared.outline.splits:
-        with phase(progress, "Splitting the products in FP32"):
-            record["split_fp32_products"] = split_fp32_products(prepared.graph)
-    if expose:
-        mark_outputs(prepared.graph, expose)
-    if not (prepared.outline.rewrites or prepared.outline.mends or expose):
-        yield path, record, pinned
+    path, graph = prepared.path, prepared.graph
+    passes = _with_ranges(prepared.passes, _calibrated_ranges(prepared, progress))
+    rewritten = any(one.rewrites and not one.early for one in passes)
+    if not rewritten:  # TensorRT reads the file as it is, whatever was normalized
+        passes = tuple(one for one in passes if not one.early)
+    records = tuple(run_passes(passes, graph, progress))
+    if not rewritten:
+        yield LoweredModel(path, records, pinned_nodes(graph))
         return
     with tempfile.TemporaryDirectory(prefix="trt-native-") as folder:
         # A name that TensorRT and onnx_ir take, which may append to it.
         plain = path.name.isprintable() and len(path.name) < 50
         changed = Path(folder) / (path.name if plain else "model.onnx")
         with phase(progress, "Writing the rewritten graph"):
-            save_temporary(prepared.graph, changed)
-        yield changed, record, pinned
+            save_temporary(graph, changed)
+        yield LoweredModel(changed, records, pinned_nodes(graph))
 
 
-def _refit_record(onnx: Path, progress: Progress | None) -> dict[str, Any]:
+def _with_ranges(passes: Sequence[GraphPass], ranges: Ranges) -> tuple[GraphPass, ...]:
+    for one in passes:
+        one.context = replace(one.context, ranges=ranges)
+    return tuple(passes)
+
+
+def precision_record(prepared: PreparedBuild) -> dict[str, Any]:
+    """What the manifest says about the precision of a plan."""
+    precision = prepared.decisions.precision
+    record: dict[str, Any] = {
+        "requested": str(prepared.config.precision),
+        "applied": str(precision),
+        "tf32": prepared.config.allows_tf32,
+    }
+    if precision.calibrates:
+        record["calibrated"] = _calibration_record(prepared)
+    return record
+
+
+def _refit_record(lowered: LoweredModel, progress: Progress | None) -> dict[str, Any]:
     with phase(progress, "Reading the weights"):
-        return asdict(refit_signature(read_model(onnx)))
+        return asdict(refit_signature(read_model(lowered.path)))
 
 
 def _calibration_record(prepared: PreparedBuild) -> dict[str, Any]:
@@ -609,52 +537,34 @@ def _calibration_record(prepared: PreparedBuild) -> dict[str, Any]:
     return {"by": f"{prepared.backend.product} {prepared.backend.version}", **origin}
 
 
-def _rewrite(prepared: PreparedBuild, progress: Progress | None) -> dict[str, Any]:
-    """Quantize, and reduce what is left in FP32; returns what was done."""
-    graph, config, outline = prepared.graph, prepared.config, prepared.outline
-    record: dict[str, Any] = {}
-    if outline.precision.quantized:
-        ranges = prepared.ranges
-        if prepared.batches is not None:
-            ranges = _found_ranges(prepared, prepared.batches, progress)
-        with phase(progress, f"Quantizing the graph to {outline.precision}"):
-            quantizer = _Quantizer(config, prepared.backend, ranges, outline)
-            record["quantized"] = quantizer.record(graph)
-    if outline.rest is not None:
-        with phase(progress, f"Rewriting the graph in {outline.rest}"):
-            report = autocast(
-                graph,
-                ir.DataType[_REDUCED[outline.rest].upper()],
-                keep_fp32=config.keep_fp32,
-                io_precision=config.io_precision.value,
-            )
-            record["rewritten"] = report.to_dict()
-    return record
+def _any_ranges(prepared: PreparedBuild) -> Ranges:
+    """A range for every tensor that could need one, to see what would be quantized."""
+    return replace(NO_RANGES, amax=dict.fromkeys(quantizable_tensors(prepared.graph), 1.0))
 
 
-def _found_ranges(prepared: PreparedBuild, batches: Batches, progress: Progress | None) -> Ranges:
-    """The ranges of what will be quantized, from the calibration data."""
+def _calibrated_ranges(prepared: PreparedBuild, progress: Progress | None) -> Ranges:
+    """The ranges of the activations, found with the calibration data if there is any."""
+    quantize = next((one for one in prepared.passes if isinstance(one, Quantize)), None)
+    if prepared.batches is None or quantize is None:
+        return prepared.ranges
     config, backend, spec = prepared.config, prepared.backend, prepared.config.quantization
-    if prepared.graph.functions:
-        passes.InlinePass()(prepared.graph)
-    any_range = replace(NO_RANGES, amax=dict.fromkeys(quantizable_tensors(prepared.graph), 1.0))
-    quantizer = _Quantizer(config, backend, any_range, prepared.outline)
-    quantizer.quantize(prepared.graph, dry_run=True)  # nothing to quantize: say so before the work
+    _with_ranges([quantize], _any_ranges(prepared))
+    quantize.quantize(prepared.graph, dry_run=True)  # nothing to quantize: say so before the work
     source = activation_source(spec.activations, backend=backend, memory_bytes=spec.memory_bytes)
     with phase(progress, f"Calibrating with {source.name}"):
         return find_ranges(
             prepared.path,
-            batches,
+            prepared.batches,
             config.precision,
             spec.method,
             progress,
-            ops=quantizer.ops(),
+            ops=quantize.ops(),
             source=source,
         )
 
 
-def _noted(metadata: Mapping[str, str]) -> dict[str, str]:
-    """What our export noted in an ONNX file; other tools' entries may be of any kind and size."""
+def _own_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The entries of our export; other tools' may be of any kind and size."""
     return {key: value for key, value in metadata.items() if key.startswith("trt_native.")}
 
 
@@ -664,18 +574,18 @@ def _targets(config: BuildConfig, backend: Backend, gpu: GpuInfo | None) -> tupl
     return (gpu.compute_capability,) if gpu else ()
 
 
-def _described(result: BuildResult, outline: BuildDecisions) -> tuple[PlanTensor, ...]:
-    """The network's tensors with the model's dimension names and the profiles added."""
-    specs = {spec.name: spec for spec in (*outline.model.inputs, *outline.model.outputs)}
+def _described(result: BuildResult, decisions: BuildDecisions) -> tuple[PlanTensor, ...]:
+    """The network's tensors, with the model's dimension names and the profiles."""
+    specs = {spec.name: spec for spec in (*decisions.model.inputs, *decisions.model.outputs)}
     return tuple(
         replace(
             tensor,
             dims=_dimension_names(specs.get(tensor.name), len(tensor.shape)),
             profiles=tuple(
-                p.shapes[tensor.name] for p in outline.profiles if tensor.name in p.shapes
+                p.shapes[tensor.name] for p in decisions.profiles if tensor.name in p.shapes
             ),
             values=tuple(
-                p.values[tensor.name] for p in outline.profiles if tensor.name in p.values
+                p.values[tensor.name] for p in decisions.profiles if tensor.name in p.values
             ),
         )
         for tensor in result.tensors

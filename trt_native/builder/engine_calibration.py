@@ -38,13 +38,11 @@ from trt_native.config import BuildConfig, CalibrationRunner, Precision, Profili
 from trt_native.cuda import GpuInfo, gpu_info, require_gpu
 from trt_native.errors import CalibrationError, CudaError, UnsupportedError
 from trt_native.graph.dims import fixed_extents, resolve_profiles
-from trt_native.graph.inference import infer_types
 from trt_native.graph.macs import static_shapes
 from trt_native.graph.onnx_file import operator_names, tensor_specs
 from trt_native.graph.types import is_reduced
-from trt_native.passes.autocast import autocast
-from trt_native.passes.decompose_norms import decompose_norms
-from trt_native.passes.parser_workarounds import apply_parser_workarounds, check_parser_support
+from trt_native.passes.base import PassContext, ResolvedPrecision
+from trt_native.passes.pipelines import CALIBRATE, run_passes, select_passes
 from trt_native.passes.quantize_rules import attention_operands
 from trt_native.plans.plan import Plan
 from trt_native.progress import Progress
@@ -203,10 +201,7 @@ class EngineActivations:
         if fed:
             found = collect(held, lambda batch: batch.items(), fed, histograms=histograms)
             amax, filled = dict(found.amax), dict(found.histograms)
-        check_parser_support(model)
-        self._reduce(model)
-        decompose_norms(model)
-        apply_parser_workarounds(model)
+        self._lower(model)
         ranges = _shape_ranges(model, shapes)
         wanted = [name for name in tensors if name not in given and name not in left_out]
         groups, too_large = self._grouped(model, wanted, ranges, gpu)
@@ -248,19 +243,24 @@ class EngineActivations:
 
     # Preparation
 
-    def _reduce(self, model: ir.Model) -> None:
-        """Turn the model to FP16 where that was asked for, or suits it."""
-        infer_types(model)
+    def _lower(self, model: ir.Model) -> None:
+        """Apply the passes, and turn the model to FP16 where that was requested, or suits it."""
         weights = sum(
             int(value.const_value.nbytes)
             for value in model.graph.initializers.values()
             if value.const_value is not None
         )
         types = "the model's own types" if is_reduced(model) else "FP32"
+        lowered_to = None
         large = self._by is CalibrationRunner.AUTO and weights > _LARGE
         if (large or self._by is CalibrationRunner.ENGINE_FP16) and not is_reduced(model):
-            autocast(model, ir.DataType.FLOAT16)
-            types = "FP16"
+            lowered_to, types = Precision.FP16, "FP16"
+        context = PassContext(
+            config=self._config(),
+            precision=ResolvedPrecision(lowered_to=lowered_to),
+            backend=self._backend,
+        )
+        run_passes(select_passes(CALIBRATE, model, context), model)
         self.name = f"{self._product}, engine in {types}"
 
     def _grouped(

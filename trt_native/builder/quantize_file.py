@@ -3,176 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import onnx
 import onnx_ir as ir
 
-from trt_native.calibration.batches import Batches
-from trt_native.calibration.caches import CalibrationCache
-from trt_native.calibration.collect import ActivationSource, calibrate
-from trt_native.config import QUANTIZED_OPS, CalibrationMethod, Precision, QuantizationSpec
-from trt_native.errors import CalibrationError, ModelError, SpecError
-from trt_native.files import check_writable, sha256_of_file
+from trt_native.calibration.model_ranges import NO_RANGES, load_ranges
+from trt_native.config import BuildConfig, Precision, QuantizationSpec
+from trt_native.errors import ModelError, SpecError
+from trt_native.files import check_writable
 from trt_native.graph.dims import resolve_profiles
 from trt_native.graph.onnx_file import hash_files, read_model, save_model, tensor_specs
-from trt_native.passes.quantize import Format, QuantizationReport, quantize_model
-from trt_native.shapes import ProfileSpec, Shape, parse_shape
+from trt_native.passes.base import PassContext, ResolvedPrecision
+from trt_native.passes.pipelines import QUANTIZE, run_passes, select_passes
+from trt_native.passes.quantize import QuantizationReport, Quantize, check_not_quantized
+from trt_native.shapes import ProfileSpec, Shape
 
-if TYPE_CHECKING:
-    from trt_native.progress import Progress
-
-__all__ = [
-    "NO_RANGES",
-    "QuantizedFile",
-    "Ranges",
-    "find_ranges",
-    "load_ranges",
-    "quantize_graph",
-    "quantize_onnx",
-]
-
-_LOGGER = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Ranges:
-    """What calibration tells about the activations of a model.
-
-    Attributes:
-        amax: Tensor to the magnitude that becomes the largest quantized one.
-        shapes: For each input, a shape it had; empty where that is not known.
-        origin: Where the ranges come from, as JSON can hold it.
-    """
-
-    amax: Mapping[str, float]
-    shapes: Mapping[str, Shape]
-    origin: Mapping[str, Any]
-
-
-NO_RANGES = Ranges({}, {}, {})
-"""Enough for weights alone."""
-
-
-def load_ranges(path: Path, files: Mapping[str, Any], precision: Precision) -> Ranges:
-    """Read the ranges of a model from a calibration cache.
-
-    For FP8 they are the largest magnitudes that calibration saw, where the cache's JSON file tells
-    them: clipping, which gains INT8 precision, gains a floating-point format nothing.
-
-    Args:
-        path: The cache.
-        files: What :func:`~trt_native.graph.onnx_file.hash_files` says of the model.
-        precision: INT8 or FP8.
-
-    Raises:
-        CalibrationError: the cache cannot be read, or was made for another model.
-    """
-    cache = CalibrationCache.load(path)
-    try:
-        cache.check_model(files)
-        digest = sha256_of_file(path)
-    except CalibrationError as error:
-        raise CalibrationError(f"{path}: {error.message}") from None
-    except OSError as error:
-        raise CalibrationError(f"cannot read {path}: {error.strerror}") from None
-    known = cache.provenance
-    if known is None:
-        _LOGGER.warning(
-            "%s: without %s.json nothing tells which model this cache was made for", path, path.name
-        )
-    origin = {"file": path.name, "sha256": digest, "method": known.method if known else None}
-    return _ranges(cache, precision, origin)
-
-
-def find_ranges(
-    model: Path,
-    batches: Batches,
-    precision: Precision,
-    method: CalibrationMethod | None = None,
-    progress: Progress | None = None,
-    *,
-    ops: Sequence[str] = QUANTIZED_OPS,
-    source: ActivationSource | None = None,
-) -> Ranges:
-    """Find the ranges of a model with calibration data.
-
-    Args:
-        model: The ONNX file.
-        batches: The data, checked against it.
-        precision: INT8 or FP8; FP8 takes the largest magnitudes whatever the method.
-        method: How ranges follow from values; the mean squared error if None.
-        progress: Hears how it goes on.
-        ops: The operators to quantize.
-        source: What runs the model; ``onnx.reference`` if None.
-
-    Raises:
-        CalibrationError, ModelError, UnsupportedError: as
-            :func:`trt_native.calibration.collect.calibrate`.
-    """
-    if precision is Precision.FP8:
-        method = CalibrationMethod.MINMAX
-    method = method or CalibrationMethod.MSE
-    cache = calibrate(model, batches, method=method, ops=ops, source=source, progress=progress)
-    origin = {
-        "data": batches.source,
-        "batches": len(batches),
-        "method": cache.provenance.method if cache.provenance else str(method),
-        "runner": cache.provenance.runner if cache.provenance else None,
-    }
-    return _ranges(cache, precision, origin)
-
-
-def _ranges(cache: CalibrationCache, precision: Precision, origin: Mapping[str, Any]) -> Ranges:
-    amax = {name: cache.threshold(name) for name in cache.scales}
-    if precision is Precision.FP8:
-        amax = {name: cache.amax(name) or threshold for name, threshold in amax.items()}
-    shapes = cache.provenance.shapes if cache.provenance else {}
-    first = {name: parse_shape(texts[0]) for name, texts in shapes.items() if texts}
-    return Ranges(amax, first, origin)
-
-
-def quantize_graph(
-    graph: ir.Model,
-    precision: Precision,
-    spec: QuantizationSpec,
-    ranges: Ranges,
-    *,
-    shapes: Mapping[str, Shape],
-    note: str = "",
-    dry_run: bool = False,
-) -> QuantizationReport:
-    """Apply :func:`~trt_native.passes.quantize.quantize_model` as a specification says.
-
-    Args:
-        graph: The model; rewritten in place.
-        precision: INT8, FP8 or INT8_WEIGHTS.
-        spec: What to quantize; its calibration cache is not read.
-        ranges: The ranges of the activations.
-        shapes: Shape of each dynamic input, to count multiply-adds for.
-        note: What to add where too little can be quantized.
-        dry_run: Only report.
-
-    Raises:
-        SpecError, ModelError, UnsupportedError: as the function above.
-    """
-    return quantize_model(
-        graph,
-        ranges.amax,
-        format=cast("Format", precision.value),
-        ops=spec.ops or None,
-        skip=spec.skip,
-        preset=spec.preset,
-        min_coverage=spec.min_coverage,
-        shapes=shapes,
-        note=note,
-        dry_run=dry_run,
-    )
+__all__ = ["QuantizedFile", "quantize_onnx"]
 
 
 @dataclass(frozen=True)
@@ -239,11 +90,19 @@ def quantize_onnx(
         )
     _check_output(model, output)
     graph = read_model(model)
+    check_not_quantized(graph)
     ranges = NO_RANGES
     if spec.calibration is not None:
         ranges = load_ranges(spec.calibration, hash_files(model, graph), precision)
     shapes = _shapes(graph, dims) if dims is not None else ranges.shapes
-    report = quantize_graph(graph, precision, spec, ranges, shapes=shapes)
+    context = PassContext(
+        config=BuildConfig(precision=precision, quantization=spec),
+        precision=ResolvedPrecision(applied=precision, writes_qdq=True),
+        ranges=dataclasses.replace(ranges, shapes=shapes),
+    )
+    passes = select_passes(QUANTIZE, graph, context)
+    run_passes(passes, graph)
+    (report,) = (one.report for one in passes if isinstance(one, Quantize) and one.report)
     try:
         external, total_bytes = save_model(graph, output)
     except OSError as error:

@@ -10,12 +10,17 @@ from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from trt_native._version import __version__
 from trt_native.backends.base import Backend
 from trt_native.backends.registry import load_backend
-from trt_native.builder.build import PreparedBuild, parsable, prepare
+from trt_native.builder.build import (
+    LoweredModel,
+    PreparedBuild,
+    lower,
+    precision_record,
+    prepare,
+)
 from trt_native.config import BuildConfig
 from trt_native.errors import PlanError, SpecError, UnsupportedError
 from trt_native.graph.onnx_file import read_model, tensor_specs
@@ -82,8 +87,8 @@ def refit_plan(
         _rewriting(config, manifest, calibration), profiles=_profiles(manifest, inputs)
     )
     prepared = prepare(model, rewriting, backend=chosen, progress=progress)
-    with parsable(prepared, progress) as (onnx, precision, _):
-        graph = read_model(onnx)
+    with lower(prepared, progress) as lowered:
+        graph = read_model(lowered.path)
         found = refit_signature(graph)
         changed = _check_weights(known, found, prepared.path, only_same=not config.refit)
         with phase(progress, "Loading the plan"):
@@ -93,7 +98,7 @@ def refit_plan(
             try:
                 data = chosen.refit(
                     engine.native,
-                    onnx,
+                    lowered.path,
                     changed=changed - fold_sources(graph),
                     refittable=config.refit,
                 )
@@ -102,7 +107,7 @@ def refit_plan(
                 traceback.clear_frames(error.__traceback__)
                 raise
     seconds = {"refit": time.perf_counter() - refitting, "total": time.perf_counter() - started}
-    return Plan(data, _manifest(manifest, prepared, found, data, precision, seconds))
+    return Plan(data, _manifest(manifest, prepared, lowered, found, data, seconds))
 
 
 def _refittable(plan: Plan) -> tuple[Manifest, RefitSignature]:
@@ -244,9 +249,9 @@ def _check_weights(
 def _manifest(
     old: Manifest,
     prepared: PreparedBuild,
+    lowered: LoweredModel,
     weights: RefitSignature,
     data: memoryview,
-    precision: Mapping[str, Any],
     seconds: Mapping[str, float],
 ) -> Manifest:
     options = {name: value for name, value in old.options.items() if name != "strip_weights"}
@@ -258,7 +263,8 @@ def _manifest(
         plan_sha256=sha256(data).hexdigest(),
         plan_bytes=len(data),
         model=prepared.files,
-        precision=precision,
+        precision=precision_record(prepared),
+        passes=lowered.passes,
         options=options,
         seconds={name: round(value, 3) for name, value in seconds.items()},
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),

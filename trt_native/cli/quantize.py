@@ -25,7 +25,6 @@ __all__ = [
     "OPS_HELP",
     "PRESET_HELP",
     "SKIP_HELP",
-    "coverage_text",
     "engine_layers_text",
     "parse_ops",
     "quantize",
@@ -113,18 +112,6 @@ def _parse_format(text: str) -> Precision:
     raise SpecError(f"--format {text!r} is none of: {', '.join(map(str, known))}")
 
 
-def coverage_text(report: Mapping[str, Any]) -> str:
-    """How much is quantized, from a report as JSON holds it."""
-    nodes = sum(report["quantized"].values())
-    text = f"{nodes} of {report['nodes']} matrix products"
-    if report["macs"]:
-        text += f", {report['coverage']:.1%} of their multiply-adds"
-    if report["weight_bytes"]:
-        share = report["weight_bytes_quantized"] / report["weight_bytes"]
-        text += f", {share:.1%} of their weights' bytes"
-    return text
-
-
 def engine_layers_text(record: Mapping[str, Any] | None) -> str:
     """How many layers of an engine compute in INT8 or FP8, from its manifest."""
     if record is None:
@@ -141,7 +128,7 @@ def _print(result: QuantizedFile) -> None:
         ("ONNX", f"{result.path} ({format_bytes(result.total_bytes)})"),
         ("weights", str(result.external_data or "inside the ONNX file")),
         ("format", report.format),
-        ("quantized", coverage_text(report.to_dict())),
+        ("quantized", report.coverage_text()),
         ("left alone", report.explain()),
         ("size of weights", f"{before} before, {after} after"),
     ]

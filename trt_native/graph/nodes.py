@@ -26,14 +26,8 @@ DATA_MOVEMENT_OPS = op_set(
 
 
 CASTS = op_set("Cast CastLike")
-
-
 PRODUCTS = op_set("MatMul Gemm Conv ConvTranspose")
-
-
 SHAPES = op_set("Shape Size")  # read no values
-
-
 QDQ = op_set("QuantizeLinear DequantizeLinear")
 
 
@@ -47,17 +41,25 @@ def constant_of(value: ir.Value) -> ir.TensorProtocol | None:
     return ir.convenience.get_const_tensor(value)
 
 
-def _dtype(value: ir.Value) -> ir.DataType | None:
-    return value.const_value.dtype if value.const_value is not None else value.dtype
+def dtype_of(value: ir.Value | None) -> ir.DataType | None:
+    """The element type of a constant or of any other value; None where it is unknown."""
+    if value is None:
+        return None
+    constant = constant_of(value)
+    return value.dtype if constant is None else constant.dtype
+
+
+def input_of(node: ir.Node, index: int) -> ir.Value | None:
+    """An input of a node; None where it is left out."""
+    return node.inputs[index] if index < len(node.inputs) else None
 
 
 def is_fp32(value: ir.Value | None) -> bool:
     """Whether a value is an FP32 tensor."""
-    return (
-        value is not None
-        and _dtype(value) == FLOAT
-        and (value.type is None or isinstance(value.type, ir.TensorType))
-    )
+    if value is None:
+        return False
+    dtype = value.dtype if value.const_value is None else value.const_value.dtype
+    return dtype == FLOAT and (value.type is None or isinstance(value.type, ir.TensorType))
 
 
 def free_inputs(node: ir.Node) -> list[ir.Value]:

@@ -21,8 +21,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-from onnx_ir.passes import common as passes
 
+from trt_native.config import Precision
 from trt_native.errors import SpecError
 from trt_native.graph.inference import infer_types
 from trt_native.graph.nodes import (
@@ -43,30 +43,19 @@ from trt_native.graph.patterns import match_nodes
 from trt_native.graph.types import is_reduced, nodes_with_functions
 from trt_native.graph.validity import wraps_graph_errors
 from trt_native.passes.autocast_rules import Label, NodeClassifier, Reason, scale_is_lost
+from trt_native.passes.base import GraphPass
 from trt_native.passes.quantize_arrays import read_tensor, requantize_lazily, round_scale
 from trt_native.passes.replacement import NameAuthority
 
-__all__ = ["PrecisionReport", "autocast", "fp32_node_names"]
-
-
+__all__ = ["Autocast", "PrecisionReport", "autocast", "match_fp32_patterns"]
 logger = logging.getLogger(__name__)
-
-
 _SUFFIX = {FLOAT: "fp32", FLOAT16: "fp16", BFLOAT16: "bf16"}
-
-
+_TARGETS = {Precision.FP16: FLOAT16, Precision.BF16: BFLOAT16}
 _LARGEST = {FLOAT16: 65504.0, BFLOAT16: float.fromhex("0x1.fep127")}
 
 
-_DEFAULT_OPSET = 17  # for a model of custom operators alone, which casts are added to
-
-
 _CLIP_OPSET = 11  # bounds are inputs since then
-
-
 _QDQ_OPSET = 19  # Q/DQ know FP16 and BF16 since then
-
-
 _COUNTED_ELEMENTS = 65536  # larger weights are clamped too, but nobody reads them just to count
 
 
@@ -109,26 +98,6 @@ class PrecisionReport:
 
 
 @wraps_graph_errors
-def fp32_node_names(model: ir.Model, keep_fp32: Sequence[str] = ()) -> frozenset[str]:
-    """Names of the nodes that an FP16 engine should compute in FP32.
-
-    The rules are those of :func:`autocast` for FP16, less those about ONNX types and about
-    the FP16 of TensorRT-RTX, for a weakly typed TensorRT whose layers are pinned by name. Fills in
-    missing value types and shapes; changes nothing else. Nodes inside bodies and model-local
-    functions are not named.
-
-    Raises:
-        SpecError: A pattern matches no node.
-        ModelError: A value's type is unknown.
-    """
-    infer_types(model)
-    others = {Reason.SCHEMA, Reason.TENSORRT, Reason.CUSTOM, Reason.SUBGRAPH, Reason.GENERATOR}
-    others.add(Reason.ACTIVATION)
-    kept = NodeClassifier(model, FLOAT16, _match(model, keep_fp32)).kept
-    return frozenset(n.name for n, reason in kept.items() if n.name and reason not in others)
-
-
-@wraps_graph_errors
 def autocast(
     model: ir.Model,
     target: ir.DataType,
@@ -139,7 +108,7 @@ def autocast(
     """Rewrite an FP32 model, in place, to compute in FP16 or BF16 where that is safe.
 
     Names of nodes, inputs, outputs and of existing values stay; casts, and copies of weights
-    needed in both types, get new names. ``Constant`` nodes become initializers. What Q/DQ nodes
+    needed in both types, get new names. What Q/DQ nodes
     read and write is reduced too, with their scales, which needs opset 19; a scale that FP16 would
     lose is replaced by one that it holds, and a weight that it belongs to quantized again. A
     ``BatchNormalization`` with constant parameters keeps its node, with the statistics folded into
@@ -151,7 +120,7 @@ def autocast(
     is left alone.
 
     Args:
-        model: The model, with its weights in memory or on disk.
+        model: The model, normalized, with its weights in memory or on disk.
         target: ``FLOAT16`` or ``BFLOAT16``.
         keep_fp32: Patterns (``fnmatch``, case-sensitive) on node names, or with the prefix ``op:``
             on operator types (``op:Resize``), of further nodes to keep in FP32.
@@ -168,17 +137,11 @@ def autocast(
             f"cannot convert to {target} with io_precision {io_precision!r}: choose FLOAT16 or "
             "BFLOAT16, and 'keep', 'fp32' or 'fp16'"
         )
-    matches = _match(model, keep_fp32)
+    matches = match_fp32_patterns(model, keep_fp32)
     counts = {pattern: len(nodes) for pattern, nodes in matches.items()}
     if is_reduced(model):
         logger.info("The model has reduced precision already; it is left as it is.")
         return PrecisionReport(_SUFFIX[target], io_precision, patterns=counts, skipped=True)
-    if model.functions:
-        passes.InlinePass()(model)
-        matches = _match(model, keep_fp32)  # nodes of functions have new names
-    model.opset_imports.setdefault("", _DEFAULT_OPSET)
-    passes.RemoveInitializersFromInputsPass()(model)
-    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     infer_types(model)
     opset = raise_opset(model) if target == BFLOAT16 else None
     if any(node.op_type in QDQ for node in model.graph):
@@ -193,7 +156,51 @@ def autocast(
     )  # fmt: skip
 
 
-def _match(model: ir.Model, patterns: Sequence[str]) -> dict[str, set[ir.Node]]:
+class Autocast(GraphPass):
+    """FP32 arithmetic in FP16 or BF16, where that is safe."""
+
+    name = "autocast"
+    title = "Reducing the precision of the graph"
+    typed = True
+
+    def needed(self, model: ir.Model) -> bool:
+        """Whether the graph is in FP32, and is to be reduced."""
+        return self.context.precision.lowered_to is not None and not is_reduced(model)
+
+    def rewrite(self, model: ir.Model) -> Mapping[str, Any]:
+        """Reduce the graph; see :func:`autocast`."""
+        config, lowered_to = self.context.config, self.context.precision.lowered_to
+        assert lowered_to is not None  # noqa: S101  # for the type checker
+        report = autocast(
+            model,
+            _TARGETS[lowered_to],
+            keep_fp32=config.keep_fp32,
+            io_precision=config.io_precision.value,
+        )
+        return {"nodes": dict(report.reduced), **report.to_dict()}
+
+    def preview(self, model: ir.Model) -> Mapping[str, Any]:  # noqa: ARG002
+        """The type, which is all that is known before the analysis."""
+        return {"target": str(self.context.precision.lowered_to)}
+
+    def summarize(self, record: Mapping[str, Any]) -> str:
+        """How many nodes are reduced, and how many stay."""
+        if "reduced" not in record:
+            return f"FP32 arithmetic in {record['target']}"
+        reduced = sum(record["reduced"].values())
+        kept = sum(sum(operators.values()) for operators in record["kept"].values())
+        return f"{record['target']}: {reduced} nodes; {kept} stay FP32, {record['casts']} casts"
+
+    def ensures(self, model: ir.Model) -> None:
+        """Nothing: a graph may have no node that can be reduced."""
+
+
+def match_fp32_patterns(model: ir.Model, patterns: Sequence[str]) -> dict[str, set[ir.Node]]:
+    """Find the nodes that ``keep_fp32`` patterns name.
+
+    Raises:
+        SpecError: a pattern matches no node.
+    """
     # Q/DQ nodes are named after tensors, and those after the nodes that make them.
     nodes = [node for node in nodes_with_functions(model) if node.op_type not in QDQ]
     return match_nodes(nodes, patterns, "keep_fp32")

@@ -1,20 +1,25 @@
-"""Norms as arithmetic, for engines that hand out the tensors around them.
+"""Norms as arithmetic, for engines that return the tensors around them.
 
 TensorRT-RTX 1.6 computes instance and group norms by kernels of their own. It has them for the
-layout of convolutions; a tensor that an engine hands out has another one, and on some GPUs
+layout of convolutions; a tensor that an engine returns has another one, and on some GPUs
 (compute capability 9.0) the engine then has no kernel at all.
 """
 
 from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from trt_native.graph.nodes import FLOAT, opset_of
 from trt_native.graph.validity import wraps_graph_errors
+from trt_native.passes.base import GraphPass
 from trt_native.passes.replacement import NameAuthority, ReplacementBuilder
 
-__all__ = ["SCALE_PER_CHANNEL", "decompose_norms"]
+__all__ = ["SCALE_PER_CHANNEL", "DecomposeNorms", "decompose_norms"]
 
 SCALE_PER_CHANNEL = 21
 """Since this opset GroupNormalization takes its scale so, before per group."""
@@ -24,22 +29,41 @@ _AXES_AS_INPUT = 18  # since this opset ReduceMean takes them so
 
 
 @wraps_graph_errors
-def decompose_norms(model: ir.Model) -> int:
+def decompose_norms(model: ir.Model) -> dict[str, int]:
     """Write the instance and group norms of the main graph as arithmetic in FP32, in place.
 
     Names, types and shapes of all values stay.
 
     Returns:
-        How many norms there were.
+        How many norms there were, by operator.
     """
-    nodes = [node for node in model.graph if node.op_type in _OPERATORS and not node.domain]
+    nodes = _norms(model)
     names, opset = NameAuthority(model), opset_of(model)
     for node in nodes:
-        _write_out(ReplacementBuilder(node, names, opset))
-    return len(nodes)
+        _decompose(ReplacementBuilder(node, names, opset))
+    return dict(Counter(node.op_type for node in nodes))
 
 
-def _write_out(new: ReplacementBuilder) -> None:
+class DecomposeNorms(GraphPass):
+    """Instance and group norms as arithmetic in FP32."""
+
+    name = "decompose_norms"
+    title = "Decomposing norms"
+
+    def needed(self, model: ir.Model) -> bool:
+        """Whether the main graph has such norms."""
+        return bool(_norms(model))
+
+    def rewrite(self, model: ir.Model) -> Mapping[str, Any]:
+        """Decompose the norms; see :func:`decompose_norms`."""
+        return {"nodes": decompose_norms(model)}
+
+
+def _norms(model: ir.Model) -> list[ir.Node]:
+    return [node for node in model.graph if node.op_type in _OPERATORS and not node.domain]
+
+
+def _decompose(new: ReplacementBuilder) -> None:
     x, scale, bias = new.node.inputs
     assert x is not None  # noqa: S101  # for the type checker
     groups = new.node.attributes.get_int("num_groups", 0)  # of an instance norm, each channel

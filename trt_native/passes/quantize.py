@@ -18,13 +18,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence, Set
-from typing import Any, TypeAlias, get_args
+from collections.abc import Collection, Mapping, Sequence, Set
+from typing import Any, TypeAlias, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-from onnx_ir.passes import common as passes
 
 from trt_native.config import QUANTIZED_OPS
 from trt_native.errors import ModelError, SpecError, UnsupportedError
@@ -34,6 +33,7 @@ from trt_native.graph.nodes import FLOAT, FLOAT16
 from trt_native.graph.opset import require_opset
 from trt_native.graph.types import reduced_types
 from trt_native.graph.validity import wraps_graph_errors
+from trt_native.passes.base import GraphPass
 from trt_native.passes.quantize_arrays import (
     FLOAT8,
     INT8,
@@ -64,7 +64,9 @@ __all__ = [
     "QUANTIZE_PRESETS",
     "Format",
     "QuantizationReport",
+    "Quantize",
     "SkipReason",
+    "check_not_quantized",
     "quantize_model",
 ]
 
@@ -122,7 +124,7 @@ class QuantizationReport:
     opset: int | None
 
     @property
-    def nodes(self) -> int:
+    def products(self) -> int:
         """Number of matrix products."""
         return sum(self.quantized.values()) + sum(sum(n.values()) for n in self.skipped.values())
 
@@ -131,16 +133,26 @@ class QuantizationReport:
         """Quantized share of the multiply-adds, or of the nodes where those are unknown."""
         if self.macs and self.macs_quantized is not None:
             return self.macs_quantized / self.macs
-        return sum(self.quantized.values()) / self.nodes if self.nodes else 0.0
+        return sum(self.quantized.values()) / self.products if self.products else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data that ``json`` can write, with ``coverage``."""
         data = dataclasses.asdict(self)
         lists = {name: list(value) for name, value in data.items() if isinstance(value, tuple)}
-        return {**data, **lists, "nodes": self.nodes, "coverage": round(self.coverage, 4)}
+        return {**data, **lists, "products": self.products, "coverage": round(self.coverage, 4)}
+
+    def coverage_text(self) -> str:
+        """One line about how much is quantized."""
+        text = f"{sum(self.quantized.values())} of {self.products} matrix products"
+        if self.macs:
+            text += f", {self.coverage:.1%} of their multiply-adds"
+        if self.weight_bytes:
+            share = self.weight_bytes_quantized / self.weight_bytes
+            text += f", {share:.1%} of their weights' bytes"
+        return text
 
     def explain(self) -> str:
-        """One line that says what was left alone, and why."""
+        """One line about what is not quantized, and why."""
         parts = [
             f"{count} {operator} ({REASONS[SkipReason(reason)]})"
             for reason, operators in self.skipped.items()
@@ -165,13 +177,13 @@ def quantize_model(
 ) -> QuantizationReport:
     """Rewrite a floating-point model, in place, to multiply in INT8 or FP8.
 
-    Names of nodes, inputs, outputs and of existing values stay. ``Constant`` nodes become
-    initializers. The report is noted in the model's metadata. Quantized weights are read from
+    Names of nodes, inputs, outputs and of existing values stay. The report is stored in the
+    model's metadata. Quantized weights are read from
     their source when they are serialised: save the model under another external data path than the
     one it was loaded from.
 
     Args:
-        model: The model, in FP32, FP16 or BF16, with its weights in memory or on disk.
+        model: The model, normalized, in FP32, FP16 or BF16, with its weights in memory or on disk.
         ranges: Largest magnitude of each activation, by tensor name. Tensors that the model lacks
             are ignored; none are needed for ``"int8-weights"``.
         format: ``"int8"``: scale = range / 127. ``"fp8"``: E4M3, scale = range / 448.
@@ -195,15 +207,7 @@ def quantize_model(
     """
     ops = default_ops(format, preset) if ops is None else tuple(ops)
     _check_arguments(ranges, format, ops, preset, min_coverage)
-    if "quantized" in reduced_types(model):
-        raise ModelError(
-            "the model has Q/DQ or other quantized operators already; quantize the model it was"
-            " made from, or build this one as it is"
-        )
-    if model.functions:
-        passes.InlinePass()(model)
-    passes.RemoveInitializersFromInputsPass()(model)
-    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    check_not_quantized(model)
     infer_types(model)
     selection = ProductSelection(model, ranges, format=format, ops=ops, skip=skip, preset=preset)
     writer = _Writer(model, selection, FLOAT8 if format == "fp8" else INT8)
@@ -221,6 +225,114 @@ def quantize_model(
         report = dataclasses.replace(report, opset=writer.run())
         model.metadata_props[METADATA_KEY] = json.dumps(report.to_dict())
     return report
+
+
+class Quantize(GraphPass):
+    """Q/DQ nodes around matrix products, for INT8, FP8, and weights in INT8.
+
+    Attributes:
+        report: After it ran, what was quantized.
+    """
+
+    report: QuantizationReport | None = None
+
+    name = "quantize"
+    title = "Quantizing the graph"
+    typed = True
+
+    def needed(self, model: ir.Model) -> bool:
+        """Whether Q/DQ nodes are to be written, and are not there yet."""
+        return self.context.precision.writes_qdq and "quantized" not in reduced_types(model)
+
+    def rewrite(self, model: ir.Model) -> Mapping[str, Any]:
+        """Write the Q/DQ nodes; see :func:`quantize_model`."""
+        self.report = self.quantize(model)
+        return self._record(model, self.report)
+
+    def preview(self, model: ir.Model) -> Mapping[str, Any]:
+        """The report of :func:`quantize_model`, for the ranges that are known."""
+        return self._record(model, self.quantize(model, dry_run=True))
+
+    def quantize(self, model: ir.Model, *, dry_run: bool = False) -> QuantizationReport:
+        """Apply :func:`quantize_model` as the configuration says.
+
+        Raises:
+            SpecError, ModelError, UnsupportedError: as :func:`quantize_model`.
+        """
+        context, spec = self.context, self.context.config.quantization
+        shapes = context.ranges.shapes
+        if context.profiles:
+            shapes = {name: shape.opt for name, shape in context.profiles[0].shapes.items()}
+        return quantize_model(
+            model,
+            context.ranges.amax,
+            format=cast("Format", context.config.precision.value),
+            ops=self.ops(),
+            # A node that is to compute in FP32 cannot compute in INT8.
+            skip=(*spec.skip, *context.config.keep_fp32),
+            preset=spec.preset,
+            min_coverage=spec.min_coverage,
+            shapes=shapes,
+            note=self._not_built(model),
+            dry_run=dry_run,
+        )
+
+    def ops(self) -> tuple[str, ...]:
+        """The operators to quantize, as far as the backend builds them."""
+        return tuple(op for op in self._wanted_ops() if op in self._built_ops())
+
+    def summarize(self, record: Mapping[str, Any]) -> str:
+        """How much is quantized, with which ranges, and what the backend does not build."""
+        lines = [f"{self.context.config.precision}: {record['covered']}"]
+        calibration = record["calibration"]
+        if calibration.get("runner"):
+            batches, runner = calibration["batches"], calibration["runner"]
+            lines.append(f"ranges from {batches} batches run by {runner}")
+        return "\n".join(filter(None, (*lines, record["not_built"])))
+
+    def _record(self, model: ir.Model, report: QuantizationReport) -> dict[str, Any]:
+        return {
+            "nodes": dict(report.quantized),
+            **report.to_dict(),
+            "covered": report.coverage_text(),
+            "calibration": dict(self.context.ranges.origin),
+            "not_built": self._not_built(model),
+        }
+
+    def _wanted_ops(self) -> tuple[str, ...]:
+        config = self.context.config
+        spec = config.quantization
+        return spec.ops or default_ops(config.precision.value, spec.preset)
+
+    def _built_ops(self) -> Collection[str]:
+        backend = self.context.backend
+        if backend is None:
+            return QUANTIZED_OPS
+        return backend.capabilities.quantized_ops[self.context.config.precision]
+
+    def _not_built(self, model: ir.Model) -> str:
+        """The operators that would be quantized if the backend built them, as a sentence."""
+        present = {node.op_type for node in model.graph}
+        built = self._built_ops()
+        lacking = [op for op in self._wanted_ops() if op in present and op not in built]
+        backend = self.context.backend
+        if not lacking or backend is None:
+            return ""
+        product = f"{backend.product} {backend.version}"
+        return f"{product} builds no {' or '.join(lacking)} in {self.context.config.precision}"
+
+
+def check_not_quantized(model: ir.Model) -> None:
+    """Refuse to quantize a model twice.
+
+    Raises:
+        ModelError: it has quantized operators.
+    """
+    if "quantized" in reduced_types(model):
+        raise ModelError(
+            "the model has Q/DQ or other quantized operators already; quantize the model it was"
+            " made from, or build this one as it is"
+        )
 
 
 def _check_arguments(
@@ -277,7 +389,7 @@ def _check_coverage(report: QuantizationReport, minimum: float, note: str) -> No
     if missing:
         hint = f"; {len(missing)} tensors have no range: {', '.join(missing[:5])}"
         hint += ", ..." if len(missing) > 5 else ""
-    if not report.nodes:
+    if not report.products:
         raise SpecError("nothing to quantize: the model has no Conv, MatMul or Gemm")
     wanted = f", {minimum:.1%} are asked for" if report.quantized else ""
     raise SpecError(

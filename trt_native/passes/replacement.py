@@ -1,4 +1,4 @@
-"""Values that a rewriting adds to a graph, under names that are free."""
+"""Names, values and nodes that passes add to a graph."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import onnx_ir as ir
 
 from trt_native.graph.nodes import all_nodes
 
-__all__ = ["NameAuthority", "ReplacementBuilder"]
+__all__ = ["ORIGIN_KEY", "NameAuthority", "ReplacementBuilder"]
+
+ORIGIN_KEY = "trt_native.origin"
+"""Where the metadata of an added node hold the name of the node it was made for."""
 
 
 class NameAuthority:
-    """The names in a model's graph and the bodies in it; those that are added count at once."""
+    """The names taken in a model's graph and in the bodies in it."""
 
     def __init__(self, model: ir.Model) -> None:
         self._graph = model.graph
@@ -22,20 +25,20 @@ class NameAuthority:
             self._taken |= {value.name for value in graph.inputs} | set(graph.initializers)
 
     def unique(self, name: str) -> str:
-        """The name, followed by as many underscores as it takes."""
+        """Take a name, with underscores behind it where it is taken already."""
         while name in self._taken:
             name += "_"
         self._taken.add(name)
         return name
 
     def value(self, like: ir.Value, suffix: str, dtype: ir.DataType) -> ir.Value:
-        """A value for a new node to make: of another's shape, named after it."""
+        """Make a value for the output of a new node, with the shape of another, named after it."""
         shape = None if like.shape is None else ir.Shape(like.shape)
         name = self.unique(f"{like.name}__{suffix}")
         return ir.Value(name=name, shape=shape, type=ir.TensorType(dtype))
 
     def initializer(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-        """A new initializer of the graph."""
+        """Add an initializer to the graph."""
         value = ir.Value(
             name=self.unique(name), shape=ir.Shape(tensor.shape.numpy()),
             type=ir.TensorType(tensor.dtype), const_value=tensor,
@@ -45,9 +48,10 @@ class NameAuthority:
 
 
 class ReplacementBuilder:
-    """New nodes in the place of one, whose outputs keep their names.
+    """New nodes that take the place of one, whose outputs keep their names.
 
-    The last of them gets the node's name, the others that with a suffix.
+    The last of them gets the node's name, the others that with a suffix. All of them have its
+    metadata, and its name under :data:`ORIGIN_KEY`.
 
     Attributes:
         node: The node.
@@ -73,7 +77,7 @@ class ReplacementBuilder:
         kind: ir.DataType | None = None,
         **attributes: object,
     ) -> ir.Value:
-        """The output of a new node, of the node's own type unless another is given."""
+        """Add a node; returns its output, of the replaced node's type unless another is given."""
         return self.add_with(operator, inputs, 1, attributes, kind)[0]
 
     def add_with(
@@ -84,7 +88,7 @@ class ReplacementBuilder:
         attributes: Mapping[str, object],
         kind: ir.DataType | None = None,
     ) -> list[ir.Value]:
-        """The outputs of a new node."""
+        """Add a node with several outputs; returns them."""
         kind = kind or self.kind
         types = [None if kind is None else ir.TensorType(kind) for _ in range(outputs)]
         values = [
@@ -92,19 +96,22 @@ class ReplacementBuilder:
         ]
         suffix = f"__{operator.lower()}_{len(self._nodes)}"
         name = f"{self.node.name}{suffix}" if self.node.name else None
-        self._nodes.append(ir.node(operator, inputs, attributes, outputs=values, name=name))  # type: ignore[arg-type]
+        node = ir.node(operator, inputs, attributes, outputs=values, name=name)  # type: ignore[arg-type]
+        node.metadata_props.update(self.node.metadata_props)
+        node.metadata_props[ORIGIN_KEY] = self.node.name or ""
+        self._nodes.append(node)
         return values
 
     def constant(self, number: np.ndarray | np.float32) -> ir.Value:
-        """A new initializer."""
+        """Add an initializer."""
         return self._names.initializer(self._named("value"), ir.Tensor(np.asarray(number)))
 
     def reshaped(self, value: ir.Value, shape: list[int]) -> ir.Value:
-        """A value in another shape, of the same type."""
+        """Reshape a value; its type stays."""
         return self.add("Reshape", [value, self.constant(np.array(shape))], value.dtype)
 
     def replace(self, *values: ir.Value | None) -> None:
-        """Let new values take the place of the node's outputs; None where it has none."""
+        """Replace the node's outputs by new values; None for an output that is not used."""
         graph, node = self.node.graph, self.node
         assert graph is not None  # noqa: S101  # for the type checker
         self._nodes[-1].name = node.name

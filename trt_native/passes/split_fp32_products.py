@@ -17,23 +17,25 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes import common as passes
 
 from trt_native.errors import ModelError, UnsupportedError
 from trt_native.graph.inference import infer_values
 from trt_native.graph.nodes import BFLOAT16, FLOAT, PRODUCTS, all_nodes, is_fp32, opset_of, scale_of
 from trt_native.graph.validity import wraps_graph_errors
+from trt_native.passes.base import GraphPass
 from trt_native.passes.quantize_arrays import read_tensor
 from trt_native.passes.replacement import NameAuthority
 
-__all__ = ["can_split", "has_products", "split_fp32_products"]
+__all__ = ["SplitFp32Products", "can_split", "has_products", "split_fp32_products"]
 
 _OPSET = 13  # Cast knows BF16 since then
+_SPLIT_KEY = "trt_native.split"  # in the metadata of a product whose operands are split
+_FIRST_WITH_TF32 = 8.0  # compute capability; it is the first with BF16, too
 _INT64 = ir.DataType.INT64
 _ALL = 2**63 - 1
 _JOINED = (("hi", "whole", "lo"), ("hi", "lo", "hi"))
@@ -58,21 +60,28 @@ class _How(NamedTuple):
 
 @wraps_graph_errors
 def has_products(model: ir.Model) -> bool:
-    """Whether a graph has matrix products or convolutions that are in FP32, or may be.
+    """Whether a graph has matrix products or convolutions that may be in FP32, and are not split.
 
     Raises:
         UnsupportedError: it has, and :func:`split_fp32_products` cannot split them at its opset.
     """
-    parts: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
-    products = [n for part in parts for n in all_nodes(part) if n.op_type in PRODUCTS]
-    found = {node.op_type for node in products if not node.domain and _may_be_fp32(node)}
+    found = {node.op_type for node in _products(model) if _may_be_fp32(node)}
     if found and not can_split(model):
         raise UnsupportedError(
             f"this TensorRT computes {', '.join(sorted(found))} in TF32 unless the graph"
             f" is rewritten, which needs opset {_OPSET}; the model has opset {opset_of(model)}:"
-            " export it at a newer one, or allow TF32 (--tf32)"
+            " export it at a newer one, or allow TF32"
         )
     return bool(found)
+
+
+def _products(model: ir.Model) -> list[ir.Node]:
+    """Products of the graph and its bodies that are not split yet."""
+    return [
+        node
+        for node in all_nodes(model.graph)
+        if node.op_type in PRODUCTS and not node.domain and _SPLIT_KEY not in node.metadata_props
+    ]
 
 
 def can_split(model: ir.Model) -> bool:
@@ -85,10 +94,9 @@ def split_fp32_products(model: ir.Model) -> dict[str, int]:
     """Rewrite a model, in place, so that its FP32 products are exact to about 1e-5 in TF32.
 
     That goes for each ``Conv``, ``ConvTranspose``, ``MatMul`` and ``Gemm`` on FP32 tensors, in
-    bodies too; model-local functions are inlined first. A product between two
-    ``DequantizeLinear`` stays, because TensorRT computes it in integers. Names of inputs, outputs
-    and of the values that nodes make stay; a weight is replaced by one with the suffix
-    ``__split``.
+    bodies too. A product between two ``DequantizeLinear`` stays, because TensorRT computes it in
+    integers. Names of inputs, outputs and of the values that nodes make stay; a weight is replaced
+    by one with the suffix ``__split``.
 
     An operand that is infinite, or above BF16's largest number (3.39e38), makes NaN.
 
@@ -101,16 +109,54 @@ def split_fp32_products(model: ir.Model) -> dict[str, int]:
     """
     if not has_products(model):
         return {}
-    if model.functions:
-        passes.InlinePass()(model)
-    passes.RemoveInitializersFromInputsPass()(model)
-    products = [
-        node
-        for node in all_nodes(model.graph)
-        if node.op_type in PRODUCTS and not node.domain and not _is_quantized(node)
-    ]
+    products = [node for node in _products(model) if not _is_quantized(node)]
     _infer_types(model, products)
     return _Splitter(model).run(products)
+
+
+class SplitFp32Products(GraphPass):
+    """FP32 products of split operands, where the backend would compute them in TF32."""
+
+    name = "split_fp32_products"
+    title = "Splitting the operands of FP32 products"
+
+    def needed(self, model: ir.Model) -> bool:
+        """Whether TF32 is off, and the backend uses it all the same for products of the graph.
+
+        Raises:
+            UnsupportedError: the products cannot be split at the model's opset, or some of the
+                target GPUs have TF32 and others do not.
+        """
+        config, backend = self.context.config, self.context.backend
+        targets = config.compute_capabilities
+        older = [target for target in targets if float(target) < _FIRST_WITH_TF32]
+        all_older = bool(older) and older == [*targets]
+        if config.allows_tf32 or backend is None or backend.capabilities.exact_fp32 or all_older:
+            return False
+        if not has_products(model):
+            return False
+        if older:
+            raise UnsupportedError(
+                f"{backend.product} {backend.version} needs BF16 to keep FP32 products out of TF32,"
+                f" and compute capability {', '.join(older)} has neither: build a plan for that"
+                " apart from the others, or allow TF32"
+            )
+        return True
+
+    def rewrite(self, model: ir.Model) -> Mapping[str, Any]:
+        """Split the products; see :func:`split_fp32_products`."""
+        return {"nodes": split_fp32_products(model)}
+
+    def summarize(self, record: Mapping[str, Any]) -> str:
+        """How many products are split."""
+        text = "FP32 matrix products emulated with split operands"
+        if "nodes" not in record:
+            return text
+        count = sum(record["nodes"].values())
+        return f"{text}: {count}" if count else ""
+
+    def ensures(self, model: ir.Model) -> None:
+        """Nothing: products between ``DequantizeLinear`` stay."""
 
 
 class _Splitter:
@@ -125,6 +171,7 @@ class _Splitter:
         for node in products:
             if any(map(is_fp32, _typed(node))):
                 self._split_product(node)
+                node.metadata_props[_SPLIT_KEY] = ""
                 counts[node.op_type] += 1
         self._drop_unused()
         return dict(counts)
@@ -231,7 +278,7 @@ def _infer_types(model: ir.Model, products: Iterable[ir.Node]) -> None:
         raise ModelError(
             f"the type of {node.op_type} {node.name!r} is neither given nor inferred, and in FP32"
             " it must be rewritten to keep out of TF32; add a value_info with the type of"
-            f" {node.outputs[0].name!r} to the model, or allow TF32 (--tf32)"
+            f" {node.outputs[0].name!r} to the model, or allow TF32"
         )
 
 
@@ -265,14 +312,14 @@ def _summed_axes(node: ir.Node) -> tuple[tuple[int, int], int, int]:
         raise ModelError(
             f"the shape of what {node.op_type} {node.name!r} multiplies by is neither given nor"
             " inferred, and in FP32 it must be rewritten to keep out of TF32; add a value_info with"
-            " it to the model, or allow TF32 (--tf32)"
+            " it to the model, or allow TF32"
         )
     if node.op_type == "Conv":
         return (1, 1), groups, groups * int(shape.numpy()[1])
     if other is None or ir.convenience.get_const_tensor(other) is None:
         raise UnsupportedError(
             f"{node.op_type} {node.name!r}: weights in groups that are computed cannot be split to"
-            " keep out of TF32; allow it (--tf32)"
+            " keep out of TF32; allow TF32"
         )
     return (1, 0), groups, int(shape.numpy()[0])
 

@@ -11,6 +11,7 @@ from typing import Any
 from trt_native.config import BuildConfig
 from trt_native.errors import PlanError, SpecError
 from trt_native.files import is_within, read_text_file, sha256_of_file
+from trt_native.plans.schema_1 import from_schema_1
 from trt_native.shapes import ShapeRange
 
 __all__ = [
@@ -23,7 +24,7 @@ __all__ = [
 ]
 
 
-MANIFEST_SCHEMA = 1
+MANIFEST_SCHEMA = 2
 """Number of the manifest's layout; a change that would break readers raises it."""
 
 
@@ -43,6 +44,7 @@ _MANIFEST_TYPES: dict[str, tuple[type, ...]] = {
     "model": (dict,),
     "tensors": (list,),
     "precision": (dict,),
+    "passes": (list,),
     "options": (dict,),
     "seconds": (dict,),
     "created": (str,),
@@ -55,6 +57,7 @@ _FILE_TYPES: dict[str, tuple[type, ...]] = {"file": (str,), "bytes": (int,), "sh
 _MODEL_TYPES = {**_FILE_TYPES, "external": (list,)}
 
 
+_PASS_TYPES: dict[str, tuple[type, ...]] = {"name": (str,), "summary": (str,)}
 _PRECISION_TYPES = {"requested": (str,), "applied": (str,)}
 
 
@@ -155,7 +158,9 @@ class Manifest:
         model: ``file``, ``sha256``, ``bytes`` of the ONNX file and the same for each file of
             ``external`` weights; ``metadata``, what our export noted in the ONNX file.
         tensors: Inputs, then outputs, in the engine's order.
-        precision: What was asked for and what was done.
+        precision: The requested precision, and the applied one.
+        passes: The passes that rewrote the graph, in order: ``name``, ``summary``, and what each
+            of them did.
         options: Every build option that differs from its default.
         seconds: How long each part of the build took.
         created: UTC time in ISO 8601.
@@ -177,6 +182,7 @@ class Manifest:
     model: Mapping[str, Any]
     tensors: tuple[PlanTensor, ...]
     precision: Mapping[str, Any]
+    passes: tuple[Mapping[str, Any], ...]
     options: Mapping[str, Any]
     seconds: Mapping[str, float]
     created: str
@@ -216,6 +222,7 @@ class Manifest:
         data = {name: getattr(self, name) for name in self.__dataclass_fields__}
         data["tensors"] = [tensor.to_json() for tensor in self.tensors]
         data["compute_capabilities"] = list(self.compute_capabilities)
+        data["passes"] = [dict(record) for record in self.passes]
         for name in ("refit", "refitted_from"):
             if data[name] is None:
                 del data[name]
@@ -231,10 +238,14 @@ class Manifest:
         Raises:
             PlanError: another schema, or a field is missing or malformed.
         """
-        if not isinstance(data, dict) or data.get("schema") != MANIFEST_SCHEMA:
-            found = data.get("schema") if isinstance(data, dict) else type(data).__name__
-            raise PlanError(f"manifest of schema {found!r}, this version reads {MANIFEST_SCHEMA}")
+        schema = data.get("schema") if isinstance(data, dict) else type(data).__name__
+        if not isinstance(data, dict) or schema not in (1, MANIFEST_SCHEMA):
+            raise PlanError(
+                f"manifest of schema {schema!r}, this version reads 1 and {MANIFEST_SCHEMA}"
+            )
         try:
+            if schema == 1:
+                data = from_schema_1(data)
             _check_types(data, _MANIFEST_TYPES, "")
             _check_types(data["model"], _MODEL_TYPES, "model.")
             for item in data["model"]["external"]:
@@ -242,6 +253,8 @@ class Manifest:
             noted = data["model"].get("metadata", {})
             _check_types(noted, dict.fromkeys(noted, (str,)), "model.metadata.")
             _check_types(data["precision"], _PRECISION_TYPES, "precision.")
+            for item in data["passes"]:
+                _check_types(item, _PASS_TYPES, "passes.")
             if "refit" in data:
                 _check_types(data["refit"], _REFIT_TYPES, "refit.")
                 weights = data["refit"]["weights"]
@@ -249,11 +262,12 @@ class Manifest:
             known = [name for name in cls.__dataclass_fields__ if name in data]
             fields = {name: data[name] for name in known}
             fields["tensors"] = tuple(PlanTensor.from_json(item) for item in data["tensors"])
+            fields["passes"] = tuple(data["passes"])
             fields["compute_capabilities"] = tuple(map(str, data["compute_capabilities"]))
             json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair is no text
             _check_profiles(fields["tensors"])
             return cls(**fields)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise PlanError(f"malformed manifest: {type(error).__name__}: {error}") from None
 
 

@@ -150,7 +150,7 @@ def open_with_extra_outputs(
         version_compatible=False,
         profiling_verbosity=ProfilingVerbosity.LAYER_NAMES_ONLY,
     )
-    plan = build_plan(model, wanted, backend=backend, progress=progress, expose=names)
+    plan = build_plan(model, wanted, backend=backend, progress=progress, extra_outputs=names)
     with open_session(plan) as opened:
         yield opened.run
 

@@ -1,0 +1,119 @@
+"""The ranges of a model's activations, from a calibration cache or from calibration data."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trt_native.calibration.batches import Batches
+from trt_native.calibration.caches import CalibrationCache
+from trt_native.calibration.collect import ActivationSource, calibrate
+from trt_native.config import QUANTIZED_OPS, CalibrationMethod, Precision
+from trt_native.errors import CalibrationError
+from trt_native.files import sha256_of_file
+from trt_native.progress import Progress
+from trt_native.shapes import Shape, parse_shape
+
+__all__ = ["NO_RANGES", "Ranges", "find_ranges", "load_ranges"]
+
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranges:
+    """What calibration tells about the activations of a model.
+
+    Attributes:
+        amax: Tensor to the magnitude that becomes the largest quantized one.
+        shapes: For each input, a shape it had; empty where that is not known.
+        origin: Where the ranges come from, as JSON can hold it.
+    """
+
+    amax: Mapping[str, float]
+    shapes: Mapping[str, Shape]
+    origin: Mapping[str, Any]
+
+
+NO_RANGES = Ranges({}, {}, {})
+"""Enough for weights alone."""
+
+
+def load_ranges(path: Path, files: Mapping[str, Any], precision: Precision) -> Ranges:
+    """Read the ranges of a model from a calibration cache.
+
+    For FP8 they are the largest magnitudes that calibration saw, where the cache's JSON file tells
+    them: clipping, which gains INT8 precision, gains a floating-point format nothing.
+
+    Args:
+        path: The cache.
+        files: What :func:`~trt_native.graph.onnx_file.hash_files` says of the model.
+        precision: INT8 or FP8.
+
+    Raises:
+        CalibrationError: the cache cannot be read, or was made for another model.
+    """
+    cache = CalibrationCache.load(path)
+    try:
+        cache.check_model(files)
+        digest = sha256_of_file(path)
+    except CalibrationError as error:
+        raise CalibrationError(f"{path}: {error.message}") from None
+    except OSError as error:
+        raise CalibrationError(f"cannot read {path}: {error.strerror}") from None
+    known = cache.provenance
+    if known is None:
+        _LOGGER.warning(
+            "%s: without %s.json nothing tells which model this cache was made for", path, path.name
+        )
+    origin = {"file": path.name, "sha256": digest, "method": known.method if known else None}
+    return _ranges(cache, precision, origin)
+
+
+def find_ranges(
+    model: Path,
+    batches: Batches,
+    precision: Precision,
+    method: CalibrationMethod | None = None,
+    progress: Progress | None = None,
+    *,
+    ops: Sequence[str] = QUANTIZED_OPS,
+    source: ActivationSource | None = None,
+) -> Ranges:
+    """Find the ranges of a model with calibration data.
+
+    Args:
+        model: The ONNX file.
+        batches: The data, checked against it.
+        precision: INT8 or FP8; FP8 takes the largest magnitudes whatever the method.
+        method: How ranges follow from values; the mean squared error if None.
+        progress: Hears how it goes on.
+        ops: The operators to quantize.
+        source: What runs the model; ``onnx.reference`` if None.
+
+    Raises:
+        CalibrationError, ModelError, UnsupportedError: as
+            :func:`trt_native.calibration.collect.calibrate`.
+    """
+    if precision is Precision.FP8:
+        method = CalibrationMethod.MINMAX
+    method = method or CalibrationMethod.MSE
+    cache = calibrate(model, batches, method=method, ops=ops, source=source, progress=progress)
+    origin = {
+        "data": batches.source,
+        "batches": len(batches),
+        "method": cache.provenance.method if cache.provenance else str(method),
+        "runner": cache.provenance.runner if cache.provenance else None,
+    }
+    return _ranges(cache, precision, origin)
+
+
+def _ranges(cache: CalibrationCache, precision: Precision, origin: Mapping[str, Any]) -> Ranges:
+    amax = {name: cache.threshold(name) for name in cache.scales}
+    if precision is Precision.FP8:
+        amax = {name: cache.amax(name) or threshold for name, threshold in amax.items()}
+    shapes = cache.provenance.shapes if cache.provenance else {}
+    first = {name: parse_shape(texts[0]) for name, texts in shapes.items() if texts}
+    return Ranges(amax, first, origin)

@@ -1,0 +1,120 @@
+"""What ``trt-native build`` prints: what was built, or what would be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trt_native.builder.isolated import Outcome
+from trt_native.cli.console import print_json, stdout, table
+from trt_native.cli.html import TENSOR_COLUMNS, tensor_rows
+from trt_native.cli.quantize import engine_layers_text
+from trt_native.config import BuildConfig
+from trt_native.shapes import format_shape
+from trt_native.units import format_bytes
+
+if TYPE_CHECKING:
+    from trt_native.builder.build import BuildDecisions
+    from trt_native.plans.manifest import Manifest
+
+__all__ = ["print_decisions", "print_summary"]
+
+
+def print_summary(target: Path, outcome: Outcome) -> None:
+    """Print what a build made, or took from the cache."""
+    manifest = outcome.manifest
+    times = ", ".join(f"{name} {value:.1f} s" for name, value in manifest.seconds.items())
+    rows = [
+        ("plan", f"{target} ({format_bytes(manifest.plan_bytes)})"),
+        ("backend", f"{manifest.backend} {manifest.backend_version}"),
+        ("built on", manifest.gpu or "a machine without a GPU"),
+        ("for", _targets_text(manifest)),
+        ("precision", _precision_text(manifest)),
+        *_pass_rows(manifest.passes),
+        ("time", times),
+    ]
+    if outcome.attempts:
+        rows.append(("failed before", "\n".join(map(str, outcome.attempts))))
+        rows.append(("built with", _memory_text(manifest)))
+    if outcome.cached:
+        rows[-1] = ("cached", f"built {manifest.created} ({times})")
+    table("Unchanged: from the cache" if outcome.cached else "Built", ("", ""), rows)
+    table("Tensors", TENSOR_COLUMNS, tensor_rows(manifest.tensors))
+
+
+def _memory_text(manifest: Manifest) -> str:
+    options = manifest.options
+    workspace = format_bytes(options["workspace_bytes"])
+    level = options.get("optimization_level", "the default")
+    return f"workspace {workspace}, optimization level {level}"
+
+
+def _targets_text(manifest: Manifest) -> str:
+    if manifest.compute_capabilities:
+        return "compute capability " + ", ".join(manifest.compute_capabilities)
+    return "every GPU that the backend supports"
+
+
+def _precision_text(manifest: Manifest) -> str:
+    precision = manifest.precision
+    text = str(precision["applied"])
+    if "calibrated" in precision:
+        text += f" by {precision['calibrated']['by']}, which chooses the layers"
+    if precision.get("engine_layers"):
+        text += f"\nin the engine: {engine_layers_text(precision['engine_layers'])}"
+    return text
+
+
+def _pass_rows(passes: Any) -> list[tuple[str, str]]:
+    return [(record["name"], record["summary"]) for record in passes if record["summary"]]
+
+
+def print_decisions(model: Path, config: BuildConfig, backend: str, json: bool) -> None:
+    """Print what a build would do, after all its checks."""
+    from trt_native.backends.registry import load_backend
+    from trt_native.builder.build import decide
+
+    chosen = load_backend(backend)
+    decisions = decide(model, config, backend=chosen)
+    if json:
+        print_json({"backend": chosen.name, **_decisions_json(decisions, config)})
+        return
+    precision = decisions.precision
+    typing = "from the graph" if precision.strongly_typed else "from builder flags"
+    if precision.calibrates:
+        typing += "; TensorRT calibrates and chooses the layers"
+    rows = [
+        ("backend", f"{chosen.name} {chosen.version}"),
+        ("precision", f"{precision} (types {typing})"),
+        *_pass_rows(decisions.passes),
+        ("workspace", format_bytes(decisions.workspace_bytes)),
+    ]
+    table("Would build", ("", ""), rows)
+    ranges = [
+        (index, name, *(format_shape(shape) for shape in (r.min, r.opt, r.max)))
+        for index, profile in enumerate(decisions.profiles)
+        for name, r in (*profile.shapes.items(), *profile.values.items())
+    ]
+    if ranges:
+        table("Profiles", ("", "input", "min", "opt", "max"), ranges)
+    else:
+        stdout.print("No profiles: every input is static.")
+
+
+def _decisions_json(decisions: BuildDecisions, config: BuildConfig) -> dict[str, object]:
+    precision = decisions.precision
+    return {
+        "precision": str(precision),
+        "strongly_typed": precision.strongly_typed,
+        "calibrates": precision.calibrates,
+        "workspace_bytes": decisions.workspace_bytes,
+        "options": config.options(),
+        "passes": list(decisions.passes),
+        "profiles": [
+            {
+                "shapes": {name: str(r) for name, r in profile.shapes.items()},
+                "values": {name: str(r) for name, r in profile.values.items()},
+            }
+            for profile in decisions.profiles
+        ],
+    }

@@ -1,0 +1,122 @@
+"""Reject nodes that TensorRT's ONNX parser silently miscompiles, and that no pass rewrites.
+
+Seen in TensorRT-RTX 1.6, and partly reported for TensorRT 10 (NVIDIA/TensorRT#4756, #4509), whose
+parser is of the same source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import onnx_ir as ir
+
+from trt_native.errors import UnsupportedError
+from trt_native.graph.nodes import all_nodes, constant_of, dtype_of, input_of
+from trt_native.graph.validity import wraps_graph_errors
+from trt_native.passes.base import GraphPass
+
+__all__ = ["RejectUnsupported", "check_parser_support"]
+
+_MOST_NAMED = 20
+
+
+@wraps_graph_errors
+def check_parser_support(model: ir.Model) -> None:
+    """Reject a normalized model that TensorRT would silently miscompile.
+
+    Raises:
+        UnsupportedError: there is such a node; all of them in one error.
+    """
+    found = [
+        f"- {node.name or node.outputs[0].name!r} ({node.op_type}): {reason}"
+        for node in all_nodes(model.graph)
+        if (reason := _unsupported_reason(node))
+    ]
+    if found:
+        more = [f"- and {len(found) - _MOST_NAMED} more"] if len(found) > _MOST_NAMED else []
+        raise UnsupportedError(
+            "TensorRT would silently miscompile these nodes:", [*found[:_MOST_NAMED], *more]
+        )
+
+
+class RejectUnsupported(GraphPass):
+    """A check that TensorRT computes every node as ONNX says, or that a pass can make it so."""
+
+    name = "reject_unsupported"
+    title = "Checking what the parser supports"
+    early = True
+    rewrites = False
+
+    def needed(self, model: ir.Model) -> bool:
+        """Whether a node has no other form that TensorRT computes correctly."""
+        return any(_unsupported_reason(node) for node in all_nodes(model.graph))
+
+    def rewrite(self, model: ir.Model) -> Mapping[str, Any]:
+        """Raise the error; see :func:`check_parser_support`."""
+        check_parser_support(model)
+        return {}
+
+
+def _unsupported_reason(node: ir.Node) -> str:
+    """How TensorRT miscompiles a node, and what to do instead; empty if it does not."""
+    rule = None if node.domain else _RULES.get(node.op_type)
+    return rule(node) if rule else ""
+
+
+def _quantizer_reason(node: ir.Node) -> str:
+    given = ir.DataType(node.attributes.get_int("output_dtype", 0))
+    weight = input_of(node, 0) if node.op_type == "DequantizeLinear" else None
+    constant = None if weight is None else constant_of(weight)
+    types = (given, dtype_of(input_of(node, 2)), None if constant is None else constant.dtype)
+    if ir.DataType.UINT8 not in types:
+        return ""
+    return "uint8 is clipped to int8, at 127; quantize with a zero point of type int8"
+
+
+def _clip_reason(node: ir.Node) -> str:
+    low, high = input_of(node, 1), input_of(node, 2)
+    if dtype_of(input_of(node, 0)) is not ir.DataType.INT8 or low is None or high is not None:
+        return ""
+    return "int8 ignores a lower limit without an upper one; give the upper limit too"
+
+
+def _conv_transpose_reason(node: ir.Node) -> str:
+    attributes, bias = node.attributes, input_of(node, 2)
+    if "output_shape" in attributes and attributes.get_string("auto_pad", "").startswith("SAME"):
+        return "output_shape is ignored next to auto_pad; give pads instead"
+    padded = any(attributes.get_ints("output_padding", []))
+    if padded and bias is not None and constant_of(bias) is None:
+        return (
+            "TensorRT omits a non-constant bias from the output_padding region; add the bias with a"
+            " separate Add node"
+        )
+    return ""
+
+
+def _non_max_suppression_reason(node: ir.Node) -> str:
+    if input_of(node, 2) is not None:
+        return ""
+    return "without max_output_boxes_per_class the number of boxes is undefined; give it"
+
+
+def _space_to_depth_reason(node: ir.Node) -> str:
+    crd = node.attributes.get_string("mode", "DCR") == "CRD"
+    return "mode CRD is computed as DCR; use Reshape and Transpose instead" if crd else ""
+
+
+def _attention_reason(node: ir.Node) -> str:
+    if input_of(node, 6) is None:
+        return ""
+    return "nonpad_kv_seqlen is ignored; give a mask instead"
+
+
+_RULES: dict[str, Callable[[ir.Node], str]] = {
+    "QuantizeLinear": _quantizer_reason,
+    "DequantizeLinear": _quantizer_reason,
+    "Clip": _clip_reason,
+    "ConvTranspose": _conv_transpose_reason,
+    "NonMaxSuppression": _non_max_suppression_reason,
+    "SpaceToDepth": _space_to_depth_reason,
+    "Attention": _attention_reason,
+}
