@@ -117,7 +117,9 @@ class GraphPass(ir.passes.InPlacePass, abc.ABC):
 
     def summarize(self, record: Mapping[str, Any]) -> str:
         """One line about a record, or about a preview; empty where there is nothing to say."""
-        counted = count_text(record.get("nodes", {}))
+        if "nodes" not in record:
+            return self.title
+        counted = count_text(record["nodes"])
         return f"{self.title}: {counted}" if counted else ""
 
     def requires(self, model: ir.Model) -> None:
