@@ -24,11 +24,8 @@ __all__ = [
     "ProfilingVerbosity",
     "QuantizationSpec",
 ]
-
-
 QUANTIZED_OPS = ("Conv", "MatMul", "Gemm")
 """Operators whose inputs Q/DQ nodes are written for."""
-
 
 _E = TypeVar("_E", bound="_Choice")
 

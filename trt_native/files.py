@@ -27,8 +27,6 @@ __all__ = [
     "set_temporary_tag",
     "sha256_of_file",
 ]
-
-
 _MAX_TEXT_BYTES = 256 * 2**20
 
 

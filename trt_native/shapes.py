@@ -25,7 +25,6 @@ __all__ = [
 Shape = tuple[int, ...]
 """Extents in elements, outermost axis first; ``()`` is a scalar."""
 
-
 _EXTENT = r"[0-9]{1,19}"
 
 

@@ -207,7 +207,7 @@ def test_plans_that_cannot_be_refitted(made):
     old = dataclasses.replace(plan.manifest, refit=None)
     for manifest, message in (
         (None, "has no manifest"),
-        (bare, "built without --refit"),
+        (bare, "not built as refittable"),
         (old, "did not record the weights"),
     ):
         with pytest.raises(PlanError, match=message):

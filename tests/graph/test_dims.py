@@ -9,7 +9,7 @@ from trt_native.graph.dims import (
     fixed_axes,
     read_profile_file,
     resolve_profiles,
-    shape_faults,
+    shape_problems,
     with_opt_shape_profiles,
 )
 from trt_native.shapes import DimRange, ProfileSpec, ShapeRange, TensorSpec
@@ -235,17 +235,17 @@ def test_a_missing_profile_file(tmp_path):
 
 def test_shapes_that_fit():
     shapes = {"latents": (2, 13, 16, 8, 8), "timestep": (1,), "audio": (32, 50, 384)}
-    assert shape_faults(INPUTS, shapes) == []
-    assert shape_faults(INPUTS, {"audio": (31, 50, 384)}) == []
+    assert shape_problems(INPUTS, shapes) == []
+    assert shape_problems(INPUTS, {"audio": (31, 50, 384)}) == []
 
 
 def test_shapes_that_do_not_fit():
     shapes = {"latents": (2, 12, 16, 8, 8), "timestep": (), "audio": (31, 50, 384)}
-    assert shape_faults(INPUTS, shapes) == [
+    assert shape_problems(INPUTS, shapes) == [
         f"{LATENTS} needs 13 on axis 1, found 2x12x16x8x8",
         f"{STEP} needs 1 axes, found scalar",
         "audio[0] needs batch*frames = 32 (batch=2, frames=16), found 31",
     ]
     square = TensorSpec("square", "float32", ("n", None, "n"))
-    faults = shape_faults([square, TensorSpec("any", "float32", None)], {"square": (3, 7, 4)})
+    faults = shape_problems([square, TensorSpec("any", "float32", None)], {"square": (3, 7, 4)})
     assert faults == ["dimension 'n' is 3 in square[0], but 4 in square[2]"]

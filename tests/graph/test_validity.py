@@ -14,13 +14,13 @@ def work(error):
     raise error
 
 
-def test_a_fault_of_ours_can_be_told_from_one_of_the_model():
+def test_a_bug_of_ours_is_distinguished_from_a_malformed_model():
     """The message names a line of the package, and what to do where the model is good."""
     with pytest.raises(ModelError) as caught:
         work(KeyError("axis"))
     text = caught.value.message
     assert "KeyError: 'axis' (at graph/validity.py:" in text
-    assert "where it finds nothing, this is a fault of trt-native" in text
+    assert "if it finds nothing, this is a bug of trt-native" in text
     assert isinstance(caught.value.__cause__, KeyError)
     assert validity._place(ValueError()) == "unknown"
 

@@ -31,8 +31,6 @@ __all__ = [
     "Capabilities",
     "ContextFactory",
 ]
-
-
 NUMPY_DTYPES = {
     "FLOAT": "float32",
     "HALF": "float16",
@@ -48,7 +46,6 @@ NUMPY_DTYPES = {
     "E8M0": "float8_e8m0fnu",
 }
 """NumPy or ml_dtypes name of each member of TensorRT's ``DataType``."""
-
 
 ALL_QUANTIZED_OPS = {
     precision: frozenset(QUANTIZED_OPS) for precision in Precision if precision.quantized

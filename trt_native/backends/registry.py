@@ -21,7 +21,6 @@ __all__ = ["BACKEND_VARIABLE", "BackendInfo", "available_backends", "load_backen
 BACKEND_VARIABLE = "TRT_NATIVE_BACKEND"
 """Environment variable that names the backend where no argument does."""
 
-
 _INSTALL = (
     "install one: pip install 'trt-native[rtx]' (TensorRT-RTX, builds without a GPU too),"
     " 'trt-native[tensorrt11]' or 'trt-native[tensorrt]' (TensorRT 11 or 10)"

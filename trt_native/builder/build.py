@@ -128,7 +128,7 @@ class PreparedBuild:
 
 @dataclass(frozen=True, slots=True)
 class LoweredModel:
-    """What TensorRT parses.
+    """The model that TensorRT parses.
 
     Attributes:
         path: The ONNX file.
@@ -305,7 +305,7 @@ def _manifest(
 
 
 def _engine_layers(data: memoryview, backend: Backend) -> dict[str, Any] | None:
-    """Which layers compute in INT8 or FP8; None where the plan cannot be loaded to be asked."""
+    """Layers that compute in INT8 or FP8; None where the plan cannot be loaded here."""
     try:
         with Engine(Plan(data), backend=backend) as engine:
             return quantized_layers(parse_layers(engine.layers()))
@@ -365,7 +365,7 @@ def _native_method(spec: QuantizationSpec) -> str:
 
 
 def _calibration(prepared: PreparedBuild) -> Calibration:
-    """What TensorRT's own calibrator needs."""
+    """Input of TensorRT's own calibrator."""
     spec = prepared.config.quantization
     return Calibration(
         batches=prepared.batches, cache=spec.calibration, method=_native_method(spec)
@@ -490,7 +490,7 @@ def lower(prepared: PreparedBuild, progress: Progress | None = None) -> Iterator
     path, graph = prepared.path, prepared.graph
     passes = _with_ranges(prepared.passes, _calibrated_ranges(prepared, progress))
     rewritten = any(one.rewrites and not one.early for one in passes)
-    if not rewritten:  # TensorRT reads the file as it is, whatever was normalized
+    if not rewritten:  # TensorRT reads the file as it is, not what was normalized in memory
         passes = tuple(one for one in passes if not one.early)
     records = tuple(run_passes(passes, graph, progress))
     if not rewritten:
@@ -512,7 +512,7 @@ def _with_ranges(passes: Sequence[GraphPass], ranges: Ranges) -> tuple[GraphPass
 
 
 def precision_record(prepared: PreparedBuild) -> dict[str, Any]:
-    """What the manifest says about the precision of a plan."""
+    """The manifest's record of a plan's precision."""
     precision = prepared.decisions.precision
     record: dict[str, Any] = {
         "requested": str(prepared.config.precision),

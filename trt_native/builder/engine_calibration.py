@@ -1,4 +1,4 @@
-"""Activations of a model from TensorRT engines that hand them out, measured on the GPU.
+"""Activations of a model from TensorRT engines with extra outputs, measured on the GPU.
 
 The tensors to measure become outputs of engines, in groups that the GPU has memory for. Each
 group's engine runs all batches twice: for the largest values, then for exact histograms.
@@ -62,7 +62,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class _Statistics(Protocol):
-    """What :class:`~trt_native.calibration.device.DeviceStatistics` has."""
+    """Interface of :class:`~trt_native.calibration.device.DeviceStatistics`."""
 
     def measure(self, name: str, tensor: Any, dtype: str) -> None: ...
     def peaks(self) -> dict[str, float]: ...
@@ -79,7 +79,7 @@ _Run: TypeAlias = Callable[[Batch], Mapping[str, tuple[Any, str]]]
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Tensors that one engine hands out."""
+    """Tensors that one engine returns."""
 
     tensors: tuple[str, ...]
     number: int
@@ -130,9 +130,9 @@ class EngineActivations:
     """Activations from engines on the GPU; see :class:`ActivationSource`.
 
     Tensors that only attention's own products read are left out: they are never quantized, and to
-    hand them out would keep TensorRT from fusing attention, which takes tens of GiB in a large
+    return them would keep TensorRT from fusing attention, which takes tens of GiB in a large
     U-Net. So are tensors that are larger than the memory by themselves. Norms run as arithmetic,
-    because not every GPU has a kernel for one whose neighbours are handed out.
+    because not every GPU has a kernel for one whose neighbours are outputs.
 
     Args:
         backend: Whose engines.
@@ -179,7 +179,7 @@ class EngineActivations:
             batches: Input name to array, batch by batch; an iterator's are kept in memory, since
                 they are needed more than once.
             histograms: Whether to make histograms.
-            progress: Hears how it goes on.
+            progress: Receives progress callbacks.
 
         Raises:
             CalibrationError: there are no batches, or a tensor is NaN or infinite.
@@ -319,12 +319,14 @@ class EngineActivations:
             workspace_bytes=default_workspace(gpu),
         )
         cancelled = threading.Event()
-        told = (
+        renamed = (
             None
             if progress is None
             else _Renamed(progress, f"Engine {group.number} of {group.of}: ")
         )
-        built = run_interruptible(lambda: self._backend.build(request, told, cancelled), cancelled)
+        built = run_interruptible(
+            lambda: self._backend.build(request, renamed, cancelled), cancelled
+        )
         return Plan(built.data)
 
     def _config(self) -> BuildConfig:
@@ -380,7 +382,7 @@ class EngineActivations:
 
 
 class _Renamed:
-    """A progress that tells which of several engines a phase belongs to."""
+    """A progress that prefixes phases with the number of the engine."""
 
     def __init__(self, progress: Progress, prefix: str) -> None:
         self._progress = progress

@@ -28,11 +28,11 @@ __all__ = ["QuantizedFile", "quantize_onnx"]
 
 @dataclass(frozen=True)
 class QuantizedFile:
-    """What :func:`quantize_onnx` wrote.
+    """Result of :func:`quantize_onnx`.
 
     Attributes:
         path: The ONNX file.
-        external_data: The file with its weights beside it; None if they are inside.
+        external_data: The file with its weights next to it; None if they are inside.
         total_bytes: Size of both.
         calibration: Name, SHA-256 and method of the calibration cache; empty without one.
         report: What was quantized.
@@ -68,8 +68,8 @@ def quantize_onnx(
     """Write a quantized copy of an ONNX file, whole or not at all.
 
     Args:
-        model: The file to quantize; external weights lie beside it.
-        output: The file to write; weights above 2 GB go to ``<name>.data`` beside it.
+        model: The file to quantize; external weights are next to it.
+        output: The file to write; weights above 2 GB go to ``<name>.data`` next to it.
         precision: INT8, FP8 or INT8_WEIGHTS.
         spec: What to quantize, with which calibration cache.
         dims: Extents to count multiply-adds for, where they are not to be those of the

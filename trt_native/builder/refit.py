@@ -51,7 +51,7 @@ def refit_plan(
     """Put the weights of another ONNX file of the same architecture into a plan.
 
     The ONNX file goes through the same rewriting, to FP16 or with Q/DQ nodes, that the plan's own
-    went through; the plan's manifest tells which. A plan that was built with its weights left out
+    went through; the plan's manifest has the options. A plan that was built without its weights
     gets them, and is complete then.
 
     Args:
@@ -62,7 +62,7 @@ def refit_plan(
         calibration: A calibration cache of ``model``, for a plan of precision INT8 or FP8.
         backend: ``auto`` takes the library that the plan's header names.
         ordinal: CUDA ordinal of the GPU to load the plan on.
-        progress: Hears how it goes on.
+        progress: Receives progress callbacks.
 
     Returns:
         The plan with the weights, and a manifest of its own, not yet saved.
@@ -70,8 +70,8 @@ def refit_plan(
     Raises:
         PlanError: the plan has no manifest, cannot be loaded, or its weights cannot be replaced.
         ModelError: the ONNX file is missing or damaged.
-        SpecError: names, types or shapes of the weights, or the architecture, differ; all faults in
-            one error.
+        SpecError: names, types or shapes of the weights, or the architecture, differ; all problems
+            in one error.
         CalibrationError: the calibration cache cannot be read, or was made for another model.
         UnsupportedError: the TensorRT that the plan needs is not installed, or the plan's ranges
             were found by TensorRT itself.
@@ -115,13 +115,13 @@ def _refittable(plan: Plan) -> tuple[Manifest, RefitSignature]:
     manifest, name = plan.manifest, plan.path or "the plan"
     if manifest is None:
         raise PlanError(
-            f"{name}: has no manifest, which tells how the model was rewritten for it; build it"
-            " again with --refit"
+            f"{name}: has no manifest, which records how the model was rewritten; build it again as"
+            " refittable"
         )
     if not manifest.options.get("refit") and not manifest.options.get("strip_weights"):
         raise PlanError(
-            f"{name}: its weights cannot be replaced, because it was built without --refit;"
-            " build it again with that"
+            f"{name}: its weights cannot be replaced, because it was not built as refittable;"
+            " build it again"
         )
     if manifest.refit is None:
         raise PlanError(
@@ -135,14 +135,14 @@ def _backend(plan: Plan, backend: str | Backend) -> Backend:
     if backend == "auto":
         backend = plan.header.backend
     chosen = load_backend(backend) if isinstance(backend, str) else backend
-    fault = plan.header.mismatch(chosen.product, chosen.version)
-    if fault:
-        raise PlanError(f"{plan.path or 'the plan'} cannot be refitted here: {fault}")
+    problem = plan.header.mismatch(chosen.product, chosen.version)
+    if problem:
+        raise PlanError(f"{plan.path or 'the plan'} cannot be refitted here: {problem}")
     return chosen
 
 
 def _profiles(manifest: Manifest, inputs: tuple[TensorSpec, ...]) -> tuple[ProfileSpec, ...]:
-    """The plan's profiles, told by shapes: its dimensions may have other names in another model."""
+    """The plan's profiles as shapes: dimensions may have other names in another model."""
     symbolic = {spec.name for spec in inputs if not spec.is_static}
     tensors = [t for t in manifest.inputs if t.profiles or t.values or t.name in symbolic]
     count = max((len(t.profiles or t.values) for t in tensors), default=0) or bool(tensors)
@@ -160,7 +160,7 @@ def _range(tensor: PlanTensor, profile: int) -> ShapeRange:
 def _rewriting(
     config: BuildConfig, manifest: Manifest, calibration: str | os.PathLike[str] | None
 ) -> BuildConfig:
-    """What of a plan's options decides how the model is rewritten, for another model."""
+    """The options of a plan that decide how a model is rewritten, for another model."""
     if "calibrated" in manifest.precision:
         raise UnsupportedError(
             "the plan's INT8 ranges were found by TensorRT's calibrator during its build, and may"
@@ -194,18 +194,18 @@ def _rewriting(
 def _check_interface(manifest: Manifest, model: Path) -> tuple[TensorSpec, ...]:
     """The model's inputs, after a comparison: with others the profiles' errors would mislead."""
     inputs, outputs = tensor_specs(read_model(model))
-    faults = [
-        *_tensor_faults("input", manifest.inputs, inputs, model.name),
-        *_tensor_faults("output", manifest.outputs, outputs, model.name),
+    problems = [
+        *_tensor_problems("input", manifest.inputs, inputs, model.name),
+        *_tensor_problems("output", manifest.outputs, outputs, model.name),
     ]
-    if faults:
+    if problems:
         raise SpecError(
-            f"{model} is not of the plan's architecture:", [f"- {fault}" for fault in faults]
+            f"{model} is not of the plan's architecture:", [f"- {problem}" for problem in problems]
         )
     return inputs
 
 
-def _tensor_faults(
+def _tensor_problems(
     kind: str, planned: tuple[PlanTensor, ...], found: tuple[TensorSpec, ...], model: str
 ) -> Iterator[str]:
     have = {spec.name: spec for spec in found}
@@ -230,10 +230,10 @@ def _check_weights(
     old: RefitSignature, new: RefitSignature, model: Path, *, only_same: bool
 ) -> frozenset[str]:
     """The names of the weights that differ, in a model whose weights fit."""
-    faults = differences(old, new, model.name)
-    if faults:
+    problems = differences(old, new, model.name)
+    if problems:
         raise SpecError(
-            f"the weights of {model} do not fit the plan:", [f"- {fault}" for fault in faults]
+            f"the weights of {model} do not fit the plan:", [f"- {problem}" for problem in problems]
         )
     changed = sorted(name for name, text in new.weights.items() if text != old.weights[name])
     if only_same and changed:

@@ -54,7 +54,7 @@ __all__ = [
 ]
 
 CANDIDATES = (Precision.FP16, Precision.INT8, Precision.FP8, Precision.INT8_WEIGHTS)
-"""What is tried."""
+"""The precisions to try."""
 
 DEFAULT_MAX_ERROR = 0.02
 """Relative L2 error that a plan may have against FP32 where nothing else is asked for."""
@@ -92,10 +92,10 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class SelectionReport:
-    """What was tried, and what was chosen.
+    """The candidates, and the chosen one.
 
     Attributes:
-        plan: The fastest plan within the budget, with a manifest that tells of the selection.
+        plan: The fastest plan within the budget, with the selection in its manifest.
         chosen: Its precision.
         candidates: All that was tried.
         max_error: The budget.
@@ -166,7 +166,7 @@ def _take_turns(
 
 @dataclass(frozen=True, slots=True)
 class MeasurementHooks:
-    """How plans are run and timed.
+    """Functions that run and time plans.
 
     Attributes:
         open_session: Loads a plan.
@@ -203,7 +203,7 @@ def select_precision(
         backend: As for :func:`~trt_native.builder.build.build_plan`.
         build: Builds the model with a configuration and saves the plan; in this process if None.
         measuring: How plans are run and timed.
-        progress: Hears how it goes on.
+        progress: Receives progress callbacks.
 
     Raises:
         SpecError: the options contradict one another, the model is not FP32, or there are too few
@@ -326,7 +326,7 @@ class _Calibrated:
         source = activation_source(
             spec.activations, backend=backend, memory_bytes=spec.memory_bytes
         )
-        # With histograms, and the largest values beside them, which FP8 takes.
+        # With histograms, and the largest values, which FP8 takes.
         method = spec.method or CalibrationMethod.MSE
         ops = spec.ops or QUANTIZED_OPS
         cache = calibrate(model, batches, method=method, ops=ops, source=source, progress=progress)
@@ -439,7 +439,7 @@ def _described(candidate: Candidate) -> str:
 
 
 def _noted(plan: Plan, selection: SelectionReport) -> Plan:
-    """The plan with a manifest that tells what it was chosen from."""
+    """The plan with the selection in its manifest."""
     if plan.manifest is None:
         return plan
     precision = {**plan.manifest.precision, "requested": "best", "selection": selection.to_json()}

@@ -17,7 +17,7 @@ from trt_native.arrays import Array
 from trt_native.calibration.folder import Batch, DataManifest
 from trt_native.calibration.sources import Source, open_source
 from trt_native.errors import CalibrationError, SpecError
-from trt_native.graph.dims import shape_faults
+from trt_native.graph.dims import shape_problems
 from trt_native.shapes import Shape, TensorSpec, format_shape
 
 __all__ = ["Batches", "read_batches"]
@@ -193,7 +193,7 @@ def _batch_faults(batch: Batch, inputs: Sequence[TensorSpec]) -> list[str]:
         if name in batch:
             faults += _value_faults(tensor, batch[name])
     shapes = {name: array.shape for name, array in batch.items() if name in known}
-    return faults + shape_faults(inputs, shapes)
+    return faults + shape_problems(inputs, shapes)
 
 
 def _value_faults(tensor: TensorSpec, array: Array) -> list[str]:

@@ -36,7 +36,7 @@ __all__ = [
     "fixed_extents",
     "read_profile_file",
     "resolve_profiles",
-    "shape_faults",
+    "shape_problems",
     "with_opt_shape_profiles",
 ]
 
@@ -56,18 +56,18 @@ def resolve_profiles(
         empty tuple where all inputs are static and no values of shape inputs were given.
 
     Raises:
-        SpecError: ranges are missing, unknown, unordered or contradict the model. All faults are
+        SpecError: ranges are missing, unknown, unordered or contradict the model. All problems are
             in this one error, with the list of the model's dimensions.
     """
-    faults: list[str] = []
+    problems: list[str] = []
     many = len(specs) > 1
     profiles = tuple(
-        _resolve(inputs, spec, f"profile {index}: " if many else "", faults)
+        _resolve(inputs, spec, f"profile {index}: " if many else "", problems)
         for index, spec in enumerate(specs or (ProfileSpec(),))
     )
-    if faults:
-        unique = list(dict.fromkeys(faults))
-        listing = [f"- {fault}" for fault in unique] + [_known_dimensions(inputs)]
+    if problems:
+        unique = list(dict.fromkeys(problems))
+        listing = [f"- {problem}" for problem in unique] + [_known_dimensions(inputs)]
         raise SpecError("the shapes asked for do not fit the model:", listing)
     return profiles if any(profile.shapes or profile.values for profile in profiles) else ()
 
@@ -90,9 +90,9 @@ def _optima(ranges: Mapping[str, ShapeRange]) -> dict[str, ShapeRange]:
 
 
 def _resolve(
-    inputs: Sequence[TensorSpec], spec: ProfileSpec, where: str, faults: list[str]
+    inputs: Sequence[TensorSpec], spec: ProfileSpec, where: str, problems: list[str]
 ) -> Profile:
-    add = partial(_add_fault, faults, where)
+    add = partial(_add_problem, problems, where)
     by_name = {tensor.name: tensor for tensor in inputs}
     values: dict[str, ShapeRange] = {}
     given: dict[str, ShapeRange] = {}
@@ -101,8 +101,8 @@ def _resolve(
             add(f"input {name!r} is not one of the model's{_close(name, by_name)}")
         elif _may_be_shape_input(by_name[name], shapes):
             values[name] = shapes
-        elif fault := _contradiction(by_name[name], shapes):
-            add(fault)
+        elif problem := _contradiction(by_name[name], shapes):
+            add(problem)
         else:
             given[name] = shapes
     ranges = _bind_dimensions(inputs, spec.dims, given, add)
@@ -115,8 +115,8 @@ def _resolve(
     return Profile(resolved, values)
 
 
-def _add_fault(faults: list[str], where: str, fault: str) -> None:
-    faults.append(where + fault)
+def _add_problem(problems: list[str], where: str, problem: str) -> None:
+    problems.append(where + problem)
 
 
 def _close(name: str, known: Any) -> str:
@@ -195,7 +195,7 @@ def _expression(text: str) -> ir.SymbolicDim | None:
 
 
 def evaluate_dimension(text: str, extents: Mapping[str, int]) -> Any:
-    """What an expression of dimensions comes out as.
+    """Evaluate an expression of dimensions.
 
     Args:
         text: The expression.
@@ -293,8 +293,8 @@ def fixed_extents(profiles: Sequence[Profile]) -> dict[str, tuple[int | None, ..
     return {name: fixed_axes(profiles, name) for name in (profiles[0].shapes if profiles else ())}
 
 
-def shape_faults(inputs: Sequence[TensorSpec], shapes: Mapping[str, Shape]) -> list[str]:
-    """What is wrong with the shapes of one set of arrays; nothing where the model takes them.
+def shape_problems(inputs: Sequence[TensorSpec], shapes: Mapping[str, Shape]) -> list[str]:
+    """Check the shapes of one set of arrays; returns the problems, none where the model takes them.
 
     Args:
         inputs: The model's inputs. One that ``shapes`` lacks is not looked at.
@@ -304,7 +304,7 @@ def shape_faults(inputs: Sequence[TensorSpec], shapes: Mapping[str, Shape]) -> l
         One line for each shape of another rank, each extent that the model fixes otherwise, and
         each dimension that comes out differently in two places, expressions of names included.
     """
-    faults: list[str] = []
+    problems: list[str] = []
     extents: dict[str, tuple[int, str]] = {}
     for tensor in inputs:
         shape = shapes.get(tensor.name)
@@ -312,22 +312,24 @@ def shape_faults(inputs: Sequence[TensorSpec], shapes: Mapping[str, Shape]) -> l
             continue
         text = format_shape(shape)
         if len(shape) != len(tensor.shape):
-            faults.append(f"{tensor} needs {len(tensor.shape)} axes, found {text}")
+            problems.append(f"{tensor} needs {len(tensor.shape)} axes, found {text}")
             continue
         for index, (axis, extent) in enumerate(zip(tensor.shape, shape, strict=True)):
             place = f"{tensor.name}[{index}]"
             if isinstance(axis, int) and axis != extent:
-                faults.append(f"{tensor} needs {axis} on axis {index}, found {text}")
+                problems.append(f"{tensor} needs {axis} on axis {index}, found {text}")
             elif isinstance(axis, str) and extents.setdefault(axis, (extent, place))[0] != extent:
                 known, where = extents[axis]
-                faults.append(f"dimension {axis!r} is {known} in {where}, but {extent} in {place}")
-    return faults + _expression_faults(extents)
+                problems.append(
+                    f"dimension {axis!r} is {known} in {where}, but {extent} in {place}"
+                )
+    return problems + _expression_problems(extents)
 
 
-def _expression_faults(extents: Mapping[str, tuple[int, str]]) -> list[str]:
+def _expression_problems(extents: Mapping[str, tuple[int, str]]) -> list[str]:
     """Expressions such as ``batch*frames`` that disagree with the names they are made of."""
     values = {text: extent for text, (extent, _) in extents.items()}
-    faults = []
+    problems = []
     for text, (extent, place) in extents.items():
         names = _symbols(text)
         if text in names or not names <= set(values):
@@ -335,8 +337,8 @@ def _expression_faults(extents: Mapping[str, tuple[int, str]]) -> list[str]:
         expected = evaluate_dimension(text, values)
         if expected != extent:
             given = ", ".join(f"{name}={values[name]}" for name in sorted(names))
-            faults.append(f"{place} needs {text} = {expected} ({given}), found {extent}")
-    return faults
+            problems.append(f"{place} needs {text} = {expected} ({given}), found {extent}")
+    return problems
 
 
 def read_profile_file(path: Path) -> tuple[ProfileSpec, ...]:

@@ -1,4 +1,4 @@
-"""How much arithmetic the matrix products of a graph do."""
+"""Multiply-adds of the matrix products of a graph."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def static_shapes(model: ir.Model, shapes: Mapping[str, Shape]) -> dict[str, Sha
         shapes: Shape of each input whose own shape is dynamic.
 
     Returns:
-        Value name to shape, for the values of the main graph whose shape can be told.
+        Value name to shape, for the values of the main graph whose shape is known.
     """
     values = [*model.graph.inputs, *(v for node in model.graph for v in node.outputs)]
     noted = [(value, value.shape) for value in values]

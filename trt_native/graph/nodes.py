@@ -23,8 +23,6 @@ DATA_MOVEMENT_OPS = op_set(
     "Gather GatherElements GatherND Pad CenterCropPad Trilu DepthToSpace SpaceToDepth Compress "
     "ReverseSequence ScatterElements ScatterND"
 )
-
-
 CASTS = op_set("Cast CastLike")
 PRODUCTS = op_set("MatMul Gemm Conv ConvTranspose")
 SHAPES = op_set("Shape Size")  # read no values

@@ -17,7 +17,7 @@ from trt_native.errors import ModelError
 from trt_native.files import is_within, open_regular_file, sha256_of_file
 from trt_native.graph.validity import (
     all_tensors,
-    graph_faults,
+    graph_problems,
     root_cause,
     wraps_graph_errors,
 )
@@ -66,37 +66,39 @@ def read_model(path: Path) -> ir.Model:
     if model is None:
         raise ModelError(
             f"{path}: not an ONNX file: it has {format_bytes(size)}, and none has more than 2 GiB;"
-            " larger models keep their weights in files beside them"
+            " larger models keep their weights in files next to them"
         )
     if not model.graph.outputs or not model.opset_imports:
         raise ModelError(f"{path}: not an ONNX model: it has no graph with outputs")
     try:
-        faults = list(dict.fromkeys(graph_faults(model)))
+        problems = list(dict.fromkeys(graph_problems(model)))
         _check_external_weights(path, model)
     except ModelError:
         raise
     except Exception as error:
         raise ModelError(f"{path}: its graph is malformed ({root_cause(error)})") from None
-    if faults:
-        more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
-        raise ModelError(f"{path}: its graph is malformed: {faults[0]}{more}", faults[1:_LISTED])
+    if problems:
+        more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
+        raise ModelError(
+            f"{path}: its graph is malformed: {problems[0]}{more}", problems[1:_LISTED]
+        )
     return model
 
 
 def _check_external_weights(path: Path, model: ir.Model) -> None:
-    faults: dict[str, str] = {}
+    problems: dict[str, str] = {}
     folder = path.parent.resolve()
     for tensor in _external_tensors(model):
         name = str(tensor.location)
-        if name not in faults and (fault := _external_fault(path.parent, folder, tensor)):
-            faults[name] = fault
+        if name not in problems and (problem := _external_problem(path.parent, folder, tensor)):
+            problems[name] = problem
         tensor.base_dir = path.parent  # onnx_ir does not reach those in functions
-    if faults:
-        lines = [f"{location} {fault}" for location, fault in faults.items()]
+    if problems:
+        lines = [f"{location} {problem}" for location, problem in problems.items()]
         raise ModelError(f"{path}: external weights: {'; '.join(lines)}")
 
 
-def _external_fault(parent: Path, folder: Path, tensor: ir.ExternalTensor) -> str | None:
+def _external_problem(parent: Path, folder: Path, tensor: ir.ExternalTensor) -> str | None:
     location = Path(str(tensor.location))
     file = parent / location
     try:
@@ -122,7 +124,7 @@ def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
 
 @dataclass(frozen=True, slots=True)
 class ModelSummary:
-    """What an ONNX file contains.
+    """Contents of an ONNX file.
 
     Attributes:
         inputs: Inputs that a caller supplies; initializers are not among them.
@@ -242,7 +244,7 @@ def hash_files(
 def save_model(
     model: ir.Model, path: Path, progress: ByteProgress = no_progress
 ) -> tuple[Path | None, int]:
-    """Write a model, with weights too large to be inside in ``<name>.data`` beside it.
+    """Write a model, with weights too large to be inside in ``<name>.data`` next to it.
 
     The files are complete and valid, or not there at all; then an earlier one stays as it was.
 
@@ -272,7 +274,7 @@ def save_models(
         models: The models by file; all files in one folder.
         data: The file for the weights of the first model, which the others share where they have
             the same; None if weights are inside.
-        progress: Told about the bytes written.
+        progress: Receives the number of bytes written.
 
     Returns:
         The size of each file.
@@ -320,7 +322,7 @@ def _publish(folder: Path, path: Path) -> dict[Path, int]:
     """Move the finished files to their place, and remove weights that an earlier export left.
 
     With weights in a second file the ONNX goes first and comes last: at no moment is there one
-    beside weights that are not its own.
+    next to weights that are not its own.
     """
     files = sorted(folder.iterdir(), key=lambda file: file.suffix != ".data")
     for file in files:

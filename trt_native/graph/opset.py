@@ -1,4 +1,4 @@
-"""Raise a model to an opset whose operators know the types it shall have."""
+"""Raise a model to an opset whose operators support the types it needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tensors of a graph INT8 or FP8 arithmetic needs a range for."""
+"""The tensors of a graph for which INT8 or FP8 arithmetic needs a range."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def quantizable_tensors(model: ir.Model, ops: Iterable[str] = QUANTIZABLE_OPS) -
     """Name the floating-point activations that operators of these types multiply.
 
     With ``Conv`` go the other sides of the residual sums that convolutions end in. Weights are not
-    among them, nor whatever is computed from weights alone, nor biases. Only nodes of the main
+    among them, nor anything computed from weights alone, nor biases. Only nodes of the main
     graph count: inline model-local functions first to see into them; bodies of ``If``, ``Loop`` and
     ``Scan`` are not entered. Fills in missing value types; changes nothing else.
 
@@ -101,7 +101,7 @@ def _same_shape(left: ir.Value, right: ir.Value) -> bool:
 
 
 def constant_values(graph: ir.Graph) -> set[ir.Value]:
-    """Values that are the same whatever the graph's inputs are."""
+    """Values that do not depend on the graph's inputs."""
     constants = set(graph.initializers.values())
     for node in graph:
         inputs = [value for value in node.inputs if value is not None]

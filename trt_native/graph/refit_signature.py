@@ -1,4 +1,4 @@
-"""What must be the same in two models for the weights of one to fit a plan of the other."""
+"""Structural signature used to check that a model's weights can be refitted into a plan."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class _Reader:
             self._weights[value.name or ""] = text
 
     def _values(self, kind: str, values: Sequence[ir.Value | None]) -> None:
-        # A value without a constant's content or a weight's name is told by its number.
+        # A value without a constant's content or a weight's name is identified by its number.
         for value in values:
             if value is not None and value not in self._tokens:
                 self._tokens[value] = [next(self._count)]
@@ -180,16 +180,16 @@ def differences(old: RefitSignature, new: RefitSignature, source: str) -> list[s
         new: Of the other.
         source: What the other is called.
     """
-    faults = list(_weight_faults(old.weights, new.weights, source))
-    if not faults and old.structure != new.structure:
-        faults.append(
+    problems = list(_weight_problems(old.weights, new.weights, source))
+    if not problems and old.structure != new.structure:
+        problems.append(
             f"the weights have the names, types and shapes of the plan's, but the graph of {source}"
             " is another: an operator, an attribute, an integer constant or an input differs"
         )
-    return faults
+    return problems
 
 
-def _weight_faults(old: Mapping[str, str], new: Mapping[str, str], source: str) -> Iterator[str]:
+def _weight_problems(old: Mapping[str, str], new: Mapping[str, str], source: str) -> Iterator[str]:
     for name, text in old.items():
         wanted = text.rpartition(" ")[0]
         if name not in new:

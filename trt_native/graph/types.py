@@ -20,8 +20,6 @@ __all__ = ["is_reduced", "reduced_types"]
 _QUANTIZED = QDQ | op_set(
     "DynamicQuantizeLinear MatMulInteger ConvInteger QLinearMatMul QLinearConv"
 )
-
-
 _REDUCED_TYPES = frozenset(
     dtype
     for dtype in ir.DataType
@@ -31,7 +29,7 @@ _REDUCED_TYPES = frozenset(
 
 @wraps_graph_errors
 def is_reduced(model: ir.Model) -> bool:
-    """Tell whether a graph already carries reduced precision, and should be left as it is.
+    """Whether a graph already has reduced precision, and should be left as it is.
 
     See :func:`reduced_types` for what counts. What lies between the Q/DQ nodes of a graph that is
     FP32 otherwise does not: the rest of such a graph can still be reduced.

@@ -1,4 +1,4 @@
-"""What a graph must have for the rest to rely on, and what is said of one that has not."""
+"""Structural validation of ONNX graphs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from trt_native.errors import ModelError, TrtNativeError
 
-__all__ = ["all_tensors", "graph_faults", "root_cause", "wraps_graph_errors"]
+__all__ = ["all_tensors", "graph_problems", "root_cause", "wraps_graph_errors"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -23,8 +23,8 @@ def wraps_graph_errors(work: Callable[_P, _R]) -> Callable[_P, _R]:
     """Let a function raise :class:`ModelError` on a graph that breaks ONNX's rules.
 
     The rules for each operator are many, and onnx and onnx_ir raise errors of every kind where one
-    is broken. To check them all beforehand would refuse graphs that TensorRT takes. So a fault of
-    this package looks the same; the message names the line, and how to tell the two apart.
+    is broken. To check them all beforehand would refuse graphs that TensorRT takes. A bug of
+    this package looks the same; the message names the line, and how to distinguish the two.
     """
 
     @functools.wraps(work)
@@ -36,9 +36,9 @@ def wraps_graph_errors(work: Callable[_P, _R]) -> Callable[_P, _R]:
         except Exception as error:
             raise ModelError(
                 "the model's graph is malformed, or beyond what this version reads:"
-                f" {root_cause(error)} (at {_place(error)}); onnx.checker.check_model tells more of"
-                " a malformed one; where it finds nothing, this is a fault of trt-native: report"
-                " it with what -vv prints"
+                f" {root_cause(error)} (at {_place(error)}); onnx.checker.check_model says more"
+                " about a malformed one; if it finds nothing, this is a bug of trt-native: report it"
+                " with the debug log"
             ) from error
 
     return run
@@ -60,8 +60,8 @@ def root_cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {line}" if line else type(error).__name__
 
 
-def graph_faults(model: ir.Model) -> Iterator[str]:
-    """What is wrong with a graph whatever its operators mean, a line each."""
+def graph_problems(model: ir.Model) -> Iterator[str]:
+    """Find structural problems of a graph, one line each."""
     for domain, version in model.opset_imports.items():
         if not 1 <= version < 2**31:
             yield f"opset {version} of domain {domain!r} does not exist"
@@ -87,8 +87,8 @@ def graph_faults(model: ir.Model) -> Iterator[str]:
     if any(isinstance(text, bytes) for text in flat):
         yield "a name in it is no text"
     for tensor in all_tensors(model):
-        if fault := _tensor_fault(tensor):
-            yield f"weight {tensor.name!r} {fault}"
+        if problem := _tensor_problem(tensor):
+            yield f"weight {tensor.name!r} {problem}"
 
 
 def _is_given(value: ir.Value) -> bool:
@@ -119,8 +119,8 @@ def all_tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
                     yield from attribute.as_tensors()
 
 
-def _tensor_fault(tensor: ir.TensorProtocol) -> str | None:
-    """What is wrong with the data of a weight inside the file; external ones are left alone."""
+def _tensor_problem(tensor: ir.TensorProtocol) -> str | None:
+    """Check the data of a weight inside the file; returns the problem, if there is one."""
     shape = tensor.shape.numpy()
     if any(extent < 0 for extent in shape):
         return f"has the shape {shape}"
@@ -129,7 +129,7 @@ def _tensor_fault(tensor: ir.TensorProtocol) -> str | None:
     try:
         raw = getattr(tensor.raw, "raw_data", b"")
         if len(raw) != tensor.nbytes and (raw or tensor.nbytes < _SMALL):
-            tensor.numpy()  # tells what is wrong, if anything is
+            tensor.numpy()  # raises if anything is wrong
     except Exception as error:  # as many kinds as there are ways to hold data
         return f"of the shape {shape} does not have the data for it ({root_cause(error)})"
     return None

@@ -52,16 +52,14 @@ logger = logging.getLogger(__name__)
 _SUFFIX = {FLOAT: "fp32", FLOAT16: "fp16", BFLOAT16: "bf16"}
 _TARGETS = {Precision.FP16: FLOAT16, Precision.BF16: BFLOAT16}
 _LARGEST = {FLOAT16: 65504.0, BFLOAT16: float.fromhex("0x1.fep127")}
-
-
 _CLIP_OPSET = 11  # bounds are inputs since then
 _QDQ_OPSET = 19  # Q/DQ know FP16 and BF16 since then
-_COUNTED_ELEMENTS = 65536  # larger weights are clamped too, but nobody reads them just to count
+_COUNTED_ELEMENTS = 65536  # larger weights are clamped too, but are not read just to count
 
 
 @dataclasses.dataclass(frozen=True)
 class PrecisionReport:
-    """What :func:`autocast` did.
+    """Report of :func:`autocast`.
 
     Attributes:
         target: ``"fp16"`` or ``"bf16"``.
@@ -184,7 +182,7 @@ class Autocast(GraphPass):
         return {"target": str(self.context.precision.lowered_to)}
 
     def summarize(self, record: Mapping[str, Any]) -> str:
-        """How many nodes are reduced, and how many stay."""
+        """Count the nodes that are reduced, and those that stay."""
         if "reduced" not in record:
             return f"FP32 arithmetic in {record['target']}"
         reduced = sum(record["reduced"].values())
@@ -327,7 +325,7 @@ class _Rewriter:
         if node.op_type in CASTS | SHAPES:  # read any type
             result = FLOAT if mover else self.target
             return [*free[:1], *[result] * len(node.inputs)], [result] * len(node.outputs)
-        # Not Q: it shares its scale with a DQ, and both shall have it in one type.
+        # Not Q: it shares its scale with a DQ, and both need it in one type.
         follows = not any(map(is_fp32, node.outputs)) and node.op_type not in QDQ
         follows = follows and FLOAT in free
         if follows or (mover and free and set(free) == {FLOAT}):

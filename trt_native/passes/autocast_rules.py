@@ -1,4 +1,4 @@
-"""Which nodes of an FP32 graph must go on computing in FP32 when the rest is reduced.
+"""The nodes of an FP32 graph that keep computing in FP32 when the rest is reduced.
 
 The rules keep norms, softmax and other statistics in FP32, whether fused or spelled out in
 arithmetic; what is computed from integers; and what FP16 cannot hold.
@@ -54,9 +54,9 @@ class Reason(str, enum.Enum):
 
 
 class Label(enum.Enum):
-    """What is known of a value, as far as it decides about the nodes that read it."""
+    """A property of a value that decides about the nodes that read it."""
 
-    STATISTIC = enum.auto()  # made from statistics alone: whatever touches it computes in FP32
+    STATISTIC = enum.auto()  # made from statistics alone: nodes that read it compute in FP32
     INTEGER = enum.auto()  # made from integers and constants alone
     WIDE = enum.auto()  # may exceed FP16
     AFFINE = enum.auto()  # normalised; constants that scale and shift it stay with the norm
@@ -64,83 +64,45 @@ class Label(enum.Enum):
 
 
 _NORMS = op_set("LayerNormalization RMSNormalization LpNormalization MeanVarianceNormalization")
-
-
-# TensorRT takes the statistics of these in FP32 whatever the type of their tensors; casts around
-# them would cost its kernel of one pass.
+# TensorRT takes the statistics of these in FP32 for tensors of any type; casts around them would
+# cost its kernel of one pass.
 _NORMS_WITH_OWN_STATISTICS = op_set("GroupNormalization InstanceNormalization")
-
-
 _SOFTMAX = op_set("Softmax LogSoftmax NegativeLogLikelihoodLoss SoftmaxCrossEntropyLoss")
-
-
 # Global pooling sums over a whole image, which overflows like any other sum; windows do not.
 _REDUCTIONS = op_set(
     "ReduceMean ReduceSum ReduceSumSquare ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp "
     "ReduceProd GlobalAveragePool GlobalLpPool"
 )
-
-
 _SCANS = op_set("CumSum CumProd DFT STFT")
-
-
 _TRIGONOMETRIC = op_set("Sin Cos Tan")
-
-
 _GROWING = op_set("Exp Pow Sinh Cosh")
-
-
 _TRANSCENDENTAL = (
     _GROWING | _TRIGONOMETRIC | op_set("Log Sqrt Reciprocal Asin Acos Atan Asinh Acosh Atanh")
 )
-
-
 _ARITHMETIC = op_set(
     "Add Sub Mul Div Neg Abs Min Max Sum Mean Where Clip Floor Ceil Round Sign Mod"
 )
-
-
 _BOUNDED = op_set("Sigmoid HardSigmoid Tanh Erf Softsign Sign")
-
-
 _ACTIVATIONS = _BOUNDED | op_set("Relu LeakyRelu PRelu Elu Selu Celu Gelu Softplus Mish HardSwish")
-
-
 # In FP16 TensorRT-RTX takes tanh.approx for these, good to 2^-11 of one: more than rounding costs.
 _COARSE = op_set("Sigmoid Erf Gelu")
-
-
 _ELEMENTWISE = _TRANSCENDENTAL | _ARITHMETIC | _ACTIVATIONS
-
-
 _SELECTING = op_set("ReduceMax ReduceMin MaxPool GlobalMaxPool TopK")
-
-
 # TensorRT rounds what these add up in INT8 or FP8 to the type of the node before it multiplies by
 # scales for each channel; by one scale for all it multiplies first, and convolutions always stay
 # in FP32 till then. A K of 256 reaches 256 * 127 * 127.
 ACCUMULATES_UNSCALED = op_set("MatMul Gemm")
-
-
 _COORDINATES = op_set("GridSample RoiAlign MaxRoiPool AffineGrid")
-
-
 _GENERATORS = op_set(
     "RandomNormal RandomNormalLike RandomUniform RandomUniformLike Bernoulli Multinomial EyeLike "
     "HannWindow HammingWindow BlackmanWindow MelWeightMatrix BitCast Constant"
 )
-
-
 # What TensorRT-RTX 1.6 refuses to parse or build in these types, though ONNX has them.
 _FP32_IN_TENSORRT = {
     FLOAT16: op_set("Celu"),
     BFLOAT16: op_set("Celu ConvTranspose GRU HardSwish LpPool Mish"),
 }
-
-
 _LARGEST_FP16 = 65504.0
-
-
 _SCALE_TOLERANCE = 2.0**-10  # what FP16 loses of a number that is not subnormal, and a bit more
 
 
@@ -191,7 +153,7 @@ class NodeClassifier:
             self.labels.update((v, label) for v in node.outputs if is_fp32(v))
 
     def _obstacle(self, node: ir.Node) -> Reason | None:
-        """What in ONNX keeps a node from the target type."""
+        """Find an obstacle in ONNX to the target type."""
         if any(bodies(node)):
             return Reason.SUBGRAPH
         schema = None if node.domain else schema_of(node.op_type, self.opset)
@@ -247,7 +209,7 @@ class NodeClassifier:
         return None, None
 
     def _quantizer(self, node: ir.Node) -> tuple[Reason | None, Label | None]:
-        """What of Q/DQ FP16 cannot hold: ``QuantizeLinear`` saturates, so that is the scale."""
+        """Decide about Q/DQ: ``QuantizeLinear`` saturates, so only the scale may not fit FP16."""
         packed = node.outputs[0] if node.op_type == "QuantizeLinear" else node.inputs[0]
         scale = constant_of(node.inputs[1]) if node.inputs[1] is not None else None
         if self.target != FLOAT16 or packed is None or scale is None or not scale.size:
@@ -296,7 +258,7 @@ class NodeClassifier:
         if op in _ARITHMETIC and Label.STATISTIC in kinds:
             return Reason.STATISTICS, Label.AFFINE
         if kinds == {Label.AFFINE} and op in ("Add", "Sub", "Mul", "Div") and _has_constant(node):
-            # The shift comes last; whatever follows is no part of the norm.
+            # The shift comes last; nodes after it are not part of the norm.
             return Reason.STATISTICS, Label.AFFINE if op in ("Mul", "Div") else None
         return None, None
 

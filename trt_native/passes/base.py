@@ -20,7 +20,7 @@ __all__ = ["GraphPass", "PassContext", "ResolvedPrecision", "count_text"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedPrecision:
-    """What a requested precision means for one model and one backend.
+    """A requested precision, resolved for one model and one backend.
 
     Attributes:
         applied: Arithmetic of the plan; None where the types of the graph stay as they are.
@@ -50,7 +50,7 @@ class ResolvedPrecision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassContext:
-    """What passes know besides the graph.
+    """Input of passes besides the graph.
 
     Attributes:
         config: The configuration that was requested.
@@ -112,7 +112,7 @@ class GraphPass(ir.passes.InPlacePass, abc.ABC):
         """Change the model; returns what was done, with ``nodes`` by operator where it counts."""
 
     def preview(self, model: ir.Model) -> Mapping[str, Any]:  # noqa: ARG002
-        """What :meth:`rewrite` would report, as far as that is known without doing it."""
+        """Predict the report of :meth:`rewrite`, as far as possible without changing the model."""
         return {}
 
     def summarize(self, record: Mapping[str, Any]) -> str:

@@ -56,5 +56,5 @@ class MarkOutputs(GraphPass):
         return {"tensors": list(self.context.extra_outputs)}
 
     def summarize(self, record: Mapping[str, Any]) -> str:
-        """How many outputs were added."""
+        """Count the outputs that were added."""
         return f"extra outputs: {len(record.get('tensors', ()))}"

@@ -71,7 +71,7 @@ __all__ = [
 ]
 
 METADATA_KEY = "trt_native.quantization"
-"""Where an ONNX file's metadata hold the report, as JSON."""
+"""Key of the report, as JSON, in an ONNX file's metadata."""
 
 _SUFFIX = {INT8: "int8", FLOAT8: "fp8"}
 _OPSET_OF_CHANNELS, _OPSET_OF_TYPES = 13, 19  # per-channel scales; FP8, and scales in FP16 and BF16
@@ -79,7 +79,7 @@ _OPSET_OF_CHANNELS, _OPSET_OF_TYPES = 13, 19  # per-channel scales; FP8, and sca
 
 @dataclasses.dataclass(frozen=True)
 class QuantizationReport:
-    """What :func:`quantize_model` did.
+    """Report of :func:`quantize_model`.
 
     Attributes:
         format: ``"int8"``, ``"fp8"`` or ``"int8-weights"``.
@@ -88,8 +88,8 @@ class QuantizationReport:
         quantized: Number of nodes whose inputs are quantized, by operator.
         skipped: Number of matrix products left alone, by :class:`SkipReason` value, then by
             operator.
-        macs: Multiply-adds of all matrix products, for the given shapes; None where those do not
-            tell.
+        macs: Multiply-adds of all matrix products, for the given shapes; None where those are
+            not sufficient.
         macs_quantized: Multiply-adds of the quantized ones; None likewise.
         activations: Number of activations with a Q/DQ pair.
         residuals: How many of those are there for a residual sum alone.
@@ -282,7 +282,7 @@ class Quantize(GraphPass):
         return tuple(op for op in self._wanted_ops() if op in self._built_ops())
 
     def summarize(self, record: Mapping[str, Any]) -> str:
-        """How much is quantized, with which ranges, and what the backend does not build."""
+        """Coverage, origin of the ranges, and operators that the backend does not build."""
         lines = [f"{self.context.config.precision}: {record['covered']}"]
         calibration = record["calibration"]
         if calibration.get("runner"):
@@ -402,7 +402,7 @@ _Key: TypeAlias = tuple[ir.Value, tuple[int, ...] | None, int, ir.DataType]
 
 
 def _key(operand: QuantizedOperand) -> _Key:
-    """What makes two weights the same: initializer, transposition, axis and type."""
+    """Identity of a quantized weight: initializer, transposition, axis and type."""
     weight = operand.weight
     source, perm = (weight.source, weight.perm) if weight else (operand.value, None)
     return source, perm, operand.axis, operand.dtype
@@ -456,7 +456,7 @@ class _Writer:
         self._zero_point: ir.Value | None = None
 
     def outlook(self) -> dict[str, Any]:
-        """The report's fields about tensors, told without reading a weight."""
+        """Predict the report's fields about tensors without reading a weight."""
         operands = [o for product in self.selection.chosen for o in product.operands]
         activations = {operand.value for operand in operands if operand.weight is None}
         sums = {add.inputs[index] for add, index in self.selection.residuals} - activations
@@ -516,7 +516,7 @@ class _Writer:
 
     def _measure_weights(self) -> None:
         """Find the scales of every weight, before anything is changed."""
-        faults: dict[str, str] = {}
+        problems: dict[str, str] = {}
         for product in self.selection.chosen:
             for operand in product.operands:
                 weight, key = operand.weight, _key(operand)
@@ -527,11 +527,11 @@ class _Writer:
                 amax = channel_amax(array, operand.axis)
                 if not np.isfinite(amax).all():
                     name = product.node.name or product.node.op_type
-                    faults.setdefault(weight.source.name or "", name)
+                    problems.setdefault(weight.source.name or "", name)
                 scale = np.where(amax > 0, amax / LARGEST[self.dtype], 1.0)
                 self.scale_of[key] = round_scale(scale, operand.dtype)
-        if faults:
-            listing = ", ".join(f"{weight!r} (node {node!r})" for weight, node in faults.items())
+        if problems:
+            listing = ", ".join(f"{weight!r} (node {node!r})" for weight, node in problems.items())
             raise ModelError(
                 f"weights hold NaN or infinity: {listing}; export the model again from sound"
                 " weights, or skip these nodes"
@@ -606,7 +606,7 @@ class _Writer:
         return result
 
     def _drop_unused(self, value: ir.Value | None) -> None:
-        """Remove a weight that nobody reads any more, and the nodes that it passed through."""
+        """Remove an unused weight, and the nodes that it passed through."""
         while value is not None and not value.uses() and not value.is_graph_output():
             producer = value.producer()
             if producer is None:

@@ -31,7 +31,7 @@ __all__ = [
 INT8, FLOAT8 = ir.DataType.INT8, ir.DataType.FLOAT8E4M3FN
 
 LARGEST = {INT8: 127.0, FLOAT8: 448.0}
-"""What the largest magnitude of a tensor is mapped to: scale = amax / LARGEST."""
+"""The value to which the largest magnitude of a tensor is mapped: scale = amax / LARGEST."""
 
 
 # FP16 has nothing between this and a scale of zero.

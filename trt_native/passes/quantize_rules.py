@@ -1,4 +1,4 @@
-"""Which matrix products of a graph compute in INT8 or FP8, and from which tensors.
+"""The matrix products of a graph that compute in INT8 or FP8, and their tensors.
 
 Nothing here changes the graph.
 """
@@ -55,7 +55,7 @@ QUANTIZE_PRESETS: Mapping[str, frozenset[str]] = {
 """Parts of the dotted or slashed names of nodes and weights that a preset leaves alone."""
 
 COPY_OPS = op_set("Identity Transpose Cast")
-"""What a weight may pass through between its initializer and the node that multiplies by it."""
+"""Operators that may be between a weight's initializer and the product that reads it."""
 
 _FLOATS = frozenset({FLOAT, FLOAT16, BFLOAT16})
 _SMALL = 16  # channels; what INT8 saves below this is less than the conversion costs
@@ -413,5 +413,5 @@ def _comes_from_softmax(node: ir.Node) -> bool:
 
 
 def count_by_operator(nodes: Sequence[ir.Node]) -> dict[str, int]:
-    """How many nodes of each operator there are, most frequent first."""
+    """Count nodes by operator, most frequent first."""
     return dict(Counter(node.op_type for node in nodes).most_common())

@@ -59,7 +59,7 @@ class RejectUnsupported(GraphPass):
 
 
 def _unsupported_reason(node: ir.Node) -> str:
-    """How TensorRT miscompiles a node, and what to do instead; empty if it does not."""
+    """Explain how TensorRT miscompiles a node, and what to do; empty if it does not."""
     rule = None if node.domain else _RULES.get(node.op_type)
     return rule(node) if rule else ""
 

@@ -12,7 +12,7 @@ from trt_native.graph.nodes import all_nodes
 __all__ = ["ORIGIN_KEY", "NameAuthority", "ReplacementBuilder"]
 
 ORIGIN_KEY = "trt_native.origin"
-"""Where the metadata of an added node hold the name of the node it was made for."""
+"""Key, in the metadata of an added node, of the name of the node that it replaces."""
 
 
 class NameAuthority:

@@ -1,4 +1,4 @@
-"""Products of FP32 numbers, for a TensorRT that computes them in TF32 whatever it is told.
+"""FP32 products for a TensorRT that computes them in TF32 regardless of its flag.
 
 TF32 keeps 11 significant bits of each operand. Every operand is split into two, ``x = hi + lo``,
 with the 8 bits of BF16 in ``hi``, which TF32 holds exactly; and ``x * w`` becomes
@@ -39,17 +39,17 @@ _FIRST_WITH_TF32 = 8.0  # compute capability; it is the first with BF16, too
 _INT64 = ir.DataType.INT64
 _ALL = 2**63 - 1
 _JOINED = (("hi", "whole", "lo"), ("hi", "lo", "hi"))
-"""What of the first and of the second operand is joined, so that their product sums up all."""
+"""The parts of each operand that are joined, so that one product sums up all terms."""
 
 
 class _How(NamedTuple):
-    """How parts of an operand are joined.
+    """Layout of the joined parts of an operand.
 
     Attributes:
-        parts: Which.
-        axis: Along which axis.
-        groups: How many groups of channels are apart.
-        channels: How many channels there are in all, if in groups.
+        parts: The parts, in order.
+        axis: The axis along which they are joined.
+        groups: Number of groups of channels.
+        channels: Number of channels in all groups.
     """
 
     parts: tuple[str, str, str]
@@ -148,7 +148,7 @@ class SplitFp32Products(GraphPass):
         return {"nodes": split_fp32_products(model)}
 
     def summarize(self, record: Mapping[str, Any]) -> str:
-        """How many products are split."""
+        """Count the products that are split."""
         text = "FP32 matrix products emulated with split operands"
         if "nodes" not in record:
             return text
@@ -288,7 +288,7 @@ def _may_be_fp32(node: ir.Node) -> bool:
 
 
 def _typed(node: ir.Node) -> list[ir.Value]:
-    """The values of a product that share its type; not all of them need tell it."""
+    """The values of a product that share its type; not all of them need to have it."""
     return [value for value in (*node.inputs[:2], *node.outputs) if value is not None]
 
 

@@ -11,8 +11,6 @@ __all__ = ["PlanHeader"]
 
 
 HEADER_BYTES = 32
-
-
 _PRODUCTS = {b"ftrt": "TensorRT", b"vtrt": "TensorRT-RTX"}
 
 

@@ -22,11 +22,8 @@ __all__ = [
     "manifest_path",
     "read_manifest",
 ]
-
-
 MANIFEST_SCHEMA = 2
 """Number of the manifest's layout; a change that would break readers raises it."""
-
 
 _NONE = type(None)
 
@@ -49,11 +46,7 @@ _MANIFEST_TYPES: dict[str, tuple[type, ...]] = {
     "seconds": (dict,),
     "created": (str,),
 }
-
-
 _FILE_TYPES: dict[str, tuple[type, ...]] = {"file": (str,), "bytes": (int,), "sha256": (str,)}
-
-
 _MODEL_TYPES = {**_FILE_TYPES, "external": (list,)}
 
 
@@ -62,8 +55,6 @@ _PRECISION_TYPES = {"requested": (str,), "applied": (str,)}
 
 
 _REFIT_TYPES: dict[str, tuple[type, ...]] = {"structure": (str,), "weights": (dict,)}
-
-
 _TENSOR_TYPES = {
     "name": (str,),
     "mode": (str,),
