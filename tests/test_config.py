@@ -172,7 +172,7 @@ def test_quantized_precisions(text, precision):
 
 
 def test_best_is_no_precision_of_one_plan():
-    with pytest.raises(UnsupportedError, match="a choice between plans: use trt-native build --pr"):
+    with pytest.raises(UnsupportedError, match="a choice between plans: use trt_native\.builder\.select_precision"):
         Precision.parse("best")
 
 

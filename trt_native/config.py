@@ -89,8 +89,8 @@ class Precision(_Choice):
         """
         if str(text).lower() == "best":
             raise UnsupportedError(
-                "precision best is not that of one plan, but a choice between plans: use trt-native"
-                " build --precision best, or trt_native.builder.select_precision.select_precision"
+                "precision best is not that of one plan, but a choice between plans: use"
+                " trt_native.builder.select_precision.select_precision"
             )
         if str(text).lower() in ("int4", "fp4"):
             raise UnsupportedError(
@@ -263,7 +263,10 @@ class BuildConfig:
         if self.workspace_bytes is not None and not 0 < self.workspace_bytes <= INT64_MAX:
             raise SpecError(f"workspace of {self.workspace_bytes} bytes: it must be positive")
         if self.precision is Precision.TF32 and self.tf32 is False:
-            raise SpecError("precision tf32 contradicts --no-tf32; use precision fp32")
+            raise SpecError(
+                "precision tf32 contradicts tf32=False; use precision fp32",
+                options=("precision", "tf32"),
+            )
         self._check_quantization()
         for text in self.compute_capabilities:
             if not re.fullmatch(r"\d+\.\d", text):

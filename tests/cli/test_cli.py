@@ -135,7 +135,7 @@ class TestBuild:
         ("arguments", "message"),
         [
             (["--precision", "int8"], "precision int8 needs the ranges of the activations"),
-            (["--precision", "best"], "precision best needs calibration data (--data DIR)"),
+            (["--precision", "best"], "a calibration cache is not enough (--data)"),
             (["--precision", "best", "--data", "x", "--max-error", "2"], "maximum error 2.0"),
             (["--precision", "best", "--dry-run"], "decides by building and measuring"),
             (["--max-error", "0.1"], "no effect without --precision best"),

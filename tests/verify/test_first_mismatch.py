@@ -219,7 +219,7 @@ def test_tensors_larger_than_the_memory_are_named(tmp_path, x):
     )
     report = find_first_mismatch(model, x, Runs(model, ["y"]), LIMITS, memory_bytes=500)
     assert (report.too_large, report.compared, report.tensors) == (("large",), 1, 2)
-    with pytest.raises(SpecError, match="--memory 8 B: none of the 2 tensors is so small"):
+    with pytest.raises(SpecError, match="memory of 8 B: none of the 2 tensors is so small"):
         find_first_mismatch(model, x, Runs(model, ["y"]), LIMITS, memory_bytes=8)
 
 

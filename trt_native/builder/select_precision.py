@@ -261,8 +261,9 @@ def _check(config: BuildConfig, quantization: QuantizationSpec, max_error: float
         raise SpecError(f"maximum error {max_error}: it is a relative error between 0 and 1")
     if quantization.data is None:
         raise SpecError(
-            "precision best needs calibration data (--data DIR), for ranges and to compare with;"
-            " a calibration cache is not enough"
+            "precision best needs calibration data, for ranges and to compare with; a calibration"
+            " cache is not enough",
+            options=("data",),
         )
     if quantization.min_coverage:
         raise SpecError("minimum coverage: no effect at precision best, which measures instead")
@@ -425,9 +426,10 @@ def _fastest(candidates: Sequence[Candidate], max_error: float) -> Candidate:
     ]
     if not within:
         raise BuildError(
-            f"no plan is within a relative error of {max_error:g} of FP32; allow more"
-            " (--max-error), give more calibration data, or build in fp32",
+            f"no plan is within a relative error of {max_error:g} of FP32; allow more,"
+            " give more calibration data, or build in fp32",
             [f"- {_described(candidate)}" for candidate in candidates],
+            options=("max_error",),
         )
     return min(within, key=lambda pair: pair[0])[1]
 

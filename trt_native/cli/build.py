@@ -216,9 +216,10 @@ def build(
             rich_help_panel=_TARGET,
         ),
     ] = None,
-    timeout: Annotated[
+    timeout_s: Annotated[
         str | None,
         typer.Option(
+            "--timeout",
             metavar="DURATION",
             help="Stop a build that takes longer, such as 90s, 15m or 1h30m.",
             rich_help_panel=_PROCESS,
@@ -315,7 +316,7 @@ def build(
     reads = [model, profile, calib, timing_cache, Path(data) if data is not None else None]
     for file in (job.target, manifest_path(job.target)):
         check_writable(file, reads=reads)
-    seconds = parse_duration(timeout) if timeout is not None else None
+    seconds = parse_duration(timeout_s) if timeout_s is not None else None
     if best:
         from trt_native.cli.best import build_best
 

@@ -22,6 +22,7 @@ __all__ = ["print_dry_run", "print_summary"]
 
 
 def print_summary(target: Path, outcome: Outcome) -> None:
+    """Print what was built, as tables."""
     manifest = outcome.manifest
     times = ", ".join(f"{name} {value:.1f} s" for name, value in manifest.seconds.items())
     rows = [
@@ -89,6 +90,7 @@ def _quantized_text(record: Mapping[str, Any]) -> str:
 
 
 def print_dry_run(model: Path, config: BuildConfig, backend: str, json: bool) -> None:
+    """Print what would be built, as tables or JSON."""
     from trt_native.backends.registry import load_backend
     from trt_native.builder.build import outline
 
