@@ -334,10 +334,10 @@ def test_the_rebuild_command_has_every_option(plan, tmp_path):
         add_opt_shape_profiles=True,
         precision=Precision.INT8,
         quantization=QuantizationSpec(
-            data="my data",
-            method=CalibrationMethod.MSE,
+            calibration_data="my data",
+            calibration_method=CalibrationMethod.MSE,
             ops=("Conv", "MatMul"),
-            skip=("*/to_out*", "op:Gemm"),
+            exclude=("*/to_out*", "op:Gemm"),
             preset="diffusion-unet",
             min_coverage=0.25,
         ),

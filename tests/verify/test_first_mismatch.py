@@ -309,7 +309,7 @@ def test_exposed_tensors_of_real_plans(tmp_path, rng, monkeypatch, precision):
     config = BuildConfig(
         precision=precision,
         profiles=(ProfileSpec.parse(["batch=1:3:4"]),),
-        quantization=QuantizationSpec(calibration=calib) if quantized else QuantizationSpec(),
+        quantization=QuantizationSpec(calibration_cache=calib) if quantized else QuantizationSpec(),
     )
     limits = Thresholds(max_relative_error=0.1 if quantized else 5e-3)
     report = find_first_mismatch(

@@ -336,17 +336,21 @@ def outline(
 
 def _check_ranges(config: BuildConfig) -> None:
     spec = config.quantization
-    if config.precision.needs_ranges and spec.calibration is None and spec.data is None:
+    if (
+        config.precision.needs_ranges
+        and spec.calibration_cache is None
+        and spec.calibration_data is None
+    ):
         raise SpecError(
             f"precision {config.precision} needs the ranges of the activations: give a calibration"
-            " cache (--calib FILE) or calibration data (--data DIR), or use precision int8-weights,"
-            " which needs neither"
+            " cache or calibration data, or use precision int8-weights, which needs neither",
+            options=("calibration_cache", "calibration_data"),
         )
 
 
 def _ranges(config: BuildConfig, files: Mapping[str, Any]) -> Ranges:
     """The ranges of the activations, where any are quantized."""
-    cache = config.quantization.calibration
+    cache = config.quantization.calibration_cache
     return NO_RANGES if cache is None else load_ranges(cache, files, config.precision)
 
 
@@ -354,21 +358,21 @@ def _batches(
     outline: BuildDecisions, config: BuildConfig, progress: Progress | None
 ) -> Batches | None:
     """The calibration data, checked against the model."""
-    if config.quantization.data is None:
+    if config.quantization.calibration_data is None:
         return None
     with phase(progress, "Checking the calibration data"):
-        return read_batches(config.quantization.data, outline.model.inputs)
+        return read_batches(config.quantization.calibration_data, outline.model.inputs)
 
 
 def _native_method(spec: QuantizationSpec) -> str:
-    return (spec.method or CalibrationMethod.ENTROPY).value
+    return (spec.calibration_method or CalibrationMethod.ENTROPY).value
 
 
 def _calibration(prepared: PreparedBuild) -> Calibration:
     """What TensorRT's own calibrator needs."""
     spec = prepared.config.quantization
     return Calibration(
-        batches=prepared.batches, cache=spec.calibration, method=_native_method(spec)
+        batches=prepared.batches, cache=spec.calibration_cache, method=_native_method(spec)
     )
 
 
@@ -428,8 +432,8 @@ class _Quantizer:
 
     def _spec(self) -> QuantizationSpec:
         # What is to compute in FP32 cannot compute in INT8.
-        skip = (*self.config.quantization.skip, *self.config.keep_fp32)
-        return replace(self.config.quantization, ops=self.ops(), skip=skip)
+        skip = (*self.config.quantization.exclude, *self.config.keep_fp32)
+        return replace(self.config.quantization, ops=self.ops(), exclude=skip)
 
 
 def _outline(
@@ -469,19 +473,22 @@ def _outline(
 def _calibrates(graph: ir.Model, config: BuildConfig, backend: Backend) -> bool:
     """Whether TensorRT's own calibrator can do what is asked for, without Q/DQ nodes."""
     spec = config.quantization
-    own = spec.activations is not CalibrationRunner.AUTO or spec.memory_bytes is not None
+    own = (
+        spec.calibration_runner is not CalibrationRunner.AUTO
+        or spec.calibration_memory_bytes is not None
+    )
     places_nodes = replace(
         spec,
-        calibration=None,
-        data=None,
-        method=None,
-        activations=CalibrationRunner.AUTO,
-        memory_bytes=None,
+        calibration_cache=None,
+        calibration_data=None,
+        calibration_method=None,
+        calibration_runner=CalibrationRunner.AUTO,
+        calibration_memory_bytes=None,
     )
     return (
         config.precision is Precision.INT8
         and backend.capabilities.int8_calibrator
-        and spec.method in (None, CalibrationMethod.ENTROPY, CalibrationMethod.MINMAX)
+        and spec.calibration_method in (None, CalibrationMethod.ENTROPY, CalibrationMethod.MINMAX)
         and not own
         and places_nodes == QuantizationSpec()
         and not config.weight_streaming
@@ -640,13 +647,15 @@ def _found_ranges(prepared: PreparedBuild, batches: Batches, progress: Progress 
     any_range = replace(NO_RANGES, amax=dict.fromkeys(quantizable_tensors(prepared.graph), 1.0))
     quantizer = _Quantizer(config, backend, any_range, prepared.outline)
     quantizer.quantize(prepared.graph, dry_run=True)  # nothing to quantize: say so before the work
-    source = activation_source(spec.activations, backend=backend, memory_bytes=spec.memory_bytes)
+    source = activation_source(
+        spec.calibration_runner, backend=backend, memory_bytes=spec.calibration_memory_bytes
+    )
     with phase(progress, f"Calibrating with {source.name}"):
         return find_ranges(
             prepared.path,
             batches,
             config.precision,
-            spec.method,
+            spec.calibration_method,
             progress,
             ops=quantizer.ops(),
             source=source,

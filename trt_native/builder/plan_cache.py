@@ -271,7 +271,7 @@ class EngineCache:
             for name in prepared.config.__dataclass_fields__
             if name not in ("profiles", "workspace_bytes")
         }
-        data = prepared.config.quantization.data
+        data = prepared.config.quantization.calibration_data
         gpu, backend, files = prepared.gpu, prepared.backend, prepared.files
         try:
             described = self._fingerprint(
