@@ -172,7 +172,7 @@ def test_quantized_precisions(text, precision):
 
 
 def test_best_is_no_precision_of_one_plan():
-    with pytest.raises(UnsupportedError, match="a choice between plans: use trt-native build --pr"):
+    with pytest.raises(UnsupportedError, match="a choice between plans: use trt_native"):
         Precision.parse("best")
 
 
@@ -193,14 +193,18 @@ def test_precisions_that_nothing_is_quantized_to_are_refused_by_name(name):
         ),
         (
             "int8",
-            {"calibration": "x", "activations": "engine"},
+            {"calibration_cache": "x", "calibration_runner": "engine"},
             "no effect without calibration data",
         ),
-        ("int8", {"data": "x", "memory_bytes": 0}, "memory of 0 bytes: it must be positive"),
-        ("fp16", {"skip": ("x",), "ops": ("Conv",)}, "ops, skip: no effect at precision fp16"),
+        (
+            "int8",
+            {"calibration_data": "x", "calibration_memory_bytes": 0},
+            "memory of 0 bytes: it must be positive",
+        ),
+        ("fp16", {"exclude": ("x",), "ops": ("Conv",)}, "ops, exclude: no effect at precision"),
         (
             "int8-weights",
-            {"calibration": "x"},
+            {"calibration_cache": "x"},
             "no effect at precision int8-weights, which needs no",
         ),
     ],
@@ -241,10 +245,10 @@ def test_options_lists_only_what_was_chosen():
         "refit": True,
     }
     assert BuildConfig().options() == {}
-    spec = QuantizationSpec(calibration=Path("m.calib"), skip=("a*",))
+    spec = QuantizationSpec(calibration_cache=Path("m.calib"), exclude=("a*",))
     assert BuildConfig(precision=Precision.FP8, quantization=spec).options() == {
         "precision": "fp8",
-        "quantization": {"calibration": "m.calib", "skip": ["a*"]},
+        "quantization": {"calibration_cache": "m.calib", "exclude": ["a*"]},
     }
 
 
@@ -258,7 +262,7 @@ def test_options_are_read_back():
         io_precision=IoPrecision.FP16,
         keep_fp32=("*/norm*", "op:Resize"),
         quantization=QuantizationSpec(
-            calibration=Path("a b/c.cache"), ops=("MatMul",), skip=("x",), min_coverage=0.5
+            calibration_cache=Path("a b/c.cache"), ops=("MatMul",), exclude=("x",), min_coverage=0.5
         ),
         workspace_bytes=1 << 30,
         optimization_level=2,

@@ -222,7 +222,7 @@ def test_deploying_again(tmp_path):
     before = (folder / "config.pbtxt").stat().st_ino
     deploy_triton(plan, repository, TritonConfig(name="m"))
     assert (folder / "config.pbtxt").stat().st_ino == before
-    with pytest.raises(SpecError, match=r"differs \(config.pbtxt\); --force"):
+    with pytest.raises(SpecError, match=r"differs \(config.pbtxt\); choose another name"):
         deploy_triton(plan, repository, TritonConfig(name="m", instances=2))
     assert (folder / "config.pbtxt").stat().st_ino == before
     deploy_triton(plan, repository, TritonConfig(name="m", instances=2), force=True)
@@ -325,7 +325,7 @@ def test_a_name_that_trtexec_cannot_take(tmp_path):
 
 def test_a_plan_without_weights_goes_nowhere(tmp_path):
     plan = make_plan(tmp_path / "m.plan", STATIC, options={"strip_weights": True})
-    with pytest.raises(PlanError, match="its weights were left out; put them in with"):
+    with pytest.raises(PlanError, match="its weights were left out; refit it first"):
         deploy_triton(plan, tmp_path / "repository", TritonConfig(name="m"))
     with pytest.raises(PlanError, match="its weights were left out"):
         trtexec_command(plan, tmp_path / "m.plan")

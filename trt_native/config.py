@@ -86,8 +86,8 @@ class Precision(_Choice):
         """
         if str(text).lower() == "best":
             raise UnsupportedError(
-                "precision best is not that of one plan, but a choice between plans: use trt-native"
-                " build --precision best, or trt_native.builder.select_precision.select_precision"
+                "precision best is not that of one plan, but a choice between plans: use"
+                " trt_native.builder.select_precision.select_precision"
             )
         if str(text).lower() in ("int4", "fp4"):
             raise UnsupportedError(
@@ -150,31 +150,31 @@ class QuantizationSpec:
     """How a floating-point graph is quantized for precision INT8, FP8 or INT8_WEIGHTS.
 
     Attributes:
-        calibration: The calibration cache with the ranges of the activations.
-        data: Calibration data to find the ranges with instead; see
+        calibration_cache: The calibration cache with the ranges of the activations.
+        calibration_data: Calibration data to find the ranges with instead; see
             :func:`trt_native.calibration.batches.read_batches`.
-        method: How the ranges follow from the data. None: entropy where TensorRT calibrates, else
-            the mean squared error. FP8 takes the largest magnitudes whatever this says.
-        activations: What runs the model with the data; see :class:`CalibrationRunner`.
-        memory_bytes: GPU memory for the activations that an engine hands out at a time. None is
-            8 GiB, or half of what is free where that is less.
+        calibration_method: How the ranges follow from the data. None: entropy where TensorRT
+            calibrates, else the mean squared error. FP8 always takes the largest magnitudes.
+        calibration_runner: What runs the model with the data; see :class:`CalibrationRunner`.
+        calibration_memory_bytes: GPU memory for the activations of one engine with extra outputs.
+            None is 8 GiB, or half of what is free where that is less.
         ops: Operators to quantize, some of :data:`QUANTIZED_OPS`. Empty: those that suit the
             precision and the preset, as far as the backend builds them.
-        skip: Shell patterns of ONNX node names (``*/to_out*``) or operators (``op:Gemm``) that are
-            not quantized.
+        exclude: Shell patterns of ONNX node names (``*/to_out*``) or operators (``op:Gemm``) that
+            are not quantized.
         preset: ``default``, or ``diffusion-unet``, which leaves the layers alone that a denoiser's
             error comes from.
         min_coverage: Fail if less than this share of the matrix products' multiply-adds is
             quantized, from 0 to 1.
     """
 
-    calibration: Path | None = None
-    data: str | None = None
-    method: CalibrationMethod | None = None
-    activations: CalibrationRunner = CalibrationRunner.AUTO
-    memory_bytes: int | None = None
+    calibration_cache: Path | None = None
+    calibration_data: str | None = None
+    calibration_method: CalibrationMethod | None = None
+    calibration_runner: CalibrationRunner = CalibrationRunner.AUTO
+    calibration_memory_bytes: int | None = None
     ops: tuple[str, ...] = ()
-    skip: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
     preset: str = "default"
     min_coverage: float = 0.0
 
@@ -183,19 +183,36 @@ class QuantizationSpec:
         if unknown:
             raise SpecError(
                 f"operators to quantize: {', '.join(unknown)}; choose from"
-                f" {', '.join(QUANTIZED_OPS)}"
+                f" {', '.join(QUANTIZED_OPS)}",
+                options=("ops",),
             )
-        if self.calibration is not None and self.data is not None:
-            raise SpecError("both a calibration cache and calibration data: give one of them")
-        if self.memory_bytes is not None and not 0 < self.memory_bytes <= INT64_MAX:
-            raise SpecError(f"memory of {self.memory_bytes} bytes: it must be positive")
-        measures = self.activations is not CalibrationRunner.AUTO or self.memory_bytes is not None
-        if measures and self.data is None:
+        if self.calibration_cache is not None and self.calibration_data is not None:
             raise SpecError(
-                "activations, memory: no effect without calibration data, which is what is run"
+                "both a calibration cache and calibration data: give one of them",
+                options=("calibration_cache", "calibration_data"),
+            )
+        if (
+            self.calibration_memory_bytes is not None
+            and not 0 < self.calibration_memory_bytes <= INT64_MAX
+        ):
+            raise SpecError(
+                f"memory of {self.calibration_memory_bytes} bytes: it must be positive",
+                options=("calibration_memory_bytes",),
+            )
+        measures = (
+            self.calibration_runner is not CalibrationRunner.AUTO
+            or self.calibration_memory_bytes is not None
+        )
+        if measures and self.calibration_data is None:
+            raise SpecError(
+                "calibration runner and memory have no effect without calibration data",
+                options=("calibration_runner", "calibration_memory_bytes"),
             )
         if not 0 <= self.min_coverage <= 1:
-            raise SpecError(f"minimum coverage {self.min_coverage}: it is a share from 0 to 1")
+            raise SpecError(
+                f"minimum coverage {self.min_coverage}: it is a share from 0 to 1",
+                options=("min_coverage",),
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,31 +269,46 @@ class BuildConfig:
 
     def __post_init__(self) -> None:
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
-            raise SpecError(f"optimization level {self.optimization_level}: it goes from 0 to 5")
+            raise SpecError(
+                f"optimization level {self.optimization_level}: it goes from 0 to 5",
+                options=("optimization_level",),
+            )
         if self.max_aux_streams is not None and not 0 <= self.max_aux_streams < 2**31:
             raise SpecError(
-                f"max_aux_streams {self.max_aux_streams}: it cannot be negative, or above 2^31"
+                f"max_aux_streams {self.max_aux_streams}: it cannot be negative, or above 2^31",
+                options=("max_aux_streams",),
             )
         if self.workspace_bytes is not None and not 0 < self.workspace_bytes <= INT64_MAX:
-            raise SpecError(f"workspace of {self.workspace_bytes} bytes: it must be positive")
+            raise SpecError(
+                f"workspace of {self.workspace_bytes} bytes: it must be positive",
+                options=("workspace_bytes",),
+            )
         if self.precision is Precision.TF32 and self.tf32 is False:
-            raise SpecError("precision tf32 contradicts --no-tf32; use precision fp32")
+            raise SpecError(
+                "precision tf32 contradicts tf32=False; use precision fp32",
+                options=("precision", "tf32"),
+            )
         self._check_quantization()
         for text in self.compute_capabilities:
             if not re.fullmatch(r"\d+\.\d", text):
-                raise SpecError(f"compute capability {text!r}: write it as 8.6, 8.9 or 12.0")
+                raise SpecError(
+                    f"compute capability {text!r}: write it as 8.6, 8.9 or 12.0",
+                    options=("compute_capabilities",),
+                )
 
     def _check_quantization(self) -> None:
         if not self.precision.quantized and self.quantization != QuantizationSpec():
             given = ", ".join(_changed(self.quantization))
             raise SpecError(
                 f"{given}: no effect at precision {self.precision}; this is for precision int8,"
-                " fp8 and int8-weights"
+                " fp8 and int8-weights",
+                options=("precision", *_changed(self.quantization)),
             )
         spec = self.quantization
-        if (spec.calibration or spec.data) and not self.precision.needs_ranges:
+        if (spec.calibration_cache or spec.calibration_data) and not self.precision.needs_ranges:
             raise SpecError(
-                f"calibration: no effect at precision {self.precision}, which needs no ranges"
+                f"calibration: no effect at precision {self.precision}, which needs no ranges",
+                options=("precision", "calibration_cache", "calibration_data"),
             )
 
     @property

@@ -90,7 +90,8 @@ class TritonConfig:
         if not re.fullmatch(_MODEL_NAME, self.name):
             raise SpecError(
                 f"model name {self.name!r}: it names a folder, so no '/' and no '.' first, and it"
-                " is text; choose one with --name"
+                " is text; choose another",
+                options=("name",),
             )
         if not 1 <= self.instances < 2**31:
             raise SpecError(f"{self.instances} instances: there must be at least 1")
@@ -199,7 +200,7 @@ def deploy_triton(
     if header.product != "TensorRT":
         raise UnsupportedError(
             f"Triton's TensorRT backend loads plans of TensorRT (libnvinfer), this one is for"
-            f" {header.product} {header.version_text}; build it with --backend tensorrt"
+            f" {header.product} {header.version_text}; build it with backend tensorrt"
         )
     version = plan.manifest.backend_version if plan.manifest else header.version_text
     comment = f"For a Triton server whose TensorRT is {version}."
@@ -421,14 +422,18 @@ def _put(staged: Path, folder: Path, force: bool) -> None:
     if strangers:
         raise SpecError(
             f"{folder} holds {strangers[0]}, which is not of this kind of model; move it away, or"
-            " choose another --name"
+            " choose another name",
+            options=("name",),
         )
     _, differing, unreadable = filecmp.cmpfiles(staged, folder, sorted(_files(staged)), False)
     if not (foreign or differing or unreadable):
         return
     if not force:
         changed = ", ".join(sorted({*foreign, *differing, *unreadable}))
-        raise SpecError(f"{folder} is there already and differs ({changed}); --force replaces it")
+        raise SpecError(
+            f"{folder} already exists and differs ({changed}); choose another name, or replace it",
+            options=("name", "force"),
+        )
     old = staged.with_name(staged.name + ".old")
     folder.rename(old)
     try:

@@ -1,7 +1,9 @@
 """The exceptions this package raises on purpose.
 
-Every message is one line that says what is wrong, what was found, and what to do about it. Whatever
-TensorRT logged about the failure travels along as :attr:`TrtNativeError.details`.
+Every message is one line that says what is wrong, what was found, and what to do about it.
+TensorRT's own log lines about the failure are attached as :attr:`TrtNativeError.details`. Messages
+contain no command-line flags: an error names the Python options it is about, and the console adds
+their flags.
 """
 
 from __future__ import annotations
@@ -27,23 +29,38 @@ class TrtNativeError(Exception):
 
     Args:
         message: One line for a person.
-        details: Further lines, such as TensorRT's own error log. They follow the message in
-            ``str(error)``, one per line.
+        details: Further lines, such as TensorRT's own error log.
+        options: Names of the Python options that the error is about: fields of ``BuildConfig`` or
+            ``QuantizationSpec``, or parameters of the function that raised it.
+        problems: Problems found by a validation, one line each.
 
     Attributes:
+        message: The message, on one line.
         details: The further lines, oldest first.
+        options: The names of the options.
+        problems: The problems. They follow the message in ``str(error)``, one per line, and the
+            details follow them.
     """
 
-    def __init__(self, message: str, details: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        message: str,
+        details: Sequence[str] = (),
+        *,
+        options: Sequence[str] = (),
+        problems: Sequence[str] = (),
+    ) -> None:
         # A name in it, of a file or in a model, may hold line ends.
         message = message.replace("\r", "\\r").replace("\n", "\\n")
-        super().__init__("\n  ".join((message, *details)))
+        super().__init__("\n  ".join((message, *problems, *details)))
         self.message = message
         self.details = tuple(details)
+        self.options = tuple(options)
+        self.problems = tuple(problems)
 
 
 class SpecError(TrtNativeError, ValueError):
-    """What the user asked for is malformed or contradicts the model."""
+    """The request is malformed or contradicts the model."""
 
 
 class UnsupportedError(TrtNativeError):
@@ -77,8 +94,16 @@ class CudaError(TrtNativeError):
         code: The driver's ``CUresult``; 0 where the error has none.
     """
 
-    def __init__(self, message: str, details: Sequence[str] = (), code: int = 0) -> None:
-        super().__init__(message, details)
+    def __init__(
+        self,
+        message: str,
+        details: Sequence[str] = (),
+        code: int = 0,
+        *,
+        options: Sequence[str] = (),
+        problems: Sequence[str] = (),
+    ) -> None:
+        super().__init__(message, details, options=options, problems=problems)
         self.code = code
 
     @property

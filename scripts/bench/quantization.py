@@ -258,7 +258,7 @@ def plans(
         spec = QuantizationSpec()
         if wanted.quantized:
             spec = QuantizationSpec(
-                preset=preset, calibration=calib if wanted.needs_ranges else None
+                preset=preset, calibration_cache=calib if wanted.needs_ranges else None
             )
         config = BuildConfig(profiles=profiles, precision=wanted, quantization=spec)
         started = time.perf_counter()

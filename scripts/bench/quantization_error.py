@@ -44,7 +44,7 @@ def compare(
             if method is not None:
                 cache = Path(folder) / f"{method}.calib"
                 calibrated(model, batches[:-held_back], method, cache)
-                spec = QuantizationSpec(preset=preset, calibration=cache)
+                spec = QuantizationSpec(preset=preset, calibration_cache=cache)
             written = Path(folder) / "quantized.onnx"
             report = quantize_onnx(model, written, precision, spec).report
             found = outputs(written, held)

@@ -30,7 +30,7 @@ def trt10():
 def test_a_quantized_graph_is_strongly_typed(trt10, tmp_path):
     model = tiny_models.conv_and_dense(tmp_path / "m.onnx")
     cache = tiny_models.calibration(model, tmp_path / "c", 4.0)
-    spec = QuantizationSpec(calibration=cache, ops=("Conv", "MatMul"))
+    spec = QuantizationSpec(calibration_cache=cache, ops=("Conv", "MatMul"))
     wanted = config("batch=1:4:8", precision=Precision.INT8, quantization=spec)
     planned = decide(model, wanted, backend=trt10)
     assert planned.precision.strongly_typed

@@ -564,7 +564,9 @@ class TestBuild:
             build(driven, request_for(Calibration(batches=image_batches)))
 
     def test_build_plan_with_data(self, driven, image_batches, tmp_path):
-        spec = QuantizationSpec(data=str(tmp_path / "images"), method=CalibrationMethod.MINMAX)
+        spec = QuantizationSpec(
+            calibration_data=str(tmp_path / "images"), calibration_method=CalibrationMethod.MINMAX
+        )
         plan = build_plan(tmp_path / "conv.onnx", int8(spec), backend=driven)
         assert {"FP16", "INT8"} <= driven.seen["flags"]
         assert driven.seen["trace"].contents == [(batch["x"].tobytes(),) for batch in image_batches]
@@ -580,7 +582,7 @@ class TestBuild:
 
     def test_build_plan_with_ranges_found_without_tensorrt(self, driven, image_batches, tmp_path):
         calibrate_model(tmp_path / "conv.onnx", image_batches).save(tmp_path / "own.calib")
-        spec = QuantizationSpec(calibration=tmp_path / "own.calib")
+        spec = QuantizationSpec(calibration_cache=tmp_path / "own.calib")
         plan = build_plan(tmp_path / "conv.onnx", int8(spec), backend=driven)
         assert driven.seen["trace"].accepted
         text = (tmp_path / "own.calib").read_text().partition("\n")[2]
@@ -590,10 +592,10 @@ class TestBuild:
     def test_who_wants_to_place_nodes_gets_nodes(self, driven, tmp_path):
         model = tiny_models.dense(tmp_path / "dense.onnx")
         write_batches(tmp_path / "data", [{"h0": np.ones((4, 64), np.float32)}], model="dense")
-        given = {"data": str(tmp_path / "data")}
+        given = {"calibration_data": str(tmp_path / "data")}
         profiles = (ProfileSpec.parse(["batch=1:4:8"]),)
         found = []
-        for spec in ({}, {"skip": ("/dense.1",)}, {"method": CalibrationMethod.MSE}):
+        for spec in ({}, {"exclude": ("/dense.1",)}, {"calibration_method": CalibrationMethod.MSE}):
             config = BuildConfig(
                 profiles=profiles,
                 precision=Precision.INT8,

@@ -373,8 +373,8 @@ def test_a_manifest_tells_what_a_plan_was_built_with():
             io_precision=IoPrecision.FP16,
             keep_fp32=("*/norm*", "op:Resize"),
             quantization=QuantizationSpec(
-                calibration=Path("a.calib"),
-                method=CalibrationMethod.MSE,
+                calibration_cache=Path("a.calib"),
+                calibration_method=CalibrationMethod.MSE,
                 ops=("Conv",),
                 min_coverage=0.5,
             ),

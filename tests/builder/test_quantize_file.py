@@ -42,7 +42,7 @@ def scales(path):
 
 
 def test_the_file_is_valid_and_tells_what_it_is(model, cache, tmp_path):
-    result = quantize(model, calibration=cache)
+    result = quantize(model, calibration_cache=cache)
     assert result.path == tmp_path / "q.onnx"
     assert result.total_bytes == result.path.stat().st_size
     assert result.external_data is None
@@ -59,15 +59,15 @@ def test_the_file_is_valid_and_tells_what_it_is(model, cache, tmp_path):
 
 
 def test_int8_takes_thresholds_and_fp8_the_largest_magnitudes(model, cache):
-    int8 = scales(quantize(model, calibration=cache).path)
+    int8 = scales(quantize(model, calibration_cache=cache).path)
     assert int8 == {"h0__scale": np.float32(4 / 127), "h1__scale": np.float32(4 / 127)}
-    fp8 = scales(quantize(model, Precision.FP8, calibration=cache).path)
+    fp8 = scales(quantize(model, Precision.FP8, calibration_cache=cache).path)
     assert fp8 == {"h0__scale": np.float32(8 / 448), "h1__scale": np.float32(8 / 448)}
 
 
 def test_a_cache_without_provenance_serves_with_a_warning(model, cache, caplog):
     os.remove(f"{cache}.json")
-    result = quantize(model, Precision.FP8, calibration=cache)
+    result = quantize(model, Precision.FP8, calibration_cache=cache)
     assert scales(result.path)["h0__scale"] == np.float32(4 / 448)
     assert "nothing tells which model this cache was made for" in caplog.text
     assert result.report.macs is None
@@ -79,7 +79,7 @@ def test_a_cache_of_another_model_is_refused(model, cache, tmp_path):
     with pytest.raises(
         CalibrationError, match=r"m.calib: the calibration cache was made for anoth"
     ):
-        quantize(other, calibration=cache)
+        quantize(other, calibration_cache=cache)
     assert not (tmp_path / "q.onnx").exists()
 
 
@@ -93,16 +93,16 @@ def test_weights_need_no_cache(model):
 
 
 def test_the_output_is_another_file_and_replaces_what_was_there(model, cache, tmp_path):
-    spec = QuantizationSpec(calibration=cache)
+    spec = QuantizationSpec(calibration_cache=cache)
     with pytest.raises(SpecError, match=r"m.onnx: it is one of the files to read"):
         quantize_onnx(model, model, Precision.INT8, spec)
     with pytest.raises(SpecError, match="No such file or directory"):
         quantize_onnx(model, tmp_path / "no" / "q.onnx", Precision.INT8, spec)
     (tmp_path / "q.onnx").write_text("old")
     with pytest.raises(SpecError, match=r"only 50.0% .*99.0% are asked for"):
-        quantize(model, calibration=cache, ops=("Gemm",), min_coverage=0.99)
+        quantize(model, calibration_cache=cache, ops=("Gemm",), min_coverage=0.99)
     assert (tmp_path / "q.onnx").read_text() == "old"
-    quantize(model, calibration=cache)
+    quantize(model, calibration_cache=cache)
     with pytest.raises(ModelError, match="has Q/DQ"):
         quantize_onnx(
             tmp_path / "q.onnx", tmp_path / "r.onnx", Precision.INT8_WEIGHTS, QuantizationSpec()

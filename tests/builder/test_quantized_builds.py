@@ -35,9 +35,9 @@ FORMATS = [Precision.INT8, Precision.FP8, Precision.INT8_WEIGHTS]
 def config(model, precision, amax=4.0, **options):
     fields = BuildConfig.__dataclass_fields__
     build = {name: options.pop(name) for name in list(options) if name in fields}
-    if precision in (Precision.INT8, Precision.FP8) and "calibration" not in options:
+    if precision in (Precision.INT8, Precision.FP8) and "calibration_cache" not in options:
         path = model.with_name("m.calib")
-        options["calibration"] = tiny_models.calibration(model, path, amax)
+        options["calibration_cache"] = tiny_models.calibration(model, path, amax)
     return BuildConfig(
         profiles=(SPEC,), precision=precision, quantization=QuantizationSpec(**options), **build
     )
@@ -77,9 +77,9 @@ def test_data_instead_of_a_cache(tmp_path, rng, precision):
     method = CalibrationMethod.MSE if precision is Precision.INT8 else CalibrationMethod.MINMAX
     calibrate(model, batches, method=method).save(tmp_path / "own.calib")
 
-    given = {"data": str(tmp_path / "data"), "calibration": None}
-    plan = build(model, precision, method=CalibrationMethod.MSE, **given)
-    assert plan.data == build(model, precision, calibration=tmp_path / "own.calib").data
+    given = {"calibration_data": str(tmp_path / "data"), "calibration_cache": None}
+    plan = build(model, precision, calibration_method=CalibrationMethod.MSE, **given)
+    assert plan.data == build(model, precision, calibration_cache=tmp_path / "own.calib").data
     assert pass_records(plan.manifest)["quantize"]["calibration"] == {
         "data": str(tmp_path / "data"),
         "batches": 3,
@@ -92,7 +92,7 @@ def test_data_instead_of_a_cache(tmp_path, rng, precision):
     with pytest.raises(SpecError, match="calibration: no effect at precision int8-weights"):
         build(model, Precision.INT8_WEIGHTS, **given)
     with pytest.raises(SpecError, match="give one of them"):
-        build(model, precision, **{**given, "calibration": tmp_path / "own.calib"})
+        build(model, precision, **{**given, "calibration_cache": tmp_path / "own.calib"})
 
 
 def test_calibration_data_counts_for_the_cache(tmp_path, rng):
@@ -100,7 +100,9 @@ def test_calibration_data_counts_for_the_cache(tmp_path, rng):
     arrays = [{"h0": rng.standard_normal((4, 64), np.float32)} for _ in range(2)]
     write_batches(tmp_path / "data", arrays, model="dense")
     cache = EngineCache(tmp_path / "cache")
-    build_config = config(model, Precision.INT8, data=str(tmp_path / "data"), calibration=None)
+    build_config = config(
+        model, Precision.INT8, calibration_data=str(tmp_path / "data"), calibration_cache=None
+    )
     assert not cache.build_plan(model, build_config, backend="rtx").cached
     assert cache.build_plan(model, build_config, backend="rtx").cached
     np.savez(tmp_path / "data" / "batch_0000.npz", h0=2 * arrays[0]["h0"])
@@ -109,18 +111,18 @@ def test_calibration_data_counts_for_the_cache(tmp_path, rng):
     (tmp_path / "own.py").write_text(
         "import numpy as np\ndef batches(): yield {'h0': np.ones((4, 64), np.float32)}\n"
     )
-    by_function = config(model, Precision.INT8, data=source, calibration=None)
+    by_function = config(model, Precision.INT8, calibration_data=source, calibration_cache=None)
     for _ in range(2):
         assert not cache.build_plan(model, by_function, backend="rtx").cached
 
 
 def test_the_manifest_names_the_calibration(tmp_path):
-    plan = build(tiny_models.dense(tmp_path / "m.onnx"), Precision.INT8, skip=("/dense.1",))
+    plan = build(tiny_models.dense(tmp_path / "m.onnx"), Precision.INT8, exclude=("/dense.1",))
     record = pass_records(plan.manifest)["quantize"]
     assert re.fullmatch("[0-9a-f]{64}", record["calibration"].pop("sha256"))
     assert record["calibration"] == {"file": "m.calib", "method": "minmax"}
     assert record["skipped"] == {"skip": {"Gemm": 1}}
-    assert plan.manifest.options["quantization"]["skip"] == ["/dense.1"]
+    assert plan.manifest.options["quantization"]["exclude"] == ["/dense.1"]
 
 
 @pytest.mark.parametrize("precision", FORMATS, ids=str)
@@ -172,13 +174,13 @@ def test_newer_versions_build_convolutions_in_int8():
 def test_ranges_come_from_a_cache_of_this_model(tmp_path):
     model = tiny_models.dense(tmp_path / "m.onnx")
     with pytest.raises(SpecError, match=r"precision fp8 needs the ranges .*give a calibration cac"):
-        build(model, Precision.FP8, calibration=None)
+        build(model, Precision.FP8, calibration_cache=None)
     other = tiny_models.dense(tmp_path / "other.onnx", width=32)
     with pytest.raises(CalibrationError, match=r"was made for another model: m.onnx"):
         build(
             other,
             Precision.INT8,
-            calibration=config(model, Precision.INT8).quantization.calibration,
+            calibration_cache=config(model, Precision.INT8).quantization.calibration_cache,
         )
     with pytest.raises(SpecError, match=r"only 0.0% .*2 tensors have no range: h0, h1"):
         build(model, Precision.INT8, amax={"elsewhere": 1.0})

@@ -87,7 +87,7 @@ def test_tensorrt_rtx_builds_it(golden_onnx, ranges, precision, tmp_path):
         precision=precision,
         profiles=(ProfileSpec.parse(["batch=1", "frames=2", "height=16", "width=16", "tokens=5"]),),
         quantization=QuantizationSpec(
-            calibration=cache, preset="diffusion-unet", ops=("MatMul",), min_coverage=0.4
+            calibration_cache=cache, preset="diffusion-unet", ops=("MatMul",), min_coverage=0.4
         ),
         compute_capabilities=("8.9",),
     )

@@ -149,7 +149,7 @@ def test_int8_needs_the_ranges_of_the_new_model(tmp_path):
     cache = tmp_path / "ranges.cache"
     scales = {"x": 0.5, "n": 0.25, "m": 1.0, "y": 0.5}
     CalibrationCache("TRT-101600-EntropyCalibration2", scales).save(cache)
-    spec = QuantizationSpec(calibration=cache)
+    spec = QuantizationSpec(calibration_cache=cache)
     config = BuildConfig(profiles=(PROFILE,), precision=Precision.INT8, quantization=spec)
     plan = as_refittable(model, config)
     with pytest.raises(SpecError, match="give a calibration cache of the new model too"):
@@ -260,7 +260,7 @@ def test_bad_input_of_the_command_leaves_nothing(made, tmp_path):
         ((model, "--from", model, "-o", target), "not a TensorRT plan"),
         ((source, "--from", model, "-o", tmp_path), "it is a folder"),
         ((source, "--from", model, "-o", target / "x"), "cannot write"),
-        ((source, "--from", model, "-o", target, "--calib", empty), "has no effect"),
+        ((source, "--from", model, "-o", target, "--calibration-cache", empty), "has no effect"),
     ):
         result = command(*arguments)
         assert result.exit_code == 1

@@ -82,7 +82,9 @@ def model(tmp_path):
 def data(tmp_path, rng):
     batches = [{"h0": rng.standard_normal((4, 64), np.float32)} for _ in range(12)]
     write_batches(tmp_path / "data", batches, model="dense")
-    return QuantizationSpec(data=str(tmp_path / "data"), activations=CalibrationRunner.REFERENCE)
+    return QuantizationSpec(
+        calibration_data=str(tmp_path / "data"), calibration_runner=CalibrationRunner.REFERENCE
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -153,7 +155,7 @@ def test_a_model_without_products_is_still_built_in_fp16(tmp_path, rng):
     write_batches(tmp_path / "data", [arrays] * 2, model="coupled")
     machine = Machine(path)
     machine.time_sessions = lambda sessions, inputs: [1.0] * len(sessions)
-    spec = QuantizationSpec(data=str(tmp_path / "data"))
+    spec = QuantizationSpec(calibration_data=str(tmp_path / "data"))
     config = BuildConfig(profiles=(ProfileSpec.parse(["batch=1", "frames=2"]),))
     found = select_precision(path, config, spec, backend="rtx", measuring=machine.measuring)
     assert found.chosen is Precision.FP16
@@ -173,7 +175,10 @@ def test_none_within_the_budget(model, data):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data": None, "activations": CalibrationRunner.AUTO}, "needs calibration data"),
+        (
+            {"calibration_data": None, "calibration_runner": CalibrationRunner.AUTO},
+            "needs calibration data",
+        ),
         ({"min_coverage": 0.5}, "minimum coverage: no effect"),
     ],
 )
@@ -192,7 +197,7 @@ def test_a_model_in_fp16(tmp_path, data):
 def test_one_batch_is_too_few(model, tmp_path):
     write_batches(tmp_path / "one", [{"h0": np.ones((4, 64), np.float32)}], model="dense")
     with pytest.raises(SpecError, match="has one batch, and precision best needs another"):
-        fastest(model, QuantizationSpec(data=str(tmp_path / "one")))
+        fastest(model, QuantizationSpec(calibration_data=str(tmp_path / "one")))
 
 
 def test_without_a_gpu_it_is_refused(model, data, monkeypatch):

@@ -135,11 +135,17 @@ class TestBuild:
         ("arguments", "message"),
         [
             (["--precision", "int8"], "precision int8 needs the ranges of the activations"),
-            (["--precision", "best"], "precision best needs calibration data (--data DIR)"),
-            (["--precision", "best", "--data", "x", "--max-error", "2"], "maximum error 2.0"),
+            (["--precision", "best"], "a calibration cache is not enough (--calibration-data)"),
+            (
+                ["--precision", "best", "--calibration-data", "x", "--max-error", "2"],
+                "maximum error 2.0",
+            ),
             (["--precision", "best", "--dry-run"], "decides by building and measuring"),
             (["--max-error", "0.1"], "no effect without --precision best"),
-            (["--precision", "int8", "--data", "x", "--activations", "gpu"], "none of: auto, engi"),
+            (
+                ["--precision", "int8", "--calibration-data", "x", "--calibration-runner", "gpu"],
+                "none of: auto, engi",
+            ),
             (["--precision", "fast"], "none of: auto, fp32"),
             (["--workspace", "lots"], "not a size"),
             (["--dim", "batch"], "not NAME=RANGE"),
@@ -382,7 +388,7 @@ def test_a_line_end_in_a_name_ends_no_line(arguments):
         "build m.onnx -o m.onnx",
         "build m.onnx -o ./link.onnx",
         "build m.onnx -o p --profile p.json",
-        "build m.onnx -o calib --precision int8 --calib calib",
+        "build m.onnx -o calib --precision int8 --calibration-cache calib",
         "quantize m.onnx -o m.onnx --format int8-weights",
         "calibrate m.onnx --data data.npz -o m.onnx",
         "run m.plan --random 0 -o m.plan",
@@ -429,13 +435,21 @@ def dense(tmp_path):
 class TestQuantize:
     def test_writes_a_file_and_tells_how_much_is_quantized(self, dense, tmp_path):
         target, cache = tmp_path / "q.onnx", tmp_path / "d.calib"
-        result = trt_native("quantize", dense, "-o", target, "--calib", cache)
+        result = trt_native("quantize", dense, "-o", target, "--calibration-cache", cache)
         assert result.returncode == 0, result.stderr
         assert "2 of 2 matrix products, 100.0% of their multiply-adds" in result.stdout
         assert target.exists()
 
     def test_json_is_the_report(self, dense, tmp_path):
-        options = ("--format", "int8-weights", "--ops", "Gemm", "--dim", "batch=3", "--json")
+        options = (
+            "--format",
+            "int8-weights",
+            "--quantize-ops",
+            "Gemm",
+            "--dim",
+            "batch=3",
+            "--json",
+        )
         result = trt_native("quantize", dense, "-o", tmp_path / "q.onnx", *options)
         printed = json.loads(result.stdout)
         assert printed["path"] == str(tmp_path / "q.onnx")
@@ -447,16 +461,37 @@ class TestQuantize:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ((), "int8 needs the ranges of the activations: give a calibration cache (--calib"),
+            (
+                (),
+                "int8 needs the ranges of the activations: give a calibration cache",
+            ),
             (("--format", "int4"), "--format 'int4' is none of: int8, fp8, int8-weights"),
-            (("--calib", "none.calib"), "cannot read none.calib: No such file"),
-            (("--calib", "d.calib", "--format", "int8-weights"), "--calib: no effect on int8-wei"),
-            (("--calib", "d.calib", "--ops", "Conv"), "left alone: 1 MatMul (not among the operat"),
-            (("--calib", "d.calib", "--ops", "Convs"), "operators to quantize: Convs; choose from"),
-            (("--calib", "d.calib", "--ops", ","), "names no operator"),
-            (("--calib", "d.calib", "--preset", "bert"), "'bert' is none of: default, diffusion-u"),
-            (("--calib", "d.calib", "--skip", "x*"), "skip pattern 'x*' matches no node name"),
-            (("--calib", "d.calib", "--min-coverage", "40"), "40.0: it is a share from 0 to 1"),
+            (("--calibration-cache", "none.calib"), "cannot read none.calib: No such file"),
+            (
+                ("--calibration-cache", "d.calib", "--format", "int8-weights"),
+                "--calibration-cache: no effect on int8-wei",
+            ),
+            (
+                ("--calibration-cache", "d.calib", "--quantize-ops", "Conv"),
+                "left alone: 1 MatMul (not among the operat",
+            ),
+            (
+                ("--calibration-cache", "d.calib", "--quantize-ops", "Convs"),
+                "operators to quantize: Convs; choose from",
+            ),
+            (("--calibration-cache", "d.calib", "--quantize-ops", ","), "names no operator"),
+            (
+                ("--calibration-cache", "d.calib", "--quantize-preset", "bert"),
+                "'bert' is none of: default, diffusion-u",
+            ),
+            (
+                ("--calibration-cache", "d.calib", "--quantize-exclude", "x*"),
+                "skip pattern 'x*' matches no node name",
+            ),
+            (
+                ("--calibration-cache", "d.calib", "--quantize-min-coverage", "40"),
+                "40.0: it is a share from 0 to 1",
+            ),
             (("--format", "int8-weights", "--dim", "batc=2"), "did you mean 'batch'"),
         ],
         ids=str,
@@ -474,15 +509,31 @@ class TestQuantizedBuild:
         pytest.importorskip("tensorrt_rtx")
 
     def test_builds_in_one_go(self, dense, tmp_path):
-        options = ("--precision", "int8", "--calib", tmp_path / "d.calib", "--dim", "batch=1:2:4")
-        result = trt_native("build", dense, *options, "--backend", "rtx", "--skip", "op:Gemm")
+        options = (
+            "--precision",
+            "int8",
+            "--calibration-cache",
+            tmp_path / "d.calib",
+            "--dim",
+            "batch=1:2:4",
+        )
+        result = trt_native(
+            "build", dense, *options, "--backend", "rtx", "--quantize-exclude", "op:Gemm"
+        )
         assert result.returncode == 0, result.stderr
         assert "int8: 1 of 2 matrix products, 50.0% of their multiply-adds" in result.stdout
         assert "fp16: 3 nodes; 4 stay FP32" in result.stdout
         assert "Quantizing the graph" in result.stderr
 
     def test_a_dry_run_tells_the_coverage(self, dense, tmp_path):
-        options = ("--precision", "fp8", "--calib", tmp_path / "d.calib", "--dim", "batch=1:2:4")
+        options = (
+            "--precision",
+            "fp8",
+            "--calibration-cache",
+            tmp_path / "d.calib",
+            "--dim",
+            "batch=1:2:4",
+        )
         dry = (*options, "--backend", "rtx", "--dry-run")
         assert "2 of 2 matrix products" in trt_native("build", dense, *dry).stdout
         outcome = json.loads(trt_native("build", dense, *dry, "--json").stdout)
@@ -494,7 +545,9 @@ class TestQuantizedBuild:
         dim = ("--dim", "batch=1", "--backend", "rtx")
         error = fails("build", dense, *dim, "--precision", "int8")
         assert "precision int8 needs the ranges of the activations" in error
-        error = fails("build", dense, *dim, "--precision", "fp16", "--preset", "diffusion-unet")
+        error = fails(
+            "build", dense, *dim, "--precision", "fp16", "--quantize-preset", "diffusion-unet"
+        )
         assert "preset: no effect at precision fp16" in error
         error = fails("build", model, *DIMS, "--backend", "rtx", "--precision", "int8-weights")
         assert "left alone: 1 Conv (fewer than 16 channels)" in error

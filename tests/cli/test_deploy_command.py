@@ -36,7 +36,7 @@ def test_triton(tmp_path):
     assert config.dynamic_batching.max_queue_delay_microseconds == 100
     again = trt_native(*command, "--max-batch", 2, cwd=tmp_path)
     assert again.returncode == 1
-    assert "--force replaces it" in again.stderr
+    assert "or replace it (--name, --force)" in again.stderr
     forced = trt_native(*command, "--max-batch", 2, "--force", "--json", cwd=tmp_path)
     report = json.loads(forced.stdout)
     assert report["max_batch_size"] == 2

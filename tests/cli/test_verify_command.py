@@ -241,7 +241,10 @@ class TestLayers:
         assert "no manifest" in verify(plan_of_others, *base, "--layers")[2]
         assert "for --layers, which is not given" in verify(built, *base, "--memory", "1GiB")[2]
         assert "not a size" in verify(built, *base, "--layers", "--memory", "lots")[2]
-        assert "--memory 0" in verify(built, *base, "--layers", "--memory", "0")[2]
+        assert (
+            "--memory must be at least 1 byte"
+            in verify(built, *base, "--layers", "--memory", "0")[2]
+        )
         missing = verify(built, *base, "--layers", "--model", tmp_path / "none.onnx")[2]
         assert "none.onnx: cannot be read: No such file" in missing
 
@@ -260,7 +263,7 @@ class TestLayers:
             "no inputs: give --input NAME=FILE.npy, --random SEED, or --data",
         ),
         (["--against", "none.onnx", "--random", "0"], "none.onnx: cannot be read: No such file"),
-        (["--against", "m.pt", "--random", "0"], "--against m.pt: no such file; name an ONNX file"),
+        (["--against", "m.pt", "--random", "0"], "reference m.pt: no such file; name an ONNX file"),
         (["--against", "nothing:f", "--random", "0"], "there is no module nothing"),
         (["--against", "none.npz"], "none.npz: cannot be read: No such file"),
         (["--against", "g.npz", "--random", "0"], "leave --input, --random and --data out"),

@@ -53,7 +53,14 @@ def test_calibration_caches(command, tmp_path):
         assert command("calibrate", "--diff", path, good).exit_code == shown.exit_code
         precision = ("int8", "fp8")[number // 2 % 2]
         quantized = command(
-            "quantize", model, "-o", tmp_path / "q.onnx", "--calib", path, "--format", precision
+            "quantize",
+            model,
+            "-o",
+            tmp_path / "q.onnx",
+            "--calibration-cache",
+            path,
+            "--format",
+            precision,
         )
         if shown.exit_code:
             assert quantized.exit_code == 1

@@ -206,7 +206,7 @@ def test_a_build_calibrates_with_an_engine_and_notes_its_layers(tmp_path, rng):
     model = tiny_models.dense(tmp_path / "m.onnx", width=256)
     batches = [{"h0": rng.standard_normal((64, 256), np.float32)} for _ in range(4)]
     write_batches(tmp_path / "data", batches, model="dense")
-    quantization = QuantizationSpec(data=str(tmp_path / "data"))
+    quantization = QuantizationSpec(calibration_data=str(tmp_path / "data"))
     profiles = (ProfileSpec.parse(["batch=64"]),)
     plans = {
         precision: build_plan(
@@ -248,7 +248,7 @@ def test_sums_beyond_fp16(tmp_path, precision, dtype):
     config = BuildConfig(
         profiles=(ProfileSpec.parse(["batch=16"]),),
         precision=precision,
-        quantization=QuantizationSpec(calibration=cache),
+        quantization=QuantizationSpec(calibration_cache=cache),
     )
     with Session(build_plan(model, config)) as session:
         found = session.run({"x": np.full((16, 256), 4, dtype)})["y"]
@@ -277,7 +277,7 @@ def test_the_fastest_plan(tmp_path, rng):
     batches = [{"h0": rng.standard_normal((64, 128), np.float32)} for _ in range(4)]
     write_batches(tmp_path / "data", batches, model="dense")
     config = BuildConfig(profiles=(ProfileSpec.parse(["batch=64"]),))
-    quantization = QuantizationSpec(data=str(tmp_path / "data"))
+    quantization = QuantizationSpec(calibration_data=str(tmp_path / "data"))
     found = select_precision(model, config, quantization, max_error=0.05)
     for candidate in found.candidates:
         print(candidate)
@@ -297,7 +297,15 @@ def test_the_command_for_the_fastest_plan(tmp_path, rng):
     model = tiny_models.dense(tmp_path / "m.onnx", width=128)
     batches = [{"h0": rng.standard_normal((64, 128), np.float32)} for _ in range(4)]
     write_batches(tmp_path / "data", batches, model="dense")
-    words = ["--dim", "batch=64", "--precision", "best", "--data", tmp_path / "data", "--json"]
+    words = [
+        "--dim",
+        "batch=64",
+        "--precision",
+        "best",
+        "--calibration-data",
+        tmp_path / "data",
+        "--json",
+    ]
     command = [sys.executable, "-m", "trt_native", "build", model, "-o", tmp_path / "m.plan"]
     done = subprocess.run([*command, *words], check=True, capture_output=True, text=True)
     report = json.loads(done.stdout)
@@ -342,9 +350,20 @@ def test_the_small_unet(unet, unet_ranges, tmp_path, precision):
     shapes = ("batch=1:2:2", "frames=1:4:16", "height=8:16:32", "width=8:16:32", "tokens=5:50:50")
     dims = [word for dim in shapes for word in ("--dim", dim)]
     plan = tmp_path / "unet.plan"
-    command = ["build", unet, "-o", plan, *dims, "--precision", precision, "--calib", ranges]
+    command = [
+        "build",
+        unet,
+        "-o",
+        plan,
+        *dims,
+        "--precision",
+        precision,
+        "--calibration-cache",
+        ranges,
+    ]
     subprocess.run(
-        [sys.executable, "-m", "trt_native", *command, "--preset", "diffusion-unet"], check=True
+        [sys.executable, "-m", "trt_native", *command, "--quantize-preset", "diffusion-unet"],
+        check=True,
     )
     print(
         f"{precision}: layers of the engine:", Plan.load(plan).manifest.precision["engine_layers"]

@@ -20,7 +20,7 @@ def test_a_bug_of_ours_is_distinguished_from_a_malformed_model():
         work(KeyError("axis"))
     text = caught.value.message
     assert "KeyError: 'axis' (at graph/validity.py:" in text
-    assert "if it finds nothing, this is a bug of trt-native" in text
+    assert "if it finds nothing, report a bug of trt-native" in text
     assert isinstance(caught.value.__cause__, KeyError)
     assert validity._place(ValueError()) == "unknown"
 

@@ -58,7 +58,7 @@ class TestManifest:
             quantization = QuantizationSpec()
             if precision is Precision.INT8:
                 cache = tiny_models.calibration(model, tmp_path / "m.calib", 4.0)
-                quantization = QuantizationSpec(calibration=cache)
+                quantization = QuantizationSpec(calibration_cache=cache)
             config = BuildConfig(profiles=profiles, precision=precision, quantization=quantization)
             return build_plan(model, config, backend="rtx").manifest.precision
 

@@ -335,10 +335,10 @@ def test_the_rebuild_command_has_every_option(plan, tmp_path):
         add_opt_shape_profiles=True,
         precision=Precision.INT8,
         quantization=QuantizationSpec(
-            data="my data",
-            method=CalibrationMethod.MSE,
+            calibration_data="my data",
+            calibration_method=CalibrationMethod.MSE,
             ops=("Conv", "MatMul"),
-            skip=("*/to_out*", "op:Gemm"),
+            exclude=("*/to_out*", "op:Gemm"),
             preset="diffusion-unet",
             min_coverage=0.25,
         ),
@@ -443,7 +443,7 @@ def test_a_manifest_can_be_ignored(tmp_path, plan):
     path = plan.save(tmp_path / "m.plan")
     for text in ("{", json.dumps(dict(plan.manifest.to_json(), plan_sha256="0" * 64))):
         (tmp_path / "m.plan.json").write_text(text)
-        with pytest.raises(PlanError, match="--no-manifest"):
+        with pytest.raises(PlanError, match="ignore the manifest"):
             Plan.load(path)
         loaded = Plan.load(path, ignore_manifest=True)
         assert (loaded.data, loaded.manifest) == (plan.data, None)

@@ -219,7 +219,7 @@ def test_tensors_larger_than_the_memory_are_named(tmp_path, x):
     )
     report = find_first_mismatch(model, x, Runs(model, ["y"]), LIMITS, memory_bytes=500)
     assert (report.too_large, report.compared, report.tensors) == (("large",), 1, 2)
-    with pytest.raises(SpecError, match="--memory 8 B: none of the 2 tensors is so small"):
+    with pytest.raises(SpecError, match="memory of 8 B: none of the 2 tensors is so small"):
         find_first_mismatch(model, x, Runs(model, ["y"]), LIMITS, memory_bytes=8)
 
 
@@ -309,7 +309,7 @@ def test_exposed_tensors_of_real_plans(tmp_path, rng, monkeypatch, precision):
     config = BuildConfig(
         precision=precision,
         profiles=(ProfileSpec.parse(["batch=1:3:4"]),),
-        quantization=QuantizationSpec(calibration=calib) if quantized else QuantizationSpec(),
+        quantization=QuantizationSpec(calibration_cache=calib) if quantized else QuantizationSpec(),
     )
     limits = Thresholds(max_relative_error=0.1 if quantized else 5e-3)
     report = find_first_mismatch(

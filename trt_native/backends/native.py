@@ -38,7 +38,7 @@ _LOGGER = logging.getLogger(__name__)
 TENSORRT_UNSUPPORTED_OPTIONS = {
     "compute_capabilities": (
         "TensorRT builds for the GPU it runs on; use hardware compatibility, or TensorRT-RTX"
-        " (--backend rtx) to name targets"
+        " (backend rtx) to name targets"
     )
 }
 """What neither TensorRT 10 nor 11 has."""
@@ -134,7 +134,7 @@ class TensorRTBackend:
             except Exception as error:  # pybind11 raises TypeError where the factory gave nothing
                 hint = (
                     "; it builds only on a machine with a GPU that it supports. TensorRT-RTX"
-                    " builds without one: pip install 'trt-native[rtx]' and --backend rtx"
+                    " builds without one: pip install 'trt-native[rtx]' and use backend rtx"
                     if self.capabilities.build_needs_gpu
                     else ""
                 )
@@ -391,8 +391,9 @@ class TensorRTBackend:
         except Exception as error:  # pybind11 raises TypeError where the factory gave nothing
             raise PlanError(
                 f"{self.product} {self.version} gives no refitter: the weights of this plan cannot"
-                " be replaced; build it again with --refit",
+                " be replaced; build it again as refittable",
                 _relevant(errors) or [" ".join(str(error).split())],
+                options=("refit",),
             ) from None
 
     def _serialize_whole(self, engine: Any, refittable: bool) -> Any:

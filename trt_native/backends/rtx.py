@@ -23,7 +23,7 @@ _REFUSALS = {
         " the version that will load the plan"
     ),
     "hardware_compatibility": (
-        "its plans run on every supported GPU; narrow them with --compute-capability instead"
+        "its plans run on every supported GPU; narrow them with compute_capabilities instead"
     ),
 }
 

@@ -162,7 +162,7 @@ class BenchReport:
         """What speaks against trusting the figures."""
         return tuple(
             f"{PHASES[name]} is unstable: {' and '.join(faults)}; lock the clocks with nvidia-smi,"
-            " stop what else uses the machine, or raise --warmup and --duration"
+            " stop what else uses the machine, or raise the warm-up and the duration"
             for name in ("gpu_compute", "end_to_end")
             if (faults := stability_faults(self.samples[name]))
         )

@@ -325,7 +325,7 @@ def decide(
     Raises:
         UnsupportedError, ModelError, SpecError, CalibrationError: as :func:`build_plan`.
     """
-    cached = config is not None and config.quantization.calibration is not None
+    cached = config is not None and config.quantization.calibration_cache is not None
     # Hashes serve the manifest, and to check a calibration cache.
     hash_file = sha256_of_file if cached else lambda _: ""
     prepared = prepare(model, config, backend=backend, hash_file=hash_file)
@@ -336,17 +336,21 @@ def decide(
 
 def _check_ranges(config: BuildConfig) -> None:
     spec = config.quantization
-    if config.precision.needs_ranges and spec.calibration is None and spec.data is None:
+    if (
+        config.precision.needs_ranges
+        and spec.calibration_cache is None
+        and spec.calibration_data is None
+    ):
         raise SpecError(
             f"precision {config.precision} needs the ranges of the activations: give a calibration"
-            " cache (--calib FILE) or calibration data (--data DIR), or use precision int8-weights,"
-            " which needs neither"
+            " cache or calibration data, or use precision int8-weights, which needs neither",
+            options=("calibration_cache", "calibration_data"),
         )
 
 
 def _ranges(config: BuildConfig, files: Mapping[str, Any]) -> Ranges:
     """The ranges of the activations, where any are quantized."""
-    cache = config.quantization.calibration
+    cache = config.quantization.calibration_cache
     return NO_RANGES if cache is None else load_ranges(cache, files, config.precision)
 
 
@@ -354,21 +358,21 @@ def _batches(
     decisions: BuildDecisions, config: BuildConfig, progress: Progress | None
 ) -> Batches | None:
     """The calibration data, checked against the model."""
-    if config.quantization.data is None:
+    if config.quantization.calibration_data is None:
         return None
     with phase(progress, "Checking the calibration data"):
-        return read_batches(config.quantization.data, decisions.model.inputs)
+        return read_batches(config.quantization.calibration_data, decisions.model.inputs)
 
 
 def _native_method(spec: QuantizationSpec) -> str:
-    return (spec.method or CalibrationMethod.ENTROPY).value
+    return (spec.calibration_method or CalibrationMethod.ENTROPY).value
 
 
 def _calibration(prepared: PreparedBuild) -> Calibration:
     """Input of TensorRT's own calibrator."""
     spec = prepared.config.quantization
     return Calibration(
-        batches=prepared.batches, cache=spec.calibration, method=_native_method(spec)
+        batches=prepared.batches, cache=spec.calibration_cache, method=_native_method(spec)
     )
 
 
@@ -411,19 +415,22 @@ def _resolve_precision(
 def _calibrates(graph: ir.Model, config: BuildConfig, backend: Backend) -> bool:
     """Whether TensorRT's own calibrator can do what is asked for, without Q/DQ nodes."""
     spec = config.quantization
-    own = spec.activations is not CalibrationRunner.AUTO or spec.memory_bytes is not None
+    own = (
+        spec.calibration_runner is not CalibrationRunner.AUTO
+        or spec.calibration_memory_bytes is not None
+    )
     places_nodes = replace(
         spec,
-        calibration=None,
-        data=None,
-        method=None,
-        activations=CalibrationRunner.AUTO,
-        memory_bytes=None,
+        calibration_cache=None,
+        calibration_data=None,
+        calibration_method=None,
+        calibration_runner=CalibrationRunner.AUTO,
+        calibration_memory_bytes=None,
     )
     return (
         config.precision is Precision.INT8
         and backend.capabilities.int8_calibrator
-        and spec.method in (None, CalibrationMethod.ENTROPY, CalibrationMethod.MINMAX)
+        and spec.calibration_method in (None, CalibrationMethod.ENTROPY, CalibrationMethod.MINMAX)
         and not own
         and places_nodes == QuantizationSpec()
         and not config.weight_streaming
@@ -550,13 +557,15 @@ def _calibrated_ranges(prepared: PreparedBuild, progress: Progress | None) -> Ra
     config, backend, spec = prepared.config, prepared.backend, prepared.config.quantization
     _with_ranges([quantize], _any_ranges(prepared))
     quantize.quantize(prepared.graph, dry_run=True)  # nothing to quantize: say so before the work
-    source = activation_source(spec.activations, backend=backend, memory_bytes=spec.memory_bytes)
+    source = activation_source(
+        spec.calibration_runner, backend=backend, memory_bytes=spec.calibration_memory_bytes
+    )
     with phase(progress, f"Calibrating with {source.name}"):
         return find_ranges(
             prepared.path,
             prepared.batches,
             config.precision,
-            spec.method,
+            spec.calibration_method,
             progress,
             ops=quantize.ops(),
             source=source,

@@ -65,8 +65,8 @@ _BOOT = (
     " from trt_native.builder.worker import main; main(int(sys.argv[1]))"
 )
 _RETRY_HINT = (
-    "hint: --retry builds again with a smaller workspace and a lower optimization level; smaller"
-    " maxima of --dim and --shape need less memory, too"
+    "hint: a retry builds again with a smaller workspace and a lower optimization level; smaller"
+    " maxima of the profiles need less memory, too"
 )
 _CAUSES = {
     "could not find any implementation": "TensorRT found no implementation",
@@ -150,7 +150,9 @@ class ResourceError(BuildError):
     """A build failed for lack of memory or of an implementation."""
 
     def __init__(self, error: TrtNativeError, cause: str, workspace_bytes: int) -> None:
-        super().__init__(error.message, error.details)
+        super().__init__(
+            error.message, error.details, options=error.options, problems=error.problems
+        )
         self.cause = cause
         self.workspace_bytes = workspace_bytes
 
@@ -180,7 +182,12 @@ def build_with_retries(
             return build_in_child(job, progress, deadline=deadline)
         except ResourceError as failure:
             if not retry:
-                raise BuildError(failure.message, (*failure.details, _RETRY_HINT)) from None
+                raise BuildError(
+                    failure.message,
+                    (*failure.details, _RETRY_HINT),
+                    options=(*failure.options, "retry"),
+                    problems=failure.problems,
+                ) from None
             attempt = Attempt(failure.workspace_bytes, job.config.optimization_level, failure.cause)
             attempts.append(attempt)
             _LOGGER.warning("attempt %d failed with %s", len(attempts), attempt)
@@ -188,7 +195,12 @@ def build_with_retries(
             config = next(ladder, None)
             if config is None:
                 tried = (f"attempt {i}: {attempt}" for i, attempt in enumerate(attempts, 1))
-                raise BuildError(failure.message, (*failure.details, *tried)) from None
+                raise BuildError(
+                    failure.message,
+                    (*failure.details, *tried),
+                    options=failure.options,
+                    problems=failure.problems,
+                ) from None
             job = replace(job, config=config, asked=asked, failed=tuple(attempts))
 
 
@@ -347,8 +359,9 @@ class _Child:
             return Outcome(manifest, bool(self._result["cached"]), tuple(failed))
         if timed_out:
             raise BuildError(
-                f"the build took too long and was stopped {self._place()}; give it a longer"
-                " --timeout, or a lower --optimization-level"
+                f"the build took too long and was stopped {self._place()}; allow more time,"
+                " or lower the optimization level",
+                options=("timeout_s", "optimization_level"),
             )
         if self._error is not None:
             self._raise(self._error)
@@ -364,7 +377,13 @@ class _Child:
         if error["type"] == "MemoryError":
             raise MemoryError
         kind = getattr(trt_native.errors, error["type"])
-        raise self._lacking(kind(error["message"], error["details"]))
+        failure = kind(
+            error["message"],
+            error["details"],
+            options=error["options"],
+            problems=error["problems"],
+        )
+        raise self._lacking(failure)
 
     def _lacking(self, failure: TrtNativeError) -> TrtNativeError:
         """The failure, as one that could be retried if it is of that kind."""
@@ -407,8 +426,8 @@ class _Child:
             number = signal.Signals(-code)
             what = f"crashed with {number.name} ({signal.strsignal(number)})"
             advice = (
-                "the model is damaged, or meets a fault of this TensorRT: check the model, or try"
-                " another version or --backend"
+                "the model is damaged, or meets a defect of this TensorRT: check the model, or try"
+                " another version or backend"
             )
         else:
             what = f"ended the building process with exit code {code}"

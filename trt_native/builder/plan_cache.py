@@ -271,7 +271,7 @@ class EngineCache:
             for name in prepared.config.__dataclass_fields__
             if name not in ("profiles", "workspace_bytes")
         }
-        data = prepared.config.quantization.data
+        data = prepared.config.quantization.calibration_data
         gpu, backend, files = prepared.gpu, prepared.backend, prepared.files
         try:
             described = self._fingerprint(
@@ -385,7 +385,7 @@ class EngineCache:
         if size > limit:
             self._warn(
                 f"the plan is not kept: it has {format_bytes(size)}, the limit is"
-                f" {format_bytes(limit)}; raise it with {SIZE_VARIABLE} or --cache-size"
+                f" {format_bytes(limit)}; raise it with {SIZE_VARIABLE}"
             )
             return
         with self._optional():
@@ -552,7 +552,10 @@ class EngineCache:
             yield
         except (OSError, NotImplementedError) as error:
             reason = getattr(error, "strerror", None) or error
-            self._warn(f"cannot be used here: {reason}; name another with --cache, or --no-cache")
+            self._warn(
+                f"cannot be used here: {reason}; name another with {FOLDER_VARIABLE}, or build"
+                " without one"
+            )
 
     def _warn(self, fault: str) -> None:
         if fault not in self._faults:

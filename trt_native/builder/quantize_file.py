@@ -83,17 +83,17 @@ def quantize_onnx(
         UnsupportedError: the model's opset is too old and cannot be raised.
     """
     started = time.perf_counter()
-    if precision.needs_ranges and spec.calibration is None:
+    if precision.needs_ranges and spec.calibration_cache is None:
         raise SpecError(
             f"{precision} needs the ranges of the activations: give a calibration cache"
-            " (--calib FILE), or quantize to int8-weights, which needs none"
+            " (--calibration-cache FILE), or quantize to int8-weights, which needs none"
         )
     _check_output(model, output)
     graph = read_model(model)
     check_not_quantized(graph)
     ranges = NO_RANGES
-    if spec.calibration is not None:
-        ranges = load_ranges(spec.calibration, hash_files(model, graph), precision)
+    if spec.calibration_cache is not None:
+        ranges = load_ranges(spec.calibration_cache, hash_files(model, graph), precision)
     shapes = _shapes(graph, dims) if dims is not None else ranges.shapes
     context = PassContext(
         config=BuildConfig(precision=precision, quantization=spec),

@@ -169,7 +169,7 @@ def _rewriting(
     if config.precision.needs_ranges and calibration is None:
         raise SpecError(
             f"the plan is of precision {config.precision}: give a calibration cache of the new"
-            " model too (--calib FILE, made by trt-native calibrate)"
+            " model too (--calibration-cache FILE, made by trt-native calibrate)"
         )
     if calibration is not None and not config.precision.needs_ranges:
         raise SpecError(
@@ -181,9 +181,9 @@ def _rewriting(
         keep_fp32=config.keep_fp32,
         quantization=replace(
             config.quantization,
-            calibration=None if calibration is None else Path(calibration),
-            data=None,
-            method=None,
+            calibration_cache=None if calibration is None else Path(calibration),
+            calibration_data=None,
+            calibration_method=None,
         ),
         tf32=config.tf32,
         compute_capabilities=config.compute_capabilities,

@@ -221,7 +221,7 @@ def select_precision(
             f"{model.name}: has reduced types already, and precision best compares with FP32;"
             " export the model in FP32"
         )
-    batches = read_batches(str(quantization.data), tensor_specs(graph)[0])
+    batches = read_batches(str(quantization.calibration_data), tensor_specs(graph)[0])
     calibration, held = _split(batches)
     exact = chosen.capabilities.exact_fp32 or can_split(graph)
     del graph
@@ -259,10 +259,11 @@ def select_precision(
 def _check(config: BuildConfig, quantization: QuantizationSpec, max_error: float) -> None:
     if not 0 < max_error < 1:
         raise SpecError(f"maximum error {max_error}: it is a relative error between 0 and 1")
-    if quantization.data is None:
+    if quantization.calibration_data is None:
         raise SpecError(
-            "precision best needs calibration data (--data DIR), for ranges and to compare with;"
-            " a calibration cache is not enough"
+            "precision best needs calibration data, for ranges and to compare with; a calibration"
+            " cache is not enough",
+            options=("calibration_data",),
         )
     if quantization.min_coverage:
         raise SpecError("minimum coverage: no effect at precision best, which measures instead")
@@ -324,10 +325,10 @@ class _Calibrated:
     def _make(self) -> None:
         model, batches, spec, backend, progress = self._arguments
         source = activation_source(
-            spec.activations, backend=backend, memory_bytes=spec.memory_bytes
+            spec.calibration_runner, backend=backend, memory_bytes=spec.calibration_memory_bytes
         )
-        # With histograms, and the largest values, which FP8 takes.
-        method = spec.method or CalibrationMethod.MSE
+        # With histograms, and the largest values beside them, which FP8 takes.
+        method = spec.calibration_method or CalibrationMethod.MSE
         ops = spec.ops or QUANTIZED_OPS
         cache = calibrate(model, batches, method=method, ops=ops, source=source, progress=progress)
         cache.save(self._path)
@@ -353,7 +354,10 @@ def _candidate_config(
     if precision.quantized:
         calibration = ranges.path() if precision.needs_ranges else None
         quantization = QuantizationSpec(
-            calibration=calibration, ops=spec.ops, skip=spec.skip, preset=spec.preset
+            calibration_cache=calibration,
+            ops=spec.ops,
+            exclude=spec.exclude,
+            preset=spec.preset,
         )
     return replace(config, precision=precision, quantization=quantization)
 
@@ -425,9 +429,10 @@ def _fastest(candidates: Sequence[Candidate], max_error: float) -> Candidate:
     ]
     if not within:
         raise BuildError(
-            f"no plan is within a relative error of {max_error:g} of FP32; allow more"
-            " (--max-error), give more calibration data, or build in fp32",
+            f"no plan is within a relative error of {max_error:g} of FP32; allow more,"
+            " give more calibration data, or build in fp32",
             [f"- {_described(candidate)}" for candidate in candidates],
+            options=("max_error",),
         )
     return min(within, key=lambda pair: pair[0])[1]
 

@@ -62,12 +62,12 @@ def main(request_file: int) -> None:
         _leave(130)
     except errors.TrtNativeError as error:
         _LOGGER.debug("", exc_info=True)
-        _tell_error(report, type(error).__name__, error.message, error.details)
+        _report_error(report, error)
     except MemoryError:
-        _tell_error(report, "MemoryError", "", ())
+        report("error", {"type": "MemoryError"})
     except OSError as error:
         message = f"{error.filename or 'input/output'}: {error.strerror or error}"
-        _tell_error(report, "BuildError", message, ())
+        _report_error(report, errors.BuildError(message))
     except Exception:  # a fault of this package: our parent hears it as our last words
         traceback.print_exc()
         _leave(1)
@@ -133,8 +133,9 @@ def _reuse_fallback(
     return config, list(note["failed"])
 
 
-def _tell_error(report: _Report, kind: str, message: str, details: Any) -> None:
-    report("error", {"type": kind, "message": message, "details": list(details)})
+def _report_error(report: _Report, error: errors.TrtNativeError) -> None:
+    content = {name: getattr(error, name) for name in ("message", "details", "options", "problems")}
+    report("error", {"type": type(error).__name__, **content})
 
 
 def _end_with_parent(scratch: Path, job: Job, token: str) -> None:

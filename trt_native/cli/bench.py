@@ -17,6 +17,7 @@ from trt_native.cli.bench_tables import (
 )
 from trt_native.cli.console import print_json, report_errors, stderr, stdout, table
 from trt_native.cli.inputs import INPUT_HELP, check_seed, fill_random, load_inputs, read_shapes
+from trt_native.cli.options import IgnoreManifest
 from trt_native.shapes import Shape
 
 if TYPE_CHECKING:
@@ -71,10 +72,7 @@ def bench(
     html: Annotated[
         Path | None, typer.Option(help="Write one self-contained page to this file.")
     ] = None,
-    manifest: Annotated[
-        bool,
-        typer.Option("--manifest/--no-manifest", help="Heed the manifest beside a plan."),
-    ] = True,
+    ignore_manifest: IgnoreManifest = False,
     json: Annotated[
         bool,
         typer.Option(
@@ -100,8 +98,8 @@ def bench(
     supply = _supply(load_inputs(inputs or []), shapes, random)
     if html is not None:
         check_writable(html)
-    loaded = Plan.load(plan, ignore_manifest=not manifest)
-    other = None if compare is None else Plan.load(compare, ignore_manifest=not manifest)
+    loaded = Plan.load(plan, ignore_manifest=ignore_manifest)
+    other = None if compare is None else Plan.load(compare, ignore_manifest=ignore_manifest)
     with stderr.status("measuring"):
         report = bench_plan(loaded, supply, options, other=other)
     if html is not None:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from trt_native.builder.isolated import Job, build_with_retries
 from trt_native.builder.plan_cache import FOLDER_VARIABLE, SIZE_VARIABLE, EngineCache
-from trt_native.cli.build_summary import print_decisions, print_summary
+from trt_native.cli.build_summary import print_dry_run, print_summary
 from trt_native.cli.console import print_json, report_errors, stderr
 from trt_native.cli.quantize import (
-    ACTIVATIONS_HELP,
-    CALIB_HELP,
+    CALIBRATION_CACHE_HELP,
     COVERAGE_HELP,
+    EXCLUDE_HELP,
     MEMORY_HELP,
     OPS_HELP,
     PRESET_HELP,
-    SKIP_HELP,
+    RUNNER_HELP,
     parse_ops,
 )
 from trt_native.config import (
@@ -36,9 +36,6 @@ from trt_native.files import check_writable
 from trt_native.plans.manifest import manifest_path
 from trt_native.shapes import ProfileSpec
 from trt_native.units import parse_bytes, parse_duration
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["build"]
 
@@ -93,7 +90,7 @@ def build(
         typer.Option(
             help="auto, fp32, tf32, fp16, bf16, int8, fp8, int8-weights or best. auto: FP16 for an"
             " FP32 model, else the model's own. best: build fp16, int8, fp8 and int8-weights, and"
-            " keep the fastest that is accurate enough; needs --data and a GPU.",
+            " keep the fastest that is accurate enough; needs calibration data and a GPU.",
             rich_help_panel=_TYPES,
         ),
     ] = "auto",
@@ -101,7 +98,7 @@ def build(
         float | None,
         typer.Option(
             help="For --precision best: relative L2 error against FP32 that a plan may have, on"
-            " data held back. \\[default: 0.02]",
+            " held-out data. \\[default: 0.02]",
             rich_help_panel=_TYPES,
         ),
     ] = None,
@@ -128,45 +125,51 @@ def build(
             rich_help_panel=_TYPES,
         ),
     ] = None,
-    calib: Annotated[
+    calibration_cache: Annotated[
         Path | None,
-        typer.Option(help=CALIB_HELP, rich_help_panel=_QUANTIZATION),
+        typer.Option(help=CALIBRATION_CACHE_HELP, rich_help_panel=_QUANTIZATION),
     ] = None,
-    data: Annotated[
+    calibration_data: Annotated[
         str | None,
         typer.Option(
             metavar="DIR|FILE.npz|FILE.py:FUNCTION",
-            help="Calibration data to find the ranges with, instead of --calib.",
+            help="Calibration data to find the ranges with, instead of a cache.",
             rich_help_panel=_QUANTIZATION,
         ),
     ] = None,
-    method: Annotated[
+    calibration_method: Annotated[
         str | None,
         typer.Option(
-            help="How ranges follow from --data: entropy, minmax, percentile or mse."
+            help="How ranges follow from the data: entropy, minmax, percentile or mse."
             " \\[default: entropy by TensorRT 10's own calibrator, else mse]",
             rich_help_panel=_QUANTIZATION,
         ),
     ] = None,
-    activations: Annotated[
-        str, typer.Option(help=ACTIVATIONS_HELP, rich_help_panel=_QUANTIZATION)
+    calibration_runner: Annotated[
+        str, typer.Option(help=RUNNER_HELP, rich_help_panel=_QUANTIZATION)
     ] = "auto",
-    memory: Annotated[
-        str | None, typer.Option(help=MEMORY_HELP, rich_help_panel=_QUANTIZATION)
+    calibration_memory_bytes: Annotated[
+        str | None,
+        typer.Option("--calibration-memory", help=MEMORY_HELP, rich_help_panel=_QUANTIZATION),
     ] = None,
-    ops: Annotated[str | None, typer.Option(help=OPS_HELP, rich_help_panel=_QUANTIZATION)] = None,
-    skip: Annotated[
-        list[str] | None, typer.Option(help=SKIP_HELP, rich_help_panel=_QUANTIZATION)
+    ops: Annotated[
+        str | None, typer.Option("--quantize-ops", help=OPS_HELP, rich_help_panel=_QUANTIZATION)
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option("--quantize-exclude", help=EXCLUDE_HELP, rich_help_panel=_QUANTIZATION),
     ] = None,
     preset: Annotated[
-        str, typer.Option(help=PRESET_HELP, rich_help_panel=_QUANTIZATION)
+        str, typer.Option("--quantize-preset", help=PRESET_HELP, rich_help_panel=_QUANTIZATION)
     ] = "default",
     min_coverage: Annotated[
-        float, typer.Option(help=COVERAGE_HELP, rich_help_panel=_QUANTIZATION)
+        float,
+        typer.Option("--quantize-min-coverage", help=COVERAGE_HELP, rich_help_panel=_QUANTIZATION),
     ] = 0.0,
-    workspace: Annotated[
+    workspace_bytes: Annotated[
         str | None,
         typer.Option(
+            "--workspace",
             help="Most scratch memory one layer may take. \\[default: 8GiB, or as much as is free]",
             rich_help_panel=_TUNING,
         ),
@@ -211,17 +214,19 @@ def build(
         str,
         typer.Option(help="none, ampere_plus or same_compute_capability.", rich_help_panel=_TARGET),
     ] = "none",
-    compute_capability: Annotated[
+    compute_capabilities: Annotated[
         list[str] | None,
         typer.Option(
+            "--compute-capability",
             help="GPU the plan targets, such as 8.9 (TensorRT-RTX). Repeatable."
             " \\[default: every one it supports]",
             rich_help_panel=_TARGET,
         ),
     ] = None,
-    timeout: Annotated[
+    timeout_s: Annotated[
         str | None,
         typer.Option(
+            "--timeout",
             metavar="DURATION",
             help="Stop a build that takes longer, such as 90s, 15m or 1h30m.",
             rich_help_panel=_PROCESS,
@@ -268,13 +273,17 @@ def build(
 ) -> None:
     """Build a TensorRT plan from an ONNX model."""
     quantization = QuantizationSpec(
-        calibration=calib,
-        data=data,
-        method=CalibrationMethod.parse(method) if method is not None else None,
-        activations=CalibrationRunner.parse(activations),
-        memory_bytes=parse_bytes(memory) if memory is not None else None,
+        calibration_cache=calibration_cache,
+        calibration_data=calibration_data,
+        calibration_method=(
+            None if calibration_method is None else CalibrationMethod.parse(calibration_method)
+        ),
+        calibration_runner=CalibrationRunner.parse(calibration_runner),
+        calibration_memory_bytes=(
+            None if calibration_memory_bytes is None else parse_bytes(calibration_memory_bytes)
+        ),
         ops=parse_ops(ops),
-        skip=tuple(skip or ()),
+        exclude=tuple(exclude or ()),
         preset=preset,
         min_coverage=min_coverage,
     )
@@ -288,7 +297,7 @@ def build(
         io_precision=IoPrecision.parse(io_precision),
         keep_fp32=tuple(keep_fp32 or ()),
         quantization=QuantizationSpec() if best else quantization,
-        workspace_bytes=parse_bytes(workspace) if workspace is not None else None,
+        workspace_bytes=parse_bytes(workspace_bytes) if workspace_bytes is not None else None,
         optimization_level=optimization_level,
         max_aux_streams=max_aux_streams,
         tf32=tf32,
@@ -298,14 +307,14 @@ def build(
         weight_streaming=weight_streaming,
         version_compatible=version_compatible,
         hardware_compatibility=HardwareCompatibility.parse(hardware_compatibility),
-        compute_capabilities=tuple(compute_capability or ()),
+        compute_capabilities=tuple(compute_capabilities or ()),
         timing_cache=timing_cache,
         profiling_verbosity=ProfilingVerbosity.parse(profiling_verbosity),
     )
     if dry_run:
         if best:
             raise SpecError("--dry-run: precision best decides by building and measuring")
-        print_decisions(model, config, backend, json)
+        print_dry_run(model, config, backend, json)
         return
     job = Job(
         model=model,
@@ -315,10 +324,12 @@ def build(
         cache=None if no_cache else EngineCache(cache).folder,
         cache_bytes=parse_bytes(cache_size) if cache_size is not None else None,
     )
-    reads = [model, profile, calib, timing_cache, Path(data) if data is not None else None]
+    reads = [model, profile, calibration_cache, timing_cache]
+    if calibration_data is not None:
+        reads.append(Path(calibration_data))
     for file in (job.target, manifest_path(job.target)):
         check_writable(file, reads=reads)
-    seconds = parse_duration(timeout) if timeout is not None else None
+    seconds = parse_duration(timeout_s) if timeout_s is not None else None
     if best:
         from trt_native.cli.best import build_best
 

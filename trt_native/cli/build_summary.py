@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from trt_native.builder.build import BuildDecisions
     from trt_native.plans.manifest import Manifest
 
-__all__ = ["print_decisions", "print_summary"]
+__all__ = ["print_dry_run", "print_summary"]
 
 
 def print_summary(target: Path, outcome: Outcome) -> None:
@@ -69,7 +69,7 @@ def _pass_rows(passes: Any) -> list[tuple[str, str]]:
     return [(record["name"], record["summary"]) for record in passes if record["summary"]]
 
 
-def print_decisions(model: Path, config: BuildConfig, backend: str, json: bool) -> None:
+def print_dry_run(model: Path, config: BuildConfig, backend: str, json: bool) -> None:
     """Print what a build would do, after all its checks."""
     from trt_native.backends.registry import load_backend
     from trt_native.builder.build import decide

@@ -11,7 +11,7 @@ import typer
 
 from trt_native.cli.console import print_json, report_errors, stderr, stdout, table
 from trt_native.cli.progress import BuildProgress
-from trt_native.cli.quantize import ACTIVATIONS_HELP, MEMORY_HELP
+from trt_native.cli.quantize import MEMORY_HELP, RUNNER_HELP
 from trt_native.config import CalibrationMethod, CalibrationRunner
 from trt_native.errors import SpecError
 from trt_native.units import parse_bytes
@@ -64,8 +64,10 @@ def calibrate(
             " Conv, ConvTranspose, MatMul and Gemm]",
         ),
     ] = None,
-    activations: Annotated[str, typer.Option(help=ACTIVATIONS_HELP)] = "auto",
-    memory: Annotated[str | None, typer.Option(help=MEMORY_HELP)] = None,
+    calibration_runner: Annotated[str, typer.Option("--runner", help=RUNNER_HELP)] = "auto",
+    calibration_memory_bytes: Annotated[
+        str | None, typer.Option("--memory", help=MEMORY_HELP)
+    ] = None,
     backend: Annotated[
         str, typer.Option(help="Whose engines: auto, tensorrt or rtx; auto as in build.")
     ] = "auto",
@@ -91,8 +93,8 @@ def calibrate(
     """
     if [model is not None, show is not None, diff is not None].count(True) != 1:
         raise SpecError("give one of: MODEL.onnx with --data DIR, --show FILE, or --diff A B")
-    by = CalibrationRunner.parse(activations)
-    for_model = (data, output, percentile, limit, tensor, memory, trt_version)
+    by = CalibrationRunner.parse(calibration_runner)
+    for_model = (data, output, percentile, limit, tensor, calibration_memory_bytes, trt_version)
     if model is None and (any(for_model) or by is not CalibrationRunner.AUTO or backend != "auto"):
         raise SpecError("--show and --diff read caches: they take no option but --json")
     if show is not None:
@@ -111,7 +113,11 @@ def calibrate(
             output or model.with_suffix(".calib"),
             limit,
             json,
-            (by, backend, parse_bytes(memory) if memory is not None else None),
+            (
+                by,
+                backend,
+                None if calibration_memory_bytes is None else parse_bytes(calibration_memory_bytes),
+            ),
             {
                 "method": chosen,
                 "patterns": tensor or (),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import logging
 import os
@@ -71,14 +72,14 @@ def report_errors(command: _F) -> _F:
     """Let a command end with one clear message and exit code 1 instead of a traceback."""
 
     @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
+    def run(*args: Any, command_context: typer.Context, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
             sys.stdout.flush()
         except KeyboardInterrupt:
             interrupted()
         except TrtNativeError as error:
-            _fail(str(error))
+            _fail(_with_flags(error, command_context))
         except BrokenPipeError:
             # The reader has gone; the interpreter must not try to flush to it again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -89,7 +90,32 @@ def report_errors(command: _F) -> _F:
         except MemoryError:
             _fail("the machine has too little memory for this")
 
+    # Typer passes the context to a parameter of its type, whichever its name.
+    parameter = inspect.Parameter(
+        "command_context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context
+    )
+    own = inspect.signature(command, eval_str=True)
+    run.__signature__ = own.replace(  # type: ignore[attr-defined]
+        parameters=[*own.parameters.values(), parameter]
+    )
+    run.__annotations__ = {**command.__annotations__, "command_context": typer.Context}
     return run  # type: ignore[return-value]
+
+
+def _with_flags(error: TrtNativeError, context: typer.Context) -> str:
+    """The error's text, with the flags that set its options in the running command."""
+    parameters = {parameter.name: parameter for parameter in context.command.params}
+    flags = [_flag(parameters[name]) for name in error.options if name in parameters]
+    listed = f" ({', '.join(filter(None, flags))})" if any(flags) else ""
+    return "\n  ".join((error.message + listed, *error.problems, *error.details))
+
+
+def _flag(parameter: Any) -> str:
+    """The flag that changes the default, such as ``--name``; empty for an argument."""
+    if parameter.param_type_name != "option":
+        return ""
+    forms = [parameter.opts, parameter.secondary_opts if parameter.default is None else ()]
+    return "/".join(max(flags, key=len) for flags in forms if flags)
 
 
 def _fail(message: str) -> None:

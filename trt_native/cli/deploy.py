@@ -10,6 +10,7 @@ import typer
 
 from trt_native.cli.console import print_json, report_errors, stderr, stdout, table
 from trt_native.cli.inputs import read_shapes
+from trt_native.cli.options import IgnoreManifest
 
 if TYPE_CHECKING:
     from trt_native.plans.plan import Plan
@@ -21,9 +22,6 @@ deploy_app = typer.Typer(
 )
 
 _PlanArgument = Annotated[Path, typer.Argument(metavar="PLAN", help="The plan.")]
-_Manifest = Annotated[
-    bool, typer.Option("--manifest/--no-manifest", help="Heed the manifest beside the plan.")
-]
 
 
 @deploy_app.command()
@@ -59,7 +57,7 @@ def triton(
     force: Annotated[
         bool, typer.Option("--force", help="Replace a model of this name that differs.")
     ] = False,
-    manifest: _Manifest = True,
+    ignore_manifest: IgnoreManifest = False,
     json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
     """Write NAME/1/model.plan and NAME/config.pbtxt into a Triton model repository."""
@@ -74,7 +72,7 @@ def triton(
         batching_delay_us=batching_delay,
         warmup=warmup,
     )
-    loaded = Plan.load(plan, ignore_manifest=not manifest)
+    loaded = Plan.load(plan, ignore_manifest=ignore_manifest)
     folder, model = deploy_triton(loaded, repository, config, force=force)
     linked = (folder / "1" / "model.plan").samefile(plan)
     needs = _needs(loaded)
@@ -111,14 +109,14 @@ def trtexec(
         list[str] | None,
         typer.Option(help="Shape of a dynamic input, NAME=1x3x8x8. \\[default: the profile's opt]"),
     ] = None,
-    manifest: _Manifest = True,
+    ignore_manifest: IgnoreManifest = False,
     json: Annotated[bool, typer.Option("--json", help="Print the words as JSON.")] = False,
 ) -> None:
     """Print the command that times a plan with trtexec, or with tensorrt_rtx."""
     from trt_native.deploy import trtexec_command
     from trt_native.plans.plan import Plan
 
-    loaded = Plan.load(plan, ignore_manifest=not manifest)
+    loaded = Plan.load(plan, ignore_manifest=ignore_manifest)
     words = trtexec_command(loaded, plan, profile=profile, shapes=read_shapes(shape or []))
     if json:
         print_json({"command": shlex.join(words), "words": words, "needs": _needs(loaded)})

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from trt_native.cli.console import print_json, report_errors, stderr, stdout, table
+from trt_native.cli.options import IgnoreManifest
 
 __all__ = ["diff"]
 
@@ -19,16 +20,13 @@ _HELP = "A plan, or what 'trt-native inspect --json' printed of one where there 
 def diff(
     left: Annotated[Path, typer.Argument(metavar="A.plan", help=_HELP)],
     right: Annotated[Path, typer.Argument(metavar="B.plan", help=_HELP)],
-    manifest: Annotated[
-        bool,
-        typer.Option("--manifest/--no-manifest", help="Heed the manifests beside the plans."),
-    ] = True,
+    ignore_manifest: IgnoreManifest = False,
     json: Annotated[bool, typer.Option("--json", help="Print the differences as JSON.")] = False,
 ) -> None:
     """Tell how two plans differ. Exit code 0: in nothing that could be compared; 1: they do."""
     from trt_native.inspection import diff_plans, read_report
 
-    reports = [read_report(path, ignore_manifest=not manifest) for path in (left, right)]
+    reports = [read_report(path, ignore_manifest=ignore_manifest) for path in (left, right)]
     found = diff_plans(*reports)
     if json:
         print_json({"left": str(left), "right": str(right), **asdict(found)})

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trt_native.cli.console import print_json, report_errors, stdout, table
+from trt_native.cli.options import IgnoreManifest
 
 if TYPE_CHECKING:
     from trt_native.plans.compatibility import Environment
@@ -27,15 +28,12 @@ def doctor(
     plan: Annotated[
         Path | None, typer.Argument(metavar="[PLAN]", help="A plan: will it load here?")
     ] = None,
-    manifest: Annotated[
-        bool,
-        typer.Option("--manifest/--no-manifest", help="Heed the manifest beside the plan."),
-    ] = True,
+    ignore_manifest: IgnoreManifest = False,
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Tell what this machine has and what can be done on it, or whether a plan will load here."""
     if plan is not None:
-        _judge(plan, not manifest, json)
+        _judge(plan, ignore_manifest, json)
         return
     findings = _examine()
     if json:

@@ -10,6 +10,7 @@ import typer
 
 from trt_native.cli.console import print_json, report_errors, stderr, stdout, table
 from trt_native.cli.html import TENSOR_COLUMNS, GraphNode, page, plan_page, tensor_rows
+from trt_native.cli.options import IgnoreManifest
 from trt_native.cli.quantize import engine_layers_text
 from trt_native.errors import ModelError, SpecError
 from trt_native.shapes import TensorSpec
@@ -49,10 +50,7 @@ def inspect(
             " trtexec --exportProfile."
         ),
     ] = None,
-    manifest: Annotated[
-        bool,
-        typer.Option("--manifest/--no-manifest", help="Heed the manifest beside the plan."),
-    ] = True,
+    ignore_manifest: IgnoreManifest = False,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Tell what an ONNX file or a plan contains."""
@@ -69,7 +67,7 @@ def inspect(
     except OSError as error:
         raise ModelError(f"{file}: cannot be read: {error.strerror}") from None
     if is_plan or file.suffix == ".plan":
-        _inspect_plan(file, html, times, not manifest, json)
+        _inspect_plan(file, html, times, ignore_manifest, json)
     elif times is not None:
         raise SpecError("--times: only the layers of a plan have times")
     else:

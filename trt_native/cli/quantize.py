@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from trt_native.builder.quantize_file import QuantizedFile
 
 __all__ = [
-    "ACTIVATIONS_HELP",
-    "CALIB_HELP",
+    "CALIBRATION_CACHE_HELP",
     "COVERAGE_HELP",
+    "EXCLUDE_HELP",
     "MEMORY_HELP",
     "OPS_HELP",
     "PRESET_HELP",
-    "SKIP_HELP",
+    "RUNNER_HELP",
     "engine_layers_text",
     "parse_ops",
     "quantize",
 ]
 
 _NAMED = 10
-CALIB_HELP = "Calibration cache with the ranges of the activations."
-ACTIVATIONS_HELP = (
+CALIBRATION_CACHE_HELP = "Calibration cache with the ranges of the activations."
+RUNNER_HELP = (
     "What runs the model with the data: engine (TensorRT, on the GPU), engine-fp16, reference"
     " (onnx.reference, on the CPU), or auto: an engine where there is a GPU."
 )
@@ -41,7 +41,9 @@ MEMORY_HELP = (
     " \\[default: 8GiB, or half of what is free]"
 )
 OPS_HELP = "Operators to quantize, such as Conv,MatMul,Gemm. \\[default: what suits the format]"
-SKIP_HELP = "Shell pattern of nodes to leave alone, such as '*/to_out*' or 'op:Gemm'. Repeatable."
+EXCLUDE_HELP = (
+    "Shell pattern of nodes to leave alone, such as '*/to_out*' or 'op:Gemm'. Repeatable."
+)
 PRESET_HELP = "default, or diffusion-unet: leave a denoiser's sensitive layers alone."
 COVERAGE_HELP = "Fail if less than this share of the multiply-adds is quantized, 0 to 1."
 
@@ -50,15 +52,19 @@ COVERAGE_HELP = "Fail if less than this share of the multiply-adds is quantized,
 def quantize(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The ONNX file.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The ONNX file to write.")],
-    calib: Annotated[Path | None, typer.Option(help=CALIB_HELP)] = None,
+    calibration_cache: Annotated[Path | None, typer.Option(help=CALIBRATION_CACHE_HELP)] = None,
     format: Annotated[  # noqa: A002
         str,
         typer.Option(help="int8, fp8, or int8-weights: only the weights, without calibration."),
     ] = "int8",
-    ops: Annotated[str | None, typer.Option(help=OPS_HELP)] = None,
-    skip: Annotated[list[str] | None, typer.Option(help=SKIP_HELP)] = None,
-    preset: Annotated[str, typer.Option(help=PRESET_HELP)] = "default",
-    min_coverage: Annotated[float, typer.Option(help=COVERAGE_HELP)] = 0.0,
+    ops: Annotated[str | None, typer.Option("--quantize-ops", help=OPS_HELP)] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option("--quantize-exclude", help=EXCLUDE_HELP)
+    ] = None,
+    preset: Annotated[str, typer.Option("--quantize-preset", help=PRESET_HELP)] = "default",
+    min_coverage: Annotated[
+        float, typer.Option("--quantize-min-coverage", help=COVERAGE_HELP)
+    ] = 0.0,
     dim: Annotated[
         list[str] | None,
         typer.Option(
@@ -69,15 +75,17 @@ def quantize(
 ) -> None:
     """Write Q/DQ nodes into an ONNX model, for any TensorRT to build in INT8 or FP8."""
     spec = QuantizationSpec(
-        calibration=calib,
+        calibration_cache=calibration_cache,
         ops=parse_ops(ops),
-        skip=tuple(skip or ()),
+        exclude=tuple(exclude or ()),
         preset=preset,
         min_coverage=min_coverage,
     )
     precision = _parse_format(format)
-    if calib is not None and not precision.needs_ranges:
-        raise SpecError(f"--calib: no effect on {precision}, which needs no ranges; leave it out")
+    if calibration_cache is not None and not precision.needs_ranges:
+        raise SpecError(
+            f"--calibration-cache: no effect on {precision}, which needs no ranges; leave it out"
+        )
     from trt_native.builder.quantize_file import quantize_onnx
 
     dims = ProfileSpec.parse(dim) if dim else None
@@ -100,7 +108,10 @@ def parse_ops(text: str | None) -> tuple[str, ...]:
         return ()
     ops = tuple(filter(None, (operator.strip() for operator in text.split(","))))
     if not ops:
-        raise SpecError(f"--ops {text!r} names no operator; write for example Conv,MatMul,Gemm")
+        raise SpecError(
+            f"{text!r} names no operator; write for example Conv,MatMul,Gemm",
+            options=("ops",),
+        )
     return ops
 
 

@@ -18,7 +18,11 @@ __all__ = ["rebuild_command"]
 _OPTION_NAMES = {
     "workspace_bytes": "workspace",
     "compute_capabilities": "compute-capability",
-    "calibration": "calib",
+    "calibration_memory_bytes": "calibration-memory",
+    "ops": "quantize-ops",
+    "exclude": "quantize-exclude",
+    "preset": "quantize-preset",
+    "min_coverage": "quantize-min-coverage",
 }
 
 

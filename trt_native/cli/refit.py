@@ -9,7 +9,7 @@ import typer
 
 from trt_native.cli.console import print_json, report_errors, stderr, table
 from trt_native.cli.progress import BuildProgress
-from trt_native.cli.quantize import CALIB_HELP
+from trt_native.cli.quantize import CALIBRATION_CACHE_HELP
 from trt_native.files import check_writable
 from trt_native.plans.manifest import Manifest, manifest_path
 from trt_native.units import format_bytes
@@ -30,18 +30,18 @@ def refit(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The plan to write; PLAN itself is allowed.")
     ],
-    calib: Annotated[
-        Path | None, typer.Option(help=f"{CALIB_HELP} For a plan in INT8 or FP8.")
+    calibration_cache: Annotated[
+        Path | None, typer.Option(help=f"{CALIBRATION_CACHE_HELP} For a plan in INT8 or FP8.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
     """Put the weights of another checkpoint into a plan, without building it again."""
     for file in (output, manifest_path(output)):
-        check_writable(file, reads=[model, calib])
+        check_writable(file, reads=[model, calibration_cache])
     from trt_native.builder.refit import refit_plan
 
     with BuildProgress(stderr) as progress:
-        refitted = refit_plan(plan, model, calibration=calib, progress=progress)
+        refitted = refit_plan(plan, model, calibration=calibration_cache, progress=progress)
     refitted.save(output)
     manifest = refitted.manifest
     assert manifest is not None  # noqa: S101  # for the type checker

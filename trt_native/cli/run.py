@@ -19,6 +19,7 @@ from trt_native.cli.inputs import (
     read_shapes,
     warn_of_nonfinite,
 )
+from trt_native.cli.options import IgnoreManifest
 from trt_native.errors import SpecError
 from trt_native.shapes import format_shape
 
@@ -46,10 +47,7 @@ def run(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the outputs to this .npz file.")
     ] = None,
-    manifest: Annotated[
-        bool,
-        typer.Option("--manifest/--no-manifest", help="Heed the manifest beside the plan."),
-    ] = True,
+    ignore_manifest: IgnoreManifest = False,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Run a plan once on the GPU and tell what comes out."""
@@ -69,7 +67,7 @@ def run(
     check_seed(random, shapes)
     if random is None and not arrays:
         raise SpecError("no inputs: give --input NAME=FILE.npy, or --random SEED")
-    with Session(Plan.load(plan, ignore_manifest=not manifest)) as session:
+    with Session(Plan.load(plan, ignore_manifest=ignore_manifest)) as session:
         if random is not None:
             generator = np.random.default_rng(random)
             arrays = fill_random(session.engine.inputs, arrays, shapes, generator)

@@ -22,6 +22,7 @@ from trt_native.cli.inputs import (
     read_shapes,
     warn_of_nonfinite,
 )
+from trt_native.cli.options import IgnoreManifest
 from trt_native.errors import SpecError
 from trt_native.shapes import Shape, TensorSpec, format_shape
 from trt_native.units import parse_bytes
@@ -126,23 +127,21 @@ def verify(
             rich_help_panel=_LAYERS,
         ),
     ] = None,
-    memory: Annotated[
+    memory_bytes: Annotated[
         str | None,
         typer.Option(
+            "--memory",
             help=f"How much the further outputs of one plan may take. \\[default: {_MEMORY}]",
             rich_help_panel=_LAYERS,
         ),
     ] = None,
-    manifest: Annotated[
-        bool,
-        typer.Option("--manifest/--no-manifest", help="Heed the manifest beside the plan."),
-    ] = True,
+    ignore_manifest: IgnoreManifest = False,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Compare a plan's outputs with a reference: exit code 0 if they agree, else 1."""
-    if not layers and (model is not None or memory is not None):
+    if not layers and (model is not None or memory_bytes is not None):
         raise SpecError("--model and --memory are for --layers, which is not given")
-    memory_bytes = parse_bytes(memory or _MEMORY)
+    limit = parse_bytes(memory_bytes or _MEMORY)
     source = _Source(inputs or [], random, shape or [], data, batches)
 
     from trt_native.files import check_writable
@@ -150,7 +149,7 @@ def verify(
     from trt_native.verify import check, default_thresholds, open_reference
     from trt_native.verify.check import verify_plan
 
-    loaded = Plan.load(plan, ignore_manifest=not manifest)
+    loaded = Plan.load(plan, ignore_manifest=ignore_manifest)
     thresholds, origin = default_thresholds(loaded.manifest)
     if max_relative_error is not None:
         thresholds, origin = replace(thresholds, max_relative_error=max_relative_error), "as given"
@@ -168,7 +167,7 @@ def verify(
         if stored:
             raise SpecError("--save: --against names stored outputs already")
         check_writable(save)
-    search = _Layers(plan, loaded, model, reference, memory_bytes) if layers else None
+    search = _Layers(plan, loaded, model, reference, limit) if layers else None
     with (
         check.open_session(loaded) as opened,
         source.cases(reference, opened) as cases,
@@ -295,7 +294,7 @@ class _Layers:
                 " with trt-native build"
             )
         if memory_bytes < 1:
-            raise SpecError("--memory 0: no tensor is so small")
+            raise SpecError("--memory must be at least 1 byte")
         self.config = plan.manifest.build_config()
         self.backend = plan.header.backend
         self.memory_bytes = memory_bytes

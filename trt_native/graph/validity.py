@@ -37,8 +37,8 @@ def wraps_graph_errors(work: Callable[_P, _R]) -> Callable[_P, _R]:
             raise ModelError(
                 "the model's graph is malformed, or beyond what this version reads:"
                 f" {root_cause(error)} (at {_place(error)}); onnx.checker.check_model says more"
-                " about a malformed one; if it finds nothing, this is a bug of trt-native: report it"
-                " with the debug log"
+                " about a malformed one; if it finds nothing, report a bug of trt-native, with the"
+                " debug log"
             ) from error
 
     return run

@@ -269,7 +269,7 @@ class Quantize(GraphPass):
             format=cast("Format", context.config.precision.value),
             ops=self.ops(),
             # A node that is to compute in FP32 cannot compute in INT8.
-            skip=(*spec.skip, *context.config.keep_fp32),
+            skip=(*spec.exclude, *context.config.keep_fp32),
             preset=spec.preset,
             min_coverage=spec.min_coverage,
             shapes=shapes,

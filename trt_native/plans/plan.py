@@ -55,8 +55,8 @@ class Plan:
         """
         if self.manifest is not None and self.manifest.options.get("strip_weights"):
             raise PlanError(
-                f"{self.path or 'this plan'} cannot run: its weights were left out; put them in"
-                " with 'trt-native refit PLAN --from MODEL.onnx -o FULL.plan'"
+                f"{self.path or 'this plan'} cannot run: its weights were left out; refit"
+                " it first (trt_native.refit_plan, or trt-native refit)"
             )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -151,5 +151,6 @@ def _differs(path: Path, difference: str) -> PlanError:
     return PlanError(
         f"{path}: its bytes are not those that {manifest_path(path).name} describes"
         f" ({difference}): the plan is damaged or was replaced; copy or build it again,"
-        " or ignore the manifest (--no-manifest) if the plan came from another tool"
+        " or ignore the manifest if the plan came from another tool",
+        options=("ignore_manifest",),
     )

@@ -322,8 +322,9 @@ class _Search:
     def run(self) -> LayerReport:
         if not self.candidates:
             raise SpecError(
-                f"--memory {format_bytes(self.memory_bytes)}: none of the"
-                f" {len(self.too_large)} tensors is so small"
+                f"memory of {format_bytes(self.memory_bytes)}: none of the"
+                f" {len(self.too_large)} tensors is so small",
+                options=("memory_bytes",),
             )
         suspects = self.candidates
         while suspects:
@@ -396,8 +397,9 @@ class _Search:
         except CudaError as error:
             raise CudaError(
                 f"{error.message} (with {len(names)} tensors of {size} as further outputs; lower"
-                " --memory)",
+                " the memory for them)",
                 error.details,
+                options=("memory_bytes",),
             ) from error
         own = [n for n in found if n in self.tensors.number and n in self.expected]
         for name in dict.fromkeys((*names, *own)):

@@ -79,7 +79,7 @@ def open_reference(text: str) -> Reference | Path:
     if ":" in text and not path.exists():
         return CallableReference(text)
     found = "no such file" if not path.exists() else "no reference"
-    raise SpecError(f"--against {text}: {found}; {_FORMS}")
+    raise SpecError(f"reference {text}: {found}; {_FORMS}", options=("against",))
 
 
 @wraps_graph_errors
@@ -155,7 +155,7 @@ class CallableReference:
         try:
             self._function = load_function(text)
         except CalibrationError as error:
-            raise SpecError(f"--against {error.message}") from error
+            raise SpecError(f"reference {error.message}", options=("against",)) from error
         self._torch: Any = sys.modules.get("torch")
         if getattr(self._function, "training", False) is True:
             _LOGGER.warning("%s is in training mode; call its eval() for one without dropout", text)

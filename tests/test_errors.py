@@ -1,0 +1,102 @@
+"""Exceptions: their text, their options, and no command-line flags in the library."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import trt_native
+from trt_native import errors
+from trt_native.cli.console import report_errors
+
+PACKAGE = Path(trt_native.__file__).parent
+WITH_FLAGS = {
+    "builder/build.py",
+    "builder/quantize_file.py",
+    "builder/refit.py",
+    "graph/dims.py",
+    "models/latentsync/pipeline.py",
+    "passes/split_fp32_products.py",
+    "runtime/engine.py",
+}
+"""Files whose messages still name flags."""
+
+OTHER_TOOLS = {
+    "deploy.py": {
+        "--loadEngine=",
+        "--noDataTransfers",
+        "--shapes=",
+        "--useCudaGraph",
+        "--useProfile=",
+        "--useSpinWait",
+        "--versionCompatible",
+    }
+}
+"""Flags of trtexec, in the words that a file returns."""
+
+
+def flags_in(path):
+    tree = ast.parse(path.read_text())
+    documentation = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    return [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and id(node) not in documentation
+        and re.search(r"(?<![\w-])--[a-z]", node.value)
+    ]
+
+
+def test_the_library_knows_no_command_line_flags():
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        name = path.relative_to(PACKAGE).as_posix()
+        own = OTHER_TOOLS.get(name, set())
+        flags = [text for text in flags_in(path) if text not in own]
+        if flags and not name.startswith("cli/"):
+            found[name] = flags
+    assert set(found) == WITH_FLAGS, found
+
+
+def test_text_lists_problems_before_details():
+    error = errors.SpecError("bad", ["log"], options=["a"], problems=["one", "two"])
+    assert str(error) == "bad\n  one\n  two\n  log"
+    assert (error.options, error.problems, error.details) == (("a",), ("one", "two"), ("log",))
+    assert errors.CudaError("bad", code=2, options=("a",)).options == ("a",)
+
+
+@pytest.mark.parametrize(
+    ("options", "flags"),
+    [
+        (("memory_bytes",), " (--memory)"),
+        (("memory_bytes", "unknown", "tf32"), " (--memory, --tf32/--no-tf32)"),
+        (("ignore_manifest",), " (--no-manifest)"),
+        (("model", "unknown"), ""),
+        ((), ""),
+    ],
+)
+def test_console_adds_the_flags_of_the_running_command(options, flags):
+    app = typer.Typer()
+
+    @app.command()
+    @report_errors
+    def fail(
+        model: str,
+        memory_bytes: str = typer.Option("1", "-m", "--memory"),
+        tf32: bool | None = typer.Option(None, "--tf32/--no-tf32"),
+        ignore_manifest: bool = typer.Option(False, "--no-manifest/--manifest"),
+    ) -> None:
+        assert model, (memory_bytes, tf32, ignore_manifest)
+        raise errors.SpecError("bad", ["log"], options=options, problems=["one"])
+
+    result = CliRunner().invoke(app, ["m"])
+    assert result.exit_code == 1
+    assert result.stderr == f"error: bad{flags}\n  one\n  log\n"
