@@ -1,4 +1,4 @@
-"""Which layers compute in INT8 or FP8, from what the engine inspector says."""
+"""Layers that compute in INT8 or FP8, from the engine inspector's JSON."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 from helpers import tiny_models
 
 from trt_native import BuildConfig, Precision, ProfileSpec, QuantizationSpec, build_plan
+from trt_native.builder import build as build_module
 from trt_native.errors import PlanError
 from trt_native.plans.engine_layers import parse_layers, quantized_layers
 
@@ -28,7 +29,7 @@ LAYERS = [
 ]
 
 
-def test_what_computes_in_int8_is_told_from_what_converts_to_it():
+def test_layers_that_compute_in_int8_are_distinguished_from_conversions():
     assert quantized_layers(parse_layers(LAYERS)) == {
         "layers": 7,
         "outputs": {"fp16": 4, "int8": 3},
@@ -37,13 +38,13 @@ def test_what_computes_in_int8_is_told_from_what_converts_to_it():
     }
 
 
-def test_names_alone_tell_nothing():
+def test_names_alone_are_not_enough():
     assert quantized_layers(parse_layers([{"Name": "a"}, {"Name": "b"}])) is None
     assert quantized_layers(()) is None
 
 
 class TestManifest:
-    """What a build on a machine with a GPU notes, with the engine's own words made up."""
+    """Manifest entries of a build on a machine with a GPU, with made-up inspector output."""
 
     pytestmark = pytest.mark.backend
 
@@ -64,7 +65,7 @@ class TestManifest:
         return build
 
     def test_null_without_a_gpu(self, build, monkeypatch):
-        monkeypatch.setattr(build, "gpu_info", lambda: None)
+        monkeypatch.setattr(build_module, "gpu_info", lambda: None)
         assert build(Precision.INT8)["engine_layers"] is None
         assert "engine_layers" not in build(Precision.FP16)
 
@@ -87,7 +88,7 @@ class TestManifest:
         class Gpu:
             name, compute_capability, driver, free_bytes = "made up", "9.0", "13.0", 2**34
 
-        monkeypatch.setattr(build, "gpu_info", Gpu)
-        monkeypatch.setattr(build, "Engine", Engine)
+        monkeypatch.setattr(build_module, "gpu_info", Gpu)
+        monkeypatch.setattr(build_module, "Engine", Engine)
         found = build(Precision.INT8)["engine_layers"]
         assert found == (quantized_layers(parse_layers(LAYERS)) if readable else None)
