@@ -34,7 +34,7 @@ from trt_native.errors import TrtNativeError
 
 LIMIT = 2e-3  # relative L2 error, or error where nothing else is expected: room for kernels
 PATIENCE_S = 60
-# Of optimizers and other domains, of types that are no tensors, and the same by other operators.
+# Of optimizers and other domains, of types that are not tensors, and the same by other operators.
 LEFT_OUT = (
     "*_expanded*",
     "*string*",
@@ -56,7 +56,7 @@ Arrays = dict[str, "np.ndarray[Any, np.dtype[Any]]"]
 
 @dataclass(frozen=True)
 class Result:
-    """How a test ended.
+    """Outcome of a test.
 
     Attributes:
         name: ONNX's name of it.
@@ -137,7 +137,7 @@ def built(model: onnx.ModelProto, inputs: Arrays, path: Path) -> tuple[Any, Arra
 
 
 def difference(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> float:
-    """The relative L2 error; infinite where shapes, infinities or what is no number differ."""
+    """The relative L2 error; infinite where shapes, infinities or NaNs differ."""
     if found.shape != expected.shape:
         return float("inf")
     f, e = found.astype(np.float64), expected.astype(np.float64)
@@ -183,7 +183,7 @@ def main(
     jobs: Annotated[int, typer.Option(min=1, help="Processes at a time.")] = 8,
     output: Annotated[Path | None, typer.Option(help="Write all results as JSON.")] = None,
 ) -> None:
-    """Run the tests and tell how they ended."""
+    """Run the tests and report their outcomes."""
     gpu = require_gpu()
     names: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     for name in collected():

@@ -10,7 +10,7 @@ from trt_native.arrays import is_float, load_arrays, open_arrays, save_arrays
 from trt_native.errors import SpecError
 
 
-def test_numpy_reads_what_is_written(tmp_path, rng):
+def test_numpy_reads_written_files(tmp_path, rng):
     arrays = {
         "file": rng.standard_normal((2, 3)),  # a keyword of numpy.savez
         "a/b": np.array(3),
@@ -66,12 +66,12 @@ def test_objects_are_not_unpickled(tmp_path):
         load_arrays(tmp_path / "a.npz")
 
 
-def test_a_member_that_is_no_array(tmp_path):
+def test_a_member_that_is_not_an_array(tmp_path):
     import zipfile
 
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("text.txt", "hello")
-    with pytest.raises(SpecError, match=r"'text.txt' in it is no array"):
+    with pytest.raises(SpecError, match=r"'text.txt' is not an array"):
         load_arrays(tmp_path / "a.npz")
 
 

@@ -79,7 +79,7 @@ def with_dims(template, *dims):
         ),
     ],
 )
-def test_what_cannot_be_stacked_is_not_batched(tensors, reason):
+def test_tensors_that_cannot_be_stacked_are_not_batched(tensors, reason):
     config, model = configure(tensors)
     assert config.max_batch_size == 0
     assert reason in model.no_batching
@@ -165,12 +165,12 @@ def test_names_survive_the_text_format(name):
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        ({"dtype": "float8_e4m3fn"}, "is float8_e4m3fn, which Triton has not"),
-        ({"shape": (), "dims": ()}, "is a scalar, which Triton has not"),
+        ({"dtype": "float8_e4m3fn"}, "is float8_e4m3fn, which Triton does not support"),
+        ({"shape": (), "dims": ()}, "is a scalar, which Triton does not support"),
         ({"shape": (0, 3)}, "is empty"),
     ],
 )
-def test_what_triton_has_not(bad, reason):
+def test_tensors_that_triton_does_not_support(bad, reason):
     with pytest.raises(UnsupportedError) as caught:
         configure((STATIC[0], dataclasses.replace(STATIC[1], **bad)))
     assert f"output 'y' {reason}" in str(caught.value)
@@ -185,7 +185,7 @@ def test_names_that_are_no_folder(name):
 @pytest.mark.parametrize(
     "options", [{"instances": 0}, {"max_batch": -1}, {"batching_delay_us": -1}], ids=str
 )
-def test_numbers_that_mean_nothing(options):
+def test_numbers_out_of_range(options):
     with pytest.raises(SpecError, match=r"must be|cannot be"):
         TritonConfig(name="m", **options)
 
@@ -311,7 +311,7 @@ def test_a_static_plan_needs_no_shapes_and_a_compatible_one_a_flag(tmp_path):
         ({"shapes": {"z": (5, 3)}}, "shape of z: the dynamic inputs are: x, s:0"),
     ],
 )
-def test_what_trtexec_could_not_run(tmp_path, options, reason):
+def test_options_that_trtexec_does_not_support(tmp_path, options, reason):
     plan = make_plan(tmp_path / "m.plan", (TWO, SHAPE, *STATIC[1:]))
     with pytest.raises(SpecError, match=reason):
         trtexec_command(plan, Path("m.plan"), **options)
@@ -319,7 +319,7 @@ def test_what_trtexec_could_not_run(tmp_path, options, reason):
 
 def test_a_name_that_trtexec_cannot_take(tmp_path):
     plan = make_plan(tmp_path / "m.plan", (dataclasses.replace(TWO, name="a,b"),))
-    with pytest.raises(SpecError, match="no way to write the input name 'a,b'"):
+    with pytest.raises(SpecError, match="cannot express the input name 'a,b'"):
         trtexec_command(plan, Path("m.plan"))
 
 

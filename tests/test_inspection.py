@@ -24,7 +24,7 @@ from trt_native.inspection import (
 
 
 def with_layers(report, layers):
-    return dataclasses.replace(report, raw_layers=layers, layers_fault=None)
+    return dataclasses.replace(report, raw_layers=layers, layers_error=None)
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_precisions(text, precision):
         ([{"Dimensions": [], "Datatype": None}], (LayerTensor("", "unknown", ()),)),
     ],
 )
-def test_what_the_inspector_leaves_out(tensors, expected):
+def test_missing_inspector_fields(tensors, expected):
     assert parse_layers([{"Name": "l", "Inputs": tensors}])[0].inputs == expected
 
 
@@ -88,7 +88,7 @@ def test_a_report_survives_json(report, tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"tensors": 3}, {"layers": ["x"]}, {"layers": 3}])
-def test_what_is_no_report(report, tmp_path, change):
+def test_files_that_are_not_reports(report, tmp_path, change):
     path = tmp_path / "report.json"
     path.write_text(json.dumps({**report.to_json(), **change}))
     with pytest.raises(PlanError, match="not a report"):
@@ -146,10 +146,10 @@ def test_layers_that_appear_go_and_change(report):
     }
 
 
-def test_what_cannot_be_compared(report, tmp_path):
-    foreign = make_plan(tmp_path / "f.plan", (TWO,), version=(10, 1, 0, 0))
-    foreign = inspect_plan(dataclasses.replace(foreign, manifest=None))
-    found = diff_plans(report, foreign)
+def test_sections_that_cannot_be_compared(report, tmp_path):
+    without_manifest = make_plan(tmp_path / "f.plan", (TWO,), version=(10, 1, 0, 0))
+    without_manifest = inspect_plan(dataclasses.replace(without_manifest, manifest=None))
+    found = diff_plans(report, without_manifest)
     assert [d.name for d in found.differences] == ["made by"]
     assert [line.split(":")[0] for line in found.not_compared] == [
         "model and options",
@@ -169,7 +169,7 @@ def test_times_of_layers(tmp_path):
         assert read_layer_times(path) == expected
     for text in ("{", "[]", "{}", '{"layers": 3}', '[{"name": "a", "timeMs": 9}]'):
         path.write_text(text)
-        with pytest.raises(SpecError, match=r"not JSON|no times of layers"):
+        with pytest.raises(SpecError, match=r"not JSON|no layer times"):
             read_layer_times(path)
     with pytest.raises(SpecError, match="cannot read"):
         read_layer_times(tmp_path / "none")
@@ -179,4 +179,4 @@ def test_a_report_is_complete_without_a_gpu(report):
     assert isinstance(report, PlanReport)
     assert report.tensors == (X, Y)
     assert report.layers is None
-    assert report.layers_fault
+    assert report.layers_error

@@ -63,12 +63,12 @@ class ArrayArchive:
         """Read an array.
 
         Raises:
-            SpecError: it is damaged, or no array.
+            SpecError: it is damaged, or not an array.
         """
         with reading(self.path):
             array = self._archive[name]
         if not isinstance(array, np.ndarray):
-            raise SpecError(f"{self.path}: {name!r} in it is no array")
+            raise SpecError(f"{self.path}: {name!r} is not an array")
         return array
 
 
@@ -77,7 +77,7 @@ def open_arrays(path: Path) -> Iterator[ArrayArchive]:
     """Open an ``.npz`` file for the time of a block.
 
     Raises:
-        SpecError: the file cannot be read, is damaged, or is no ``.npz``.
+        SpecError: the file cannot be read, is damaged, or is not an ``.npz``.
     """
     with contextlib.ExitStack() as stack:
         with reading(path):
@@ -106,7 +106,7 @@ class ArrayWriter:
 
 @contextlib.contextmanager
 def write_arrays(path: Path) -> Iterator[ArrayWriter]:
-    """Write an ``.npz`` file in a block, which is there in full after it, or not at all."""
+    """Write an ``.npz`` file in a block, which is complete after it, or does not exist."""
     with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
         yield ArrayWriter(archive)
 
@@ -120,7 +120,7 @@ def save_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
 
 @contextlib.contextmanager
 def reading(path: Path, kind: type[TrtNativeError] = SpecError) -> Iterator[None]:
-    """Turn whatever reading a NumPy file in the block raises into one kind of error."""
+    """Convert every exception from reading a NumPy file in the block into one error type."""
     try:
         yield
     except kind:

@@ -1,4 +1,4 @@
-"""Handing a plan over: to Triton's model repository, and to trtexec."""
+"""Deployment of plans to Triton's model repository, and to trtexec."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def plan_tensors(plan: Plan) -> tuple[PlanTensor, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TritonConfig:
-    """What a user may decide about a model in Triton.
+    """User-facing configuration of a model in Triton.
 
     Attributes:
         name: Name of the model, and of its folder in the repository.
@@ -109,7 +109,7 @@ class TritonModel:
         config: Text of ``config.pbtxt``.
         warmup_files: Contents of the files in ``warmup/``, by name.
         max_batch_size: Largest batch that Triton will form; 0 where it forms none.
-        no_batching: Why not; None where it does, or where none was asked for.
+        no_batching: Reason why it forms none; None where it does, or where none was asked for.
     """
 
     config: str
@@ -123,17 +123,17 @@ def triton_config(
 ) -> TritonModel:
     """Write a ``config.pbtxt`` for a plan with these tensors.
 
-    The format is Triton's ``ModelConfig`` message (``model_config.proto``); what the server asks
-    beyond it was read off its sources (``model_config_utils.cc`` of the core, and
+    The format is Triton's ``ModelConfig`` message (``model_config.proto``); further server
+    requirements were read off its sources (``model_config_utils.cc`` of the core, and
     ``instance_state.cc`` of the TensorRT backend).
 
     Args:
         tensors: Inputs and outputs of the plan.
-        config: What the user decided.
-        comment: A line to stand above it.
+        config: The user's configuration.
+        comment: A comment line at the top.
 
     Raises:
-        UnsupportedError: a tensor is of a type or shape that Triton has not.
+        UnsupportedError: a tensor has a type or shape that Triton does not support.
         SpecError: the batch or the profiles asked for are not those of the plan.
     """
     _check_tensors(tensors)
@@ -183,11 +183,11 @@ def deploy_triton(
     Args:
         plan: The plan.
         repository: The repository's folder; it is made where it is missing.
-        config: What the user decided.
+        config: The user's configuration.
         force: Replace a model of this name that differs.
 
     Returns:
-        The model's folder, and what was written there beside the plan.
+        The model's folder, and the files written there next to the plan.
 
     Raises:
         UnsupportedError: Triton cannot load such a plan.
@@ -217,23 +217,29 @@ def deploy_triton(
 
 
 def _check_tensors(tensors: Sequence[PlanTensor]) -> None:
-    faults = []
+    problems = []
     for tensor in tensors:
         if tensor.dtype not in _TRITON_TYPES:
-            faults.append(f"{tensor.mode} {tensor.name!r} is {tensor.dtype}, which Triton has not")
+            problems.append(
+                f"{tensor.mode} {tensor.name!r} is {tensor.dtype}, which Triton does not support"
+            )
         if not tensor.shape:
-            faults.append(
-                f"{tensor.mode} {tensor.name!r} is a scalar, which Triton has not; export it with"
-                " the shape (1,)"
+            problems.append(
+                f"{tensor.mode} {tensor.name!r} is a scalar, which Triton does not support;"
+                " export it with the shape (1,)"
             )
         if 0 in tensor.shape:
-            faults.append(f"{tensor.mode} {tensor.name!r} is empty, which Triton does not allow")
+            problems.append(f"{tensor.mode} {tensor.name!r} is empty, which Triton does not allow")
         if tensor.values and tensor.dtype not in _VALUE_FORMATS:
-            faults.append(f"{tensor.name!r} is a shape, but of type {tensor.dtype}")
+            problems.append(f"{tensor.name!r} is a shape, but of type {tensor.dtype}")
         if tensor.values and len(tensor.shape) > 1:
-            faults.append(f"{tensor.name!r} is a shape of more than one axis, which Triton has not")
-    if faults:
-        raise UnsupportedError("Triton cannot serve this plan:", [f"- {fault}" for fault in faults])
+            problems.append(
+                f"{tensor.name!r} is a shape of more than one axis, which Triton does not support"
+            )
+    if problems:
+        raise UnsupportedError(
+            "Triton cannot serve this plan:", [f"- {problem}" for problem in problems]
+        )
 
 
 def _profile_count(tensors: Sequence[PlanTensor]) -> int:
@@ -300,7 +306,7 @@ def _io_fields(tensor: PlanTensor, batch: int) -> list[_Field]:
         ("data_type", _Name(_TRITON_TYPES[tensor.dtype])),
         *(("dims", extent) for extent in dims or (1,)),
     ]
-    if not dims:  # Triton wants at least one axis beside the batch: it adds and removes this one
+    if not dims:  # Triton needs at least one axis besides the batch: it adds and removes this one
         fields.append(("reshape", []))
     if tensor.values:
         fields.append(("is_shape_tensor", True))
@@ -332,7 +338,7 @@ def _warmup_fields(
         ]
         if tensor.values:
             file = f"profile{profile}_input{number}"
-            files[file] = _packed(tensor, tensor.values[profile].opt)
+            files[file] = _pack_values(tensor, tensor.values[profile].opt)
             value.append(("input_data_file", file))
         else:
             value.append(("zero_data", True))
@@ -340,7 +346,7 @@ def _warmup_fields(
     return [("name", f"profile {profile}"), ("batch_size", size), *entries]
 
 
-def _packed(tensor: PlanTensor, values: Shape) -> bytes:
+def _pack_values(tensor: PlanTensor, values: Shape) -> bytes:
     try:
         return struct.pack(f"<{len(values)}{_VALUE_FORMATS[tensor.dtype]}", *values)
     except struct.error:
@@ -375,11 +381,11 @@ def _literal(value: object) -> str:
 def _staging(repository: Path, name: str) -> Iterator[Path]:
     """A new folder on the repository's file system, outside of it where that is possible.
 
-    Triton takes every folder in its repository for a model.
+    Triton treats every folder in its repository as a model.
     """
     parent = repository.resolve().parent
-    beside = parent.stat().st_dev == repository.stat().st_dev and os.access(parent, os.W_OK)
-    staged = (parent if beside else repository) / f".{name}.{secrets.token_hex(4)}"
+    is_sibling = parent.stat().st_dev == repository.stat().st_dev and os.access(parent, os.W_OK)
+    staged = (parent if is_sibling else repository) / f".{name}.{secrets.token_hex(4)}"
     staged.mkdir()
     try:
         yield staged
@@ -417,19 +423,19 @@ def _put(staged: Path, folder: Path, force: bool) -> None:
     if not folder.exists():
         staged.rename(folder)
         return
-    foreign = sorted(_files(folder) - _files(staged))
-    strangers = [name for name in foreign if not name.startswith("warmup/profile")]
-    if strangers:
+    extra = sorted(_files(folder) - _files(staged))
+    unknown = [name for name in extra if not name.startswith("warmup/profile")]
+    if unknown:
         raise SpecError(
-            f"{folder} holds {strangers[0]}, which is not of this kind of model; move it away, or"
+            f"{folder} holds {unknown[0]}, which is not of this kind of model; move it away, or"
             " choose another name",
             options=("name",),
         )
     _, differing, unreadable = filecmp.cmpfiles(staged, folder, sorted(_files(staged)), False)
-    if not (foreign or differing or unreadable):
+    if not (extra or differing or unreadable):
         return
     if not force:
-        changed = ", ".join(sorted({*foreign, *differing, *unreadable}))
+        changed = ", ".join(sorted({*extra, *differing, *unreadable}))
         raise SpecError(
             f"{folder} already exists and differs ({changed}); choose another name, or replace it",
             options=("name", "force"),
@@ -454,21 +460,21 @@ def _files(folder: Path) -> set[str]:
 def trtexec_command(
     plan: Plan, path: Path, *, profile: int = 0, shapes: Mapping[str, Shape] | None = None
 ) -> list[str]:
-    """The words of the command that times a plan with the tool of its own TensorRT.
+    """Build the command line that times a plan with the tool of its own TensorRT.
 
     TensorRT 10 and 11 then time the same thing: kernels in a CUDA graph, without copies to and from
-    the GPU, with a spinning host. That is what trtexec 11 does by default and trtexec 10 when
-    told so. ``tensorrt_rtx`` keeps its own defaults.
+    the GPU, with a spinning host. That is what trtexec 11 does by default and trtexec 10 with
+    options. ``tensorrt_rtx`` keeps its own defaults.
 
     Args:
         plan: The plan.
-        path: Its file, as trtexec shall find it.
+        path: Its file, as trtexec will find it.
         profile: Number of the optimization profile.
         shapes: Shapes of dynamic inputs instead of the profile's opt shapes.
 
     Raises:
-        SpecError: the profile or a shape is not one of the plan's, or trtexec has no way to write
-            an input's name.
+        SpecError: the profile or a shape is not one of the plan's, or trtexec cannot express an
+            input's name.
         PlanError: the plan's tensors are not known, or its weights were left out.
     """
     plan.check_complete()
@@ -487,7 +493,7 @@ def trtexec_command(
                 f"{tensor.name}={text} is outside {ranges[profile]} of profile {profile}"
             )
         if "," in tensor.name or "'" in tensor.name:
-            raise SpecError(f"trtexec has no way to write the input name {tensor.name!r}")
+            raise SpecError(f"trtexec cannot express the input name {tensor.name!r}")
         name = f"'{tensor.name}'" if ":" in tensor.name else tensor.name
         entries.append(f"{name}:{'x'.join(map(str, shape)) or 'scalar'}")
     if given:

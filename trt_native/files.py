@@ -62,7 +62,7 @@ def read_text_file(path: Path) -> bytes:
     """Read a whole file of JSON or other text, of a size that such a file may have.
 
     Raises:
-        OSError: it cannot be read, is no regular file, or is larger than 256 MiB.
+        OSError: it cannot be read, is not a regular file, or is larger than 256 MiB.
     """
     with open_regular_file(path) as file:
         content = file.read(_MAX_TEXT_BYTES + 1)
@@ -74,18 +74,18 @@ def read_text_file(path: Path) -> bytes:
 _temporary_tag = secrets.token_hex(4)
 
 
-def set_temporary_tag(token: str) -> None:
+def set_temporary_tag(tag: str) -> None:
     """Give the temporary files of this process a mark by which another process can find them."""
     global _temporary_tag
-    _temporary_tag = token
+    _temporary_tag = tag
 
 
-def remove_temporaries(folder: Path, token: str) -> None:
+def remove_temporaries(folder: Path, tag: str) -> None:
     """Remove the temporary files that a process with this mark left in ``folder`` when it died.
 
     There are none where the filesystem has files without a name; see :func:`atomic_write`.
     """
-    for path in folder.glob(f".*.{token}-*"):
+    for path in folder.glob(f".*.{tag}-*"):
         path.unlink(missing_ok=True)
 
 
@@ -97,7 +97,7 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     left even of a process that is killed. Elsewhere (NFS, for one) it has a temporary name.
 
     Args:
-        path: The file to be.
+        path: The target file.
         durable: Wait until the content is on disk, so that it outlives a loss of power.
 
     Raises:
@@ -124,21 +124,21 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
 
 
 def _open_unnamed(folder: Path) -> BinaryIO | None:
-    """A file without a name in ``folder``; None where there is no such thing."""
+    """A file without a name in ``folder``; None where the filesystem does not support it."""
     flag = getattr(os, "O_TMPFILE", None)
     if flag is None or not os.path.isdir("/proc/self/fd"):
         return None
     try:
         return os.fdopen(os.open(folder, flag | os.O_WRONLY, 0o666), "wb")
-    except OSError:  # opening it by name will tell what is wrong, if anything is
+    except OSError:  # opening it by name reports the problem, if there is one
         return None
 
 
 def check_writable(path: Path, *, reads: Iterable[Path | None] = ()) -> None:
-    """Find out now, not after long work, whether a file can be created at ``path``.
+    """Check before long work that a file can be created at ``path``.
 
     Args:
-        path: The file to be.
+        path: The target file.
         reads: Files that the work reads, which must not be replaced by what it makes.
 
     Raises:
@@ -169,7 +169,7 @@ def sha256_of_file(path: Path, on_read: Callable[[int], None] | None = None) -> 
 
     Args:
         path: The file.
-        on_read: Told, again and again, how many bytes have been read.
+        on_read: Called repeatedly with the number of bytes read so far.
 
     Raises:
         OSError: the file cannot be read.

@@ -1,4 +1,4 @@
-"""What is known of a plan, and how two plans differ."""
+"""Inspection and comparison of plans."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _MOST_MS = 1e12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanReport:
-    """What is known of a plan here.
+    """Information about a plan.
 
     Attributes:
         path: Where it was read from.
@@ -47,10 +47,10 @@ class PlanReport:
         plan_bytes: Length of the plan.
         sha256: Hash of the plan's bytes.
         manifest: Its manifest; None for a plan without one.
-        tensors: Its inputs and outputs; None where neither a manifest nor an engine tells them.
+        tensors: Its inputs and outputs; None without a manifest and an engine.
         activation_bytes: Device memory that one execution context needs; None without the engine.
-        raw_layers: What the engine inspector tells of each layer; None without the engine.
-        layers_fault: Why the layers are not known.
+        raw_layers: The engine inspector's JSON on each layer; None without the engine.
+        layers_error: Reason why the layers are not known.
     """
 
     path: str
@@ -62,7 +62,7 @@ class PlanReport:
     tensors: tuple[PlanTensor, ...] | None
     activation_bytes: int | None = None
     raw_layers: list[dict[str, Any]] | None = field(default=None, repr=False)
-    layers_fault: str | None = None
+    layers_error: str | None = None
 
     @property
     def layers(self) -> tuple[Layer, ...] | None:
@@ -82,7 +82,7 @@ class PlanReport:
             "tensors": [t.to_json() for t in self.tensors] if self.tensors is not None else None,
             "activation_bytes": self.activation_bytes,
             "layers": self.raw_layers,
-            "layers_unreadable": self.layers_fault,
+            "layers_unreadable": self.layers_error,
         }
 
     @classmethod
@@ -105,7 +105,7 @@ class PlanReport:
                 tensors=None if tensors is None else tuple(map(PlanTensor.from_json, tensors)),
                 activation_bytes=data["activation_bytes"],
                 raw_layers=None if layers is None else [dict(layer) for layer in layers],
-                layers_fault=data["layers_unreadable"],
+                layers_error=data["layers_unreadable"],
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise PlanError(f"not a JSON report of trt-native inspect: {error}") from None
@@ -113,10 +113,10 @@ class PlanReport:
 
 
 def inspect_plan(plan: Plan) -> PlanReport:
-    """Tell what the header, the manifest and, where the plan can be loaded, the engine know."""
+    """Collect information from the header, the manifest and, if the plan loads, the engine."""
     header, manifest = plan.header, plan.manifest
     tensors = manifest.tensors if manifest else None
-    activation_bytes = layers = fault = None
+    activation_bytes = layers = layers_error = None
     try:
         require_gpu()
         with Engine(plan) as engine:
@@ -124,9 +124,9 @@ def inspect_plan(plan: Plan) -> PlanReport:
             activation_bytes = engine.activation_bytes
             layers = engine.layers()
     except CudaError as error:
-        fault = f"only a machine with a GPU can load a plan ({error.message})"
+        layers_error = f"only a machine with a GPU can load a plan ({error.message})"
     except TrtNativeError as error:
-        fault = error.message
+        layers_error = error.message
     return PlanReport(
         path=str(plan.path or ""),
         product=header.product,
@@ -137,7 +137,7 @@ def inspect_plan(plan: Plan) -> PlanReport:
         tensors=tensors,
         activation_bytes=activation_bytes,
         raw_layers=layers,
-        layers_fault=fault,
+        layers_error=layers_error,
     )
 
 
@@ -170,7 +170,7 @@ def read_layer_times(path: Path) -> dict[str, float]:
     objects with ``name`` and one of ``median_ms``, ``medianMs``, ``mean_ms``, ``averageMs``.
 
     Raises:
-        SpecError: the file cannot be read or tells no times of layers.
+        SpecError: the file cannot be read or contains no layer times.
     """
     try:
         data = json.loads(read_text_file(path))
@@ -186,17 +186,17 @@ def read_layer_times(path: Path) -> dict[str, float]:
             if found and 0 <= found[0] < _MOST_MS:
                 times[entry["name"]] = float(found[0])
     if not times:
-        raise SpecError(f"{path}: it tells no times of layers; bench with the times of each layer")
+        raise SpecError(f"{path}: contains no layer times; bench with the times of each layer")
     return times
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One thing that two plans do not have in common.
+    """One difference between two plans.
 
     Attributes:
         section: ``plan``, ``model``, ``options``, ``tensors`` or ``layers``.
-        name: What differs.
+        name: The property that differs.
         left: How it is in the first plan; None where it is not there.
         right: How it is in the second plan; None where it is not there.
     """
@@ -209,11 +209,11 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class PlanDiff:
-    """How two plans differ.
+    """Differences between two plans.
 
     Attributes:
-        differences: What differs, section by section.
-        not_compared: What could not be compared, and why.
+        differences: The differences, section by section.
+        not_compared: Sections that could not be compared, and why.
         same_bytes: Whether the plans are byte for byte the same.
     """
 
@@ -223,7 +223,7 @@ class PlanDiff:
 
 
 def diff_plans(left: PlanReport, right: PlanReport) -> PlanDiff:
-    """Compare two plans by everything that is known of both."""
+    """Compare two plans by all information available on both."""
     not_compared = []
     sections = {"plan": (_plan_facts(left), _plan_facts(right))}
     if left.manifest and right.manifest:
@@ -238,7 +238,7 @@ def diff_plans(left: PlanReport, right: PlanReport) -> PlanDiff:
     if left.layers is not None and right.layers is not None:
         sections["layers"] = (_layer_facts(left.layers), _layer_facts(right.layers))
     elif left.sha256 != right.sha256:
-        not_compared.append(f"layers: {left.layers_fault or right.layers_fault}")
+        not_compared.append(f"layers: {left.layers_error or right.layers_error}")
     differences = [
         Difference(section, name, one.get(name), other.get(name))
         for section, (one, other) in sections.items()
@@ -277,7 +277,7 @@ def _tensor_facts(tensors: Iterable[PlanTensor]) -> dict[str, str]:
 
 
 def _layer_facts(layers: tuple[Layer, ...]) -> dict[str, str]:
-    """The precision mix, then every layer; a name that comes again is numbered."""
+    """The precision mix, then every layer; repeated names are numbered."""
     mix = ", ".join(f"{count} {name}" for name, count in precision_mix(layers).items())
     facts = {"precision mix": mix, "count": str(len(layers))}
     seen: Counter[str] = Counter()

@@ -13,15 +13,15 @@ __all__ = ["ByteProgress", "Progress", "no_progress", "phase"]
 
 
 ByteProgress = Callable[[str, int, int], None]
-"""Told what is being done, how many bytes of it are done, and of how many (0: not known)."""
+"""Called with the activity, the number of bytes done, and their total (0: unknown)."""
 
 
 def no_progress(phase: str, done: int, total: int) -> None:
-    """A :data:`ByteProgress` that nobody looks at."""
+    """A :data:`ByteProgress` that does nothing."""
 
 
 class Progress(Protocol):
-    """Hears how a build goes on. Called from the thread that builds; must return quickly."""
+    """Receives progress callbacks of a build, on the building thread; must return quickly."""
 
     def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
         """A phase of so many steps begins inside ``parent``."""

@@ -192,14 +192,14 @@ class ProfileSpec:
         """Read ``NAME=MIN:OPT:MAX`` texts.
 
         Raises:
-            SpecError: an entry lacks ``NAME=`` or its range cannot be read; all faults at once.
+            SpecError: an entry has no ``NAME=`` or its range cannot be read; reports all problems.
         """
-        faults: list[str] = []
+        problems: list[str] = []
         spec = cls(
-            _parse_entries(dims, DimRange.parse, "batch=1:2:4", faults),
-            _parse_entries(shapes, ShapeRange.parse, "x=1x8:2x8:4x8", faults),
+            _parse_entries(dims, DimRange.parse, "batch=1:2:4", problems),
+            _parse_entries(shapes, ShapeRange.parse, "x=1x8:2x8:4x8", problems),
         )
-        _raise_faults(faults)
+        _raise_problems(problems)
         return spec
 
     @classmethod
@@ -225,7 +225,7 @@ class ProfileSpec:
 
 
 def _range_text(value: Any) -> str:
-    """Undo what YAML and TOML make of a range: ``[1, 2, 4]`` as well as the text ``1:2:4``."""
+    """Restore the text of a range from YAML or TOML: ``[1, 2, 4]`` as well as ``1:2:4``."""
     if isinstance(value, list):
         return ":".join(
             "x".join(map(_scalar, v)) if isinstance(v, list) else _scalar(v) for v in value
@@ -234,7 +234,7 @@ def _range_text(value: Any) -> str:
 
 
 def _scalar(value: Any) -> str:
-    """Not the text of a collection: in YAML it may hold itself, a million times over."""
+    """Convert a scalar to text; a YAML collection, which may contain itself, only to its type."""
     if isinstance(value, (list, Mapping, set)):
         return type(value).__name__
     try:
@@ -244,24 +244,24 @@ def _scalar(value: Any) -> str:
 
 
 def _parse_entries(
-    entries: Iterable[str], parse: Any, example: str, faults: list[str]
+    entries: Iterable[str], parse: Any, example: str, problems: list[str]
 ) -> dict[str, Any]:
     parsed: dict[str, Any] = {}
     for entry in entries:
         # A symbolic expression may hold a comparison, so the last '=' separates.
         name, separator, text = entry.rpartition("=")
         if not separator or not name.strip():
-            faults.append(f"{entry!r} is not NAME=RANGE; write for example {example}")
+            problems.append(f"{entry!r} is not NAME=RANGE; write for example {example}")
             continue
         try:
             parsed[name.strip()] = parse(text)
         except SpecError as error:
-            faults.append(f"{name.strip()}: {error}")
+            problems.append(f"{name.strip()}: {error}")
     return parsed
 
 
-def _raise_faults(faults: list[str]) -> None:
-    if len(faults) == 1:
-        raise SpecError(faults[0])
-    if faults:
-        raise SpecError(f"{len(faults)} faults:", faults)
+def _raise_problems(problems: list[str]) -> None:
+    if len(problems) == 1:
+        raise SpecError(problems[0])
+    if problems:
+        raise SpecError(f"{len(problems)} problems:", problems)

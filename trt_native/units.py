@@ -46,7 +46,7 @@ def parse_duration(text: str) -> float:
     """Read a duration such as ``90``, ``90s``, ``15m``, ``1h30m`` or ``7d``; returns seconds.
 
     Raises:
-        SpecError: the text has another form, or is no time at all.
+        SpecError: the text has another form, or is not a time.
     """
     number = r"(\d+(?:\.\d+)?)"
     match = re.fullmatch(

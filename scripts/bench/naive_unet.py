@@ -118,7 +118,7 @@ def _conv2d(conv: _Module, x: Tensor) -> Tensor:
 
 
 def _norm(norm: _Module, x: Tensor) -> Tensor:
-    """GroupNorm over whatever follows the channels: also the frames, where there are any."""
+    """GroupNorm over all axes after the channels: also the frames, where there are any."""
     return functional.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
 
 

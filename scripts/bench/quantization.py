@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What INT8 and FP8 cost and bring on a GPU: calibration, plan sizes, times.
+"""Costs and gains of INT8 and FP8 on a GPU: calibration, plan sizes, times.
 
 Three parts, each a command, so that they fit into short GPU sessions:
 
@@ -265,7 +265,7 @@ def plans(
         try:
             built[text] = plan = build_plan(model, config)
         except TrtNativeError as error:
-            figures[text] = {"fault": error.message}
+            figures[text] = {"error": error.message}
             stderr.print(f"{text}: {error.message}", highlight=False)
             continue
         figures[text] = {"bytes": len(plan.data), "build_s": time.perf_counter() - started}

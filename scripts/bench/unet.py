@@ -255,7 +255,7 @@ def _packed(setup: Setup, name: str) -> Path:
 
 
 class _Results:
-    """What was measured so far, in a file, so that a run may be split or cut off."""
+    """Results so far, in a file, so that a run may be split or interrupted."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -288,7 +288,7 @@ class _Results:
         """Print tables of all there is."""
         for section, title, columns in (
             ("seconds", "Making", ("seconds", "error")),
-            ("first", "First start, beside each other", ("imports_s", "first_result_s", "error")),
+            ("first", "First start, concurrent", ("imports_s", "first_result_s", "error")),
             ("alone", "Alone in a process", _ALONE),
             ("accuracy", "Relative L2 error against FP32 PyTorch", _ACCURACY),
             ("together", "One step, in turns", _TIMES),
@@ -356,7 +356,7 @@ class _Run:
             list(pool.map(copy, [name for name in self._chosen if name in PLANS]))
 
     def first(self, limit: float) -> None:
-        """Let all that compile do so beside each other, and the FP32 reference be computed."""
+        """Let all that compile do so concurrently, and the FP32 reference be computed."""
         limit = min(limit, self._left() * 0.6)
         compiling = [n for n in self._going() if n in PLANS or n == "compile"]
         with ThreadPoolExecutor(len(compiling) + 1) as pool:
@@ -522,7 +522,7 @@ def _rows(
     }
     try:
         yield from work[what]()
-    except Exception as error:  # whatever it is, the others go on
+    except Exception as error:  # of any kind; the others go on
         lines = str(error).strip().splitlines() or [""]
         yield {"error": f"{type(error).__name__}: {lines[0][:300]}"}
 
@@ -564,7 +564,7 @@ def _alone(name: str, setup: Setup, rounds: int, started: float) -> Iterator[Row
 
 
 class _Memory:
-    """The most of the GPU's memory that was taken meanwhile, by whatever library, in bytes.
+    """The most of the GPU's memory that was taken meanwhile, by all libraries, in bytes.
 
     That counts what PyTorch's allocator keeps without using it, as other programs feel it too.
     """
@@ -780,7 +780,7 @@ def _event() -> torch.cuda.Event:
 
 
 def _kernel_times(setup: Setup, name: str) -> Row:
-    """Milliseconds of one run by kind of kernel, as CUPTI tells them."""
+    """Milliseconds of one run by kind of kernel, as CUPTI reports them."""
     from torch.profiler import ProfilerActivity, profile
 
     latents, audio = (tensor.half() for tensor in setup.inputs(DEVICE))
@@ -815,7 +815,7 @@ _KINDS = (
 
 
 def _kind_of(kernel: str) -> str:
-    """What a kernel of TensorRT-RTX does, by its name; ``__myl_`` ones name their operators."""
+    """Kind of a TensorRT-RTX kernel, by its name; ``__myl_`` ones name their operators."""
     found = (kind for kind, pattern in _KINDS if re.search(pattern, kernel, re.IGNORECASE))
     return next(found, "other")
 
@@ -824,7 +824,7 @@ def _kind_of(kernel: str) -> str:
 
 
 def _plan_facts(setup: Setup, chosen: Sequence[str]) -> dict[str, Any]:
-    """Who built each plan, and for which shapes."""
+    """Builder and shapes of each plan."""
     facts = {}
     for name in _plans_of(chosen):
         if manifest := read_manifest(setup.plan(name)):
@@ -838,17 +838,17 @@ def _machine() -> dict[str, Any]:
     """The GPU and the software.
 
     Raises:
-        CudaError, UnsupportedError: there is no GPU, or torch sees none.
+        CudaError, UnsupportedError: no GPU is available, or torch sees none.
     """
     gpu = require_gpu()
     if not torch.cuda.is_available():
         raise UnsupportedError(f"torch {torch.__version__} sees no GPU; install one with CUDA")
     query = ["nvidia-smi", f"--query-gpu={_GPU_FACTS}", "--format=csv,noheader"]
     try:
-        told = subprocess.run(query, capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):  # containers may lack the program
-        told = gpu.name
-    facts = told.strip().split("\n")[0].split(", ")
+        output = subprocess.run(query, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):  # containers may not have the program
+        output = gpu.name
+    facts = output.strip().split("\n")[0].split(", ")
     return {
         "gpu": dict(zip(_GPU_FACTS.split(","), facts, strict=False)),
         "driver_cuda": gpu.driver,

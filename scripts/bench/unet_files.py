@@ -1,4 +1,4 @@
-"""What the U-Net benchmark measures: weights, modules, ONNX files, plans; and making them.
+"""Weights, modules, ONNX files and plans of the U-Net benchmark, and their creation.
 
 Without a checkpoint, weights repeat one block of random values. GPUs do not mind, plans with them
 compress by xz to a thousandth, and every machine makes the same ones in a second: plans that were
@@ -46,7 +46,7 @@ _Kind = TypeVar("_Kind", bound=UNet)
 
 @dataclass(frozen=True)
 class Setup:
-    """What is measured, and where its files are.
+    """The measured configuration, and the paths of its files.
 
     Attributes:
         work: Folder for what is made.
@@ -76,7 +76,7 @@ class Setup:
         return cls(**{**data, **paths})
 
     def plan(self, name: str) -> Path:
-        """Where a plan lies, or will."""
+        """Path of a plan, whether or not it exists."""
         return self.work / f"{name}.plan"
 
     def inputs(self, device: str) -> tuple[Tensor, Tensor]:
@@ -87,7 +87,7 @@ class Setup:
         audio = (self.batch * self.frames, AUDIO_TOKENS, config.cross_attention_dim)
         latents, heard = (torch.randn(s, generator=random) for s in (shape, audio))
         if self.batch == 2:
-            heard[: self.frames] = 0  # the half of guidance that hears nothing
+            heard[: self.frames] = 0  # the unconditional half of guidance
         return latents.to(device), heard.to(device)
 
 

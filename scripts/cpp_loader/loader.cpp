@@ -1,4 +1,4 @@
-// Runs a TensorRT plan once: .npy files in, .npy files out. See README.md beside this file.
+// Runs a TensorRT plan once: .npy files in, .npy files out. See README.md next to this file.
 
 #include <NvInferRuntime.h>
 #include <cuda_runtime_api.h>

@@ -164,7 +164,7 @@ class Walk(ast.NodeVisitor):
     # Names
 
     def use(self, owner: str, attribute: str, node: ast.AST) -> None:
-        """Record ``owner.attribute`` if the table can tell whether it exists."""
+        """Record ``owner.attribute`` if the table records whether it exists."""
         if attribute.startswith("__") or any(attribute in names for names in self.report_errors):
             return
         path = f"{owner}.{attribute}" if owner else attribute
@@ -258,7 +258,7 @@ class Walk(ast.NodeVisitor):
         return results[0] if len(results) == 1 else None
 
     def result_of(self, function: str) -> Value:
-        """What a helper returns, judged by its parameters' names."""
+        """Return type of a helper, inferred from its parameters' names."""
         helper = self.helpers.get(function)
         if helper is None or function in self.returning:
             return None
@@ -490,7 +490,7 @@ def uses_in(trees: dict[str, ast.Module]) -> dict[str, list[Use]]:
     }
 
 
-def faults(uses: list[Use], columns: frozenset[str]) -> list[str]:
+def missing_uses(uses: list[Use], columns: frozenset[str]) -> list[str]:
     return [
         f"{use} is not in {', '.join(sorted(missing))}"
         for use in uses
@@ -502,7 +502,9 @@ def test_backends_use_only_names_that_their_releases_have() -> None:
     trees = modules()
     assert set(BACKENDS) <= set(trees)
     served = columns_served(trees)
-    found = [fault for name, uses in uses_in(trees).items() for fault in faults(uses, served[name])]
+    found = [
+        use for name, uses in uses_in(trees).items() for use in missing_uses(uses, served[name])
+    ]
     assert not found, "\n".join(["TensorRT has no such thing:", *found])
 
 
@@ -588,13 +590,13 @@ def test_the_walk(source: str, columns: set[str], expected: list[str]) -> None:
     tree = ast.parse(source)
     helpers = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     uses = Walk("source", tree, helpers, in_backend=True).uses
-    found = [use.path for use in uses if faults([use], frozenset(columns))]
+    found = [use.path for use in uses if missing_uses([use], frozenset(columns))]
     assert found == expected
 
 
 @pytest.mark.backend
 @pytest.mark.parametrize("package", ["tensorrt", "tensorrt_rtx"])
-def test_an_installed_release_has_what_is_used_of_it(package: str) -> None:
+def test_an_installed_release_has_every_used_attribute(package: str) -> None:
     """The table's columns against a real module, for the names that matter here."""
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed")

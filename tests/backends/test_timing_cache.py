@@ -33,7 +33,7 @@ def backend():
 
 @pytest.fixture
 def combined(backend, monkeypatch):
-    """What was merged with what, and whether TensorRT took it."""
+    """Records the merged caches, and whether TensorRT accepted them."""
     calls = []
     kind = backend._trt.ITimingCache
     real = kind.combine
@@ -92,7 +92,7 @@ def test_a_new_file_is_written(prepared, tmp_path, timings, combined):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "timing.cache"]
 
 
-def test_what_another_build_wrote_meanwhile_is_merged(prepared, tmp_path, timings, combined):
+def test_timings_of_a_concurrent_build_are_merged(prepared, tmp_path, timings, combined):
     path = tmp_path / "timing.cache"
     progress = Meanwhile(lambda: path.write_bytes(timings))
     build_prepared(prepared(timing_cache=path), progress=progress)

@@ -1,4 +1,4 @@
-"""What only TensorRT 10 has: weak typing. Runs where its real bindings import (tests/lanes)."""
+"""Weak typing, which only TensorRT 10 has. Runs where its real bindings import (tests/lanes)."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_statistics_are_pinned_by_layer(trt10, tmp_path):
     # The library under these bindings types strongly and refuses each pin by name, which shows
     # what was asked of it.
     path = tiny_models.norm(tmp_path / "m.onnx")
-    with pytest.raises(BuildError, match="refused a build option") as caught:
+    with pytest.raises(BuildError, match="rejected a build option") as caught:
         build_plan(path, config("batch=1:2:4", precision=Precision.FP16), backend=trt10)
     assert "setPrecision() cannot be called for a strongly typed network" in str(caught.value)
 

@@ -77,7 +77,7 @@ def trt10():
 def driver(tmp_path_factory):
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
     if compiler is None:
-        pytest.skip("there is no C++ compiler")
+        pytest.skip("no C++ compiler")
     library = tmp_path_factory.mktemp("driver") / "driver.so"
     source = Path(__file__).with_name("calibrator_driver.cpp")
     subprocess.run(
@@ -96,7 +96,7 @@ def driver(tmp_path_factory):
 
 @dataclasses.dataclass
 class Seen:
-    """What the C++ side saw."""
+    """Record of the calls on the C++ side."""
 
     kind: str
     algorithm: int
@@ -204,7 +204,7 @@ def make_arrays(count):
     ]
 
 
-# As TensorRT reads them: floats in FP32, whatever the model has.
+# As TensorRT reads them: floats in FP32, regardless of the model.
 SERVED = {"latents": "float32", "timestep": "int64", "half": "float32", "mask": "bool"}
 SHUFFLED = ("half", "timestep", "mask", "latents")
 
@@ -298,7 +298,9 @@ class TestProtocol:
         with pytest.raises(ZeroDivisionError, match="planted"):
             calibrator.check()
 
-    def test_what_the_users_function_raises_comes_back(self, driver, make, arrays, tmp_path):
+    def test_an_exception_of_the_users_function_is_raised_again(
+        self, driver, make, arrays, tmp_path
+    ):
         source = tmp_path / "data.py"
         source.write_text(
             "import numpy as np\n"
@@ -318,7 +320,7 @@ class TestProtocol:
         with pytest.raises(CalibrationError, match="raised OSError: disk gone"):
             calibrator.check()
 
-    def test_an_unknown_input_is_told(self, driver, make, batches):
+    def test_an_unknown_input_is_reported(self, driver, make, batches):
         calibrator = make(Calibration(batches=batches))
         seen = calibrate(driver, calibrator, {"latents": 4, "audio": 4})
         assert seen.contents == []
@@ -589,7 +591,7 @@ class TestBuild:
         assert driven.seen["trace"].cache.decode() == HEADER + text
         assert plan.manifest.precision["calibrated"]["file"] == "own.calib"
 
-    def test_who_wants_to_place_nodes_gets_nodes(self, driven, tmp_path):
+    def test_node_placement_yields_qdq_nodes(self, driven, tmp_path):
         model = tiny_models.dense(tmp_path / "dense.onnx")
         write_batches(tmp_path / "data", [{"h0": np.ones((4, 64), np.float32)}], model="dense")
         given = {"calibration_data": str(tmp_path / "data")}

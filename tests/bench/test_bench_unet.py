@@ -175,7 +175,7 @@ def test_steps_that_skip_are_checked_and_timed_in_loops(bench, monkeypatch, tmp_
     assert sorted(results["deepcache"]) == ["deepcache", "eager-deepcache"]
 
 
-def test_what_is_wrong_is_not_timed_and_the_others_are(bench, monkeypatch, tmp_path):
+def test_wrong_results_are_not_timed_and_the_others_are(bench, monkeypatch, tmp_path):
     halve(bench, monkeypatch, scale=1.1)
     results = measured(bench, tmp_path)
     wanted = "VerificationError: static is not timed, because its results are wrong: 0.1"
@@ -184,7 +184,9 @@ def test_what_is_wrong_is_not_timed_and_the_others_are(bench, monkeypatch, tmp_p
 
 
 @pytest.mark.parametrize(("fails_at", "section"), [(1, "first"), (2, "alone"), (3, "together")])
-def test_what_fails_is_told_and_the_others_go_on(bench, monkeypatch, tmp_path, fails_at, section):
+def test_failures_are_reported_and_the_others_go_on(
+    bench, monkeypatch, tmp_path, fails_at, section
+):
     halve(bench, monkeypatch, fails_at=fails_at)
     results = measured(bench, tmp_path)
     error = "RuntimeError: CUDA error: an illegal memory access"
@@ -241,7 +243,7 @@ def test_scaled_latents_need_be_finite_only(bench, value):
         ({"stage": "all"}, "all: unknown; choose from first, alone, together, profile"),
     ],
 )
-def test_options_that_mean_nothing(bench, tmp_path, capsys, options, message):
+def test_invalid_options(bench, tmp_path, capsys, options, message):
     with pytest.raises(bench.typer.Exit):
         measured(bench, tmp_path / "work", **options)
     assert message in capsys.readouterr().err
@@ -294,7 +296,7 @@ def lines_of(bench, program, seconds=60.0):
     return rows, None
 
 
-def test_what_a_process_prints_arrives_and_what_libraries_print_is_no_result(script, capsys):
+def test_results_of_a_process_are_separated_from_library_output(script, capsys):
     rows, error = lines_of(script("unet"), 'print(\'{"a": 1}\\nhello\\n{"b": 2}\')')
     assert (rows, error) == ([{"a": 1}, {"b": 2}], None)
     assert "hello" in capsys.readouterr().err
@@ -318,7 +320,7 @@ def test_results_before_a_failure_are_kept(script, program, error):
 @pytest.mark.parametrize(
     "case", cases(), ids=lambda case: "x".join(map(str, case["latents"].shape))
 )
-def test_the_naive_module_computes_what_the_original_does(script, case):
+def test_the_naive_module_matches_the_original(script, case):
     naive = script("naive_unet").NaiveUNet(SMALL).eval().requires_grad_(False)
     naive.load_state_dict(
         load_unet(config="small", checkpoint=DATA / "unet_small.pt")[0].state_dict()

@@ -12,7 +12,12 @@ from helpers.fake_machine import GPU, FakeMachine, Speed
 from helpers.made_plans import STATIC, TWO, X, Y, make_plan
 
 from trt_native.bench import BenchOptions, Statistics, bench_plan
-from trt_native.bench.statistics import judge, ratio_of, slowest_first, stability_faults
+from trt_native.bench.statistics import (
+    find_bottleneck,
+    ratio_of,
+    slowest_first,
+    stability_problems,
+)
 from trt_native.errors import SpecError
 from trt_native.inspection import read_layer_times
 
@@ -67,24 +72,26 @@ def test_statistics_of_nothing_but_zeros():
         ((0.0, 0.0, 0.0, 0.0), "enqueue", "more work in each call"),
     ],
 )
-def test_the_verdict(medians, bound, said):
+def test_bottleneck(medians, bound, said):
     names = ("gpu_compute", "enqueue", "h2d", "d2h")
-    verdict = judge(dict(zip(names, medians, strict=True)))
-    assert verdict.bound == bound
-    assert verdict.text.startswith(f"bound by {bound}: ")
-    assert said in verdict.text
+    bottleneck = find_bottleneck(dict(zip(names, medians, strict=True)))
+    assert bottleneck.bound == bound
+    assert bottleneck.text.startswith(f"bound by {bound}: ")
+    assert said in bottleneck.text
 
 
 def test_stability(rng):
     steady = 1 + 0.01 * rng.standard_normal(400)
-    assert stability_faults(steady) == []
-    assert stability_faults([1.0]) == []
-    assert "coefficient of variation 3" in stability_faults(1 + 0.3 * rng.standard_normal(4000))[0]
-    (fault,) = stability_faults(steady * np.linspace(1, 1.08, 400))
+    assert stability_problems(steady) == []
+    assert stability_problems([1.0]) == []
+    assert (
+        "coefficient of variation 3" in stability_problems(1 + 0.3 * rng.standard_normal(4000))[0]
+    )
+    (problem,) = stability_problems(steady * np.linspace(1, 1.08, 400))
     # Of a straight line from 1 to 1.08: 1.07 over 1.01.
-    assert 5 < float(fault.removeprefix("drift +").partition("%")[0]) < 7
-    (fault,) = stability_faults(steady * np.linspace(1.08, 1, 400))
-    assert fault.startswith("drift -5.")
+    assert 5 < float(problem.removeprefix("drift +").partition("%")[0]) < 7
+    (problem,) = stability_problems(steady * np.linspace(1.08, 1, 400))
+    assert problem.startswith("drift -5.")
 
 
 def test_nineteen_of_twenty_intervals_hold_the_ratio(rng):
@@ -152,7 +159,7 @@ def test_every_time_is_found(tmp_path):
         {"load": 40, "session": 5, "first_call": 300 + end_to_end}
     )
     assert report.gpu == GPU
-    assert report.verdict.bound == "compute"
+    assert report.bottleneck.bound == "compute"
     assert report.warnings == ()
     assert report.layers is None
     assert report.comparison is None
@@ -163,8 +170,8 @@ def test_the_host_is_in_gpu_compute_only_where_it_is_slower(tmp_path):
     assert report.phases["gpu_compute"].median == pytest.approx(0.1)
     assert report.phases["gpu_compute_no_graph"].median == pytest.approx(0.25)
     assert report.throughput["compute_no_graph"] == pytest.approx(1 / 0.25e-3, rel=0.05)
-    assert measure(tmp_path, Speed(compute=0.1, enqueue_graph=0.25)).verdict.bound == "enqueue"
-    assert measure(tmp_path, Speed(compute=0.1, d2h=0.25)).verdict.bound == "transfer"
+    assert measure(tmp_path, Speed(compute=0.1, enqueue_graph=0.25)).bottleneck.bound == "enqueue"
+    assert measure(tmp_path, Speed(compute=0.1, d2h=0.25)).bottleneck.bound == "transfer"
 
 
 def test_memory(tmp_path):
@@ -231,7 +238,7 @@ def test_a_thread_that_fails_is_heard(tmp_path):
     assert machine.open == []
 
 
-def test_unstable_measures_are_told(tmp_path):
+def test_unstable_measurements_are_reported(tmp_path):
     noisy = measure(tmp_path, Speed(factor=lambda n: 2.0 if n % 3 == 0 else 1.0))
     assert len(noisy.warnings) == 2
     assert noisy.warnings[0].startswith("GPU compute is unstable: coefficient of variation 3")
@@ -307,7 +314,7 @@ def test_json_holds_all_of_it(tmp_path, tensors):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"iterations": 0}, "iterations 0: it is at least 1"),
+        ({"iterations": 0}, "iterations 0: must be at least 1"),
         ({"depth": -1}, "depth -1"),
         ({"streams": 0}, "streams 0"),
         ({"duration_s": float("nan")}, "duration of nan s"),
@@ -315,6 +322,6 @@ def test_json_holds_all_of_it(tmp_path, tensors):
         ({"duration_s": -0.1}, "duration of -0.1 s"),
     ],
 )
-def test_options_that_make_no_sense(changes, said):
+def test_options_out_of_range(changes, said):
     with pytest.raises(SpecError, match=said):
         BenchOptions(**changes)

@@ -321,7 +321,7 @@ def test_errors_come_before_tensorrt_is_asked(tmp_path):
     path = tiny_models.conv(tmp_path / "m.onnx")
     with pytest.raises(SpecError, match="dimension 'width' has no range"):
         build(path, "batch=1", "height=8")
-    with pytest.raises(UnsupportedError, match="version compatible: the package lacks"):
+    with pytest.raises(UnsupportedError, match="version_compatible is not supported: the package"):
         build(path, *DIMS, version_compatible=True)
     with pytest.raises(ModelError, match="No such file"):
         build(Path("none.onnx"))

@@ -250,7 +250,7 @@ class TestEnds:
         running.wait_for("Building engine")
         child = running.child
         running.process.send_signal(signal.SIGINT)
-        running.wait_for("interrupt again")
+        running.wait_for("press Ctrl-C again")
         running.process.send_signal(signal.SIGINT)
         _, message = running.end()
         assert message == "\ninterrupted\n"

@@ -144,7 +144,9 @@ def test_what_the_backend_cannot_build_stays_and_is_told(tmp_path):
     assert {**pass_records(planned)["quantize"], "opset": record["opset"]} == record
     with pytest.raises(SpecError, match=r"66.7% .*70.0% are asked for.* builds no Conv in int8$"):
         build(model, Precision.INT8, min_coverage=0.7)
-    with pytest.raises(UnsupportedError, match=r"Conv in int8: it builds Gemm, MatMul in that"):
+    with pytest.raises(
+        UnsupportedError, match=r"Conv in int8 is not supported: it builds Gemm, MatMul in that"
+    ):
         build(model, Precision.INT8, ops=("Conv", "MatMul"))
 
 

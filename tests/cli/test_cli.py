@@ -151,10 +151,19 @@ class TestBuild:
             (["--dim", "batch"], "not NAME=RANGE"),
             (["--dim", "depth=1"], "'depth' is not one of the model's"),
             (["--shape", "x=1x3x8"], "has 4 axes"),
-            (["--timing-cache", "c"], "timing cache: it times no tactics"),
-            (["--version-compatible"], "version compatible: the package lacks"),
-            (["--hardware-compatibility", "ampere_plus"], "hardware compatibility: its plans run"),
-            (["--compute-capability", "3.5"], "compute capability 3.5: it targets"),
+            (["--timing-cache", "c"], "timing_cache is not supported: it does not time tactics"),
+            (
+                ["--version-compatible"],
+                "version_compatible is not supported: the package does not contain",
+            ),
+            (
+                ["--hardware-compatibility", "ampere_plus"],
+                "hardware_compatibility is not supported: its plans run",
+            ),
+            (
+                ["--compute-capability", "3.5"],
+                "compute capability 3.5 is not supported: it targets",
+            ),
             (["--compute-capability", "sm_89"], "write it as 8.6"),
             (["--optimization-level", "9"], "it goes from 0 to 5"),
             (["--keep-fp32", "nothing*"], "nothing*"),

@@ -31,7 +31,7 @@ def test_a_plan_with_layers_and_times(report):
 
 
 def test_a_plan_without_layers_says_why(report):
-    text = plan_page(dataclasses.replace(report, raw_layers=None, layers_fault="no <GPU>"))
+    text = plan_page(dataclasses.replace(report, raw_layers=None, layers_error="no <GPU>"))
     assert "The layers are not known: no <GPU>" in Collector(text).text
     assert "<svg" not in text
 

@@ -138,7 +138,7 @@ def test_the_command(plan_path, tmp_path):
     data = json.loads(result.stdout)
     assert data["inputs"] == [{"name": "x0", "dtype": "float32", "shape": [2, 32, 32, 32]}]
     assert set(data["phases"]) == set(PHASES)
-    assert data["verdict"]["bound"] in ("compute", "transfer", "enqueue")
+    assert data["bottleneck"]["bound"] in ("compute", "transfer", "enqueue")
     times = [layer["median_ms"] for layer in data["layers"]]
     assert times == sorted(times, reverse=True)
     Collector((tmp_path / "m.html").read_text())

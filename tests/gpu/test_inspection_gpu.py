@@ -29,8 +29,8 @@ def build(tmp_path, precision):
 def test_layers_and_memory(tmp_path):
     single, half = (inspect_plan(build(tmp_path, p)) for p in (Precision.FP32, Precision.FP16))
     print(json.dumps({"fp32": single.raw_layers, "fp16": half.raw_layers}, indent=1))
-    assert single.layers_fault is None
-    assert half.layers_fault is None
+    assert single.layers_error is None
+    assert half.layers_error is None
     assert "conv" in " ".join(layer.name for layer in single.layers).lower()
     assert all(layer.name for layer in (*single.layers, *half.layers))
     assert "fp16" in precision_mix(half.layers)
@@ -65,8 +65,8 @@ def test_plans_that_tell_less_of_their_layers(tmp_path, verbosity):
     report = inspect_plan(
         build_plan(model, BuildConfig(profiles=(profile,), profiling_verbosity=verbosity))
     )
-    print(report.raw_layers, report.layers_fault)
-    assert (report.raw_layers is None) == (report.layers_fault is not None)
+    print(report.raw_layers, report.layers_error)
+    assert (report.raw_layers is None) == (report.layers_error is not None)
     assert plan_page(report).startswith("<!DOCTYPE html>")
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 #
 # Make a lane: a directory that, put on PYTHONPATH, gives `import tensorrt` NVIDIA's own Python
-# bindings on a machine that has neither TensorRT nor a GPU. See README.md beside this file.
+# bindings on a machine that has neither TensorRT nor a GPU. See README.md next to this file.
 #
 # usage: make_lane.sh trt10|trt11|trt10-stub TARGET_DIR
 #
@@ -16,7 +16,7 @@ set -euo pipefail
 shopt -s inherit_errexit
 
 # What each lane is made of. TensorRT-RTX 1.4 and 1.6 are the builds whose C++ interfaces match
-# those of the bindings beside them; neither pair survives a change of one half untested.
+# those of the bindings next to them; neither pair survives a change of one half untested.
 TRT10_BINDINGS=10.16.1.11
 TRT10_LIBS=1.4.0.76
 TRT11_BINDINGS=11.4.0.106
@@ -139,7 +139,7 @@ if [[ -e $target && ! -f $target/.lane ]]; then
     fail "$EX_USAGE" "$target exists and is not a lane; name another folder"
 fi
 
-command -v "$CC" >/dev/null || unavailable "there is no C compiler ('$CC')"
+command -v "$CC" >/dev/null || unavailable "no C compiler ('$CC')"
 "$PYTHON" -m pip --version >/dev/null 2>&1 || unavailable "$PYTHON has no pip"
 
 mkdir -p "$CACHE" "$(dirname "$target")"
@@ -149,33 +149,33 @@ trap 'rm -rf "$new"' EXIT
 wheel=$(fetch "$BINDINGS_PACKAGE" "$bindings")
 "$PYTHON" -m zipfile -e "$wheel" "$new"
 
-# The bindings look for the three libraries beside themselves (their run path is $ORIGIN).
-beside=$new/tensorrt_bindings
-stub "$beside/libnvinfer_plugin.so.$soname" <<'C'
+# The bindings look for the three libraries next to themselves (their run path is $ORIGIN).
+bindings_dir=$new/tensorrt_bindings
+stub "$bindings_dir/libnvinfer_plugin.so.$soname" <<'C'
 int initLibNvInferPlugins(void *logger, char const *name_space) { return 1; }
 C
 if [[ $libs == stub ]]; then
-  stub "$beside/libnvinfer.so.$soname" <<'C'
+  stub "$bindings_dir/libnvinfer.so.$soname" <<'C'
 void *createInferBuilder_INTERNAL(void *logger, int version) { return 0; }
 void *createInferRefitter_INTERNAL(void *engine, void *logger, int version) { return 0; }
 void *createInferRuntime_INTERNAL(void *logger, int version) { return 0; }
 void *getPluginRegistry(void) { return 0; }
 void *getBuilderPluginRegistry(int capability) { return 0; }
 C
-  stub "$beside/libnvonnxparser.so.$soname" <<'C'
+  stub "$bindings_dir/libnvonnxparser.so.$soname" <<'C'
 void *createNvOnnxParser_INTERNAL(void *network, void *logger, int version) { return 0; }
 void *createNvOnnxParserRefitter_INTERNAL(void *refitter, void *logger, int version) { return 0; }
 int getNvOnnxParserVersion(void) { return 0; }
 C
 else
   from=$(runtime_libs "$libs")
-  place "$from/libtensorrt_onnxparser_rtx.so.1" "$beside/libnvonnxparser.so.$soname"
+  place "$from/libtensorrt_onnxparser_rtx.so.1" "$bindings_dir/libnvonnxparser.so.$soname"
   if [[ $lane == trt10 ]]; then
-    place "$from/libtensorrt_rtx.so.1" "$beside/libtensorrt_rtx.so.1"
-    stub "$beside/libnvinfer.so.$soname" -Wl,--no-as-needed "$beside/libtensorrt_rtx.so.1" \
+    place "$from/libtensorrt_rtx.so.1" "$bindings_dir/libtensorrt_rtx.so.1"
+    stub "$bindings_dir/libnvinfer.so.$soname" -Wl,--no-as-needed "$bindings_dir/libtensorrt_rtx.so.1" \
       "-Wl,-rpath,\$ORIGIN" <"$here/trt10_config.c"
   else
-    place "$from/libtensorrt_rtx.so.1" "$beside/libnvinfer.so.$soname"
+    place "$from/libtensorrt_rtx.so.1" "$bindings_dir/libnvinfer.so.$soname"
   fi
 fi
 

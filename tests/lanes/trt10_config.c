@@ -7,8 +7,8 @@
  * on every position differs from what the 10.16 bindings call, and a call lands in another function.
  * The other objects that a build needs agree in all positions that matter.
  *
- * This library stands in as libnvinfer.so.10: it hands each new IBuilderConfig out with a table in
- * 10.16's order. What RTX has is passed on; what it lacks is kept here, and so are the precision
+ * This library stands in as libnvinfer.so.10: it returns each new IBuilderConfig with a table in
+ * 10.16's order. What RTX has is passed on; what it does not have is kept here, and so are the precision
  * flags, which RTX 1.4 refuses: they read back as they were set, and the plan is built as the graph
  * says. x86-64, GCC or Clang; positions recorded from 10.16.1.11 and 1.4.0.76.
  */

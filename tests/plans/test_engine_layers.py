@@ -1,4 +1,4 @@
-"""Which layers compute in INT8 or FP8, from what the engine inspector says."""
+"""Layers that compute in INT8 or FP8, from the engine inspector's JSON."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LAYERS = [
 ]
 
 
-def test_what_computes_in_int8_is_told_from_what_converts_to_it():
+def test_layers_that_compute_in_int8_are_distinguished_from_conversions():
     assert quantized_layers(parse_layers(LAYERS)) == {
         "layers": 7,
         "outputs": {"fp16": 4, "int8": 3},
@@ -38,13 +38,13 @@ def test_what_computes_in_int8_is_told_from_what_converts_to_it():
     }
 
 
-def test_names_alone_tell_nothing():
+def test_names_alone_are_not_enough():
     assert quantized_layers(parse_layers([{"Name": "a"}, {"Name": "b"}])) is None
     assert quantized_layers(()) is None
 
 
 class TestManifest:
-    """What a build on a machine with a GPU notes, with the engine's own words made up."""
+    """Manifest entries of a build on a machine with a GPU, with made-up inspector output."""
 
     pytestmark = pytest.mark.backend
 

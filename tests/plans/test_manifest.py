@@ -108,7 +108,7 @@ def test_open_objects_take_more_and_readers_ignore_it(validator):
     assert Manifest.from_json(more).tensors == Manifest.from_json(GOLDEN).tensors
 
 
-def test_a_manifest_without_what_the_export_noted_has_none():
+def test_a_manifest_without_export_metadata_has_none():
     assert "metadata" not in GOLDEN["model"]
     assert Manifest.from_json(GOLDEN).metadata == {}
 
@@ -157,7 +157,7 @@ def changed(path, value):
     ],
     ids=str,
 )
-def test_what_the_schema_and_the_reader_both_refuse(validator, path, value):
+def test_values_that_the_schema_and_the_reader_both_refuse(validator, path, value):
     data = changed(path, value)
     assert not validator.is_valid(data)
     with pytest.raises(PlanError, match="manifest"):

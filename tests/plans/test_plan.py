@@ -116,7 +116,7 @@ def test_a_tensorrt_plan_may_be_version_compatible_within_its_major_version():
 
 
 @pytest.mark.parametrize("data", [b"", b"vtrt", b"ONNX" * 20, bytes(100)])
-def test_what_is_no_plan(tmp_path, data):
+def test_files_that_are_not_plans(tmp_path, data):
     path = tmp_path / "m.plan"
     path.write_bytes(data)
     with pytest.raises(PlanError, match="not a TensorRT plan"):
@@ -193,7 +193,9 @@ def test_a_full_disk_leaves_nothing(tmp_path, plan):
     if mounted.returncode:
         pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
     try:
-        with pytest.raises(PlanError, match=r"No space left on device.*nothing was left"):
+        with pytest.raises(
+            PlanError, match=r"No space left on device.*no partial file was written"
+        ):
             Plan(plan_bytes(payload=bytes(1 << 20)), plan.manifest).save(full / "m.plan")
         assert list(full.iterdir()) == []
     finally:
@@ -221,19 +223,19 @@ ADA = Environment(
 TENSORRT = dataclasses.replace(ADA, libraries={"TensorRT": "10.16.1.11"}, targets={})
 
 
-def judge(plan, environment, header=None, **changes):
+def check(plan, environment, header=None, **changes):
     manifest = dataclasses.replace(plan.manifest, **changes)
     return compatibility(header or plan.header, manifest, environment)
 
 
-def test_a_plan_at_home_loads_without_doubt(plan):
+def test_a_plan_at_home_loads_without_warnings(plan):
     report = compatibility(plan.header, plan.manifest, ADA)
     assert report.loads
     assert report.warnings == ()
 
 
 @pytest.mark.parametrize(
-    ("environment", "changes", "fault"),
+    ("environment", "changes", "error"),
     [
         ({"libraries": {}}, {}, "needs TensorRT-RTX 1.6.1.120, which is not installed"),
         ({"libraries": {"TensorRT": "11.1.0"}}, {}, "found: TensorRT 11.1.0"),
@@ -243,15 +245,15 @@ def test_a_plan_at_home_loads_without_doubt(plan):
         ({"total_bytes": 100}, {"plan_bytes": 2000}, "the GPU has 100 B of memory"),
     ],
 )
-def test_what_prevents_loading(plan, environment, changes, fault):
-    report = judge(plan, dataclasses.replace(ADA, **environment), **changes)
+def test_errors_that_prevent_loading(plan, environment, changes, error):
+    report = check(plan, dataclasses.replace(ADA, **environment), **changes)
     assert not report.loads
     assert len(report.errors) == 1
-    assert fault in report.errors[0]
+    assert error in report.errors[0]
 
 
 @pytest.mark.parametrize(
-    ("environment", "changes", "doubt"),
+    ("environment", "changes", "warning"),
     [
         ({"compute_capability": "9.0"}, {"compute_capabilities": ()}, "does not officially"),
         ({"driver": "12.8"}, {"driver": "13.0"}, "a driver for CUDA 13.0, here it is for CUDA"),
@@ -259,16 +261,16 @@ def test_what_prevents_loading(plan, environment, changes, fault):
         ({}, {"options": {"strip_weights": True}}, "refit it before it is run"),
     ],
 )
-def test_what_is_only_doubtful(plan, environment, changes, doubt):
-    report = judge(plan, dataclasses.replace(ADA, **environment), **changes)
+def test_warnings(plan, environment, changes, warning):
+    report = check(plan, dataclasses.replace(ADA, **environment), **changes)
     assert report.loads
     assert len(report.warnings) == 1
-    assert doubt in report.warnings[0]
+    assert warning in report.warnings[0]
 
 
 def test_streamed_weights_need_not_fit(plan):
     small = dataclasses.replace(ADA, total_bytes=100, free_bytes=10)
-    assert judge(plan, small, plan_bytes=2000, options={"weight_streaming": True}).loads
+    assert check(plan, small, plan_bytes=2000, options={"weight_streaming": True}).loads
 
 
 @pytest.mark.parametrize(
@@ -279,7 +281,7 @@ def test_streamed_weights_need_not_fit(plan):
         ((10, 3, 0, 26), "10.16.1.11", {"version_compatible": True}, True),
         ((10, 3, 0, 26), "11.1.0.106", {"version_compatible": True}, True),
         ((11, 1, 0, 106), "10.16.1.11", {"version_compatible": True}, False),
-        ((10, 3, 0, 26), "10.16.1.11", None, True),  # not known: a doubt
+        ((10, 3, 0, 26), "10.16.1.11", None, True),  # not known: a warning
         ((10, 3, 0, 26), "11.1.0.106", None, False),
     ],
 )
@@ -288,9 +290,9 @@ def test_versions_of_tensorrt(plan, built, here, options, loads):
     environment = dataclasses.replace(TENSORRT, libraries={"TensorRT": here})
     if options is None:
         report = compatibility(header, None, environment)
-        assert any("version compatible" in doubt for doubt in report.warnings) == loads
+        assert any("version compatible" in warning for warning in report.warnings) == loads
     else:
-        report = judge(plan, environment, header, options=options)
+        report = check(plan, environment, header, options=options)
     assert report.loads == loads
 
 
@@ -305,7 +307,7 @@ def test_versions_of_tensorrt(plan, built, here, options, loads):
     ],
 )
 def test_hardware_compatibility(plan, built, here, compatible_with, loads):
-    report = judge(
+    report = check(
         plan,
         dataclasses.replace(TENSORRT, compute_capability=here),
         PlanHeader.parse(plan_bytes(b"ftrt", (10, 16, 1, 11))),
@@ -315,9 +317,9 @@ def test_hardware_compatibility(plan, built, here, compatible_with, loads):
     assert report.loads == loads
 
 
-def test_another_gpu_of_the_same_kind_is_a_doubt(plan):
+def test_another_gpu_of_the_same_kind_is_a_warning(plan):
     header = PlanHeader.parse(plan_bytes(b"ftrt", (10, 16, 1, 11)))
-    report = judge(plan, TENSORRT, header, gpu="NVIDIA RTX 6000 Ada")
+    report = check(plan, TENSORRT, header, gpu="NVIDIA RTX 6000 Ada")
     assert report.warnings == (
         "it was built and tuned on NVIDIA RTX 6000 Ada, and may be slower on NVIDIA L4"
         " (compute capability 8.9)",
@@ -429,12 +431,12 @@ def test_the_model_is_looked_for_beside_the_plan_alone(plan, tmp_path):
         )
     (tmp_path / "a" / "link.onnx").symlink_to(outside)
     assert look("link.onnx")[0] is None
-    assert "does not lie beside the plan" in look("m.onnx")[1]
+    assert "is not next to the plan" in look("m.onnx")[1]
     inside = tmp_path / "a" / "m.onnx"
     inside.write_bytes(b"outside")
-    assert look("m.onnx") == (inside, "m.onnx beside it is the file that it was built from")
+    assert look("m.onnx") == (inside, "m.onnx next to it is the file that it was built from")
     inside.write_bytes(b"changed")
-    assert look("m.onnx") == (inside, "m.onnx beside it has changed since the plan was built")
+    assert look("m.onnx") == (inside, "m.onnx next to it has changed since the plan was built")
     with pytest.raises(PlanError, match="cannot read"):
         look("m\0.onnx")
 
@@ -443,7 +445,7 @@ def test_a_manifest_can_be_ignored(tmp_path, plan):
     path = plan.save(tmp_path / "m.plan")
     for text in ("{", json.dumps(dict(plan.manifest.to_json(), plan_sha256="0" * 64))):
         (tmp_path / "m.plan.json").write_text(text)
-        with pytest.raises(PlanError, match="ignore the manifest"):
+        with pytest.raises(PlanError, match="or ignore"):
             Plan.load(path)
         loaded = Plan.load(path, ignore_manifest=True)
         assert (loaded.data, loaded.manifest) == (plan.data, None)
@@ -478,7 +480,7 @@ class TestTemporaries:
             os.umask(before)
         assert stat.S_IMODE((tmp_path / "m.plan").stat().st_mode) == 0o640
 
-    def test_what_a_dead_process_left_is_found_by_its_mark(self, tmp_path):
+    def test_temporaries_of_a_dead_process_are_found_by_their_tag(self, tmp_path):
         # Ended without cleaning up, on a filesystem that needs names.
         script = (
             "import os, sys; from pathlib import Path; from trt_native import files\n"

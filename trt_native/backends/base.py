@@ -50,12 +50,12 @@ NUMPY_DTYPES = {
 ALL_QUANTIZED_OPS = {
     precision: frozenset(QUANTIZED_OPS) for precision in Precision if precision.quantized
 }
-"""What :attr:`Capabilities.quantized_ops` is where nothing is missing."""
+"""Value of :attr:`Capabilities.quantized_ops` for a backend that supports every operator."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What a backend can do.
+    """Features and limits of a backend.
 
     Attributes:
         weakly_typed: Precision may come from builder flags. Otherwise it comes from the graph.
@@ -109,7 +109,7 @@ class BuildRequest:
     """A build, decided in every detail.
 
     Attributes:
-        onnx: The file to parse; external weights are found beside it.
+        onnx: The file to parse; external weights are found next to it.
         config: What the user asked for.
         profiles: Ranges of the inputs with dynamic shapes.
         fixed: For each input with a symbolic axis, its extents where every profile fixes them.
@@ -139,7 +139,7 @@ class BuildRequest:
 
 @dataclass(frozen=True, slots=True)
 class BuildResult:
-    """What TensorRT made.
+    """Result of a build.
 
     Attributes:
         data: The serialized engine, in memory that TensorRT owns and this object keeps alive.
@@ -156,7 +156,7 @@ class ContextFactory(Protocol):
     """Makes the execution contexts of one engine."""
 
     def create(self, *, user_managed: bool) -> Any:
-        """A new ``IExecutionContext``, or None where TensorRT gives none.
+        """A new ``IExecutionContext``, or None where TensorRT creates none.
 
         Args:
             user_managed: The caller gives it memory for activations before it runs.
@@ -179,7 +179,7 @@ class Backend(Protocol):
         """Refuse what cannot work, before any work is done.
 
         Raises:
-            UnsupportedError: an option this backend lacks, or this machine cannot build at all.
+            UnsupportedError: an option is not supported, or this machine cannot build at all.
         """
 
     def build(
@@ -189,7 +189,7 @@ class Backend(Protocol):
 
         Args:
             request: What to build.
-            progress: Hears of every phase and step.
+            progress: Receives progress callbacks.
             cancelled: Once set, the build stops at its next step.
 
         Raises:
@@ -202,14 +202,14 @@ class Backend(Protocol):
     def deserialize(self, data: bytes | memoryview) -> Any:
         """Turn a plan into an ``ICudaEngine`` on the current GPU.
 
-        The caller has judged the plan with :func:`trt_native.plans.compatibility.compatibility`.
+        The caller has checked the plan with :func:`trt_native.plans.compatibility.compatibility`.
 
         Raises:
             PlanError: TensorRT rejected the plan.
         """
 
     def contexts(self, engine: Any, cached: bytes) -> ContextFactory:
-        """How execution contexts of an engine are made.
+        """Create the factory for execution contexts of an engine.
 
         Args:
             engine: What :meth:`deserialize` returned.
@@ -232,7 +232,7 @@ class Backend(Protocol):
 
         Args:
             engine: An ``ICudaEngine`` without an execution context.
-            onnx: The file with the new weights; external ones are found beside it.
+            onnx: The file with the new weights; external ones are found next to it.
             changed: Names of the weights that differ from those the engine was built with.
             refittable: Whether the weights can be replaced in the result, too.
 
@@ -240,7 +240,7 @@ class Backend(Protocol):
             The serialized engine, in memory that TensorRT owns and this object keeps alive.
 
         Raises:
-            PlanError: the weights cannot be replaced, all or some; the engine is of no use then.
+            PlanError: the weights cannot be replaced, all or some; the engine is unusable then.
         """
 
     def json_format(self) -> Any:
@@ -256,5 +256,5 @@ class Backend(Protocol):
         """
 
     def collected_errors(self) -> AbstractContextManager[list[str]]:
-        """Collects, while the block runs, the errors that TensorRT logs."""
+        """Collect the errors that TensorRT logs while the block runs."""
         ...

@@ -1,4 +1,4 @@
-"""What every build needs around the backend's own: a thread, a workspace, a file to parse."""
+"""Helpers shared by all builds: an interruptible thread, a workspace limit, a file to parse."""
 
 from __future__ import annotations
 
@@ -76,7 +76,9 @@ def run_interruptible(work: Callable[[], _T], cancelled: threading.Event) -> _T:
         ended.wait()
     except BaseException:
         cancelled.set()
-        _LOGGER.warning("cancelling once TensorRT ends its step; interrupt again to leave at once")
+        _LOGGER.warning(
+            "cancelling after the current TensorRT step; press Ctrl-C again to abort immediately"
+        )
         ended.wait()
         raise
     if failure:

@@ -28,7 +28,7 @@ class Log:
     each library.
 
     Attributes:
-        recorder: Of the whole process; is given every line, whatever levels ``logging`` shows.
+        recorder: Receives every line of the process, regardless of the levels ``logging`` shows.
     """
 
     recorder: Callable[[str], None] | None = None
@@ -38,8 +38,8 @@ class Log:
         self._sinks: list[list[str]] = []
         self.interrupt: BaseException | None = None
 
-    def receive(self, severity: int, message: str) -> None:
-        """Take one line; severity 0 is the gravest."""
+    def write(self, severity: int, message: str) -> None:
+        """Log one line; severity 0 is the most severe."""
         text = message.strip()
         if self.recorder is not None:
             self.recorder(text)
@@ -52,7 +52,7 @@ class Log:
         _LOGGER.log(level, "%s", text)
 
     @contextlib.contextmanager
-    def collecting(self) -> Iterator[list[str]]:
+    def collect_errors(self) -> Iterator[list[str]]:
         """Collect errors, each once, while the block runs.
 
         Raises a KeyboardInterrupt that came meanwhile in one of TensorRT's calls to the log.
@@ -79,10 +79,10 @@ def make_log(trt: Any) -> Log:
 
         def log(self, severity: Any, message: str) -> None:
             try:
-                log.receive(int(severity), message)
+                log.write(int(severity), message)
             except Exception:  # a handler of the user's failed: the build goes on
                 _LOGGER.debug("a log handler failed", exc_info=True)
-            except BaseException as error:  # Ctrl-C, which collecting() raises again
+            except BaseException as error:  # Ctrl-C, which collect_errors() raises again
                 log.interrupt = error
 
     log.tensorrt_logger = Logger()
@@ -100,24 +100,24 @@ def make_monitor(trt: Any, progress: Progress | None, cancelled: threading.Event
             trt.IProgressMonitor.__init__(self)
             self.failure: BaseException | None = None
 
-        def _tell(self, method: str, *arguments: Any) -> None:
+        def _notify(self, method: str, *arguments: Any) -> None:
             if progress is None or self.failure is not None:
                 return
             try:
                 getattr(progress, method)(*arguments)
-            except BaseException as error:  # kept for the caller, whatever it is
+            except BaseException as error:  # of any kind; kept for the caller
                 self.failure = error
                 cancelled.set()
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self._tell("phase_start", phase_name, parent_phase, num_steps)
+            self._notify("phase_start", phase_name, parent_phase, num_steps)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            self._tell("step_complete", phase_name, step)
+            self._notify("step_complete", phase_name, step)
             return not cancelled.is_set()
 
         def phase_finish(self, phase_name: str) -> None:
-            self._tell("phase_finish", phase_name)
+            self._notify("phase_finish", phase_name)
 
     return Monitor()
 
@@ -178,7 +178,7 @@ def make_profiler(trt: Any, report: Callable[[str, float], None]) -> Any:
                 return
             try:
                 report(layer_name, ms)
-            except BaseException as error:  # kept for the caller, whatever it is
+            except BaseException as error:  # of any kind; kept for the caller
                 self.failure = error
 
     return Profiler()

@@ -41,7 +41,7 @@ TENSORRT_UNSUPPORTED_OPTIONS = {
         " (backend rtx) to name targets"
     )
 }
-"""What neither TensorRT 10 nor 11 has."""
+"""Options that neither TensorRT 10 nor 11 supports."""
 
 _BUILDER_FLAGS = {
     "sparse_weights": "SPARSE_WEIGHTS",
@@ -57,7 +57,7 @@ class TensorRTBackend:
 
     Subclasses say what differs between the libraries: the capabilities, and the hooks
     :meth:`_network_flags`, :meth:`_set_precision`, :meth:`_set_targets`, :meth:`_calibrating` and
-    :meth:`_load_fault`.
+    :meth:`_load_error`.
     """
 
     name: str
@@ -83,8 +83,8 @@ class TensorRTBackend:
     def _set_targets(self, request: BuildRequest, config: Any) -> None:
         """Choose the GPUs the plan is for."""
 
-    def _load_fault(self, runtime: Any, data: bytes | memoryview) -> str | None:  # noqa: ARG002
-        """Why the library does not answer for this plan here, where it can tell."""
+    def _load_error(self, runtime: Any, data: bytes | memoryview) -> str | None:  # noqa: ARG002
+        """Reason why the library does not support this plan on this machine, if it reports one."""
         return None
 
     @contextlib.contextmanager
@@ -105,33 +105,34 @@ class TensorRTBackend:
         """See :meth:`trt_native.backends.base.Backend.check`."""
         default = BuildConfig()
         refused = [
-            f"{option.replace('_', ' ')}: {reason}"
+            f"{option} is not supported: {reason}"
             for option, reason in self.capabilities.unsupported_options.items()
             if getattr(config, option) != getattr(default, option)
         ]
         unknown = set(config.compute_capabilities) - set(self.capabilities.targets)
         if unknown and "compute_capabilities" not in self.capabilities.unsupported_options:
             targets = ", ".join(self.capabilities.targets)
-            refused.append(f"compute capability {', '.join(sorted(unknown))}: it targets {targets}")
-        built = self.capabilities.quantized_ops.get(config.precision, frozenset())
-        lacking = [operator for operator in config.quantization.ops if operator not in built]
-        if lacking:
             refused.append(
-                f"{', '.join(lacking)} in {config.precision}: it builds"
-                f" {', '.join(sorted(built))} in that; leave {', '.join(lacking)} out of the"
+                f"compute capability {', '.join(sorted(unknown))} is not supported: it targets"
+                f" {targets}"
+            )
+        built = self.capabilities.quantized_ops.get(config.precision, frozenset())
+        unsupported = [operator for operator in config.quantization.ops if operator not in built]
+        if unsupported:
+            refused.append(
+                f"{', '.join(unsupported)} in {config.precision} is not supported: it builds"
+                f" {', '.join(sorted(built))} in that; leave {', '.join(unsupported)} out of the"
                 " operators to quantize, or choose another precision"
             )
         if refused:
-            raise UnsupportedError(
-                f"{self.product} {self.version} cannot do this: {'; '.join(refused)}"
-            )
+            raise UnsupportedError(f"{self.product} {self.version}: {'; '.join(refused)}")
         self._builder()
 
     def _builder(self) -> Any:
-        with self._log.collecting() as errors:
+        with self._log.collect_errors() as errors:
             try:
                 return self._trt.Builder(self._log.tensorrt_logger)
-            except Exception as error:  # pybind11 raises TypeError where the factory gave nothing
+            except Exception as error:  # pybind11 raises TypeError where a factory fails
                 hint = (
                     "; it builds only on a machine with a GPU that it supports. TensorRT-RTX"
                     " builds without one: pip install 'trt-native[rtx]' and use backend rtx"
@@ -139,7 +140,8 @@ class TensorRTBackend:
                     else ""
                 )
                 raise UnsupportedError(
-                    f"{self.product} {self.version} gives no builder on this machine{hint}",
+                    f"{self.product} {self.version} could not create a builder on this"
+                    f" machine{hint}",
                     _relevant(errors) or [str(error).splitlines()[0]],
                 ) from None
 
@@ -156,11 +158,13 @@ class TensorRTBackend:
                 " ONNX model and build that"
             )
         builder = self._builder()
-        with self._log.collecting() as errors:
+        with self._log.collect_errors() as errors:
             network = builder.create_network(self._network_flags(request))
             config = builder.create_builder_config()
         if network is None or config is None:
-            raise BuildError(f"{self.product} {self.version} made no network", _relevant(errors))
+            raise BuildError(
+                f"{self.product} {self.version} could not create a network", _relevant(errors)
+            )
         self._parse(request, network)
         parsed = time.perf_counter()
         self._fix_shapes(request, network)
@@ -173,11 +177,11 @@ class TensorRTBackend:
         return BuildResult(data, self._tensors(network), seconds)
 
     def _parse(self, request: BuildRequest, network: Any) -> None:
-        with self._log.collecting() as errors:
+        with self._log.collect_errors() as errors:
             parser = self._trt.OnnxParser(network, self._log.tensorrt_logger)
             if parser.parse_from_file(os.fsencode(request.onnx)):
                 return
-            faults = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
+            parser_errors = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
             missing = [
                 f"{operator} (first in node {node!r})"
                 for operator, node in request.operators.items()
@@ -187,15 +191,15 @@ class TensorRTBackend:
             raise BuildError(
                 f"{self.product} {self.version} does not support these operators of"
                 f" {request.onnx.name}: {', '.join(missing)}",
-                faults,
+                parser_errors,
             )
         raise BuildError(
             f"{self.product} {self.version} cannot parse {request.onnx.name}",
-            faults or _relevant(errors),
+            parser_errors or _relevant(errors),
         )
 
     def _fix_shapes(self, request: BuildRequest, network: Any) -> None:
-        """Tell the network which extents never vary: TensorRT optimizes more than for min = max."""
+        """Set the extents that never vary: TensorRT optimizes more than for min = max."""
         for tensor in self._inputs(network):
             extents = request.fixed.get(tensor.name)
             if extents is not None:
@@ -207,7 +211,7 @@ class TensorRTBackend:
     def _configure(self, request: BuildRequest, network: Any, config: Any) -> None:
         """Set every option; TensorRT only logs what it does not take, so its log decides."""
         trt, wanted = self._trt, request.config
-        with self._log.collecting() as errors:
+        with self._log.collect_errors() as errors:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_bytes)
             for option, flag in _BUILDER_FLAGS.items():
                 if getattr(wanted, option):
@@ -230,13 +234,13 @@ class TensorRTBackend:
             self._set_targets(request, config)
             self._set_precision(request, network, config)
         if errors:
-            raise BuildError(f"{self.product} {self.version} refused a build option", errors)
+            raise BuildError(f"{self.product} {self.version} rejected a build option", errors)
         self._load_timing_cache(request, config)
 
     def _add_profiles(self, request: BuildRequest, builder: Any, config: Any) -> None:
         for number, profile in enumerate(request.profiles):
             native = builder.create_optimization_profile()
-            with self._log.collecting() as errors:
+            with self._log.collect_errors() as errors:
                 try:
                     for name, shapes in profile.shapes.items():
                         native.set_shape(name, shapes.min, shapes.opt, shapes.max)
@@ -277,7 +281,7 @@ class TensorRTBackend:
     ) -> memoryview:
         monitor = make_monitor(self._trt, progress, cancelled)
         config.progress_monitor = monitor
-        with self._log.collecting() as errors:
+        with self._log.collect_errors() as errors:
             serialized = builder.build_serialized_network(network, config)
         if monitor.failure is not None:
             raise monitor.failure
@@ -299,17 +303,18 @@ class TensorRTBackend:
             content = _content(path) if path.exists() else b""
         except OSError as error:
             raise SpecError(f"timing cache {path}: cannot be read: {error.strerror}") from None
-        with self._log.collecting() as errors:
+        with self._log.collect_errors() as errors:
             cache = config.create_timing_cache(content)
             usable = cache is not None and config.set_timing_cache(cache, False)
         if usable and not errors:
             return
-        fault = f"not one that {self.product} {self.version} can use on this GPU"
+        problem = f"not one that {self.product} {self.version} can use on this GPU"
         if request.config.timing_cache is not None:
             raise SpecError(
-                f"timing cache {path}: {fault}; name another file, or delete it", _relevant(errors)
+                f"timing cache {path}: {problem}; name another file, or delete it",
+                _relevant(errors),
             )
-        _LOGGER.warning("timing cache %s: %s; starting a new one", path, fault)
+        _LOGGER.warning("timing cache %s: %s; starting a new one", path, problem)
         config.set_timing_cache(config.create_timing_cache(b""), False)
 
     def _save_timing_cache(self, request: BuildRequest, config: Any) -> None:
@@ -328,7 +333,7 @@ class TensorRTBackend:
         """The timings of this build, and those that other builds have added to the file."""
         timings = config.get_timing_cache()
         if path.exists():
-            with self._log.collecting():  # what cannot be merged is replaced
+            with self._log.collect_errors():  # what cannot be merged is replaced
                 others = config.create_timing_cache(_content(path))
                 if others is not None:
                     timings.combine(others, False)
@@ -338,19 +343,24 @@ class TensorRTBackend:
 
     def deserialize(self, data: bytes | memoryview) -> Any:
         """See :meth:`trt_native.backends.base.Backend.deserialize`."""
-        with self._log.collecting() as errors:
+        with self._log.collect_errors() as errors:
             runtime = self._trt.Runtime(self._log.tensorrt_logger)
-            fault = self._load_fault(runtime, data)
+            unsupported = self._load_error(runtime, data)
             engine = runtime.deserialize_cuda_engine(data)
         if engine is None:
             raise PlanError(
                 f"{self.product} {self.version} cannot load the plan:"
-                f" {fault or 'it is damaged, or made for another GPU or version'};"
+                f" {unsupported or 'it is damaged, or made for another GPU or version'};"
                 " build it again on, or for, this machine",
                 _relevant(errors),
             )
-        if fault is not None:  # it runs on more than it is supported on
-            _LOGGER.info("%s %s loaded a plan although: %s", self.product, self.version, fault)
+        if unsupported is not None:  # it runs on more than it officially supports
+            _LOGGER.info(
+                "%s %s loaded a plan that it does not officially support: %s",
+                self.product,
+                self.version,
+                unsupported,
+            )
         return engine
 
     def contexts(self, engine: Any, cached: bytes) -> ContextFactory:  # noqa: ARG002
@@ -365,17 +375,17 @@ class TensorRTBackend:
         self, engine: Any, onnx: Path, *, changed: Collection[str], refittable: bool
     ) -> memoryview:
         """See :meth:`trt_native.backends.base.Backend.refit`."""
-        with self._log.collecting() as errors:
+        with self._log.collect_errors() as errors:
             refitter = self._refitter(engine, errors)
             _check_reachable(changed, refitter.get_all_weights())
             parser = self._trt.OnnxParserRefitter(refitter, self._log.tensorrt_logger)
             taken = parser.refit_from_file(os.fspath(onnx))
-            faults = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
+            parser_errors = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
             missing = [f"no weights for {name!r}" for name in refitter.get_missing_weights()]
             if not taken or missing or not refitter.refit_cuda_engine():
                 raise PlanError(
                     f"{self.product} {self.version} did not take the new weights",
-                    [*missing, *faults, *_relevant(errors)],
+                    [*missing, *parser_errors, *_relevant(errors)],
                 )
             data = self._serialize_whole(engine, refittable)
         if data is None:
@@ -388,10 +398,10 @@ class TensorRTBackend:
     def _refitter(self, engine: Any, errors: list[str]) -> Any:
         try:
             return self._trt.Refitter(engine, self._log.tensorrt_logger)
-        except Exception as error:  # pybind11 raises TypeError where the factory gave nothing
+        except Exception as error:  # pybind11 raises TypeError where the factory returns nothing
             raise PlanError(
-                f"{self.product} {self.version} gives no refitter: the weights of this plan cannot"
-                " be replaced; build it again as refittable",
+                f"{self.product} {self.version} could not create a refitter: the weights of this"
+                " plan cannot be replaced; build it again as refittable",
                 _relevant(errors) or [" ".join(str(error).split())],
                 options=("refit",),
             ) from None
@@ -416,7 +426,7 @@ class TensorRTBackend:
 
     def collected_errors(self) -> contextlib.AbstractContextManager[list[str]]:
         """See :meth:`trt_native.backends.base.Backend.collected_errors`."""
-        return self._log.collecting()
+        return self._log.collect_errors()
 
 
 class _StaticContextFactory:

@@ -29,12 +29,12 @@ _INSTALL = (
 
 @dataclass(frozen=True, slots=True)
 class BackendInfo:
-    """How to find out whether a backend could be loaded, without loading it.
+    """Package of a backend, which shows whether it can be loaded without loading it.
 
     Attributes:
         package: The module to import.
         extra: The extra of this package that installs it.
-        note: What it is good for.
+        note: Short description for users.
     """
 
     package: str
@@ -51,10 +51,9 @@ BACKENDS = {
 
 
 def available_backends() -> dict[str, bool]:
-    """Which of the names ``tensorrt`` and ``rtx`` have their package installed."""
+    """Backend names, and whether the package of each is installed."""
     return {
-        name: importlib.util.find_spec(prober.package) is not None
-        for name, prober in BACKENDS.items()
+        name: importlib.util.find_spec(info.package) is not None for name, info in BACKENDS.items()
     }
 
 
@@ -73,16 +72,16 @@ def load_backend(name: str = "auto") -> Backend:
         name = os.environ.get(BACKEND_VARIABLE, "auto")
     if name not in ("auto", *BACKENDS):
         raise UnsupportedError(f"no backend {name!r}; the backends are auto, tensorrt and rtx")
-    faults: list[str] = []
+    import_errors: list[str] = []
     for candidate in BACKENDS if name == "auto" else (name,):
         try:
             module = importlib.import_module(BACKENDS[candidate].package)
         except Exception as error:  # a broken installation raises all kinds
-            faults.append(f"{candidate}: {' '.join(str(error).split())}")
+            import_errors.append(f"{candidate}: {' '.join(str(error).split())}")
         else:
             return _wrap(candidate, module)
     wanted = "no TensorRT is" if name == "auto" else f"backend {name!r} is not"
-    raise UnsupportedError(f"{wanted} installed; {_INSTALL}", faults)
+    raise UnsupportedError(f"{wanted} installed; {_INSTALL}", import_errors)
 
 
 @functools.cache  # one for each library: TensorRT keeps the first logger it is given for good

@@ -13,14 +13,14 @@ from trt_native.errors import UnsupportedError
 __all__ = ["RtxBackend"]
 
 _FIRST_WITH_INT8_CONV = (1, 7)
-_REFUSALS = {
+_UNSUPPORTED_OPTIONS = {
     "timing_cache": (
-        "it times no tactics at build, so there is nothing to keep; kernels are compiled and"
-        " cached when a plan first runs"
+        "it does not time tactics at build time, so there is nothing to keep; kernels are"
+        " compiled and cached when a plan first runs"
     ),
     "version_compatible": (
-        "the package lacks the lean runtime (libnvinfer_lean) that such plans need; build with"
-        " the version that will load the plan"
+        "the package does not contain the lean runtime (libnvinfer_lean) that such plans need;"
+        " build with the version that will load the plan"
     ),
     "hardware_compatibility": (
         "its plans run on every supported GPU; narrow them with compute_capabilities instead"
@@ -39,7 +39,7 @@ class RtxBackend(TensorRTBackend):
         targets = (name.removeprefix("SM") for name in members if name.startswith("SM"))
         release = tuple(int(part) for part in self.version.split(".")[:2])
         # Earlier ones parse a Conv between INT8 Q/DQ nodes and then fail to build it.
-        lacking = frozenset() if release >= _FIRST_WITH_INT8_CONV else frozenset({"Conv"})
+        unsupported = frozenset() if release >= _FIRST_WITH_INT8_CONV else frozenset({"Conv"})
         return Capabilities(
             weakly_typed=False,
             timing_cache=False,
@@ -49,17 +49,17 @@ class RtxBackend(TensorRTBackend):
             targets=tuple(f"{target[:-1]}.{target[-1]}" for target in targets),
             quantized_ops={
                 **ALL_QUANTIZED_OPS,
-                Precision.INT8: ALL_QUANTIZED_OPS[Precision.INT8] - lacking,
+                Precision.INT8: ALL_QUANTIZED_OPS[Precision.INT8] - unsupported,
             },
-            unsupported_options=_REFUSALS,
+            unsupported_options=_UNSUPPORTED_OPTIONS,
         )
 
     def check(self, config: BuildConfig) -> None:
         """See :meth:`trt_native.backends.base.Backend.check`."""
         if (config.refit or config.strip_weights) and gpu_info() is None:
             raise UnsupportedError(
-                f"{self.product} {self.version} cannot do this here: it builds refittable and"
-                " stripped plans only on a machine with a GPU"
+                f"{self.product} {self.version} builds refittable and stripped"
+                " plans only on a machine with a GPU"
             )
         super().check(config)
 
@@ -79,7 +79,7 @@ class RtxBackend(TensorRTBackend):
         """See :meth:`trt_native.backends.base.Backend.contexts`."""
         return _CompilingContextFactory(self._trt, engine, cached)
 
-    def _load_fault(self, runtime: Any, data: bytes | memoryview) -> str | None:
+    def _load_error(self, runtime: Any, data: bytes | memoryview) -> str | None:
         validity, diagnostics = runtime.get_engine_validity(data)
         if validity != self._trt.EngineValidity.INVALID:
             return None
@@ -89,7 +89,7 @@ class RtxBackend(TensorRTBackend):
 
 
 class _CompilingContextFactory:
-    """ContextFactory that compile their kernels on the GPU at hand, and share what was compiled.
+    """Creates contexts that compile kernels on the current GPU, and share a runtime cache.
 
     Kernels for new shapes are compiled at once, in the first run with these shapes: by default
     they come some runs later, and a CUDA graph would keep the slower ones for good.

@@ -92,7 +92,7 @@ class TensorRT10Backend(TensorRTBackend):
             return
         profile = builder.create_optimization_profile()
         shapes = batches.common_shapes() if batches is not None else {}
-        with self._log.collecting() as errors:
+        with self._log.collect_errors() as errors:
             for name, shape_range in request.profiles[0].shapes.items():
                 shape = shapes.get(name, shape_range.opt)
                 profile.set_shape(name, shape, shape, shape)

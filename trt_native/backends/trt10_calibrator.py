@@ -1,7 +1,7 @@
 """TensorRT 10's INT8 calibration: it asks for batches while it builds, and finds the ranges itself.
 
-TensorRT swallows what a calibrator raises and takes it for the end of the data, so that it would
-quietly calibrate on less. Nothing here raises into it: the first exception is kept, the pass and
+TensorRT swallows what a calibrator raises and treats it as the end of the data, so that it would
+silently calibrate on less. Nothing here raises into it: the first exception is kept, the pass and
 the build end, and the caller raises it afterwards.
 """
 
@@ -64,7 +64,7 @@ class DeviceUploader:
         """See :meth:`Uploader.upload`.
 
         Raises:
-            CudaError: there is no GPU, or too little memory.
+            CudaError: no GPU is available, or it has too little memory.
         """
         stream = self._stream = self._stream or Stream()
         addresses, staged = {}, []
@@ -91,7 +91,7 @@ class DeviceUploader:
 
 
 def check_calibration(request: BuildRequest) -> None:
-    """Refuse a calibration that TensorRT would ignore, or would get wrong without a word.
+    """Refuse a calibration that TensorRT would ignore, or would silently get wrong.
 
     Raises:
         UnsupportedError: the network is strongly typed, or inputs are shapes.
@@ -118,7 +118,7 @@ def check_calibration(request: BuildRequest) -> None:
             " serve: put Q/DQ nodes into the model instead"
         )
     shapes = calibration.batches.common_shapes() if calibration.batches is not None else {}
-    faults = [
+    problems = [
         f"- {name!r} is {'x'.join(map(str, shape))} in the data, and fixed to"
         f" {'x'.join('?' if extent is None else str(extent) for extent in request.fixed[name])}"
         for name, shape in shapes.items()
@@ -127,8 +127,8 @@ def check_calibration(request: BuildRequest) -> None:
             for extent, found in zip(request.fixed.get(name, ()), shape, strict=False)
         )
     ]
-    if faults:
-        raise SpecError("the calibration data has other shapes than the plan:", faults)
+    if problems:
+        raise SpecError("the calibration data has other shapes than the plan:", problems)
 
 
 def with_header(cache: bytes, version: str, algorithm: str) -> bytes:
@@ -139,7 +139,7 @@ def with_header(cache: bytes, version: str, algorithm: str) -> bytes:
     mean the same in all versions.
 
     Raises:
-        CalibrationError: this is no calibration cache, or it has no ranges.
+        CalibrationError: this is not a calibration cache, or it has no ranges.
     """
     first, _, ranges = cache.partition(b"\n")
     if not first.startswith(b"TRT-"):
@@ -157,7 +157,7 @@ def _version_number(version: str) -> int:
 
 
 class _Calibrator:
-    """What both of TensorRT's calibrators do here; TensorRT calls the five methods it names.
+    """Common part of both TensorRT calibrators; TensorRT calls its public methods.
 
     Attributes:
         failure: The first exception of any of them.
@@ -179,10 +179,10 @@ class _Calibrator:
         self._uploader = uploader
         self._progress = progress
         self._cancelled = cancelled
-        self._known = _read_cache(calibration, version, algorithm)
-        self._expected = 0 if self._known or self._batches is None else len(self._batches)
+        self._cached_ranges = _read_cache(calibration, version, algorithm)
+        self._expected = 0 if self._cached_ranges or self._batches is None else len(self._batches)
         self._served = 0
-        self._pass: Iterator[Mapping[str, Array]] | None = None
+        self._iterator: Iterator[Mapping[str, Array]] | None = None
 
     # What TensorRT calls
 
@@ -194,16 +194,21 @@ class _Calibrator:
             return None
         try:
             return self._next(names)
-        except BaseException as error:  # kept for the caller, whatever it is
+        except BaseException as error:  # of any kind; kept for the caller
             self._fail(error)
             return None
 
     def read_calibration_cache(self) -> bytes | None:
-        return self._known
+        return self._cached_ranges
 
     def write_calibration_cache(self, cache: Any) -> None:
         whole = self._served == self._expected and not self._cancelled.is_set()
-        if self._cache is None or self._known is not None or self.failure is not None or not whole:
+        if (
+            self._cache is None
+            or self._cached_ranges is not None
+            or self.failure is not None
+            or not whole
+        ):
             return
         try:
             with atomic_write(self._cache) as file:
@@ -217,18 +222,18 @@ class _Calibrator:
     # What the build does
 
     def check(self) -> None:
-        """See that the build, now over, was calibrated as it should be.
+        """Check that the finished build was calibrated on all of the data.
 
         Raises:
             CalibrationError: TensorRT did not read all batches.
-            BaseException: whatever one of the calls above raised.
+            BaseException: the first exception that one of the calls above raised.
         """
         if self.failure is not None:
             raise self.failure
         if self._served != self._expected:
             raise CalibrationError(
                 f"TensorRT {self._version} calibrated on {self._served} of {self._expected}"
-                " batches; the plan was thrown away"
+                " batches; the plan was discarded"
             )
 
     def close(self) -> None:
@@ -236,28 +241,28 @@ class _Calibrator:
         self._uploader.close()
 
     def _next(self, names: list[str]) -> list[int] | None:
-        if self._known is not None or self._batches is None:
+        if self._cached_ranges is not None or self._batches is None:
             raise CalibrationError(
                 f"TensorRT {self._version} did not accept the calibration cache {self._cache} and"
                 " asked for data: delete it to calibrate again"
             )
-        if self._pass is None:
-            self._pass = iter(self._batches)
-            self._tell("phase_start", _PHASE, None, self._expected)
-        batch = next(self._pass, None)
+        if self._iterator is None:
+            self._iterator = iter(self._batches)
+            self._notify("phase_start", _PHASE, None, self._expected)
+        batch = next(self._iterator, None)
         if batch is None:
-            self._tell("phase_finish", _PHASE)
+            self._notify("phase_finish", _PHASE)
             return None
         if unknown := [name for name in names if name not in batch]:
             raise CalibrationError(
                 f"TensorRT asks for input {unknown[0]!r}, the data has {', '.join(batch)}"
             )
-        addresses = self._uploader.upload({name: _served_as(batch[name]) for name in names})
+        addresses = self._uploader.upload({name: _as_tensorrt_reads(batch[name]) for name in names})
         self._served += 1
-        self._tell("step_complete", _PHASE, self._served - 1)
+        self._notify("step_complete", _PHASE, self._served - 1)
         return [addresses[name] for name in names]
 
-    def _tell(self, method: str, *arguments: Any) -> None:
+    def _notify(self, method: str, *arguments: Any) -> None:
         if self._progress is not None:
             getattr(self._progress, method)(*arguments)
 
@@ -266,8 +271,8 @@ class _Calibrator:
         self._cancelled.set()  # or the build would go on for as long as it takes
 
 
-def _served_as(array: Array) -> Array:
-    """As TensorRT reads it: any floating-point input as FP32, whatever its type in the model."""
+def _as_tensorrt_reads(array: Array) -> Array:
+    """The array as TensorRT reads it: floating-point inputs are FP32, regardless of the model."""
     is_float = array.dtype.kind == "f" or "float" in array.dtype.name
     return array.astype(np.float32, copy=False) if is_float else array
 
@@ -319,7 +324,7 @@ def make_calibrator(
         trt: The module of TensorRT 10.
         calibration: What to calibrate with.
         uploader: Brings the batches to the GPU. Closed by the calibrator.
-        progress: Hears of every batch.
+        progress: Receives progress callbacks.
         cancelled: Once set, the data ends; set by the calibrator when it fails.
 
     Raises:

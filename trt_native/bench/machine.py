@@ -1,4 +1,4 @@
-"""What measuring asks of a machine: clocks, a GPU, and sessions on it."""
+"""Interface between the benchmark and a machine: clocks, a GPU, and sessions on it."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ Inputs = Mapping[str, Array]
 
 
 class TimingEvent(Protocol):
-    """A point in a stream's work, with a time."""
+    """A timestamp in a stream."""
 
     def synchronize(self) -> object:
-        """Wait until the GPU has come to it."""
+        """Wait until the GPU has reached it."""
 
     def elapsed_ms(self, since: Any, /) -> float:
         """Milliseconds from another event to this one, by the GPU's clock."""
@@ -43,7 +43,7 @@ class TimingStream(Protocol):
     """Work that the GPU does in order."""
 
     def record(self, event: Any, /) -> object:
-        """Put an event behind the work so far."""
+        """Record an event after the work so far."""
 
     def synchronize(self) -> object:
         """Wait until the work is done."""
@@ -54,11 +54,11 @@ class TimedExecution(Protocol):
 
     @property
     def input_bytes(self) -> int:
-        """Size of what :meth:`upload` copies."""
+        """Number of bytes that :meth:`upload` copies."""
 
     @property
     def output_bytes(self) -> int:
-        """Size of what the last :meth:`download` copied."""
+        """Number of bytes that the last :meth:`download` copied."""
 
     def upload(self, stream: Any, /) -> object:
         """Copy the inputs to the GPU, asynchronously."""
@@ -74,7 +74,7 @@ class TimedExecution(Protocol):
 
 
 class MeasurableSession(Protocol):
-    """What :class:`~trt_native.runtime.Session` offers to those who measure."""
+    """The part of :class:`~trt_native.runtime.Session` that the benchmark uses."""
 
     @property
     def compute_stream(self) -> Any:
@@ -99,7 +99,7 @@ class MeasurableSession(Protocol):
 
 
 class LoadedEngine(Protocol):
-    """What :class:`~trt_native.runtime.engine.Engine` offers to those who measure."""
+    """The part of :class:`~trt_native.runtime.engine.Engine` that the benchmark uses."""
 
     @property
     def inputs(self) -> Sequence[PlanTensor]:
@@ -117,13 +117,13 @@ class Machine(Protocol):
     """The clocks, the GPU and the way to load plans."""
 
     def describe(self) -> GpuInfo:
-        """The GPU. Called first: it makes what every use of the GPU needs."""
+        """The GPU. Called first: it makes the CUDA context current."""
 
     def now(self) -> float:
         """Seconds, by the host's clock."""
 
     def used_bytes(self) -> int:
-        """Device memory in use, by whatever process."""
+        """Device memory in use by all processes."""
 
     def event(self) -> TimingEvent:
         """A new event."""
@@ -136,7 +136,7 @@ class Machine(Protocol):
 
 
 class CudaMachine:
-    """A :class:`Machine` that is one.
+    """The :class:`Machine` of a real GPU.
 
     Args:
         ordinal: CUDA ordinal of the GPU.
@@ -158,7 +158,7 @@ class CudaMachine:
         return time.perf_counter()
 
     def used_bytes(self) -> int:
-        """Device memory in use, by whatever process."""
+        """Device memory in use by all processes."""
         info = require_gpu(self._ordinal)
         return info.total_bytes - info.free_bytes
 

@@ -1,4 +1,4 @@
-"""The loops that measure."""
+"""The measurement loops."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from trt_native.plans.plan import Plan
 
 __all__ = ["bench_plan"]
 
-_ROUNDS = 5  # turns that each phase gets
+_ROUNDS = 5  # how often each phase is measured
 _WINDOW = 8  # executions in the queue: enough that the GPU never waits, few enough to stop soon
-_LEAD = 2  # executions before the clock runs, so that the queue is not empty when it starts
+_PREFILL = 2  # executions before the clock runs, so that the queue is not empty when it starts
 _LAYER_ITERATIONS = 20
-_LEAST_WARM_UPS = 3
+_MIN_WARM_UPS = 3
 
 
 def bench_plan(
@@ -57,35 +57,37 @@ def bench_plan(
         machine: What to measure on; the first GPU by default.
 
     Raises:
-        SpecError: the inputs do not fit, or the plans have not the same inputs.
+        SpecError: the inputs do not fit, or the plans do not have the same inputs.
         PlanError, UnsupportedError: a plan cannot be loaded here.
-        CudaError: there is no GPU, it has too little memory, or it failed.
+        CudaError: no GPU is available, it has too little memory, or it failed.
     """
     options = options or BenchOptions()
     machine = machine or CudaMachine()
     gpu = machine.describe()
     with contextlib.ExitStack() as stack:
-        subject = _Subject(machine, plan, inputs_for, stack)
-        recorder = _Recorder(machine, subject, options)
+        loaded_plan = _LoadedPlan(machine, plan, inputs_for, stack)
+        recorder = _Recorder(machine, loaded_plan, options)
         recorder.measure()
         throughput = {
             **recorder.throughput,
             "synchronous": 1e3 / float(np.mean(recorder.samples["end_to_end"])),
-            "pipelined": _pipelined(machine, subject.session, subject.inputs, options),
+            "pipelined": _pipelined(machine, loaded_plan.session, loaded_plan.inputs, options),
         }
-        subject.note_memory()
+        loaded_plan.update_peak_memory()
         if options.streams > 1:
-            throughput["streams"] = _streams(machine, subject, options)
+            throughput["streams"] = _streams(machine, loaded_plan, options)
         layers = None
         if options.layers:
-            times = subject.session.profile_layers(subject.inputs, iterations=_LAYER_ITERATIONS)
+            times = loaded_plan.session.profile_layers(
+                loaded_plan.inputs, iterations=_LAYER_ITERATIONS
+            )
             layers = slowest_first(times)
-        memory = subject.memory()
+        memory = loaded_plan.memory()
         comparison = None
         if other is not None:
-            rival = _Subject(machine, other, inputs_for, stack, like=subject)
+            other_plan = _LoadedPlan(machine, other, inputs_for, stack, like=loaded_plan)
             comparison = PlanComparison(
-                str(other.path or ""), _compare(machine, subject, rival, options)
+                str(other.path or ""), _compare(machine, loaded_plan, other_plan, options)
             )
     return BenchReport(
         plan={
@@ -98,11 +100,11 @@ def bench_plan(
         options=options,
         inputs=tuple(
             {"name": name, "dtype": str(array.dtype), "shape": list(array.shape)}
-            for name, array in subject.inputs.items()
+            for name, array in loaded_plan.inputs.items()
         ),
         samples={name: np.asarray(recorder.samples[name]) for name in PHASES},
         throughput=throughput,
-        load_ms=subject.load_ms,
+        load_ms=loaded_plan.load_ms,
         memory=memory,
         timeline=recorder.timeline(),
         layers=layers,
@@ -110,8 +112,8 @@ def bench_plan(
     )
 
 
-class _Subject:
-    """A plan that is loaded and has run once, with what that took."""
+class _LoadedPlan:
+    """A plan that is loaded and has run once, with the time and memory that this took."""
 
     def __init__(
         self,
@@ -119,7 +121,7 @@ class _Subject:
         plan: Plan,
         inputs_for: Callable[[Sequence[PlanTensor]], Inputs],
         stack: contextlib.ExitStack,
-        like: _Subject | None = None,
+        like: _LoadedPlan | None = None,
     ) -> None:
         self._machine = machine
         self._before = machine.used_bytes()
@@ -128,7 +130,7 @@ class _Subject:
         stack.callback(self.engine.close)
         loaded, self._weights = machine.now(), machine.used_bytes() - self._before
         if like is not None:
-            _check_alike(plan, self.engine.inputs, like.engine.inputs)
+            _check_same_inputs(plan, self.engine.inputs, like.engine.inputs)
         self.inputs = inputs_for(self.engine.inputs)
         before = machine.now()
         self.session = machine.session(self.engine)
@@ -145,14 +147,14 @@ class _Subject:
         }
         self.call: TimedExecution = self.session.prepare(self.inputs)
         stack.callback(self.call.close)
-        self.note_memory()
+        self.update_peak_memory()
 
-    def note_memory(self) -> None:
-        """See how much memory is in use now."""
+    def update_peak_memory(self) -> None:
+        """Update the peak with the memory in use now."""
         self._peak = max(self._peak, self._machine.used_bytes() - self._before)
 
     def memory(self) -> Memory:
-        """What it has taken so far."""
+        """Device memory used so far."""
         return Memory(
             weights=max(0, self._weights),
             context=max(0, self._context),
@@ -163,7 +165,9 @@ class _Subject:
         )
 
 
-def _check_alike(plan: Plan, found: Sequence[PlanTensor], wanted: Sequence[PlanTensor]) -> None:
+def _check_same_inputs(
+    plan: Plan, found: Sequence[PlanTensor], wanted: Sequence[PlanTensor]
+) -> None:
     names, expected = ({tensor.name for tensor in tensors} for tensors in (found, wanted))
     if names != expected:
         raise SpecError(
@@ -173,7 +177,7 @@ def _check_alike(plan: Plan, found: Sequence[PlanTensor], wanted: Sequence[PlanT
 
 
 @dataclass(frozen=True, slots=True)
-class _Burst:
+class _BurstTimes:
     """Executions back to back: milliseconds of each on the GPU, on the host, and of all."""
 
     gpu_ms: list[float]
@@ -188,12 +192,12 @@ def _back_to_back(
     least: int,
     seconds: float,
     before: Callable[[], object] = lambda: None,
-) -> _Burst:
-    """Repeat what is put on a stream, with a few executions in its queue at any time.
+) -> _BurstTimes:
+    """Repeat an action on a stream, with a few executions in its queue at any time.
 
-    What ``before`` puts there ahead of each is not timed.
+    Work that ``before`` enqueues ahead of each is not timed.
     """
-    for _ in range(_LEAD):
+    for _ in range(_PREFILL):
         before()
         action()
     first = machine.event()
@@ -222,15 +226,15 @@ def _back_to_back(
         stream.record(end)
         count += 1
     last = [collect(index) for index in range(max(0, count - _WINDOW), count)][-1]
-    return _Burst(gpu_ms, host_ms, last.elapsed_ms(first))
+    return _BurstTimes(gpu_ms, host_ms, last.elapsed_ms(first))
 
 
 class _Recorder:
-    """Measures the phases of one plan in turns."""
+    """Measures the phases of one plan, round by round."""
 
-    def __init__(self, machine: Machine, subject: _Subject, options: BenchOptions) -> None:
-        self._machine, self._subject, self._options = machine, subject, options
-        self._stream: TimingStream = subject.session.compute_stream
+    def __init__(self, machine: Machine, loaded_plan: _LoadedPlan, options: BenchOptions) -> None:
+        self._machine, self._loaded_plan, self._options = machine, loaded_plan, options
+        self._stream: TimingStream = loaded_plan.session.compute_stream
         self._least = math.ceil(options.iterations / _ROUNDS)
         self._seconds = options.duration_s / _ROUNDS
         self._queued_ms = dict.fromkeys(("compute", "compute_no_graph"), 0.0)
@@ -247,18 +251,18 @@ class _Recorder:
             self._copies()
             self._calls()
             self._runs()
-            self._subject.note_memory()
+            self._loaded_plan.update_peak_memory()
 
     @property
     def throughput(self) -> dict[str, float]:
-        """Executions per second of what is on the GPU."""
+        """Executions per second with tensors on the GPU."""
         return {
             name: len(self.samples[f"gpu_{name}"]) * 1e3 / total
             for name, total in self._queued_ms.items()
         }
 
     def timeline(self) -> tuple[Span, ...]:
-        """The median call.
+        """Timeline of the median call.
 
         An event on an idle stream happens when it is recorded, so both lanes start at one time.
         """
@@ -276,28 +280,28 @@ class _Recorder:
 
     def warm_up(self) -> None:
         """Run for a while, and often enough that a graph is captured and replayed."""
-        for _ in _until(self._machine, _LEAST_WARM_UPS, self._options.warmup_s):
-            self._subject.session.run(self._subject.inputs)
+        for _ in _until(self._machine, _MIN_WARM_UPS, self._options.warmup_s):
+            self._loaded_plan.session.run(self._loaded_plan.inputs)
             for graph in (False, True):
-                self._subject.call.upload(self._stream)
-                self._subject.call.enqueue(self._stream, graph=graph)
-                self._subject.call.download(self._stream)
+                self._loaded_plan.call.upload(self._stream)
+                self._loaded_plan.call.enqueue(self._stream, graph=graph)
+                self._loaded_plan.call.download(self._stream)
             self._stream.synchronize()
 
     def _repeat(
         self, action: Callable[[], object], before: Callable[[], object] = lambda: None
-    ) -> _Burst:
+    ) -> _BurstTimes:
         least, seconds = self._least, self._seconds
         return _back_to_back(self._machine, self._stream, action, least, seconds, before)
 
     def _compute(self, suffix: str, *, graph: bool) -> None:
-        burst = self._repeat(lambda: self._subject.call.enqueue(self._stream, graph=graph))
+        burst = self._repeat(lambda: self._loaded_plan.call.enqueue(self._stream, graph=graph))
         self.samples[f"gpu_compute{suffix}"] += burst.gpu_ms
         self.samples[f"enqueue{suffix}"] += burst.host_ms
         self._queued_ms[f"compute{suffix}"] += burst.total_ms
 
     def _copies(self) -> None:
-        call, stream = self._subject.call, self._stream
+        call, stream = self._loaded_plan.call, self._stream
         self.samples["h2d"] += self._repeat(lambda: call.upload(stream)).gpu_ms
         # An output whose shape depends on data is there only once after each execution.
         fresh = functools.partial(call.enqueue, stream, graph=True)
@@ -305,11 +309,11 @@ class _Recorder:
 
     def _calls(self) -> None:
         events = [self._machine.event() for _ in range(4)]
-        for _ in self._turns():
+        for _ in self._iterations():
             self._one_call(events)
 
     def _one_call(self, events: Sequence[TimingEvent]) -> None:
-        call, stream, now = self._subject.call, self._stream, self._machine.now
+        call, stream, now = self._loaded_plan.call, self._stream, self._machine.now
         actions: tuple[Callable[[TimingStream], object], ...] = (
             call.upload,
             functools.partial(call.enqueue, graph=True),
@@ -328,12 +332,12 @@ class _Recorder:
         self._gpu_stamps.append([event.elapsed_ms(events[0]) for event in events[1:]])
 
     def _runs(self) -> None:
-        for _ in self._turns():
+        for _ in self._iterations():
             before = self._machine.now()
-            self._subject.session.run(self._subject.inputs)
+            self._loaded_plan.session.run(self._loaded_plan.inputs)
             self.samples["end_to_end"].append((self._machine.now() - before) * 1e3)
 
-    def _turns(self) -> Iterator[int]:
+    def _iterations(self) -> Iterator[int]:
         return _until(self._machine, self._least, self._seconds)
 
 
@@ -358,20 +362,20 @@ def _pipelined(
     return count / (machine.now() - start)
 
 
-def _streams(machine: Machine, subject: _Subject, options: BenchOptions) -> float:
+def _streams(machine: Machine, loaded_plan: _LoadedPlan, options: BenchOptions) -> float:
     """Calls per second of several sessions on one engine, each in its thread."""
     barrier = threading.Barrier(options.streams)
 
     def work() -> float:
         try:
             machine.describe()  # makes the GPU's context current on this thread
-            session = machine.session(subject.engine)
+            session = machine.session(loaded_plan.engine)
             with contextlib.closing(cast("Any", session)):
-                session.run(subject.inputs)
+                session.run(loaded_plan.inputs)
                 barrier.wait()
-                rate = _pipelined(machine, session, subject.inputs, options)
-                barrier.wait()  # nobody frees anything while others are measured
-                subject.note_memory()
+                rate = _pipelined(machine, session, loaded_plan.inputs, options)
+                barrier.wait()  # no session is freed while another is measured
+                loaded_plan.update_peak_memory()
                 return rate
         except BaseException:
             barrier.abort()
@@ -379,44 +383,44 @@ def _streams(machine: Machine, subject: _Subject, options: BenchOptions) -> floa
 
     with ThreadPoolExecutor(options.streams) as pool:
         futures = [pool.submit(work) for _ in range(options.streams)]
-    faults = [fault for future in futures if (fault := future.exception()) is not None]
-    for fault in sorted(faults, key=lambda f: isinstance(f, threading.BrokenBarrierError)):
-        raise fault
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    for error in sorted(errors, key=lambda f: isinstance(f, threading.BrokenBarrierError)):
+        raise error
     return sum(future.result() for future in futures)
 
 
 def _compare(
-    machine: Machine, subject: _Subject, rival: _Subject, options: BenchOptions
+    machine: Machine, loaded_plan: _LoadedPlan, other_plan: _LoadedPlan, options: BenchOptions
 ) -> tuple[Ratio, ...]:
-    """Both in turns, A B B A: what drifts at a steady pace favours neither."""
+    """Alternate between both, A B B A, so that steady drift favours neither."""
     least = max(1, math.ceil(options.iterations / PAIRS))
     seconds = options.duration_s / PAIRS
-    for one in (subject, rival):
+    for one in (loaded_plan, other_plan):
         _Recorder(machine, one, options).warm_up()
     times: dict[str, tuple[list[float], list[float]]] = {
         "gpu_compute": ([], []),
         "end_to_end": ([], []),
     }
     for pair in range(PAIRS):
-        order = ((0, subject), (1, rival))
+        order = ((0, loaded_plan), (1, other_plan))
         for side, one in order if pair % 2 == 0 else order[::-1]:
             times["gpu_compute"][side].append(_compute_ms(machine, one, least, seconds))
             times["end_to_end"][side].append(_run_ms(machine, one, least, seconds))
     return tuple(ratio_of(phase, *sides) for phase, sides in times.items())
 
 
-def _compute_ms(machine: Machine, subject: _Subject, least: int, seconds: float) -> float:
-    stream = subject.session.compute_stream
+def _compute_ms(machine: Machine, loaded_plan: _LoadedPlan, least: int, seconds: float) -> float:
+    stream = loaded_plan.session.compute_stream
     burst = _back_to_back(
-        machine, stream, lambda: subject.call.enqueue(stream, graph=True), least, seconds
+        machine, stream, lambda: loaded_plan.call.enqueue(stream, graph=True), least, seconds
     )
     return float(np.median(burst.gpu_ms))
 
 
-def _run_ms(machine: Machine, subject: _Subject, least: int, seconds: float) -> float:
+def _run_ms(machine: Machine, loaded_plan: _LoadedPlan, least: int, seconds: float) -> float:
     times = []
     for _ in _until(machine, least, seconds):
         before = machine.now()
-        subject.session.run(subject.inputs)
+        loaded_plan.session.run(loaded_plan.inputs)
         times.append((machine.now() - before) * 1e3)
     return float(np.median(times))

@@ -1,4 +1,4 @@
-"""How to measure, and what was measured."""
+"""Options and results of a benchmark."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from trt_native.bench.statistics import (
     LayerTime,
     Ratio,
     Statistics,
-    judge,
-    stability_faults,
+    find_bottleneck,
+    stability_problems,
 )
 from trt_native.cuda import GpuInfo
 from trt_native.errors import SpecError
@@ -27,7 +27,7 @@ __all__ = ["PHASES", "BenchOptions", "BenchReport", "Memory", "PlanComparison", 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchOptions:
-    """How to measure.
+    """Options of a benchmark.
 
     Attributes:
         iterations: Least number of executions that each phase is measured with.
@@ -38,7 +38,7 @@ class BenchOptions:
         layers: Whether to time each layer.
 
     Raises:
-        SpecError: a value makes no sense.
+        SpecError: a value is out of range.
     """
 
     iterations: int = 10
@@ -51,7 +51,7 @@ class BenchOptions:
     def __post_init__(self) -> None:
         for name in ("iterations", "depth", "streams"):
             if getattr(self, name) < 1:
-                raise SpecError(f"{name} {getattr(self, name)}: it is at least 1")
+                raise SpecError(f"{name} {getattr(self, name)}: must be at least 1")
         for name in ("duration_s", "warmup_s"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
@@ -61,7 +61,7 @@ class BenchOptions:
 
 @dataclass(frozen=True, slots=True)
 class PlanComparison:
-    """The plan against another one.
+    """Comparison of the plan with another one.
 
     Attributes:
         other: The other plan's path.
@@ -74,11 +74,11 @@ class PlanComparison:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A stretch of one call, in milliseconds from its start; the median of many calls.
+    """A time span of one call, in milliseconds from its start; the median of many calls.
 
     Attributes:
         lane: ``host`` or ``GPU``.
-        name: What goes on.
+        name: The activity.
         start_ms: When it starts.
         stop_ms: When it stops.
     """
@@ -112,7 +112,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchReport:
-    """All that was measured.
+    """Results of a benchmark.
 
     Attributes:
         plan: Path, product, version and size of the plan.
@@ -124,7 +124,7 @@ class BenchReport:
             ``synchronous`` and ``pipelined`` from NumPy to NumPy; ``streams`` of all threads.
         load_ms: To deserialize the plan, to make a session, and the first call.
         memory: Device memory.
-        timeline: What goes on when, in a call on its own.
+        timeline: Activities of a single call.
         layers: Slowest first; None unless asked for.
         comparison: None unless asked for.
     """
@@ -147,9 +147,11 @@ class BenchReport:
         return {name: Statistics.of(values) for name, values in self.samples.items()}
 
     @property
-    def verdict(self) -> Bottleneck:
-        """What bounds the throughput."""
-        return judge({name: float(np.median(values)) for name, values in self.samples.items()})
+    def bottleneck(self) -> Bottleneck:
+        """The bottleneck of the throughput."""
+        return find_bottleneck(
+            {name: float(np.median(values)) for name, values in self.samples.items()}
+        )
 
     @property
     def pipeline_share(self) -> float:
@@ -159,12 +161,12 @@ class BenchReport:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What speaks against trusting the figures."""
+        """Reasons not to trust the figures."""
         return tuple(
             f"{PHASES[name]} is unstable: {' and '.join(faults)}; lock the clocks with nvidia-smi,"
             " stop what else uses the machine, or raise the warm-up and the duration"
             for name in ("gpu_compute", "end_to_end")
-            if (faults := stability_faults(self.samples[name]))
+            if (faults := stability_problems(self.samples[name]))
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -183,7 +185,7 @@ class BenchReport:
             "load_ms": self.load_ms,
             "memory_bytes": asdict(self.memory),
             "timeline": [asdict(span) for span in self.timeline],
-            "verdict": asdict(self.verdict),
+            "bottleneck": asdict(self.bottleneck),
             "warnings": list(self.warnings),
             "layers": None if self.layers is None else [asdict(layer) for layer in self.layers],
             "comparison": None if self.comparison is None else asdict(self.comparison),

@@ -1,4 +1,4 @@
-"""What a list of times tells."""
+"""Statistics of measured times."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = [
     "LayerTime",
     "Ratio",
     "Statistics",
-    "judge",
+    "find_bottleneck",
     "ratio_of",
     "slowest_first",
-    "stability_faults",
+    "stability_problems",
 ]
 
 
@@ -34,10 +34,10 @@ PHASES = {
     "latency": "latency",
     "end_to_end": "end to end",
 }
-"""What is measured, and what a person calls it."""
+"""Keys of the measured phases, and their names for users."""
 
 PAIRS = 20
-"""How often two plans are run in turns to be compared."""
+"""Number of alternating runs with which two plans are compared."""
 
 _T_95 = 2.093  # Student's t of 19 degrees of freedom, two-sided 95 %
 _UNSTABLE_CV = 0.05
@@ -47,7 +47,7 @@ _ENQUEUE_SHARE = 0.8  # of GPU compute, from which the GPU waits for the host: t
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What is told of a phase; times in milliseconds.
+    """Statistics of one phase; times in milliseconds.
 
     Percentiles interpolate between samples. ``cv`` is the standard deviation over the mean.
     """
@@ -82,7 +82,7 @@ class Statistics:
         )
 
     def to_json(self) -> dict[str, float]:
-        """With the unit in the names."""
+        """A dictionary with the unit in the keys."""
         return {
             f.name if f.name in ("count", "cv") else f"{f.name}_ms": getattr(self, f.name)
             for f in fields(self)
@@ -91,19 +91,19 @@ class Statistics:
 
 @dataclass(frozen=True, slots=True)
 class Bottleneck:
-    """What the speed of calls in a row depends on.
+    """The resource that limits the speed of consecutive calls.
 
     Attributes:
         bound: ``compute``, ``transfer`` or ``enqueue``.
-        text: One line for a person.
+        text: One line for users.
     """
 
     bound: str
     text: str
 
 
-def judge(medians: Mapping[str, float]) -> Bottleneck:
-    """Tell what bounds the throughput from the medians of the phases, in milliseconds.
+def find_bottleneck(medians: Mapping[str, float]) -> Bottleneck:
+    """Determine what bounds the throughput from the medians of the phases, in milliseconds.
 
     Copies in both directions, the GPU's computing and the host's enqueueing overlap when calls
     follow one another, so the slowest of them is the bound. Where enqueueing takes about as long as
@@ -114,9 +114,7 @@ def judge(medians: Mapping[str, float]) -> Bottleneck:
     transfer = medians[direction]
     if enqueue >= _ENQUEUE_SHARE * compute and enqueue >= transfer:
         bound = "enqueue"
-        text = (
-            "the host hands out work no faster than the GPU does it: more work in each call helps"
-        )
+        text = "the host enqueues work no faster than the GPU does it: more work in each call helps"
     elif transfer > compute:
         bound = "transfer"
         text = (
@@ -133,24 +131,24 @@ def judge(medians: Mapping[str, float]) -> Bottleneck:
     return Bottleneck(bound, f"bound by {bound}: {text} ({figures})")
 
 
-def stability_faults(samples: Sequence[float] | Array) -> list[str]:
-    """Why times in the order they were taken are not to be trusted; empty if they are."""
+def stability_problems(samples: Sequence[float] | Array) -> list[str]:
+    """Reasons not to trust times, given in the order they were taken; empty if they are stable."""
     values = np.asarray(samples, np.float64)
-    faults = []
+    problems = []
     cv = Statistics.of(values).cv
     if cv > _UNSTABLE_CV:
-        faults.append(f"coefficient of variation {cv:.1%}")
+        problems.append(f"coefficient of variation {cv:.1%}")
     quarter = values.size // 4
     if quarter >= 2:
         drift = float(np.median(values[-quarter:]) / np.median(values[:quarter])) - 1
         if abs(drift) > _UNSTABLE_DRIFT:
-            faults.append(f"drift {drift:+.1%} from the first to the last quarter")
-    return faults
+            problems.append(f"drift {drift:+.1%} from the first to the last quarter")
+    return problems
 
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """How many times as fast the first plan is, in one phase.
+    """Speedup of the first plan over the other, in one phase.
 
     Attributes:
         phase: A key of :data:`PHASES`.
@@ -175,7 +173,7 @@ class Ratio:
 
 
 def ratio_of(phase: str, plan_ms: Sequence[float], other_ms: Sequence[float]) -> Ratio:
-    """The ratio of times that were taken in pairs.
+    """Compute the ratio of times that were taken in pairs.
 
     The interval is Student's, of the logarithms of the ratios, which are as often too large as too
     small where the ratios themselves are not.
@@ -202,7 +200,7 @@ def ratio_of(phase: str, plan_ms: Sequence[float], other_ms: Sequence[float]) ->
 
 @dataclass(frozen=True, slots=True)
 class LayerTime:
-    """How long a layer takes, on its own between two synchronisations.
+    """Time of a layer, measured on its own between two synchronisations.
 
     Attributes:
         name: Its name in the engine.

@@ -141,4 +141,4 @@ def _print(report: BenchReport) -> None:
     if report.comparison is not None:
         for line in ratio_lines(path, report.comparison):
             stdout.print(line, markup=False, highlight=False)
-    stdout.print(report.verdict.text, markup=False, highlight=False)
+    stdout.print(report.bottleneck.text, markup=False, highlight=False)

@@ -48,7 +48,7 @@ def bench_page(report: BenchReport) -> str:
         tables.append(("Comparison", ("",), [(line,) for line in lines]))
     if report.layers is not None:
         tables.append(("Layers", LAYER_COLUMNS, layer_rows(report)))
-    remark = " ".join((report.verdict.text, *(f"Warning: {w}." for w in report.warnings)))
+    remark = " ".join((report.bottleneck.text, *(f"Warning: {w}." for w in report.warnings)))
     return page(report.plan["path"], tables, (), remark, figures)
 
 

@@ -92,7 +92,7 @@ def plan_page(report: PlanReport, times: Mapping[str, float] | None = None) -> s
         tables.append(("Tensors", TENSOR_COLUMNS, tensor_rows(report.tensors)))
     layers = report.layers
     if layers is None:
-        return page(report.path, tables, (), f"The layers are not known: {report.layers_fault}")
+        return page(report.path, tables, (), f"The layers are not known: {report.layers_error}")
     known = times or {}
     notes = [f"{known[layer.name]:.4f} ms" if layer.name in known else "" for layer in layers]
     tables.append(

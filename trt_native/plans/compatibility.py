@@ -1,4 +1,4 @@
-"""Whether a plan can be loaded on a machine, judged before TensorRT sees its bytes."""
+"""Check whether a machine can load a plan, before TensorRT reads its bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["CompatibilityReport", "Environment", "compatibility"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
-    """What a machine has to load plans with.
+    """The libraries and the GPU of a machine that plans are to be loaded on.
 
     Attributes:
         libraries: Version of each TensorRT that imports, by product as in :class:`PlanHeader`.
@@ -40,8 +40,8 @@ class CompatibilityReport:
     """Whether a plan will load.
 
     Attributes:
-        errors: Why it will not, gravest first; none if it should.
-        warnings: What may still go wrong, or what loading alone does not give.
+        errors: Reasons why it will not, most severe first; empty if it should.
+        warnings: Problems that do not prevent loading but may affect running the plan.
     """
 
     errors: tuple[str, ...] = ()
@@ -56,11 +56,11 @@ class CompatibilityReport:
 def compatibility(
     header: PlanHeader, manifest: Manifest | None, environment: Environment
 ) -> CompatibilityReport:
-    """Judge a plan by its header and manifest, before TensorRT sees its bytes.
+    """Check a plan by its header and manifest, before TensorRT reads its bytes.
 
     Args:
-        header: What the plan's first bytes say.
-        manifest: What else is known; None for a plan that came without one.
+        header: The plan's header.
+        manifest: The plan's manifest; None for a plan that came without one.
         environment: The machine that is to load it.
     """
     errors, warnings = _library_report(header, manifest, environment)
@@ -70,8 +70,8 @@ def compatibility(
     if manifest is None:
         warnings.append("there is no manifest, so the GPU that the plan is for is not known")
         return CompatibilityReport(tuple(errors), tuple(warnings))
-    for found, where in _gpu_report(header, manifest, environment):
-        (errors if where == "error" else warnings).append(found)
+    for problem, severity in _gpu_report(header, manifest, environment):
+        (errors if severity == "error" else warnings).append(problem)
     return CompatibilityReport(tuple(errors), tuple(warnings))
 
 
@@ -104,7 +104,7 @@ def _library_report(
 def _gpu_report(
     header: PlanHeader, manifest: Manifest, environment: Environment
 ) -> Iterator[tuple[str, str]]:
-    """What the GPU, its driver and its memory mean for the plan: each an error or a warning."""
+    """Problems with the GPU, its driver and its memory, each with ``error`` or ``warning``."""
     gpu = f"{environment.gpu} (compute capability {environment.compute_capability})"
     here, built = environment.compute_capability, manifest.compute_capabilities
     if not targets_gpu(manifest, here or ""):

@@ -1,4 +1,4 @@
-"""Layers of an engine, as TensorRT's engine inspector tells of them."""
+"""Layers of an engine, as reported by TensorRT's engine inspector."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class LayerTensor:
 
     Attributes:
         name: Its name in the engine.
-        precision: Such as ``fp16``; ``unknown`` where the inspector does not tell.
-        shape: Extents, -1 where dynamic; None where the inspector does not tell.
+        precision: Such as ``fp16``; ``unknown`` where the inspector does not report it.
+        shape: Extents, -1 where dynamic; None where the inspector does not report it.
     """
 
     name: str
@@ -54,8 +54,8 @@ class Layer:
 
     Attributes:
         name: Its name, made of those of the ONNX nodes in it.
-        kind: TensorRT's layer type; empty where the plan has kept names alone.
-        tactic: Name of the kernel, where the inspector tells.
+        kind: TensorRT's layer type; empty where the plan keeps only names.
+        tactic: Name of the kernel, where the inspector reports it.
         inputs: What it reads.
         outputs: What it writes.
     """
@@ -73,11 +73,11 @@ class Layer:
 
 
 def layer_records(text: Any) -> list[dict[str, Any]] | None:
-    """The layers in what an engine inspector wrote about an engine, or about one layer.
+    """Parse the inspector's JSON on an engine, or on one layer, into one mapping per layer.
 
     Returns:
-        One mapping per layer; a layer of which only the name is told has only ``Name``. None where
-        the text is no JSON, or tells no layers.
+        One mapping per layer; a layer of which only the name is known has only ``Name``. None where
+        the text is not JSON, or does not list layers.
     """
     try:
         data = json.loads(text)
@@ -114,11 +114,11 @@ def _layer_tensors(tensors: Any) -> tuple[LayerTensor, ...]:
 
 def _layer_tensor(tensor: Mapping[str, Any]) -> LayerTensor:
     extents = tensor.get("Dimensions")
-    told = isinstance(extents, list) and all(type(extent) is int for extent in extents)
+    known = isinstance(extents, list) and all(type(extent) is int for extent in extents)
     return LayerTensor(
         name=str(tensor.get("Name", "")),
         precision=_precision(str(tensor.get("Datatype") or tensor.get("Format/Datatype", ""))),
-        shape=tuple(extents) if told and extents is not None else None,
+        shape=tuple(extents) if known and extents is not None else None,
     )
 
 
@@ -130,33 +130,33 @@ def _precision(text: str) -> str:
 
 
 def precision_mix(layers: Iterable[Layer]) -> dict[str, int]:
-    """How many layers there are of each precision, most frequent first."""
+    """Count the layers of each precision, most frequent first."""
     return dict(Counter(layer.precision for layer in layers).most_common())
 
 
-# What only changes a tensor's type or place, by the inspector's names for it.
-_MOVES = re.compile(
+# Layers that only change a tensor's type or place, by the inspector's names for them.
+_DATA_MOVEMENT = re.compile(
     r"reformat|quantize|cast|shuffle|noop|copy|constant|slice|concat", re.IGNORECASE
 )
 _QUANTIZED = ("int8", "fp8")
 
 
 def quantized_layers(layers: Sequence[Layer]) -> dict[str, Any] | None:
-    """Which layers compute in INT8 or FP8, as the manifest tells it.
+    """Find the layers that compute in INT8 or FP8, in the form that the manifest records.
 
     A layer does if it reads a tensor of that type and is not there only to convert or to move it.
     Where TensorRT has fused a whole part of the network into one layer, what happens inside does
     not show.
 
     Returns:
-        ``layers``: how many there are; ``outputs``: how many by the type of their first output;
-        ``int8`` and ``fp8``: names of those that compute in it. None where the plan does not tell
+        ``layers``: their number; ``outputs``: their number by the type of the first output;
+        ``int8`` and ``fp8``: names of those that compute in it. None where the plan does not record
         types.
     """
     mix = precision_mix(layers)
     if not layers or set(mix) == {"unknown"}:
         return None
-    computing = [layer for layer in layers if not _MOVES.search(layer.kind)]
+    computing = [layer for layer in layers if not _DATA_MOVEMENT.search(layer.kind)]
     found = {
         precision: [
             layer.name

@@ -16,7 +16,7 @@ _PRODUCTS = {b"ftrt": "TensorRT", b"vtrt": "TensorRT-RTX"}
 
 @dataclass(frozen=True, slots=True)
 class PlanHeader:
-    """What the first bytes of a plan say.
+    """Contents of the first bytes of a plan.
 
     Attributes:
         product: ``TensorRT`` or ``TensorRT-RTX``.
@@ -63,10 +63,10 @@ class PlanHeader:
         return "rtx" if self.product == "TensorRT-RTX" else "tensorrt"
 
     def mismatch(self, product: str, version: str) -> str | None:
-        """Why a library of this name and version will not load the plan; None if it should.
+        """Reason why a library of this name and version will not load the plan; None if it should.
 
         TensorRT loads only plans of its own exact version, unless a plan was built to be version
-        compatible, which its header does not tell: then only the major version decides here.
+        compatible, which its header does not record: then only the major version decides here.
         """
         if product != self.product:
             return f"the plan is for {self.product} {self.version_text}, not for {product}"

@@ -134,7 +134,7 @@ class PlanTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """Where a plan comes from and what it needs.
+    """Origin and requirements of a plan.
 
     Attributes:
         producer: Program and version that wrote the plan.
@@ -193,7 +193,7 @@ class Manifest:
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """What our export noted in the ONNX file: entries whose names start ``trt_native.``."""
+        """Metadata that our export wrote to the ONNX file: entries that start ``trt_native.``."""
         noted: Mapping[str, str] = self.model.get("metadata", {})
         return noted
 
@@ -255,7 +255,7 @@ class Manifest:
             fields["tensors"] = tuple(PlanTensor.from_json(item) for item in data["tensors"])
             fields["passes"] = tuple(data["passes"])
             fields["compute_capabilities"] = tuple(map(str, data["compute_capabilities"]))
-            json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair is no text
+            json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair is not text
             _check_profiles(fields["tensors"])
             return cls(**fields)
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
@@ -263,7 +263,7 @@ class Manifest:
 
 
 def find_model(manifest: Manifest, plan: Path) -> tuple[Path | None, str]:
-    """Look for the ONNX file of a plan beside it, and nowhere else.
+    """Look for the ONNX file of a plan next to it, and nowhere else.
 
     Returns:
         The file, if it is there, and one line on whether it is the one the plan was built from.
@@ -278,24 +278,24 @@ def find_model(manifest: Manifest, plan: Path) -> tuple[Path | None, str]:
             return None, f"{name!r} lies outside the plan's folder, which is not followed"
         if not path.is_file():
             digits = manifest.model["sha256"][:16]
-            return None, f"{name} (SHA-256 {digits}...) does not lie beside the plan; put it there"
+            return None, f"{name} (SHA-256 {digits}...) is not next to the plan; put it there"
         same = path.stat().st_size == manifest.model["bytes"]
         same = same and sha256_of_file(path) == manifest.model["sha256"]
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a null byte
         raise PlanError(f"cannot read {path}: {error}") from None
     if same:
-        return path, f"{name} beside it is the file that it was built from"
-    return path, f"{name} beside it has changed since the plan was built"
+        return path, f"{name} next to it is the file that it was built from"
+    return path, f"{name} next to it has changed since the plan was built"
 
 
 def _check_types(data: Any, types: Mapping[str, tuple[type, ...]], where: str) -> None:
-    """What the rest relies on; the schema file says more than a reader needs.
+    """Check the properties that readers rely on; the schema file is stricter than that.
 
     Raises:
         KeyError, TypeError: a property is missing, or of another type.
     """
     if not isinstance(data, dict):
-        raise TypeError(f"{where.rstrip('.')} is no object")
+        raise TypeError(f"{where.rstrip('.')} is not an object")
     for name, allowed in types.items():
         if name not in data:
             raise KeyError(f"{where}{name}")
@@ -304,7 +304,7 @@ def _check_types(data: Any, types: Mapping[str, tuple[type, ...]], where: str) -
 
 
 def _check_profiles(tensors: Iterable[PlanTensor]) -> None:
-    """Every dynamic input has a range in each profile, for each of its axes; no output has any.
+    """Check that every dynamic input has a range for each axis in each profile, and outputs none.
 
     Raises:
         ValueError: one has not.
@@ -324,12 +324,12 @@ def _check_profiles(tensors: Iterable[PlanTensor]) -> None:
 
 
 def manifest_path(plan: Path) -> Path:
-    """Where the manifest of a plan lies, if it has one."""
+    """Path of a plan's manifest, whether or not it exists."""
     return plan.with_name(plan.name + ".json")
 
 
 def read_manifest(plan: Path) -> Manifest | None:
-    """Read the manifest beside a plan, without looking at the plan; None if there is none.
+    """Read the manifest next to a plan, without reading the plan; None if there is none.
 
     Raises:
         PlanError: there is one, but it cannot be read.

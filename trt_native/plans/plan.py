@@ -43,12 +43,12 @@ class Plan:
         """The plan's header.
 
         Raises:
-            PlanError: the bytes are no plan.
+            PlanError: the bytes are not a plan.
         """
         return PlanHeader.parse(self.data)
 
     def check_complete(self) -> None:
-        """Refuse a plan whose weights were left out, as far as its manifest tells.
+        """Refuse a plan whose manifest records that its weights were left out.
 
         Raises:
             PlanError: they were.
@@ -82,20 +82,20 @@ class Plan:
             needed = format_bytes(len(self.data))
             raise PlanError(
                 f"cannot write {target} ({needed}): {error.strerror or error};"
-                " nothing was left there"
+                " no partial file was written"
             ) from error
         return target
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, ignore_manifest: bool = False) -> Plan:
-        """Read a plan and, where one lies beside it, its manifest; check both.
+        """Read a plan and the manifest next to it, if there is one; check both.
 
         Args:
             path: The plan's file.
             ignore_manifest: Read the plan alone, as if it came from another tool.
 
         Raises:
-            PlanError: the file is missing, is no plan, is truncated, or differs from what its
+            PlanError: the file is missing, is not a plan, is truncated, or differs from what its
                 manifest describes.
         """
         source = Path(path)
