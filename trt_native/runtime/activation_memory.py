@@ -20,25 +20,25 @@ class StreamSerializer:
         self._stream: int | None = None
         self._is_recorded = True
 
-    def before(self, stream: int, *, lasting: bool = False) -> None:
+    def acquire(self, stream: int, *, long_lived: bool = False) -> None:
         """Let a stream wait for the last run, if that was on another one.
 
-        A handle that is not lasting may be another stream's by now.
+        A handle that is not long_lived may be another stream's by now.
         """
-        if self._stream is not None and (self._stream != stream or not lasting):
+        if self._stream is not None and (self._stream != stream or not long_lived):
             self._record()
             self._event.hold(stream)
 
-    def after(self, stream: int, *, lasting: bool = False) -> None:
+    def release(self, stream: int, *, long_lived: bool = False) -> None:
         """Say that a run was just put on a stream.
 
         Args:
             stream: Handle of the stream.
-            lasting: The stream lives until :meth:`synchronize`: the event, which costs the GPU
+            long_lived: The stream lives until :meth:`synchronize`: the event, which costs the GPU
                 a microsecond, is recorded when somebody waits for it.
         """
         self._stream, self._is_recorded = stream, False
-        if not lasting:
+        if not long_lived:
             self._record()
 
     def synchronize(self) -> None:
@@ -76,7 +76,7 @@ class ActivationMemory:
             raise SpecError("shared memory: name the engines that will use it, all on one GPU")
         self.ordinal = ordinals.pop()
         self.nbytes = max(engine.activation_bytes for engine in engines)
-        self.order = StreamSerializer(self.ordinal)
+        self.serializer = StreamSerializer(self.ordinal)
         self._buffer: Any = DeviceBuffer()
         with Stream(self.ordinal) as stream:
             self.pointer = self._buffer.reserve(self.nbytes, stream)
@@ -103,7 +103,7 @@ class ActivationMemory:
         """Give the memory back once the last run is done. May be called again."""
         buffer, self._buffer = self._buffer, None
         if buffer is not None:
-            self.order.synchronize()
+            self.serializer.synchronize()
             buffer.close()
 
     def __enter__(self) -> ActivationMemory:

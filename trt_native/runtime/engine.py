@@ -76,12 +76,14 @@ class Engine:
         self._native = self.backend.deserialize(self.plan.data)
         if weight_budget_bytes is not None:
             self._limit_weights(weight_budget_bytes)
-        self._kernels = RuntimeCacheFile.of(self.plan, self.backend, gpu) if runtime_cache else None
+        self._cache_file = (
+            RuntimeCacheFile.of(self.plan, self.backend, gpu) if runtime_cache else None
+        )
         self._contexts: Any = self.backend.contexts(
-            self._native, self._kernels.read() if self._kernels else b""
+            self._native, self._cache_file.read() if self._cache_file else b""
         )
         self._finalizer = weakref.finalize(
-            self, save_runtime_cache_file, self._contexts, self._kernels
+            self, save_runtime_cache_file, self._contexts, self._cache_file
         )
         with self._readable():
             self.profile_count = max(1, int(self._native.num_optimization_profiles))
@@ -144,7 +146,7 @@ class Engine:
         """Write what TensorRT-RTX has compiled since it was read to the file beside the plan."""
         if self._native is not None:
             with self._lock:
-                save_runtime_cache_file(self._contexts, self._kernels)
+                save_runtime_cache_file(self._contexts, self._cache_file)
 
     def _limit_weights(self, budget: int) -> None:
         streamable = int(self.native.streamable_weights_size)

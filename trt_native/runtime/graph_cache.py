@@ -9,7 +9,7 @@ from trt_native.cuda import Graph
 
 __all__ = ["GraphCache"]
 
-_SIGHTS_PER_GRAPH = 4
+_SEEN_PER_GRAPH = 4
 
 
 class GraphCache:
@@ -25,7 +25,7 @@ class GraphCache:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._graphs: OrderedDict[Hashable, Graph] = OrderedDict()
-        self._sights: OrderedDict[Hashable, None] = OrderedDict()
+        self._seen: OrderedDict[Hashable, None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -41,16 +41,16 @@ class GraphCache:
         """Whether the key was seen before; from now on it was."""
         if not self._limit:
             return False
-        if key in self._sights:
+        if key in self._seen:
             return True
-        self._sights[key] = None
-        if len(self._sights) > self._limit * _SIGHTS_PER_GRAPH:
-            self._sights.popitem(last=False)
+        self._seen[key] = None
+        if len(self._seen) > self._limit * _SEEN_PER_GRAPH:
+            self._seen.popitem(last=False)
         return False
 
     def add(self, key: Hashable, graph: Graph) -> Graph | None:
         """Keep a graph; returns the one that had to go, for the caller to close."""
-        self._sights.pop(key, None)
+        self._seen.pop(key, None)
         self._graphs[key] = graph
         if len(self._graphs) <= self._limit:
             return None
@@ -60,4 +60,4 @@ class GraphCache:
         """Free all graphs, none of which may be running. May be called again."""
         while self._graphs:
             self._graphs.popitem()[1].close()
-        self._sights.clear()
+        self._seen.clear()

@@ -66,7 +66,7 @@ class TensorRTModule(torch.nn.Module):
 
         Raises:
             UnsupportedError: autograd would have to follow an input through the engine.
-            SpecError: names, dtypes or shapes do not fit; all faults in one error.
+            SpecError: names, dtypes or shapes do not fit; all problems in one error.
             CudaError: TensorRT failed.
         """
         inputs = self._by_name(args, kwargs)
