@@ -203,7 +203,7 @@ def test_what_must_be_cast_is_refused_or_cast(session, rng):
     s = on_gpu(np.float32(0))
     cases = {
         "is not contiguous": on_gpu(rng.standard_normal((64, 4), np.float32)).T,
-        "no multiple of 256": wide.reshape(-1)[1:257].reshape(4, 64),
+        "not a multiple of 256": wide.reshape(-1)[1:257].reshape(4, 64),
         "needs float32, found float64": wide.double(),
     }
     for message, x in cases.items():

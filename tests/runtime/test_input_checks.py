@@ -62,7 +62,7 @@ def test_shapes_that_only_different_profiles_allow():
     x = PlanTensor("x", "input", "float32", (-1,), (), ranges("1:1:1", "2:2:2"))
     z = PlanTensor("z", "input", "float32", (-1,), (), ranges("5:5:5", "6:6:6"))
     inputs = {"x": np.zeros(1, np.float32), "z": np.zeros(6, np.float32)}
-    with pytest.raises(SpecError, match="no one profile allows these shapes together"):
+    with pytest.raises(SpecError, match="no single profile allows these shapes together"):
         check_inputs((x, z), 2, inputs)
 
 

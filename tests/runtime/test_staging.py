@@ -89,7 +89,7 @@ def outcome(execution):
     return execution.results()["y"]
 
 
-def test_other_values_of_the_same_bound(execution):
+def test_other_values_of_the_same_shapes(execution):
     bound = shapes_of(SMALL)
     filled(execution, bound, 1)
     first = outcome(execution)
@@ -105,7 +105,7 @@ def test_what_is_not_filled_again(execution):
     x = {"x": np.zeros(SMALL, np.float32)}
     assert not execution.refill(bound, x), "never filled"
     filled(execution, bound, 1)
-    assert not execution.refill(shapes_of(SMALL), x), "another bound"
+    assert not execution.refill(shapes_of(SMALL), x), "other shapes"
     execution.fill(bound, {"x": read(x["x"])}, {"y": 512})
     assert not execution.refill(bound, x), "the output's address is the caller's"
     filled(execution, bound, 1)
@@ -179,11 +179,11 @@ def test_a_run_that_fails_halfway_is_waited_for(execution, monkeypatch):
     )
 
     def refused(*_, **options):
-        raise CudaError("TensorRT did not run the engine")
+        raise CudaError("TensorRT failed to run the engine")
 
     execution._context.launch = refused
     filled(execution, shapes_of(SMALL), 1)
     pipeline = SimpleNamespace(streams=(SimpleNamespace(handle=1), SimpleNamespace(handle=3)))
-    with pytest.raises(CudaError, match="did not run"):
+    with pytest.raises(CudaError, match="failed to run"):
         StagingPipeline.run(pipeline, execution, 2, Event(), spread=True)
     assert sorted(waited) == [1, 2, 3]

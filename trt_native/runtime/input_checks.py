@@ -1,4 +1,4 @@
-"""Which profile serves given shapes, and everything that is wrong with given inputs."""
+"""Checks of inputs and output buffers, and the choice of the optimization profile."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 
 
 def read_inputs(inputs: Mapping[str, Any]) -> tuple[dict[str, TensorView], list[str]]:
-    """See what was given; the second result is what of it is no array."""
+    """View the inputs; the second result lists the values that are not arrays."""
     views, problems = {}, []
     for name, value in inputs.items():
         try:
@@ -44,7 +44,7 @@ def check_inputs(
 
     Args:
         tensors: The engine's inputs.
-        profile_count: How many profiles it has.
+        profile_count: Number of its profiles.
         inputs: The arrays, by name.
 
     Returns:
@@ -52,7 +52,7 @@ def check_inputs(
 
     Raises:
         SpecError: an input is missing, unknown, of another dtype, or its shape is allowed by no
-            profile; all problems in one error.
+            profile; one error lists all problems.
     """
     views, problems = read_inputs(inputs)
     return check_views(tensors, profile_count, views, frozenset(), problems)
@@ -66,14 +66,14 @@ def check_views(
     problems: Iterable[str] = (),
     ordinal: int | None = None,
 ) -> int:
-    """As :func:`check_inputs`, for arrays that were read.
+    """Check inputs as :func:`check_inputs`, given views of them.
 
     Args:
         tensors: The engine's inputs.
-        profile_count: How many profiles it has.
+        profile_count: Number of its profiles.
         views: The arrays, by name.
         on_host: Names of the inputs that TensorRT reads on the host.
-        problems: What is known to be wrong already.
+        problems: Known problems.
         ordinal: CUDA ordinal of the engine's GPU.
     """
     known = {tensor.name for tensor in tensors}
@@ -90,7 +90,7 @@ def check_views(
         profile = choose_profile(tensors, profile_count, shapes)
         if profile is not None:
             return profile
-        found.append("no one profile allows these shapes together")
+        found.append("no single profile allows these shapes together")
     listing = [f"- {problem}" for problem in found] + ["the engine's inputs:"]
     listing += [f"- {describe_input(tensor)}" for tensor in tensors]
     raise SpecError("the inputs do not fit the engine:", listing)
@@ -99,7 +99,7 @@ def check_views(
 def choose_profile(
     tensors: tuple[PlanTensor, ...], profile_count: int, shapes: Mapping[str, Shape]
 ) -> int | None:
-    """The tightest of the profiles that allow all the shapes; None if there is none.
+    """Return the tightest profile that allows all the shapes; None if there is none.
 
     The tightest is the one whose largest shapes hold the fewest elements, and among equals whose
     smallest shapes hold the most, as it was optimized for shapes closest to these; then the first.
@@ -138,14 +138,14 @@ def _problems_of(tensor: PlanTensor, view: TensorView, on_host: bool) -> list[st
         )
     elif view.on_device and not view.aligned:
         problems.append(
-            f"{tensor.name!r} begins at an address that is no multiple of {ALIGNMENT}; copy it, or"
-            " allow that with cast=True"
+            f"{tensor.name!r} begins at an address that is not a multiple of {ALIGNMENT}; copy it,"
+            " or allow that with cast=True"
         )
     return problems
 
 
 def _elsewhere(name: str, view: TensorView, ordinal: int | None) -> list[str]:
-    """The problem of an array that is on another GPU than the engine."""
+    """Problem of an array on a GPU other than the engine's."""
     if view.ordinal is None or ordinal is None or view.ordinal == ordinal:
         return []
     return [f"{name!r} is on GPU {view.ordinal}, the engine on GPU {ordinal}: copy it there"]
@@ -162,7 +162,7 @@ def _text(shape: Shape) -> str:
 
 
 def describe_input(tensor: PlanTensor) -> str:
-    """One line: name, dtype, and the shapes that are allowed."""
+    """Describe an input in one line: name, dtype and allowed shapes."""
     ranges = " or ".join(map(str, tensor.profiles)) or _text(tensor.shape)
     return f"{tensor.name}: {tensor.dtype} {ranges}"
 
@@ -173,11 +173,11 @@ def check_outputs(
     out: Mapping[str, TensorView],
     ordinal: int | None = None,
 ) -> None:
-    """Check buffers that a caller gave for outputs.
+    """Check the caller's output buffers.
 
     Raises:
-        SpecError: one is unknown, of another dtype or shape, or cannot be written where it is; all
-            problems in one error.
+        SpecError: one is unknown, of another dtype or shape, or cannot be written in place; one
+            error lists all problems.
     """
     known = {tensor.name: tensor for tensor in tensors}
     problems = [f"{name!r} is not an output" for name in out if name not in known]
@@ -187,7 +187,7 @@ def check_outputs(
         if view.dtype != known[name].dtype:
             problems.append(f"{name!r} is {known[name].dtype}, its buffer {view.dtype}")
         if -1 in shapes[name]:
-            problems.append(f"{name!r}: its shape depends on data, so it takes no buffer")
+            problems.append(f"{name!r}: its shape depends on data, so it cannot have a buffer")
         elif view.shape != shapes[name]:
             problems.append(
                 f"{name!r} has the shape {_text(shapes[name])}, its buffer {_text(view.shape)}"
@@ -208,7 +208,7 @@ def check_outputs(
 
 
 def host_values(views: Mapping[str, TensorView], on_host: frozenset[str]) -> tuple[bytes, ...]:
-    """The values of the inputs that TensorRT reads on the host: they decide shapes."""
+    """Values of the inputs that TensorRT reads on the host, which determine shapes."""
     return tuple(
         native_order(views[name].host).tobytes()
         for name in sorted(on_host)
@@ -217,5 +217,5 @@ def host_values(views: Mapping[str, TensorView], on_host: frozenset[str]) -> tup
 
 
 def native_order(array: Any) -> Array:
-    """A C-contiguous copy in the machine's byte order."""
+    """Return a C-contiguous copy in the machine's byte order."""
     return np.array(array, array.dtype.newbyteorder("="), order="C")

@@ -1,4 +1,4 @@
-"""Running an engine: from the caller's arrays to results, synchronous, asynchronous, pipelined."""
+"""Sessions: run an engine on the caller's arrays, synchronously or overlapped."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ _Item = TypeVar("_Item")
 class Session:
     """One execution context of an engine, with streams and buffers of its own.
 
-    A session belongs to one thread at a time; give every thread its own, of one shared engine
+    Only one thread at a time may use a session; give each its own, of one shared engine
     (:class:`~trt_native.runtime.SessionPool`).
 
-    Results are of the kind of the inputs: NumPy arrays for NumPy arrays, torch tensors for torch
-    tensors, on the GPU if any input is there. Arrays on the GPU are never copied: the engine reads
-    and writes them where they are. Results on the host lie in page-locked memory that belongs to
-    the caller for as long as the result or a view of it exists.
+    Results are arrays of the inputs' library: NumPy arrays for NumPy arrays, torch tensors for
+    torch tensors, on the GPU if any input is there. Arrays on the GPU are never copied: the engine
+    reads and writes them in place. Results on the host are in page-locked memory, which is not
+    reused while the result or a view of it exists.
 
     Args:
         engine: An engine, or a plan or its path, which the session then loads and owns.
         backend: See :class:`~trt_native.runtime.engine.Engine`; only for a plan.
-        cuda_graphs: How many CUDA graphs to keep, each for one combination of shapes and addresses;
-            0 runs without. One is captured when a combination comes for the second time.
+        cuda_graphs: Number of CUDA graphs to keep, each for one combination of shapes and
+            addresses; 0 runs without. One is captured when a combination recurs.
         activation_memory: Memory for activations, shared with other sessions; None for memory of
             its own.
 
@@ -54,7 +54,7 @@ class Session:
 
     Raises:
         PlanError, UnsupportedError, CudaError: as :class:`~trt_native.runtime.engine.Engine`.
-        SpecError: the shared memory is too small.
+        SpecError: the activation memory is too small, or on another GPU.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Session:
         activation_memory: ActivationMemory | None = None,
     ) -> None:
         if cuda_graphs < 0:
-            raise SpecError(f"cuda_graphs={cuda_graphs}: a number of graphs is not negative")
+            raise SpecError(f"cuda_graphs={cuda_graphs}: must be 0 or more")
         owned = not isinstance(engine, Engine)
         self.engine = engine if isinstance(engine, Engine) else Engine(engine, backend=backend)
         require_gpu(self.engine.ordinal)
@@ -85,12 +85,12 @@ class Session:
 
     @property
     def compute_stream(self) -> Stream:
-        """The stream that runs what the caller names no stream for."""
+        """The stream of runs for which the caller names none."""
         return self._context.stream
 
     @property
     def graph_count(self) -> int:
-        """How many CUDA graphs the session holds now."""
+        """Number of CUDA graphs held."""
         return self._context.graph_count
 
     def run(
@@ -108,22 +108,22 @@ class Session:
             inputs: For every input a NumPy array, a torch tensor, or an object with
                 ``__cuda_array_interface__`` or ``__dlpack__``, mixed as you like, of exactly the
                 input's dtype, with a shape that one of the engine's profiles allows. On the GPU it
-                must be contiguous and its address a multiple of 256; on the host it need not.
+                must be contiguous and its address a multiple of 256.
             out: Buffers for some or all outputs, of their dtype and shape, on the GPU or the host.
-            device: ``cpu`` or ``cuda``: where the other outputs are to be.
-            stream: A stream (see :func:`trt_native.cuda.stream_handle`) on which the inputs on the
-                GPU are made and the outputs are wanted. The call then returns at once, with the
-                outputs complete in that stream's order, those on the host too. Without one, work on
-                torch's current stream is waited for on the GPU, and the outputs are complete when
-                the call returns.
-            cast: Copy inputs of another dtype, or on the GPU not contiguous or aligned, instead of
-                refusing them.
+            device: Where to allocate the other outputs: ``cpu`` or ``cuda``.
+            stream: A stream (see :func:`trt_native.cuda.stream_handle`) that produces the inputs on
+                the GPU and consumes the outputs. The call then returns at once, and the outputs,
+                also those on the host, are complete in that stream's order. Without one, the run
+                waits on the GPU for torch's current stream, and the outputs are complete when the
+                call returns.
+            cast: Copy inputs of another dtype, or not contiguous or aligned on the GPU, instead of
+                raising an error.
 
         Returns:
             An array for every output, by name.
 
         Raises:
-            SpecError: names, dtypes, shapes or buffers do not fit; all problems in one error.
+            SpecError: names, dtypes, shapes or buffers do not fit; one error lists all problems.
             CudaError: the GPU has too little memory, or TensorRT failed.
             ClosedError: the session was closed.
         """
@@ -149,8 +149,8 @@ class Session:
         """Start a run and return at once. Arguments as for :meth:`run`.
 
         Host arrays are copied before this returns, so the caller may change them. With all inputs
-        on the host, copies to the GPU, the run and copies back are on streams of their own, and
-        those of several submitted runs overlap.
+        on the host, uploads, runs and downloads have streams of their own, and those of several
+        submitted runs overlap.
 
         Raises:
             SpecError, CudaError, ClosedError: as :meth:`run`.
@@ -162,21 +162,21 @@ class Session:
     def map(
         self, iterable: Iterable[Mapping[str, Any]], *, depth: int = 2
     ) -> Iterator[dict[str, Any]]:
-        """Run the engine for each of many inputs, several at a time, and yield results in order.
+        """Run the engine for each of many inputs, overlapped, and yield results in order.
 
-        Copies to the GPU, runs and copies back overlap; nothing else may use the session meanwhile.
-        Arrays may be changed, or filled again, as soon as others are asked for. An error in the
-        inputs, or of what yields them, comes after the results of all before.
+        Uploads, runs and downloads overlap; nothing else may use the session meanwhile. Input
+        arrays may be changed as soon as the next ones are requested. An error in the inputs, or of
+        the iterable, is raised after the results of all inputs before it.
 
         Args:
-            iterable: Inputs as for :meth:`run`; taken only as results are asked for.
-            depth: How many runs are submitted ahead of the one whose result is awaited; 1 or more.
+            iterable: Inputs as for :meth:`run`; consumed only as results are requested.
+            depth: Number of runs submitted ahead of the one whose result is awaited; 1 or more.
 
         Raises:
             SpecError, CudaError, ClosedError: as :meth:`run`.
         """
         if depth < 1:
-            raise SpecError(f"depth={depth}: at least 1 run must be ahead")
+            raise SpecError(f"depth={depth}: must be at least 1")
         self._pipeline.limit = max(self._pipeline.limit, depth + 1)
         failure: Exception | None = None
         ahead: deque[InferenceFuture] = deque()
@@ -209,11 +209,11 @@ class Session:
     def profile_layers(
         self, inputs: Mapping[str, Any], *, iterations: int = 10
     ) -> dict[str, list[float]]:
-        """Time each layer, in a context of its own.
+        """Time each layer, in a separate context.
 
         Args:
             inputs: As for :meth:`run`.
-            iterations: How many runs to time, after one that is not.
+            iterations: Number of timed runs, after one untimed run.
 
         Returns:
             Layer name to milliseconds in each run, in the engine's order.
@@ -239,7 +239,7 @@ class Session:
     def close(self) -> None:
         """Free the context, the buffers and, if the session loaded it, the engine.
 
-        Waits for work in flight. May be called again.
+        Waits for work in flight. Idempotent.
         """
         self._guard.closed = True
         self._finalizer()
@@ -286,7 +286,7 @@ class Session:
 
 
 def _until_failure(items: Iterable[_Item]) -> Iterator[_Item | Exception]:
-    """The items, and then the error that ended them, if one did."""
+    """Yield the items, then the error that ended them, if any."""
     try:
         yield from items
     except Exception as error:
