@@ -5,7 +5,7 @@ import weakref
 import pytest
 
 from trt_native.errors import CudaError
-from trt_native.runtime.future import InferenceFuture
+from trt_native.runtime.future import InferenceFuture, RunTracker, StartedRun
 
 
 class Point:
@@ -61,3 +61,38 @@ def test_a_failed_run_is_told_every_time(collect):
         with pytest.raises(CudaError, match="lost"):
             collect(pending)
     assert told == [point.error] * 2
+
+
+def test_a_run_without_an_event_gets_one_on_its_stream(driver):
+    tracker = RunTracker(0, pytest.fail)
+    future = tracker.track(StartedRun({"y": 1}, None, 7), None)
+    assert driver.log == ["record"]
+    assert list(tracker.futures) == [future]
+    assert future.result() == {"y": 1}
+
+
+def test_events_of_runs_that_are_done_are_used_again(driver):
+    tracker = RunTracker(0, pytest.fail)
+    futures = [tracker.track(StartedRun({}, None, 7), None) for _ in range(3)]
+    events = [future.event for future in futures]
+    tracker.reap(query=False)
+    assert list(tracker.futures) == futures, "none is known to be done"
+    futures[1].result()
+    tracker.reap(query=False)
+    assert list(tracker.futures) == futures, "the first one comes first"
+    driver.reached = True
+    tracker.reap(query=True)
+    assert not tracker.futures
+    taken = [tracker.take_event() for _ in range(4)]
+    assert set(events) < set(taken)
+
+
+def test_the_error_of_a_failed_run_is_reported():
+    point, reported = Point(), []
+    point.error = CudaError("lost", code=700)
+    tracker = RunTracker(0, reported.append)
+    future = tracker.track(StartedRun({}, point, 7), None)
+    assert future.event is point
+    with pytest.raises(CudaError, match="lost"):
+        tracker.reap(query=True)
+    assert reported == [point.error]

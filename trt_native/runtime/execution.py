@@ -62,6 +62,8 @@ class ExecutionContext:
     Attributes:
         stream: The default stream of runs.
         serializer: Orders the runs on the GPU.
+        device_inputs: Inputs that TensorRT reads on the GPU, in the engine's order.
+        host_names: Names of the inputs and outputs that are in host memory.
     """
 
     def __init__(
@@ -72,11 +74,9 @@ class ExecutionContext:
         if activation_memory is not None:
             activation_memory.check(engine)
         self.engine = engine
-        self._host_names = frozenset(
-            t.name for t in engine.tensors if engine.is_host_tensor(t.name)
-        )
+        self.host_names = frozenset(t.name for t in engine.tensors if engine.is_host_tensor(t.name))
         self._outputs = engine.outputs
-        self._device_inputs = tuple(t for t in engine.inputs if t.name not in self._host_names)
+        self.device_inputs = tuple(t for t in engine.inputs if t.name not in self.host_names)
         self.stream = Stream(engine.ordinal)
         self._uncapturable = {*_DEFAULT_STREAMS, self.stream.handle}
         self._long_lived = {0, self.stream.handle}
@@ -101,16 +101,6 @@ class ExecutionContext:
         self._allocator = engine.backend.output_allocator(self._allocate)
 
     @property
-    def device_inputs(self) -> tuple[PlanTensor, ...]:
-        """The inputs that TensorRT reads on the GPU, in the engine's order."""
-        return self._device_inputs
-
-    @property
-    def host_names(self) -> frozenset[str]:
-        """The inputs and outputs that TensorRT reads and writes on the host."""
-        return self._host_names
-
-    @property
     def graph_count(self) -> int:
         """Number of CUDA graphs held."""
         return len(self._graphs)
@@ -125,26 +115,26 @@ class ExecutionContext:
         Raises:
             SpecError: the inputs do not fit the engine; one error lists all problems.
         """
-        key = _signature(views, self._host_names)
+        key = _signature(views, self.host_names)
         known = self._known_shapes.get(key)
         if known is not None and not problems:
             return known
         inputs = self.engine.inputs
         count = self.engine.profile_count
         ordinal = self.engine.ordinal
-        profile = check_views(inputs, count, views, self._host_names, problems, ordinal)
+        profile = check_views(inputs, count, views, self.host_names, problems, ordinal)
         bound = BoundShapes(
             profile,
             tuple(views[tensor.name].shape for tensor in inputs),
             host={
-                name: native_order(views[name].host) for name in self._host_names if name in views
+                name: native_order(views[name].host) for name in self.host_names if name in views
             },
         )
         self._apply(bound)
         bound.outputs = {t.name: self._output_shape(t) for t in self._outputs}
         bound.has_dynamic_outputs = any(-1 in shape for shape in bound.outputs.values())
         bound.replayable = not bound.has_dynamic_outputs and not any(
-            t.name in self._host_names for t in self._outputs
+            t.name in self.host_names for t in self._outputs
         )
         self._known_shapes[key] = bound
         if len(self._known_shapes) > _MAX_KNOWN_SHAPES:
@@ -262,11 +252,11 @@ class ExecutionContext:
 
     def _bind(self, bound: BoundShapes, addresses: tuple[int, ...]) -> None:
         self._apply(bound)
-        count = len(self._device_inputs)
-        for tensor, address in zip(self._device_inputs, addresses[:count], strict=True):
+        count = len(self.device_inputs)
+        for tensor, address in zip(self.device_inputs, addresses[:count], strict=True):
             self._set_address(tensor.name, address or self._empty.pointer)
         for tensor, address in zip(self._outputs, addresses[count:], strict=True):
-            if tensor.name in self._host_names:
+            if tensor.name in self.host_names:
                 array: Array = np.empty(bound.outputs[tensor.name], tensor.dtype)
                 self._host_outputs[tensor.name] = array
                 self._set_address(tensor.name, array.ctypes.data)

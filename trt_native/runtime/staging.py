@@ -147,8 +147,9 @@ class HostExecution:
             into: C-contiguous arrays for some outputs; the others get new ones.
         """
         handle = stream_handle(stream)
+        into = into or {}
         self._fetched = {
-            tensor.name: self._fetch(tensor, address, handle, into or {})
+            tensor.name: self._fetch(tensor, address, handle, into)
             for tensor, address in self._downloads
         }
 

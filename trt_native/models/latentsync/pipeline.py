@@ -337,8 +337,8 @@ class LatentSyncUNet(nn.Module):
         if name in ("down_blocks", "mid_block", "up_blocks"):
             raise AttributeError(
                 f"a plan has no {name}, so code that modifies them, such as DeepCacheSDHelper,"
-                " cannot work with it; for DeepCache, use LatentSyncUNet.from_plans with the full and the"
-                " shallow plan of export_deepcache"
+                " cannot work with it; for DeepCache, use LatentSyncUNet.from_plans with the full"
+                " and the shallow plan of export_deepcache"
             )
         return super().__getattr__(name)
 
