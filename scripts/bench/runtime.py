@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""What a session adds to TensorRT's own time, side by side with bare calls and with Polygraphy.
+"""Measure the overhead of a session against bare TensorRT calls and Polygraphy.
 
 Needs a GPU, PyTorch with CUDA, and Polygraphy (``pip install polygraphy==0.53.6``, or its wheel on
 PYTHONPATH). Takes less than a minute. Everything runs the same plan of four FP32 convolutions, one
-plan for each shape: with static shapes no runtime gets other kernels than another. Results are
+plan for each shape: with static shapes all runtimes get the same kernels. Results are
 checked against PyTorch first. All are measured in turns, so that clocks drift alike for all;
 figures are medians. The exit code is 1 if a bound is missed.
 """
@@ -61,7 +61,7 @@ Array = np.ndarray[Any, np.dtype[np.float32]]
 
 
 def call(result: tuple[Any, ...]) -> Any:
-    """The value that a driver call gives, if it succeeded."""
+    """Return the value of a driver call, if it succeeded."""
     code, *values = result
     if int(code) != 0:
         raise CudaError(f"the CUDA driver returned {code.name} (code {int(code)})")
@@ -137,12 +137,12 @@ class Bare:
         return call(driver.cuGraphInstantiate(call(driver.cuStreamEndCapture(self.stream)), 0))
 
     def enqueue(self) -> None:
-        """Hand the kernels to the driver."""
+        """Enqueue the kernels."""
         if not self.context.execute_async_v3(int(self.stream)):
-            raise CudaError("TensorRT did not run the engine")
+            raise CudaError("TensorRT failed to run the engine")
 
     def replay(self) -> None:
-        """Hand the graph to the driver."""
+        """Launch the graph."""
         call(driver.cuGraphLaunch(self.graph, self.stream))
 
     def upload(self) -> None:
@@ -156,11 +156,11 @@ class Bare:
         call(driver.cuMemcpyDtoHAsync(target, self.device["y"], self.nbytes, self.stream))
 
     def synchronize(self) -> None:
-        """Wait for all of it."""
+        """Wait for all work of the stream."""
         call(driver.cuStreamSynchronize(self.stream))
 
     def result(self, action: Callable[[], None]) -> Array:
-        """What comes out of a run by ``action``."""
+        """Return the output of a run by ``action``."""
         self.host["y"].fill(np.nan)
         self.upload()
         call(driver.cuMemsetD8Async(self.device["y"], 0xFF, self.nbytes, self.stream))
@@ -171,7 +171,7 @@ class Bare:
         return found
 
     def close(self) -> None:
-        """Free what the driver has given."""
+        """Free the memory, the graph and the stream."""
         self.synchronize()
         self.context = None
         call(driver.cuGraphExecDestroy(self.graph))
@@ -181,7 +181,7 @@ class Bare:
         call(driver.cuStreamDestroy(self.stream))
 
     def event_times(self, action: Callable[[], None]) -> list[float]:
-        """Seconds of each of many runs, between two events, with the queue never empty."""
+        """Measure each of many runs, in seconds between two events, with the queue never empty."""
         events = [call(driver.cuEventCreate(0)) for _ in range(2 * QUEUED)]
         action()
         for begin, end in zip(events[::2], events[1::2], strict=True):
@@ -197,7 +197,7 @@ class Bare:
 
 
 def polygraphy_runner(engine: Engine) -> Any:
-    """A ``TrtRunner`` of the same engine, told to use TensorRT-RTX if the engine is of it."""
+    """Create a ``TrtRunner`` of the same engine, which uses TensorRT-RTX if the engine does."""
     # Both are read when Polygraphy is first imported, or first uses CUDA.
     if engine.backend.product == "TensorRT-RTX":
         os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1"
@@ -215,7 +215,7 @@ def polygraphy_runner(engine: Engine) -> Any:
 
 
 def host_times(action: Callable[[], object]) -> Iterator[float]:
-    """Seconds of each call, by the host's clock, for the time of a round."""
+    """Measure each call for one round, in seconds on the host's clock."""
     start = time.perf_counter()
     while time.perf_counter() - start < ROUND_SECONDS:
         before = time.perf_counter()
@@ -224,24 +224,24 @@ def host_times(action: Callable[[], object]) -> Iterator[float]:
 
 
 def submit_times(session: Any, inputs: dict[str, Any]) -> Iterator[float]:
-    """Seconds that ``submit`` alone takes; its result is waited for outside."""
+    """Measure ``submit`` alone, in seconds, without the wait for its result."""
     start = time.perf_counter()
     while time.perf_counter() - start < ROUND_SECONDS:
         before = time.perf_counter()
-        pending = session.submit(inputs)
+        future = session.submit(inputs)
         yield time.perf_counter() - before
-        pending.result()
+        future.result()
 
 
 def map_times(session: Any, inputs: dict[str, Any]) -> Iterator[float]:
-    """Seconds per call of one pass through ``map``, filling and emptying it included."""
+    """Measure one pass through ``map``, in seconds per call, with filling and draining."""
     before = time.perf_counter()
     count = sum(1 for _ in session.map([inputs] * MAP_CALLS, depth=2))
     yield (time.perf_counter() - before) / count
 
 
 def equal(name: str, found: Any, expected: Array) -> None:
-    """Refuse to time what is wrong."""
+    """Check a result before it is timed."""
     array = found.cpu().numpy() if isinstance(found, torch.Tensor) else np.asarray(found)
     error = float(np.linalg.norm(array - expected) / np.linalg.norm(expected))
     if not error <= 1e-5:
@@ -249,7 +249,7 @@ def equal(name: str, found: Any, expected: Array) -> None:
 
 
 def measure(folder: Path, shape: tuple[int, ...]) -> dict[str, float]:
-    """Median seconds of each way, for one shape."""
+    """Measure median seconds of each way, for one shape."""
     model = folder / "model.onnx"
     weights = make_model(model, shape)
     plan = build_plan(model, BuildConfig(precision=Precision.TF32))
@@ -278,7 +278,7 @@ def measure(folder: Path, shape: tuple[int, ...]) -> dict[str, float]:
 def checked_ways(
     bare: Bare, device: Any, host: Any, runner: Any, expected: Any
 ) -> dict[str, Callable[[], Any]]:
-    """Everything to be timed, after its result has been checked."""
+    """Return everything to be timed, after a check of its result."""
     x = bare.x
     tensors = {"x": torch.from_numpy(x).cuda()}
     arrays = {"x": x}
@@ -322,20 +322,20 @@ def checked_ways(
 
 
 def bench_against_events(plan: Plan, x: Array, bare: Bare) -> dict[str, float]:
-    """GPU compute as ``trt-native bench`` tells it, and a bare loop before and after it."""
+    """Measure GPU compute by ``trt-native bench``, and by a bare loop before and after it."""
     options = BenchOptions(duration_s=0.15, warmup_s=0.1)
-    around, told = [], []
+    around, reported = [], []
     for _ in range(3):
         around += [t for _ in range(10) for t in bare.event_times(bare.replay)]
         report = bench_plan(plan, lambda _: {"x": x}, options)
-        told += list(report.samples["gpu_compute"] / 1e3)
+        reported += list(report.samples["gpu_compute"] / 1e3)
         around += [t for _ in range(10) for t in bare.event_times(bare.replay)]
-    return {BENCH_COMPUTE: statistics.median(told), "bare events": statistics.median(around)}
+    return {BENCH_COMPUTE: statistics.median(reported), "bare events": statistics.median(around)}
 
 
 @dataclass(frozen=True)
 class Bound:
-    """A figure that must be reached."""
+    """A limit of one figure."""
 
     shape: str
     what: str
@@ -346,12 +346,12 @@ class Bound:
 
     @property
     def reached(self) -> bool:
-        """Whether it is."""
+        """Whether the limit is met."""
         return bool(self.found >= self.limit if self.at_least else self.found <= self.limit)
 
 
 def bounds(shape: tuple[int, ...], medians: dict[str, float]) -> list[Bound]:
-    """What must be reached at a shape, from median seconds."""
+    """Compare median seconds at a shape with their limits."""
     text = "x".join(map(str, shape))
     us = {name: seconds * 1e6 for name, seconds in medians.items()}
     slowest, own = (max(stages, key=lambda stage: us[stage]) for stages in (STAGES, OWN_STAGES))
@@ -383,7 +383,7 @@ def bounds(shape: tuple[int, ...], medians: dict[str, float]) -> list[Bound]:
 
 
 def clocks() -> dict[str, str]:
-    """What nvidia-smi tells of the GPU's clocks and driver."""
+    """Query nvidia-smi for the GPU's clocks and driver."""
     names = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.draw")
     command = ("nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader")
     try:
@@ -397,7 +397,7 @@ def clocks() -> dict[str, str]:
 def main(
     output: Annotated[Path | None, typer.Option(help="Write all as JSON to this file.")] = None,
 ) -> None:
-    """Measure at both shapes; print the times and which bounds are reached."""
+    """Measure at both shapes; print the times and which bounds are met."""
     gpu = require_gpu()
     medians, judged, seen = {}, [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -441,7 +441,7 @@ def main(
 
 
 def versions() -> dict[str, str]:
-    """Of what was measured, and with what."""
+    """Return the versions of all measured packages."""
     from importlib.metadata import PackageNotFoundError, version
 
     from trt_native.backends.registry import load_backend

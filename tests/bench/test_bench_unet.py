@@ -13,7 +13,7 @@ import onnx
 import pytest
 import torch
 from helpers import DATA, ROOT
-from helpers.denoising import TorchExecutor, plan_tensors
+from helpers.denoising import TorchStepRunner, plan_tensors
 from helpers.golden_unet import cases
 
 from trt_native import LatentSyncUNet
@@ -128,7 +128,7 @@ def put_in_place(bench, monkeypatch):
 
     def executor(kind, module):
         tensors = plan_tensors(kind, dtype="float16", batch="1", frames="1", size="16")
-        return TorchExecutor(f"{kind}.plan", module, tensors)
+        return TorchStepRunner(f"{kind}.plan", module, tensors)
 
     def sharing(kind):
         with torch.device("meta"):

@@ -247,7 +247,7 @@ def test_unstable_measurements_are_reported(tmp_path):
     assert "coefficient" not in slowing.warnings[0]
 
 
-@pytest.mark.parametrize("step", ["run", "prepare", "map", "profile_layers"])
+@pytest.mark.parametrize("step", ["run", "create_execution", "map", "profile_layers"])
 def test_a_failure_anywhere_frees_all(tmp_path, step):
     plan = make_plan(tmp_path / "a.plan", (X, Y))
     machine = FakeMachine({"a.plan": Speed(fails_in=step)})

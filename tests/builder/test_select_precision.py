@@ -273,7 +273,7 @@ def test_sessions_take_turns(monkeypatch):
             self.name, self.cost, self.rounds = name, cost, 0
             self.compute_stream = self
 
-        def prepare(self, inputs):
+        def create_execution(self, inputs):
             assert inputs == {"x": self.name}
             return self
 

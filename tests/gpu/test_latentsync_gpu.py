@@ -170,7 +170,7 @@ def test_all_shapes_of_the_profile(replacement, unet):
         sample, audio = inputs(*shape)
         close(replacement(sample, 501, audio).sample, unet(sample, 501, audio))
     sample, audio = inputs(2, 17)
-    with pytest.raises(SpecError, match=r"frames 1 to 16, .*--dim frames=1:4:17"):
+    with pytest.raises(SpecError, match=r"frames 1 to 16, .*dims frames=1:4:17"):
         replacement(sample, 501, audio)
 
 

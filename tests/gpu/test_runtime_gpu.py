@@ -203,7 +203,7 @@ def test_what_must_be_cast_is_refused_or_cast(session, rng):
     s = on_gpu(np.float32(0))
     cases = {
         "is not contiguous": on_gpu(rng.standard_normal((64, 4), np.float32)).T,
-        "no multiple of 256": wide.reshape(-1)[1:257].reshape(4, 64),
+        "not a multiple of 256": wide.reshape(-1)[1:257].reshape(4, 64),
         "needs float32, found float64": wide.double(),
     }
     for message, x in cases.items():
@@ -505,7 +505,7 @@ def test_a_session_in_two_threads_says_so(session):
         except SpecError as error:
             found.append(error.message)
 
-    with session._turn:
+    with session._guard:
         thread = threading.Thread(target=other)
         thread.start()
         thread.join()
@@ -515,7 +515,10 @@ def test_a_session_in_two_threads_says_so(session):
 def test_sessions_that_share_memory(plan, rng):
     with Engine(plan) as engine, ActivationMemory(engine) as memory:
         assert memory.nbytes == engine.activation_bytes
-        with Session(engine, memory=memory) as one, Session(engine, memory=memory) as two:
+        with (
+            Session(engine, activation_memory=memory) as one,
+            Session(engine, activation_memory=memory) as two,
+        ):
             for i in range(10):
                 x = draw(rng, 512)
                 pending = one.submit({"x": x, "s": np.float32(i)})

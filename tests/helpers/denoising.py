@@ -104,7 +104,7 @@ class InPyTorch:
             return UNetOutput(self.unet(sample, timestep, encoder_hidden_states).clone())
 
 
-class TorchExecutor:
+class TorchStepRunner:
     """Runs a PyTorch module as if it were a plan with these tensors."""
 
     device = torch.device("cpu")
@@ -139,7 +139,7 @@ class TorchExecutor:
             assert value.is_contiguous()
 
 
-class OnnxExecutor(TorchExecutor):
+class OnnxStepRunner(TorchStepRunner):
     """Runs an ONNX file with onnx.reference as if it were a plan with these tensors."""
 
     def __init__(self, path, tensors):

@@ -142,8 +142,8 @@ class FakeSession:
             allowed = tensor.profiles or ()
             assert any(r.contains(array.shape) for r in allowed) or array.shape == tensor.shape
 
-    def prepare(self, inputs):
-        self.check(inputs, "prepare")
+    def create_execution(self, inputs):
+        self.check(inputs, "create_execution")
         return FakeCall(self, sum(array.nbytes for array in inputs.values()))
 
     def run(self, inputs):

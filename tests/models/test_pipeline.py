@@ -11,8 +11,8 @@ import torch
 from helpers import DATA, denoising
 from helpers.denoising import (
     InPyTorch,
-    OnnxExecutor,
-    TorchExecutor,
+    OnnxStepRunner,
+    TorchStepRunner,
     denoise,
     plan_tensors,
     psnr,
@@ -30,8 +30,8 @@ from trt_native.models.latentsync import (
     UNet,
     UNetConfig,
     load_unet,
+    pipeline,
 )
-from trt_native.models.latentsync import pipeline as latentsync_unet
 
 SMALL = UNetConfig.load("small")
 AUDIO = (denoising.TOKENS, 24)
@@ -50,12 +50,14 @@ def of_kind(kind, unet):
 
 
 def drop_in(unet, **ranges):
-    return LatentSyncUNet(TorchExecutor("unet.plan", unet, plan_tensors(**ranges)), config=SMALL)
+    return LatentSyncUNet(TorchStepRunner("unet.plan", unet, plan_tensors(**ranges)), config=SMALL)
 
 
 def pair(unet, interval=3, **ranges):
-    full = TorchExecutor("unet.plan", of_kind(DeepCacheFull, unet), plan_tensors("full", **ranges))
-    shallow = TorchExecutor(
+    full = TorchStepRunner(
+        "unet.plan", of_kind(DeepCacheFull, unet), plan_tensors("full", **ranges)
+    )
+    shallow = TorchStepRunner(
         "unet.shallow.plan", of_kind(DeepCacheShallow, unet), plan_tensors("shallow", **ranges)
     )
     return LatentSyncUNet(full, shallow, config=SMALL, interval=interval), full, shallow
@@ -89,15 +91,15 @@ class TestTheLoopOfLatentSync:
     def test_onnx_in_the_plans_place(self, unet, deepcache_onnx):
         full, shallow, _ = deepcache_onnx
         condition, audio = video(2)
-        one = LatentSyncUNet(OnnxExecutor(full, plan_tensors("full")), config=SMALL)
+        one = LatentSyncUNet(OnnxStepRunner(full, plan_tensors("full")), config=SMALL)
         found, expected = (denoise(u, condition, audio) for u in (one, InPyTorch(unet)))
         # Of 8 x 8 latents one pixel is left at the deepest level: its norms divide what is next to
         # nothing by as little, and 20 steps magnify what two ways of rounding make of that.
         assert relative_error(found, expected) <= 5e-3
 
         both = LatentSyncUNet(
-            OnnxExecutor(full, plan_tensors("full")),
-            OnnxExecutor(shallow, plan_tensors("shallow")),
+            OnnxStepRunner(full, plan_tensors("full")),
+            OnnxStepRunner(shallow, plan_tensors("shallow")),
             config=SMALL,
             interval=3,
         )
@@ -214,7 +216,7 @@ class TestOneCall:
         config = UNetConfig.from_mapping({**SMALL.to_dict(), "add_audio_layer": False})
         silent, _ = load_unet(config=config, random_seed=0)
         tensors = [t for t in plan_tensors() if t.name != "encoder_hidden_states"]
-        replacement = LatentSyncUNet(TorchExecutor("unet.plan", silent, tensors), config=config)
+        replacement = LatentSyncUNet(TorchStepRunner("unet.plan", silent, tensors), config=config)
         assert replacement.add_audio_layer is False
         sample, _ = inputs()
         found = replacement(sample, 7, encoder_hidden_states=None).sample
@@ -227,15 +229,15 @@ class TestOneCall:
             ({"sample": torch.zeros(13, 2, 8, 8)}, r"found \(13, 2, 8, 8\)"),
             ({"sample": torch.zeros(1, 13, 2, 8, 8).int()}, "in torch.int32"),
             ({"sample": torch.zeros(1, 13, 25, 8, 8)}, r"found \(2, 50, 24\)"),
-            ({"encoder_hidden_states": None}, "are needed: this model has audio layers"),
+            ({"encoder_hidden_states": None}, "are required: this model has audio layers"),
             ({"encoder_hidden_states": torch.zeros(4, *AUDIO)}, r"need \(2, tokens, 24\)"),
             ({"encoder_hidden_states": torch.zeros(2, 50, 23)}, r"found \(2, 50, 23\)"),
             ({"encoder_hidden_states": torch.zeros(2, 49, 24)}, "takes .* 50 audio tokens; found"),
             ({"timestep": torch.zeros(3)}, r"needs 1 or 1 values, found shape \(3,\)"),
             ({"timestep": torch.zeros(1, 1)}, r"found shape \(1, 1\)"),
-            ({"timestep": 1.5}, "timestep 1.5 is no whole number"),
-            ({"timestep": float("nan")}, "timestep nan is no whole number"),
-            ({"timestep": torch.tensor(1.5)}, "timestep 1.5 is no whole number"),
+            ({"timestep": 1.5}, "timestep 1.5 is not an integer"),
+            ({"timestep": float("nan")}, "timestep nan is not an integer"),
+            ({"timestep": torch.tensor(1.5)}, "timestep 1.5 is not an integer"),
         ],
     )
     def test_inputs_that_do_not_fit(self, unet, changes, message):
@@ -280,10 +282,10 @@ class TestShapes:
     @pytest.mark.parametrize(
         ("extents", "advice"),
         [
-            ({"frames": 3}, "frames 3, .*; build it again with --dim frames=1:4:4$"),
-            ({"frames": 5}, "with --dim frames=1:4:5$"),
-            ({"batch": 1}, "with --dim batch=1:2:2$"),
-            ({"height": 8, "width": 32}, "with --dim height=8:16:16 --dim width=16:16:32$"),
+            ({"frames": 3}, "frames 3, .*; build it again with dims frames=1:4:4$"),
+            ({"frames": 5}, "with dims frames=1:4:5$"),
+            ({"batch": 1}, "with dims batch=1:2:2$"),
+            ({"height": 8, "width": 32}, "with dims height=8:16:16, width=16:16:32$"),
         ],
     )
     def test_a_static_plan_names_what_to_build(self, unet, extents, advice):
@@ -303,7 +305,7 @@ class TestShapes:
             tensor("encoder_hidden_states", "input", "float32", *["8x50x24"] * 2),
             tensor("noise_pred", "output", "float32", shape=(-1, 4, -1, 16, 16)),
         )
-        replacement = LatentSyncUNet(TorchExecutor("unet.plan", unet, tensors), config=SMALL)
+        replacement = LatentSyncUNet(TorchStepRunner("unet.plan", unet, tensors), config=SMALL)
         for batch, frames in shapes:
             sample, audio = inputs(batch, frames, 16, 16)
             assert torch.equal(replacement(sample, 1, audio).sample, unet(sample, 1, audio))
@@ -313,7 +315,7 @@ class TestShapes:
         ):
             replacement(sample, 1, audio)
         sample, audio = inputs(2, 5, 16, 16)
-        with pytest.raises(SpecError, match=r"found batch 2, frames 5, .* --dim frames=1:4:5$"):
+        with pytest.raises(SpecError, match=r"found batch 2, frames 5, .* dims frames=1:4:5$"):
             replacement(sample, 1, audio)
 
     def test_a_profile_of_the_optimum_alone_is_not_told_of(self, unet):
@@ -328,7 +330,7 @@ class TestShapes:
             ),
             tensor("noise_pred", "output", "float32", shape=(-1, 4, -1, 16, 16)),
         )  # fmt: skip
-        replacement = LatentSyncUNet(TorchExecutor("unet.plan", unet, tensors), config=SMALL)
+        replacement = LatentSyncUNet(TorchStepRunner("unet.plan", unet, tensors), config=SMALL)
         sample, audio = inputs(2, 9, 16, 16)
         with pytest.raises(SpecError, match=r"takes batch 1 to 2, frames 1 to 8, height 16, .* 9,"):
             replacement(sample, 1, audio)
@@ -341,7 +343,7 @@ class TestShapes:
     def test_outside_a_dynamic_plan(self, unet):
         replacement = drop_in(unet)
         sample, audio = inputs(2, 17)
-        message = "takes batch 1 to 2, frames 1 to 16, .* --dim frames=1:4:17$"
+        message = "takes batch 1 to 2, frames 1 to 16, .* dims frames=1:4:17$"
         with pytest.raises(SpecError, match=message):
             replacement(sample, 1, audio)
         sample, audio = inputs(2, 25)
@@ -352,7 +354,7 @@ class TestShapes:
         drop_in(unet)
         assert not caplog.records
         drop_in(unet, frames="4:4:16")
-        assert "takes no fewer than 4 frames" in caplog.text
+        assert "takes at least 4 frames" in caplog.text
 
 
 class TestAsAModule:
@@ -381,7 +383,9 @@ class TestAsAModule:
         assert replacement.cpu() is replacement
         assert not caplog.records
         assert replacement.to(dtype=torch.float16).dtype is torch.float32
-        assert "unet.plan takes torch.float32 whatever type is asked for" in caplog.text
+        assert (
+            "unet.plan takes torch.float32, not torch.float16: inputs are converted" in caplog.text
+        )
 
     @pytest.mark.parametrize(
         "move",
@@ -481,7 +485,7 @@ class TestDeepCache:
         replacement, full, shallow = pair(unet)
         sample, audio = inputs()
         replacement(sample, 9, audio)
-        with pytest.raises(SpecError, match="are needed"):
+        with pytest.raises(SpecError, match="are required"):
             replacement(sample, 7)
         replacement(sample, 7, audio)
         assert (len(full.runs), len(shallow.runs)) == (2, 0)
@@ -495,13 +499,13 @@ class TestDeepCache:
         _, _, shallow = pair(unet, frames="2")
         replacement = LatentSyncUNet(full, shallow, config=SMALL, interval=3)
         sample, audio = inputs(frames=4)
-        with pytest.raises(SpecError, match=r"^unet\.shallow\.plan takes .*--dim frames=1:2:4"):
+        with pytest.raises(SpecError, match=r"^unet\.shallow\.plan takes .*dims frames=1:2:4"):
             replacement(sample, 9, audio)
         assert not full.runs, "found before the first step, not at the second"
 
     def test_plans_that_are_no_pair(self, unet):
         _, full, shallow = pair(unet)
-        single = TorchExecutor("unet.plan", unet, plan_tensors())
+        single = TorchStepRunner("unet.plan", unet, plan_tensors())
         with pytest.raises(SpecError, match=r"shallow step of DeepCache, which .* takes second"):
             LatentSyncUNet(shallow, full, config=SMALL)
         with pytest.raises(SpecError, match="shallow step of DeepCache"):
@@ -510,9 +514,9 @@ class TestDeepCache:
             LatentSyncUNet(single, shallow, config=SMALL)
         with pytest.raises(SpecError, match=r"build NAME\.shallow\.onnx"):
             LatentSyncUNet(full, full, config=SMALL)
-        with pytest.raises(SpecError, match="interval 0: needs at least 1"):
+        with pytest.raises(SpecError, match="interval 0: must be at least 1"):
             LatentSyncUNet(full, shallow, config=SMALL, interval=0)
-        other = TorchExecutor("s.plan", None, plan_tensors("shallow", dtype="float16"))
+        other = TorchStepRunner("s.plan", None, plan_tensors("shallow", dtype="float16"))
         with pytest.raises(SpecError, match=r"latents is float32 in unet\.plan and float16 in s"):
             LatentSyncUNet(full, other, config=SMALL)
 
@@ -528,17 +532,17 @@ class TestLoading:
     """On plans that TensorRT would not load; tests/gpu has real ones."""
 
     @pytest.fixture
-    def executors(self, unet, monkeypatch):
+    def runners(self, unet, monkeypatch):
         """Puts PyTorch in the place of the GPU, as of there."""
         made = []
 
-        def execute(plan, backend, ordinal):
-            made.append(TorchExecutor(plan.path.name, unet, plan.manifest.tensors))
+        def open_runner(plan, backend, ordinal):
+            made.append(TorchStepRunner(plan.path.name, unet, plan.manifest.tensors))
             assert (backend, ordinal) == ("auto", 0)
             return made[-1]
 
-        monkeypatch.setattr(latentsync_unet, "_PlanStepRunner", execute)
-        monkeypatch.setattr(latentsync_unet, "_ordinal", lambda device: 0)
+        monkeypatch.setattr(pipeline, "_PlanStepRunner", open_runner)
+        monkeypatch.setattr(pipeline, "_ordinal", lambda device: 0)
         return made
 
     def plan(self, path, kind="single", **noted):
@@ -546,27 +550,29 @@ class TestLoading:
         model["metadata"] = {f"trt_native.{key}": value for key, value in noted.items()}
         return make_plan(path, plan_tensors(kind), model=model).path
 
-    def test_the_configuration_comes_from_the_manifest(self, tmp_path, unet, executors):
+    def test_the_configuration_comes_from_the_manifest(self, tmp_path, unet, runners):
         path = self.plan(tmp_path / "unet.plan", config=json.dumps(SMALL.to_dict()))
         replacement = LatentSyncUNet.from_plan(path)
         assert replacement.config.sample_size == 16
         sample, audio = inputs()
         assert torch.equal(replacement(sample, 1, audio).sample, unet(sample, 1, audio))
 
-    def test_or_from_the_caller(self, tmp_path, executors):
+    def test_or_from_the_caller(self, tmp_path, runners):
         path = self.plan(tmp_path / "unet.plan")
         for config in ("small", DATA / "unet_small.json", SMALL):
             assert LatentSyncUNet.from_plan(path, config=config).config.sample_size == 16
-        with pytest.raises(PlanError, match=r"tells no U-Net configuration: .*config='latentsync"):
+        with pytest.raises(
+            PlanError, match=r"no U-Net configuration in its manifest: .*config='latentsync"
+        ):
             LatentSyncUNet.from_plan(path)
 
     @pytest.mark.parametrize("config", ["{", "[]", '{"sample_size": "x"}'])
-    def test_a_damaged_configuration(self, tmp_path, executors, config):
+    def test_a_damaged_configuration(self, tmp_path, runners, config):
         path = self.plan(tmp_path / "unet.plan", config=config)
         with pytest.raises(PlanError, match=r"unet\.plan: the U-Net configuration in its manifest"):
             LatentSyncUNet.from_plan(path)
 
-    def test_two_plans_of_different_weights(self, tmp_path, executors):
+    def test_two_plans_of_different_weights(self, tmp_path, runners):
         config = json.dumps(SMALL.to_dict())
         full, same, other = (
             self.plan(tmp_path / name, kind, config=config, random_seed=seed)
@@ -580,17 +586,17 @@ class TestLoading:
         with pytest.raises(SpecError, match="are of different U-Nets"):
             LatentSyncUNet.from_plans(full, other)
 
-    def test_what_was_loaded_is_freed_after_an_error(self, tmp_path, executors):
+    def test_what_was_loaded_is_freed_after_an_error(self, tmp_path, runners):
         config = json.dumps(SMALL.to_dict())
         paths = [self.plan(tmp_path / name, config=config) for name in ("a.plan", "b.plan")]
         with pytest.raises(SpecError, match=r"build NAME\.onnx"):
             LatentSyncUNet.from_plans(*paths)
-        assert [executor.closed for executor in executors] == [True, True]
+        assert [runner.closed for runner in runners] == [True, True]
 
     def test_without_a_gpu_that_torch_sees(self, tmp_path, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         path = self.plan(tmp_path / "unet.plan")
-        with pytest.raises(UnsupportedError, match="PyTorch sees no GPU here"):
+        with pytest.raises(UnsupportedError, match="PyTorch finds no GPU"):
             LatentSyncUNet.from_plan(path, config="small")
 
     def test_devices_that_are_no_gpu(self, tmp_path, monkeypatch):

@@ -1,51 +1,41 @@
-"""Stand-ins for the driver's events and page-locked memory, for what needs no GPU."""
+"""Fixtures for what needs no GPU."""
 
 from __future__ import annotations
 
-import ctypes
-from types import SimpleNamespace
+import sys
 
+import numpy as np
 import pytest
+from helpers import fake_gpu
+from helpers.fake_driver import blocks, driver
 
-from trt_native.cuda import PinnedPool, memory, streams
+from trt_native.runtime import Session
 
-
-@pytest.fixture
-def driver(monkeypatch):
-    """Logs what is asked of it; events are reached when the test says so."""
-    log = []
-
-    def logged(what, answer):
-        return lambda *arguments: log.append(what) or (answer(),)
-
-    made = SimpleNamespace(
-        log=log,
-        reached=False,
-        CUresult=SimpleNamespace(CUDA_ERROR_NOT_READY=600),
-        cuEventCreate=lambda flags: (0, 1),
-        cuEventDestroy=lambda handle: (0,),
-        cuEventRecord=logged("record", int),
-        cuStreamWaitEvent=logged("hold", int),
-        cuEventQuery=logged("query", lambda: 0 if made.reached else 600),
-        cuEventSynchronize=logged("wait", int),
-    )
-    for module in (memory, streams):
-        monkeypatch.setattr(module, "bindings", lambda: made)
-    monkeypatch.setattr(streams, "_make_current", lambda ordinal: None)
-    return made
+__all__ = ["blocks", "driver", "gpu", "rows", "session", "torch_cuda"]
 
 
 @pytest.fixture
-def blocks(monkeypatch):
-    """Ordinary memory in the place of page-locked memory, which takes a driver."""
-    made = {}
-    freed = []
+def gpu(monkeypatch):
+    """A GPU in ordinary memory: its driver, whose ``log`` has the work put on streams."""
+    return fake_gpu.install(monkeypatch)
 
-    def allocate(size):
-        buffer = ctypes.create_string_buffer(size)
-        made[ctypes.addressof(buffer)] = buffer
-        return ctypes.addressof(buffer)
 
-    monkeypatch.setattr(PinnedPool, "_allocate", staticmethod(allocate))
-    monkeypatch.setattr(memory, "_free_pinned", freed.append)
-    return made, freed
+@pytest.fixture
+def torch_cuda(monkeypatch):
+    """PyTorch with CUDA tensors in ordinary memory."""
+    torch = fake_gpu.fake_torch()
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    return torch
+
+
+@pytest.fixture
+def session(gpu):
+    """A session whose engine computes ``y = 2 * x``."""
+    with Session(fake_gpu.FakeEngine(gpu)) as session:
+        yield session
+
+
+@pytest.fixture
+def rows(rng):
+    """Makes arrays of so many rows of 3 numbers."""
+    return lambda count=2: rng.standard_normal((count, 3), np.float32)

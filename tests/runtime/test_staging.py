@@ -10,16 +10,16 @@ import pytest
 
 from trt_native.cuda import DeviceBuffer, Event, PinnedPool
 from trt_native.errors import CudaError
-from trt_native.runtime import Session, session
+from trt_native.runtime import staging
 from trt_native.runtime.execution import BoundShapes
-from trt_native.runtime.staging import HostExecution
+from trt_native.runtime.staging import HostExecution, StagingPipeline
 from trt_native.runtime.tensor_views import read
 
 SMALL, LARGE = (2, 3), (4, 1000)
 
 
 class Doubling:
-    """A runner that doubles, at once, and device memory that is the host's."""
+    """An execution context that doubles, at once, and device memory that is the host's."""
 
     host_names = frozenset()
 
@@ -30,9 +30,9 @@ class Doubling:
         self.stream = SimpleNamespace(handle=5, synchronize=lambda: None)
         self.launched = []
 
-    def launch(self, layout, addresses, stream, *, graph):
-        self.launched.append((layout, stream))
-        x, y = (array_at(address, layout.inputs[0]) for address in addresses)
+    def launch(self, bound, addresses, stream, *, graph):
+        self.launched.append((bound, stream))
+        x, y = (array_at(address, bound.inputs[0]) for address in addresses)
         np.multiply(x, 2, out=y)
 
 
@@ -41,7 +41,7 @@ def array_at(address, shape):
     return np.ctypeslib.as_array(floats.from_address(address)).reshape(shape)
 
 
-def layout_of(shape):
+def shapes_of(shape):
     return BoundShapes(0, (shape,), {"y": shape})
 
 
@@ -74,66 +74,66 @@ def pool(blocks):
 
 
 @pytest.fixture
-def call(memory, pool):
+def execution(memory, pool):
     return HostExecution(Doubling(), pool)
 
 
-def filled(call, layout, value):
-    call.fill(layout, {"x": read(np.full(layout.inputs[0], value, np.float32))}, {})
+def filled(execution, bound, value):
+    execution.fill(bound, {"x": read(np.full(bound.inputs[0], value, np.float32))}, {})
 
 
-def outcome(call):
-    call.upload(1)
-    call.enqueue(2)
-    call.download(3)
-    return call.results()["y"]
+def outcome(execution):
+    execution.upload(1)
+    execution.enqueue(2)
+    execution.download(3)
+    return execution.results()["y"]
 
 
-def test_other_values_of_the_same_layout(call):
-    layout = layout_of(SMALL)
-    filled(call, layout, 1)
-    first = outcome(call)
-    assert call.refill(layout, {"x": np.full(SMALL, 4, np.float32)})
-    second = outcome(call)
+def test_other_values_of_the_same_shapes(execution):
+    bound = shapes_of(SMALL)
+    filled(execution, bound, 1)
+    first = outcome(execution)
+    assert execution.refill(bound, {"x": np.full(SMALL, 4, np.float32)})
+    second = outcome(execution)
     np.testing.assert_array_equal(first, np.full(SMALL, 2, np.float32))
     np.testing.assert_array_equal(second, np.full(SMALL, 8, np.float32))
-    assert call._runner.launched == [(layout, 2)] * 2
+    assert execution._context.launched == [(bound, 2)] * 2
 
 
-def test_what_is_not_filled_again(call):
-    layout = layout_of(SMALL)
+def test_what_is_not_filled_again(execution):
+    bound = shapes_of(SMALL)
     x = {"x": np.zeros(SMALL, np.float32)}
-    assert not call.refill(layout, x), "never filled"
-    filled(call, layout, 1)
-    assert not call.refill(layout_of(SMALL), x), "another layout"
-    call.fill(layout, {"x": read(x["x"])}, {"y": 512})
-    assert not call.refill(layout, x), "the output's address is the caller's"
-    filled(call, layout, 1)
-    assert call.refill(layout, x)
-    call.close()
-    assert not call.refill(layout, x), "closed"
+    assert not execution.refill(bound, x), "never filled"
+    filled(execution, bound, 1)
+    assert not execution.refill(shapes_of(SMALL), x), "other shapes"
+    execution.fill(bound, {"x": read(x["x"])}, {"y": 512})
+    assert not execution.refill(bound, x), "the output's address is the caller's"
+    filled(execution, bound, 1)
+    assert execution.refill(bound, x)
+    execution.close()
+    assert not execution.refill(bound, x), "closed"
 
 
 @pytest.mark.parametrize("known", [False, True])
-def test_a_fill_that_fails_is_not_taken_for_one(call, memory, known):
+def test_a_fill_that_fails_is_not_taken_for_one(execution, memory, known):
     if known:
-        filled(call, layout_of(SMALL), 1)
-    layout = layout_of(LARGE)
+        filled(execution, shapes_of(SMALL), 1)
+    bound = shapes_of(LARGE)
     memory.bytes = 1000
     with pytest.raises(CudaError, match="cannot allocate"):
-        filled(call, layout, 1)
+        filled(execution, bound, 1)
     memory.bytes = 1 << 30
     x = {"x": np.full(LARGE, 3, np.float32)}
-    assert not call.refill(layout, x)
-    call.fill(layout, {"x": read(x["x"])}, {})
-    np.testing.assert_array_equal(outcome(call), np.full(LARGE, 6, np.float32))
+    assert not execution.refill(bound, x)
+    execution.fill(bound, {"x": read(x["x"])}, {})
+    np.testing.assert_array_equal(outcome(execution), np.full(LARGE, 6, np.float32))
 
 
-def test_a_closed_call_gives_its_memory_back(call, pool):
-    filled(call, layout_of(LARGE), 1)
+def test_a_closed_call_gives_its_memory_back(execution, pool):
+    filled(execution, shapes_of(LARGE), 1)
     assert pool.lent_bytes >= 16000
-    call.close()
-    call.close()
+    execution.close()
+    execution.close()
     assert pool.lent_bytes == 0
 
 
@@ -153,36 +153,37 @@ def test_an_event_that_stands_for_a_later_run_says_nothing_of_an_earlier_one(mem
     assert second.done()
 
 
-def test_staging_memory_is_waited_for_while_it_may_be_read(call, driver):
-    layout = layout_of(SMALL)
+def test_staging_memory_is_waited_for_while_it_may_be_read(execution, driver):
+    bound = shapes_of(SMALL)
     x = {"x": np.zeros(SMALL, np.float32)}
-    filled(call, layout, 1)
+    filled(execution, bound, 1)
     event = Event()
-    call.uploaded.record(1)
-    call.record_end(event, 3)
+    execution.uploaded.record(1)
+    execution.record_end(event, 3)
     driver.log.clear()
-    call.refill(layout, x)
+    execution.refill(bound, x)
     assert driver.log == ["wait"]
-    call.uploaded.record(1)
+    execution.uploaded.record(1)
     event.synchronize()
     driver.log.clear()
-    call.refill(layout, x)
+    execution.refill(bound, x)
     assert driver.log == []
 
 
-def test_a_run_that_fails_halfway_is_waited_for(call, monkeypatch):
+def test_a_run_that_fails_halfway_is_waited_for(execution, monkeypatch):
     waited = []
     monkeypatch.setattr(
-        session.Stream,
+        staging.Stream,
         "borrowed",
         lambda handle: SimpleNamespace(synchronize=lambda: waited.append(handle)),
     )
 
     def refused(*_, **options):
-        raise CudaError("TensorRT did not run the engine")
+        raise CudaError("TensorRT failed to run the engine")
 
-    call._runner.launch = refused
-    filled(call, layout_of(SMALL), 1)
-    with pytest.raises(CudaError, match="did not run"):
-        Session._stage(SimpleNamespace(_event=Event), call, (1, 2, 3), {})
+    execution._context.launch = refused
+    filled(execution, shapes_of(SMALL), 1)
+    pipeline = SimpleNamespace(streams=(SimpleNamespace(handle=1), SimpleNamespace(handle=3)))
+    with pytest.raises(CudaError, match="failed to run"):
+        StagingPipeline.run(pipeline, execution, 2, Event(), spread=True)
     assert sorted(waited) == [1, 2, 3]

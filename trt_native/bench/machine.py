@@ -50,7 +50,7 @@ class TimingStream(Protocol):
 
 
 class TimedExecution(Protocol):
-    """One execution with memory of its own; see ``Session.prepare``."""
+    """One execution with memory of its own; see ``Session.create_execution``."""
 
     @property
     def input_bytes(self) -> int:
@@ -80,7 +80,7 @@ class MeasurableSession(Protocol):
     def compute_stream(self) -> Any:
         """The stream to execute on."""
 
-    def prepare(self, inputs: Inputs, /) -> Any:
+    def create_execution(self, inputs: Inputs, /) -> Any:
         """A :class:`TimedExecution` with these inputs."""
 
     def run(self, inputs: Inputs, /) -> object:

@@ -145,7 +145,7 @@ class _LoadedPlan:
             "session": (made - before) * 1e3,
             "first_call": (machine.now() - calling) * 1e3,
         }
-        self.call: TimedExecution = self.session.prepare(self.inputs)
+        self.call: TimedExecution = self.session.create_execution(self.inputs)
         stack.callback(self.call.close)
         self.update_peak_memory()
 

@@ -140,7 +140,10 @@ def time_sessions(
     """
     times: list[list[float]] = [[] for _ in sessions]
     with ExitStack() as resources:
-        calls = [session.prepare(arrays) for session, arrays in zip(sessions, inputs, strict=True)]
+        calls = [
+            session.create_execution(arrays)
+            for session, arrays in zip(sessions, inputs, strict=True)
+        ]
         for call in calls:
             resources.callback(call.close)
         _take_turns(calls, [session.compute_stream for session in sessions], times)

@@ -1,4 +1,4 @@
-"""Running an engine: one execution context with its buffers, streams and graphs."""
+"""Running engines: sessions with their buffers, streams and CUDA graphs."""
 
 from trt_native.runtime.activation_memory import ActivationMemory
 from trt_native.runtime.future import InferenceFuture

@@ -1,4 +1,4 @@
-"""A plan on the GPU: its tensors, profiles and layers."""
+"""A deserialized plan: its tensors, profiles and layers."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class Engine:
-    """A deserialized plan, ready to make execution contexts.
+    """A plan deserialized on a GPU, which creates execution contexts.
 
     Args:
         plan: A plan, or the path of one.
-        backend: ``auto`` takes the library that the plan's header names.
+        backend: ``auto`` selects the library that the plan's header names.
         ordinal: CUDA ordinal of the GPU to load it on.
-        weight_budget_bytes: How much GPU memory the weights of a plan built with weight streaming
-            may take; what does not fit is copied from the host in every run. None: all of them.
+        weight_budget_bytes: GPU memory for the weights of a plan built with weight streaming; the
+            rest is copied from the host in every run. None: all of them.
         runtime_cache: Keep the kernels that TensorRT-RTX compiles in ``PLAN.cache`` next to the
-            plan, so that the next process need not compile them. No effect for other TensorRTs,
+            plan, so that the next process need not compile them. No effect with other backends,
             nor for a plan that is not a file.
 
     An engine may be shared by sessions in any number of threads.
 
     Attributes:
         plan: The plan.
-        backend: The library that loaded it.
+        backend: The library that deserialized it.
         tensors: Inputs, then outputs, in the engine's order.
         profile_count: Number of optimization profiles; at least 1.
         ordinal: CUDA ordinal of the GPU it is on.
@@ -76,12 +76,14 @@ class Engine:
         self._native = self.backend.deserialize(self.plan.data)
         if weight_budget_bytes is not None:
             self._limit_weights(weight_budget_bytes)
-        self._kernels = RuntimeCacheFile.of(self.plan, self.backend, gpu) if runtime_cache else None
+        self._cache_file = (
+            RuntimeCacheFile.of(self.plan, self.backend, gpu) if runtime_cache else None
+        )
         self._contexts: Any = self.backend.contexts(
-            self._native, self._kernels.read() if self._kernels else b""
+            self._native, self._cache_file.read() if self._cache_file else b""
         )
         self._finalizer = weakref.finalize(
-            self, save_runtime_cache_file, self._contexts, self._kernels
+            self, save_runtime_cache_file, self._contexts, self._cache_file
         )
         with self._readable():
             self.profile_count = max(1, int(self._native.num_optimization_profiles))
@@ -89,19 +91,19 @@ class Engine:
 
     @property
     def native(self) -> Any:
-        """TensorRT's own ``ICudaEngine``; it must not be used after :meth:`close`."""
+        """TensorRT's own ``ICudaEngine``; not to be used after :meth:`close`."""
         if self._native is None:
             raise ClosedError("the engine is closed")
         return self._native
 
     @property
     def inputs(self) -> tuple[PlanTensor, ...]:
-        """The tensors to be supplied."""
+        """The input tensors, in the engine's order."""
         return tuple(tensor for tensor in self.tensors if tensor.mode == "input")
 
     @property
     def outputs(self) -> tuple[PlanTensor, ...]:
-        """The tensors that come back."""
+        """The output tensors, in the engine's order."""
         return tuple(tensor for tensor in self.tensors if tensor.mode == "output")
 
     @property
@@ -114,15 +116,15 @@ class Engine:
         return str(self.native.get_tensor_location(name).name) == "HOST"
 
     def create_context(self, *, user_managed: bool = False) -> Any:
-        """A new ``IExecutionContext``.
+        """Create an ``IExecutionContext``.
 
         Args:
-            user_managed: Without device memory of its own: the caller gives it
+            user_managed: Create it without device memory: the caller supplies
                 :attr:`activation_bytes` before it runs.
 
         Raises:
             PlanError: the plan's weights were left out.
-            CudaError: TensorRT gave none: too little memory, or no kernel for this GPU.
+            CudaError: TensorRT failed: too little memory, or no kernel for this GPU.
         """
         self.plan.check_complete()
         require_gpu(self.ordinal)
@@ -131,26 +133,26 @@ class Engine:
         if context is None:
             free, total = memory_info()
             raise CudaError(
-                f"{self.backend.product} gave no execution context: too little GPU memory"
-                f" ({format_bytes(self.activation_bytes)} are needed for activations,"
+                f"{self.backend.product} failed to create an execution context: too little"
+                f" GPU memory ({format_bytes(self.activation_bytes)} are needed for activations,"
                 f" {format_bytes(free)} of {format_bytes(total)} are free; build with smaller"
-                " maximum shapes, or let sessions share their memory), or a kernel is missing for"
-                " this GPU",
+                " maximum shapes, or share activation_memory between sessions), or a kernel is"
+                " missing for this GPU",
                 errors,
             )
         return context
 
     def save_runtime_cache(self) -> None:
-        """Write what TensorRT-RTX has compiled since it was read to the file beside the plan."""
+        """Write the kernels that TensorRT-RTX has compiled to the file next to the plan."""
         if self._native is not None:
             with self._lock:
-                save_runtime_cache_file(self._contexts, self._kernels)
+                save_runtime_cache_file(self._contexts, self._cache_file)
 
     def _limit_weights(self, budget: int) -> None:
         streamable = int(self.native.streamable_weights_size)
         if not streamable:
             raise UnsupportedError(
-                "this plan cannot stream its weights: build it with --weight-streaming"
+                "this plan cannot stream its weights: build it with weight_streaming"
             )
         if not 0 <= budget <= streamable:
             raise SpecError(
@@ -159,7 +161,7 @@ class Engine:
         self.native.weight_streaming_budget_v2 = budget
 
     def layers(self) -> list[dict[str, Any]]:
-        """What the engine inspector tells of each layer.
+        """Return the engine inspector's record of each layer.
 
         Returns:
             One mapping per layer. With profiling verbosity ``detailed`` it has the layer's name,
@@ -177,7 +179,7 @@ class Engine:
         ]
 
     def close(self) -> None:
-        """Free the engine's device memory, once its sessions are closed. May be called again."""
+        """Free the engine's device memory, once its sessions are closed. Idempotent."""
         self._finalizer()
         self._contexts = None
         self._native = None
@@ -190,16 +192,16 @@ class Engine:
 
     @contextlib.contextmanager
     def _readable(self) -> Iterator[None]:
-        """Blame the plan where what the engine tells makes no sense: names that are no text, say.
+        """Turn inconsistent engine metadata, such as names that are not UTF-8, into a PlanError.
 
-        The bytes of a plan without a manifest may be damaged in a way that TensorRT does not see.
+        TensorRT does not detect all damage in the bytes of a plan, which may have no manifest.
         """
         try:
             yield
         except (IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise PlanError(
-                f"{self.backend.product} loaded the plan, but what it tells of it makes no sense"
+                f"{self.backend.product} loaded the plan, but its engine metadata is inconsistent"
                 f" ({reason}): the plan is damaged; copy or build it again"
             ) from error
 
@@ -213,7 +215,9 @@ class Engine:
         engine = self.native
         dtype = NUMPY_DTYPES[engine.get_tensor_dtype(name).name]
         if dtype in ("int4", "float4_e2m1fn"):
-            raise UnsupportedError(f"tensor {name!r} is {dtype}: packed types are no plan inputs")
+            raise UnsupportedError(
+                f"tensor {name!r} is {dtype}: packed types cannot be inputs or outputs"
+            )
         is_input = engine.get_tensor_mode(name).name == "INPUT"
         shape = tuple(int(extent) for extent in engine.get_tensor_shape(name))
         host = is_input and self.is_host_tensor(name)
@@ -238,7 +242,7 @@ class Engine:
 
 
 def environment_of(backends: Iterable[Backend], gpu: GpuInfo | None) -> Environment:
-    """What these libraries and this GPU mean for loading plans."""
+    """Describe installed libraries and a GPU, for compatibility checks of plans."""
     loaded = list(backends)
     return Environment(
         libraries={backend.product: backend.version for backend in loaded},
@@ -252,12 +256,12 @@ def environment_of(backends: Iterable[Backend], gpu: GpuInfo | None) -> Environm
 
 
 def _check(plan: Plan, environment: Environment) -> None:
-    """Refuse a plan that is known not to load, before TensorRT sees its bytes."""
+    """Reject a plan that is known not to load, before TensorRT reads its bytes."""
     report = compatibility(plan.header, plan.manifest, environment)
     if not report.loads:
         raise PlanError(
             f"this plan cannot be loaded: {'; '.join(report.errors)}"
-            " (trt-native doctor PLAN tells how to build it again)"
+            " (trt-native doctor PLAN reports how to build it again)"
         )
     for warning in report.warnings:
         _LOGGER.info("%s: %s", plan.path or "plan", warning)

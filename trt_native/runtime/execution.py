@@ -1,4 +1,4 @@
-"""One execution context: shapes and addresses set, the engine put on a stream or replayed."""
+"""Wrapper of TensorRT's execution context: sets shapes and addresses, enqueues or replays."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trt_native.plans.manifest import PlanTensor
 from trt_native.runtime.activation_memory import ActivationMemory, StreamSerializer
 from trt_native.runtime.engine import Engine
 from trt_native.runtime.graph_cache import GraphCache
-from trt_native.runtime.input_checks import check_operands, host_values, native_order
+from trt_native.runtime.input_checks import check_views, host_values, native_order
 from trt_native.runtime.tensor_views import TensorView
 from trt_native.shapes import Shape
 
@@ -25,220 +25,214 @@ __all__ = ["BoundShapes", "ExecutionContext"]
 
 _LOGGER = logging.getLogger(__name__)
 _DEFAULT_STREAMS = (0, 1, 2)  # null, legacy and per-thread: nothing can be captured on them
-_MAX_LAYOUTS = 256
+_MAX_KNOWN_SHAPES = 256
 
 
 @dataclass(eq=False, slots=True)
 class BoundShapes:
-    """What TensorRT is told, and says, of one set of input shapes.
+    """One set of input shapes, and what follows from it in TensorRT.
 
     Attributes:
         profile: Number of the optimization profile.
         inputs: Shape of each input, in the engine's order.
         outputs: Shape of each output by name; with -1 where it depends on data.
         host: Inputs that TensorRT reads on the host, by name.
-        deferred: Whether the shape of an output depends on data.
-        replayable: Whether a CUDA graph of ours can stand for the run.
-        warm: Whether it was run before, so that TensorRT has made all that it makes at first.
+        has_dynamic_outputs: Whether the shape of an output depends on data.
+        replayable: Whether the run can be captured into a CUDA graph.
+        warm: Whether it was run before, so that TensorRT has allocated everything it needs.
     """
 
     profile: int
     inputs: tuple[Shape, ...]
     outputs: dict[str, Shape] = field(default_factory=dict)
     host: dict[str, Array] = field(default_factory=dict)
-    deferred: bool = False
+    has_dynamic_outputs: bool = False
     replayable: bool = True
     warm: bool = False
 
 
 class ExecutionContext:
-    """Runs an engine on device memory that others own.
+    """Runs an engine on device memory that the caller owns.
 
     Args:
         engine: The engine.
         graphs: How many CUDA graphs to keep; 0 for none.
-        memory: Memory for activations, if the context shall not have its own.
+        activation_memory: Shared memory for activations; None for memory of its own.
 
     Attributes:
-        stream: The stream for what the caller gives no stream for.
-        order: Keeps the runs one after the other.
+        stream: The default stream of runs.
+        serializer: Orders the runs on the GPU.
+        device_inputs: Inputs that TensorRT reads on the GPU, in the engine's order.
+        host_names: Names of the inputs and outputs that are in host memory.
     """
 
-    def __init__(self, engine: Engine, graphs: int, memory: ActivationMemory | None) -> None:
+    def __init__(
+        self, engine: Engine, graphs: int, activation_memory: ActivationMemory | None = None
+    ) -> None:
         self._context: Any = None
         self._profiler: Any = None
-        if memory is not None:
-            memory.check(engine)
+        if activation_memory is not None:
+            activation_memory.check(engine)
         self.engine = engine
-        self._host_names = frozenset(
-            t.name for t in engine.tensors if engine.is_host_tensor(t.name)
-        )
+        self.host_names = frozenset(t.name for t in engine.tensors if engine.is_host_tensor(t.name))
         self._outputs = engine.outputs
-        self._device_inputs = tuple(t for t in engine.inputs if t.name not in self._host_names)
+        self.device_inputs = tuple(t for t in engine.inputs if t.name not in self.host_names)
         self.stream = Stream(engine.ordinal)
         self._uncapturable = {*_DEFAULT_STREAMS, self.stream.handle}
-        self._lasting = {0, self.stream.handle}
+        self._long_lived = {0, self.stream.handle}
         self._capture_stream = Stream(engine.ordinal)
-        self._nothing = DeviceBuffer()  # an address for empty tensors: TensorRT takes no null
-        self._nothing.reserve(1, self.stream)
+        self._empty = DeviceBuffer()  # an address for empty tensors: TensorRT takes no null
+        self._empty.reserve(1, self.stream)
         self._hop = Event(ordinal=engine.ordinal)
-        self._memory = memory  # keeps it alive
-        self.order = memory.order if memory else StreamSerializer(engine.ordinal)
-        self._context = engine.create_context(user_managed=memory is not None)
-        if memory is not None:
-            self._context.set_device_memory(memory.pointer, memory.nbytes)
+        self._activation_memory = activation_memory  # keeps it alive
+        self.serializer = (
+            activation_memory.serializer if activation_memory else StreamSerializer(engine.ordinal)
+        )
+        self._context = engine.create_context(user_managed=activation_memory is not None)
+        if activation_memory is not None:
+            self._context.set_device_memory(activation_memory.pointer, activation_memory.nbytes)
         self._profile = int(self._context.active_optimization_profile)
-        self._layouts: OrderedDict[Hashable, BoundShapes] = OrderedDict()
+        self._known_shapes: OrderedDict[Hashable, BoundShapes] = OrderedDict()
         self._graphs = GraphCache(graphs)
-        self._bound: BoundShapes | None = None
+        self._applied: BoundShapes | None = None
         self._addresses: dict[str, int] = {}
-        self._deferred: dict[str, DeviceBuffer] = {}
+        self._dynamic_outputs: dict[str, DeviceBuffer] = {}
         self._host_outputs: dict[str, Array] = {}
         self._allocator = engine.backend.output_allocator(self._allocate)
 
     @property
-    def device_inputs(self) -> tuple[PlanTensor, ...]:
-        """The inputs that TensorRT reads on the GPU, in the engine's order."""
-        return self._device_inputs
-
-    @property
-    def host_names(self) -> frozenset[str]:
-        """The inputs and outputs that TensorRT reads and writes on the host."""
-        return self._host_names
-
-    @property
     def graph_count(self) -> int:
-        """How many CUDA graphs there are now."""
+        """Number of CUDA graphs held."""
         return len(self._graphs)
 
-    def layout(self, operands: Mapping[str, TensorView], faults: list[str]) -> BoundShapes:
-        """The layout for inputs.
+    def shapes_for(self, views: Mapping[str, TensorView], problems: list[str]) -> BoundShapes:
+        """Choose the profile for inputs, and let TensorRT infer the output shapes.
+
+        Args:
+            views: The inputs.
+            problems: Known problems of the inputs.
 
         Raises:
-            SpecError: the inputs do not fit the engine; all faults in one error.
+            SpecError: the inputs do not fit the engine; one error lists all problems.
         """
-        key = _signature(operands, self._host_names)
-        known = self._layouts.get(key)
-        if known is not None and not faults:
+        key = _signature(views, self.host_names)
+        known = self._known_shapes.get(key)
+        if known is not None and not problems:
             return known
         inputs = self.engine.inputs
         count = self.engine.profile_count
         ordinal = self.engine.ordinal
-        profile = check_operands(inputs, count, operands, self._host_names, faults, ordinal)
-        layout = BoundShapes(
+        profile = check_views(inputs, count, views, self.host_names, problems, ordinal)
+        bound = BoundShapes(
             profile,
-            tuple(operands[tensor.name].shape for tensor in inputs),
+            tuple(views[tensor.name].shape for tensor in inputs),
             host={
-                name: native_order(operands[name].host)
-                for name in self._host_names
-                if name in operands
+                name: native_order(views[name].host) for name in self.host_names if name in views
             },
         )
-        self._apply(layout)
-        layout.outputs = {t.name: self._output_shape(t) for t in self._outputs}
-        layout.deferred = any(-1 in shape for shape in layout.outputs.values())
-        layout.replayable = not layout.deferred and not any(
-            t.name in self._host_names for t in self._outputs
+        self._apply(bound)
+        bound.outputs = {t.name: self._output_shape(t) for t in self._outputs}
+        bound.has_dynamic_outputs = any(-1 in shape for shape in bound.outputs.values())
+        bound.replayable = not bound.has_dynamic_outputs and not any(
+            t.name in self.host_names for t in self._outputs
         )
-        self._layouts[key] = layout
-        if len(self._layouts) > _MAX_LAYOUTS:
-            self._layouts.popitem(last=False)
-        return layout
+        self._known_shapes[key] = bound
+        if len(self._known_shapes) > _MAX_KNOWN_SHAPES:
+            self._known_shapes.popitem(last=False)
+        return bound
 
     def launch(
-        self, layout: BoundShapes, addresses: tuple[int, ...], stream: int, *, graph: bool = True
+        self, bound: BoundShapes, addresses: tuple[int, ...], stream: int, *, graph: bool = True
     ) -> None:
-        """Put one run on a stream.
+        """Enqueue one run on a stream.
 
         Args:
-            layout: What :meth:`layout` returned.
+            bound: Result of :meth:`shapes_for`.
             addresses: Device addresses of :attr:`device_inputs`, then of the outputs; 0 for an
-                output of which the layout does not know the shape, or that is on the host.
+                output whose shape depends on data, or that is on the host.
             stream: Handle of the stream.
-            graph: Replay a CUDA graph where there is one, or make one where it pays.
+            graph: Replay the CUDA graph of these arguments; capture one when they recur.
 
         Raises:
             CudaError: TensorRT or the driver failed.
         """
         if self.is_captured(stream):
-            self._launch_captured(layout, addresses, stream)
+            self._launch_captured(bound, addresses, stream)
             return
         ready = None
-        if graph and layout.replayable:
-            ready = self._graphs.find((layout, addresses))
-            if ready is None and self._graphs.seen_before((layout, addresses)):
-                ready = self._capture(layout, addresses)
+        if graph and bound.replayable:
+            ready = self._graphs.find((bound, addresses))
+            if ready is None and self._graphs.seen_before((bound, addresses)):
+                ready = self._capture(bound, addresses)
         if ready is None:
-            self._bind(layout, addresses)  # may put a change of profile on a stream
-        lasting = stream in self._lasting
-        self.order.before(stream, lasting=lasting)
+            self._bind(bound, addresses)  # may put a change of profile on a stream
+        long_lived = stream in self._long_lived
+        self.serializer.acquire(stream, long_lived=long_lived)
         if ready is not None:
             ready.launch(stream)
         else:
             self._run(stream)
-            layout.warm = True
-        self.order.after(stream, lasting=lasting)
+            bound.warm = True
+        self.serializer.release(stream, long_lived=long_lived)
 
     def is_captured(self, stream: int) -> bool:
-        """Whether the caller captures a stream into a graph of its own."""
+        """Whether the caller is capturing the stream into a CUDA graph."""
         return stream not in self._uncapturable and is_capturing(stream)
 
     def take_dynamic_output(self, name: str) -> tuple[DeviceBuffer, Shape]:
-        """The output whose shape the run told, in memory that is the caller's from now on."""
+        """Return an output of data-dependent shape, in memory that the caller then owns."""
         shape = self._allocator.shape(name)
-        return self._deferred.pop(name, DeviceBuffer()), shape
+        return self._dynamic_outputs.pop(name, DeviceBuffer()), shape
 
     def host_output(self, name: str) -> Array:
-        """The output that TensorRT wrote on the host in the last run."""
+        """Return the output that TensorRT wrote on the host in the last run."""
         return self._host_outputs[name]
 
     def attach_profiler(self, report: Callable[[str, float], None]) -> Any:
-        """Let TensorRT time each layer of each run from now on; see ``Backend.profiler``."""
+        """Time each layer of every later run; see ``Backend.profiler``."""
         self._profiler = self.engine.backend.profiler(report)
         self._context.profiler = self._profiler
         return self._profiler
 
     def close(self) -> None:
-        """Free the context and all graphs once the runs are done. May be called again."""
+        """Free the context and all graphs once the runs are done. Idempotent."""
         if self._context is None:
             return
-        self.order.synchronize()
+        self.serializer.synchronize()
         self.stream.synchronize()
         self._graphs.close()
         self._context = None
-        for buffer in (*self._deferred.values(), self._nothing):
+        for buffer in (*self._dynamic_outputs.values(), self._empty):
             buffer.close()
         self._capture_stream.close()
         self.stream.close()
 
-    def _launch_captured(
-        self, layout: BoundShapes, addresses: tuple[int, ...], stream: int
-    ) -> None:
-        """Put the run into a graph that the caller captures; its order is the caller's affair."""
-        if not layout.warm:
+    def _launch_captured(self, bound: BoundShapes, addresses: tuple[int, ...], stream: int) -> None:
+        """Add the run to the CUDA graph that the caller is capturing, which orders it."""
+        if not bound.warm:
             raise CudaError(
                 "this stream is being captured into a CUDA graph, and the engine has not run with"
                 " these shapes yet: run it once before you capture it"
             )
-        if layout.deferred:
+        if bound.has_dynamic_outputs:
             raise CudaError("an engine whose output shapes depend on data cannot be captured")
-        self._bind(layout, addresses)
+        self._bind(bound, addresses)
         self._enqueue(stream)
 
-    def _capture(self, layout: BoundShapes, addresses: tuple[int, ...]) -> Graph | None:
+    def _capture(self, bound: BoundShapes, addresses: tuple[int, ...]) -> Graph | None:
         handle = self._capture_stream.handle
-        self._bind(layout, addresses)
+        self._bind(bound, addresses)
         try:
             graph = Graph(self._capture_stream, lambda: self._enqueue(handle))
         except CudaError as error:
             if error.sticky:
                 raise
-            layout.replayable = False
+            bound.replayable = False
             _LOGGER.debug("running without a CUDA graph: %s", error)
             return None
-        dropped = self._graphs.add((layout, addresses), graph)
+        dropped = self._graphs.add((bound, addresses), graph)
         if dropped is not None:
-            self.order.synchronize()
+            self.serializer.synchronize()
             dropped.close()
         return graph
 
@@ -254,45 +248,45 @@ class ExecutionContext:
     def _enqueue(self, stream: int) -> None:
         with self.engine.backend.collected_errors() as errors:
             if not self._context.execute_async_v3(stream):
-                raise CudaError("TensorRT did not run the engine", errors)
+                raise CudaError("TensorRT failed to run the engine", errors)
 
-    def _bind(self, layout: BoundShapes, addresses: tuple[int, ...]) -> None:
-        self._apply(layout)
-        count = len(self._device_inputs)
-        for tensor, address in zip(self._device_inputs, addresses[:count], strict=True):
-            self._set_address(tensor.name, address or self._nothing.pointer)
+    def _bind(self, bound: BoundShapes, addresses: tuple[int, ...]) -> None:
+        self._apply(bound)
+        count = len(self.device_inputs)
+        for tensor, address in zip(self.device_inputs, addresses[:count], strict=True):
+            self._set_address(tensor.name, address or self._empty.pointer)
         for tensor, address in zip(self._outputs, addresses[count:], strict=True):
-            if tensor.name in self._host_names:
-                array: Array = np.empty(layout.outputs[tensor.name], tensor.dtype)
+            if tensor.name in self.host_names:
+                array: Array = np.empty(bound.outputs[tensor.name], tensor.dtype)
                 self._host_outputs[tensor.name] = array
                 self._set_address(tensor.name, array.ctypes.data)
-            elif -1 in layout.outputs[tensor.name]:
+            elif -1 in bound.outputs[tensor.name]:
                 self._context.set_output_allocator(tensor.name, self._allocator)
             else:
-                self._set_address(tensor.name, address or self._nothing.pointer)
+                self._set_address(tensor.name, address or self._empty.pointer)
 
-    def _apply(self, layout: BoundShapes) -> None:
-        """Tell the context profile, shapes and the values that shapes come from."""
-        if layout is self._bound:
+    def _apply(self, bound: BoundShapes) -> None:
+        """Set profile, input shapes and shape values on the context."""
+        if bound is self._applied:
             return
-        self._bound = None
+        self._applied = None
         with self.engine.backend.collected_errors() as errors:
-            self._use_profile(layout.profile, errors)
-            for tensor, shape in zip(self.engine.inputs, layout.inputs, strict=True):
+            self._use_profile(bound.profile, errors)
+            for tensor, shape in zip(self.engine.inputs, bound.inputs, strict=True):
                 if not self._context.set_input_shape(tensor.name, shape):
                     raise CudaError(f"TensorRT refused shape {shape} of {tensor.name!r}", errors)
-            for name, array in layout.host.items():
+            for name, array in bound.host.items():
                 self._set_address(name, array.ctypes.data)
-        self._bound = layout
+        self._applied = bound
 
     def _use_profile(self, profile: int, errors: list[str]) -> None:
         if profile == self._profile:
             return
         handle = self.stream.handle
-        self.order.before(handle)
+        self.serializer.acquire(handle)
         if not self._context.set_optimization_profile_async(profile, handle):
             raise CudaError(f"TensorRT did not switch to profile {profile}", errors)
-        self.order.after(handle)
+        self.serializer.release(handle)
         self._profile = profile
 
     def _set_address(self, name: str, address: int) -> None:
@@ -306,25 +300,25 @@ class ExecutionContext:
         return tuple(int(extent) for extent in self._context.get_tensor_shape(tensor.name))
 
     def _allocate(self, name: str, nbytes: int) -> int:
-        buffer = self._deferred[name] = DeviceBuffer()
+        buffer = self._dynamic_outputs[name] = DeviceBuffer()
         buffer.reserve(nbytes, self.stream)
         self.stream.synchronize()  # the run may be on another stream
         return buffer.pointer
 
 
-def _signature(operands: Mapping[str, TensorView], on_host: frozenset[str]) -> Hashable:
-    """Equal for inputs that are checked alike and lead to the same layout."""
+def _signature(views: Mapping[str, TensorView], on_host: frozenset[str]) -> Hashable:
+    """Hashable key, equal for inputs that pass the same checks and give the same shapes."""
     return (
         tuple(
             (
                 name,
-                operand.shape,
-                operand.dtype,
-                operand.host is None,
-                operand.ordinal,
-                operand.contiguous and operand.aligned,
+                view.shape,
+                view.dtype,
+                view.host is None,
+                view.ordinal,
+                view.contiguous and view.aligned,
             )
-            for name, operand in operands.items()
+            for name, view in views.items()
         ),
-        host_values(operands, on_host) if on_host else (),
+        host_values(views, on_host) if on_host else (),
     )

@@ -1,4 +1,4 @@
-"""Who may use a session, and whether anybody still can."""
+"""Exclusive-use guard of a session."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from trt_native.errors import ClosedError, CudaError, SpecError
 __all__ = ["SessionGuard"]
 
 _THREAD = threading.local()
-"""Which GPU's context a thread has; its number would not do, as a later thread may get it again."""
+"""Ordinal of the GPU whose context is current, per thread; thread numbers are reused."""
 
 
 class SessionGuard:
-    """Entered for each use of a session: by one thread at a time, until it is closed or broken.
+    """Context manager of each use of a session, by one thread at a time.
 
     Entering makes the GPU's context current on the thread.
 
@@ -37,7 +37,7 @@ class SessionGuard:
         self._broken: CudaError | None = None
 
     def note(self, error: BaseException) -> None:
-        """Mark the session broken by an error after which the GPU cannot be used."""
+        """Mark the session broken if the GPU cannot be used after the error."""
         if isinstance(error, CudaError) and error.sticky and self._broken is None:
             self._broken = error
 
@@ -66,7 +66,7 @@ class SessionGuard:
         if self.closed or self._broken is None:
             raise ClosedError("the session is closed")
         raise CudaError(
-            f"the session is broken since an earlier error ({self._broken.message}): the process"
-            " must be started again to use the GPU",
+            f"the session is broken since an earlier error ({self._broken.message}): restart the"
+            " process to use the GPU",
             code=self._broken.code,
         )

@@ -1,4 +1,4 @@
-"""Which profile serves given shapes, and everything that is wrong with given inputs."""
+"""Checks of inputs and output buffers, and the choice of the optimization profile."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from trt_native.shapes import Shape, format_shape
 
 __all__ = [
     "check_inputs",
-    "check_operands",
     "check_outputs",
+    "check_views",
     "choose_profile",
     "describe_input",
     "host_values",
@@ -27,14 +27,14 @@ __all__ = [
 
 
 def read_inputs(inputs: Mapping[str, Any]) -> tuple[dict[str, TensorView], list[str]]:
-    """See what was given; the second result is what of it is no array."""
-    operands, faults = {}, []
+    """View the inputs; the second result lists the values that are not arrays."""
+    views, problems = {}, []
     for name, value in inputs.items():
         try:
-            operands[name] = read(value)
+            views[name] = read(value)
         except SpecError as error:
-            faults.append(f"{name!r}: {error}")
-    return operands, faults
+            problems.append(f"{name!r}: {error}")
+    return views, problems
 
 
 def check_inputs(
@@ -44,7 +44,7 @@ def check_inputs(
 
     Args:
         tensors: The engine's inputs.
-        profile_count: How many profiles it has.
+        profile_count: Number of its profiles.
         inputs: The arrays, by name.
 
     Returns:
@@ -52,46 +52,46 @@ def check_inputs(
 
     Raises:
         SpecError: an input is missing, unknown, of another dtype, or its shape is allowed by no
-            profile; all faults in one error.
+            profile; one error lists all problems.
     """
-    operands, faults = read_inputs(inputs)
-    return check_operands(tensors, profile_count, operands, frozenset(), faults)
+    views, problems = read_inputs(inputs)
+    return check_views(tensors, profile_count, views, frozenset(), problems)
 
 
-def check_operands(
+def check_views(
     tensors: tuple[PlanTensor, ...],
     profile_count: int,
-    operands: Mapping[str, TensorView],
+    views: Mapping[str, TensorView],
     on_host: frozenset[str],
-    faults: Iterable[str] = (),
+    problems: Iterable[str] = (),
     ordinal: int | None = None,
 ) -> int:
-    """As :func:`check_inputs`, for arrays that were read.
+    """Check inputs as :func:`check_inputs`, given views of them.
 
     Args:
         tensors: The engine's inputs.
-        profile_count: How many profiles it has.
-        operands: The arrays, by name.
+        profile_count: Number of its profiles.
+        views: The arrays, by name.
         on_host: Names of the inputs that TensorRT reads on the host.
-        faults: What is known to be wrong already.
+        problems: Known problems.
         ordinal: CUDA ordinal of the engine's GPU.
     """
     known = {tensor.name for tensor in tensors}
-    found = list(faults)
-    found += [f"{name!r} is not an input" for name in operands if name not in known]
+    found = list(problems)
+    found += [f"{name!r} is not an input" for name in views if name not in known]
     for tensor in tensors:
-        if tensor.name in operands:
-            found += _faults_of(tensor, operands[tensor.name], tensor.name in on_host)
-            found += _elsewhere(tensor.name, operands[tensor.name], ordinal)
-        elif not any(fault.startswith(f"{tensor.name!r}:") for fault in found):
+        if tensor.name in views:
+            found += _problems_of(tensor, views[tensor.name], tensor.name in on_host)
+            found += _elsewhere(tensor.name, views[tensor.name], ordinal)
+        elif not any(problem.startswith(f"{tensor.name!r}:") for problem in found):
             found.append(f"{tensor.name!r} is missing")
     if not found:
-        shapes = {name: operand.shape for name, operand in operands.items()}
+        shapes = {name: view.shape for name, view in views.items()}
         profile = choose_profile(tensors, profile_count, shapes)
         if profile is not None:
             return profile
-        found.append("no one profile allows these shapes together")
-    listing = [f"- {fault}" for fault in found] + ["the engine's inputs:"]
+        found.append("no single profile allows these shapes together")
+    listing = [f"- {problem}" for problem in found] + ["the engine's inputs:"]
     listing += [f"- {describe_input(tensor)}" for tensor in tensors]
     raise SpecError("the inputs do not fit the engine:", listing)
 
@@ -99,7 +99,7 @@ def check_operands(
 def choose_profile(
     tensors: tuple[PlanTensor, ...], profile_count: int, shapes: Mapping[str, Shape]
 ) -> int | None:
-    """The tightest of the profiles that allow all the shapes; None if there is none.
+    """Return the tightest profile that allows all the shapes; None if there is none.
 
     The tightest is the one whose largest shapes hold the fewest elements, and among equals whose
     smallest shapes hold the most, as it was optimized for shapes closest to these; then the first.
@@ -120,33 +120,35 @@ def _room(tensors: tuple[PlanTensor, ...], profile: int) -> tuple[int, int]:
     )
 
 
-def _faults_of(tensor: PlanTensor, operand: TensorView, on_host: bool) -> list[str]:
-    faults = []
-    if operand.dtype != tensor.dtype:
-        advice = f".astype({tensor.dtype!r})" if operand.kind == "numpy" else "cast=True"
-        faults.append(
-            f"{tensor.name!r} needs {tensor.dtype}, found {operand.dtype}; convert it with {advice}"
+def _problems_of(tensor: PlanTensor, view: TensorView, on_host: bool) -> list[str]:
+    problems = []
+    if view.dtype != tensor.dtype:
+        advice = f".astype({tensor.dtype!r})" if view.kind == "numpy" else "cast=True"
+        problems.append(
+            f"{tensor.name!r} needs {tensor.dtype}, found {view.dtype}; convert it with {advice}"
         )
-    shape = operand.shape
+    shape = view.shape
     if not any(_allowed(tensor, shape, index) for index in range(max(1, len(tensor.profiles)))):
-        faults.append(f"{tensor.name!r} cannot have the shape {_text(shape)}")
-    if operand.on_device and on_host:
-        faults.append(f"{tensor.name!r} is read on the host; give it as a NumPy array")
-    if operand.on_device and not operand.contiguous:
-        faults.append(f"{tensor.name!r} is not contiguous; make it so, or allow it with cast=True")
-    elif operand.on_device and not operand.aligned:
-        faults.append(
-            f"{tensor.name!r} begins at an address that is no multiple of {ALIGNMENT}; copy it, or"
-            " allow that with cast=True"
+        problems.append(f"{tensor.name!r} cannot have the shape {_text(shape)}")
+    if view.on_device and on_host:
+        problems.append(f"{tensor.name!r} is read on the host; give it as a NumPy array")
+    if view.on_device and not view.contiguous:
+        problems.append(
+            f"{tensor.name!r} is not contiguous; make it so, or allow it with cast=True"
         )
-    return faults
+    elif view.on_device and not view.aligned:
+        problems.append(
+            f"{tensor.name!r} begins at an address that is not a multiple of {ALIGNMENT}; copy it,"
+            " or allow that with cast=True"
+        )
+    return problems
 
 
-def _elsewhere(name: str, operand: TensorView, ordinal: int | None) -> list[str]:
-    """The fault of an array that is on another GPU than the engine."""
-    if operand.ordinal is None or ordinal is None or operand.ordinal == ordinal:
+def _elsewhere(name: str, view: TensorView, ordinal: int | None) -> list[str]:
+    """Problem of an array on a GPU other than the engine's."""
+    if view.ordinal is None or ordinal is None or view.ordinal == ordinal:
         return []
-    return [f"{name!r} is on GPU {operand.ordinal}, the engine on GPU {ordinal}: copy it there"]
+    return [f"{name!r} is on GPU {view.ordinal}, the engine on GPU {ordinal}: copy it there"]
 
 
 def _allowed(tensor: PlanTensor, shape: Shape, profile: int) -> bool:
@@ -160,7 +162,7 @@ def _text(shape: Shape) -> str:
 
 
 def describe_input(tensor: PlanTensor) -> str:
-    """One line: name, dtype, and the shapes that are allowed."""
+    """Describe an input in one line: name, dtype and allowed shapes."""
     ranges = " or ".join(map(str, tensor.profiles)) or _text(tensor.shape)
     return f"{tensor.name}: {tensor.dtype} {ranges}"
 
@@ -171,49 +173,49 @@ def check_outputs(
     out: Mapping[str, TensorView],
     ordinal: int | None = None,
 ) -> None:
-    """Check buffers that a caller gave for outputs.
+    """Check the caller's output buffers.
 
     Raises:
-        SpecError: one is unknown, of another dtype or shape, or cannot be written where it is; all
-            faults in one error.
+        SpecError: one is unknown, of another dtype or shape, or cannot be written in place; one
+            error lists all problems.
     """
     known = {tensor.name: tensor for tensor in tensors}
-    faults = [f"{name!r} is not an output" for name in out if name not in known]
-    for name, operand in out.items():
+    problems = [f"{name!r} is not an output" for name in out if name not in known]
+    for name, view in out.items():
         if name not in known:
             continue
-        if operand.dtype != known[name].dtype:
-            faults.append(f"{name!r} is {known[name].dtype}, its buffer {operand.dtype}")
+        if view.dtype != known[name].dtype:
+            problems.append(f"{name!r} is {known[name].dtype}, its buffer {view.dtype}")
         if -1 in shapes[name]:
-            faults.append(f"{name!r}: its shape depends on data, so it takes no buffer")
-        elif operand.shape != shapes[name]:
-            faults.append(
-                f"{name!r} has the shape {_text(shapes[name])}, its buffer {_text(operand.shape)}"
+            problems.append(f"{name!r}: its shape depends on data, so it cannot have a buffer")
+        elif view.shape != shapes[name]:
+            problems.append(
+                f"{name!r} has the shape {_text(shapes[name])}, its buffer {_text(view.shape)}"
             )
-        faults += _elsewhere(name, operand, ordinal)
-        if operand.on_device and not (operand.contiguous and operand.aligned):
-            faults.append(
+        problems += _elsewhere(name, view, ordinal)
+        if view.on_device and not (view.contiguous and view.aligned):
+            problems.append(
                 f"{name!r}: its buffer is not contiguous, or not {ALIGNMENT}-byte aligned"
             )
-        if operand.host is not None and not operand.host.flags.c_contiguous:
-            faults.append(f"{name!r}: its buffer is not contiguous")
-        if operand.host is not None and not operand.host.flags.writeable:
-            faults.append(f"{name!r}: its buffer is read-only")
-        if operand.host is not None and not operand.host.dtype.isnative:
-            faults.append(f"{name!r}: its buffer is not in this machine's byte order")
-    if faults:
-        raise SpecError("the output buffers do not fit:", [f"- {fault}" for fault in faults])
+        if view.host is not None and not view.host.flags.c_contiguous:
+            problems.append(f"{name!r}: its buffer is not contiguous")
+        if view.host is not None and not view.host.flags.writeable:
+            problems.append(f"{name!r}: its buffer is read-only")
+        if view.host is not None and not view.host.dtype.isnative:
+            problems.append(f"{name!r}: its buffer is not in this machine's byte order")
+    if problems:
+        raise SpecError("the output buffers do not fit:", [f"- {problem}" for problem in problems])
 
 
-def host_values(operands: Mapping[str, TensorView], on_host: frozenset[str]) -> tuple[bytes, ...]:
-    """The values of the inputs that TensorRT reads on the host: they decide shapes."""
+def host_values(views: Mapping[str, TensorView], on_host: frozenset[str]) -> tuple[bytes, ...]:
+    """Values of the inputs that TensorRT reads on the host, which determine shapes."""
     return tuple(
-        native_order(operands[name].host).tobytes()
+        native_order(views[name].host).tobytes()
         for name in sorted(on_host)
-        if name in operands and operands[name].host is not None
+        if name in views and views[name].host is not None
     )
 
 
 def native_order(array: Any) -> Array:
-    """A C-contiguous copy in the machine's byte order."""
+    """Return a C-contiguous copy in the machine's byte order."""
     return np.array(array, array.dtype.newbyteorder("="), order="C")

@@ -17,16 +17,16 @@ __all__ = ["SessionPool"]
 class SessionPool:
     """A number of sessions of one engine, each for one thread at a time.
 
-    Safe to use from any number of threads; who finds no session free waits for one.
+    Thread-safe; a thread that finds no session free waits for one.
 
     Args:
         engine: The shared engine, which must stay open until the pool is closed.
-        size: How many sessions; each takes ``engine.activation_bytes`` of GPU memory.
+        size: Number of sessions; each takes ``engine.activation_bytes`` of GPU memory.
         options: As for :class:`~trt_native.runtime.Session`.
 
     Raises:
         SpecError: ``size`` is below 1.
-        CudaError: the GPU has not enough memory for so many.
+        CudaError: the GPU has too little memory for this many.
     """
 
     def __init__(self, engine: Engine, size: int, **options: Any) -> None:
@@ -46,14 +46,14 @@ class SessionPool:
 
     @contextmanager
     def session(self) -> Iterator[Session]:
-        """A session for this thread, for the block.
+        """Reserve a session for this thread, until the end of the block.
 
         Raises:
             ClosedError: the pool was closed.
         """
         session = self._free.get()
         if session is None or self._closed:
-            self._free.put(None)  # for the next who waits
+            self._free.put(None)  # for the next thread that waits
             raise ClosedError("the session pool is closed")
         try:
             yield session
@@ -61,12 +61,12 @@ class SessionPool:
             self._free.put(session)
 
     def run(self, inputs: Mapping[str, Any], **options: Any) -> dict[str, Any]:
-        """:meth:`Session.run <trt_native.runtime.Session.run>` in whichever session is free."""
+        """Run :meth:`Session.run <trt_native.runtime.Session.run>` in a free session."""
         with self.session() as session:
             return session.run(inputs, **options)
 
     def close(self) -> None:
-        """Close all sessions once their runs are done. May be called again."""
+        """Close all sessions once their runs are done. Idempotent."""
         self._closed = True
         self._free.put(None)
         for session in self._sessions:

@@ -1,4 +1,4 @@
-"""Kernels that TensorRT-RTX compiled for a plan, kept in a file next to it."""
+"""Runtime cache of TensorRT-RTX: compiled kernels of a plan, in a file next to it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,14 @@ _LOGGER = logging.getLogger(__name__)
 
 @dataclass
 class RuntimeCacheFile:
-    """The kernels of one plan on one GPU, kept beside the plan.
+    """Compiled kernels of one plan on one GPU, in a file next to the plan.
 
-    One line of JSON that says whose they are, then TensorRT-RTX's bytes.
+    The file is one line of JSON that identifies plan, GPU and library, then TensorRT-RTX's bytes.
+
+    Attributes:
+        path: The file.
+        owner: Plan, GPU, driver and library that the kernels are for.
+        content: TensorRT-RTX's bytes, as last read or written.
     """
 
     path: Path
@@ -33,7 +38,7 @@ class RuntimeCacheFile:
 
     @classmethod
     def of(cls, plan: Plan, backend: Backend, gpu: GpuInfo) -> RuntimeCacheFile | None:
-        """The file of a plan on a GPU; None for a plan that is not a file."""
+        """Return the file of a plan on a GPU; None for a plan that is not a file."""
         if plan.path is None:
             return None
         owner = {
@@ -50,7 +55,7 @@ class RuntimeCacheFile:
         return cls(plan.path.with_name(plan.path.name + ".cache"), owner)
 
     def read(self) -> bytes:
-        """What was kept for this plan, GPU and library; nothing where it is for others, or bad."""
+        """Return the kernels; nothing if the file is missing, damaged, or has another owner."""
         try:
             with open_regular_file(self.path) as file:
                 head, _, content = file.read().partition(b"\n")
@@ -63,9 +68,9 @@ class RuntimeCacheFile:
         return content
 
     def write(self, content: bytes) -> None:
-        """Keep these, if they are more than those that were read.
+        """Write kernels, if they are more than those that were read.
 
-        The library writes the same kernels in other bytes each time, but of the same length.
+        TensorRT-RTX serializes equal kernels to different bytes, but of equal length.
         """
         if len(content) <= len(self.content):
             return
@@ -73,12 +78,12 @@ class RuntimeCacheFile:
         try:
             with atomic_write(self.path) as file:
                 file.write(head.encode() + b"\n" + content)
-        except OSError as error:  # the plan runs all the same
-            _LOGGER.debug("compiled kernels were not kept in %s: %s", self.path, error.strerror)
+        except OSError as error:  # the plan runs without
+            _LOGGER.debug("the runtime cache was not written to %s: %s", self.path, error.strerror)
         self.content = content
 
 
 def save_runtime_cache_file(contexts: Any, file: RuntimeCacheFile | None) -> None:
-    """Save what the contexts of an engine compiled, if it has a file."""
+    """Write the kernels that an engine's contexts compiled, if it has a file."""
     if file is not None:
         file.write(contexts.cache())

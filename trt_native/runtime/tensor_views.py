@@ -1,4 +1,4 @@
-"""The arrays that callers give and get: NumPy, PyTorch, and whatever else is on the GPU."""
+"""Views of the caller's arrays: NumPy, PyTorch, CUDA array interface and DLPack."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ __all__ = [
 
 
 ALIGNMENT = 256
-"""What TensorRT asks of device addresses, in bytes (``IExecutionContext.setTensorAddress``)."""
+"""Alignment of device addresses, in bytes (``IExecutionContext.setTensorAddress``)."""
 
 _UNKNOWN_TO_NUMPY = {"bfloat16": "int16", "float8_e4m3fn": "int8", "float8_e8m0fnu": "int8"}
 
 
 @dataclass(slots=True)
 class TensorView:
-    """An array that a caller gave, wherever it is.
+    """View of a caller's array, on the host or the GPU.
 
     Attributes:
         kind: ``numpy``, ``torch`` or ``foreign``.
-        value: What was given.
+        value: The array itself.
         shape: Extents, in elements.
         dtype: NumPy or ml_dtypes name.
         host: The array on the host; None where it is on the GPU.
         pointer: Device address; 0 where it is on the host.
-        contiguous: Whether it lies in C order without gaps.
-        producer: Handle of the stream on which a foreign array is made ready; None where it is.
-        ordinal: CUDA ordinal of its GPU; None where it is on the host, or the array does not tell.
+        contiguous: Whether it is in C order without gaps.
+        producer: Handle of the stream that produces a foreign array; None where it is ready.
+        ordinal: CUDA ordinal of its GPU; None on the host, and where it is unknown.
     """
 
     kind: str
@@ -72,11 +72,11 @@ class TensorView:
 
     @property
     def aligned(self) -> bool:
-        """Whether TensorRT can take it where it is."""
+        """Whether TensorRT accepts its address."""
         return self.pointer % ALIGNMENT == 0
 
     def converted(self, dtype: str) -> TensorView:
-        """A contiguous, aligned copy in this type.
+        """Return a contiguous, aligned copy in this type.
 
         Raises:
             SpecError: it is neither NumPy's nor PyTorch's.
@@ -93,10 +93,10 @@ class TensorView:
 
 
 def read(value: Any) -> TensorView:
-    """See what a caller gave.
+    """View a caller's array.
 
     Raises:
-        SpecError: it is no array.
+        SpecError: the value is not an array.
     """
     if isinstance(value, (np.ndarray, np.generic)):
         array = np.asarray(value)
@@ -114,8 +114,8 @@ def read(value: Any) -> TensorView:
     if hasattr(value, "__dlpack__"):
         return _read_dlpack(value)
     raise SpecError(
-        f"{type(value).__name__} is no array; give a NumPy array, a torch tensor, or an object with"
-        " __cuda_array_interface__ or __dlpack__"
+        "expected a NumPy array, a torch tensor, or an object with __cuda_array_interface__ or"
+        f" __dlpack__, got {type(value).__name__}"
     )
 
 
@@ -138,7 +138,7 @@ def _read_torch(value: Any) -> TensorView:
 
 
 def torch_host(value: Any) -> Array:
-    """The NumPy view of a tensor on the CPU, also of the types that NumPy has from ml_dtypes."""
+    """Return the NumPy view of a CPU tensor, with ml_dtypes for types unknown to NumPy."""
     name = _name_of(value.dtype)
     detached = value.detach()
     if name not in _UNKNOWN_TO_NUMPY:
@@ -150,7 +150,7 @@ def torch_host(value: Any) -> Array:
 
 
 def torch_from_host(array: Array) -> Any:
-    """A tensor on the CPU over an array's memory, which it keeps alive."""
+    """Return a CPU tensor over an array's memory, which it keeps alive."""
     torch = sys.modules["torch"]
     carrier = _UNKNOWN_TO_NUMPY.get(array.dtype.name)
     if carrier is None:
@@ -159,14 +159,14 @@ def torch_from_host(array: Array) -> Any:
 
 
 def empty_like_factory(like: Any) -> Callable[[], Any]:
-    """Makes contiguous tensors like one, with undefined contents, in PyTorch's memory."""
+    """Return a function that allocates contiguous, uninitialized tensors like one."""
     shape, dtype, device = tuple(like.shape), like.dtype, like.device
     strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
     torch = sys.modules["torch"]
     # Half the time of empty and new_empty, which look for a memory format.
     make = functools.partial(torch.empty_strided, shape, strides, dtype=dtype, device=device)
     try:
-        # Half of that again; what PyTorch's own compiler calls. It takes the current GPU.
+        # Half of that again; what PyTorch's own compiler calls. It allocates on the current GPU.
         quick = torch._C._dynamo.guards._empty_strided_cuda
     except AttributeError:
         return make
@@ -180,20 +180,20 @@ def empty_like_factory(like: Any) -> Callable[[], Any]:
 
 
 def torch_record_stream(value: Any, stream: int) -> None:
-    """Keep a tensor's memory from other use until the work that a stream has by its end is done."""
+    """Keep a tensor's memory from reuse until the work enqueued on a stream is done."""
     torch = sys.modules["torch"]
     value.record_stream(torch.cuda.ExternalStream(stream, value.device))
 
 
 @functools.cache
 def torch_dtype(name: str) -> Any:
-    """The ``torch.dtype`` of a NumPy or ml_dtypes name."""
+    """Return the ``torch.dtype`` of a NumPy or ml_dtypes name."""
     return getattr(sys.modules["torch"], name)
 
 
 @functools.cache
 def _numpy_name(dtype: np.dtype[Any]) -> str:
-    return str(dtype.name)  # NumPy makes the text anew every time
+    return str(dtype.name)  # NumPy builds the text in every call
 
 
 @functools.cache
@@ -202,7 +202,7 @@ def _name_of(dtype: Any) -> str:
 
 
 def torch_stream(ordinal: int) -> int:
-    """Handle of the stream that PyTorch uses on this thread now."""
+    """Return the handle of PyTorch's current stream on this thread."""
     torch = sys.modules["torch"]
     # A tenth of the time of torch.cuda.current_stream; what PyTorch's own compiler calls.
     current = getattr(torch._C, "_cuda_getCurrentRawStream", None)
@@ -213,7 +213,7 @@ def torch_stream(ordinal: int) -> int:
 
 @functools.lru_cache(4096)
 def nbytes_of(shape: Shape, dtype: str) -> int:
-    """Size of an array in bytes."""
+    """Return the size of an array in bytes."""
     return math.prod(shape) * int(np.dtype(dtype).itemsize)
 
 
@@ -268,7 +268,7 @@ def _read_dlpack(value: Any) -> TensorView:
 
 
 def foreign_result(like: Any, result: DeviceArray) -> Any:
-    """A result on the GPU as the library of an input has it, where that takes DLPack."""
+    """Return a result on the GPU as an array of an input's library, where that takes DLPack."""
     if isinstance(like, DeviceArray):
         return result
     torch = sys.modules.get("torch")

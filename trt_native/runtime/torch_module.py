@@ -1,4 +1,4 @@
-"""A plan as a PyTorch module, its tensors read and written where they are."""
+"""A plan as a PyTorch module, without copies of its tensors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["TensorRTModule"]
 
 
 class TensorRTModule(torch.nn.Module):
-    """A TensorRT engine in the place of a module, for inference.
+    """A TensorRT engine as a module, for inference.
 
     Tensors on the GPU are not copied, and nothing is synchronized: the engine runs on PyTorch's
     current stream, and its outputs are ready in that stream's order, as with any other module.
@@ -34,9 +34,9 @@ class TensorRTModule(torch.nn.Module):
     and ``.half()`` do not change it.
 
     Args:
-        engine: A session, an engine, or a plan or its path. A session that is given stays its
-            caller's to close.
-        options: As for :class:`~trt_native.runtime.Session`, where none is given.
+        engine: A session, an engine, or a plan or its path. The caller closes a
+            session of its own.
+        options: As for :class:`~trt_native.runtime.Session`, unless ``engine`` is one.
 
     Attributes:
         session: The session that runs it.
@@ -65,8 +65,8 @@ class TensorRTModule(torch.nn.Module):
             The output, or a dict of outputs by name where there are several.
 
         Raises:
-            UnsupportedError: autograd would have to follow an input through the engine.
-            SpecError: names, dtypes or shapes do not fit; all faults in one error.
+            UnsupportedError: an input requires gradients.
+            SpecError: names, dtypes or shapes do not fit; one error lists all problems.
             CudaError: TensorRT failed.
         """
         inputs = self._by_name(args, kwargs)
@@ -79,12 +79,12 @@ class TensorRTModule(torch.nn.Module):
         return outputs if len(outputs) > 1 else next(iter(outputs.values()))
 
     def close(self) -> None:
-        """Close the session, unless it was given. May be called again."""
+        """Close the session, unless it is the caller's. Idempotent."""
         if self._owns_session:
             self.session.close()
 
     def extra_repr(self) -> str:
-        """The engine's inputs and outputs."""
+        """Describe the engine's inputs and outputs."""
         tensors = self.session.engine.tensors
         return ", ".join(f"{t.name}: {t.dtype} {t.describe_shape()}" for t in tensors)
 

@@ -1,7 +1,7 @@
-"""LatentSync's U-Net as TensorRT plans, to put in the place of ``pipeline.unet``.
+"""LatentSync's U-Net as TensorRT plans, a drop-in replacement of ``pipeline.unet``.
 
-What follows about callers was read off LatentSync's ``LipsyncPipeline``, its ``inference.py`` and
-DeepCache's ``DeepCacheSDHelper``.
+The interface follows LatentSync's ``LipsyncPipeline``, its ``inference.py`` and DeepCache's
+``DeepCacheSDHelper``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class UNetOutput(NamedTuple):
-    """What a step returns.
+    """Result of a step.
 
     Attributes:
         sample: The predicted noise, (batch, out_channels, frames, height, width).
@@ -50,7 +50,7 @@ class UNetOutput(NamedTuple):
 
 
 class AttrDict(dict[str, Any]):
-    """The U-Net's configuration, by item and by attribute as diffusers' ``FrozenDict``."""
+    """The U-Net's configuration, by item and by attribute like diffusers' ``FrozenDict``."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -60,12 +60,12 @@ class AttrDict(dict[str, Any]):
 
 
 class StepRunner(Protocol):
-    """What runs the steps of one plan; in tests also something else.
+    """Runs the steps of one plan.
 
     Attributes:
-        name: What errors call it.
-        tensors: Its inputs and outputs.
-        device: Where they have to be.
+        name: Name for errors.
+        tensors: Inputs and outputs.
+        device: Device of all tensors.
     """
 
     name: str
@@ -73,14 +73,14 @@ class StepRunner(Protocol):
     device: torch.device
 
     def run(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
-        """Compute ``outputs``, in place, in the order of torch's current stream."""
+        """Write ``outputs`` in place, in the order of torch's current stream."""
 
     def close(self) -> None:
-        """Free what it holds. May be called again."""
+        """Free the plan. Idempotent."""
 
 
 class _PlanStepRunner:
-    """An :class:`StepRunner` that is a plan on a GPU."""
+    """A :class:`StepRunner` of a plan on a GPU."""
 
     def __init__(self, plan: Plan | str | os.PathLike[str], backend: str, ordinal: int) -> None:
         loaded = plan if isinstance(plan, Plan) else Plan.load(plan)
@@ -109,27 +109,27 @@ class LatentSyncUNet(nn.Module):
 
     ``pipeline.unet = LatentSyncUNet.from_plan("unet.plan")``, or passed to ``LipsyncPipeline``
     itself, is all that is needed: the pipeline calls it as before. Latents and audio may have any
-    floating-point type and are converted to the plan's; what comes back has the type of the
-    latents. It runs in the order of torch's current stream and does not wait for the GPU, except
-    where a value on the GPU has to be looked at: the timestep with DeepCache, and timesteps that
-    are no whole numbers or one per batch entry.
+    floating-point type and are converted to the plan's; the result has the type of the latents. It
+    runs in the order of torch's current stream and does not synchronize, except to read values on
+    the GPU: the timestep with DeepCache, and timesteps that are not integers or one per batch
+    entry.
 
     Its device and precision are the plan's: ``.to`` another device is an error, ``.to`` another
-    type only changes what the log says. It has no parameters and cannot be trained; ``train()`` and
-    ``eval()`` set the flag that pipelines look at. One thread at a time may call it.
+    type only logs a warning. It has no parameters and cannot be trained; ``train()`` and
+    ``eval()`` set the flag that pipelines read. One thread at a time may call it.
 
     Args:
-        full: What runs a step.
-        shallow: What runs a step that reuses the deep features of an earlier one.
+        full: Runs full steps.
+        shallow: Runs steps that reuse the deep features of an earlier one.
         config: The U-Net's configuration.
-        interval: With ``shallow``: every how many timesteps a full step is run.
+        interval: With ``shallow``: number of timesteps per full step.
 
     Attributes:
         config: The configuration, by item and by attribute.
         add_audio_layer: Whether ``encoder_hidden_states`` is used.
 
     Raises:
-        SpecError: the executors are not what the configuration describes, or not a pair.
+        SpecError: the runners do not match the configuration, or each other.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class LatentSyncUNet(nn.Module):
         self._stream: torch.cuda.Stream | None = None
         self._closed = False
         self.eval()
-        _note_fixed_frames(full)
+        _warn_of_fixed_frames(full)
 
     @classmethod
     def from_plan(
@@ -163,18 +163,18 @@ class LatentSyncUNet(nn.Module):
         backend: str = "auto",
         device: torch.device | int | str | None = None,
     ) -> LatentSyncUNet:
-        """Load the plan of a U-Net that ``trt-native export latentsync`` wrote.
+        """Load the plan of a U-Net from a LatentSync export.
 
         Args:
             plan: The plan or its path.
-            config: The U-Net's configuration, its file, or a preset's name; by default what the
-                plan's manifest tells.
+            config: The U-Net's configuration, its file, or a preset's name; by default the one
+                in the plan's manifest.
             backend: As for :class:`~trt_native.Engine`.
             device: The GPU; by default torch's current one.
 
         Raises:
             PlanError, UnsupportedError, CudaError: as :class:`~trt_native.Engine`; also where
-                the manifest tells no configuration, or torch has no CUDA.
+                the manifest has no configuration, or torch has no CUDA.
             SpecError: the plan is not that of a LatentSync U-Net.
         """
         return cls._load([plan], config, backend, device, 1)
@@ -190,22 +190,22 @@ class LatentSyncUNet(nn.Module):
         backend: str = "auto",
         device: torch.device | int | str | None = None,
     ) -> LatentSyncUNet:
-        """Load the two plans of a U-Net that ``export latentsync --deepcache`` wrote.
+        """Load the full and the shallow plan of a U-Net, from an export for DeepCache.
 
         The steps are those of DeepCache's helper with ``cache_interval=interval`` and
         ``cache_branch_id=0``: the first timestep of a chunk and every ``interval``-th after it
         run in full, the others reuse the deep features, which stay in the GPU's memory and are not
-        copied. A call whose timestep is that of the call before counts with it. A chunk begins
+        copied. A call with the timestep of the previous call counts with it. A chunk begins
         where the timestep rises, the shapes change, a step has failed, or :meth:`reset_cache` was
         called.
 
         Args:
             full: The plan of the full step, or its path.
-            shallow: The same of the shallow step.
-            interval: Every how many timesteps a full step is run, at least 1.
-            config: See :meth:`from_plan`, as the rest.
-            backend: The same.
-            device: The same.
+            shallow: The plan of the shallow step, or its path.
+            interval: Number of timesteps per full step, at least 1.
+            config: As for :meth:`from_plan`.
+            backend: As for :meth:`from_plan`.
+            device: As for :meth:`from_plan`.
 
         Raises:
             PlanError, UnsupportedError, CudaError, SpecError: as :meth:`from_plan`; also where
@@ -227,14 +227,14 @@ class LatentSyncUNet(nn.Module):
         configs = [given or _config_of(plan) for plan in loaded]
         _check_origins(loaded, configs)
         ordinal = _ordinal(device)
-        executors: list[_PlanStepRunner] = []
+        runners: list[_PlanStepRunner] = []
         try:
             for plan in loaded:
-                executors.append(_PlanStepRunner(plan, backend, ordinal))  # noqa: PERF401
-            return cls(*executors, config=configs[0], interval=interval)
+                runners.append(_PlanStepRunner(plan, backend, ordinal))  # noqa: PERF401
+            return cls(*runners, config=configs[0], interval=interval)
         except BaseException:
-            for executor in executors:
-                executor.close()
+            for runner in runners:
+                runner.close()
             raise
 
     @property
@@ -244,7 +244,7 @@ class LatentSyncUNet(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type that the plan takes latents in."""
+        """The type of the plan's latents."""
         dtype: torch.dtype = torch_dtype(_tensor(self._full, _LATENTS).dtype)
         return dtype
 
@@ -265,7 +265,7 @@ class LatentSyncUNet(nn.Module):
             encoder_hidden_states: (batch*frames, tokens, features) or (batch, frames, tokens,
                 features). Not used, and may be None, without audio layers.
             return_dict: Whether to return an object with ``.sample``, or a tuple of one tensor.
-            unsupported: Further arguments of the original, such as ``attention_mask``, if None.
+            unsupported: Further arguments of the original, such as ``attention_mask``; None only.
 
         Returns:
             The predicted noise, (batch, out_channels, frames, height, width), in the type and on
@@ -281,7 +281,7 @@ class LatentSyncUNet(nn.Module):
         if given := sorted(name for name, value in unsupported.items() if value is not None):
             raise UnsupportedError(f"the plan of a U-Net takes no {', '.join(given)}")
         try:
-            # Buffers outlive this call, so they must be no inference tensors of the caller's.
+            # Buffers outlive this call, so they must not be inference tensors of the caller.
             with torch.inference_mode(False), torch.no_grad():
                 noise = self._step(sample.detach(), timestep, encoder_hidden_states)
         except BaseException:
@@ -290,12 +290,12 @@ class LatentSyncUNet(nn.Module):
         return UNetOutput(noise) if return_dict else (noise,)
 
     def reset_cache(self) -> None:
-        """Make the next step a full one. Does nothing without a shallow plan."""
+        """Make the next step a full one. No effect without a shallow plan."""
         if self._schedule is not None:
             self._schedule.reset()
 
     def to(self, *args: Any, **kwargs: Any) -> LatentSyncUNet:
-        """Check that the plan is on the device asked for; types are converted at each call.
+        """Check that the plan is on the requested device; types are converted in each call.
 
         Raises:
             UnsupportedError: it is on another device.
@@ -304,7 +304,7 @@ class LatentSyncUNet(nn.Module):
             if isinstance(value, Tensor):
                 self.to(value.device, value.dtype)
             elif isinstance(value, torch.dtype):
-                self._note_type(value)
+                self._warn_of_type(value)
             elif isinstance(value, (str, torch.device)):
                 self._check_device(torch.device(value))
             elif isinstance(value, int) and not isinstance(value, bool):
@@ -312,15 +312,15 @@ class LatentSyncUNet(nn.Module):
         return self
 
     def cuda(self, device: torch.device | int | str | None = None) -> LatentSyncUNet:
-        """As :meth:`to` a GPU."""
+        """Check the device, as :meth:`to`."""
         return self.to("cuda" if device is None else device)
 
     def cpu(self) -> LatentSyncUNet:
-        """As :meth:`to` the CPU."""
+        """Check the device, as :meth:`to`."""
         return self.to("cpu")
 
     def close(self) -> None:
-        """Free the plans and their memory. May be called again."""
+        """Free the plans and their memory. Idempotent."""
         self._closed = True
         self._memory = None
         self._full.close()
@@ -336,9 +336,9 @@ class LatentSyncUNet(nn.Module):
     def __getattr__(self, name: str) -> Any:
         if name in ("down_blocks", "mid_block", "up_blocks"):
             raise AttributeError(
-                f"a plan has no {name}: what changes them, as DeepCacheSDHelper does, cannot work"
-                " with it; for DeepCache, use LatentSyncUNet.from_plans with the plans of"
-                " trt-native export latentsync --deepcache"
+                f"a plan has no {name}, so code that modifies them, such as DeepCacheSDHelper,"
+                " cannot work with it; for DeepCache, use LatentSyncUNet.from_plans with the full"
+                " and the shallow plan of export_deepcache"
             )
         return super().__getattr__(name)
 
@@ -347,28 +347,28 @@ class LatentSyncUNet(nn.Module):
         shapes = self._shapes(sample, audio)
         if self._memory is None or self._memory.shapes != shapes:
             self._check_shapes(shapes)
-            self._memory = None  # before there are new ones
+            self._memory = None  # before the new ones are allocated
             self._memory = self._allocate(shapes)
         tensors = self._memory.tensors
         self._fill_timestep(tensors[_TIMESTEP], timestep, len(sample))
         tensors[_LATENTS].copy_(sample)
         if _AUDIO in tensors and audio is not None:
             tensors[_AUDIO].copy_(audio.detach().reshape(tensors[_AUDIO].shape))
-        executor = self._executor(timestep, shapes)
-        executor.run(
-            {t.name: tensors[t.name] for t in executor.tensors if t.mode == "input"},
-            {t.name: tensors[t.name] for t in executor.tensors if t.mode == "output"},
+        runner = self._runner_for(timestep, shapes)
+        runner.run(
+            {t.name: tensors[t.name] for t in runner.tensors if t.mode == "input"},
+            {t.name: tensors[t.name] for t in runner.tensors if t.mode == "output"},
         )
         return tensors[_NOISE].to(sample.device, sample.dtype, copy=True)
 
-    def _executor(self, timestep: Tensor | float, shapes: Mapping[str, Any]) -> StepRunner:
+    def _runner_for(self, timestep: Tensor | float, shapes: Mapping[str, Any]) -> StepRunner:
         if self._schedule is None or self._shallow is None:
             return self._full
         value = timestep.flatten()[0].item() if isinstance(timestep, Tensor) else timestep
         return self._full if self._schedule.is_full(value, shapes) else self._shallow
 
     def _follow_stream(self) -> None:
-        """Keep calls in order that are made on different streams: they share the buffers."""
+        """Order calls on different streams, which share the buffers."""
         if self.device.type == "cuda":
             stream = torch.cuda.current_stream(self.device)
             if self._stream is not None and self._stream != stream:
@@ -378,7 +378,7 @@ class LatentSyncUNet(nn.Module):
             self._stream = stream
 
     def _shapes(self, sample: Tensor, audio: Tensor | None) -> dict[str, tuple[int, ...]]:
-        """The shapes of all tensors of a step, from the caller's."""
+        """Derive the shapes of all tensors of a step from the caller's."""
         config = self._config
         fits = sample.ndim == 5 and sample.shape[1] == config.in_channels
         if not fits or not sample.is_floating_point():
@@ -404,12 +404,12 @@ class LatentSyncUNet(nn.Module):
                 f"sample has {frames} frames, the model has positions for {most};"
                 " split the video into shorter chunks"
             )
-        for executor in (self._full, self._shallow):
-            if executor is not None:
-                _check_allowed(executor, shapes)
+        for runner in (self._full, self._shallow):
+            if runner is not None:
+                _check_allowed(runner, shapes)
 
     def _allocate(self, shapes: dict[str, tuple[int, ...]]) -> _Memory:
-        """Memory that steps share, so that a recorded CUDA graph finds it at the same addresses."""
+        """Allocate the buffers that all steps share: CUDA graphs need fixed addresses."""
         plans = (self._full, self._shallow)
         tensors = [tensor for plan in plans if plan is not None for tensor in plan.tensors]
         return _Memory(
@@ -451,11 +451,11 @@ class LatentSyncUNet(nn.Module):
                 " LatentSyncUNet.from_plan(..., device=...), and keep it out of CPU offloading"
             )
 
-    def _note_type(self, dtype: torch.dtype) -> None:
+    def _warn_of_type(self, dtype: torch.dtype) -> None:
         if dtype != self.dtype:
             _LOGGER.warning(
-                "%s takes %s whatever type is asked for: %s inputs are converted at each step;"
-                " the types of a plan are decided when it is exported and built",
+                "%s takes %s, not %s: inputs are converted in each step; a plan's types are fixed"
+                " when it is exported and built",
                 self._full.name,
                 self.dtype,
                 dtype,
@@ -469,10 +469,10 @@ class _Memory:
 
 
 class _Schedule:
-    """Which timesteps are full ones, as DeepCache decides it for uniform intervals.
+    """Choice of full timesteps, as DeepCache makes it for uniform intervals.
 
-    Its helper looks the timestep up in the scheduler's list. Here there is no scheduler, so the
-    distinct timesteps since the chunk began are counted; they fall within one.
+    Its helper looks the timestep up in the scheduler's list. Without a scheduler, this counts the
+    distinct timesteps since the start of the chunk; within a chunk they decrease.
     """
 
     def __init__(self, interval: int) -> None:
@@ -496,21 +496,21 @@ class _Schedule:
 
 def _config_of(plan: Plan) -> UNetConfig:
     name = plan.path or "the plan"
-    noted = plan.manifest.metadata.get("trt_native.config") if plan.manifest else None
-    if noted is None:
+    text = plan.manifest.metadata.get("trt_native.config") if plan.manifest else None
+    if text is None:
         raise PlanError(
-            f"{name}: its manifest tells no U-Net configuration: it is missing, or the ONNX file"
-            " was not written by trt-native export latentsync; give one with"
+            f"{name}: no U-Net configuration in its manifest: the manifest is missing, or the ONNX"
+            " file was not written by trt-native export latentsync; give one with"
             " config='latentsync-1.6' or the path of a YAML file"
         )
     try:
-        return UNetConfig.from_mapping(json.loads(noted))
+        return UNetConfig.from_mapping(json.loads(text))
     except ValueError as error:  # a SpecError is one
         raise PlanError(f"{name}: the U-Net configuration in its manifest: {error}") from None
 
 
 def _check_origins(plans: list[Plan], configs: list[UNetConfig]) -> None:
-    """Refuse two plans that are known to be of different U-Nets."""
+    """Reject two plans that are known to be of different U-Nets."""
     keys = ("trt_native.checkpoint_sha256", "trt_native.random_seed")
     origins = [
         [plan.manifest.metadata.get(key) for key in keys] if plan.manifest else None
@@ -520,14 +520,14 @@ def _check_origins(plans: list[Plan], configs: list[UNetConfig]) -> None:
     if any(config != configs[0] for config in configs) or any(o != known[0] for o in known):
         raise SpecError(
             "the two plans are of different U-Nets, by the checkpoint and configuration in their"
-            " manifests; build both from one trt-native export latentsync --deepcache"
+            " manifests; build both from one call of export_deepcache"
         )
 
 
 def _ordinal(device: torch.device | int | str | None) -> int:
     if not torch.cuda.is_available():
         raise UnsupportedError(
-            "PyTorch sees no GPU here, and a plan runs on one"
+            "PyTorch finds no GPU, and a plan runs on one"
             f" (torch {torch.__version__}, CUDA {torch.version.cuda})"
         )
     chosen = torch.device("cuda" if device is None else device)
@@ -541,7 +541,7 @@ def _check_plans(
 ) -> None:
     if interval < 1:
         raise SpecError(
-            f"interval {interval}: needs at least 1, one full step in so many timesteps"
+            f"interval {interval}: must be at least 1, the number of timesteps per full step"
         )
     audio = {_AUDIO} if config.add_audio_layer else set()
     inputs = {_LATENTS, _TIMESTEP} | audio
@@ -551,10 +551,10 @@ def _check_plans(
         hint = ": this is the shallow step of DeepCache, which LatentSyncUNet.from_plans(full,"
         hint += " shallow) takes second"
     elif _FEATURES in needed - _names(full, "output"):
-        hint = ": for from_plans, export with --deepcache and build NAME.onnx"
+        hint = ": for from_plans, export with export_deepcache and build NAME.onnx"
     _check_names(full, inputs, needed, hint)
     if shallow is not None:
-        hint = ": for from_plans, build NAME.shallow.onnx of export --deepcache"
+        hint = ": for from_plans, build NAME.shallow.onnx of export_deepcache"
         _check_names(shallow, inputs | {_FEATURES}, {_NOISE}, hint)
         types = {t.name: t.dtype for t in full.tensors}
         for tensor in shallow.tensors:
@@ -565,30 +565,30 @@ def _check_plans(
                 )
 
 
-def _check_names(executor: StepRunner, inputs: set[str], outputs: set[str], hint: str) -> None:
-    """Refuse a plan that is not the step wanted; further outputs are no harm."""
-    found = _names(executor, "input"), _names(executor, "output")
+def _check_names(runner: StepRunner, inputs: set[str], outputs: set[str], hint: str) -> None:
+    """Reject a plan that is not the required step; the other output is allowed."""
+    found = _names(runner, "input"), _names(runner, "output")
     if found[0] != inputs or not outputs <= found[1] <= {_NOISE, _FEATURES}:
         raise SpecError(
-            f"{executor.name} is not the step of a LatentSync U-Net that is needed here{hint};"
+            f"{runner.name} is not the required step of a LatentSync U-Net{hint};"
             f" found {', '.join(sorted(found[0]))} -> {', '.join(sorted(found[1]))}, needed"
             f" {', '.join(sorted(inputs))} -> {', '.join(sorted(outputs))}"
         )
 
 
-def _names(executor: StepRunner, mode: str) -> set[str]:
-    return {tensor.name for tensor in executor.tensors if tensor.mode == mode}
+def _names(runner: StepRunner, mode: str) -> set[str]:
+    return {tensor.name for tensor in runner.tensors if tensor.mode == mode}
 
 
-def _tensor(executor: StepRunner, name: str) -> PlanTensor:
-    return next(tensor for tensor in executor.tensors if tensor.name == name)
+def _tensor(runner: StepRunner, name: str) -> PlanTensor:
+    return next(tensor for tensor in runner.tensors if tensor.name == name)
 
 
 def _audio_shape(
     audio: Tensor | None, batch: int, frames: int, features: int
 ) -> tuple[int, int, int]:
     if audio is None:
-        raise SpecError("encoder_hidden_states are needed: this model has audio layers")
+        raise SpecError("encoder_hidden_states are required: this model has audio layers")
     leading = tuple(audio.shape[:-2])
     if leading not in ((batch * frames,), (batch, frames)) or audio.shape[-1] != features:
         raise SpecError(
@@ -599,26 +599,26 @@ def _audio_shape(
     return batch * frames, audio.shape[-2], features
 
 
-def _note_fixed_frames(executor: StepRunner) -> None:
-    """Tell early what would otherwise end a run at the last chunk of its video."""
-    ranges = _ranges(_tensor(executor, _LATENTS), _AXES["frames"])
+def _warn_of_fixed_frames(runner: StepRunner) -> None:
+    """Warn early of a plan that would fail at the last chunk of a video."""
+    ranges = _ranges(_tensor(runner, _LATENTS), _AXES["frames"])
     if all(low > 1 for low, _, _ in ranges):
         _LOGGER.warning(
-            "%s takes no fewer than %d frames, and the last chunk of a video may have any number;"
-            " build it with --dim frames=1:16:16 for videos of any length",
-            executor.name,
+            "%s takes at least %d frames, and the last chunk of a video may have fewer; build it"
+            " with dims frames=1:16:16 for videos of any length",
+            runner.name,
             min(low for low, _, _ in ranges),
         )
 
 
-def _check_allowed(executor: StepRunner, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse shapes that no profile of the plan allows, with the option that would."""
-    inputs = [tensor for tensor in executor.tensors if tensor.mode == "input"]
+def _check_allowed(runner: StepRunner, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Reject shapes that no profile of the plan allows, naming ranges that would."""
+    inputs = [tensor for tensor in runner.tensors if tensor.mode == "input"]
     count = max(1, *(len(tensor.profiles) for tensor in inputs))
     if any(all(_allows(t, shapes[t.name], index) for t in inputs) for index in range(count)):
         return
     found = {name: shapes[_LATENTS][axis] for name, axis in _AXES.items()}
-    latents = _tensor(executor, _LATENTS)
+    latents = _tensor(runner, _LATENTS)
     allowed, dims, together = [], [], True
     for name, axis in _AXES.items():
         ranges = _outermost(_ranges(latents, axis))
@@ -628,17 +628,17 @@ def _check_allowed(executor: StepRunner, shapes: Mapping[str, tuple[int, ...]]) 
     extents = ", ".join(f"{name} {extent}" for name, extent in found.items())
     if not dims and _AUDIO in shapes:
         extents += f", {shapes[_AUDIO][1]} audio tokens per frame"
-        tokens = _outermost(_ranges(_tensor(executor, _AUDIO), 1))
+        tokens = _outermost(_ranges(_tensor(runner, _AUDIO), 1))
         together = any(low <= shapes[_AUDIO][1] <= high for low, _, high in tokens)
         allowed.append(f"{' or '.join(_span(low, high) for low, _, high in tokens)} audio tokens")
-    advice = f"; build it again with {' '.join(dims)}" if dims else ""
+    advice = f"; build it again with dims {', '.join(dims)}" if dims else ""
     if not dims and count > 1 and together:
         advice = f"; none of its {count} profiles has these together"
-    raise SpecError(f"{executor.name} takes {', '.join(allowed)}; found {extents}{advice}")
+    raise SpecError(f"{runner.name} takes {', '.join(allowed)}; found {extents}{advice}")
 
 
 def _outermost(ranges: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
-    """Ranges (low, best, high) without those that lie in another one, or come again."""
+    """Drop ranges (min, opt, max) that are inside another one, or duplicates."""
     found: list[tuple[int, int, int]] = []
     for one in ranges:
         if not any(_holds(other, one) for other in found):
@@ -657,7 +657,7 @@ def _allows(tensor: PlanTensor, shape: tuple[int, ...], profile: int) -> bool:
 
 
 def _ranges(tensor: PlanTensor, axis: int) -> list[tuple[int, int, int]]:
-    """(min, opt, max) of an axis in each profile."""
+    """Return (min, opt, max) of an axis in each profile."""
     if tensor.profiles:
         return [(p.min[axis], p.opt[axis], p.max[axis]) for p in tensor.profiles]
     return [(tensor.shape[axis],) * 3]
@@ -668,13 +668,13 @@ def _span(low: int, high: int) -> str:
 
 
 def _wider(name: str, found: int, low: int, best: int, high: int) -> str:
-    """The option that makes a range hold one more extent; last chunks may have any length."""
+    """Return the entry of ``dims`` that extends a range; last chunks may have any length."""
     least = 1 if name == "frames" else min(found, low)
-    return f"--dim {name}={least}:{best}:{max(found, high)}"
+    return f"{name}={least}:{best}:{max(found, high)}"
 
 
 def _fractional(timestep: float) -> SpecError:
     return SpecError(
-        f"timestep {timestep} is no whole number, and the plan takes int64; use a scheduler whose"
-        " timesteps are whole, as LatentSync's DDIMScheduler"
+        f"timestep {timestep} is not an integer, and the plan takes int64; use a scheduler with"
+        " integer timesteps, such as LatentSync's DDIMScheduler"
     )
