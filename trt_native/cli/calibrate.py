@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trt_native.cli.console import print_json, report_errors, stderr, stdout, table
+from trt_native.cli.options import read_fields, with_fields
 from trt_native.cli.progress import BuildProgress
-from trt_native.cli.quantize import MEMORY_HELP, RUNNER_HELP
-from trt_native.config import CalibrationMethod, CalibrationRunner
+from trt_native.config import CalibrationMethod, CalibrationRunner, QuantizationSpec
 from trt_native.errors import SpecError
-from trt_native.units import parse_bytes
 
 if TYPE_CHECKING:
     from trt_native.calibration.caches import CalibrationCache
@@ -26,6 +25,12 @@ _PANEL = "Existing caches"
 
 
 @report_errors
+@with_fields(
+    QuantizationSpec,
+    before="backend",
+    flags={"calibration_runner": "runner", "calibration_memory_bytes": "memory"},
+    panels=False,
+)
 def calibrate(
     model: Annotated[
         Path | None, typer.Argument(metavar="MODEL.onnx", help="The ONNX file.")
@@ -64,10 +69,6 @@ def calibrate(
             " Conv, ConvTranspose, MatMul and Gemm]",
         ),
     ] = None,
-    calibration_runner: Annotated[str, typer.Option("--runner", help=RUNNER_HELP)] = "auto",
-    calibration_memory_bytes: Annotated[
-        str | None, typer.Option("--memory", help=MEMORY_HELP)
-    ] = None,
     backend: Annotated[
         str, typer.Option(help="Whose engines: auto, tensorrt or rtx; auto as in build.")
     ] = "auto",
@@ -84,6 +85,7 @@ def calibrate(
         typer.Option(metavar="A B", help="Compare two caches.", rich_help_panel=_PANEL),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    **options: Any,
 ) -> None:
     """Find the ranges that INT8 and FP8 need, by running a model on sample inputs.
 
@@ -93,8 +95,10 @@ def calibrate(
     """
     if [model is not None, show is not None, diff is not None].count(True) != 1:
         raise SpecError("give one of: MODEL.onnx with --data DIR, --show FILE, or --diff A B")
-    by = CalibrationRunner.parse(calibration_runner)
-    for_model = (data, output, percentile, limit, tensor, calibration_memory_bytes, trt_version)
+    running = read_fields(QuantizationSpec, options)
+    by = running["calibration_runner"]
+    memory_bytes = running.get("calibration_memory_bytes")
+    for_model = (data, output, percentile, limit, tensor, memory_bytes, trt_version)
     if model is None and (any(for_model) or by is not CalibrationRunner.AUTO or backend != "auto"):
         raise SpecError("--show and --diff read caches: they take no option but --json")
     if show is not None:
@@ -113,11 +117,7 @@ def calibrate(
             output or model.with_suffix(".calib"),
             limit,
             json,
-            (
-                by,
-                backend,
-                None if calibration_memory_bytes is None else parse_bytes(calibration_memory_bytes),
-            ),
+            (by, backend, memory_bytes),
             {
                 "method": chosen,
                 "patterns": tensor or (),

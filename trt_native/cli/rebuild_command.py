@@ -7,23 +7,13 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from trt_native.cli.options import flag_words
 from trt_native.config import BuildConfig
 from trt_native.errors import PlanError
 from trt_native.plans.compatibility import Environment, targets_gpu
 from trt_native.plans.manifest import Manifest
 
 __all__ = ["rebuild_command"]
-
-
-_OPTION_NAMES = {
-    "workspace_bytes": "workspace",
-    "compute_capabilities": "compute-capability",
-    "calibration_memory_bytes": "calibration-memory",
-    "ops": "quantize-ops",
-    "exclude": "quantize-exclude",
-    "preset": "quantize-preset",
-    "min_coverage": "quantize-min-coverage",
-}
 
 
 # Where timings are kept says nothing of the plan, and those of another GPU or version are refused.
@@ -56,20 +46,14 @@ def _rebuild_command(manifest: Manifest, plan: Path, environment: Environment | 
     unknown = set(options) - set(BuildConfig.__dataclass_fields__)
     if unknown:
         raise PlanError(f"malformed manifest: no build options: {', '.join(sorted(unknown))}")
-    for name, value in options.pop("quantization", {}).items():
-        options[name] = ",".join(value) if name == "ops" else value
+    options.update(options.pop("quantization", {}))
     here = environment.compute_capability if environment else None
     if here and options.get("compute_capabilities") and not targets_gpu(manifest, here):
         options["compute_capabilities"] = [here]
     before, profile_words = _profile_words(manifest.options.get("profiles") or [], plan)
     words += profile_words
     for name, value in options.items():
-        option = "--" + _OPTION_NAMES.get(name, name).replace("_", "-")
-        if isinstance(value, bool):
-            words.append(option if value else option.replace("--", "--no-", 1))
-        else:
-            for item in value if isinstance(value, list) else [value]:
-                words += [option, str(item)]
+        words += flag_words(name, value)
     return before + shlex.join(words)
 
 
