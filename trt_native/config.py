@@ -78,7 +78,7 @@ class Precision(_Choice):
 
     @property
     def needs_ranges(self) -> bool:
-        """Whether activations are quantized, for which calibration must tell their ranges."""
+        """Whether activations are quantized, for which calibration must find the ranges."""
         return self in (Precision.INT8, Precision.FP8)
 
     @classmethod
@@ -120,7 +120,7 @@ class CalibrationMethod(_Choice):
 
 
 class CalibrationRunner(_Choice):
-    """What runs a model to calibrate it.
+    """The runtime that runs a model to calibrate it.
 
     ``ENGINE``: TensorRT engines with extra outputs, on the GPU, in the model's own types.
     ``ENGINE_FP16``: the same in FP16, for a model whose FP32 engine the GPU has no room for.
@@ -135,7 +135,7 @@ class CalibrationRunner(_Choice):
 
 
 class ProfilingVerbosity(_Choice):
-    """How much of its layers a plan remembers for the engine inspector."""
+    """Layer information that a plan keeps for the engine inspector."""
 
     NONE = "none"
     LAYER_NAMES_ONLY = "layer_names_only"
@@ -143,7 +143,7 @@ class ProfilingVerbosity(_Choice):
 
 
 class HardwareCompatibility(_Choice):
-    """Which other GPUs a plan of TensorRT 10 or 11 may run on."""
+    """Other GPUs that a plan of TensorRT 10 or 11 may run on."""
 
     NONE = "none"
     AMPERE_PLUS = "ampere_plus"
@@ -204,15 +204,17 @@ def parse_ops(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizationSpec:
-    """How a floating-point graph is quantized for precision INT8, FP8 or INT8_WEIGHTS.
+    """Quantization of a floating-point graph for precision INT8, FP8 or INT8_WEIGHTS.
 
     Attributes:
         calibration_cache: The calibration cache with the ranges of the activations.
         calibration_data: Calibration data to find the ranges with instead; see
             :func:`trt_native.calibration.batches.read_batches`.
-        calibration_method: How the ranges follow from the data. None: entropy where TensorRT
-            calibrates, else the mean squared error. FP8 always takes the largest magnitudes.
-        calibration_runner: What runs the model with the data; see :class:`CalibrationRunner`.
+        calibration_method: Method that derives the ranges from the data. None: entropy where
+            TensorRT calibrates, else the mean squared error. FP8 always takes the largest
+            magnitudes.
+        calibration_runner: The runtime that runs the model with the data; see
+            :class:`CalibrationRunner`.
         calibration_memory_bytes: GPU memory for the activations of one engine with extra outputs.
             None is 8 GiB, or half of what is free where that is less.
         ops: Operators to quantize, some of :data:`QUANTIZED_OPS`. Empty: those that suit the
@@ -347,7 +349,7 @@ class QuantizationSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildConfig:
-    """Everything that decides what a plan becomes, apart from the model and the backend.
+    """Options of a build, apart from the model and the backend.
 
     Attributes:
         profiles: Optimization profiles; none are needed where every input is static.

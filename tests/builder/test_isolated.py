@@ -19,7 +19,8 @@ import pytest
 from helpers import tiny_models
 from onnx import helper
 
-from trt_native.builder.isolated import Job, fallback_configs, retry_cause
+from trt_native.builder.fallback import fallback_configs, retry_cause
+from trt_native.builder.isolated import Job
 from trt_native.config import BuildConfig, Precision
 from trt_native.errors import BuildError
 from trt_native.shapes import ProfileSpec

@@ -90,8 +90,8 @@ def calibrate(
     """Find the ranges that INT8 and FP8 need, by running a model on sample inputs.
 
     On a GPU, engines with extra outputs run the model; elsewhere onnx.reference does, on the CPU,
-    which suits small models. The cache is TensorRT's own text; where the ranges come from stands
-    in a .json file beside it.
+    which suits small models. The cache is in TensorRT's own text format; its provenance is
+    written to a .json file next to it.
     """
     if [model is not None, show is not None, diff is not None].count(True) != 1:
         raise SpecError("give one of: MODEL.onnx with --data DIR, --show FILE, or --diff A B")
@@ -168,7 +168,7 @@ def _origin(path: Path, cache: CalibrationCache) -> list[tuple[str, str]]:
     rows = [("cache", f"{path} ({cache.header})"), ("tensors", f"{len(cache.scales)}")]
     origin = cache.provenance
     if origin is None:
-        return [*rows, ("origin", "unknown: no .json file beside the cache")]
+        return [*rows, ("origin", "unknown: no .json file next to the cache")]
     for reason in dict.fromkeys(origin.skipped.values()):
         names = [name for name, found in origin.skipped.items() if found == reason]
         rows.append(("without a range", f"{_some(names)}: {reason}"))

@@ -16,7 +16,7 @@ from trt_native.plans.manifest import Manifest
 __all__ = ["rebuild_command"]
 
 
-# Where timings are kept says nothing of the plan, and those of another GPU or version are refused.
+# The timing cache does not change the plan, and timings of another GPU or version are refused.
 _NOT_REPEATED = ("profiles", "timing_cache")
 
 
@@ -25,9 +25,9 @@ def rebuild_command(manifest: Manifest, plan: Path, environment: Environment | N
 
     Args:
         manifest: The plan's manifest.
-        plan: Where the plan shall be written; the ONNX file is taken to lie beside it.
-        environment: The machine it shall load on; a plan that targets other GPUs is then built for
-            this one. None repeats the build as it was.
+        plan: The plan to write; the ONNX file is assumed to be next to it.
+        environment: The machine that is to load it; a plan that targets other GPUs is then built
+            for this one. None repeats the build as it was.
 
     Raises:
         PlanError: the manifest's options are not those of a build.
@@ -58,7 +58,7 @@ def _rebuild_command(manifest: Manifest, plan: Path, environment: Environment | 
 
 
 def _profile_words(profiles: Any, plan: Path) -> tuple[str, list[str]]:
-    """What must run before, and the words that give a build these profiles."""
+    """A command to run first, and the words that give a build these profiles."""
     if len(profiles) > 1:
         file = str(plan.with_suffix(".profiles.json"))
         content = shlex.quote(json.dumps({"profiles": profiles}))

@@ -123,7 +123,7 @@ def verify(
         Path | None,
         typer.Option(
             help="The ONNX file that the plan was built from, for --layers."
-            " \\[default: the one beside the plan, else the reference]",
+            " \\[default: the one next to the plan, else the reference]",
             rich_help_panel=_LAYERS,
         ),
     ] = None,
@@ -290,7 +290,7 @@ class _Layers:
 
         if plan.manifest is None:
             raise SpecError(
-                "--layers: the plan has no manifest, so nothing tells how it was built; build it"
+                "--layers: the plan has no manifest, so its build options are unknown; build it"
                 " with trt-native build"
             )
         if memory_bytes < 1:
