@@ -120,7 +120,7 @@ def test_the_manifest_names_the_calibration(tmp_path):
     assert re.fullmatch("[0-9a-f]{64}", record["calibration"].pop("sha256"))
     assert record["calibration"] == {"file": "m.calib", "method": "minmax"}
     assert record["skipped"] == {"skip": {"Gemm": 1}}
-    assert plan.manifest.options["quantization"]["skip"] == ["/dense.1"]
+    assert plan.manifest.options["quantization"]["exclude"] == ["/dense.1"]
 
 
 @pytest.mark.parametrize("precision", FORMATS, ids=str)
