@@ -158,6 +158,9 @@ def build_plan(
     backend: str | Backend = "auto",
     progress: Progress | None = None,
     expose: Sequence[str] = (),
+    isolated: bool = False,
+    timeout_s: float | None = None,
+    retry: bool = False,
 ) -> Plan:
     """Build a TensorRT plan from an ONNX file.
 
@@ -172,6 +175,12 @@ def build_plan(
         expose: Names of tensors inside the model that the plan shall return too, in the type that
             they have there. What the build does to the graph does not depend on them, but how
             TensorRT fuses layers does.
+        isolated: Build in a child process, so that a crash of TensorRT raises :class:`BuildError`;
+            see :func:`trt_native.builder.isolated.build_isolated`. Neither ``expose`` nor a loaded
+            backend can be given then.
+        timeout_s: Longest time in seconds that an isolated build may take.
+        retry: Repeat an isolated build with a smaller workspace and a lower optimization level
+            where memory or an implementation is lacking.
 
     Returns:
         The plan with its manifest, not yet saved. To reuse built plans, call
@@ -184,6 +193,22 @@ def build_plan(
         CalibrationError: the calibration cache cannot be read, or was made for another model.
         BuildError: TensorRT rejected the model or failed to build it.
     """
+    if isolated:
+        if expose or not isinstance(backend, str):
+            raise SpecError(
+                "an isolated build takes no further outputs, and its backend by name",
+                options=("isolated", "expose", "backend"),
+            )
+        from trt_native.builder.isolated import build_isolated
+
+        return build_isolated(
+            model, config, backend=backend, progress=progress, timeout_s=timeout_s, retry=retry
+        )
+    if timeout_s is not None or retry:
+        raise SpecError(
+            "a time limit and a retry need an isolated build: give isolated=True",
+            options=("isolated", "timeout_s", "retry"),
+        )
     prepared = prepare(model, config, backend=backend, progress=progress)
     return build_prepared(prepared, progress=progress, expose=expose)
 

@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -33,6 +34,7 @@ from trt_native.config import BuildConfig
 from trt_native.errors import BuildError, TrtNativeError
 from trt_native.files import remove_temporaries
 from trt_native.plans.manifest import Manifest
+from trt_native.plans.plan import Plan
 from trt_native.units import format_bytes
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ __all__ = [
     "Job",
     "Outcome",
     "build_in_child",
+    "build_isolated",
     "build_with_retries",
 ]
 
@@ -109,7 +112,7 @@ class Outcome:
 
 
 def build_with_retries(
-    job: Job, progress: Progress, *, timeout_s: float | None = None, retry: bool = False
+    job: Job, progress: Progress | None, *, timeout_s: float | None = None, retry: bool = False
 ) -> Outcome:
     """Build in a child; where it lacks memory or an implementation, build again with less.
 
@@ -155,7 +158,49 @@ def build_with_retries(
             job = replace(job, config=config, asked=asked, failed=tuple(attempts))
 
 
-def build_in_child(job: Job, progress: Progress, *, deadline: float | None = None) -> Outcome:
+def build_isolated(
+    model: str | os.PathLike[str],
+    config: BuildConfig | None = None,
+    *,
+    backend: str = "auto",
+    progress: Progress | None = None,
+    timeout_s: float | None = None,
+    retry: bool = False,
+) -> Plan:
+    """Build a plan in a child process, which may crash, be killed or be stopped after a time.
+
+    Args:
+        model: Path of the ONNX file.
+        config: The configuration of the plan.
+        backend: ``auto``, ``tensorrt`` or ``rtx``.
+        progress: Receives progress callbacks.
+        timeout_s: Longest time in seconds, for all attempts together.
+        retry: Build again with less where memory or an implementation is lacking; see
+            :func:`~trt_native.builder.fallback.fallback_configs`.
+
+    Returns:
+        The plan with its manifest, not yet saved. The plan owns its data, which is a mapping of a
+        file that has no name any more: its disk space is freed with the plan.
+
+    Raises:
+        TrtNativeError, KeyboardInterrupt: as :func:`build_with_retries`.
+    """
+    with tempfile.TemporaryDirectory(prefix="trt-native-plan-") as folder:
+        job = Job(
+            model=Path(model),
+            target=Path(folder, "model.plan"),
+            config=config or BuildConfig(),
+            backend=backend,
+            cache=None,
+            cache_bytes=None,
+        )
+        build_with_retries(job, progress, timeout_s=timeout_s, retry=retry)
+        return replace(Plan.load(job.target), path=None)
+
+
+def build_in_child(
+    job: Job, progress: Progress | None, *, deadline: float | None = None
+) -> Outcome:
     """Build once, in a child process.
 
     Args:
@@ -181,9 +226,9 @@ def build_in_child(job: Job, progress: Progress, *, deadline: float | None = Non
 class _Child:
     """The building process; it is killed, and its files are removed, when the block ends."""
 
-    def __init__(self, job: Job, progress: Progress) -> None:
+    def __init__(self, job: Job, progress: Progress | None) -> None:
         self._job = job
-        self._progress: Progress | None = progress
+        self._progress = progress
         self._token = secrets.token_hex(4)
         self._scratch = Path(tempfile.gettempdir(), f"trt-native-{self._token}")
         self._phases: list[str] = []
@@ -417,6 +462,9 @@ class _Lines:
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
     """Clean up to the end, however often Ctrl-C is pressed."""
+    if threading.current_thread() is not threading.main_thread():  # only that one is interrupted
+        yield
+        return
     signals = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, signal.SIG_IGN) for number in signals]
     try:
