@@ -67,5 +67,6 @@ def test_an_option_without_a_field_has_no_words():
 
 
 def test_words_that_cannot_be_read():
-    with pytest.raises(SpecError, match="is none of: keep"):
+    with pytest.raises(SpecError, match="is none of: keep") as caught:
         read_fields(BuildConfig, {"io_precision": "int4"})
+    assert caught.value.options == ("io_precision",)

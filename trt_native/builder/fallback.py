@@ -62,12 +62,13 @@ class ResourceError(BuildError):
 
 
 def fallback_configs(config: BuildConfig, workspace_bytes: int) -> Iterator[BuildConfig]:
-    """What to try after a failed build, in order: a quarter of the workspace, then of that, ...
+    """Configurations to try after a failed build, in order.
 
-    The second also lowers the optimization level to 2 at most, the third to 0.
+    Each has a quarter of the workspace of the one before. The second also lowers the optimization
+    level to 2 at most, the third to 0.
 
     Args:
-        config: What failed.
+        config: The configuration that failed.
         workspace_bytes: The workspace it had.
     """
     level = _DEFAULT_LEVEL if config.optimization_level is None else config.optimization_level

@@ -102,7 +102,7 @@ class CacheEntry:
 
 @dataclass(frozen=True, slots=True)
 class PruneResult:
-    """What was removed from a cache.
+    """Counts of removed files.
 
     Attributes:
         plans: Number of plans.
@@ -297,7 +297,7 @@ class EngineCache:
         return _digest(described)
 
     def _key_part(self, value: Any) -> Any:
-        """What JSON can hold and what is equal only for equal values; files by their content."""
+        """A JSON value that is equal only for equal values; files count by their content."""
         if isinstance(value, Enum):
             return value.value
         if value is None or isinstance(value, (str, int, float)):

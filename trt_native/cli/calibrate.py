@@ -164,7 +164,7 @@ def _calibrate(
 
 
 def _origin(path: Path, cache: CalibrationCache) -> list[tuple[str, str]]:
-    """What a cache is and where it comes from, as rows of a table."""
+    """A cache and its provenance, as rows of a table."""
     rows = [("cache", f"{path} ({cache.header})"), ("tensors", f"{len(cache.scales)}")]
     origin = cache.provenance
     if origin is None:

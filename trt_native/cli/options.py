@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from trt_native.config import BuildConfig, CommandOption, QuantizationSpec
+from trt_native.errors import TrtNativeError
 
 __all__ = ["IgnoreManifest", "flag_words", "read_fields", "with_fields"]
 
@@ -121,14 +122,18 @@ def read_fields(declaring: _Declaring, words: Mapping[str, Any]) -> dict[str, An
     """Read the fields of a class from the words of a command line; others keep their defaults.
 
     Raises:
-        SpecError: a word cannot be read.
+        SpecError, UnsupportedError: a word cannot be read; the error names the field.
     """
     found = {}
     for field in fields(declaring):
         option = field.metadata.get("option")
         if option is not None and words.get(field.name) is not None:
             word = words[field.name]
-            found[field.name] = word if option.parse is None else option.parse(word)
+            try:
+                found[field.name] = word if option.parse is None else option.parse(word)
+            except TrtNativeError as error:
+                error.options = error.options or (field.name,)
+                raise
     return found
 
 

@@ -82,7 +82,7 @@ class Plan:
             needed = format_bytes(len(self.data))
             raise PlanError(
                 f"cannot write {target} ({needed}): {error.strerror or error};"
-                " nothing was left there"
+                " no partial file was written"
             ) from error
         return target
 
