@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
 from trt_native.errors import SpecError, UnsupportedError
 from trt_native.shapes import ProfileSpec
-from trt_native.units import INT64_MAX
+from trt_native.units import INT64_MAX, parse_bytes
 
 __all__ = [
     "QUANTIZED_OPS",
     "BuildConfig",
     "CalibrationMethod",
     "CalibrationRunner",
+    "CommandOption",
     "HardwareCompatibility",
     "IoPrecision",
     "Precision",
     "ProfilingVerbosity",
     "QuantizationSpec",
+    "parse_ops",
 ]
 QUANTIZED_OPS = ("Conv", "MatMul", "Gemm")
 """Operators whose inputs Q/DQ nodes are written for."""
@@ -73,7 +75,7 @@ class Precision(_Choice):
 
     @property
     def needs_ranges(self) -> bool:
-        """Whether activations are quantized, for which calibration must tell their ranges."""
+        """Whether activations are quantized, for which calibration must find the ranges."""
         return self in (Precision.INT8, Precision.FP8)
 
     @classmethod
@@ -115,7 +117,7 @@ class CalibrationMethod(_Choice):
 
 
 class CalibrationRunner(_Choice):
-    """What runs a model to calibrate it.
+    """The runtime that runs a model to calibrate it.
 
     ``ENGINE``: TensorRT engines with extra outputs, on the GPU, in the model's own types.
     ``ENGINE_FP16``: the same in FP16, for a model whose FP32 engine the GPU has no room for.
@@ -130,7 +132,7 @@ class CalibrationRunner(_Choice):
 
 
 class ProfilingVerbosity(_Choice):
-    """How much of its layers a plan remembers for the engine inspector."""
+    """Layer information that a plan keeps for the engine inspector."""
 
     NONE = "none"
     LAYER_NAMES_ONLY = "layer_names_only"
@@ -138,24 +140,78 @@ class ProfilingVerbosity(_Choice):
 
 
 class HardwareCompatibility(_Choice):
-    """Which other GPUs a plan of TensorRT 10 or 11 may run on."""
+    """Other GPUs that a plan of TensorRT 10 or 11 may run on."""
 
     NONE = "none"
     AMPERE_PLUS = "ampere_plus"
     SAME_COMPUTE_CAPABILITY = "same_compute_capability"
 
 
+_TYPES, _TUNING, _TARGET = "Precision", "Memory and tuning", "Target"
+_QUANTIZATION = "Quantization (precision int8, fp8, int8-weights)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandOption:
+    """How the command line offers a field of :class:`BuildConfig` or :class:`QuantizationSpec`.
+
+    Attributes:
+        help: One or two sentences.
+        panel: Title of the group of options that it is listed in.
+        type: Type of the word, or of each word, before ``parse``.
+        parse: Reads the field's value from it.
+        flag: Name of the flag without its dashes. Empty: the field's name, with dashes.
+        metavar: Placeholder for the word. Empty: the type's.
+        default_text: Description of the default where its value does not say it.
+        repeatable: Each use of the flag adds an item.
+        separator: Between the items of one word.
+        negatable: For a boolean: there is a flag for False, too.
+    """
+
+    help: str
+    panel: str
+    type: type = str
+    parse: Callable[[Any], Any] | None = None
+    flag: str = ""
+    metavar: str = ""
+    default_text: str = ""
+    repeatable: bool = False
+    separator: str = ""
+    negatable: bool = True
+
+
+def _option(help: str, panel: str, **details: Any) -> dict[str, Any]:  # noqa: A002
+    """Metadata of a field with a :class:`CommandOption`."""
+    return {"option": CommandOption(help=help, panel=panel, **details)}
+
+
+def parse_ops(text: str) -> tuple[str, ...]:
+    """Read ``Conv,MatMul``.
+
+    Raises:
+        SpecError: no operator is named.
+    """
+    ops = tuple(filter(None, (operator.strip() for operator in text.split(","))))
+    if not ops:
+        raise SpecError(
+            f"{text!r} names no operator; write for example Conv,MatMul,Gemm", options=("ops",)
+        )
+    return ops
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizationSpec:
-    """How a floating-point graph is quantized for precision INT8, FP8 or INT8_WEIGHTS.
+    """Quantization of a floating-point graph for precision INT8, FP8 or INT8_WEIGHTS.
 
     Attributes:
         calibration_cache: The calibration cache with the ranges of the activations.
         calibration_data: Calibration data to find the ranges with instead; see
             :func:`trt_native.calibration.batches.read_batches`.
-        calibration_method: How the ranges follow from the data. None: entropy where TensorRT
-            calibrates, else the mean squared error. FP8 always takes the largest magnitudes.
-        calibration_runner: What runs the model with the data; see :class:`CalibrationRunner`.
+        calibration_method: Method that derives the ranges from the data. None: entropy where
+            TensorRT calibrates, else the mean squared error. FP8 always takes the largest
+            magnitudes.
+        calibration_runner: The runtime that runs the model with the data; see
+            :class:`CalibrationRunner`.
         calibration_memory_bytes: GPU memory for the activations of one engine with extra outputs.
             None is 8 GiB, or half of what is free where that is less.
         ops: Operators to quantize, some of :data:`QUANTIZED_OPS`. Empty: those that suit the
@@ -168,15 +224,88 @@ class QuantizationSpec:
             quantized, from 0 to 1.
     """
 
-    calibration_cache: Path | None = None
-    calibration_data: str | None = None
-    calibration_method: CalibrationMethod | None = None
-    calibration_runner: CalibrationRunner = CalibrationRunner.AUTO
-    calibration_memory_bytes: int | None = None
-    ops: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    preset: str = "default"
-    min_coverage: float = 0.0
+    calibration_cache: Path | None = field(
+        default=None,
+        metadata=_option(
+            "Calibration cache with the ranges of the activations.", _QUANTIZATION, type=Path
+        ),
+    )
+    calibration_data: str | None = field(
+        default=None,
+        metadata=_option(
+            "Calibration data to find the ranges with, instead of a cache.",
+            _QUANTIZATION,
+            metavar="DIR|FILE.npz|FILE.py:FUNCTION",
+        ),
+    )
+    calibration_method: CalibrationMethod | None = field(
+        default=None,
+        metadata=_option(
+            "How ranges follow from the data: entropy, minmax, percentile or mse.",
+            _QUANTIZATION,
+            parse=CalibrationMethod.parse,
+            default_text="entropy by TensorRT 10's own calibrator, else mse",
+        ),
+    )
+    calibration_runner: CalibrationRunner = field(
+        default=CalibrationRunner.AUTO,
+        metadata=_option(
+            "What runs the model with the data: engine (TensorRT, on the GPU), engine-fp16,"
+            " reference"
+            " (onnx.reference, on the CPU), or auto: an engine where there is a GPU.",
+            _QUANTIZATION,
+            parse=CalibrationRunner.parse,
+        ),
+    )
+    calibration_memory_bytes: int | None = field(
+        default=None,
+        metadata=_option(
+            "GPU memory for the activations of one engine, which decides how many engines it"
+            " takes.",
+            _QUANTIZATION,
+            parse=parse_bytes,
+            flag="calibration-memory",
+            default_text="8GiB, or half of what is free",
+        ),
+    )
+    ops: tuple[str, ...] = field(
+        default=(),
+        metadata=_option(
+            "Operators to quantize, such as Conv,MatMul,Gemm.",
+            _QUANTIZATION,
+            parse=parse_ops,
+            flag="quantize-ops",
+            default_text="what suits the format",
+            separator=",",
+        ),
+    )
+    exclude: tuple[str, ...] = field(
+        default=(),
+        metadata=_option(
+            "Shell pattern of nodes to leave alone, such as '*/to_out*' or 'op:Gemm'. Repeatable.",
+            _QUANTIZATION,
+            parse=tuple,
+            flag="quantize-exclude",
+            repeatable=True,
+        ),
+    )
+    preset: str = field(
+        default="default",
+        metadata=_option(
+            "default, or diffusion-unet: leave a denoiser's sensitive layers alone.",
+            _QUANTIZATION,
+            flag="quantize-preset",
+        ),
+    )
+    min_coverage: float = field(
+        default=0.0,
+        metadata=_option(
+            "Fail if less than this share of the multiply-adds is quantized, 0 to 1.",
+            _QUANTIZATION,
+            type=float,
+            flag="quantize-min-coverage",
+        ),
+    )
 
     def __post_init__(self) -> None:
         unknown = [operator for operator in self.ops if operator not in QUANTIZED_OPS]
@@ -217,7 +346,7 @@ class QuantizationSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildConfig:
-    """Everything that decides what a plan becomes, apart from the model and the backend.
+    """Options of a build, apart from the model and the backend.
 
     Attributes:
         profiles: Optimization profiles; none are needed where every input is static.
@@ -248,24 +377,116 @@ class BuildConfig:
     """
 
     profiles: tuple[ProfileSpec, ...] = ()
-    add_opt_shape_profiles: bool = False
-    precision: Precision = Precision.AUTO
-    io_precision: IoPrecision = IoPrecision.KEEP
-    keep_fp32: tuple[str, ...] = ()
+    add_opt_shape_profiles: bool = field(
+        default=False,
+        metadata=_option(
+            "Add to each profile with ranges one of its OPT shapes alone: these then run as"
+            " fast as in"
+            " a static plan.",
+            "Shapes",
+            type=bool,
+            negatable=False,
+        ),
+    )
+    precision: Precision = field(
+        default=Precision.AUTO,
+        metadata=_option(
+            "auto, fp32, tf32, fp16, bf16, int8, fp8 or int8-weights. auto: FP16 for an FP32 model,"
+            " else the model's own.",
+            _TYPES,
+            parse=Precision.parse,
+        ),
+    )
+    io_precision: IoPrecision = field(
+        default=IoPrecision.KEEP,
+        metadata=_option(
+            "keep, fp32 or fp16: type of the plan's floating-point inputs and outputs.",
+            _TYPES,
+            parse=IoPrecision.parse,
+        ),
+    )
+    keep_fp32: tuple[str, ...] = field(
+        default=(),
+        metadata=_option(
+            "Shell pattern of nodes that stay FP32, such as '*/norm*' or 'op:Resize'. Norm"
+            " and softmax"
+            " statistics always do. Repeatable.",
+            _TYPES,
+            parse=tuple,
+            repeatable=True,
+        ),
+    )
     quantization: QuantizationSpec = QuantizationSpec()
-    workspace_bytes: int | None = None
-    optimization_level: int | None = None
-    max_aux_streams: int | None = None
-    tf32: bool | None = None
-    sparse_weights: bool = False
-    refit: bool = False
-    strip_weights: bool = False
-    weight_streaming: bool = False
-    version_compatible: bool = False
-    hardware_compatibility: HardwareCompatibility = HardwareCompatibility.NONE
-    compute_capabilities: tuple[str, ...] = ()
-    timing_cache: Path | None = None
-    profiling_verbosity: ProfilingVerbosity = ProfilingVerbosity.DETAILED
+    workspace_bytes: int | None = field(
+        default=None,
+        metadata=_option(
+            "Most scratch memory one layer may take.",
+            _TUNING,
+            parse=parse_bytes,
+            flag="workspace",
+            default_text="8GiB, or as much as is free",
+        ),
+    )
+    optimization_level: int | None = field(
+        default=None, metadata=_option("0 (fast build) to 5 (fast plan).", _TUNING, type=int)
+    )
+    max_aux_streams: int | None = field(
+        default=None, metadata=_option("Extra streams one inference may use.", _TUNING, type=int)
+    )
+    tf32: bool | None = field(
+        default=None,
+        metadata=_option(
+            "TF32 in FP32 layers: faster, 11 bits.",
+            _TYPES,
+            type=bool,
+            default_text="yes, but for precision fp32",
+        ),
+    )
+    sparse_weights: bool = field(
+        default=False, metadata=_option("Use 2:4 sparse weights.", _TUNING, type=bool)
+    )
+    refit: bool = field(
+        default=False, metadata=_option("Weights can be replaced later.", _TARGET, type=bool)
+    )
+    strip_weights: bool = field(
+        default=False, metadata=_option("Leave the weights out of the plan.", _TARGET, type=bool)
+    )
+    weight_streaming: bool = field(
+        default=False, metadata=_option("Weights may stay in host memory.", _TARGET, type=bool)
+    )
+    version_compatible: bool = field(
+        default=False, metadata=_option("Loads in later versions of TensorRT.", _TARGET, type=bool)
+    )
+    hardware_compatibility: HardwareCompatibility = field(
+        default=HardwareCompatibility.NONE,
+        metadata=_option(
+            "none, ampere_plus or same_compute_capability.",
+            _TARGET,
+            parse=HardwareCompatibility.parse,
+        ),
+    )
+    compute_capabilities: tuple[str, ...] = field(
+        default=(),
+        metadata=_option(
+            "GPU the plan targets, such as 8.9 (TensorRT-RTX). Repeatable.",
+            _TARGET,
+            parse=tuple,
+            flag="compute-capability",
+            default_text="every one it supports",
+            repeatable=True,
+        ),
+    )
+    timing_cache: Path | None = field(
+        default=None, metadata=_option("Layer timings to read and extend.", _TUNING, type=Path)
+    )
+    profiling_verbosity: ProfilingVerbosity = field(
+        default=ProfilingVerbosity.DETAILED,
+        metadata=_option(
+            "detailed, layer_names_only or none: layer information kept in the plan.",
+            _TUNING,
+            parse=ProfilingVerbosity.parse,
+        ),
+    )
 
     def __post_init__(self) -> None:
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:

@@ -108,7 +108,7 @@ class PlanReport:
                 layers_error=data["layers_unreadable"],
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise PlanError(f"not a JSON report of trt-native inspect: {error}") from None
+            raise PlanError(f"not a report of trt-native inspect: {error}") from None
         return report
 
 

@@ -13,15 +13,19 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from helpers import tiny_models
 from onnx import helper
 
-from trt_native.builder.isolated import Job, fallback_configs, retry_cause
+from trt_native.builder.build import build_plan
+from trt_native.builder.fallback import fallback_configs, retry_cause
+from trt_native.builder.isolated import Job
 from trt_native.config import BuildConfig, Precision
-from trt_native.errors import BuildError
+from trt_native.errors import BuildError, SpecError
 from trt_native.shapes import ProfileSpec
 
 DIMS = ("--dim", "batch=1:2:4", "--dim", "height=8", "--dim", "width=8")
@@ -30,7 +34,7 @@ DIMS = ("--dim", "batch=1:2:4", "--dim", "height=8", "--dim", "width=8")
 PLANT = """
 import os, signal, sys, threading, time
 from trt_native.backends.native import TensorRTBackend
-from trt_native.errors import BuildError
+from trt_native.errors import BuildError, SpecError
 real = TensorRTBackend._serialize
 def serialize(self, builder, network, config, progress, cancelled):
     build = lambda: real(self, builder, network, config, progress, cancelled)
@@ -523,3 +527,49 @@ def test_the_childs_log_is_the_commands_log(model):
     assert "Engine generation completed" in informed
     assert "Parsing node: conv [Conv]" not in informed
     assert "Parsing node: conv [Conv]" in everything
+
+
+class TestFromPython:
+    CONFIG = BuildConfig(profiles=(ProfileSpec.parse(["batch=1:2:4", "height=8", "width=8"]),))
+
+    def test_a_build_in_a_thread(self, model):
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(
+                build_plan, model, self.CONFIG, backend="rtx", isolated=True, retry=True
+            )
+            assert future.result(300).manifest.backend == "rtx"
+
+    @pytest.fixture
+    def model(self, tmp_path):
+        return tiny_models.conv(tmp_path / "m.onnx")
+
+    def test_the_plan_is_that_of_a_build_in_this_process(self, model, monkeypatch, tmp_path):
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+        (tmp_path / "scratch").mkdir()
+        plan = build_plan(model, self.CONFIG, backend="rtx", isolated=True, timeout_s=300)
+        assert os.listdir(tmp_path / "scratch") == []
+        assert plan.path is None
+        assert sha256(plan.data).hexdigest() == plan.manifest.plan_sha256
+        here = build_plan(model, self.CONFIG, backend="rtx")
+        assert plan.manifest.tensors == here.manifest.tensors
+        assert plan.manifest.options == here.manifest.options
+
+    def test_errors_keep_their_type_and_options(self, model):
+        config = BuildConfig(precision=Precision.INT8, profiles=self.CONFIG.profiles)
+        with pytest.raises(SpecError, match="needs the ranges") as caught:
+            build_plan(model, config, backend="rtx", isolated=True)
+        assert caught.value.options == ("calibration_cache", "calibration_data")
+
+    def test_a_time_limit(self, model):
+        with pytest.raises(BuildError, match="took too long") as caught:
+            build_plan(model, self.CONFIG, backend="rtx", isolated=True, timeout_s=0.01)
+        assert caught.value.options == ("timeout_s", "optimization_level")
+
+    @pytest.mark.parametrize(
+        "options",
+        [{"timeout_s": 1}, {"retry": True}, {"isolated": True, "extra_outputs": ["x"]}],
+        ids=["time", "retry", "outputs"],
+    )
+    def test_options_that_do_not_fit(self, model, options):
+        with pytest.raises(SpecError, match="isolated"):
+            build_plan(model, self.CONFIG, backend="rtx", **options)

@@ -241,12 +241,12 @@ class TestOptionsThatNameFiles:
         assert not build(options=options).cached
         assert file.exists()
 
-    def test_what_has_no_fingerprint_is_not_kept(self, build, wider, cache, caplog):
+    def test_a_plan_without_a_cache_key_is_not_kept(self, build, wider, cache, caplog):
         options = wider(source=iter([1]))
         assert not build(options=options).cached
         assert not build(options=options).cached
         assert cache.entries() == []
-        assert "an option holds a list_iterator, which has no fingerprint" in caplog.text
+        assert "an option holds a list_iterator, which cannot be part of a cache key" in caplog.text
         assert not build(options=wider(calibration=Path(os.devnull))).cached
         assert "is neither a file nor a folder" in caplog.text
 
@@ -337,7 +337,7 @@ class TestUnusableFolders:
         (record,) = caplog.records
         assert record.levelno == logging.WARNING
         assert "cannot be used here" in record.message
-        assert "--no-cache" in record.message
+        assert "name another with TRT_NATIVE_CACHE" in record.message
 
     def test_plans_are_found_where_nothing_can_be_written(self, build, cache, monkeypatch, caplog):
         build()

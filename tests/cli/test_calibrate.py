@@ -98,7 +98,7 @@ def test_show_of_a_cache_that_tensorrt_wrote(tmp_path):
     (tmp_path / "t.calib").write_bytes(TENSORRTS)
     result = trt_native("calibrate", "--show", tmp_path / "t.calib")
     assert result.returncode == 0, result.stderr
-    assert "unknown: no .json file beside the cache" in result.stdout
+    assert "unknown: no .json file next to the cache" in result.stdout
     assert "(Unnamed Layer* 9)" in result.stdout
     assert "127" in result.stdout
 

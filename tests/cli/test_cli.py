@@ -348,7 +348,7 @@ class TestDoctorOfAPlan:
         findings = json.loads(result.stdout)
         assert result.returncode == 1
         assert not findings["loads"]
-        assert "SHA-256 differs" in findings["faults"][0]
+        assert "SHA-256 differs" in findings["errors"][0]
         assert findings["rebuild"].startswith("trt-native build ")
         for command in ("inspect", "run"):
             arguments = ("--random", "0") if command == "run" else ()

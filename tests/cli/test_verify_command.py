@@ -79,7 +79,7 @@ def test_a_plan_that_agrees(model, plan, runs, verify):
         "Limits: relative L2 <= 0.01; the relative error is the default for a plan in fp16." in out
     )
     assert "2x64" in out
-    assert out.endswith("The plan agrees.\n")
+    assert out.endswith("PASSED: all outputs are within the tolerance.\n")
 
 
 def test_the_report_as_json(model, plan, runs, verify, tmp_path):
@@ -203,7 +203,9 @@ class TestLayers:
         base = (built, "--against", tmp_path / "m.onnx", "--random", 0, "--layers")
         code, out, err = verify(*base)
         assert code == 1
-        assert "First to depart: p1, made by Gemm '/dense.1'; what that node reads agrees." in out
+        assert (
+            "First mismatch: p1 (output of Gemm '/dense.1'); all inputs of that node match." in out
+        )
         assert "Compared 6 of 6 tensors; plans built: 1." in out
         assert "warning" not in err
         # Room for one tensor at a time: more plans, the same answer.
@@ -218,7 +220,7 @@ class TestLayers:
         verify(*base, tmp_path / "m.onnx", "--random", 0, "--save", golden)
         code, out, _ = verify(*base, golden, "--layers")
         assert code == 1
-        assert "No tensor departs in plans that return them: the plan was built from another" in out
+        assert "No intermediate tensor exceeds the tolerance when it is marked as an output" in out
         shutil.move(tmp_path / "wrong.onnx", tmp_path / "elsewhere.onnx")
         code, _, err = verify(*base, golden, "--layers")
         assert code == 1
@@ -226,7 +228,7 @@ class TestLayers:
         assert "or name the ONNX file with --model" in err
         runs(tmp_path / "elsewhere.onnx")
         code, out, err = verify(*base, golden, "--layers", "--model", tmp_path / "elsewhere.onnx")
-        assert "No tensor departs" in out
+        assert "No intermediate tensor exceeds the tolerance" in out
         assert "warning" not in err
 
     def test_a_model_that_is_not_the_plans(self, built, runs, verify, tmp_path):

@@ -128,7 +128,7 @@ def test_layers_name_the_perturbed_node(model, verify, precision, memory):
     code, out, err = verify(plan, "--against", model, *given)
     assert code == 1, out + err
     assert "y fails: relative L2" in out
-    assert "First to depart: c1, made by Conv '/conv.1'; what that node reads agrees." in out
+    assert "First mismatch: c1 (output of Conv '/conv.1'); all inputs of that node match." in out
     plans = int(re.search(r"plans built: (\d+)", out)[1])
     assert plans == 1 if not memory else 1 < plans <= 4
 
@@ -137,7 +137,7 @@ def test_layers_of_a_plan_that_agrees(model, verify):
     plan = build(model, Precision.FP16)
     code, out, err = verify(plan, "--against", model, "--random", 0, "--layers")
     assert code == 0, out + err
-    assert "No tensor departs." in out
+    assert "No mismatch: all tensors are within the tolerance." in out
     assert "Compared 7 of 7 tensors; plans built: 1." in out
 
 

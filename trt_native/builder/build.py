@@ -148,6 +148,9 @@ def build_plan(
     backend: str | Backend = "auto",
     progress: Progress | None = None,
     extra_outputs: Sequence[str] = (),
+    isolated: bool = False,
+    timeout_s: float | None = None,
+    retry: bool = False,
 ) -> Plan:
     """Build a TensorRT plan from an ONNX file.
 
@@ -161,6 +164,12 @@ def build_plan(
         progress: Receives progress callbacks.
         extra_outputs: Names of tensors inside the model that the plan returns too, in the type that
             they have there. Other passes do not depend on them, but how TensorRT fuses layers does.
+        isolated: Build in a child process, so that a crash of TensorRT raises :class:`BuildError`;
+            see :func:`trt_native.builder.isolated.build_isolated`. Neither ``extra_outputs`` nor a
+            loaded backend can be given then.
+        timeout_s: Longest time in seconds that an isolated build may take.
+        retry: Repeat an isolated build with a smaller workspace and a lower optimization level
+            where memory or an implementation is lacking.
 
     Returns:
         The plan with its manifest, not yet saved. To reuse built plans, call
@@ -173,6 +182,22 @@ def build_plan(
         CalibrationError: the calibration cache cannot be read, or was made for another model.
         BuildError: TensorRT rejected the model or failed to build it.
     """
+    if isolated:
+        if extra_outputs or not isinstance(backend, str):
+            raise SpecError(
+                "an isolated build takes no extra outputs, and its backend by name",
+                options=("isolated", "extra_outputs", "backend"),
+            )
+        from trt_native.builder.isolated import build_isolated
+
+        return build_isolated(
+            model, config, backend=backend, progress=progress, timeout_s=timeout_s, retry=retry
+        )
+    if timeout_s is not None or retry:
+        raise SpecError(
+            "a time limit and a retry need an isolated build: give isolated=True",
+            options=("isolated", "timeout_s", "retry"),
+        )
     prepared = prepare(
         model, config, backend=backend, progress=progress, extra_outputs=extra_outputs
     )

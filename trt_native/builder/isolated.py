@@ -1,6 +1,6 @@
-"""A build in a process of its own, so that whatever happens in TensorRT, the command survives it.
+"""A build in a child process, so that the parent survives a crash of TensorRT.
 
-The child reads from shared memory, as JSON, what to build, and sends lines of JSON through a pipe:
+The child reads its job from shared memory, as JSON, and sends lines of JSON through a pipe:
 progress, log, and in the end the result or an error. A SIGINT cancels its build. It ends by itself
 when its standard input does, which is when this process is gone.
 """
@@ -19,19 +19,22 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trt_native.errors
+from trt_native.builder.fallback import Attempt, ResourceError, fallback_configs, retry_cause
 from trt_native.builder.plan_cache import FOLDERS as CACHE_FOLDERS
 from trt_native.config import BuildConfig
 from trt_native.errors import BuildError, TrtNativeError
 from trt_native.files import remove_temporaries
 from trt_native.plans.manifest import Manifest
+from trt_native.plans.plan import Plan
 from trt_native.units import format_bytes
 
 if TYPE_CHECKING:
@@ -39,13 +42,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LINE_BYTES",
-    "Attempt",
     "Job",
     "Outcome",
     "build_in_child",
+    "build_isolated",
     "build_with_retries",
-    "fallback_configs",
-    "retry_cause",
 ]
 
 LINE_BYTES = 1024
@@ -55,8 +56,6 @@ CANCEL_GRACE_S = 10.0
 """How long a cancelled child may take to end before it is killed."""
 
 _LOGGER = logging.getLogger(__name__)
-_MIB = 2**20
-_DEFAULT_LEVEL = 3  # TensorRT's builder optimization level
 _TAIL_LINES = 20
 _LONG_S = 3600.0
 # The child imports from where this process does, not from its working folder.
@@ -68,56 +67,22 @@ _RETRY_HINT = (
     "hint: a retry builds again with a smaller workspace and a lower optimization level; smaller"
     " maxima of the profiles need less memory, too"
 )
-_CAUSES = {
-    "could not find any implementation": "TensorRT found no implementation",
-    "outofmemory": "out of memory",
-    "out of memory": "out of memory",
-    "cudaerrormemoryallocation": "out of memory",
-    "could not be allocated": "out of memory",
-    "memory allocation failed": "out of memory",
-    "cannot allocate memory": "out of memory",
-    "bad_alloc": "out of memory",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """A build that failed, and was tried again with less.
-
-    Attributes:
-        workspace_bytes: Scratch memory one layer could take.
-        optimization_level: As it was asked for; None is TensorRT's default.
-        cause: Why it failed.
-    """
-
-    workspace_bytes: int
-    optimization_level: int | None
-    cause: str
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON holds it."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        level = "the default" if self.optimization_level is None else self.optimization_level
-        workspace = format_bytes(self.workspace_bytes)
-        return f"workspace {workspace}, optimization level {level}: {self.cause}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What a child shall do.
+    """The job of a child process.
 
     Attributes:
         model: The ONNX file.
-        target: The plan to write, with its manifest beside it.
-        config: What the plan should be.
+        target: The plan to write, with its manifest next to it.
+        config: The configuration of the plan.
         backend: ``auto``, ``tensorrt`` or ``rtx``.
         cache: Folder of the cache; None to build without one.
         cache_bytes: Size limit of the cache; None for its default.
-        retry: Whether what an earlier build of the same needed in the end will do.
-        asked: What was asked for first, where ``config`` is less.
-        failed: What was tried before ``config``.
+        retry: Whether the settings that an earlier build of the same fell back to may be used.
+        asked: The original configuration, where ``config`` is a fallback.
+        failed: The attempts before ``config``.
     """
 
     model: Path
@@ -136,9 +101,9 @@ class Outcome:
     """A plan that was written.
 
     Attributes:
-        manifest: What it is.
+        manifest: Its manifest.
         cached: Whether it came from the cache.
-        attempts: What failed before.
+        attempts: The attempts that failed before.
     """
 
     manifest: Manifest
@@ -146,31 +111,20 @@ class Outcome:
     attempts: tuple[Attempt, ...] = ()
 
 
-class ResourceError(BuildError):
-    """A build failed for lack of memory or of an implementation."""
-
-    def __init__(self, error: TrtNativeError, cause: str, workspace_bytes: int) -> None:
-        super().__init__(
-            error.message, error.details, options=error.options, problems=error.problems
-        )
-        self.cause = cause
-        self.workspace_bytes = workspace_bytes
-
-
 def build_with_retries(
-    job: Job, progress: Progress, *, timeout_s: float | None = None, retry: bool = False
+    job: Job, progress: Progress | None, *, timeout_s: float | None = None, retry: bool = False
 ) -> Outcome:
     """Build in a child; where it lacks memory or an implementation, build again with less.
 
     Args:
         job: What to build.
-        progress: Hears how it goes on.
+        progress: Receives progress callbacks.
         timeout_s: How long it may take, all attempts together.
         retry: Whether to build again; at most three times, see :func:`fallback_configs`.
 
     Raises:
-        TrtNativeError: whatever the build raised, and :class:`BuildError` where it crashed, was
-            killed or took too long.
+        TrtNativeError: the error that the build raised, and :class:`BuildError` where it
+            crashed, was killed or took too long.
         KeyboardInterrupt: it was interrupted, and has ended.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
@@ -204,38 +158,54 @@ def build_with_retries(
             job = replace(job, config=config, asked=asked, failed=tuple(attempts))
 
 
-def fallback_configs(config: BuildConfig, workspace_bytes: int) -> Iterator[BuildConfig]:
-    """What to try after a failed build, in order: a quarter of the workspace, then of that, ...
-
-    The second also lowers the optimization level to 2 at most, the third to 0.
+def build_isolated(
+    model: str | os.PathLike[str],
+    config: BuildConfig | None = None,
+    *,
+    backend: str = "auto",
+    progress: Progress | None = None,
+    timeout_s: float | None = None,
+    retry: bool = False,
+) -> Plan:
+    """Build a plan in a child process, which may crash, be killed or be stopped after a time.
 
     Args:
-        config: What failed.
-        workspace_bytes: The workspace it had.
+        model: Path of the ONNX file.
+        config: The configuration of the plan.
+        backend: ``auto``, ``tensorrt`` or ``rtx``.
+        progress: Receives progress callbacks.
+        timeout_s: Longest time in seconds, for all attempts together.
+        retry: Build again with less where memory or an implementation is lacking; see
+            :func:`~trt_native.builder.fallback.fallback_configs`.
+
+    Returns:
+        The plan with its manifest, not yet saved. The plan owns its data, which is a mapping of a
+        file that has no name any more: its disk space is freed with the plan.
+
+    Raises:
+        TrtNativeError, KeyboardInterrupt: as :func:`build_with_retries`.
     """
-    level = _DEFAULT_LEVEL if config.optimization_level is None else config.optimization_level
-    smallest = min(workspace_bytes, 32 * _MIB)
-    last = (workspace_bytes, level)
-    for divisor, highest in ((4, level), (16, min(level, 2)), (64, 0)):
-        rung = (max(workspace_bytes // divisor, smallest), highest)
-        if rung != last:
-            changed = config.optimization_level if highest == level else highest
-            yield replace(config, workspace_bytes=rung[0], optimization_level=changed)
-        last = rung
+    with tempfile.TemporaryDirectory(prefix="trt-native-plan-") as folder:
+        job = Job(
+            model=Path(model),
+            target=Path(folder, "model.plan"),
+            config=config or BuildConfig(),
+            backend=backend,
+            cache=None,
+            cache_bytes=None,
+        )
+        build_with_retries(job, progress, timeout_s=timeout_s, retry=retry)
+        return replace(Plan.load(job.target), path=None)
 
 
-def retry_cause(error: TrtNativeError) -> str | None:
-    """Why a build might succeed with a smaller workspace or a lower level; None if it would not."""
-    text = str(error).lower()
-    return next((cause for sign, cause in _CAUSES.items() if sign in text), None)
-
-
-def build_in_child(job: Job, progress: Progress, *, deadline: float | None = None) -> Outcome:
+def build_in_child(
+    job: Job, progress: Progress | None, *, deadline: float | None = None
+) -> Outcome:
     """Build once, in a child process.
 
     Args:
         job: What to build.
-        progress: Hears how it goes on.
+        progress: Receives progress callbacks.
         deadline: When to give up, by ``time.monotonic``.
 
     Raises:
@@ -254,11 +224,11 @@ def build_in_child(job: Job, progress: Progress, *, deadline: float | None = Non
 
 
 class _Child:
-    """The process that builds; killed, and what it left removed, when the block ends."""
+    """The building process; it is killed, and its files are removed, when the block ends."""
 
-    def __init__(self, job: Job, progress: Progress) -> None:
+    def __init__(self, job: Job, progress: Progress | None) -> None:
         self._job = job
-        self._progress: Progress | None = progress
+        self._progress = progress
         self._token = secrets.token_hex(4)
         self._scratch = Path(tempfile.gettempdir(), f"trt-native-{self._token}")
         self._phases: list[str] = []
@@ -271,7 +241,7 @@ class _Child:
     def __enter__(self) -> _Child:
         with contextlib.ExitStack() as files:
             self._events, events = os.pipe()
-            self._said, output = os.pipe()
+            self._output, output = os.pipe()
             files.callback(os.close, events)
             files.callback(os.close, output)
             # Shared memory, which is there to be read when the child is gone.
@@ -290,7 +260,7 @@ class _Child:
             )
         self._streams = {
             self._events: _Lines(self._on_message),
-            self._said: _Lines(self._on_output),
+            self._output: _Lines(self._on_output),
         }
         return self
 
@@ -314,7 +284,7 @@ class _Child:
                 self._process.wait(timeout=5)
             if self._process.stdin is not None:
                 self._process.stdin.close()
-            for descriptor in (self._events, self._said, self._record):
+            for descriptor in (self._events, self._output, self._record):
                 os.close(descriptor)
             shutil.rmtree(self._scratch, ignore_errors=True)
             for folder in folders_written(self._job):
@@ -347,7 +317,7 @@ class _Child:
         self.listen(time.monotonic() + CANCEL_GRACE_S)
 
     def outcome(self, *, timed_out: bool) -> Outcome:
-        """What became of the build.
+        """The result of the build.
 
         Raises:
             TrtNativeError: it failed.
@@ -392,11 +362,11 @@ class _Child:
 
     def _read_remaining_output(self) -> None:
         """Take what a dead child has written to its standard output."""
-        os.set_blocking(self._said, False)
+        os.set_blocking(self._output, False)
         with contextlib.suppress(BlockingIOError):
-            while chunk := os.read(self._said, 1 << 16):
-                self._streams[self._said].take(chunk)
-        self._streams[self._said].take(b"\n")
+            while chunk := os.read(self._output, 1 << 16):
+                self._streams[self._output].take(chunk)
+        self._streams[self._output].take(b"\n")
 
     def _place(self) -> str:
         """How far the build had come."""
@@ -424,17 +394,17 @@ class _Child:
             details.append(f"TensorRT's last line: {last}")
         if code is not None and code < 0:
             number = signal.Signals(-code)
-            what = f"crashed with {number.name} ({signal.strsignal(number)})"
+            failure = f"crashed with {number.name} ({signal.strsignal(number)})"
             advice = (
                 "the model is damaged, or meets a defect of this TensorRT: check the model, or try"
                 " another version or backend"
             )
         else:
-            what = f"ended the building process with exit code {code}"
+            failure = f"ended the building process with exit code {code}"
             advice = "see its output below"
-        return BuildError(f"{self._backend} {what} {self._place()}; {advice}", details)
+        return BuildError(f"{self._backend} {failure} {self._place()}; {advice}", details)
 
-    # What the child says
+    # Messages of the child
 
     def _on_message(self, line: str) -> None:
         try:
@@ -479,19 +449,22 @@ class _Child:
 class _Lines:
     """Cuts a stream into lines."""
 
-    def __init__(self, hear: Callable[[str], None]) -> None:
-        self._on_message = hear
+    def __init__(self, on_line: Callable[[str], None]) -> None:
+        self._on_line = on_line
         self._rest = b""
 
     def take(self, chunk: bytes) -> None:
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         for line in lines:
-            self._on_message(line.decode(errors="replace"))
+            self._on_line(line.decode(errors="replace"))
 
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
     """Clean up to the end, however often Ctrl-C is pressed."""
+    if threading.current_thread() is not threading.main_thread():  # only that one is interrupted
+        yield
+        return
     signals = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, signal.SIG_IGN) for number in signals]
     try:
@@ -502,7 +475,7 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def folders_written(job: Job) -> set[Path]:
-    """Where a job writes files."""
+    """The folders that a job writes files to."""
     folders = {job.target.parent}
     if job.config.timing_cache is not None:
         folders.add(job.config.timing_cache.parent)

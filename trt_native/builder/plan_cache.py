@@ -102,7 +102,7 @@ class CacheEntry:
 
 @dataclass(frozen=True, slots=True)
 class PruneResult:
-    """What was removed from a cache.
+    """Counts of removed files.
 
     Attributes:
         plans: Number of plans.
@@ -150,7 +150,7 @@ class EngineCache:
             self.folder / name for name in FOLDERS
         )
         self._hashed: dict[str, dict[str, Any]] = {}
-        self._faults: set[str] = set()
+        self._warned: set[str] = set()
 
     @property
     def max_bytes(self) -> int:
@@ -176,7 +176,7 @@ class EngineCache:
         """Return the plan if it is here, else build it and keep it.
 
         Another process that builds the same plan is waited for. The manifest of a plan from the
-        cache tells when and how it was built, and names the model that was asked for now.
+        cache records when and how it was built, and names the model that is requested now.
 
         Where the backend measures layers and ``config`` names no timing cache, one for this
         TensorRT and GPU is kept here.
@@ -216,7 +216,7 @@ class EngineCache:
                 self._keep(key, BuiltPlan(plan))
         return BuiltPlan(plan)
 
-    def note(
+    def record_fallback(
         self,
         model: str | os.PathLike[str],
         config: BuildConfig,
@@ -224,12 +224,12 @@ class EngineCache:
         *,
         backend: str | Backend = "auto",
     ) -> None:
-        """Keep a note about a build, which :meth:`noted` finds as long as nothing of it changes.
+        """Keep the settings that a failing build fell back to, for :meth:`find_fallback`.
 
         Args:
             model: As for :meth:`build_plan`.
             config: The same.
-            content: What JSON can hold.
+            content: The settings, as JSON holds them.
             backend: The same.
 
         Raises:
@@ -241,14 +241,14 @@ class EngineCache:
                 self._make(self._notes)
                 _write_checksummed(self._notes / f"{key}.json", content)
 
-    def noted(
+    def find_fallback(
         self,
         model: str | os.PathLike[str],
         config: BuildConfig,
         *,
         backend: str | Backend = "auto",
     ) -> dict[str, Any] | None:
-        """What :meth:`note` has kept about this build; None if nothing.
+        """The settings that :meth:`record_fallback` kept for an unchanged build, or None.
 
         Raises:
             UnsupportedError, ModelError, SpecError: as :meth:`build_plan`.
@@ -274,7 +274,7 @@ class EngineCache:
         data = prepared.config.quantization.calibration_data
         gpu, backend, files = prepared.gpu, prepared.backend, prepared.files
         try:
-            described = self._fingerprint(
+            described = self._key_part(
                 {
                     "code": _code_hash(),
                     "schema": MANIFEST_SCHEMA,
@@ -296,8 +296,8 @@ class EngineCache:
             return None
         return _digest(described)
 
-    def _fingerprint(self, value: Any) -> Any:
-        """What JSON can hold and what is equal only for equal values; files by their content."""
+    def _key_part(self, value: Any) -> Any:
+        """A JSON value that is equal only for equal values; files count by their content."""
         if isinstance(value, Enum):
             return value.value
         if value is None or isinstance(value, (str, int, float)):
@@ -305,15 +305,17 @@ class EngineCache:
         if isinstance(value, Path):
             return {"content": self._content(value)}
         if isinstance(value, Mapping):
-            return {str(key): self._fingerprint(item) for key, item in value.items()}
+            return {str(key): self._key_part(item) for key, item in value.items()}
         if isinstance(value, (tuple, list)):
-            return [self._fingerprint(item) for item in value]
+            return [self._key_part(item) for item in value]
         if isinstance(value, (set, frozenset)):
-            return sorted(_digest(self._fingerprint(item)) for item in value)
+            return sorted(_digest(self._key_part(item)) for item in value)
         if dataclasses.is_dataclass(value):
             fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-            return {"type": type(value).__name__, "fields": self._fingerprint(fields)}
-        raise TypeError(f"an option holds a {type(value).__name__}, which has no fingerprint")
+            return {"type": type(value).__name__, "fields": self._key_part(fields)}
+        raise TypeError(
+            f"an option holds a {type(value).__name__}, which cannot be part of a cache key"
+        )
 
     def _content(self, path: Path) -> Any:
         if path.is_dir():
@@ -557,10 +559,10 @@ class EngineCache:
                 " without one"
             )
 
-    def _warn(self, fault: str) -> None:
-        if fault not in self._faults:
-            self._faults.add(fault)
-            _LOGGER.warning("cache %s: %s", self.folder, fault)
+    def _warn(self, problem: str) -> None:
+        if problem not in self._warned:
+            self._warned.add(problem)
+            _LOGGER.warning("cache %s: %s", self.folder, problem)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""The child process that builds; :mod:`trt_native.builder.isolated` starts it and says how."""
+"""The child process of an isolated build; started by :mod:`trt_native.builder.isolated`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from trt_native import errors
-from trt_native.builder.isolated import LINE_BYTES, Attempt, Job, folders_written
+from trt_native.builder.fallback import Attempt
+from trt_native.builder.isolated import LINE_BYTES, Job, folders_written
 from trt_native.files import remove_temporaries, set_temporary_tag
 
 if TYPE_CHECKING:
@@ -36,12 +37,12 @@ _FEW = 30  # so few steps that each is reported
 
 
 def main(request_file: int) -> None:
-    """Build what is asked for, and end the process.
+    """Run the requested build, and end the process.
 
     Args:
         request_file: Descriptor of a file that holds the request.
     """
-    # The terminal's background may ignore it; a SIGINT here is our parent's word to cancel.
+    # A background job may ignore SIGINT, which the parent sends to cancel.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with os.fdopen(request_file, "rb") as file:
         request = json.load(file)
@@ -58,7 +59,7 @@ def main(request_file: int) -> None:
         _log_to(report, request["log_level"])
         _record_lines(request["record"])
         report("result", _build(job, scratch, report))
-    except KeyboardInterrupt:  # our parent knows
+    except KeyboardInterrupt:  # the parent sent it
         _leave(130)
     except errors.TrtNativeError as error:
         _LOGGER.debug("", exc_info=True)
@@ -68,7 +69,7 @@ def main(request_file: int) -> None:
     except OSError as error:
         message = f"{error.filename or 'input/output'}: {error.strerror or error}"
         _report_error(report, errors.BuildError(message))
-    except Exception:  # a fault of this package: our parent hears it as our last words
+    except Exception:  # a defect of this package: the parent reads the traceback
         traceback.print_exc()
         _leave(1)
     _leave(0)
@@ -110,9 +111,11 @@ def _build_and_save(job: Job, report: _Report) -> dict[str, Any]:
     else:
         built = cache.build_plan(job.model, config, backend=backend, progress=progress)
         if job.asked is not None:
-            note = {name: getattr(config, name) for name in _LESS}
-            cache.note(job.model, job.asked, {"failed": failed, **note}, backend=backend)
-    # From here on a cancel comes too late: the plan is written, and our parent hears of it.
+            settings = {name: getattr(config, name) for name in _LESS}
+            cache.record_fallback(
+                job.model, job.asked, {"failed": failed, **settings}, backend=backend
+            )
+    # From here on a cancel comes too late: the plan is written, and the parent reads the result.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     built.plan.save(job.target)
     return {"manifest": built.manifest.to_json(), "cached": built.cached, "failed": failed}
@@ -121,16 +124,18 @@ def _build_and_save(job: Job, report: _Report) -> dict[str, Any]:
 def _reuse_fallback(
     cache: EngineCache, job: Job, backend: Backend
 ) -> tuple[BuildConfig, list[dict[str, Any]]]:
-    """What a build of the same needed in the end, and what had failed before."""
-    note = cache.noted(job.model, job.config, backend=backend)
-    if note is None:
+    """The settings that an earlier build of the same fell back to, and its failed attempts."""
+    fallback = cache.find_fallback(job.model, job.config, backend=backend)
+    if fallback is None:
         return job.config, []
-    config = replace(job.config, **{name: note[name] for name in _LESS})
-    used = Attempt(config.workspace_bytes or 0, config.optimization_level, "it worked then")
+    config = replace(job.config, **{name: fallback[name] for name in _LESS})
+    used = Attempt(config.workspace_bytes or 0, config.optimization_level, "it worked")
     _LOGGER.warning(
-        "as after the failures of an earlier build, with %s; else clear the cache", used
+        "reusing the settings that worked in an earlier build (%s); clear the cache to retry the"
+        " original settings",
+        used,
     )
-    return config, list(note["failed"])
+    return config, list(fallback["failed"])
 
 
 def _report_error(report: _Report, error: errors.TrtNativeError) -> None:
@@ -139,7 +144,7 @@ def _report_error(report: _Report, error: errors.TrtNativeError) -> None:
 
 
 def _end_with_parent(scratch: Path, job: Job, token: str) -> None:
-    """Wait for the end of standard input, which is the parent's; leave nothing behind."""
+    """Wait for the end of standard input, which is the parent's, and remove temporary files."""
     while os.read(sys.stdin.fileno(), 1):
         pass
     for _ in range(3):  # the build goes on writing meanwhile
@@ -164,12 +169,12 @@ class _Report:
 
 
 class _Progress:
-    """A :class:`trt_native.progress.Progress` that tells the parent, but not of every step."""
+    """A :class:`trt_native.progress.Progress` that reports to the parent, but not every step."""
 
     def __init__(self, report: _Report) -> None:
         self._report = report
         self._steps: dict[str, int] = {}
-        self._told = 0.0
+        self._reported = 0.0
 
     def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
         self._steps[phase] = steps
@@ -177,8 +182,8 @@ class _Progress:
 
     def step_complete(self, phase: str, step: int) -> None:
         now = time.monotonic()
-        if self._steps[phase] <= _FEW or now - self._told >= _STEP_INTERVAL_S:
-            self._told = now
+        if self._steps[phase] <= _FEW or now - self._reported >= _STEP_INTERVAL_S:
+            self._reported = now
             self._report("step", phase, step)
 
     def phase_finish(self, phase: str) -> None:

@@ -51,7 +51,7 @@ def options(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
-    """PyTorch and ONNX models to native TensorRT plans, and the plans run."""
+    """Build native TensorRT plans from PyTorch and ONNX models, and run them."""
     set_verbosity(verbose)
 
 

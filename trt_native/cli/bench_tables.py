@@ -19,7 +19,7 @@ _MOST_MS_AS_US = 100
 
 
 def phase_table(report: BenchReport) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Columns and rows of the statistics, in microseconds where that is no long figure."""
+    """Columns and rows of the statistics, in microseconds where that is a short figure."""
     from trt_native.bench import PHASES
 
     phases = report.phases
@@ -79,7 +79,7 @@ def fact_rows(report: BenchReport) -> list[tuple[str, str]]:
 
 
 def ratio_lines(plan: str, comparison: PlanComparison) -> list[str]:
-    """What a comparison says, one line for each phase."""
+    """A comparison, one line for each phase."""
     from trt_native.bench import PHASES
 
     return [

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trt_native.cli.console import print_json, report_errors, stderr, stdout, table
+from trt_native.cli.options import read_fields, with_fields
 from trt_native.cli.progress import BuildProgress
-from trt_native.cli.quantize import MEMORY_HELP, RUNNER_HELP
-from trt_native.config import CalibrationMethod, CalibrationRunner
+from trt_native.config import CalibrationMethod, CalibrationRunner, QuantizationSpec
 from trt_native.errors import SpecError
-from trt_native.units import parse_bytes
 
 if TYPE_CHECKING:
     from trt_native.calibration.caches import CalibrationCache
@@ -26,6 +25,12 @@ _PANEL = "Existing caches"
 
 
 @report_errors
+@with_fields(
+    QuantizationSpec,
+    before="backend",
+    flags={"calibration_runner": "runner", "calibration_memory_bytes": "memory"},
+    panels=False,
+)
 def calibrate(
     model: Annotated[
         Path | None, typer.Argument(metavar="MODEL.onnx", help="The ONNX file.")
@@ -64,10 +69,6 @@ def calibrate(
             " Conv, ConvTranspose, MatMul and Gemm]",
         ),
     ] = None,
-    calibration_runner: Annotated[str, typer.Option("--runner", help=RUNNER_HELP)] = "auto",
-    calibration_memory_bytes: Annotated[
-        str | None, typer.Option("--memory", help=MEMORY_HELP)
-    ] = None,
     backend: Annotated[
         str, typer.Option(help="Whose engines: auto, tensorrt or rtx; auto as in build.")
     ] = "auto",
@@ -84,17 +85,20 @@ def calibrate(
         typer.Option(metavar="A B", help="Compare two caches.", rich_help_panel=_PANEL),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    **options: Any,
 ) -> None:
     """Find the ranges that INT8 and FP8 need, by running a model on sample inputs.
 
     On a GPU, engines with extra outputs run the model; elsewhere onnx.reference does, on the CPU,
-    which suits small models. The cache is TensorRT's own text; where the ranges come from stands
-    in a .json file beside it.
+    which suits small models. The cache is in TensorRT's own text format; its provenance is
+    written to a .json file next to it.
     """
     if [model is not None, show is not None, diff is not None].count(True) != 1:
         raise SpecError("give one of: MODEL.onnx with --data DIR, --show FILE, or --diff A B")
-    by = CalibrationRunner.parse(calibration_runner)
-    for_model = (data, output, percentile, limit, tensor, calibration_memory_bytes, trt_version)
+    running = read_fields(QuantizationSpec, options)
+    by = running["calibration_runner"]
+    memory_bytes = running.get("calibration_memory_bytes")
+    for_model = (data, output, percentile, limit, tensor, memory_bytes, trt_version)
     if model is None and (any(for_model) or by is not CalibrationRunner.AUTO or backend != "auto"):
         raise SpecError("--show and --diff read caches: they take no option but --json")
     if show is not None:
@@ -113,11 +117,7 @@ def calibrate(
             output or model.with_suffix(".calib"),
             limit,
             json,
-            (
-                by,
-                backend,
-                None if calibration_memory_bytes is None else parse_bytes(calibration_memory_bytes),
-            ),
+            (by, backend, memory_bytes),
             {
                 "method": chosen,
                 "patterns": tensor or (),
@@ -164,11 +164,11 @@ def _calibrate(
 
 
 def _origin(path: Path, cache: CalibrationCache) -> list[tuple[str, str]]:
-    """What a cache is and where it comes from, as rows of a table."""
+    """A cache and its provenance, as rows of a table."""
     rows = [("cache", f"{path} ({cache.header})"), ("tensors", f"{len(cache.scales)}")]
     origin = cache.provenance
     if origin is None:
-        return [*rows, ("origin", "unknown: no .json file beside the cache")]
+        return [*rows, ("origin", "unknown: no .json file next to the cache")]
     for reason in dict.fromkeys(origin.skipped.values()):
         names = [name for name, found in origin.skipped.items() if found == reason]
         rows.append(("without a range", f"{_some(names)}: {reason}"))

@@ -1,4 +1,4 @@
-"""What the commands share: the two consoles, how errors end a command, logging, JSON, tables."""
+"""Shared by the commands: the two consoles, error reports, logging, JSON, tables."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def set_verbosity(level: int) -> None:
 
 
 def report_errors(command: _F) -> _F:
-    """Let a command end with one clear message and exit code 1 instead of a traceback."""
+    """End a failing command with one clear message and exit code 1 instead of a traceback."""
 
     @functools.wraps(command)
     def run(*args: Any, command_context: typer.Context, **kwargs: Any) -> None:
@@ -85,8 +85,8 @@ def report_errors(command: _F) -> _F:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
         except OSError as error:
-            fault = f"{error.filename or 'input/output'}: {error.strerror or error}"
-            _fail(str(TrtNativeError(fault)))
+            message = f"{error.filename or 'input/output'}: {error.strerror or error}"
+            _fail(str(TrtNativeError(message)))
         except MemoryError:
             _fail("the machine has too little memory for this")
 

@@ -1,4 +1,4 @@
-"""``trt-native deploy``: hand a plan over to Triton or trtexec."""
+"""``trt-native deploy``: deployment with Triton or trtexec."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["deploy_app"]
 
 deploy_app = typer.Typer(
-    name="deploy", no_args_is_help=True, help="Hand a plan over to Triton or trtexec."
+    name="deploy", no_args_is_help=True, help="Deploy a plan with Triton or trtexec."
 )
 
 _PlanArgument = Annotated[Path, typer.Argument(metavar="PLAN", help="The plan.")]

@@ -31,9 +31,9 @@ def doctor(
     ignore_manifest: IgnoreManifest = False,
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Tell what this machine has and what can be done on it, or whether a plan will load here."""
+    """Report this machine's GPU, driver and backends, or whether a plan will load here."""
     if plan is not None:
-        _judge(plan, ignore_manifest, json)
+        _check_plan(plan, ignore_manifest, json)
         return
     findings = _examine()
     if json:
@@ -42,7 +42,7 @@ def doctor(
     packages = ((name, found or "not installed") for name, found in findings["packages"].items())
     table("Python", ("", ""), [("python", findings["python"]), *packages])
     gpu = findings["gpu"]
-    rows = gpu.items() if gpu else [("", f"none usable: {findings['gpu_fault']}")]
+    rows = gpu.items() if gpu else [("", f"none usable: {findings['gpu_error']}")]
     table("GPU", ("", ""), rows)
     table(
         "Backends",
@@ -50,7 +50,7 @@ def doctor(
         (
             (
                 name,
-                "\n".join(filter(None, (b["version"], b["fault"]))),
+                "\n".join(filter(None, (b["version"], b["error"]))),
                 b["note"],
                 f"pip install 'trt-native[{b['extra']}]'",
             )
@@ -62,13 +62,13 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _judge(path: Path, ignore_manifest: bool, json: bool) -> None:
+def _check_plan(path: Path, ignore_manifest: bool, json: bool) -> None:
     """Report whether a plan will load here; exit with 1 if it will not."""
     findings = _findings(path, ignore_manifest)
     if json:
         print_json(findings)
     else:
-        _print_judgement(path, findings)
+        _print_findings(path, findings)
     if not findings["loads"]:
         raise typer.Exit(1)
 
@@ -83,18 +83,18 @@ def _findings(path: Path, ignore_manifest: bool) -> dict[str, Any]:
     environment = _environment()
     known = None
     found: dict[str, Any] = {"plan": str(path), "made_by": None, "bytes": None, "built_for": None}
-    faults, warnings = [], []
+    errors, warnings = [], []
     try:
         plan = Plan.load(path, ignore_manifest=ignore_manifest)
         found.update(
             made_by=f"{plan.header.product} {plan.header.version_text}", bytes=len(plan.data)
         )
         report = compatibility(plan.header, plan.manifest, environment)
-        faults, warnings, known = list(report.errors), list(report.warnings), plan.manifest
+        errors, warnings, known = list(report.errors), list(report.warnings), plan.manifest
     except PlanError as error:
         if not path.is_file():
             raise
-        faults = [error.message]
+        errors = [error.message]
         with contextlib.suppress(PlanError):
             known = None if ignore_manifest else read_manifest(path)
     rebuild = model = None
@@ -108,8 +108,8 @@ def _findings(path: Path, ignore_manifest: bool) -> dict[str, Any]:
     return {
         **found,
         "here": asdict(environment),
-        "loads": not faults,
-        "faults": faults,
+        "loads": not errors,
+        "errors": errors,
         "warnings": warnings,
         "rebuild": rebuild,
         "model": model,
@@ -129,7 +129,7 @@ def _environment() -> Environment:
     return environment_of(backends, gpu_info())
 
 
-def _print_judgement(path: Path, findings: dict[str, Any]) -> None:
+def _print_findings(path: Path, findings: dict[str, Any]) -> None:
     from trt_native.units import format_bytes
 
     here = findings["here"]
@@ -149,7 +149,7 @@ def _print_judgement(path: Path, findings: dict[str, Any]) -> None:
         rows.append(("GPU here", "none usable"))
     table(str(path), ("", ""), rows)
     stdout.print("Loads here." if findings["loads"] else "Does not load here:", style="bold")
-    for line in findings["faults"]:
+    for line in findings["errors"]:
         stdout.print(f"- {line}", markup=False, highlight=False)
     for line in findings["warnings"]:
         stdout.print(f"- note: {line}", markup=False, highlight=False)
@@ -168,7 +168,7 @@ def _examine() -> dict[str, Any]:
     from trt_native.errors import CudaError
     from trt_native.units import format_bytes
 
-    gpu, gpu_fault = None, None
+    gpu, gpu_error = None, None
     try:
         info = require_gpu()
         gpu = {
@@ -178,14 +178,14 @@ def _examine() -> dict[str, Any]:
             "memory": f"{format_bytes(info.free_bytes)} free of {format_bytes(info.total_bytes)}",
         }
     except CudaError as error:
-        gpu_fault = error.message
+        gpu_error = error.message
     backends = {name: _try_backend(name) for name in BACKENDS}
     builders = [b["library"] for b in backends.values() if b["builds"]]
     return {
         "python": f"{platform.python_version()} ({sys.executable})",
         "packages": {name: _version(name) for name in _PACKAGES},
         "gpu": gpu,
-        "gpu_fault": gpu_fault,
+        "gpu_error": gpu_error,
         "backends": backends,
         "can_build": bool(builders),
         "can_run": bool(gpu and builders),
@@ -204,7 +204,7 @@ def _try_backend(name: str) -> dict[str, Any]:
         "version": None,
         "library": None,
         "builds": False,
-        "fault": "not installed",
+        "error": "not installed",
         "note": prober.note,
         "extra": prober.extra,
     }
@@ -212,9 +212,9 @@ def _try_backend(name: str) -> dict[str, Any]:
         backend = load_backend(name)
         found.update(version=backend.version, library=f"{backend.product} {backend.version}")
         backend.check(BuildConfig())
-        found.update(builds=True, fault=None)
+        found.update(builds=True, error=None)
     except UnsupportedError as error:
-        found["fault"] = error.message if found["version"] else "not installed"
+        found["error"] = error.message if found["version"] else "not installed"
     return found
 
 

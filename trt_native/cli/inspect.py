@@ -53,7 +53,7 @@ def inspect(
     ignore_manifest: IgnoreManifest = False,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Tell what an ONNX file or a plan contains."""
+    """Show the contents of an ONNX file or a plan."""
     from trt_native.files import check_writable, open_regular_file
     from trt_native.plans.manifest import manifest_path
 
@@ -181,7 +181,7 @@ def _inspect_plan(
             *((f"option {name}", str(value)) for name, value in manifest.options.items()),
         ]
     else:
-        rows.append(("manifest", "ignored" if ignore_manifest else "none beside the plan"))
+        rows.append(("manifest", "ignored" if ignore_manifest else "none next to the plan"))
     table(str(path), ("", ""), rows)
     if report.tensors is not None:
         table("Tensors", TENSOR_COLUMNS, tensor_rows(report.tensors))
@@ -193,7 +193,7 @@ def _inspect_plan(
 
 
 def _running(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """What the manifest of a quantized plan tells of its engine."""
+    """Rows about the engine of a quantized plan, from its manifest."""
     if "engine_layers" in manifest.precision:
         yield "computes in it", engine_layers_text(manifest.precision["engine_layers"])
 

@@ -1,12 +1,19 @@
-"""Command-line options that several commands have."""
+"""Command-line options that several commands have, and those that fields declare."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
+from enum import Enum
+from typing import Annotated, Any, TypeVar
 
 import typer
 
-__all__ = ["IgnoreManifest"]
+from trt_native.config import BuildConfig, CommandOption, QuantizationSpec
+from trt_native.errors import TrtNativeError
+
+__all__ = ["IgnoreManifest", "flag_words", "read_fields", "with_fields"]
 
 IgnoreManifest = Annotated[
     bool,
@@ -15,3 +22,131 @@ IgnoreManifest = Annotated[
         help="Ignore the manifest stored next to the plan, or use it.",
     ),
 ]
+
+_Declaring = type[BuildConfig] | type[QuantizationSpec]
+_F = TypeVar("_F", bound=Callable[..., None])
+
+
+def with_fields(
+    declaring: _Declaring,
+    *,
+    before: str,
+    flags: Mapping[str, str] | None = None,
+    extra_help: Mapping[str, str] | None = None,
+    panels: bool = True,
+) -> Callable[[_F], _F]:
+    """Give a command the options that the fields of a class declare, in place of ``**options``.
+
+    Args:
+        declaring: The class. ``BuildConfig`` includes the fields of ``QuantizationSpec``.
+        before: Name of the command's own parameter that follows them.
+        flags: Fields to take, and the flag of each, without dashes; empty for its own. None takes
+            all.
+        extra_help: Field to further text of its help.
+        panels: Whether to list the options in their panels.
+    """
+
+    def decorate(command: _F) -> _F:
+        own = inspect.signature(command, eval_str=True)
+        parameters = [
+            _parameter(
+                name,
+                default,
+                option,
+                flag=(flags or {}).get(name, ""),
+                extra_help=(extra_help or {}).get(name, ""),
+                panel=option.panel if panels else None,
+            )
+            for name, default, option in _declared(declaring)
+            if flags is None or name in flags
+        ]
+        kept = []
+        for parameter in own.parameters.values():
+            if parameter.name == before:
+                kept += parameters
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+                kept.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+        command.__signature__ = own.replace(parameters=kept)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in kept}
+        return command
+
+    return decorate
+
+
+def _declared(declaring: _Declaring) -> Iterator[tuple[str, Any, CommandOption]]:
+    """Name, default and option of each field that has one."""
+    for field in fields(declaring):
+        if "option" in field.metadata:
+            yield field.name, field.default, field.metadata["option"]
+        elif field.type == "QuantizationSpec":
+            yield from _declared(QuantizationSpec)
+
+
+def _parameter(
+    name: str,
+    default: Any,
+    option: CommandOption,
+    *,
+    flag: str,
+    extra_help: str,
+    panel: str | None,
+) -> inspect.Parameter:
+    help_text = option.help + extra_help
+    if option.default_text:
+        help_text += f" \\[default: {option.default_text}]"
+    if isinstance(default, Enum):
+        default = default.value
+    elif default == ():
+        default = None
+    word: Any = list[option.type] if option.repeatable else option.type  # type: ignore[name-defined]
+    declared = typer.Option(
+        _flag(name, option, flag),
+        help=help_text,
+        metavar=option.metavar or None,
+        rich_help_panel=panel,
+    )
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[word | None if default is None else word, declared],
+    )
+
+
+def _flag(name: str, option: CommandOption, flag: str = "") -> str:
+    word = flag or option.flag or name.replace("_", "-")
+    return f"--{word}/--no-{word}" if option.type is bool and option.negatable else f"--{word}"
+
+
+def read_fields(declaring: _Declaring, words: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the fields of a class from the words of a command line; others keep their defaults.
+
+    Raises:
+        SpecError, UnsupportedError: a word cannot be read; the error names the field.
+    """
+    found = {}
+    for field in fields(declaring):
+        option = field.metadata.get("option")
+        if option is not None and words.get(field.name) is not None:
+            word = words[field.name]
+            try:
+                found[field.name] = word if option.parse is None else option.parse(word)
+            except TrtNativeError as error:
+                error.options = error.options or (field.name,)
+                raise
+    return found
+
+
+def flag_words(name: str, value: Any) -> list[str]:
+    """The words that give a field a value, as JSON holds it.
+
+    Raises:
+        KeyError: no field of that name has an option.
+    """
+    option = {field: found for field, _, found in _declared(BuildConfig)}[name]
+    flag, _, negated = _flag(name, option).partition("/")
+    if option.type is bool:
+        return [flag if value else negated]
+    if option.repeatable:
+        return [word for item in value for word in (flag, str(item))]
+    return [flag, option.separator.join(value) if option.separator else str(value)]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trt_native.cli.console import print_json, report_errors, stderr, table
+from trt_native.cli.options import read_fields, with_fields
 from trt_native.config import Precision, QuantizationSpec
 from trt_native.errors import SpecError
 from trt_native.shapes import ProfileSpec
@@ -18,53 +19,23 @@ if TYPE_CHECKING:
     from trt_native.builder.quantize_file import QuantizedFile
 
 __all__ = [
-    "CALIBRATION_CACHE_HELP",
-    "COVERAGE_HELP",
-    "EXCLUDE_HELP",
-    "MEMORY_HELP",
-    "OPS_HELP",
-    "PRESET_HELP",
-    "RUNNER_HELP",
     "engine_layers_text",
-    "parse_ops",
     "quantize",
 ]
 
 _NAMED = 10
-CALIBRATION_CACHE_HELP = "Calibration cache with the ranges of the activations."
-RUNNER_HELP = (
-    "What runs the model with the data: engine (TensorRT, on the GPU), engine-fp16, reference"
-    " (onnx.reference, on the CPU), or auto: an engine where there is a GPU."
-)
-MEMORY_HELP = (
-    "GPU memory for the activations of one engine, which decides how many engines it takes."
-    " \\[default: 8GiB, or half of what is free]"
-)
-OPS_HELP = "Operators to quantize, such as Conv,MatMul,Gemm. \\[default: what suits the format]"
-EXCLUDE_HELP = (
-    "Shell pattern of nodes to leave alone, such as '*/to_out*' or 'op:Gemm'. Repeatable."
-)
-PRESET_HELP = "default, or diffusion-unet: leave a denoiser's sensitive layers alone."
-COVERAGE_HELP = "Fail if less than this share of the multiply-adds is quantized, 0 to 1."
+_FIELDS = ("calibration_cache", "ops", "exclude", "preset", "min_coverage")
 
 
 @report_errors
+@with_fields(QuantizationSpec, before="dim", flags=dict.fromkeys(_FIELDS, ""), panels=False)
 def quantize(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The ONNX file.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The ONNX file to write.")],
-    calibration_cache: Annotated[Path | None, typer.Option(help=CALIBRATION_CACHE_HELP)] = None,
     format: Annotated[  # noqa: A002
         str,
         typer.Option(help="int8, fp8, or int8-weights: only the weights, without calibration."),
     ] = "int8",
-    ops: Annotated[str | None, typer.Option("--quantize-ops", help=OPS_HELP)] = None,
-    exclude: Annotated[
-        list[str] | None, typer.Option("--quantize-exclude", help=EXCLUDE_HELP)
-    ] = None,
-    preset: Annotated[str, typer.Option("--quantize-preset", help=PRESET_HELP)] = "default",
-    min_coverage: Annotated[
-        float, typer.Option("--quantize-min-coverage", help=COVERAGE_HELP)
-    ] = 0.0,
     dim: Annotated[
         list[str] | None,
         typer.Option(
@@ -72,17 +43,12 @@ def quantize(
         ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    **options: Any,
 ) -> None:
     """Write Q/DQ nodes into an ONNX model, for any TensorRT to build in INT8 or FP8."""
-    spec = QuantizationSpec(
-        calibration_cache=calibration_cache,
-        ops=parse_ops(ops),
-        exclude=tuple(exclude or ()),
-        preset=preset,
-        min_coverage=min_coverage,
-    )
+    spec = QuantizationSpec(**read_fields(QuantizationSpec, options))
     precision = _parse_format(format)
-    if calibration_cache is not None and not precision.needs_ranges:
+    if spec.calibration_cache is not None and not precision.needs_ranges:
         raise SpecError(
             f"--calibration-cache: no effect on {precision}, which needs no ranges; leave it out"
         )
@@ -96,23 +62,6 @@ def quantize(
         print_json(result.to_dict())
     else:
         _print(result)
-
-
-def parse_ops(text: str | None) -> tuple[str, ...]:
-    """Read ``Conv,MatMul``; None is no choice.
-
-    Raises:
-        SpecError: no operator is named.
-    """
-    if text is None:
-        return ()
-    ops = tuple(filter(None, (operator.strip() for operator in text.split(","))))
-    if not ops:
-        raise SpecError(
-            f"{text!r} names no operator; write for example Conv,MatMul,Gemm",
-            options=("ops",),
-        )
-    return ops
 
 
 def _parse_format(text: str) -> Precision:

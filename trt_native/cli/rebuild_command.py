@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from trt_native.cli.options import flag_words
 from trt_native.config import BuildConfig
 from trt_native.errors import PlanError
 from trt_native.plans.compatibility import Environment, targets_gpu
@@ -15,18 +16,7 @@ from trt_native.plans.manifest import Manifest
 __all__ = ["rebuild_command"]
 
 
-_OPTION_NAMES = {
-    "workspace_bytes": "workspace",
-    "compute_capabilities": "compute-capability",
-    "calibration_memory_bytes": "calibration-memory",
-    "ops": "quantize-ops",
-    "exclude": "quantize-exclude",
-    "preset": "quantize-preset",
-    "min_coverage": "quantize-min-coverage",
-}
-
-
-# Where timings are kept says nothing of the plan, and those of another GPU or version are refused.
+# The timing cache does not change the plan, and timings of another GPU or version are refused.
 _NOT_REPEATED = ("profiles", "timing_cache")
 
 
@@ -35,9 +25,9 @@ def rebuild_command(manifest: Manifest, plan: Path, environment: Environment | N
 
     Args:
         manifest: The plan's manifest.
-        plan: Where the plan shall be written; the ONNX file is taken to lie beside it.
-        environment: The machine it shall load on; a plan that targets other GPUs is then built for
-            this one. None repeats the build as it was.
+        plan: The plan to write; the ONNX file is assumed to be next to it.
+        environment: The machine that is to load it; a plan that targets other GPUs is then built
+            for this one. None repeats the build as it was.
 
     Raises:
         PlanError: the manifest's options are not those of a build.
@@ -56,25 +46,19 @@ def _rebuild_command(manifest: Manifest, plan: Path, environment: Environment | 
     unknown = set(options) - set(BuildConfig.__dataclass_fields__)
     if unknown:
         raise PlanError(f"malformed manifest: no build options: {', '.join(sorted(unknown))}")
-    for name, value in options.pop("quantization", {}).items():
-        options[name] = ",".join(value) if name == "ops" else value
+    options.update(options.pop("quantization", {}))
     here = environment.compute_capability if environment else None
     if here and options.get("compute_capabilities") and not targets_gpu(manifest, here):
         options["compute_capabilities"] = [here]
     before, profile_words = _profile_words(manifest.options.get("profiles") or [], plan)
     words += profile_words
     for name, value in options.items():
-        option = "--" + _OPTION_NAMES.get(name, name).replace("_", "-")
-        if isinstance(value, bool):
-            words.append(option if value else option.replace("--", "--no-", 1))
-        else:
-            for item in value if isinstance(value, list) else [value]:
-                words += [option, str(item)]
+        words += flag_words(name, value)
     return before + shlex.join(words)
 
 
 def _profile_words(profiles: Any, plan: Path) -> tuple[str, list[str]]:
-    """What must run before, and the words that give a build these profiles."""
+    """A command to run first, and the words that give a build these profiles."""
     if len(profiles) > 1:
         file = str(plan.with_suffix(".profiles.json"))
         content = shlex.quote(json.dumps({"profiles": profiles}))

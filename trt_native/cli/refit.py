@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from trt_native.cli.console import print_json, report_errors, stderr, table
+from trt_native.cli.options import with_fields
 from trt_native.cli.progress import BuildProgress
-from trt_native.cli.quantize import CALIBRATION_CACHE_HELP
+from trt_native.config import QuantizationSpec
 from trt_native.files import check_writable
 from trt_native.plans.manifest import Manifest, manifest_path
 from trt_native.units import format_bytes
@@ -18,6 +19,13 @@ __all__ = ["refit"]
 
 
 @report_errors
+@with_fields(
+    QuantizationSpec,
+    before="json",
+    flags={"calibration_cache": ""},
+    extra_help={"calibration_cache": " For a plan in INT8 or FP8."},
+    panels=False,
+)
 def refit(
     plan: Annotated[
         Path,
@@ -30,12 +38,11 @@ def refit(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The plan to write; PLAN itself is allowed.")
     ],
-    calibration_cache: Annotated[
-        Path | None, typer.Option(help=f"{CALIBRATION_CACHE_HELP} For a plan in INT8 or FP8.")
-    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+    **options: Any,
 ) -> None:
     """Put the weights of another checkpoint into a plan, without building it again."""
+    calibration_cache = options["calibration_cache"]
     for file in (output, manifest_path(output)):
         check_writable(file, reads=[model, calibration_cache])
     from trt_native.builder.refit import refit_plan

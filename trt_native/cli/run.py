@@ -50,7 +50,7 @@ def run(
     ignore_manifest: IgnoreManifest = False,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Run a plan once on the GPU and tell what comes out."""
+    """Run a plan once on the GPU and print a summary of its outputs."""
     import numpy as np
 
     from trt_native.arrays import save_arrays

@@ -114,7 +114,7 @@ def verify(
         bool,
         typer.Option(
             "--layers",
-            help="Find the first tensor inside the model that departs from onnx.reference: builds"
+            help="Find the first tensor inside the model that differs from onnx.reference: builds"
             " the model again, a few times, with further outputs.",
             rich_help_panel=_LAYERS,
         ),
@@ -123,7 +123,7 @@ def verify(
         Path | None,
         typer.Option(
             help="The ONNX file that the plan was built from, for --layers."
-            " \\[default: the one beside the plan, else the reference]",
+            " \\[default: the one next to the plan, else the reference]",
             rich_help_panel=_LAYERS,
         ),
     ] = None,
@@ -138,7 +138,7 @@ def verify(
     ignore_manifest: IgnoreManifest = False,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Compare a plan's outputs with a reference: exit code 0 if they agree, else 1."""
+    """Compare a plan's outputs with a reference: exit code 0 if they match, else 1."""
     if not layers and (model is not None or memory_bytes is not None):
         raise SpecError("--model and --memory are for --layers, which is not given")
     limit = parse_bytes(memory_bytes or _MEMORY)
@@ -187,7 +187,7 @@ def verify(
 
 
 class _Source:
-    """Where the inputs come from, as the options say."""
+    """Source of the inputs, from the options."""
 
     def __init__(
         self,
@@ -290,7 +290,7 @@ class _Layers:
 
         if plan.manifest is None:
             raise SpecError(
-                "--layers: the plan has no manifest, so nothing tells how it was built; build it"
+                "--layers: the plan has no manifest, so its build options are unknown; build it"
                 " with trt-native build"
             )
         if memory_bytes < 1:
@@ -425,7 +425,13 @@ def _print(reference: str, found: Verification, origin: str, saved: Path | None)
         if reasons:
             more = f", and {len(reasons) - 3} more" if len(reasons) > 3 else ""
             stdout.print(f"{name} fails: {'; '.join(reasons[:3])}{more}", markup=False)
-    stdout.print("The plan agrees." if found.passed else "The plan does not agree.")
+    failed = sum(map(bool, faults.values()))
+    stdout.print(
+        "PASSED: all outputs are within the tolerance."
+        if found.passed
+        else f"FAILED: {failed} of {len(faults)} outputs exceed the tolerance.",
+        highlight=False,
+    )
     if saved is not None:
         stderr.print(f"written to {saved}", markup=False, highlight=False)
 
@@ -440,7 +446,7 @@ def _print_layers(report: LayerReport, passed: bool) -> None:
                 probe.node,
                 probe.operator,
                 *_numbers(probe.comparison),
-                "agrees" if probe.agrees else "departs",
+                "matches" if probe.agrees else "mismatch",
             )
             for probe in report.worst
         ),
@@ -458,14 +464,14 @@ def _print_layers(report: LayerReport, passed: bool) -> None:
     first = report.first
     if first is not None:
         stdout.print(
-            f"First to depart: {first.name}, made by {first.operator} {first.node!r}; what that"
-            " node reads agrees.",
+            f"First mismatch: {first.name} (output of {first.operator} {first.node!r}); all inputs"
+            " of that node match.",
             markup=False,
         )
     elif passed:
-        stdout.print("No tensor departs.")
+        stdout.print("No mismatch: all tensors are within the tolerance.")
     else:
         stdout.print(
-            "No tensor departs in plans that return them: the plan was built from another model, or"
-            " the difference lies in how its layers are fused."
+            "No intermediate tensor exceeds the tolerance when it is marked as an output: the plan"
+            " was built from another model, or the difference comes from layer fusion."
         )

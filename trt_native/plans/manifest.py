@@ -345,4 +345,6 @@ def read_manifest(plan: Path) -> Manifest | None:
         reason, advice = f"cannot be read: {error}", "delete it or build again"
     except PlanError as error:
         reason, advice = error.message, "build the plan again"
-    raise PlanError(f"{path}: {reason}; {advice}, or ignore it", options=("ignore_manifest",))
+    raise PlanError(
+        f"{path}: {reason}; {advice}, or ignore the manifest", options=("ignore_manifest",)
+    )
