@@ -237,9 +237,7 @@ def _check_tensors(tensors: Sequence[PlanTensor]) -> None:
                 f"{tensor.name!r} is a shape of more than one axis, which Triton does not support"
             )
     if problems:
-        raise UnsupportedError(
-            "Triton cannot serve this plan:", [f"- {problem}" for problem in problems]
-        )
+        raise UnsupportedError("Triton cannot serve this plan:", problems=problems)
 
 
 def _profile_count(tensors: Sequence[PlanTensor]) -> int:

@@ -38,8 +38,8 @@ class TrtNativeError(Exception):
         message: The message, on one line.
         details: The further lines, oldest first.
         options: The names of the options.
-        problems: The problems. They follow the message in ``str(error)``, one per line, and the
-            details follow them.
+        problems: The problems. They follow the message in ``str(error)`` as a list, and the details
+            follow them.
     """
 
     def __init__(
@@ -52,11 +52,16 @@ class TrtNativeError(Exception):
     ) -> None:
         # A name in it, of a file or in a model, may hold line ends.
         message = message.replace("\r", "\\r").replace("\n", "\\n")
-        super().__init__("\n  ".join((message, *problems, *details)))
         self.message = message
         self.details = tuple(details)
         self.options = tuple(options)
         self.problems = tuple(problems)
+        super().__init__("\n  ".join((message, *self.lines)))
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The lines behind the message: the problems as a list, then the details."""
+        return (*(f"- {problem}" for problem in self.problems), *self.details)
 
 
 class SpecError(TrtNativeError, ValueError):

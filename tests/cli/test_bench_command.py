@@ -151,7 +151,7 @@ def test_many_layers_and_equal_times(tmp_path):
     ("arguments", "said"),
     [
         (("no.plan",), "no.plan"),
-        (("m.plan", "--iterations", 0), "iterations 0: it is at least 1"),
+        (("m.plan", "--iterations", 0), "iterations 0: must be at least 1"),
         (("m.plan", "--duration", "nan"), "duration of nan s"),
         (("m.plan", "--random", -1), "--random -1: a seed is not negative"),
         (("m.plan", "--shape", "1x3"), "write NAME=1x3x8x8"),

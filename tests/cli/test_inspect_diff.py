@@ -98,7 +98,7 @@ def test_diff_of_reports_from_a_machine_with_a_gpu(trt_native, tmp_path):
         (("inspect", "m.plan", "--html", "/proc/m.html"), "cannot write /proc/m.html"),
         (("inspect", "m.plan", "--times", "t.json"), "it is shown in the page of --html"),
         (("inspect", "m.plan", "--html", "h", "--times", "t.json"), "cannot read t.json"),
-        (("inspect", "m.plan", "--html", "h", "--times", "m.plan.json"), "no times of layers"),
+        (("inspect", "m.plan", "--html", "h", "--times", "m.plan.json"), "no layer times"),
     ],
     ids=str,
 )

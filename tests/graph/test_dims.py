@@ -77,7 +77,7 @@ def test_all_faults_come_in_one_error_with_the_dimensions():
     for part in (
         "dimension 'hieght' is not one of the model's; did you mean 'height'?",
         "input 'latent' is not one of the model's; did you mean 'latents'?",
-        "dimension 'frames' has no range: give one with --dim frames=MIN:OPT:MAX",
+        "dimension 'frames' has no range: give one as frames=MIN:OPT:MAX",
         "dimension 'width' has no range",
         "the model's dimensions: batch (latents[0]), frames (latents[2])",
         "batch*frames (audio[0])",
@@ -111,7 +111,7 @@ def test_two_shapes_that_contradict_each_other():
 
 def test_an_expression_that_falls_is_refused():
     falling = TensorSpec("x", "float32", ("16 - n",))
-    with pytest.raises(SpecError, match=r"comes out as 15:8:0, which is no ordered range"):
+    with pytest.raises(SpecError, match=r"comes out as 15:8:0, which is not an ordered range"):
         resolve(ProfileSpec.parse(["n=1:8:16"]), inputs=(falling,))
 
 
@@ -125,7 +125,7 @@ def test_an_axis_without_a_name_needs_a_shape():
 
 def test_an_input_of_unknown_rank_needs_a_shape():
     unknown = TensorSpec("x", "float32", None)
-    with pytest.raises(SpecError, match="give its shapes with --shape x=MIN:OPT:MAX"):
+    with pytest.raises(SpecError, match="give its shapes as x=MIN:OPT:MAX"):
         resolve(inputs=(unknown,))
     (profile,) = resolve(ProfileSpec.parse((), ["x=1x3"]), inputs=(unknown,))
     assert profile.shapes["x"].is_static

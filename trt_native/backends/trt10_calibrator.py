@@ -21,6 +21,7 @@ from trt_native.cuda import DeviceBuffer, PinnedPool, Stream, copy_host
 from trt_native.errors import CalibrationError, SpecError, UnsupportedError
 from trt_native.files import atomic_write
 from trt_native.progress import Progress
+from trt_native.shapes import format_shape
 
 __all__ = [
     "DeviceUploader",
@@ -119,7 +120,7 @@ def check_calibration(request: BuildRequest) -> None:
         )
     shapes = calibration.batches.common_shapes() if calibration.batches is not None else {}
     problems = [
-        f"- {name!r} is {'x'.join(map(str, shape))} in the data, and fixed to"
+        f"{name!r} is {format_shape(shape)} in the data, and fixed to"
         f" {'x'.join('?' if extent is None else str(extent) for extent in request.fixed[name])}"
         for name, shape in shapes.items()
         if any(
@@ -128,7 +129,7 @@ def check_calibration(request: BuildRequest) -> None:
         )
     ]
     if problems:
-        raise SpecError("the calibration data has other shapes than the plan:", problems)
+        raise SpecError("the calibration data has other shapes than the plan:", problems=problems)
 
 
 def with_header(cache: bytes, version: str, algorithm: str) -> bytes:

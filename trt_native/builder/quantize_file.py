@@ -85,8 +85,9 @@ def quantize_onnx(
     started = time.perf_counter()
     if precision.needs_ranges and spec.calibration_cache is None:
         raise SpecError(
-            f"{precision} needs the ranges of the activations: give a calibration cache"
-            " (--calibration-cache FILE), or quantize to int8-weights, which needs none"
+            f"{precision} needs the ranges of the activations: give a calibration cache,"
+            " or quantize to int8-weights, which needs none",
+            options=("calibration_cache",),
         )
     _check_output(model, output)
     graph = read_model(model)

@@ -43,7 +43,7 @@ def refit_plan(
     plan: Plan | str | os.PathLike[str],
     model: str | os.PathLike[str],
     *,
-    calibration: str | os.PathLike[str] | None = None,
+    calibration_cache: str | os.PathLike[str] | None = None,
     backend: str | Backend = "auto",
     ordinal: int = 0,
     progress: Progress | None = None,
@@ -59,7 +59,7 @@ def refit_plan(
             :attr:`~trt_native.config.BuildConfig.strip_weights`, with its manifest, or its path.
             With ``strip_weights`` alone it takes no other weights than it was built with.
         model: Path of the ONNX file with the weights.
-        calibration: A calibration cache of ``model``, for a plan of precision INT8 or FP8.
+        calibration_cache: A calibration cache of ``model``, for a plan of precision INT8 or FP8.
         backend: ``auto`` takes the library that the plan's header names.
         ordinal: CUDA ordinal of the GPU to load the plan on.
         progress: Receives progress callbacks.
@@ -84,7 +84,7 @@ def refit_plan(
     config = manifest.build_config()
     inputs = _check_interface(manifest, Path(model))
     rewriting = replace(
-        _rewriting(config, manifest, calibration), profiles=_profiles(manifest, inputs)
+        _rewriting(config, manifest, calibration_cache), profiles=_profiles(manifest, inputs)
     )
     prepared = prepare(model, rewriting, backend=chosen, progress=progress)
     with lower(prepared, progress) as lowered:
@@ -158,7 +158,7 @@ def _range(tensor: PlanTensor, profile: int) -> ShapeRange:
 
 
 def _rewriting(
-    config: BuildConfig, manifest: Manifest, calibration: str | os.PathLike[str] | None
+    config: BuildConfig, manifest: Manifest, calibration_cache: str | os.PathLike[str] | None
 ) -> BuildConfig:
     """The options of a plan that decide how a model is rewritten, for another model."""
     if "calibrated" in manifest.precision:
@@ -166,14 +166,16 @@ def _rewriting(
             "the plan's INT8 ranges were found by TensorRT's calibrator during its build, and may"
             " not suit other weights; build it again"
         )
-    if config.precision.needs_ranges and calibration is None:
+    if config.precision.needs_ranges and calibration_cache is None:
         raise SpecError(
             f"the plan is of precision {config.precision}: give a calibration cache of the new"
-            " model too (--calibration-cache FILE, made by trt-native calibrate)"
+            " model too",
+            options=("calibration_cache",),
         )
-    if calibration is not None and not config.precision.needs_ranges:
+    if calibration_cache is not None and not config.precision.needs_ranges:
         raise SpecError(
-            f"a calibration cache has no effect on a plan of precision {config.precision}"
+            f"a calibration cache has no effect on a plan of precision {config.precision}",
+            options=("calibration_cache",),
         )
     return BuildConfig(
         precision=config.precision,
@@ -181,7 +183,7 @@ def _rewriting(
         keep_fp32=config.keep_fp32,
         quantization=replace(
             config.quantization,
-            calibration_cache=None if calibration is None else Path(calibration),
+            calibration_cache=None if calibration_cache is None else Path(calibration_cache),
             calibration_data=None,
             calibration_method=None,
         ),
@@ -199,9 +201,7 @@ def _check_interface(manifest: Manifest, model: Path) -> tuple[TensorSpec, ...]:
         *_tensor_problems("output", manifest.outputs, outputs, model.name),
     ]
     if problems:
-        raise SpecError(
-            f"{model} is not of the plan's architecture:", [f"- {problem}" for problem in problems]
-        )
+        raise SpecError(f"{model} is not of the plan's architecture:", problems=problems)
     return inputs
 
 
@@ -232,16 +232,14 @@ def _check_weights(
     """The names of the weights that differ, in a model whose weights fit."""
     problems = differences(old, new, model.name)
     if problems:
-        raise SpecError(
-            f"the weights of {model} do not fit the plan:", [f"- {problem}" for problem in problems]
-        )
+        raise SpecError(f"the weights of {model} do not fit the plan:", problems=problems)
     changed = sorted(name for name, text in new.weights.items() if text != old.weights[name])
     if only_same and changed:
         raise SpecError(
-            f"{model} has other weights than the plan was built with, and a plan built with"
-            " --strip-weights alone takes those only; build it with --strip-weights --refit."
-            " They differ in:",
-            [f"- {name!r}" for name in changed],
+            f"{model} has other weights than the plan was built with, and a plan whose weights were"
+            " stripped takes those only, unless it was built as refittable too. They differ in:",
+            problems=[repr(name) for name in changed],
+            options=("strip_weights", "refit"),
         )
     return frozenset(changed)
 

@@ -434,7 +434,7 @@ def _fastest(candidates: Sequence[Candidate], max_error: float) -> Candidate:
         raise BuildError(
             f"no plan is within a relative error of {max_error:g} of FP32; allow more,"
             " give more calibration data, or build in fp32",
-            [f"- {_described(candidate)}" for candidate in candidates],
+            problems=[_described(candidate) for candidate in candidates],
             options=("max_error",),
         )
     return min(within, key=lambda pair: pair[0])[1]

@@ -39,16 +39,20 @@ def build(
     backend: Annotated[
         str, typer.Option(help="auto, tensorrt or rtx; auto reads TRT_NATIVE_BACKEND first.")
     ] = "auto",
-    dim: Annotated[
+    dims: Annotated[
         list[str] | None,
         typer.Option(
+            "--dim",
+            metavar="NAME=MIN:OPT:MAX",
             help="Range of a symbolic dimension: NAME=MIN:OPT:MAX, or NAME=N. Repeatable.",
             rich_help_panel=_SHAPES,
         ),
     ] = None,
-    shape: Annotated[
+    shapes: Annotated[
         list[str] | None,
         typer.Option(
+            "--shape",
+            metavar="NAME=MIN:OPT:MAX",
             help="Range of an input's shape: NAME=1x3x8x8:2x3x8x8:4x3x8x8, or one shape."
             " Wins over --dim. Repeatable.",
             rich_help_panel=_SHAPES,
@@ -126,7 +130,7 @@ def build(
     if best:
         options["precision"] = None
     config = BuildConfig(
-        profiles=_profiles(dim or [], shape or [], profile),
+        profiles=_profiles(dims or [], shapes or [], profile),
         quantization=QuantizationSpec() if best else quantization,
         **read_fields(BuildConfig, options),
     )

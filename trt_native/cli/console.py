@@ -107,7 +107,7 @@ def _with_flags(error: TrtNativeError, context: typer.Context) -> str:
     parameters = {parameter.name: parameter for parameter in context.command.params}
     flags = [_flag(parameters[name]) for name in error.options if name in parameters]
     listed = f" ({', '.join(filter(None, flags))})" if any(flags) else ""
-    return "\n  ".join((error.message + listed, *error.problems, *error.details))
+    return "\n  ".join((error.message + listed, *error.lines))
 
 
 def _flag(parameter: Any) -> str:

@@ -28,7 +28,7 @@ _FIELDS = ("calibration_cache", "ops", "exclude", "preset", "min_coverage")
 
 
 @report_errors
-@with_fields(QuantizationSpec, before="dim", flags=dict.fromkeys(_FIELDS, ""), panels=False)
+@with_fields(QuantizationSpec, before="dims", flags=dict.fromkeys(_FIELDS, ""), panels=False)
 def quantize(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The ONNX file.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The ONNX file to write.")],
@@ -36,10 +36,12 @@ def quantize(
         str,
         typer.Option(help="int8, fp8, or int8-weights: only the weights, without calibration."),
     ] = "int8",
-    dim: Annotated[
+    dims: Annotated[
         list[str] | None,
         typer.Option(
-            help="Extent to count multiply-adds for: NAME=N. Repeatable. \\[default: calibration's]"
+            "--dim",
+            metavar="NAME=N",
+            help="Extent to count multiply-adds for. Repeatable. \\[default: calibration's]",
         ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
@@ -54,9 +56,9 @@ def quantize(
         )
     from trt_native.builder.quantize_file import quantize_onnx
 
-    dims = ProfileSpec.parse(dim) if dim else None
+    extents = ProfileSpec.parse(dims) if dims else None
     with stderr.status(f"quantizing to {precision}") as status:
-        result = quantize_onnx(model, output, precision, spec, dims=dims)
+        result = quantize_onnx(model, output, precision, spec, dims=extents)
         status.stop()
     if json:
         print_json(result.to_dict())

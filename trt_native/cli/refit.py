@@ -48,7 +48,7 @@ def refit(
     from trt_native.builder.refit import refit_plan
 
     with BuildProgress(stderr) as progress:
-        refitted = refit_plan(plan, model, calibration=calibration_cache, progress=progress)
+        refitted = refit_plan(plan, model, calibration_cache=calibration_cache, progress=progress)
     refitted.save(output)
     manifest = refitted.manifest
     assert manifest is not None  # noqa: S101  # for the type checker

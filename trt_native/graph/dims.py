@@ -66,9 +66,12 @@ def resolve_profiles(
         for index, spec in enumerate(specs or (ProfileSpec(),))
     )
     if problems:
-        unique = list(dict.fromkeys(problems))
-        listing = [f"- {problem}" for problem in unique] + [_known_dimensions(inputs)]
-        raise SpecError("the shapes asked for do not fit the model:", listing)
+        raise SpecError(
+            "the requested shapes do not fit the model:",
+            [_known_dimensions(inputs)],
+            problems=list(dict.fromkeys(problems)),
+            options=("dims", "shapes"),
+        )
     return profiles if any(profile.shapes or profile.values for profile in profiles) else ()
 
 
@@ -213,7 +216,7 @@ def evaluate_dimension(text: str, extents: Mapping[str, int]) -> Any:
 
 def _shapes_from(tensor: TensorSpec, ranges: Mapping[str, DimRange], add: Any) -> ShapeRange | None:
     if tensor.shape is None:
-        add(f"{tensor}: give its shapes with --shape {tensor.name}=MIN:OPT:MAX")
+        add(f"{tensor}: give its shapes as {tensor.name}=MIN:OPT:MAX")
         return None
     axes = [_axis_range(tensor, index, ranges, add) for index in range(len(tensor.shape))]
     complete = [axis for axis in axes if axis is not None]
@@ -235,14 +238,14 @@ def _axis_range(
     if axis is None:
         add(
             f"axis {index} of {tensor} is dynamic and has no name:"
-            f" give its shapes with --shape {tensor.name}=MIN:OPT:MAX"
+            f" give its shapes as {tensor.name}=MIN:OPT:MAX"
         )
         return None
     if axis in ranges:
         return ranges[axis]
     missing = sorted(_symbols(axis) - set(ranges))
     for name in missing:
-        add(f"dimension {name!r} has no range: give one with --dim {name}=MIN:OPT:MAX")
+        add(f"dimension {name!r} has no range: give one as {name}=MIN:OPT:MAX")
     return None if missing else _evaluate(axis, ranges, add)
 
 
@@ -256,8 +259,8 @@ def _evaluate(axis: str, ranges: Mapping[str, DimRange], add: Any) -> DimRange |
     except (SpecError, TypeError, ValueError, ArithmeticError):
         low, best, high = extents
         add(
-            f"dimension {axis!r} comes out as {low}:{best}:{high}, which is no ordered range;"
-            f' give one with --dim "{axis}=MIN:OPT:MAX"'
+            f"dimension {axis!r} comes out as {low}:{best}:{high}, which is not an ordered range;"
+            f" give one as {axis}=MIN:OPT:MAX"
         )
         return None
 

@@ -29,14 +29,15 @@ def check_parser_support(model: ir.Model) -> None:
         UnsupportedError: there is such a node; all of them in one error.
     """
     found = [
-        f"- {node.name or node.outputs[0].name!r} ({node.op_type}): {reason}"
+        f"{node.name or node.outputs[0].name!r} ({node.op_type}): {reason}"
         for node in all_nodes(model.graph)
         if (reason := _unsupported_reason(node))
     ]
     if found:
-        more = [f"- and {len(found) - _MOST_NAMED} more"] if len(found) > _MOST_NAMED else []
+        more = [f"and {len(found) - _MOST_NAMED} more"] if len(found) > _MOST_NAMED else []
         raise UnsupportedError(
-            "TensorRT would silently miscompile these nodes:", [*found[:_MOST_NAMED], *more]
+            "TensorRT would silently miscompile these nodes:",
+            problems=[*found[:_MOST_NAMED], *more],
         )
 
 

@@ -70,7 +70,8 @@ def has_products(model: ir.Model) -> bool:
         raise UnsupportedError(
             f"this TensorRT computes {', '.join(sorted(found))} in TF32 unless the graph"
             f" is rewritten, which needs opset {_OPSET}; the model has opset {opset_of(model)}:"
-            " export it at a newer one, or allow TF32"
+            " export it at a newer one, or allow TF32",
+            options=("tf32",),
         )
     return bool(found)
 
@@ -139,7 +140,8 @@ class SplitFp32Products(GraphPass):
             raise UnsupportedError(
                 f"{backend.product} {backend.version} needs BF16 to keep FP32 products out of TF32,"
                 f" and compute capability {', '.join(older)} has neither: build a plan for that"
-                " apart from the others, or allow TF32"
+                " apart from the others, or allow TF32",
+                options=("compute_capabilities", "tf32"),
             )
         return True
 
@@ -278,7 +280,8 @@ def _infer_types(model: ir.Model, products: Iterable[ir.Node]) -> None:
         raise ModelError(
             f"the type of {node.op_type} {node.name!r} is neither given nor inferred, and in FP32"
             " it must be rewritten to keep out of TF32; add a value_info with the type of"
-            f" {node.outputs[0].name!r} to the model, or allow TF32"
+            f" {node.outputs[0].name!r} to the model, or allow TF32",
+            options=("tf32",),
         )
 
 
@@ -312,14 +315,16 @@ def _summed_axes(node: ir.Node) -> tuple[tuple[int, int], int, int]:
         raise ModelError(
             f"the shape of what {node.op_type} {node.name!r} multiplies by is neither given nor"
             " inferred, and in FP32 it must be rewritten to keep out of TF32; add a value_info with"
-            " it to the model, or allow TF32"
+            " it to the model, or allow TF32",
+            options=("tf32",),
         )
     if node.op_type == "Conv":
         return (1, 1), groups, groups * int(shape.numpy()[1])
     if other is None or ir.convenience.get_const_tensor(other) is None:
         raise UnsupportedError(
             f"{node.op_type} {node.name!r}: weights in groups that are computed cannot be split to"
-            " keep out of TF32; allow TF32"
+            " keep out of TF32; allow TF32",
+            options=("tf32",),
         )
     return (1, 0), groups, int(shape.numpy()[0])
 

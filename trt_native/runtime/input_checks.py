@@ -91,9 +91,9 @@ def check_views(
         if profile is not None:
             return profile
         found.append("no single profile allows these shapes together")
-    listing = [f"- {problem}" for problem in found] + ["the engine's inputs:"]
+    listing = ["the engine's inputs:"]
     listing += [f"- {describe_input(tensor)}" for tensor in tensors]
-    raise SpecError("the inputs do not fit the engine:", listing)
+    raise SpecError("the inputs do not fit the engine:", listing, problems=found)
 
 
 def choose_profile(
@@ -204,7 +204,7 @@ def check_outputs(
         if view.host is not None and not view.host.dtype.isnative:
             problems.append(f"{name!r}: its buffer is not in this machine's byte order")
     if problems:
-        raise SpecError("the output buffers do not fit:", [f"- {problem}" for problem in problems])
+        raise SpecError("the output buffers do not fit:", problems=problems)
 
 
 def host_values(views: Mapping[str, TensorView], on_host: frozenset[str]) -> tuple[bytes, ...]:
