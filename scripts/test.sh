@@ -22,7 +22,8 @@ step "types"
 step "import contract"
 "$bin/lint-imports"
 step "tests"
-"$bin/pytest" -n 2 --dist loadfile
+"$bin/pytest" -n 2 --dist loadfile --no-loadscope-reorder \
+  --cov trt_native --cov-report term:skip-covered
 for lane in trt10 trt11; do
   step "backend tests on the real Python API of TensorRT ${lane#trt}"
   status=0

@@ -6,6 +6,7 @@ import os
 import textwrap
 from importlib import resources
 
+import filelock
 import numpy as np
 import pytest
 
@@ -15,6 +16,9 @@ from trt_native.plans.manifest import Manifest
 
 
 def pytest_collection_modifyitems(items):
+    # Files with slow tests first: what is left at the end is short, so no process waits for long.
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu_items:
         return
@@ -65,25 +69,54 @@ def main_in_process(capsys, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def golden_onnx(tmp_path_factory):
-    """The golden U-Net in FP32, its export shared by all who only read it."""
-    pytest.importorskip("torch")
-    from helpers import golden_unet
+def shared_folder(tmp_path_factory):
+    """Make a folder of files once for all processes of this run, which only read it.
 
-    return golden_unet.export(tmp_path_factory.mktemp("golden") / "unet.onnx")
+    ``shared_folder(name, make)`` calls ``make(folder)`` unless another process has.
+    """
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+
+    def shared(name, make):
+        folder = base / f"shared-{name}"
+        with filelock.FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                made = tmp_path_factory.mktemp(name)
+                make(made)
+                made.rename(folder)
+        return folder
+
+    return shared
 
 
 @pytest.fixture(scope="session")
-def deepcache_onnx(tmp_path_factory):
-    """DeepCache's two graphs of the golden U-Net in FP32, alone in a folder, and the reports."""
+def golden_onnx(shared_folder):
+    """The golden U-Net in FP32."""
+    pytest.importorskip("torch")
+    from helpers import golden_unet
+
+    return shared_folder("golden", lambda to: golden_unet.export(to / "unet.onnx")) / "unet.onnx"
+
+
+@pytest.fixture(scope="session")
+def deepcache_onnx(shared_folder):
+    """DeepCache's two graphs of the golden U-Net in FP32, alone in a folder, and their sizes."""
     pytest.importorskip("torch")
     from helpers import DATA
 
     from trt_native.models.latentsync.export import export_deepcache
 
-    path = tmp_path_factory.mktemp("deepcache") / "unet.onnx"
-    reports = export_deepcache(path, config="small", checkpoint=DATA / "unet_small.pt")
-    return path, path.with_name("unet.shallow.onnx"), reports
+    def make(to):
+        reports = export_deepcache(
+            to / "alone" / "unet.onnx", config="small", checkpoint=DATA / "unet_small.pt"
+        )
+        totals = [report.total_bytes for report in reports]
+        (to / "totals.json").write_text(json.dumps(totals))
+
+    folder = shared_folder("deepcache", make)
+    totals = json.loads((folder / "totals.json").read_text())
+    return folder / "alone" / "unet.onnx", folder / "alone" / "unet.shallow.onnx", totals
 
 
 @pytest.fixture(scope="module")

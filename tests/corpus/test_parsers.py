@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from trt_native.calibration.caches import cache_header
 from trt_native.cli.inputs import load_inputs, read_shapes
-from trt_native.cli.quantize import parse_ops
 from trt_native.config import (
     BuildConfig,
     CalibrationMethod,
     HardwareCompatibility,
     IoPrecision,
     Precision,
+    parse_ops,
 )
 from trt_native.errors import SpecError
 from trt_native.graph.dims import read_profile_file, resolve_profiles

@@ -209,10 +209,17 @@ class TestUNet:
         assert max(self.errors(path)) <= 1e-2
 
     def test_the_contract(self, tmp_path):
-        path = tmp_path / "unet.onnx"
-        report = export_latentsync(
-            path, config="small", checkpoint=DATA / "unet_small.pt", precision="fp16"
-        )
+        path, checkpoint, config = (tmp_path / name for name in ("u.onnx", "u.pt", "u.json"))
+        small = json.loads((DATA / "unet_small.json").read_text())
+        two_levels = {
+            "block_out_channels": [32, 32],
+            "down_block_types": ["CrossAttnDownBlock3D", "DownBlock3D"],
+            "up_block_types": ["UpBlock3D", "CrossAttnUpBlock3D"],
+        }
+        config.write_text(json.dumps({**small, **two_levels}))
+        state = UNet(UNetConfig.load(config)).state_dict()
+        torch.save({"global_step": 1, "state_dict": state}, checkpoint)
+        report = export_latentsync(path, config=config, checkpoint=checkpoint, precision="fp16")
         onnx.checker.check_model(path)
         assert dims(path) == {
             "latents": ["batch", 13, "frames", "height", "width"],
@@ -227,10 +234,9 @@ class TestUNet:
             "float16",
         ]
         metadata = {p.key: p.value for p in onnx.load(path).metadata_props}
-        checkpoint = load_checkpoint(DATA / "unet_small.pt")
-        assert metadata["trt_native.checkpoint_sha256"] == checkpoint.sha256
-        config = json.loads(metadata["trt_native.config"])
-        assert UNetConfig.from_mapping(config) == UNetConfig.load("small")
+        assert metadata["trt_native.checkpoint_sha256"] == load_checkpoint(checkpoint).sha256
+        recorded = json.loads(metadata["trt_native.config"])
+        assert UNetConfig.from_mapping(recorded) == UNetConfig.load(config)
 
     def test_bad_arguments(self, tmp_path):
         path = tmp_path / "unet.onnx"
@@ -248,12 +254,12 @@ class TestUNet:
 
 @pytest.mark.slow
 def test_deepcache_steps(deepcache_onnx):
-    path, shallow_path, (full_report, shallow_report) = deepcache_onnx
+    path, shallow_path, (full_bytes, shallow_bytes) = deepcache_onnx
     names = ["unet.deepcache.data", "unet.onnx", "unet.shallow.onnx"]
     assert sorted(os.listdir(path.parent)) == names
     sizes = [(path.parent / name).stat().st_size for name in names]
-    assert full_report.total_bytes == sizes[0] + sizes[1]
-    assert shallow_report.total_bytes == sizes[2]
+    assert full_bytes == sizes[0] + sizes[1]
+    assert shallow_bytes == sizes[2]
 
     shallow_onnx = onnx.load(shallow_path, load_external_data=False)
     inside = [w for w in shallow_onnx.graph.initializer if not w.external_data]

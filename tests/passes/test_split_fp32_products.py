@@ -298,10 +298,9 @@ def test_a_product_whose_type_nothing_tells_is_refused():
 
 
 @pytest.mark.slow
-def test_the_golden_unet_in_tf32(tmp_path):
+def test_the_golden_unet_in_tf32(golden_onnx):
     """Its outputs are those of the original, which PyTorch computed in FP32."""
-    pytest.importorskip("torch")
-    proto = onnx.load(golden_unet.export(tmp_path / "unet.onnx"))
+    proto = onnx.load(golden_onnx)
     rewritten, counts = split(proto)
     assert set(counts) == {"Conv", "Gemm", "MatMul"}
     case = golden_unet.cases()[0]

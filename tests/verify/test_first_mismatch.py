@@ -237,7 +237,7 @@ def test_too_little_gpu_memory_says_what_to_lower(tmp_path, x):
         raise CudaError("out of memory")
         yield
 
-    with pytest.raises(CudaError, match=r"out of memory \(with 6 tensors of 768 B .*lower --mem"):
+    with pytest.raises(CudaError, match=r"out of memory \(with 6 tensors of 768 B .*lower the mem"):
         find_first_mismatch(chain(tmp_path / "m.onnx", 3), x, fail, LIMITS)
 
 

@@ -72,7 +72,7 @@ def report_errors(command: _F) -> _F:
     """End a failing command with one clear message and exit code 1 instead of a traceback."""
 
     @functools.wraps(command)
-    def run(*args: Any, command_context: typer.Context, **kwargs: Any) -> None:
+    def run(*args: Any, command_context: typer.Context | None = None, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
             sys.stdout.flush()
@@ -102,9 +102,10 @@ def report_errors(command: _F) -> _F:
     return run  # type: ignore[return-value]
 
 
-def _with_flags(error: TrtNativeError, context: typer.Context) -> str:
+def _with_flags(error: TrtNativeError, context: typer.Context | None) -> str:
     """The error's text, with the flags that set its options in the running command."""
-    parameters = {parameter.name: parameter for parameter in context.command.params}
+    known = context.command.params if context is not None else ()
+    parameters = {parameter.name: parameter for parameter in known}
     flags = [_flag(parameters[name]) for name in error.options if name in parameters]
     listed = f" ({', '.join(filter(None, flags))})" if any(flags) else ""
     return "\n  ".join((error.message + listed, *error.lines))
