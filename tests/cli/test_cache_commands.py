@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from helpers import tiny_models
+from helpers import program, tiny_models
 from typer.testing import CliRunner
 
 from trt_native.cli.app import app
@@ -22,16 +20,8 @@ DIMS = ("--dim", "batch=1:2:4", "--dim", "height=8", "--dim", "width=8")
 
 
 def trt_native(*arguments, code=0, **env):
-    result = subprocess.run(
-        [sys.executable, "-m", "trt_native", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env={**os.environ, "COLUMNS": "200", **env},
-    )
+    result = program.trt_native(*arguments, env=env, width=200)
     assert result.returncode == code, result.stderr
-    assert "Traceback" not in result.stderr
     return result
 
 

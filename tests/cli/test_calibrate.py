@@ -8,7 +8,8 @@ import os
 import numpy as np
 import pytest
 from helpers import tiny_models
-from test_cli import fails, trt_native
+from helpers.program import failing as fails
+from helpers.program import trt_native
 
 from trt_native.calibration.caches import CalibrationCache
 

@@ -13,33 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import tiny_models
+from helpers.program import failing as fails
+from helpers.program import trt_native
 from typer.testing import CliRunner
 
 from trt_native.cli.app import app
 from trt_native.cuda import gpu_info
 
 HAS_GPU = gpu_info() is not None
-
-
-def trt_native(*arguments, cwd=None, env=None):
-    return subprocess.run(
-        [sys.executable, "-m", "trt_native", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        cwd=cwd,
-        env={**os.environ, "COLUMNS": "120", **(env or {})},
-    )
-
-
-def fails(*arguments, code=1, **options):
-    """Run a command that must fail with a clear message; return the message."""
-    result = trt_native(*arguments, **options)
-    assert result.returncode == code, result.stderr
-    assert "Traceback" not in result.stderr
-    assert result.stdout == ""
-    return result.stderr
 
 
 def heed_interrupts():

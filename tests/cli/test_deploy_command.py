@@ -4,23 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
-import sys
 
 import pytest
 from helpers.made_plans import STATIC, TWO, X, Y, make_plan
+from helpers.program import trt_native
 from helpers.triton_message import parse_model_config
-
-
-def trt_native(*arguments, cwd=None):
-    return subprocess.run(
-        [sys.executable, "-m", "trt_native", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        cwd=cwd,
-    )
 
 
 def test_triton(tmp_path):

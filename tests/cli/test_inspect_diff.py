@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from functools import partial
 
 import pytest
-from helpers import tiny_models
+from helpers import program, tiny_models
 from helpers.made_plans import LAYERS, STATIC, X, Y, make_plan
 
 
 @pytest.fixture
 def trt_native(tmp_path):
-    def call(*arguments):
-        result = subprocess.run(
-            [sys.executable, "-m", "trt_native", *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-            cwd=tmp_path,
-        )
-        assert "Traceback" not in result.stderr
-        return result
-
-    return call
+    return partial(program.trt_native, cwd=tmp_path)
 
 
 def test_the_page_of_a_plan(trt_native, tmp_path):
