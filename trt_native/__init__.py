@@ -12,7 +12,7 @@ from trt_native._lazy import lazy_exports
 from trt_native._version import __version__
 
 if TYPE_CHECKING:
-    from trt_native.builder.build import build_plan as build_plan
+    from trt_native.builder.build_plan import build_plan as build_plan
     from trt_native.builder.plan_cache import EngineCache as EngineCache
     from trt_native.builder.quantize_file import quantize_onnx as quantize_onnx
     from trt_native.builder.refit import refit_plan as refit_plan
@@ -51,7 +51,7 @@ _LAZY_EXPORTS = {
     "ActivationMemory": "runtime.activation_memory",
     "TensorRTModule": "runtime.torch_module",
     "TrtNativeError": "errors",
-    "build_plan": "builder.build",
+    "build_plan": "builder.build_plan",
     "quantize_onnx": "builder.quantize_file",
     "refit_plan": "builder.refit",
 }

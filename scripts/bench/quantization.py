@@ -24,7 +24,7 @@ import numpy as np
 import typer
 
 from trt_native.backends.registry import load_backend
-from trt_native.builder.build import build_plan
+from trt_native.builder.build_plan import build_plan
 from trt_native.builder.engine_calibration import EngineActivations
 from trt_native.builder.select_precision import time_sessions
 from trt_native.calibration.batches import read_batches

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from trt_native.builder.build import build_plan
+from trt_native.builder.build_plan import build_plan
 from trt_native.builder.refit import refit_plan
 from trt_native.cli.console import report_errors, stderr, table
 from trt_native.config import BuildConfig, Precision

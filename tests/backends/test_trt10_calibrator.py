@@ -23,7 +23,8 @@ from helpers.passes import pass_records
 from trt_native.backends.base import BuildRequest, Calibration
 from trt_native.backends.registry import load_backend
 from trt_native.backends.trt10_calibrator import DeviceUploader, make_calibrator, with_header
-from trt_native.builder.build import build_plan, decide
+from trt_native.builder.build import decide
+from trt_native.builder.build_plan import build_plan
 from trt_native.calibration.batches import read_batches
 from trt_native.calibration.collect import calibrate as calibrate_model
 from trt_native.calibration.folder import write_batches

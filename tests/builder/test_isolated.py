@@ -21,7 +21,7 @@ import pytest
 from helpers import tiny_models
 from onnx import helper
 
-from trt_native.builder.build import build_plan
+from trt_native.builder.build_plan import build_plan
 from trt_native.builder.fallback import fallback_configs, retry_cause
 from trt_native.builder.isolated import Job
 from trt_native.config import BuildConfig, Precision

@@ -14,7 +14,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from trt_native.backends.registry import load_backend
-from trt_native.builder.build import build_plan
+from trt_native.builder.build_plan import build_plan
 from trt_native.config import BuildConfig
 from trt_native.errors import TrtNativeError
 from trt_native.graph.onnx_file import read_model, tensor_specs

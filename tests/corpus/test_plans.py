@@ -13,7 +13,7 @@ from helpers import tiny_models
 from helpers.made_plans import STATIC, TWO, X, Y, make_plan, tensor
 from helpers.mutations import BYTES, SPLICES, attempt, json_broken, json_edited, lengths_absurd
 
-from trt_native.builder.build import build_plan
+from trt_native.builder.build_plan import build_plan
 from trt_native.config import BuildConfig
 from trt_native.errors import PlanError
 from trt_native.plans.manifest import manifest_path

@@ -1,4 +1,4 @@
-"""From an ONNX file and a configuration to a plan."""
+"""From an ONNX file and a configuration to a plan: decisions, passes, TensorRT, manifest."""
 
 from __future__ import annotations
 
@@ -61,7 +61,6 @@ __all__ = [
     "BuildDecisions",
     "LoweredModel",
     "PreparedBuild",
-    "build_plan",
     "build_prepared",
     "decide",
     "lower",
@@ -141,69 +140,6 @@ class LoweredModel:
     fp32_nodes: frozenset[str]
 
 
-def build_plan(
-    model: str | os.PathLike[str],
-    config: BuildConfig | None = None,
-    *,
-    backend: str | Backend = "auto",
-    progress: Progress | None = None,
-    extra_outputs: Sequence[str] = (),
-    isolated: bool = False,
-    timeout_s: float | None = None,
-    retry: bool = False,
-) -> Plan:
-    """Build a TensorRT plan from an ONNX file.
-
-    TensorRT runs in a thread of its own, so that Ctrl-C works: it cancels the build at TensorRT's
-    next step and raises ``KeyboardInterrupt`` once the build has ended.
-
-    Args:
-        model: Path of the ONNX file; external weights are next to it.
-        config: Configuration of the plan; see :class:`~trt_native.config.BuildConfig`.
-        backend: ``auto``, ``tensorrt``, ``rtx``, or a loaded backend.
-        progress: Receives progress callbacks.
-        extra_outputs: Names of tensors inside the model that the plan returns too, in the type that
-            they have there. Other passes do not depend on them, but how TensorRT fuses layers does.
-        isolated: Build in a child process, so that a crash of TensorRT raises :class:`BuildError`;
-            see :func:`trt_native.builder.isolated.build_isolated`. Neither ``extra_outputs`` nor a
-            loaded backend can be given then.
-        timeout_s: Longest time in seconds that an isolated build may take.
-        retry: Repeat an isolated build with a smaller workspace and a lower optimization level
-            where memory or an implementation is lacking.
-
-    Returns:
-        The plan with its manifest, not yet saved. To reuse built plans, call
-        :meth:`trt_native.builder.plan_cache.EngineCache.build_plan`.
-
-    Raises:
-        UnsupportedError: no TensorRT is installed, or it lacks something asked for.
-        ModelError: the ONNX file is missing or damaged.
-        SpecError: the shapes or types asked for do not fit the model.
-        CalibrationError: the calibration cache cannot be read, or was made for another model.
-        BuildError: TensorRT rejected the model or failed to build it.
-    """
-    if isolated:
-        if extra_outputs or not isinstance(backend, str):
-            raise SpecError(
-                "an isolated build takes no extra outputs, and its backend by name",
-                options=("isolated", "extra_outputs", "backend"),
-            )
-        from trt_native.builder.isolated import build_isolated
-
-        return build_isolated(
-            model, config, backend=backend, progress=progress, timeout_s=timeout_s, retry=retry
-        )
-    if timeout_s is not None or retry:
-        raise SpecError(
-            "a time limit and a retry need an isolated build: give isolated=True",
-            options=("isolated", "timeout_s", "retry"),
-        )
-    prepared = prepare(
-        model, config, backend=backend, progress=progress, extra_outputs=extra_outputs
-    )
-    return build_prepared(prepared, progress=progress)
-
-
 def prepare(
     model: str | os.PathLike[str],
     config: BuildConfig | None = None,
@@ -213,10 +149,10 @@ def prepare(
     extra_outputs: Sequence[str] = (),
     hash_file: Callable[[Path], str] = sha256_of_file,
 ) -> PreparedBuild:
-    """Do all of :func:`build_plan` that comes before the build.
+    """Do all of :func:`~trt_native.builder.build_plan.build_plan` that comes before the build.
 
     Args:
-        model: As for :func:`build_plan`, like the rest.
+        model: As for :func:`~trt_native.builder.build_plan.build_plan`, like the rest.
         config: The same.
         backend: The same.
         progress: The same.
@@ -224,7 +160,7 @@ def prepare(
         hash_file: Returns the SHA-256 of a file in hexadecimal.
 
     Raises:
-        UnsupportedError, ModelError, SpecError, CalibrationError: as :func:`build_plan`.
+        UnsupportedError, ModelError, SpecError, CalibrationError: as ``build_plan``.
     """
     started = time.perf_counter()
     config = config or BuildConfig()
@@ -345,10 +281,10 @@ def decide(
     *,
     backend: str | Backend = "auto",
 ) -> BuildDecisions:
-    """Decide what :func:`build_plan` would do, with all its checks, without building.
+    """Decide what ``build_plan`` would do, with all its checks, without building.
 
     Raises:
-        UnsupportedError, ModelError, SpecError, CalibrationError: as :func:`build_plan`.
+        UnsupportedError, ModelError, SpecError, CalibrationError: as ``build_plan``.
     """
     cached = config is not None and config.quantization.calibration_cache is not None
     # Hashes serve the manifest, and to check a calibration cache.

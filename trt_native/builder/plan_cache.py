@@ -182,14 +182,14 @@ class EngineCache:
         TensorRT and GPU is kept here.
 
         Args:
-            model: As for :func:`trt_native.builder.build.build_plan`, like the rest.
+            model: As for :func:`trt_native.builder.build_plan.build_plan`, like the rest.
             config: The same.
             backend: The same.
             progress: The same.
 
         Raises:
             UnsupportedError, ModelError, SpecError, BuildError: as
-                :func:`trt_native.builder.build.build_plan`.
+                :func:`trt_native.builder.build_plan.build_plan`.
         """
         from trt_native.builder.build import build_prepared, prepare
 

@@ -15,7 +15,7 @@ import numpy as np
 from trt_native.arrays import Array
 from trt_native.backends.base import Backend
 from trt_native.backends.registry import load_backend
-from trt_native.builder.build import build_plan
+from trt_native.builder.build_plan import build_plan
 from trt_native.builder.engine_calibration import activation_source
 from trt_native.calibration.batches import Batches, read_batches
 from trt_native.calibration.collect import calibrate
@@ -203,7 +203,7 @@ def select_precision(
         config: What the plan should be; its precision and quantization do not count.
         quantization: What to quantize, with calibration data.
         max_error: The most that a plan's relative L2 error may be.
-        backend: As for :func:`~trt_native.builder.build.build_plan`.
+        backend: As for :func:`~trt_native.builder.build_plan.build_plan`.
         build: Builds the model with a configuration and saves the plan; in this process if None.
         measuring: How plans are run and timed.
         progress: Receives progress callbacks.

@@ -94,7 +94,7 @@ def _build(job: Job, scratch: Path, report: _Report) -> dict[str, Any]:
 def _build_and_save(job: Job, report: _Report) -> dict[str, Any]:
     from trt_native.backends.building import default_workspace
     from trt_native.backends.registry import load_backend
-    from trt_native.builder.build import build_plan
+    from trt_native.builder.build_plan import build_plan
     from trt_native.builder.plan_cache import BuiltPlan, EngineCache
     from trt_native.cuda import gpu_info
 

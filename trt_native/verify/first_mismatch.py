@@ -24,7 +24,7 @@ import onnx_ir as ir
 
 from trt_native.arrays import Array
 from trt_native.backends.base import Backend
-from trt_native.builder.build import build_plan
+from trt_native.builder.build_plan import build_plan
 from trt_native.calibration.reference_runner import ReferenceRunner
 from trt_native.config import BuildConfig, ProfilingVerbosity
 from trt_native.errors import CudaError, SpecError, UnsupportedError
@@ -140,7 +140,7 @@ def open_with_extra_outputs(
     What has no use here, such as stripped weights, is left out of the build.
 
     Raises:
-        As :func:`~trt_native.builder.build.build_plan` and
+        As :func:`~trt_native.builder.build_plan.build_plan` and
         :func:`~trt_native.verify.check.open_session`.
     """
     wanted = replace(
