@@ -524,12 +524,12 @@ class TestLocks:
             )
             for _ in range(3)
         ]
-        told = [process.communicate(timeout=120)[0].split() for process in builders]
-        assert sorted(cached for cached, _ in told) == ["False", "True", "True"]
-        assert len({digest for _, digest in told}) == 1
+        lines = [process.communicate(timeout=120)[0].split() for process in builders]
+        assert sorted(cached for cached, _ in lines) == ["False", "True", "True"]
+        assert len({digest for _, digest in lines}) == 1
         assert list((tmp_path / "cache" / "locks").iterdir()) == []
 
-    def test_whoever_waits_says_so(self, build, cache, rtx, model):
+    def test_a_waiting_build_says_so(self, build, cache, rtx, model):
         from filelock import FileLock
 
         build()
