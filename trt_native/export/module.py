@@ -71,7 +71,7 @@ class ExportReport:
         outputs: Its outputs.
         parameters: Number of elements in the module's parameters.
         total_bytes: Size of all files written.
-        seconds: How long it took.
+        seconds: Duration of the export.
     """
 
     path: Path
@@ -130,7 +130,7 @@ def export_module(
     by an export that fails or is interrupted, and an earlier file at ``path`` stays as it was.
 
     Args:
-        module: What to export. Its mode is restored afterwards.
+        module: The module to export. Its mode is restored afterwards.
         inputs: Example tensors for ``forward``, in order or by parameter name, on the module's
             device and of its dtype. Only their shapes and dtypes matter.
         path: The file to write; its folder must exist.
@@ -237,9 +237,7 @@ def _named_inputs(
         bound = inspect.signature(module.forward).bind(*args, **kwargs)
     except TypeError as error:
         raise SpecError(f"inputs do not fit {type(module).__name__}.forward: {error}") from None
-    wrong = [
-        name for name, value in bound.arguments.items() if not isinstance(value, torch.Tensor)
-    ]
+    wrong = [name for name, value in bound.arguments.items() if not isinstance(value, torch.Tensor)]
     if wrong:
         raise SpecError(f"inputs must be tensors, one per parameter; not so: {', '.join(wrong)}")
     return dict(bound.arguments)
@@ -443,7 +441,7 @@ def _lines(error: BaseException) -> list[str]:
 
 
 def _fold(model: ir.Model) -> None:
-    """Fold constants and drop what is not used.
+    """Fold constants and drop unused nodes and values.
 
     ``onnxscript.optimizer.optimize`` does the same and more, but its pattern matching takes
     longer than the whole export.
