@@ -179,7 +179,7 @@ def load_into(
     meta device takes the weights' device.
 
     Args:
-        module: Where they go.
+        module: The module that takes the weights.
         state_dict: Weights by name.
         strict: Whether anything missing, unexpected or of another shape is an error. If not, it
             is left out, and what is missing keeps its value in the module.

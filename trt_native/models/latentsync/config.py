@@ -91,8 +91,8 @@ class UNetConfig:
         use_motion_module: Whether there are motion modules at all.
         motion_module_resolutions: Downsampling factors that have them.
         motion_module_mid_block: Whether the mid block has one too.
-        motion_module_decoder_only: Whether the way down has none.
-        motion_module_kwargs: How they are built.
+        motion_module_decoder_only: Whether the way down has no motion modules.
+        motion_module_kwargs: Structure of the motion modules.
         add_audio_layer: Whether the transformers attend to the audio.
 
     Raises:

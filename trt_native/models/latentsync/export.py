@@ -144,7 +144,7 @@ def export_deepcache(
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """A U-Net to export, with what ``export_module`` has to know about it."""
+    """A U-Net to export, with the arguments of ``export_module`` for it."""
 
     unet: UNet
     inputs: dict[str, Tensor]
