@@ -1,4 +1,4 @@
-"""The process that builds: what becomes of crashes, kills, cancels and time limits.
+"""The building process: handling of crashes, kills, cancels and time limits.
 
 What TensorRT cannot be brought to do on a small machine is planted into the child by a
 ``sitecustomize`` module (the ``plant`` fixture); the product has no hook for it.

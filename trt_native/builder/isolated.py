@@ -206,7 +206,7 @@ def build_in_child(
     Args:
         job: The build.
         progress: Receives progress callbacks.
-        deadline: When to give up, by ``time.monotonic``.
+        deadline: Time to give up, by ``time.monotonic``.
 
     Raises:
         TrtNativeError, KeyboardInterrupt: as :func:`build_with_retries`.
@@ -361,7 +361,7 @@ class _Child:
         return ResourceError(failure, cause, self._workspace_bytes) if cause else failure
 
     def _read_remaining_output(self) -> None:
-        """Take what a dead child has written to its standard output."""
+        """Read the rest of a dead child's standard output."""
         os.set_blocking(self._output, False)
         with contextlib.suppress(BlockingIOError):
             while chunk := os.read(self._output, 1 << 16):

@@ -127,13 +127,13 @@ class EngineCache:
     a warning, and plans that are there are still found.
 
     Args:
-        folder: Path of the folder. None: the value of ``TRT_NATIVE_CACHE``, else ``trt-native`` in the
-            user's cache folder.
+        folder: Path of the folder. None: the value of ``TRT_NATIVE_CACHE``, else ``trt-native`` in
+            the user's cache folder.
         max_bytes: Size at which the plans that were not used for longest are removed. None: the
-            value of ``TRT_NATIVE_CACHE_SIZE``, else 20 GiB, or a tenth of the disk where that is less.
+            value of ``TRT_NATIVE_CACHE_SIZE``, else 20 GiB, or a tenth of the disk if that is less.
 
     Attributes:
-        folder: Where it is.
+        folder: Path of the folder.
 
     Raises:
         SpecError: ``TRT_NATIVE_CACHE_SIZE`` is not a size.
@@ -326,7 +326,7 @@ class EngineCache:
         return self.hash_file(path) if path.exists() else None
 
     def _unchanged(self, prepared: PreparedBuild) -> bool:
-        """Whether the model is still what was hashed before TensorRT read it."""
+        """Whether the model still has the hash that it had before TensorRT read it."""
         folder, files = prepared.path.parent, prepared.files
         try:
             same = self.hash_file(prepared.path) == files["sha256"] and all(
@@ -494,7 +494,7 @@ class EngineCache:
         return removed
 
     def _remove_leftovers(self) -> PruneResult:
-        """Remove what dead processes left: locks, files half written, hashes of files long gone."""
+        """Remove leftovers of dead processes: locks, partial files, hashes of files long gone."""
         from filelock import FileLock, Timeout
 
         removed = PruneResult()

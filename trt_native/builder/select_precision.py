@@ -71,8 +71,7 @@ class Candidate:
         precision: The precision.
         error: Largest relative L2 error of any output for any of the held-out batches, against
             FP32; infinite where an output is NaN or infinite. None where it was not run.
-        latency_ms: Median time on the GPU of one inference, without transfers; None where it was not
-            run.
+        latency_ms: Median time on the GPU of one inference, without transfers; None likewise.
         plan_bytes: Size of the plan; None where none was built.
         failure: Message of the error with which it failed to build or to run; None if it did not.
     """
