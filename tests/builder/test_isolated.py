@@ -29,9 +29,9 @@ from trt_native.errors import BuildError, SpecError
 from trt_native.shapes import ProfileSpec
 
 DIMS = ("--dim", "batch=1:2:4", "--dim", "height=8", "--dim", "width=8")
+MOMENTS = ["Reading the model", "Writing the rewritten graph", "Building engine"]
 
 # The step in which TensorRT builds, replaced by {body}; {body} may use build(), the real one.
-MOMENTS = ["Reading the model", "Writing the rewritten graph", "Building engine"]
 PLANT = """
 import os, signal, sys, threading, time
 from trt_native.backends.native import TensorRTBackend
@@ -193,9 +193,7 @@ class TestEnds:
     def chain(self, tmp_path):
         return tiny_models.conv_chain(tmp_path / "m.onnx")
 
-    @pytest.mark.parametrize(
-        "moment", ["Reading the model", "Writing the rewritten graph", "Building engine"]
-    )
+    @pytest.mark.parametrize("moment", MOMENTS)
     def test_kill_9_of_the_command_leaves_nothing(self, chain, tmp_path, scratch, moment):
         running = Running(chain, scratch)
         running.wait_for(moment)
@@ -206,9 +204,7 @@ class TestEnds:
         assert os.listdir(tmp_path) == ["m.onnx"]
         assert os.listdir(scratch) == []
 
-    @pytest.mark.parametrize(
-        "moment", ["Reading the model", "Writing the rewritten graph", "Building engine"]
-    )
+    @pytest.mark.parametrize("moment", MOMENTS)
     def test_kill_9_of_the_child_is_an_error_and_leaves_nothing(
         self, chain, tmp_path, scratch, moment
     ):
