@@ -1,4 +1,4 @@
-"""The process that builds: what becomes of crashes, kills, cancels and time limits.
+"""The building process: handling of crashes, kills, cancels and time limits.
 
 What TensorRT cannot be brought to do on a small machine is planted into the child by a
 ``sitecustomize`` module (the ``plant`` fixture); the product has no hook for it.
@@ -29,9 +29,9 @@ from trt_native.errors import BuildError, SpecError
 from trt_native.shapes import ProfileSpec
 
 DIMS = ("--dim", "batch=1:2:4", "--dim", "height=8", "--dim", "width=8")
+MOMENTS = ["Reading the model", "Writing the rewritten graph", "Building engine"]
 
 # The step in which TensorRT builds, replaced by {body}; {body} may use build(), the real one.
-MOMENTS = ["Reading the model", "Writing the rewritten graph", "Building engine"]
 PLANT = """
 import os, signal, sys, threading, time
 from trt_native.backends.native import TensorRTBackend
@@ -116,7 +116,7 @@ class Running:
 
 
 def gone(pid, seconds=20):
-    """Whether a process ends; a zombie that nobody waits for has ended."""
+    """Whether a process ends; a zombie that no process waits for has ended."""
     for _ in range(seconds * 20):
         try:
             if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
@@ -167,12 +167,12 @@ class TestCrashes:
         assert "ran out of memory: it held" in message
         assert os.listdir(tmp_path) == ["m.onnx"]
 
-    def test_what_a_dying_child_prints_is_told(self, build):
+    def test_output_of_a_dying_child_is_in_the_error(self, build):
         message = failed(build(body="os.write(2, b'terminate called: planted'); os._exit(3)"))
         assert "ended the building process with exit code 3" in message
         assert "terminate called: planted" in message
 
-    def test_a_fault_of_ours_shows_where_it_is(self, build, tmp_path):
+    def test_a_defect_of_this_package_shows_its_place(self, build, tmp_path):
         result = build(body="return 1 / 0")
         assert result.returncode == 1
         assert "ended the building process with exit code 1 in phase" in result.stderr
@@ -193,9 +193,7 @@ class TestEnds:
     def chain(self, tmp_path):
         return tiny_models.conv_chain(tmp_path / "m.onnx")
 
-    @pytest.mark.parametrize(
-        "moment", ["Reading the model", "Writing the rewritten graph", "Building engine"]
-    )
+    @pytest.mark.parametrize("moment", MOMENTS)
     def test_kill_9_of_the_command_leaves_nothing(self, chain, tmp_path, scratch, moment):
         running = Running(chain, scratch)
         running.wait_for(moment)
@@ -206,9 +204,7 @@ class TestEnds:
         assert os.listdir(tmp_path) == ["m.onnx"]
         assert os.listdir(scratch) == []
 
-    @pytest.mark.parametrize(
-        "moment", ["Reading the model", "Writing the rewritten graph", "Building engine"]
-    )
+    @pytest.mark.parametrize("moment", MOMENTS)
     def test_kill_9_of_the_child_is_an_error_and_leaves_nothing(
         self, chain, tmp_path, scratch, moment
     ):
@@ -253,7 +249,7 @@ class TestEnds:
             assert sorted(os.listdir(tmp_path)) == ["m.onnx", "m.plan"]
             assert target.read_bytes() == b"what was here"
 
-    def test_ctrl_c_is_heard_while_a_build_ignores_it(self, chain, tmp_path, scratch, plant):
+    def test_ctrl_c_works_while_a_build_ignores_it(self, chain, tmp_path, scratch, plant):
         env = plant(PLANT.format(body="time.sleep(600)"))
         running = Running(chain, scratch, env=env)
         running.wait_for("Building engine")
@@ -279,7 +275,7 @@ class TestEnds:
         assert os.listdir(scratch) == []
 
     def test_a_time_limit_cancels_the_build(self, build, tmp_path, scratch):
-        # The real build follows once it was told to stop: TensorRT itself ends it.
+        # The real build follows after the request to stop: TensorRT itself ends it.
         body = "cancelled.wait(); return build()"
         message = failed(build("--timeout", "3s", body=body))
         assert "the time is up: cancelling" in message
@@ -342,7 +338,7 @@ NO_ROOM = """
 
 @pytest.mark.backend
 class TestRetries:
-    def test_the_plan_and_the_summary_tell_what_was_used(self, build, tmp_path):
+    def test_the_plan_and_the_summary_name_the_settings_used(self, build, tmp_path):
         body = NO_ROOM.format(room=2**29)
         result = build("--retry", "--json", body=body)
         assert result.returncode == 0, result.stderr
@@ -363,7 +359,7 @@ class TestRetries:
         first, second = (json.loads(build("--retry", "--json", body=body).stdout) for _ in range(2))
         assert (first.pop("cached"), second.pop("cached")) == (False, True)
         assert first == second
-        # Nobody else gets less than was asked for.
+        # No other build gets less than was asked for.
         assert "hint: a retry builds again" in failed(build(body=body))
         subprocess.run(command("cache", "clear"), check=True, capture_output=True)
         assert json.loads(build("--retry", "--json", body=body).stdout)["cached"] is False

@@ -1,4 +1,4 @@
-"""The engine cache: what is found again, what is not, and what becomes of damage."""
+"""The engine cache: hits, misses, and handling of damage."""
 
 from __future__ import annotations
 
@@ -309,7 +309,7 @@ class TestDamage:
             plan.with_suffix(suffix).replace(entry.with_suffix(suffix))
         again = build()
         assert not again.cached
-        assert "it belongs to another key" in caplog.text
+        assert "belongs to another key" in caplog.text
         assert again.manifest.precision["applied"] != other.manifest.precision["applied"]
 
     def test_half_an_entry_is_none(self, build, entry):
@@ -391,7 +391,7 @@ class TestSize:
         with pytest.raises(SpecError, match="not a size: 'much'"):
             EngineCache()
 
-    def test_the_default_limit_minds_the_disk(self, cache, monkeypatch):
+    def test_the_default_limit_depends_on_the_disk(self, cache, monkeypatch):
         usage = cache_module.shutil.disk_usage(cache.folder.parent)
         for total, limit in ((50 * 2**30, 5 * 2**30), (2**40, 20 * 2**30)):
             monkeypatch.setattr(
@@ -485,7 +485,7 @@ class TestHashes:
         EngineCache(cache.folder).hash_file(path)
         assert len(read) == 2
 
-    def test_a_damaged_memory_is_not_believed(self, cache, big, read):
+    def test_a_damaged_record_of_hashes_is_not_used(self, cache, big, read):
         digest = cache.hash_file(big)
         (memo,) = (cache.folder / "hashes").iterdir()
         memo.write_bytes(memo.read_bytes().replace(digest[:8].encode(), b"00000000"))
@@ -524,12 +524,12 @@ class TestLocks:
             )
             for _ in range(3)
         ]
-        told = [process.communicate(timeout=120)[0].split() for process in builders]
-        assert sorted(cached for cached, _ in told) == ["False", "True", "True"]
-        assert len({digest for _, digest in told}) == 1
+        lines = [process.communicate(timeout=120)[0].split() for process in builders]
+        assert sorted(cached for cached, _ in lines) == ["False", "True", "True"]
+        assert len({digest for _, digest in lines}) == 1
         assert list((tmp_path / "cache" / "locks").iterdir()) == []
 
-    def test_whoever_waits_says_so(self, build, cache, rtx, model):
+    def test_a_waiting_build_says_so(self, build, cache, rtx, model):
         from filelock import FileLock
 
         build()

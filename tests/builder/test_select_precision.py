@@ -108,7 +108,7 @@ def test_the_fastest_within_the_budget(model, data):
         assert candidate.error == pytest.approx(ERRORS[candidate.precision], rel=1e-3)
         assert candidate.latency_ms == TIMES[candidate.precision]
         assert candidate.plan_bytes > 0
-        assert candidate.fault is None
+        assert candidate.failure is None
     assert machine.open == 0
     assert [name for name, _ in machine.runs] == ["fp32", "fp16", "int8", "fp8", "int8-weights"]
     held = np.load(f"{data.calibration_data}/batch_0011.npz")["h0"]
@@ -126,7 +126,7 @@ def test_the_budget_decides(model, data, budget, chosen):
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")
-def test_what_does_not_build_or_run_is_told(model, data):
+def test_plans_that_do_not_build_or_run_are_reported(model, data):
     faulty = Machine(model, {**ERRORS, "fp8": CudaError("no kernel"), "int8": np.inf})
 
     def build(config, target):
@@ -137,10 +137,10 @@ def test_what_does_not_build_or_run_is_told(model, data):
     found = fastest(model, data, faulty, build=build)
     assert found.chosen is Precision.FP16
     by_name = {candidate["precision"]: candidate for candidate in found.to_json()["candidates"]}
-    assert by_name["fp8"]["fault"] == "no kernel"
-    assert by_name["int8-weights"]["fault"] == "TensorRT has no such thing"
+    assert by_name["fp8"]["failure"] == "no kernel"
+    assert by_name["int8-weights"]["failure"] == "TensorRT has no such thing"
     assert by_name["int8-weights"]["plan_bytes"] is None
-    assert (by_name["int8"]["error"], by_name["int8"]["fault"]) == (
+    assert (by_name["int8"]["error"], by_name["int8"]["failure"]) == (
         None,
         "gives NaN or infinite values",
     )
@@ -159,9 +159,9 @@ def test_a_model_without_products_is_still_built_in_fp16(tmp_path, rng):
     config = BuildConfig(profiles=(ProfileSpec.parse(["batch=1", "frames=2"]),))
     found = select_precision(path, config, spec, backend="rtx", measuring=machine.measuring)
     assert found.chosen is Precision.FP16
-    faults = {candidate.precision: candidate.fault for candidate in found.candidates}
-    assert "nothing to calibrate" in faults[Precision.INT8] == faults[Precision.FP8]
-    assert faults[Precision.INT8_WEIGHTS]
+    failures = {candidate.precision: candidate.failure for candidate in found.candidates}
+    assert "nothing to calibrate" in failures[Precision.INT8] == failures[Precision.FP8]
+    assert failures[Precision.INT8_WEIGHTS]
 
 
 def test_none_within_the_budget(model, data):
@@ -249,7 +249,7 @@ def test_no_time_left(model, data, tmp_path):
     job = Job(
         model=model, target=target, config=CONFIG, backend="rtx", cache=None, cache_bytes=None
     )
-    # A build may end before it hears of its limit; then it is the GPU that lacks.
+    # A build may end before its limit is checked; then it is the GPU that lacks.
     with pytest.raises((BuildError, CudaError), match=r"allow more time|cannot find a GPU"):
         build_best(job, data, None, 0.01, False, False)
     assert not target.exists()

@@ -79,7 +79,7 @@ def test_long_times_are_in_milliseconds(bench):
     assert "┃ ms " in out
 
 
-def test_an_unstable_measure_is_told_on_standard_error(bench):
+def test_an_unstable_measure_is_a_warning_on_standard_error(bench):
     bench.speeds["m.plan"] = Speed(factor=lambda n: 3.0 if n % 4 == 0 else 1.0)
     code, out, err = bench("m.plan", *FAST, "--json")
     assert code == 0
@@ -153,7 +153,7 @@ def test_many_layers_and_equal_times(tmp_path):
         (("no.plan",), "no.plan"),
         (("m.plan", "--iterations", 0), "iterations 0: must be at least 1"),
         (("m.plan", "--duration", "nan"), "duration of nan s"),
-        (("m.plan", "--random", -1), "--random -1: a seed is not negative"),
+        (("m.plan", "--random", -1), "--random -1: a seed must not be negative"),
         (("m.plan", "--shape", "1x3"), "write NAME=1x3x8x8"),
         (("m.plan", "--shape", "y=1x3"), "--shape y: the inputs are x"),
         (("m.plan", "--shape", "x=9x3x8x8"), "--shape x=9x3x8x8: outside"),

@@ -137,7 +137,7 @@ def test_bad_sizes_are_found_before_the_build(build, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["list", "prune", "clear"])
-def test_a_file_is_no_cache_folder(tmp_path, command):
+def test_a_file_is_not_a_cache_folder(tmp_path, command):
     path = tmp_path / "file"
     path.write_text("x")
     result = CliRunner().invoke(app, ["cache", command, "--cache", str(path)])

@@ -23,8 +23,8 @@ from trt_native.cuda import gpu_info
 HAS_GPU = gpu_info() is not None
 
 
-def heed_interrupts():
-    """What runs in a shell's background ignores SIGINT, and so would what the tests start."""
+def restore_interrupts():
+    """Restore SIGINT, which a shell's background jobs ignore, and so would their children."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -178,7 +178,7 @@ class TestBuild:
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "TMPDIR": str(tmp_path)},
-            preexec_fn=heed_interrupts,
+            preexec_fn=restore_interrupts,
         )
         while "Building engine" not in process.stderr.readline():
             assert process.poll() is None
@@ -197,7 +197,7 @@ class TestBuild:
                 stdout=subprocess.DEVNULL,
                 text=True,
                 env={**os.environ, "TMPDIR": str(tmp_path)},
-                preexec_fn=heed_interrupts,
+                preexec_fn=restore_interrupts,
             )
             time.sleep(delay)
             process.send_signal(signal.SIGINT)
@@ -223,7 +223,7 @@ def test_no_backend_says_what_to_install(model, plant):
     [(None, "No such file"), (b"", "is empty"), (b"not onnx", "not an ONNX")],
     ids=["missing", "empty", "text"],
 )
-def test_files_that_are_no_model(tmp_path, command, content, message):
+def test_files_that_are_not_models(tmp_path, command, content, message):
     path = tmp_path / "m.onnx"
     if content is not None:
         path.write_bytes(content)
@@ -280,7 +280,7 @@ def test_run_refuses_bad_input_files(tmp_path, entry, message):
     assert message in fails("run", "m.plan", "--input", entry, cwd=tmp_path)
 
 
-def test_doctor_tells_a_verdict():
+def test_doctor_prints_a_verdict():
     result = trt_native("doctor", "--json")
     findings = json.loads(result.stdout)
     assert findings["packages"]["numpy"] == np.__version__
@@ -300,7 +300,7 @@ class TestDoctorOfAPlan:
         built = build_plan(model, BuildConfig(profiles=(profile,)), backend="rtx")
         return built.save(tmp_path / "my plan.plan")
 
-    def test_it_tells_the_verdict_and_the_command(self, plan, tmp_path):
+    def test_it_prints_the_verdict_and_the_command(self, plan, tmp_path):
         result = trt_native("doctor", plan)
         assert result.returncode == (0 if HAS_GPU else 1)
         assert result.stderr == ""
@@ -423,7 +423,7 @@ def dense(tmp_path):
 
 
 class TestQuantize:
-    def test_writes_a_file_and_tells_how_much_is_quantized(self, dense, tmp_path):
+    def test_writes_a_file_and_prints_the_quantized_share(self, dense, tmp_path):
         target, cache = tmp_path / "q.onnx", tmp_path / "d.calib"
         result = trt_native("quantize", dense, "-o", target, "--calibration-cache", cache)
         assert result.returncode == 0, result.stderr
@@ -515,7 +515,7 @@ class TestQuantizedBuild:
         assert "fp16: 3 nodes; 4 stay FP32" in result.stdout
         assert "Quantizing the graph" in result.stderr
 
-    def test_a_dry_run_tells_the_coverage(self, dense, tmp_path):
+    def test_a_dry_run_prints_the_coverage(self, dense, tmp_path):
         options = (
             "--precision",
             "fp8",

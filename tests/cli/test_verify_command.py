@@ -1,4 +1,4 @@
-"""``trt-native verify``, with what runs a plan put in: ``onnx.reference`` of a model of its own."""
+"""``trt-native verify``, with ``onnx.reference`` of a chosen model in place of plans."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def plan(tmp_path):
 
 @pytest.fixture
 def runs(monkeypatch):
-    """Lets plans compute what an ONNX file says."""
+    """Let plans compute the outputs of an ONNX file."""
 
     def put_in(path):
         @contextlib.contextmanager
@@ -213,7 +213,7 @@ class TestLayers:
         assert report["first"]["node"] == "/dense.1"
         assert report["plans"] > 1
 
-    def test_a_golden_file_needs_the_model_beside_the_plan(self, built, runs, verify, tmp_path):
+    def test_a_golden_file_needs_the_model_next_to_the_plan(self, built, runs, verify, tmp_path):
         runs(tmp_path / "wrong.onnx")
         golden = tmp_path / "g.npz"
         base = (built, "--against")
@@ -276,8 +276,8 @@ class TestLayers:
             ["--against", "m.onnx", "--random", "0", "--shape", "h0=1x64", "--shape", "h0=1x64"],
             "h0 was given before",
         ),
-        (["--against", "m.onnx", "--random", "-1"], "--random -1: a seed is not negative"),
-        (["--against", "m.onnx", "--random", "0", "--batches", "0"], "it must be at least 1"),
+        (["--against", "m.onnx", "--random", "-1"], "--random -1: a seed must not be negative"),
+        (["--against", "m.onnx", "--random", "0", "--batches", "0"], "0: must be at least 1"),
         (["--against", "m.onnx", "--input", "g.npz", "--batches", "2"], "--batches: no effect"),
         (["--against", "m.onnx", "--random", "0", "--data", "d"], "leave --input and --random out"),
         (["--against", "m.onnx", "--data", "d"], "d: no such calibration data"),

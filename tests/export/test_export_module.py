@@ -88,7 +88,7 @@ def test_names_dimensions_and_metadata(block_onnx):
     names = [node.name for node in model.graph.node]
     assert len(set(names)) == len(names)
     assert any("norm/LayerNormalization" in name for name in names)
-    # Torch's notes would carry the paths of this machine.
+    # Torch's metadata would carry the paths of this machine.
     assert str(Path(__file__).parent).encode() not in block_onnx.read_bytes()
 
 

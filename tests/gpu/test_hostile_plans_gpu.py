@@ -29,12 +29,12 @@ SERVER = Path(__file__).parents[1] / "corpus" / "plan_server.py"
 def answer_of(server, path, inputs):
     answer = server.ask([str(path), str(inputs)])
     if answer.get("error"):
-        server.end()  # nothing a failure left behind shall spoil the next one's chance
+        server.end()  # a failure must not affect the next run
     return answer
 
 
 def with_its_length(data):
-    """The header tells the true length again, so that the plan gets as far as TensorRT."""
+    """Restore the true length in the header, so that the plan gets as far as TensorRT."""
     return data[:16] + struct.pack("<Q", len(data)) + data[24:] if len(data) >= 32 else data
 
 
@@ -44,7 +44,7 @@ def mutants(data, other):
     for number in range(MUTANTS):
         mutate = kinds[number % len(kinds)]
         mutant = mutate(rng, data, *((other,) if mutate in SPLICES else ()))
-        # A header that is no header is refused before TensorRT; here the rest is the point.
+        # An invalid header is refused before TensorRT; here the rest is the point.
         if number % 6:
             mutant = data[:32] + mutant[32:]
         yield number, mutate.__name__, with_its_length(mutant)
@@ -88,7 +88,7 @@ def test_mutated_plans(seeds, tmp_path):
             print(what[:300])
             assert not answer.keys() & {"traceback", "hang"}, what
             if "outputs" in answer:
-                # Weights have no checksum of their own: only a manifest tells that they changed.
+                # Weights have no checksum of their own: only a manifest shows that they changed.
                 found = np.load(path.with_suffix(".npz"))["y"]
                 assert (found.shape, found.dtype) == (expected.shape, expected.dtype), what
                 same = np.allclose(found, expected, atol=FP32_PRODUCTS * np.abs(expected).max())

@@ -1,4 +1,4 @@
-"""What only a loaded engine tells: layers, memory, and the tensors of plans without a manifest."""
+"""Facts that only a loaded engine has: layers, memory, and tensors of plans without a manifest."""
 
 from __future__ import annotations
 

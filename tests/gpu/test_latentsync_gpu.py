@@ -45,7 +45,7 @@ def build(onnx):
 
 @pytest.fixture(scope="module")
 def plans(tmp_path_factory):
-    """One plan of the golden U-Net, and DeepCache's two; made beside each other, or elsewhere."""
+    """One plan of the golden U-Net, and DeepCache's two; built at the same time, or elsewhere."""
     built_elsewhere = os.environ.get("TRT_NATIVE_TEST_PLANS")
     if built_elsewhere:
         names = ("unet", "full", "full.shallow")

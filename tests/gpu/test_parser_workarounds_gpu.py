@@ -1,4 +1,4 @@
-"""Models that TensorRT's parser misreads, on the GPU, against NumPy and PyTorch."""
+"""Models that TensorRT's parser miscompiles, on the GPU, against NumPy and PyTorch."""
 
 from __future__ import annotations
 

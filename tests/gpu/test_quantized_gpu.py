@@ -165,7 +165,7 @@ def test_ranges_by_histogram(dense, batches, method):
 
 
 @pytest.mark.backend
-def test_a_norm_beside_what_is_handed_out(tmp_path, rng):
+def test_a_norm_next_to_an_extra_output(tmp_path, rng):
     """TensorRT-RTX has a kernel for it in the layout of convolutions alone."""
     shape = (2, 320, 64, 64)
     nodes = [
@@ -281,7 +281,7 @@ def test_the_fastest_plan(tmp_path, rng):
     found = select_precision(model, config, quantization, max_error=0.05)
     for candidate in found.candidates:
         print(candidate)
-        assert candidate.fault is not None or candidate.latency_ms > 0
+        assert candidate.failure is not None or candidate.latency_ms > 0
     by_name = {candidate.precision: candidate for candidate in found.candidates}
     assert by_name[Precision.FP16].error <= 0.01
     assert by_name[Precision.INT8_WEIGHTS].error <= 0.02

@@ -48,7 +48,7 @@ def results(plan, inputs):
 
 
 def assert_same_as_built(refitted, model, options, inputs, reference_tolerance, tolerance=1e-6):
-    """The plan gives what one built from the model gives, and what the model means."""
+    """Check a plan's outputs against a plan built from the model, and against the model."""
     found = results(refitted, inputs)
     built = results(build_plan(model, options), inputs)
     expected = ReferenceEvaluator(str(model)).run(None, inputs)

@@ -1,4 +1,4 @@
-"""What the runtime promises: kinds of arrays, streams, graphs, threads, memory, errors."""
+"""Guarantees of the runtime: kinds of arrays, streams, graphs, threads, memory, errors."""
 
 from __future__ import annotations
 
@@ -271,7 +271,7 @@ def test_empty_tensors(tmp_path):
         assert tuple(y.shape) == (0, 64)
 
 
-def test_an_output_of_which_only_the_run_tells_the_shape(plan, rng, monkeypatch):
+def test_an_output_whose_shape_only_the_run_determines(plan, rng, monkeypatch):
     """TensorRT-RTX builds no such operator, but asks an output allocator whoever sets one."""
     from trt_native.runtime.execution import ExecutionContext
 
@@ -585,7 +585,7 @@ def test_results_that_are_kept_are_not_overwritten(session, rng):
     np.testing.assert_array_equal(view, expected(x, 3)[2:4])
 
 
-def test_compiled_kernels_are_kept_beside_the_plan(plan, tmp_path, rng):
+def test_the_runtime_cache_is_kept_next_to_the_plan(plan, tmp_path, rng):
     path = plan.save(tmp_path / "m.plan")
     kept = tmp_path / "m.plan.cache"
     x = draw(rng, 4)
@@ -609,7 +609,7 @@ def test_compiled_kernels_are_kept_beside_the_plan(plan, tmp_path, rng):
 # Errors
 
 
-def test_too_little_memory_is_told_with_numbers():
+def test_too_little_memory_is_an_error_with_numbers():
     with Stream() as stream, pytest.raises(CudaError, match=r"1024\.0 TiB.* are free"):
         DeviceBuffer().reserve(1 << 50, stream)
 
@@ -645,7 +645,7 @@ def test_the_process_ends_silently_with_live_sessions(saved):
     assert not noise
 
 
-def test_a_lost_gpu_is_told_once_and_the_session_is_broken(saved):
+def test_a_lost_gpu_is_reported_once_and_the_session_is_broken(saved):
     code = SETUP + textwrap.dedent("""
         from trt_native.errors import CudaError
         class Wild:

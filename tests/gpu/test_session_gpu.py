@@ -147,7 +147,7 @@ def test_closing(tmp_path):
         session.run({"x": np.zeros((1, 3, 8, 8), np.float32)})
 
 
-def test_layers_are_told(tmp_path):
+def test_layers_are_reported(tmp_path):
     path = tiny_models.conv(tmp_path / "m.onnx", (1, 3, 8, 8))
     with Engine(build(path, precision=Precision.TF32)) as engine:
         names = " ".join(layer["Name"] for layer in engine.layers())

@@ -318,7 +318,7 @@ class TestShapes:
         with pytest.raises(SpecError, match=r"found batch 2, frames 5, .* dims frames=1:4:5$"):
             replacement(sample, 1, audio)
 
-    def test_a_profile_of_the_optimum_alone_is_not_told_of(self, unet):
+    def test_a_profile_of_the_optimum_alone_is_not_listed(self, unet):
         tensors = (
             tensor(
                 "latents", "input", "float32", "1x13x1x16x16:2x13x4x16x16:2x13x8x16x16",
@@ -401,7 +401,7 @@ class TestAsAModule:
         with pytest.raises(UnsupportedError, match="is on cpu and cannot be moved to"):
             move(drop_in(unet))
 
-    def test_deepcaches_own_helper_is_told_where_to_go(self, unet):
+    def test_deepcaches_own_helper_is_directed_to_from_plans(self, unet):
         replacement = drop_in(unet)
         assert not hasattr(replacement, "up_blocks")
         with pytest.raises(AttributeError, match=r"use LatentSyncUNet\.from_plans"):
@@ -413,7 +413,7 @@ class TestAsAModule:
 class TestDeepCache:
     @pytest.mark.parametrize("interval", [2, 3])
     def test_step_by_step_over_chunks(self, unet, interval):
-        """Two chunks and a short one: 20 steps are no multiple of 3, so a chunk starts anew."""
+        """Two chunks and a short one; as 20 is not a multiple of 3, each restarts the schedule."""
         replacement, full, shallow = pair(unet, interval)
         timesteps = denoising.scheduler().timesteps
         reference = InPyTorch(with_cached_modules(of_kind(UNet, unet), interval, timesteps))
@@ -503,7 +503,7 @@ class TestDeepCache:
             replacement(sample, 9, audio)
         assert not full.runs, "found before the first step, not at the second"
 
-    def test_plans_that_are_no_pair(self, unet):
+    def test_plans_that_are_not_a_pair(self, unet):
         _, full, shallow = pair(unet)
         single = TorchStepRunner("unet.plan", unet, plan_tensors())
         with pytest.raises(SpecError, match=r"shallow step of DeepCache, which .* takes second"):
@@ -545,9 +545,9 @@ class TestLoading:
         monkeypatch.setattr(pipeline, "_ordinal", lambda device: 0)
         return made
 
-    def plan(self, path, kind="single", **noted):
+    def plan(self, path, kind="single", **metadata):
         model = {**json.loads((DATA / "plan_manifest_1.json").read_text())["model"]}
-        model["metadata"] = {f"trt_native.{key}": value for key, value in noted.items()}
+        model["metadata"] = {f"trt_native.{key}": value for key, value in metadata.items()}
         return make_plan(path, plan_tensors(kind), model=model).path
 
     def test_the_configuration_comes_from_the_manifest(self, tmp_path, unet, runners):
@@ -599,13 +599,13 @@ class TestLoading:
         with pytest.raises(UnsupportedError, match="PyTorch finds no GPU"):
             LatentSyncUNet.from_plan(path, config="small")
 
-    def test_devices_that_are_no_gpu(self, tmp_path, monkeypatch):
+    def test_devices_other_than_gpus(self, tmp_path, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         path = self.plan(tmp_path / "unet.plan")
         with pytest.raises(SpecError, match="runs on a GPU, not on cpu"):
             LatentSyncUNet.from_plan(path, config="small", device="cpu")
 
-    def test_files_that_are_no_plan(self, tmp_path):
+    def test_files_that_are_not_plans(self, tmp_path):
         (tmp_path / "unet.plan").write_bytes(b"no plan at all, but long enough for a header")
         with pytest.raises(PlanError, match="not a TensorRT plan"):
             LatentSyncUNet.from_plan(tmp_path / "unet.plan")

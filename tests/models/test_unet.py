@@ -156,7 +156,7 @@ class TestConfig:
         path.write_text(f"data: {{num_frames: 16}}\nmodel:\n{text}\n")
         assert UNetConfig.load(path) == UNetConfig.load("small")
 
-    def test_all_faults_come_at_once(self):
+    def test_all_problems_come_at_once(self):
         data = {**json.loads((DATA / "unet_small.json").read_text())}
         data.update(in_chanels=4, out_channels="four", act_fn="gelu", norm_num_groups=7)
         with pytest.raises(SpecError) as caught:
@@ -185,7 +185,7 @@ class TestConfig:
             UNetConfig.load(tmp_path / name)
 
     @pytest.mark.timeout(60)
-    def test_a_list_of_a_million_million_entries_is_told_in_short(self, tmp_path):
+    def test_a_list_of_a_million_million_entries_is_abbreviated(self, tmp_path):
         lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
         lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
         path = tmp_path / "c.yaml"
@@ -195,7 +195,7 @@ class TestConfig:
         assert len(str(caught.value)) < 2000
 
     @pytest.mark.timeout(60)
-    def test_what_is_no_file(self, tmp_path):
+    def test_paths_that_are_not_files(self, tmp_path):
         os.mkfifo(tmp_path / "c.yaml")
         for path in (tmp_path / "c.yaml", Path("/dev/zero"), tmp_path):
             with pytest.raises(SpecError, match=r"is a pipe or a device|directory"):
@@ -255,7 +255,7 @@ class TestCheckpoint:
 
     @pytest.mark.timeout(60)
     @pytest.mark.parametrize("name", ["c.pt", "c.safetensors", "/dev/zero"])
-    def test_what_is_no_file(self, tmp_path, name):
+    def test_paths_that_are_not_files(self, tmp_path, name):
         path = tmp_path / name
         if not path.exists():
             os.mkfifo(path)
@@ -284,23 +284,23 @@ class TestCheckpoint:
         assert not ran.exists()
 
     def test_progress_counts_all_bytes(self):
-        told = {}
+        reported = {}
 
         def progress(phase, done, total):
             assert done <= total
-            told[phase] = (done, total)
+            reported[phase] = (done, total)
 
         path = DATA / "unet_small.pt"
         loaded = load_checkpoint(path, progress)
         load_into(UNet(UNetConfig.load("small")), loaded.state_dict, progress=progress)
         size = path.stat().st_size
         weights = sum(t.numel() * t.element_size() for t in loaded.state_dict.values())
-        assert told == {
+        assert reported == {
             "Hashing the checkpoint": (size, size),
             "Converting the weights": (weights, weights),
         }
 
-    def test_every_key_that_does_not_fit_is_told(self, state):
+    def test_every_key_that_does_not_fit_is_reported(self, state):
         wrong = dict(state)
         del wrong["conv_in.bias"]
         wrong["extra.weight"] = torch.zeros(1)

@@ -28,12 +28,12 @@ _CAUSES = {
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A build that failed, and was tried again with less.
+    """A failed build that was retried with less.
 
     Attributes:
         workspace_bytes: Scratch memory one layer could take.
         optimization_level: As it was asked for; None is TensorRT's default.
-        cause: Why it failed.
+        cause: Cause of the failure.
     """
 
     workspace_bytes: int
@@ -83,6 +83,6 @@ def fallback_configs(config: BuildConfig, workspace_bytes: int) -> Iterator[Buil
 
 
 def retry_cause(error: TrtNativeError) -> str | None:
-    """Why a build might succeed with a smaller workspace or a lower level; None if it would not."""
+    """Reason why a smaller workspace or a lower level may help; None if it would not."""
     text = str(error).lower()
     return next((cause for sign, cause in _CAUSES.items() if sign in text), None)

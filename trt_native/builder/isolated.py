@@ -53,7 +53,7 @@ LINE_BYTES = 1024
 """Room in shared memory for the node that was last parsed, and again for TensorRT's last line."""
 
 CANCEL_GRACE_S = 10.0
-"""How long a cancelled child may take to end before it is killed."""
+"""Time in seconds that a cancelled child has to end before it is killed."""
 
 _LOGGER = logging.getLogger(__name__)
 _TAIL_LINES = 20
@@ -114,12 +114,12 @@ class Outcome:
 def build_with_retries(
     job: Job, progress: Progress | None, *, timeout_s: float | None = None, retry: bool = False
 ) -> Outcome:
-    """Build in a child; where it lacks memory or an implementation, build again with less.
+    """Build in a child process; on lack of memory or an implementation, retry with less.
 
     Args:
-        job: What to build.
+        job: The build.
         progress: Receives progress callbacks.
-        timeout_s: How long it may take, all attempts together.
+        timeout_s: Longest time in seconds, for all attempts together.
         retry: Whether to build again; at most three times, see :func:`fallback_configs`.
 
     Raises:
@@ -204,9 +204,9 @@ def build_in_child(
     """Build once, in a child process.
 
     Args:
-        job: What to build.
+        job: The build.
         progress: Receives progress callbacks.
-        deadline: When to give up, by ``time.monotonic``.
+        deadline: Time to give up, by ``time.monotonic``.
 
     Raises:
         TrtNativeError, KeyboardInterrupt: as :func:`build_with_retries`.
@@ -356,12 +356,12 @@ class _Child:
         raise self._lacking(failure)
 
     def _lacking(self, failure: TrtNativeError) -> TrtNativeError:
-        """The failure, as one that could be retried if it is of that kind."""
+        """The failure, as a :class:`ResourceError` if a retry may help."""
         cause = retry_cause(failure) if isinstance(failure, BuildError) else None
         return ResourceError(failure, cause, self._workspace_bytes) if cause else failure
 
     def _read_remaining_output(self) -> None:
-        """Take what a dead child has written to its standard output."""
+        """Read the rest of a dead child's standard output."""
         os.set_blocking(self._output, False)
         with contextlib.suppress(BlockingIOError):
             while chunk := os.read(self._output, 1 << 16):
@@ -369,7 +369,7 @@ class _Child:
         self._streams[self._output].take(b"\n")
 
     def _place(self) -> str:
-        """How far the build had come."""
+        """Describe how far the build had come."""
         if self._phases:
             return f"in phase {' > '.join(self._phases)!r}"
         node = self._recorded(0)
@@ -382,8 +382,8 @@ class _Child:
     def _killed(self) -> BuildError:
         used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
         return BuildError(
-            f"the building process was killed (SIGKILL) {self._place()}. Unless somebody killed"
-            f" it, the machine ran out of memory: it held {format_bytes(used)}. Close other"
+            f"the building process was killed (SIGKILL) {self._place()}. Unless it was killed on"
+            f" purpose, the machine ran out of memory: it held {format_bytes(used)}. Close other"
             " programs, add memory or swap, or build on a larger machine",
         )
 
@@ -462,7 +462,7 @@ class _Lines:
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
     """Clean up to the end, however often Ctrl-C is pressed."""
-    if threading.current_thread() is not threading.main_thread():  # only that one is interrupted
+    if threading.current_thread() is not threading.main_thread():  # signals interrupt only that one
         yield
         return
     signals = (signal.SIGINT, signal.SIGTERM)

@@ -89,9 +89,9 @@ class CacheEntry:
 
     Attributes:
         key: 64 hexadecimal digits.
-        bytes: What it takes on disk.
-        used: When it was last built or returned, in seconds since 1970.
-        manifest: What the plan is; None where that cannot be read, so that it will be built again.
+        bytes: Size on disk.
+        used: Time of the last build or use, in seconds since 1970.
+        manifest: The plan's manifest; None if it cannot be read, so that it will be built again.
     """
 
     key: str
@@ -127,13 +127,13 @@ class EngineCache:
     a warning, and plans that are there are still found.
 
     Args:
-        folder: Where it is. None: what ``TRT_NATIVE_CACHE`` says, else ``trt-native`` in the
-            user's cache folder.
-        max_bytes: Size at which the plans that were not used for longest are removed. None: what
-            ``TRT_NATIVE_CACHE_SIZE`` says, else 20 GiB, or a tenth of the disk where that is less.
+        folder: Path of the folder. None: the value of ``TRT_NATIVE_CACHE``, else ``trt-native`` in
+            the user's cache folder.
+        max_bytes: Size at which the plans that were not used for longest are removed. None: the
+            value of ``TRT_NATIVE_CACHE_SIZE``, else 20 GiB, or a tenth of the disk if that is less.
 
     Attributes:
-        folder: Where it is.
+        folder: Path of the folder.
 
     Raises:
         SpecError: ``TRT_NATIVE_CACHE_SIZE`` is not a size.
@@ -326,7 +326,7 @@ class EngineCache:
         return self.hash_file(path) if path.exists() else None
 
     def _unchanged(self, prepared: PreparedBuild) -> bool:
-        """Whether the model is still what was hashed before TensorRT read it."""
+        """Whether the model still has the hash that it had before TensorRT read it."""
         folder, files = prepared.path.parent, prepared.files
         try:
             same = self.hash_file(prepared.path) == files["sha256"] and all(
@@ -375,9 +375,9 @@ class EngineCache:
             data = opened.read()
         manifest = Manifest.from_json(sealed.get("manifest"))
         if sealed.get("key") != key:
-            raise ValueError("it belongs to another key")
+            raise ValueError("the entry belongs to another key")
         if hashlib.sha256(data).hexdigest() != manifest.plan_sha256:
-            raise ValueError("the plan is not what was kept")
+            raise ValueError("the plan does not match its checksum")
         with contextlib.suppress(OSError):
             os.utime(file)
         return manifest, data
@@ -392,7 +392,7 @@ class EngineCache:
             return
         with self._optional():
             self._make(self._engines)
-            # The plan comes last: without it the entry does not exist for anybody.
+            # The plan comes last: without it the entry does not exist.
             sealed = {"key": key, "manifest": built.manifest.to_json()}
             _write_checksummed(self._engines / f"{key}.json", sealed)
             with atomic_write(self._engines / f"{key}.plan", durable=False) as file:
@@ -494,7 +494,7 @@ class EngineCache:
         return removed
 
     def _remove_leftovers(self) -> PruneResult:
-        """Remove what dead processes left: locks, files half written, hashes of files long gone."""
+        """Remove leftovers of dead processes: locks, partial files, hashes of files long gone."""
         from filelock import FileLock, Timeout
 
         removed = PruneResult()
@@ -516,7 +516,7 @@ class EngineCache:
         return removed
 
     def clear(self) -> PruneResult:
-        """Remove everything that is kept here, and nothing else that lies in the folder.
+        """Remove everything that is kept here, and nothing else in the folder.
 
         Raises:
             OSError: something cannot be removed.
@@ -538,7 +538,7 @@ class EngineCache:
         """The timing caches that are kept."""
         return _files(self._timings, "*.cache")
 
-    # Faults
+    # Error handling
 
     def _make(self, folder: Path) -> None:
         """Create a folder of the cache, readable by the user alone: plans are run as code."""
@@ -624,9 +624,9 @@ def _read_checksummed(path: Path) -> dict[str, Any]:
         content = sealed["content"]
         intact = isinstance(content, dict) and _digest(content) == sealed["sha256"]
     except (TypeError, KeyError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name} is not what was written: {error}") from None
+        raise ValueError(f"{path.name} does not match its checksum: {error}") from None
     if not intact:
-        raise ValueError(f"{path.name} is not what was written")
+        raise ValueError(f"{path.name} does not match its checksum")
     return dict(content)
 
 

@@ -1,4 +1,4 @@
-"""The fastest plan whose error is small enough: build several precisions, compare, keep one."""
+"""Choice of the fastest plan within an error budget, out of plans of several precisions."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ DEFAULT_MAX_ERROR = 0.02
 """Relative L2 error that a plan may have against FP32 where nothing else is asked for."""
 
 _ROUNDS, _WARM_UP = 50, 5
-_HELD_BACK = 10  # one batch of so many is for the comparison
+_HELD_OUT = 10  # one batch of so many is for the comparison
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,25 +68,25 @@ class Candidate:
     """A precision that was tried.
 
     Attributes:
-        precision: Which.
-        error: Largest relative L2 error of any output for any of the batches held back, against
+        precision: The precision.
+        error: Largest relative L2 error of any output for any of the held-out batches, against
             FP32; infinite where an output is NaN or infinite. None where it was not run.
         latency_ms: Median time on the GPU of one inference, without transfers; None likewise.
         plan_bytes: Size of the plan; None where none was built.
-        fault: Why there is no plan, or why it does not run.
+        failure: Message of the error with which it failed to build or to run; None if it did not.
     """
 
     precision: Precision
     error: float | None = None
     latency_ms: float | None = None
     plan_bytes: int | None = None
-    fault: str | None = None
+    failure: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON holds it; an infinite error is null, with a fault that says so."""
+        """As JSON holds it; an infinite error is null, with a failure that says so."""
         data = {**asdict(self), "precision": str(self.precision)}
         if self.error is not None and not np.isfinite(self.error):
-            data |= {"error": None, "fault": "gives NaN or infinite values"}
+            data |= {"error": None, "failure": "gives NaN or infinite values"}
         return data
 
 
@@ -99,8 +99,8 @@ class SelectionReport:
         chosen: Its precision.
         candidates: All that was tried.
         max_error: The budget.
-        calibration_batches: How many batches the ranges come from.
-        held_back: How many others the plans were compared with.
+        calibration_batches: Number of batches that the ranges come from.
+        held_back: Number of held-out batches that the plans were compared with.
     """
 
     plan: Plan
@@ -135,7 +135,7 @@ def time_sessions(
     take turns, so that a clock that changes meanwhile changes it for all.
 
     Args:
-        sessions: What to measure.
+        sessions: The sessions to measure.
         inputs: For each session, arrays for its inputs.
     """
     times: list[list[float]] = [[] for _ in sessions]
@@ -195,23 +195,23 @@ def select_precision(
 ) -> SelectionReport:
     """Build FP16, INT8, FP8 and INT8 weights, and choose the fastest that is accurate enough.
 
-    One in ten of the batches, from the end, are held back for the comparison with an FP32 plan; the
+    One in ten of the batches, from the end, are held out for the comparison with an FP32 plan; the
     ranges come from the others.
 
     Args:
         model: An FP32 model.
-        config: What the plan should be; its precision and quantization do not count.
-        quantization: What to quantize, with calibration data.
+        config: The configuration of the plan; its precision and quantization are ignored.
+        quantization: Nodes to quantize, with calibration data.
         max_error: The most that a plan's relative L2 error may be.
         backend: As for :func:`~trt_native.builder.build_plan.build_plan`.
         build: Builds the model with a configuration and saves the plan; in this process if None.
-        measuring: How plans are run and timed.
+        measuring: Functions that run and time plans.
         progress: Receives progress callbacks.
 
     Raises:
         SpecError: the options contradict one another, the model is not FP32, or there are too few
             batches.
-        UnsupportedError: there is no GPU.
+        UnsupportedError: no GPU was found.
         CalibrationError: the data does not fit the model.
         BuildError: the FP32 plan cannot be built, or no plan is accurate enough.
     """
@@ -248,7 +248,7 @@ def select_precision(
                 plans[precision] = target
                 found[precision] = Candidate(precision, plan_bytes=target.stat().st_size)
             except TrtNativeError as error:
-                found[precision] = Candidate(precision, fault=error.message)
+                found[precision] = Candidate(precision, failure=error.message)
         found |= _measured(how, plans, found, expected, held)
         candidates = tuple(found.values())
         best = _fastest(candidates, max_error)
@@ -256,7 +256,7 @@ def select_precision(
     selection = SelectionReport(
         plan, best.precision, candidates, max_error, len(calibration), len(held)
     )
-    return replace(selection, plan=_noted(plan, selection))
+    return replace(selection, plan=_with_selection(plan, selection))
 
 
 def _check(config: BuildConfig, quantization: QuantizationSpec, max_error: float) -> None:
@@ -280,7 +280,10 @@ def _require_gpu() -> None:
     except CudaError as error:
         raise UnsupportedError(
             f"precision best measures plans, which needs a GPU: {error.message}; name one"
-            " precision, such as fp16 or int8"
+            " precision, such as fp16 or int8",
+            error.details,
+            options=error.options,
+            problems=error.problems,
         ) from None
 
 
@@ -289,7 +292,7 @@ def _split(batches: Batches) -> tuple[Batches, Batches]:
         raise SpecError(
             f"{batches.source}: has one batch, and precision best needs another one to compare with"
         )
-    held = max(1, len(batches) // _HELD_BACK)
+    held = max(1, len(batches) // _HELD_OUT)
     return batches[:-held], batches[-held:]
 
 
@@ -307,21 +310,21 @@ class _Calibrated:
     ) -> None:
         self._arguments = (model, batches, spec, backend, progress)
         self._path = folder / "ranges.calib"
-        self._fault: TrtNativeError | None = None
+        self._error: TrtNativeError | None = None
 
     def path(self) -> Path:
-        """Where it is.
+        """Return the path of the cache, calibrating first if that was not done.
 
         Raises:
             TrtNativeError: the model cannot be calibrated, now or before.
         """
-        if self._fault is not None:
-            raise self._fault
+        if self._error is not None:
+            raise self._error
         if not self._path.exists():
             try:
                 self._make()
             except TrtNativeError as error:
-                self._fault = error
+                self._error = error
                 raise
         return self._path
 
@@ -330,7 +333,7 @@ class _Calibrated:
         source = activation_source(
             spec.calibration_runner, backend=backend, memory_bytes=spec.calibration_memory_bytes
         )
-        # With histograms, and the largest values beside them, which FP8 takes.
+        # With histograms, and the largest values in addition, which FP8 takes.
         method = spec.calibration_method or CalibrationMethod.MSE
         ops = spec.ops or QUANTIZED_OPS
         cache = calibrate(model, batches, method=method, ops=ops, source=source, progress=progress)
@@ -396,8 +399,8 @@ def _measured(
                     session = attempt.enter_context(how.open_session(path))
                     runs = [session.run(_fitted(session, batch)) for batch in batches]
                     opened.push(attempt.pop_all())
-            except TrtNativeError as fault:
-                found[precision] = replace(built[precision], fault=fault.message)
+            except TrtNativeError as failure:
+                found[precision] = replace(built[precision], failure=failure.message)
                 continue
             error = max(map(_relative_error, runs, expected))
             found[precision] = replace(built[precision], error=error)
@@ -441,12 +444,12 @@ def _fastest(candidates: Sequence[Candidate], max_error: float) -> Candidate:
 
 
 def _described(candidate: Candidate) -> str:
-    if candidate.fault is not None:
-        return f"{candidate.precision}: {candidate.fault}"
+    if candidate.failure is not None:
+        return f"{candidate.precision}: {candidate.failure}"
     return f"{candidate.precision}: error {candidate.error:.4f}, {candidate.latency_ms:.3f} ms"
 
 
-def _noted(plan: Plan, selection: SelectionReport) -> Plan:
+def _with_selection(plan: Plan, selection: SelectionReport) -> Plan:
     """The plan with the selection in its manifest."""
     if plan.manifest is None:
         return plan

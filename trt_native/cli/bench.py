@@ -37,7 +37,7 @@ def bench(
         typer.Option("--input", help=INPUT_HELP),
     ] = None,
     random: Annotated[
-        int, typer.Option(metavar="SEED", help="Of the values of inputs that are not given.")
+        int, typer.Option(metavar="SEED", help="Seed of the values of inputs that are not given.")
     ] = 0,
     shape: Annotated[
         list[str] | None,
@@ -49,20 +49,20 @@ def bench(
         ),
     ] = None,
     iterations: Annotated[
-        int, typer.Option(metavar="N", help="Measure each phase at least so many times.")
+        int, typer.Option(metavar="N", help="Least number of measurements of each phase.")
     ] = 10,
     duration: Annotated[
-        float, typer.Option(metavar="SECONDS", help="Measure each phase at least so long.")
+        float, typer.Option(metavar="SECONDS", help="Least time to measure each phase for.")
     ] = 1.0,
     warmup: Annotated[
-        float, typer.Option(metavar="MILLISECONDS", help="Run so long before measuring.")
+        float, typer.Option(metavar="MILLISECONDS", help="Time to run before measuring.")
     ] = 200.0,
     depth: Annotated[
         int, typer.Option(metavar="N", help="Calls in flight in the pipelined measurement.")
     ] = 2,
     streams: Annotated[
         int,
-        typer.Option(metavar="N", help="Also measure so many sessions at once, each in a thread."),
+        typer.Option(metavar="N", help="Also measure N sessions at once, each in a thread."),
     ] = 1,
     layers: Annotated[bool, typer.Option("--layers", help="Also time each layer.")] = False,
     compare: Annotated[
@@ -80,7 +80,7 @@ def bench(
         ),
     ] = False,
 ) -> None:
-    """Measure how fast a plan runs on the GPU, and what bounds it."""
+    """Measure the speed of a plan on the GPU, and find its bottleneck."""
     from trt_native.bench import BenchOptions, bench_plan
     from trt_native.files import atomic_write, check_writable
     from trt_native.plans.plan import Plan
@@ -119,7 +119,7 @@ def bench(
 def _supply(
     given: dict[str, np.ndarray[Any, Any]], shapes: dict[str, Shape], seed: int
 ) -> Callable[[Sequence[PlanTensor]], dict[str, np.ndarray[Any, Any]]]:
-    """What gives inputs: for the first plan as asked, for another with the shapes of the first."""
+    """A function that makes inputs: as requested for the first plan, of its shapes for others."""
     import numpy as np
 
     first: dict[str, Shape] = {}

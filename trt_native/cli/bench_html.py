@@ -27,7 +27,7 @@ _WIDTH, _HEIGHT, _LEFT = 900, 120, 120
 _BINS = 60
 _MOST_BARS = 60
 _FILL = {"host": "#dce9f7", "GPU": "#dcf3dc"}
-_TEXT = 34  # letters beside a bar
+_TEXT = 34  # letters next to a bar
 
 
 def bench_page(report: BenchReport) -> str:

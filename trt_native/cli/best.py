@@ -33,10 +33,10 @@ def build_best(
     """Build several precisions in processes of their own, measure them, and keep one.
 
     Args:
-        job: What to build; its precision and quantization do not count.
-        quantization: What to quantize, with calibration data.
+        job: The build; its precision and quantization are ignored.
+        quantization: Nodes to quantize, with calibration data.
         max_error: The most that a plan's relative error may be; None for the default.
-        timeout_s: How long all builds together may take.
+        timeout_s: Longest time in seconds, for all builds together.
         retry: As for one build.
         json: Whether to print JSON.
     """
@@ -49,7 +49,7 @@ def build_best(
         def build(config: BuildConfig, target: Path) -> None:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
-                raise BuildError("there was no time left for it", options=("timeout_s",))
+                raise BuildError("no time was left for this build", options=("timeout_s",))
             stderr.print(f"building {config.precision}", highlight=False)
             wanted = replace(job, config=config, target=target)
             build_with_retries(wanted, progress, timeout_s=left, retry=retry)
@@ -94,8 +94,8 @@ def _row(candidate: Candidate, selection: SelectionReport) -> Iterator[str]:
     yield "" if candidate.plan_bytes is None else f"{candidate.plan_bytes / 2**20:.1f}"
     if candidate.precision is selection.chosen:
         yield "chosen"
-    elif candidate.fault is not None:
-        yield candidate.fault
+    elif candidate.failure is not None:
+        yield candidate.failure
     else:
         over = candidate.error is not None and not candidate.error <= selection.max_error
         yield "too large an error" if over else ""

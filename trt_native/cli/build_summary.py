@@ -1,4 +1,4 @@
-"""What ``trt-native build`` prints: what was built, or what would be."""
+"""Summaries that ``trt-native build`` prints of a build or a dry run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["print_dry_run", "print_summary"]
 
 
 def print_summary(target: Path, outcome: Outcome) -> None:
-    """Print what a build made, or took from the cache."""
+    """Print the summary of a plan that was built, or taken from the cache."""
     manifest = outcome.manifest
     times = ", ".join(f"{name} {value:.1f} s" for name, value in manifest.seconds.items())
     rows = [
@@ -70,7 +70,7 @@ def _pass_rows(passes: Any) -> list[tuple[str, str]]:
 
 
 def print_dry_run(model: Path, config: BuildConfig, backend: str, json: bool) -> None:
-    """Print what a build would do, after all its checks."""
+    """Print the decisions of a build, after all its checks."""
     from trt_native.backends.registry import load_backend
     from trt_native.builder.build import decide
 

@@ -87,12 +87,12 @@ def prune(
     older_than: Annotated[
         str | None,
         typer.Option(
-            metavar="DURATION", help="Also what was not used for so long, such as 12h or 30d."
+            metavar="DURATION", help="Also remove plans unused for this time, such as 12h or 30d."
         ),
     ] = None,
     json: _Json = False,
 ) -> None:
-    """Remove what is over the size limit, unused for longest first, and what is damaged."""
+    """Remove damaged plans, then those unused for longest until the size limit is kept."""
     seconds = parse_duration(older_than) if older_than is not None else None
     cache = _opened(folder, parse_bytes(cache_size) if cache_size is not None else None)
     _tell(cache, cache.prune(seconds), json)

@@ -70,7 +70,7 @@ def calibrate(
         ),
     ] = None,
     backend: Annotated[
-        str, typer.Option(help="Whose engines: auto, tensorrt or rtx; auto as in build.")
+        str, typer.Option(help="Backend of the engines: auto, tensorrt or rtx; auto as in build.")
     ] = "auto",
     trt_version: Annotated[
         str | None,

@@ -28,7 +28,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    """The text with escapes for what would steer a terminal, or what no encoding has.
+    """The text with escapes for characters that control a terminal or have no encoding.
 
     Names in a model, in a plan's manifest and of files may hold either.
     """

@@ -58,7 +58,7 @@ def triton(
         bool, typer.Option("--force", help="Replace a model of this name that differs.")
     ] = False,
     ignore_manifest: IgnoreManifest = False,
-    json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
     """Write NAME/1/model.plan and NAME/config.pbtxt into a Triton model repository."""
     from trt_native.deploy import TritonConfig, deploy_triton
@@ -110,7 +110,7 @@ def trtexec(
         typer.Option(help="Shape of a dynamic input, NAME=1x3x8x8. \\[default: the profile's opt]"),
     ] = None,
     ignore_manifest: IgnoreManifest = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the words as JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the command as JSON.")] = False,
 ) -> None:
     """Print the command that times a plan with trtexec, or with tensorrt_rtx."""
     from trt_native.deploy import trtexec_command

@@ -23,7 +23,7 @@ def diff(
     ignore_manifest: IgnoreManifest = False,
     json: Annotated[bool, typer.Option("--json", help="Print the differences as JSON.")] = False,
 ) -> None:
-    """Compare two plans. Exit code 0: in nothing that could be compared; 1: they do."""
+    """Compare two plans. Exit code 0: no difference was found; 1: they differ."""
     from trt_native.inspection import diff_plans, read_report
 
     reports = [read_report(path, ignore_manifest=ignore_manifest) for path in (left, right)]

@@ -26,7 +26,7 @@ _PACKAGES = ("numpy", "onnx", "onnx-ir", "cuda-core", "cuda-bindings", "torch", 
 @report_errors
 def doctor(
     plan: Annotated[
-        Path | None, typer.Argument(metavar="[PLAN]", help="A plan: will it load here?")
+        Path | None, typer.Argument(metavar="[PLAN]", help="A plan to check: does it load here?")
     ] = None,
     ignore_manifest: IgnoreManifest = False,
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,

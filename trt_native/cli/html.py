@@ -47,7 +47,7 @@ class GraphNode:
 
     Attributes:
         name: Its name.
-        kind: What it does.
+        kind: Type of the layer.
         inputs: Names of the tensors it reads.
         outputs: Names of the tensors it writes.
         shape: Its first output, for a person.
@@ -143,7 +143,7 @@ def page(
     Args:
         title: Its heading.
         tables: Each a heading, the columns' names, and rows.
-        nodes: What the graph shows.
+        nodes: Boxes of the graph.
         remark: A line below the heading.
         figures: Each a heading, and markup that goes into the page as it is.
     """

@@ -77,7 +77,7 @@ def read_shapes(entries: list[str]) -> dict[str, Shape]:
 
 
 def warn_of_nonfinite(arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    """Say on standard error which inputs have NaN or infinite values."""
+    """Warn on standard error of inputs with NaN or infinite values."""
     import numpy as np
 
     from trt_native.arrays import is_float
@@ -91,13 +91,13 @@ def warn_of_nonfinite(arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
 
 
 def check_seed(seed: int | None, shapes: dict[str, Shape]) -> None:
-    """Refuse a seed that is none, and shapes that nothing is made in.
+    """Reject a negative seed, and shapes without a seed.
 
     Raises:
-        SpecError: either is so.
+        SpecError: the seed is negative, or shapes have no effect.
     """
     if seed is not None and seed < 0:
-        raise SpecError(f"--random {seed}: a seed is not negative")
+        raise SpecError(f"--random {seed}: a seed must not be negative")
     if seed is None and shapes:
         raise SpecError("--shape: no effect without --random SEED; arrays have their own shape")
 
@@ -111,7 +111,7 @@ def fill_random(
     """Random values for inputs that were not given: normal for floats, 0 or 1 for the rest.
 
     Raises:
-        SpecError: a shape is of no input, of one that is given, or outside the profiles.
+        SpecError: a shape is not of an input, is of one that is given, or is outside the profiles.
     """
     import ml_dtypes  # noqa: F401  (makes bfloat16 and float8 known to NumPy by name)
     import numpy as np

@@ -186,8 +186,8 @@ def _inspect_plan(
     if report.tensors is not None:
         table("Tensors", TENSOR_COLUMNS, tensor_rows(report.tensors))
     if report.layers is None:
-        fault = report.layers_error
-        stdout.print(f"Layers cannot be read here: {fault}", markup=False, highlight=False)
+        error = report.layers_error
+        stdout.print(f"Layers cannot be read here: {error}", markup=False, highlight=False)
     else:
         _print_layers(report.layers)
 

@@ -1,4 +1,4 @@
-"""How far a build or an export is: bars on a terminal, now and then a plain line elsewhere."""
+"""Progress of builds and exports: bars on a terminal, occasional plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class BuildProgress:
     a second of a long phase are shown, and elsewhere at most one line in 5 seconds.
 
     Args:
-        console: Where to write.
+        console: The console to write to.
     """
 
     def __init__(self, console: Console) -> None:
@@ -91,7 +91,7 @@ class ExportProgress:
     """A :data:`trt_native.progress.ByteProgress` for people: one bar, or a line for each phase.
 
     Args:
-        console: Where to write.
+        console: The console to write to.
     """
 
     def __init__(self, console: Console) -> None:

@@ -75,9 +75,9 @@ def _parse_format(text: str) -> Precision:
 
 
 def engine_layers_text(record: Mapping[str, Any] | None) -> str:
-    """How many layers of an engine compute in INT8 or FP8, from its manifest."""
+    """Number of an engine's layers that compute in INT8 or FP8, from its manifest."""
     if record is None:
-        return "unknown: the engine could not be asked where it was built, or does not tell"
+        return "unknown: the engine was not inspected where it was built, or does not report it"
     counts = {precision.upper(): len(record.get(precision, ())) for precision in ("int8", "fp8")}
     found = " and ".join(f"{count} in {name}" for name, count in counts.items() if count)
     return f"{found or 'none'} of {record['layers']} layers"

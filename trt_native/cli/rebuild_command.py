@@ -21,7 +21,7 @@ _NOT_REPEATED = ("profiles", "timing_cache")
 
 
 def rebuild_command(manifest: Manifest, plan: Path, environment: Environment | None = None) -> str:
-    """The shell command that builds a plan again from what its manifest records.
+    """The shell command that builds a plan again, from its manifest.
 
     Args:
         manifest: The plan's manifest.

@@ -76,7 +76,7 @@ def verify(
         int | None,
         typer.Option(
             metavar="N",
-            help="So many random batches, or the first N of --data. \\[default: 1, or all]",
+            help="Number of random batches, or the first N of --data. \\[default: 1, or all]",
             rich_help_panel=_INPUTS,
         ),
     ] = None,
@@ -131,7 +131,7 @@ def verify(
         str | None,
         typer.Option(
             "--memory",
-            help=f"How much the further outputs of one plan may take. \\[default: {_MEMORY}]",
+            help=f"Memory limit for the further outputs of one plan. \\[default: {_MEMORY}]",
             rich_help_panel=_LAYERS,
         ),
     ] = None,
@@ -198,9 +198,9 @@ class _Source:
         count: int | None,
     ) -> None:
         if data is not None and (inputs or seed is not None):
-            raise SpecError("--data: it has all inputs; leave --input and --random out")
+            raise SpecError("--data provides all inputs; leave --input and --random out")
         if count is not None and count < 1:
-            raise SpecError(f"--batches {count}: it must be at least 1")
+            raise SpecError(f"--batches {count}: must be at least 1")
         if count is not None and data is None and seed is None:
             raise SpecError("--batches: no effect without --random SEED or --data")
         self.given = load_inputs(inputs)
@@ -215,7 +215,7 @@ class _Source:
         return self.data is not None or (self.count or 1) > 1
 
     def check(self, stored: bool) -> None:
-        """Refuse inputs beside a reference that has its own, and none beside another."""
+        """Reject inputs with a reference that stores its own, and no inputs with any other."""
         given = self.given or self.seed is not None or self.data is not None
         if stored and given:
             raise SpecError(
@@ -226,7 +226,7 @@ class _Source:
 
     @contextlib.contextmanager
     def cases(self, reference: Reference | Path, opened: OpenPlan) -> Iterator[Iterator[Case]]:
-        """The batches, each with what tells its outputs."""
+        """The batches, each with a function that computes its reference outputs."""
         outputs = [tensor.name for tensor in opened.outputs]
         if isinstance(reference, Path):
             from trt_native.verify import GoldenFile
@@ -256,7 +256,7 @@ class _Source:
 
 
 def _spec(tensor: PlanTensor) -> TensorSpec:
-    """An input as a model tells it."""
+    """An input's specification, with its dimensions by name."""
     dims = tensor.dims or (None,) * len(tensor.shape)
     axes = zip(tensor.shape, dims, strict=True)
     return TensorSpec(
@@ -276,7 +276,7 @@ def _saving(path: Path | None, source: _Source) -> Iterator[Callable[..., None] 
 
 
 class _Layers:
-    """The search inside the model; all that can be checked before it is."""
+    """The search inside the model. Its arguments are checked first, as far as possible."""
 
     def __init__(
         self,
@@ -308,17 +308,17 @@ class _Layers:
 
         assert plan.manifest is not None  # noqa: S101  # for the type checker
         wanted = str(plan.manifest.model["sha256"])
-        beside, note = find_model(plan.manifest, path)
-        if model is None and beside is not None and sha256_of_file(beside) == wanted:
-            return beside
+        neighbour, note = find_model(plan.manifest, path)
+        if model is None and neighbour is not None and sha256_of_file(neighbour) == wanted:
+            return neighbour
         chosen = model or self.reference
         if chosen is None:
             raise SpecError(f"--layers: {note}; or name the ONNX file with --model")
         read_model(chosen)
         if sha256_of_file(chosen) != wanted:
             stderr.print(
-                f"warning: the plan was not built from {chosen} as it is now; --layers looks into"
-                " plans of that file all the same",
+                f"warning: the plan was not built from {chosen} as it is now; --layers inspects"
+                " plans of that file nevertheless",
                 markup=False,
                 highlight=False,
             )
@@ -373,7 +373,7 @@ def _document(
 
 
 def _finite(value: float | None) -> float | None:
-    """JSON has no infinity; a limit that is one does not judge."""
+    """Replace an infinite limit, which has no effect, by None: JSON has no infinity."""
     return None if value is None or abs(value) == float("inf") else value
 
 
@@ -416,7 +416,7 @@ def _print(reference: str, found: Verification, origin: str, saved: Path | None)
     if any(c.floored for c in worst):
         stdout.print(
             f"* measured against the floor of {limits.floor:g}, as the reference is smaller than"
-            " that; cosine and PSNR do not judge there.",
+            " that; cosine and PSNR do not count there.",
             markup=False,
         )
     if any(c.nan != (0, 0) or c.inf != (0, 0) for c in worst):

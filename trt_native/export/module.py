@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 DEFAULT_OPSET = 18
-"""What torch's translation writes without converting; every supported TensorRT reads it."""
+"""Opset that torch's translation writes without converting; every supported TensorRT reads it."""
 
 BFLOAT16_OPSET = 22
 """The default for modules in BF16, which convolutions take from here on."""
@@ -61,17 +61,17 @@ _Dynamic = Mapping[str, Mapping[int, str]]
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """What an export wrote.
+    """Record of an export.
 
     Attributes:
         path: The ONNX file.
-        external_data: The file with its weights beside it; None if they are inside.
+        external_data: The file with its weights next to it; None if they are inside.
         opset: Version of the ONNX operator set.
         inputs: The model's inputs, dynamic axes as the text of their dimension.
         outputs: Its outputs.
         parameters: Number of elements in the module's parameters.
         total_bytes: Size of all files written.
-        seconds: How long it took.
+        seconds: Duration of the export.
     """
 
     path: Path
@@ -126,11 +126,11 @@ def export_module(
 ) -> ExportReport:
     """Export any module, in evaluation mode, to one ONNX file.
 
-    Weights above protobuf's limit of 2 GB go to ``<name>.data`` beside it. Nothing is left behind
+    Weights above protobuf's limit of 2 GB go to ``<name>.data`` next to it. Nothing is left behind
     by an export that fails or is interrupted, and an earlier file at ``path`` stays as it was.
 
     Args:
-        module: What to export. Its mode is restored afterwards.
+        module: The module to export. Its mode is restored afterwards.
         inputs: Example tensors for ``forward``, in order or by parameter name, on the module's
             device and of its dtype. Only their shapes and dtypes matter.
         path: The file to write; its folder must exist.
@@ -142,10 +142,10 @@ def export_module(
         output_names: Names in the ONNX. Default: ``output``, or ``output_0``, ``output_1``, ...
         opset: ONNX operator-set version; :data:`DEFAULT_OPSET` (:data:`BFLOAT16_OPSET`) if None.
         metadata: Entries for the model's own key-value pairs.
-        progress: Told what is being done and, where weights are written, how many bytes are.
+        progress: Receives the phase and, where weights are written, the number of bytes.
 
     Returns:
-        What was written.
+        A record of the files written and of the model in them.
 
     Raises:
         SpecError: the inputs, names or dimensions do not fit the module or each other.
@@ -237,11 +237,9 @@ def _named_inputs(
         bound = inspect.signature(module.forward).bind(*args, **kwargs)
     except TypeError as error:
         raise SpecError(f"inputs do not fit {type(module).__name__}.forward: {error}") from None
-    faulty = [
-        name for name, value in bound.arguments.items() if not isinstance(value, torch.Tensor)
-    ]
-    if faulty:
-        raise SpecError(f"inputs must be tensors, one per parameter; not so: {', '.join(faulty)}")
+    wrong = [name for name, value in bound.arguments.items() if not isinstance(value, torch.Tensor)]
+    if wrong:
+        raise SpecError(f"inputs must be tensors, one per parameter; not so: {', '.join(wrong)}")
     return dict(bound.arguments)
 
 
@@ -254,25 +252,25 @@ def _matched(given: Sequence[str] | None, default: list[str], what: str) -> list
 
 def _checked_dynamic(dynamic: _Dynamic, inputs: Mapping[str, Tensor]) -> dict[str, dict[int, str]]:
     """``dynamic`` with an entry for every input, after checking it against the examples."""
-    faults = [f"{name!r} is not an input" for name in dynamic if name not in inputs]
+    problems = [f"{name!r} is not an input" for name in dynamic if name not in inputs]
     extents: dict[str, int] = {}
     for name in inputs.keys() & dynamic.keys():
         shape = inputs[name].shape
         for axis, dim in dynamic[name].items():
             if not re.fullmatch(r"(\w+\*)*\w+", dim) or dim.isdecimal():
-                faults.append(f"{dim!r} is neither a name nor a product such as batch*frames")
+                problems.append(f"{dim!r} is neither a name nor a product such as batch*frames")
             elif not 0 <= axis < len(shape):
-                faults.append(f"{name} has {len(shape)} axes, no axis {axis}")
+                problems.append(f"{name} has {len(shape)} axes, no axis {axis}")
             elif shape[axis] < 2:
-                faults.append(f"{dim} needs an example of 2 or more, {name} has {shape[axis]}")
+                problems.append(f"{dim} needs an example of 2 or more, {name} has {shape[axis]}")
             elif extents.setdefault(dim, shape[axis]) != shape[axis]:
-                faults.append(f"{dim} is both {extents[dim]} and {shape[axis]} in the examples")
+                problems.append(f"{dim} is both {extents[dim]} and {shape[axis]} in the examples")
     for dim, extent in extents.items():
         product = _product(dim, extents)
         if product is not None and product != extent:
-            faults.append(f"{dim} is {extent} in the examples, but its factors give {product}")
-    if faults:
-        raise SpecError(f"dynamic dimensions do not fit: {'; '.join(sorted(faults))}")
+            problems.append(f"{dim} is {extent} in the examples, but its factors give {product}")
+    if problems:
+        raise SpecError(f"dynamic dimensions do not fit: {'; '.join(sorted(problems))}")
     return {name: dict(dynamic.get(name, {})) for name in inputs}
 
 
@@ -338,7 +336,7 @@ def _trace(
 
 
 def _tie_dimensions(inputs: Mapping[str, Tensor], axes: Mapping[str, Mapping[int, str]]) -> None:
-    """Tell the tracer which axes are equal, and which are products of others."""
+    """Declare to the tracer which axes are equal, and which are products of others."""
     import torch
 
     check: Any = torch._check  # has no annotations
@@ -354,7 +352,7 @@ def _tie_dimensions(inputs: Mapping[str, Tensor], axes: Mapping[str, Mapping[int
 
 
 def _check_extents(program: ExportedProgram) -> None:
-    """Refuse an example in whose run a dynamic extent becomes 1 somewhere.
+    """Reject an example in whose run a dynamic extent becomes 1 somewhere.
 
     Torch's decompositions may take such an extent for a constant, silently.
     """
@@ -382,24 +380,24 @@ def _symbol_names(
     inputs = set(program.graph_signature.user_inputs)
     shapes = [node.meta["val"].shape for node in program.graph.nodes if node.name in inputs]
     symbols: dict[str, str] = {}
-    faults = []
+    problems = []
     for shape, (name, dims) in zip(shapes, axes.items(), strict=True):
         for axis, dim in dims.items():
             symbol = str(shape[axis])
             if symbol.isdecimal():
-                faults.append(f"{dim} (axis {axis} of {name}) is always {symbol}")
+                problems.append(f"{dim} (axis {axis} of {name}) is always {symbol}")
             elif _SYMBOL.fullmatch(symbol) and symbols.setdefault(symbol, dim) != dim:
-                faults.append(f"{dim} is always equal to {symbols[symbol]}")
-    if faults:
+                problems.append(f"{dim} is always equal to {symbols[symbol]}")
+    if problems:
         raise ExportError(
-            f"the module's code fixes dimensions declared dynamic: {'; '.join(faults)};"
+            f"the module's code fixes dimensions declared dynamic: {'; '.join(problems)};"
             " change the code, or the declaration"
         )
     return symbols
 
 
 def _check_opset(opset: int | None) -> None:
-    """Refuse before the work what does not exist; what torch cannot write shows only after it."""
+    """Reject an opset that does not exist; one that torch cannot write fails after the export."""
     newest = onnx.defs.onnx_opset_version()
     if opset is not None and not _OLDEST_OPSET <= opset <= newest:
         raise SpecError(f"opset {opset}: choose one from {_OLDEST_OPSET} to {newest}")
@@ -428,7 +426,7 @@ def _translate(program: ExportedProgram, opset: int) -> ir.Model:
 
 
 def _brief(error: BaseException) -> str:
-    """What went wrong in one line: the innermost cause's first."""
+    """First line of the innermost cause's message."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines()
@@ -443,7 +441,7 @@ def _lines(error: BaseException) -> list[str]:
 
 
 def _fold(model: ir.Model) -> None:
-    """Fold constants and drop what is not used.
+    """Fold constants and drop unused nodes and values.
 
     ``onnxscript.optimizer.optimize`` does the same and more, but its pattern matching takes
     longer than the whole export.
@@ -516,9 +514,9 @@ def _renamed(axis: int | ir.SymbolicDim, symbols: Mapping[str, str]) -> int | st
 
 
 def _name_nodes(model: ir.Model) -> None:
-    """Name nodes after their module, as ``down_blocks.0.conv1/Conv``; drop torch's notes.
+    """Name nodes after their module, as ``down_blocks.0.conv1/Conv``; drop torch's metadata.
 
-    The notes would carry source lines and the paths of this machine.
+    The metadata would carry source lines and the paths of this machine.
     """
     for node in model.graph:
         scopes = re.findall(r"'([^']*)'", node.metadata_props.get(_SCOPES, ""))
@@ -539,7 +537,7 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raise what goes wrong while models are written as :class:`ExportError`."""
+    """Turn errors of writing a model into :class:`ExportError`."""
     try:
         yield
     except OSError as error:

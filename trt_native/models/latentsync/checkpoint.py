@@ -46,7 +46,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What :func:`load_into` could not use.
+    """Mismatches that :func:`load_into` found.
 
     Attributes:
         missing: Names the module has and the state dict lacks.
@@ -179,17 +179,17 @@ def load_into(
     meta device takes the weights' device.
 
     Args:
-        module: Where they go.
+        module: The module that takes the weights.
         state_dict: Weights by name.
         strict: Whether anything missing, unexpected or of another shape is an error. If not, it
             is left out, and what is missing keeps its value in the module.
-        progress: Told about the bytes converted.
+        progress: Receives the number of bytes converted.
 
     Returns:
         What was left out; empty if ``strict``.
 
     Raises:
-        ModelError: the state dict does not fit the module; every fault is in this one error.
+        ModelError: the state dict does not fit the module; all mismatches are in this one error.
     """
     own = module.state_dict()
     shared = own.keys() & state_dict.keys()

@@ -91,12 +91,12 @@ class UNetConfig:
         use_motion_module: Whether there are motion modules at all.
         motion_module_resolutions: Downsampling factors that have them.
         motion_module_mid_block: Whether the mid block has one too.
-        motion_module_decoder_only: Whether the way down has none.
-        motion_module_kwargs: How they are built.
+        motion_module_decoder_only: Whether the way down has no motion modules.
+        motion_module_kwargs: Structure of the motion modules.
         add_audio_layer: Whether the transformers attend to the audio.
 
     Raises:
-        SpecError: values contradict each other; all faults in one error.
+        SpecError: values contradict each other; all problems in one error.
     """
 
     sample_size: int | None = 64
@@ -122,8 +122,8 @@ class UNetConfig:
     add_audio_layer: bool = True
 
     def __post_init__(self) -> None:
-        faults = [*_faulty_counts(self), *_faulty_levels(self)] or _faulty_divisors(self)
-        _raise_faults(faults)
+        problems = [*_count_problems(self), *_level_problems(self)] or _divisor_problems(self)
+        _raise_problems(problems)
 
     @property
     def heads(self) -> tuple[int, ...]:
@@ -148,13 +148,13 @@ class UNetConfig:
 
         Raises:
             SpecError: keys are unknown, or values have a wrong type or are not supported; all
-                faults in one error.
+                problems in one error.
         """
         if not isinstance(mapping, Mapping):
             raise SpecError(f"a U-Net configuration is a mapping, found {type(mapping).__name__}")
-        faults: list[str] = []
-        values = _read_fields(cls, mapping, _FIXED, "", faults)
-        _raise_faults(faults)
+        problems: list[str] = []
+        values = _read_fields(cls, mapping, _FIXED, "", problems)
+        _raise_problems(problems)
         return cls(**values)
 
     @classmethod
@@ -164,7 +164,7 @@ class UNetConfig:
         A file holds the section itself, or has it under ``model:`` as LatentSync's files do.
 
         Raises:
-            SpecError: there is no such preset or file, or it does not hold a configuration.
+            SpecError: the preset or file does not exist, or does not hold a configuration.
         """
         if str(source) in UNET_PRESETS:
             return UNET_PRESETS[str(source)]
@@ -175,7 +175,12 @@ class UNetConfig:
         try:
             return cls.from_mapping(data)
         except SpecError as error:
-            raise SpecError(f"{path}: {error.message}", error.details) from None
+            raise SpecError(
+                f"{path}: {error.message}",
+                error.details,
+                options=error.options,
+                problems=error.problems,
+            ) from None
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as JSON can hold it; :meth:`from_mapping` reads it back."""
@@ -199,9 +204,9 @@ def _parse_file(path: Path) -> Any:
         raise SpecError(f"{path}: not valid YAML or JSON: {reason}") from None
 
 
-def _raise_faults(faults: list[str]) -> None:
-    if faults:
-        raise SpecError(f"the U-Net configuration is not usable: {'; '.join(faults)}")
+def _raise_problems(problems: list[str]) -> None:
+    if problems:
+        raise SpecError(f"the U-Net configuration is not usable: {'; '.join(problems)}")
 
 
 def _read_fields(
@@ -209,40 +214,40 @@ def _read_fields(
     mapping: Mapping[str, Any],
     fixed: Mapping[str, tuple[Any, ...]],
     where: str,
-    faults: list[str],
+    problems: list[str],
 ) -> dict[str, Any]:
-    """The mapping's values by field, converted; what does not fit goes to ``faults``."""
+    """The mapping's values by field, converted; those that do not fit go to ``problems``."""
     types = {item.name: str(item.type) for item in dataclasses.fields(cls)}
     values: dict[str, Any] = {}
     for key, value in mapping.items():
         if key in types:
             try:
-                values[key] = _READERS[types[key]](value, faults)
+                values[key] = _READERS[types[key]](value, problems)
             except (TypeError, ValueError, OverflowError):
                 found = _SHORT.repr(value)
-                faults.append(f"{where}{key} needs {_WORDS[types[key]]}, found {found}")
+                problems.append(f"{where}{key} needs {_WORDS[types[key]]}, found {found}")
         elif key not in fixed:
-            faults.append(f"{where}{key} is not a known key")
+            problems.append(f"{where}{key} is not a known key")
         elif value not in fixed[key]:
             known = " or ".join(repr(choice) for choice in fixed[key])
-            faults.append(f"{where}{key}={_SHORT.repr(value)} is not supported, only {known}")
+            problems.append(f"{where}{key}={_SHORT.repr(value)} is not supported, only {known}")
     return values
 
 
-def _whole(value: Any, _faults: list[str]) -> int:
+def _whole(value: Any, _problems: list[str]) -> int:
     number = float(value) if isinstance(value, str) else value
     if isinstance(number, bool) or not isinstance(number, int | float) or number != int(number):
         raise TypeError
     return int(number)
 
 
-def _real(value: Any, _faults: list[str]) -> float:
+def _real(value: Any, _problems: list[str]) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise TypeError
     return float(value)
 
 
-def _flag(value: Any, _faults: list[str]) -> bool:
+def _flag(value: Any, _problems: list[str]) -> bool:
     if not isinstance(value, bool):
         raise TypeError
     return value
@@ -260,27 +265,27 @@ def _text(value: Any) -> str:
     return value
 
 
-def _wholes(value: Any, faults: list[str]) -> tuple[int, ...]:
-    return _many(value, lambda item: _whole(item, faults))
+def _wholes(value: Any, problems: list[str]) -> tuple[int, ...]:
+    return _many(value, lambda item: _whole(item, problems))
 
 
-def _motion(value: Any, faults: list[str]) -> MotionConfig:
+def _motion(value: Any, problems: list[str]) -> MotionConfig:
     if value is not None and not isinstance(value, Mapping):
         raise TypeError
     where = "motion_module_kwargs."
-    return MotionConfig(**_read_fields(MotionConfig, value or {}, _FIXED_MOTION, where, faults))
+    return MotionConfig(**_read_fields(MotionConfig, value or {}, _FIXED_MOTION, where, problems))
 
 
 _READERS: dict[str, Callable[[Any, list[str]], Any]] = {
     "int": _whole,
-    "int | None": lambda value, faults: None if value is None else _whole(value, faults),
-    "int | tuple[int, ...]": lambda value, faults: (
-        _wholes(value, faults) if isinstance(value, list | tuple) else _whole(value, faults)
+    "int | None": lambda value, problems: None if value is None else _whole(value, problems),
+    "int | tuple[int, ...]": lambda value, problems: (
+        _wholes(value, problems) if isinstance(value, list | tuple) else _whole(value, problems)
     ),
     "float": _real,
     "bool": _flag,
     "tuple[int, ...]": _wholes,
-    "tuple[str, ...]": lambda value, _faults: _many(value, _text),
+    "tuple[str, ...]": lambda value, _problems: _many(value, _text),
     "MotionConfig": _motion,
 }
 _WORDS = {
@@ -295,8 +300,8 @@ _WORDS = {
 }
 
 
-def _faulty_counts(config: UNetConfig) -> list[str]:
-    """Numbers that must be at least 1 and are not."""
+def _count_problems(config: UNetConfig) -> list[str]:
+    """List the numbers that must be at least 1 and are not."""
     motion = config.motion_module_kwargs
     values = {
         **{f"block_out_channels[{i}]": n for i, n in enumerate(config.block_out_channels)},
@@ -306,19 +311,19 @@ def _faulty_counts(config: UNetConfig) -> list[str]:
         for item in dataclasses.fields(owner):
             if str(item.type) == "int" and item.name != "freq_shift":
                 values[where + item.name] = getattr(owner, item.name)
-    faults = [f"{name} must be at least 1, found {n}" for name, n in values.items() if n < 1]
+    problems = [f"{name} must be at least 1, found {n}" for name, n in values.items() if n < 1]
     reals = {"norm_eps": config.norm_eps, "mid_block_scale_factor": config.mid_block_scale_factor}
-    faults += [f"{name} must be above 0, found {x}" for name, x in reals.items() if not x > 0]
-    return faults
+    problems += [f"{name} must be above 0, found {x}" for name, x in reals.items() if not x > 0]
+    return problems
 
 
-def _faulty_levels(config: UNetConfig) -> list[str]:
+def _level_problems(config: UNetConfig) -> list[str]:
     levels = len(config.block_out_channels)
-    faults = [] if levels else ["block_out_channels is empty"]
+    problems = [] if levels else ["block_out_channels is empty"]
     for name in ("down_block_types", "up_block_types", "heads"):
         if (found := len(getattr(config, name))) != levels:
             shown = "attention_head_dim" if name == "heads" else name
-            faults.append(f"{shown} has {found} entries, block_out_channels has {levels}")
+            problems.append(f"{shown} has {found} entries, block_out_channels has {levels}")
     choices = (
         ("down_block_types", config.down_block_types, DOWN_BLOCKS),
         ("up_block_types", config.up_block_types, UP_BLOCKS),
@@ -330,28 +335,28 @@ def _faulty_levels(config: UNetConfig) -> list[str]:
     )
     for name, found_types, known in choices:
         if unknown := sorted(set(found_types) - set(known)):
-            faults.append(f"{name} has {', '.join(unknown)}, only {' or '.join(known)} is known")
-    return faults
+            problems.append(f"{name} has {', '.join(unknown)}, only {' or '.join(known)} is known")
+    return problems
 
 
-def _faulty_divisors(config: UNetConfig) -> list[str]:
-    """Channel counts that the groups or heads do not divide."""
-    faults = []
+def _divisor_problems(config: UNetConfig) -> list[str]:
+    """List the channel counts that the groups or heads do not divide."""
+    problems = []
     if config.block_out_channels[0] % 2:
-        faults.append("block_out_channels[0] must be even, for sines and cosines")
+        problems.append("block_out_channels[0] must be even, for sines and cosines")
     divisors = {"norm_num_groups": config.norm_num_groups}
     if config.use_motion_module:
         motion = config.motion_module_kwargs
-        # Its norms have 32 groups whatever norm_num_groups says.
+        # Its norms have 32 groups, regardless of norm_num_groups.
         divisors["the motion modules' 32 groups"] = 32
         divisors["their heads"] = motion.num_attention_heads * motion.temporal_attention_dim_div
     for channels, heads in zip(config.block_out_channels, config.heads, strict=True):
-        faults += [
+        problems += [
             f"{channels} channels are not divisible by {name} ({divisor})"
             for name, divisor in {**divisors, "attention_head_dim": heads}.items()
             if channels % divisor
         ]
-    return faults
+    return problems
 
 
 UNET_PRESETS: Mapping[str, UNetConfig] = {

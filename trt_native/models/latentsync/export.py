@@ -75,7 +75,7 @@ def export_latentsync(
         opset: ONNX operator-set version; as for :func:`trt_native.export.export_module` if None.
         allow_mismatch: Whether to go on where the checkpoint does not fit: what is unexpected
             is ignored, and what is missing gets random values.
-        progress: Told what is being done and how many bytes of it.
+        progress: Receives the phase and the number of bytes done.
 
     Returns:
         What was written.
@@ -144,7 +144,7 @@ def export_deepcache(
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """A U-Net to export, with what ``export_module`` has to know about it."""
+    """A U-Net to export, with the arguments of ``export_module`` for it."""
 
     unet: UNet
     inputs: dict[str, Tensor]

@@ -1,4 +1,4 @@
-"""How LatentSync's pipeline calls its U-Net, in terms of the exported model's inputs."""
+"""Conversion of the pipeline's calls of its U-Net to the exported model's inputs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What the U-Net's levels are made of besides convolutions: norms, attention, transformers.
+"""Layers of the U-Net's levels besides convolutions: norms, attention, transformers.
 
 The forms are those that TensorRT runs fast, as measured in ``docs/unet_performance.md``. Statistics
-of norms and softmax are taken in FP32 whatever the module's type, and stay so in an export.
+of norms and softmax are taken in FP32 regardless of the module's type, and stay so in an export.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ BatchFrames = tuple[int, int]
 """(batch, frames): how the leading axis of an activation is made up."""
 
 _TRANSFORMER_EPS = 1e-6
-_MOTION_GROUPS = 32  # whatever norm_num_groups says
+_MOTION_GROUPS = 32  # regardless of norm_num_groups
 
 
 class GroupNorm(nn.GroupNorm):
-    """GroupNorm as the operator, whose statistics TensorRT takes in FP32 whatever its type.
+    """GroupNorm as the operator, whose statistics TensorRT always takes in FP32.
 
     TensorRT-RTX has a kernel of one pass for it where height and width are fixed. A cast to FP32
     around the operator, or the same in arithmetic, costs that kernel. Groups of one channel are

@@ -40,8 +40,8 @@ def load_unet(
         random_seed: Random weights that depend on this number alone, instead of a checkpoint.
         dtype: Type of the weights, by torch's name.
         allow_mismatch: Whether to go on where the checkpoint does not fit: what is unexpected is
-            ignored, and what is missing gets random values; the log tells which.
-        progress: Told about the bytes of the checkpoint read and converted.
+            ignored, and what is missing gets random values; the log names them.
+        progress: Receives the number of bytes of the checkpoint read and converted.
 
     Returns:
         The module, and the SHA-256 of the checkpoint's file if there is one.

@@ -88,7 +88,7 @@ class UNet(nn.Module):
         audio: Tensor | None,
         deep_features: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The predicted noise, and what enters the last layer of the last up block.
+        """The predicted noise, and the input of the last layer of the last up block.
 
         With ``deep_features`` these are taken for the latter, and what leads to them is skipped.
         """
