@@ -16,9 +16,14 @@ from trt_native.plans.manifest import Manifest
 
 
 def pytest_collection_modifyitems(items):
-    # Files with slow tests first: what is left at the end is short, so no process waits for long.
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    # Long files first, so that no process waits for another at the end. Those of different exports
+    # are at the head, so that two processes do not wait for the same one.
+    marks = {"deepcache_onnx": 0, "golden_onnx": 1, "slow": 2}
+    ranks = {}
+    for item in items:
+        found = [marks[name] for name in (*item.fixturenames, *item.keywords) if name in marks]
+        ranks[item.path] = min([ranks.get(item.path, 3), *found])
+    items.sort(key=lambda item: ranks[item.path])
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu_items:
         return
