@@ -169,7 +169,7 @@ def test_none_within_the_budget(model, data):
         BuildError, match=r"no plan is within a relative error of 0\.0001 "
     ) as caught:
         fastest(model, data, max_error=0.0001)
-    assert "- int8: error 0.0300, 1.000 ms" in caught.value.details
+    assert "int8: error 0.0300, 1.000 ms" in caught.value.problems
 
 
 @pytest.mark.parametrize(

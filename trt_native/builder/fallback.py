@@ -32,7 +32,7 @@ class Attempt:
 
     Attributes:
         workspace_bytes: Scratch memory one layer could take.
-        optimization_level: As it was asked for; None is TensorRT's default.
+        optimization_level: The requested level; None is TensorRT's default.
         cause: Cause of the failure.
     """
 

@@ -477,7 +477,7 @@ class EngineCache:
         """Remove unreadable plans, then those unused for longest until the size limit is kept.
 
         Args:
-            older_than_s: Also remove the plans that were not used for so many seconds.
+            older_than_s: Also remove the plans that were not used for this number of seconds.
 
         Raises:
             OSError: something cannot be removed.

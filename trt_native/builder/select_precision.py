@@ -57,10 +57,10 @@ CANDIDATES = (Precision.FP16, Precision.INT8, Precision.FP8, Precision.INT8_WEIG
 """The precisions to try."""
 
 DEFAULT_MAX_ERROR = 0.02
-"""Relative L2 error that a plan may have against FP32 where nothing else is asked for."""
+"""Relative L2 error that a plan may have against FP32 by default."""
 
 _ROUNDS, _WARM_UP = 50, 5
-_HELD_OUT = 10  # one batch of so many is for the comparison
+_HELD_OUT = 10  # one in this number of batches is for the comparison
 
 
 @dataclass(frozen=True, slots=True)
