@@ -58,7 +58,7 @@ def test_the_commands_and_times(tmp_path):
 
 
 @pytest.mark.parametrize("verbosity", ["layer_names_only", "none"])
-def test_plans_that_tell_less_of_their_layers(tmp_path, verbosity):
+def test_plans_with_less_information_on_layers(tmp_path, verbosity):
     model = tiny_models.conv(tmp_path / "m.onnx")
     profile = ProfileSpec.parse(["batch=2", "height=8", "width=8"])
     verbosity = ProfilingVerbosity.parse(verbosity)
