@@ -113,6 +113,7 @@ def deepcache_onnx(shared_folder):
     from trt_native.models.latentsync.export import export_deepcache
 
     def make(to):
+        (to / "alone").mkdir()
         reports = export_deepcache(
             to / "alone" / "unet.onnx", config="small", checkpoint=DATA / "unet_small.pt"
         )
