@@ -198,7 +198,7 @@ class TestFaults:
         np.savez(tmp_path / "d" / "batch_0001.npz", x=good["x"], stpe=good["step"], z=[[1]])
         text = error_of(tmp_path / "d")
         for problem in (
-            "stray.npz lies in the folder but is not in its manifest.json",
+            "stray.npz is in the folder but not in its manifest.json",
             "'x' has values that are NaN or infinite, 24 of 24 (batch_0000.npz)",
             "'stpe' is not an input of the model; did you mean 'step'? (batch_0001.npz)",
             "'step' is missing (batch_0001.npz)",

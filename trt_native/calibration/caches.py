@@ -89,7 +89,7 @@ class Provenance:
         producer: Program and version that calibrated.
         model: ``file``, ``sha256``, ``bytes`` of the ONNX file and the same for each file of
             ``external`` weights.
-        method: How ranges follow from values, such as ``entropy`` or ``percentile 99.99``.
+        method: Method that derives ranges from values, such as ``entropy`` or ``percentile 99.99``.
         runner: The program that ran the model, such as ``onnx.reference``.
         batches: Number of batches, the calibration's samples.
         shapes: For each input, the different shapes it had, such as ``1x3x8x8``.
@@ -156,7 +156,7 @@ class CalibrationCache:
         scales: Tensor to scale, a float32 above 0: the value that INT8 1 stands for. Names of
             tensors that a model does not have, such as ``(Unnamed Layer* 9) [Constant]_output``,
             occur in what TensorRT writes.
-        provenance: Where they come from; None for a cache that came without that.
+        provenance: Their origin; None for a cache without it.
 
     Raises:
         CalibrationError: no header, or a name or scale that a cache cannot hold.

@@ -49,17 +49,17 @@ def capture(
     exception, nothing is.
 
     Args:
-        denoiser: What the pipeline calls. A ``torch.nn.Module`` is hooked where it is. Anything
-            else must be replaced in the pipeline by the object that the ``with`` statement gives,
-            which passes calls and attributes on.
-        folder: Where to write; a folder that is not there yet.
-        batches: How many calls to keep.
+        denoiser: The callable that the pipeline calls. A ``torch.nn.Module`` is hooked where it
+            is. Anything else must be replaced in the pipeline by the object that the ``with``
+            statement gives, which passes calls and attributes on.
+        folder: The folder to write, which must not exist yet.
+        batches: Number of calls to keep.
         arguments: Takes the denoiser's arguments and returns the model's inputs by name, as
             arrays, tensors or numbers. Default: the arguments themselves, under their parameters'
             names; those that are None, texts or flags are left out.
         timestep: Name of the input that holds the timestep; None for a model without one.
         model: The model the data is for, in words, for the manifest.
-        origin: How the data was made, for the manifest; as JSON can hold it.
+        origin: Origin of the data, for the manifest; as JSON can hold it.
         seed: Decides what is kept and how it is shuffled.
 
     Returns:

@@ -145,7 +145,7 @@ def calibrate(
         batches: Input name to array, batch by batch. Data that can be iterated again is run through
             the model twice, first for the largest values, then for exact histograms; an iterator
             only once, for histograms of 1024 to 2048 bins.
-        method: How ranges follow from values.
+        method: Method that derives ranges from values.
         percentile: Percentage of values that the percentile method covers.
         ops: Operators whose inputs to calibrate.
         patterns: Shell patterns of tensor names; only these, where given.
@@ -329,7 +329,9 @@ def _pass(
         try:
             _run_batch(run(batch), tensors, use)
         except CalibrationError as error:
-            raise CalibrationError(f"batch {number}: {error.message}", error.details) from error
+            raise CalibrationError(
+                f"batch {number}: {error.message}", error.details, problems=error.problems
+            ) from error
         shapes.append({name: np.shape(array) for name, array in batch.items()})
         if progress is not None and steps:
             progress.step_complete(phase, number)

@@ -49,7 +49,7 @@ class DataManifest:
         inputs: The arrays of every batch; an extent is None where batches differ in it.
         batches: One entry per batch, in order: its ``file``, and further facts about it, such
             as its ``timestep``.
-        origin: How the data was made: program, seed, and the like.
+        origin: Origin of the data: program, seed, and the like.
         schema: Number of this layout.
     """
 
@@ -160,7 +160,7 @@ def write_batches(
         folder: A folder that is not there yet, or is empty.
         batches: The batches to write; all need the same names and dtypes.
         model: The model the data is for, in words.
-        origin: How the data was made; as JSON can hold it.
+        origin: Origin of the data; as JSON can hold it.
         notes: Facts about each batch, such as its timestep; as JSON can hold it.
 
     Raises:

@@ -29,7 +29,7 @@ class Ranges:
     Attributes:
         amax: Tensor to the magnitude that becomes the largest quantized one.
         shapes: For each input, a shape it had; empty where that is not known.
-        origin: Where the ranges come from, as JSON can hold it.
+        origin: Origin of the ranges, as JSON can hold it.
     """
 
     amax: Mapping[str, float]
@@ -90,7 +90,7 @@ def find_ranges(
         model: The ONNX file.
         batches: The data, checked against it.
         precision: INT8 or FP8; FP8 takes the largest magnitudes with any method.
-        method: How ranges follow from values; the mean squared error if None.
+        method: Method that derives ranges from values; the mean squared error if None.
         progress: Receives progress callbacks.
         ops: The operators to quantize.
         source: Runs the model; ``onnx.reference`` if None.

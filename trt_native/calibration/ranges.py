@@ -52,7 +52,7 @@ class Histogram:
         limit: The largest magnitude that will come, above 0; None if that is not known.
 
     Attributes:
-        counts: ``int64[2048]``: how many magnitudes lie in each bin. Bin ``k`` holds those from
+        counts: ``int64[2048]``: number of magnitudes in each bin. Bin ``k`` holds those from
             ``k * bin_width`` on and below the next bin; the last one holds the limit too.
         limit: Upper end of the last bin; 0 while all magnitudes were 0.
         amax: The largest magnitude so far; 0 if there was none.

@@ -108,7 +108,7 @@ def _listed(
     source = _Files([(name, partial(_load_npz, folder / name)) for name in names[:limit]])
     source.manifest = manifest
     source.problems = tuple(
-        f"{name} lies in the folder but is not in its {MANIFEST_NAME}"
+        f"{name} is in the folder but not in its {MANIFEST_NAME}"
         for name in archives
         if name not in names
     )
