@@ -72,7 +72,7 @@ class TensorResult:
         name: The tensor.
         node: Name of the node that makes it.
         operator: That node's operator.
-        comparison: How it compares; the floor is the tensor's own, see :func:`find_first_mismatch`.
+        comparison: Its comparison; the floor is the tensor's own, see :func:`find_first_mismatch`.
         agrees: Whether it keeps to the thresholds.
     """
 
@@ -180,8 +180,8 @@ def find_first_mismatch(
         thresholds: Of these the largest relative error and the floor count.
         reference: The ONNX file to compare with; ``model`` itself if None. Tensors are matched by
             name.
-        memory_bytes: How much the outputs of one plan may take; the reference's values are kept in
-            temporary files.
+        memory_bytes: Most bytes that the outputs of one plan may take; the reference's values
+            are kept in temporary files.
         progress: Receives progress callbacks of the reference.
 
     Raises:
