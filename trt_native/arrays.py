@@ -6,7 +6,7 @@ import contextlib
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from trt_native.files import atomic_write, open_regular_file
 __all__ = [
     "ArrayArchive",
     "ArrayWriter",
+    "Batch",
     "is_float",
     "load_arrays",
     "open_arrays",
@@ -25,6 +26,9 @@ __all__ = [
 ]
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+Batch: TypeAlias = Mapping[str, Array]
+"""Input name to array, for one run of a model."""
 
 
 def is_float(array: Array) -> bool:

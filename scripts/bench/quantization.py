@@ -23,6 +23,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from trt_native.arrays import Array, Batch
 from trt_native.backends.registry import load_backend
 from trt_native.builder.build_plan import build_plan
 from trt_native.builder.engine_calibration import EngineActivations
@@ -30,7 +31,6 @@ from trt_native.builder.select_precision import time_sessions
 from trt_native.calibration.batches import read_batches
 from trt_native.calibration.collect import calibrate as find_cache
 from trt_native.calibration.device import DeviceStatistics
-from trt_native.calibration.folder import Batch
 from trt_native.calibration.ranges import entropy_threshold
 from trt_native.cli.console import report_errors, stderr, stdout, table
 from trt_native.config import (
@@ -302,7 +302,7 @@ def _random(inputs: tuple[TensorSpec, ...], dims: list[str], count: int) -> Iter
     shapes = {name: found.opt for profile in profiles for name, found in profile.shapes.items()}
     random = np.random.default_rng(0)
     for number in range(count):
-        batch: Batch = {}
+        batch: dict[str, Array] = {}
         for tensor in inputs:
             shape: Any = shapes.get(tensor.name, tensor.shape)
             if tensor.dtype.startswith("int"):

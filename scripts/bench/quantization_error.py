@@ -12,10 +12,10 @@ import numpy as np
 import typer
 from onnx.reference import ReferenceEvaluator
 
+from trt_native.arrays import Array, Batch
 from trt_native.builder.quantize_file import quantize_onnx
 from trt_native.calibration.batches import Batches, read_batches
 from trt_native.calibration.collect import calibrate
-from trt_native.calibration.folder import Array, Batch
 from trt_native.cli.console import report_errors, table
 from trt_native.config import CalibrationMethod, Precision, QuantizationSpec
 from trt_native.graph.onnx_file import read_model, tensor_specs
@@ -66,7 +66,7 @@ def calibrated(model: Path, batches: Batches, method: CalibrationMethod, path: P
 def outputs(model: Path, batches: Sequence[Batch]) -> list[Array]:
     """The model's first output for each batch, by ``onnx.reference``."""
     evaluator = ReferenceEvaluator(str(model))
-    runs: list[Any] = [evaluator.run(None, batch) for batch in batches]
+    runs: list[Any] = [evaluator.run(None, dict(batch)) for batch in batches]
     return [run[0].astype(np.float64) for run in runs]
 
 

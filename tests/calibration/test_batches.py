@@ -47,7 +47,7 @@ def assert_same(found, expected):
             np.testing.assert_array_equal(one[name], array)
 
 
-def faults_of(source, inputs=INPUTS, **options):
+def error_of(source, inputs=INPUTS, **options):
     with pytest.raises(CalibrationError) as caught:
         read_batches(source, inputs, **options)
     return str(caught.value)
@@ -196,9 +196,9 @@ class TestFaults:
         )
         np.savez(tmp_path / "d" / "stray.npz", **good)
         np.savez(tmp_path / "d" / "batch_0001.npz", x=good["x"], stpe=good["step"], z=[[1]])
-        text = faults_of(tmp_path / "d")
-        for fault in (
-            "stray.npz lies in the folder but is not in its manifest.json",
+        text = error_of(tmp_path / "d")
+        for problem in (
+            "stray.npz is in the folder but not in its manifest.json",
             "'x' has values that are NaN or infinite, 24 of 24 (batch_0000.npz)",
             "'stpe' is not an input of the model; did you mean 'step'? (batch_0001.npz)",
             "'step' is missing (batch_0001.npz)",
@@ -207,10 +207,10 @@ class TestFaults:
             "z[0] needs batch*frames = 6 (batch=2, frames=3), found 1 (batch_0001.npz)",
             "x: float32(batch, frames, 4)",
         ):
-            assert f"- {fault}\n" in text + "\n"
+            assert f"- {problem}\n" in text + "\n"
 
     @pytest.mark.parametrize(
-        ("change", "fault"),
+        ("change", "problem"),
         [
             ({"x": np.zeros((2, 3, 4, 1), "f")}, "needs 3 axes, found 2x3x4x1"),
             ({"x": np.zeros((2, 3, 5), "f")}, "needs 4 on axis 2, found 2x3x5"),
@@ -224,30 +224,30 @@ class TestFaults:
             ({"z": np.zeros((4, 2), np.float16)}, "z[0] needs batch*frames = 6"),
         ],
     )
-    def test_one_array(self, tmp_path, change, fault):
+    def test_one_array(self, tmp_path, change, problem):
         np.savez(tmp_path / "b.npz", **{**batch(), **change})
-        assert fault in faults_of(tmp_path / "b.npz")
+        assert problem in error_of(tmp_path / "b.npz")
 
     def test_a_dimension_that_differs_between_inputs(self, tmp_path):
         inputs = [TensorSpec("a", "float32", ("n", 2)), TensorSpec("b", "float32", (None, "n"))]
         np.savez(tmp_path / "b.npz", a=np.ones((3, 2)), b=np.ones((9, 4)))
-        assert "dimension 'n' is 3 in a[0], but 4 in b[1]" in faults_of(tmp_path / "b.npz", inputs)
+        assert "dimension 'n' is 3 in a[0], but 4 in b[1]" in error_of(tmp_path / "b.npz", inputs)
 
-    def test_the_same_fault_is_told_once(self, tmp_path):
+    def test_a_problem_of_several_batches_is_listed_once(self, tmp_path):
         write_batches(tmp_path / "d", [{"x": np.ones(1)} for _ in range(9)], model="m")
-        text = faults_of(tmp_path / "d")
+        text = error_of(tmp_path / "d")
         assert text.count("'z' is missing") == 1
         assert "'z' is missing (batch_0000.npz and 8 more)" in text
 
-    def test_a_folder_of_images_as_one_batch_is_told_how_to_stack(self, tmp_path):
+    def test_the_error_for_images_as_one_batch_explains_stacking(self, tmp_path):
         np.savez(tmp_path / "b.npz", image=np.zeros((500, 2, 2), np.float32))
-        assert "one more axis than the input, first" in faults_of(tmp_path / "b.npz", IMAGE)
+        assert "one more axis than the input, first" in error_of(tmp_path / "b.npz", IMAGE)
 
     def test_stacks_of_different_lengths(self, tmp_path):
         stacked = {name: np.stack([array] * 2) for name, array in batch().items()}
         stacked["step"] = stacked["step"][:1]
         np.savez(tmp_path / "b.npz", **stacked)
-        assert "different numbers of batches" in faults_of(tmp_path / "b.npz")
+        assert "different numbers of batches" in error_of(tmp_path / "b.npz")
 
     def test_damaged_and_missing_files(self, tmp_path):
         folder = tmp_path / "d"
@@ -255,40 +255,40 @@ class TestFaults:
         (folder / "batch_0000.npz").unlink()
         content = (folder / "batch_0001.npz").read_bytes()
         (folder / "batch_0001.npz").write_bytes(content[: len(content) // 2])
-        text = faults_of(folder)
+        text = error_of(folder)
         assert "batch_0000.npz: cannot be read: No such file" in text
         assert re.search(r"batch_0001\.npz: not a NumPy file, or damaged", text)
 
     def test_pickles_are_not_loaded(self, tmp_path):
         np.save(tmp_path / "0.npy", np.array([{}], object), allow_pickle=True)
-        assert "not a NumPy file" in faults_of(tmp_path, IMAGE)
+        assert "not a NumPy file" in error_of(tmp_path, IMAGE)
 
     @pytest.mark.parametrize(
-        ("files", "fault"),
+        ("files", "problem"),
         [
             ((), "has no .npz and no .npy files; give a folder of"),
             (("a.npz", "a.npy"), "has both .npz and .npy files"),
             (("0001.latents.npy",), "0001.latents.npy: name it BATCH.INPUT.npy"),
         ],
     )
-    def test_folders_of_something_else(self, tmp_path, files, fault):
+    def test_folders_of_something_else(self, tmp_path, files, problem):
         for name in files:
             np.save((tmp_path / name).open("wb"), np.zeros(1))
-        assert fault in faults_of(tmp_path)
+        assert problem in error_of(tmp_path)
 
     def test_sources_that_are_none(self, tmp_path):
         (tmp_path / "cal.txt").touch()
-        assert "no such calibration data; give a folder" in faults_of(tmp_path / "nowhere")
-        assert "not calibration data; give a folder" in faults_of(tmp_path / "cal.txt")
+        assert "no such calibration data; give a folder" in error_of(tmp_path / "nowhere")
+        assert "not calibration data; give a folder" in error_of(tmp_path / "cal.txt")
         with pytest.raises(SpecError, match="at least 1"):
             read_batches(tmp_path, INPUTS, limit=0)
 
     def test_no_batches(self, tmp_path):
         (tmp_path / "data.py").write_text("def none():\n    return iter(())\n")
-        assert "there are no batches" in faults_of(f"{tmp_path}/data.py:none")
+        assert "there are no batches" in error_of(f"{tmp_path}/data.py:none")
 
     @pytest.mark.parametrize(
-        ("body", "fault"),
+        ("body", "problem"),
         [
             ("yield {'image': [[1, 2], [3]]}", "'image' cannot be read as an array"),
             ("yield [1]", "must yield {input name: array}, found a list"),
@@ -297,19 +297,19 @@ class TestFaults:
              "raised ZeroDivisionError: division by zero (batch 1)"),
         ],
     )  # fmt: skip
-    def test_functions_that_fail(self, tmp_path, body, fault):
+    def test_functions_that_fail(self, tmp_path, body, problem):
         (tmp_path / "data.py").write_text(f"def images():\n    {body}\n")
-        assert fault in faults_of(f"{tmp_path}/data.py:images", IMAGE)
+        assert problem in error_of(f"{tmp_path}/data.py:images", IMAGE)
 
     def test_functions_that_are_not_there(self, tmp_path):
         (tmp_path / "data.py").write_text("def images(): ...\n")
         (tmp_path / "bad.py").write_text("import no_such_module\n")
-        text = faults_of(f"{tmp_path}/data.py:image")
+        text = error_of(f"{tmp_path}/data.py:image")
         assert "has no function 'image'; its functions are images" in text
         with pytest.raises(CalibrationError, match=r"data\.py: write FILE\.py:FUNCTION"):
             load_function(f"{tmp_path}/data.py")
-        assert "other.py: no such file" in faults_of(f"{tmp_path}/other.py:image")
-        text = faults_of(f"{tmp_path}/bad.py:image")
+        assert "other.py: no such file" in error_of(f"{tmp_path}/other.py:image")
+        text = error_of(f"{tmp_path}/bad.py:image")
         assert "bad.py raised ModuleNotFoundError: No module named 'no_such_module'" in text
 
     def test_a_function_must_yield_the_same_every_time(self, tmp_path):
@@ -340,7 +340,7 @@ class TestFaults:
 
 class TestManifest:
     @pytest.mark.parametrize(
-        ("change", "fault"),
+        ("change", "problem"),
         [
             ({"schema": 2}, "manifest of schema 2, this version reads 1"),
             ({"batches": [{}]}, "malformed manifest: KeyError: 'file'"),
@@ -348,15 +348,15 @@ class TestManifest:
             ({"inputs": 3}, "malformed manifest: TypeError"),
         ],
     )
-    def test_malformed(self, tmp_path, change, fault):
+    def test_malformed(self, tmp_path, change, problem):
         write_batches(tmp_path / "d", [batch()], model="m")
         path = tmp_path / "d" / "manifest.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-        assert fault in faults_of(tmp_path / "d")
+        assert problem in error_of(tmp_path / "d")
 
     def test_not_json(self, tmp_path):
         (tmp_path / "manifest.json").write_text("{")
-        assert "manifest.json: cannot be read" in faults_of(tmp_path)
+        assert "manifest.json: cannot be read" in error_of(tmp_path)
 
     def test_round_trip(self):
         manifest = DataManifest(

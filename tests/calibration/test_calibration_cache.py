@@ -1,4 +1,4 @@
-"""TensorRT's calibration cache, byte for byte, and the JSON file beside it."""
+"""TensorRT's calibration cache, byte for byte, and the JSON file next to it."""
 
 from __future__ import annotations
 
@@ -142,8 +142,8 @@ def test_every_truncation_is_an_error_or_whole_entries():
         ("a", math.nan, "not finite"),
         ("a", 0.0, "not above 0"),
         ("a", -1.0, "not above 0"),
-        ("a", 0.1, "no float32"),
-        ("a", 1e39, "no float32"),
+        ("a", 0.1, "not a float32"),
+        ("a", 1e39, "not a float32"),
         ("a\nb", 1.0, "line ends"),
     ],
 )

@@ -50,7 +50,7 @@ def arrays_in(folder):
 
 
 def run(denoiser, folder, steps, passes=1, **options):
-    """Call the denoiser once per step and pass, with a number that tells the call."""
+    """Call the denoiser once per step and pass, with the number of the call."""
     calls = []
     with capture(denoiser, folder, **options) as observed:
         target = denoiser if isinstance(denoiser, torch.nn.Module) else observed

@@ -27,7 +27,7 @@ def identity(batch):
 
 
 class Recorder:
-    """A progress that remembers what it was told."""
+    """A progress that records its calls."""
 
     def __init__(self):
         self.calls = []
@@ -140,7 +140,7 @@ def test_a_runner_that_leaves_a_tensor_out(batches):
         collect(batches, identity, ["x", "w"])
 
 
-def test_progress_is_told_of_every_batch(batches):
+def test_progress_receives_every_batch(batches):
     progress = Recorder()
     collect(batches, identity, ["x"], progress=progress)
     phases = [f"Running the model: {title}" for title in ("largest values", "histograms")]
@@ -198,7 +198,7 @@ def test_tensorrts_own_bits_for_uniform_inputs(tmp_path):
     assert cache.to_bytes() == b"TRT-8601-EntropyCalibration2\nx: 4000890a\n"
 
 
-def test_percentile_is_told(model):
+def test_percentile_is_recorded(model):
     cache = calibrate(model, images(), method=PERCENTILE, percentile=90.0)
     assert cache.provenance.method == "percentile 90"
     assert cache.threshold("a") < cache.amax("a")

@@ -77,7 +77,7 @@ def _nvcc_release():
 
 
 @pytest.mark.skipif(_nvcc_release() != "13.0", reason="it was made by nvcc 13.0, which is not here")
-def test_it_is_made_of_the_source_beside_it(tmp_path):
+def test_it_is_made_of_the_source_next_to_it(tmp_path):
     subprocess.run([SCRIPT, tmp_path / "new.ptx"], check=True)
     made, shipped = (
         re.sub(r"_[0-9a-f]{8}_", "_", path.read_text())  # nvcc names variables by the file's path

@@ -100,7 +100,7 @@ def test_the_report_as_json(model, plan, runs, verify, tmp_path):
     assert error == pytest.approx(0.02, rel=1e-3)
     assert output["relative_l2"] == pytest.approx(error)
     assert output["max_abs"] == pytest.approx(np.abs(p - r).max())
-    assert output["faults"] == ["relative L2 0.02 > 0.01"]
+    assert output["problems"] == ["relative L2 0.02 > 0.01"]
     assert report["thresholds"]["max_relative_error"] == 0.01
     assert report["layers"] is None
 

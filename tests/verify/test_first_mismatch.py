@@ -1,4 +1,4 @@
-"""Searches in models where the first departure is known, because it was put there."""
+"""Searches in models where the first mismatch is known, because it was put there."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Runs:
     def __init__(self, path, outputs):
         self.path = path
         self.outputs = outputs
-        self.exposed = []
+        self.extra_outputs = []
 
     @contextlib.contextmanager
     def __call__(self, names):
-        self.exposed.append(list(names))
+        self.extra_outputs.append(list(names))
         runner = ReferenceRunner(read_model(self.path), [*names, *self.outputs])
         yield lambda batch: dict(runner(batch))
 
@@ -75,17 +75,17 @@ def x(rng):
 
 @pytest.mark.parametrize("layer", [0, 1, 37, 98, 99])
 @pytest.mark.parametrize("tensors_per_plan", [1, 7, 1000])
-def test_the_first_departure_is_found_with_few_plans(tmp_path, x, layer, tensors_per_plan):
+def test_the_first_mismatch_is_found_with_few_plans(tmp_path, x, layer, tensors_per_plan):
     model = chain(tmp_path / "m.onnx")
     runs = Runs(perturbed(model, f"w{layer}"), ["t99"])
     memory = tensors_per_plan * 4 * 8 * 4
     report = find_first_mismatch(model, x, runs, LIMITS, reference=model, memory_bytes=memory)
     assert (report.first.name, report.first.node) == (f"m{layer}", f"mm{layer}")
     assert report.first.operator == "MatMul"
-    assert all(len(names) <= tensors_per_plan for names in runs.exposed)
+    assert all(len(names) <= tensors_per_plan for names in runs.extra_outputs)
     # 200 tensors: one by one they need 8 halvings; and in the end what the node reads.
     most = {1: 9, 7: 4, 1000: 1}[tensors_per_plan]
-    assert report.plans == len(runs.exposed) <= most
+    assert report.plans == len(runs.extra_outputs) <= most
     assert report.tensors == 200
     assert report.compared <= 200
     # The numbers are those of the two models, run as a whole.
@@ -101,7 +101,7 @@ def test_the_first_departure_is_found_with_few_plans(tmp_path, x, layer, tensors
     assert len(report.worst) == min(10, report.compared)
 
 
-def test_no_departure(tmp_path, x):
+def test_no_mismatch(tmp_path, x):
     model = chain(tmp_path / "m.onnx", 20)
     report = find_first_mismatch(model, x, Runs(model, ["t19"]), LIMITS)
     assert report.first is None
@@ -185,7 +185,7 @@ def cancelling(path, factor):
     return tiny_models.save(path, nodes, shapes[:1], shapes[1:], weights)
 
 
-def test_what_cancels_is_no_false_alarm(tmp_path, x):
+def test_cancellation_is_not_a_mismatch(tmp_path, x):
     model, other = (cancelling(tmp_path / f"{i}.onnx", 1 + 2.0**-20 * (1 + i)) for i in range(2))
     report = find_first_mismatch(model, x, Runs(other, ["y"]), LIMITS, reference=model)
     assert report.compared == 5
@@ -196,7 +196,7 @@ def test_what_cancels_is_no_false_alarm(tmp_path, x):
     assert report.first.name == "a"
 
 
-def test_nonfinite_values_depart(tmp_path, x):
+def test_nonfinite_values_mismatch(tmp_path, x):
     model = chain(tmp_path / "m.onnx", 6)
     report = find_first_mismatch(
         model, x, Runs(perturbed(model, "w2", np.inf), ["t5"]), LIMITS, reference=model
@@ -277,7 +277,7 @@ def test_tensors_in_functions_and_bodies(tmp_path):
 
 @pytest.mark.backend
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16, Precision.INT8])
-def test_exposed_tensors_of_real_plans(tmp_path, rng, monkeypatch, precision):
+def test_extra_outputs_of_real_plans(tmp_path, rng, monkeypatch, precision):
     """TensorRT-RTX builds each plan; what it parsed for it runs by ``onnx.reference``."""
     pytest.importorskip("tensorrt_rtx")
     from trt_native.backends.registry import load_backend

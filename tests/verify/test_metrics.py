@@ -43,7 +43,7 @@ def test_numbers(shape, scale, rng):
 
 
 def test_growing_values_over_many_chunks(rng):
-    """What is summed first must be scaled to what comes later."""
+    """Sums of small values are rescaled when larger values come."""
     r = np.exp(np.linspace(-300, 300, 3 << 20))
     p = r * (1 + rng.uniform(-1e-3, 1e-3, r.size))
     found = compare_outputs("y", p, r, floor=0)
@@ -95,14 +95,14 @@ def test_nonfinite_values_are_counted_and_left_out():
     assert found.inf == (3, 2)
     assert found.nonfinite_differs == 4
     assert (found.max_abs, found.relative_l2) == (1, 0.25)
-    assert Thresholds().faults(found) == ["4 NaN or infinite on one side alone"]
+    assert Thresholds().problems(found) == ["4 NaN or infinite on one side alone"]
     same = compare_outputs("y", p, p)
     assert same.nonfinite_differs == 0
-    assert Thresholds(max_relative_error=0).faults(same) == []
+    assert Thresholds(max_relative_error=0).problems(same) == []
     assert (found.compared, same.compared) == (1, 2)
     nothing = compare_outputs("y", np.full(2, nan), np.full(2, nan))
-    assert Thresholds().faults(nothing) == ["nothing to compare: no value is finite"]
-    assert Thresholds().faults(compare_outputs("y", np.zeros((0, 2)), np.zeros((0, 2)))) == []
+    assert Thresholds().problems(nothing) == ["nothing to compare: no value is finite"]
+    assert Thresholds().problems(compare_outputs("y", np.zeros((0, 2)), np.zeros((0, 2)))) == []
     assert json.loads(json.dumps(found.to_json()))["plan"] == {"nan": 2, "inf": 3}
     assert same.to_json()["psnr"] is None
 
@@ -115,9 +115,9 @@ def test_the_floor_keeps_noise_around_zero_from_alarming():
     assert bare.relative_l2 > 1 > 1e-2 > noise.relative_l2
     assert noise.relative_l2 == pytest.approx(bare.relative_l2 * 1e-3)
     strict = Thresholds(max_relative_error=1e-2, min_cosine=0.9, min_psnr=20)
-    assert strict.faults(noise) == []
-    assert len(strict.faults(bare)) == 3
-    assert Thresholds(max_absolute_error=1e-9).faults(noise) == ["max abs 3e-09 > 1e-09"]
+    assert strict.problems(noise) == []
+    assert len(strict.problems(bare)) == 3
+    assert Thresholds(max_absolute_error=1e-9).problems(noise) == ["max abs 3e-09 > 1e-09"]
 
 
 def test_each_threshold_judges_alone():
@@ -134,10 +134,10 @@ def test_each_threshold_judges_alone():
         "min_cosine": 0.9999,
         "min_psnr": 23.1,
     }
-    assert Thresholds(**passing).faults(found) == []
+    assert Thresholds(**passing).problems(found) == []
     for name, value in failing.items():
-        assert len(Thresholds(**{**passing, name: value}).faults(found)) == 1
-    assert len(Thresholds(**failing).faults(found)) == 4
+        assert len(Thresholds(**{**passing, name: value}).problems(found)) == 1
+    assert len(Thresholds(**failing).problems(found)) == 4
     assert str(Thresholds(min_psnr=30.0, max_relative_error=0.01)) == (
         "relative L2 <= 0.01, PSNR >= 30"
     )
@@ -147,7 +147,7 @@ def test_what_is_not_a_number_fails_every_limit():
     found = dataclasses.replace(
         compare_outputs("y", np.ones(2), np.ones(2)), relative_l2=math.nan, cosine=math.nan
     )
-    assert len(Thresholds(max_relative_error=1, min_cosine=0).faults(found)) == 2
+    assert len(Thresholds(max_relative_error=1, min_cosine=0).problems(found)) == 2
     assert math.isnan(compare_outputs("y", np.ones(2), np.ones(2)).worst(found).relative_l2)
 
 

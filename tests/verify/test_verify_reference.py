@@ -211,7 +211,7 @@ def test_a_golden_file_that_numpy_wrote(tmp_path):
     ("arrays", "message"),
     [
         ({"x": 1, "n": 1}, "y is missing"),
-        ({"x": 1, "n": 1, "y": 1, "Y": 2}, "Y is no input or output of the plan"),
+        ({"x": 1, "n": 1, "y": 1, "Y": 2}, "Y is not an input or output of the plan"),
         ({"batch_1/x": 1, "batch_1/n": 1}, "batch_1/y is missing"),
         ({}, "holds no arrays"),
     ],

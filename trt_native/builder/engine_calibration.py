@@ -19,13 +19,13 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
+from trt_native.arrays import Batch
 from trt_native.backends.base import Backend, BuildRequest
 from trt_native.backends.building import default_workspace, run_interruptible, save_temporary
 from trt_native.backends.registry import load_backend
 from trt_native.calibration.collect import (
     Activations,
     ActivationSource,
-    Batch,
     ReferenceActivations,
     collect,
     distinct_shapes,

@@ -12,14 +12,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from trt_native.arrays import Array
+from trt_native.arrays import Array, Batch
 from trt_native.backends.base import Backend
 from trt_native.backends.registry import load_backend
 from trt_native.builder.build_plan import build_plan
 from trt_native.builder.engine_calibration import activation_source
 from trt_native.calibration.batches import Batches, read_batches
 from trt_native.calibration.collect import calibrate
-from trt_native.calibration.folder import Batch
 from trt_native.config import (
     QUANTIZED_OPS,
     BuildConfig,

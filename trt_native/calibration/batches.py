@@ -13,8 +13,8 @@ from typing import Any, overload
 import ml_dtypes  # noqa: F401  (makes bfloat16 and float8 known to NumPy by name)
 import numpy as np
 
-from trt_native.arrays import Array
-from trt_native.calibration.folder import Batch, DataManifest
+from trt_native.arrays import Array, Batch
+from trt_native.calibration.folder import DataManifest
 from trt_native.calibration.sources import Source, open_source
 from trt_native.errors import CalibrationError, SpecError
 from trt_native.graph.dims import shape_problems
@@ -32,7 +32,7 @@ class Batches(Sequence[Batch]):
     :class:`Batches` again.
 
     Attributes:
-        source: What :func:`read_batches` was given.
+        source: The first argument of :func:`read_batches`.
         inputs: The model's inputs.
     """
 
@@ -67,16 +67,16 @@ class Batches(Sequence[Batch]):
             CalibrationError: an input's shape differs between batches.
         """
         shapes = self.shapes
-        faults = []
+        problems = []
         for tensor in self.inputs:
             found = list(dict.fromkeys(batch[tensor.name] for batch in shapes))
             if len(found) > 1:
                 listing = ", ".join(format_shape(shape) for shape in found)
-                faults.append(f"- {tensor.name!r} has the shapes {listing}")
-        if faults:
+                problems.append(f"{tensor.name!r} has the shapes {listing}")
+        if problems:
             raise CalibrationError(
                 f"{self.source}: all batches need the same shapes here; keep those of one shape",
-                faults,
+                problems=problems,
             )
         return dict(shapes[0])
 
@@ -132,7 +132,7 @@ def read_batches(
 
     Raises:
         CalibrationError: the source cannot be read, or arrays are missing, unknown, empty, of
-            another type or shape, or not finite in the input's type; all faults in one error.
+            another type or shape, or not finite in the input's type; all problems in one error.
         SpecError: ``limit`` is less than 1.
     """
     if limit is not None and limit < 1:
@@ -140,39 +140,42 @@ def read_batches(
     text = os.fspath(source)
     specs = tuple(inputs)
     content = open_source(text, specs, limit)
-    faults = _Faults(content.faults)
+    problems = _Problems(content.problems)
     shapes: list[dict[str, Shape]] = []
     for label, batch in content.scan():
         if isinstance(batch, CalibrationError):
-            faults.add(batch.message, label)
+            problems.add(batch.message, label)
             continue
-        for fault in _batch_faults(batch, specs):
-            faults.add(fault, label)
+        for problem in _batch_problems(batch, specs):
+            problems.add(problem, label)
         shapes.append({name: array.shape for name, array in batch.items()})
-    if faults:
-        raise faults.error(text, specs, content.hint)
+    if problems:
+        raise problems.error(text, specs, content.hint)
     if not shapes:
         raise CalibrationError(f"{text}: no calibration data: there are no batches")
     return Batches(text, specs, content, shapes)
 
 
-class _Faults:
-    """Faults, each once, with the batches that have it."""
+class _Problems:
+    """Problems, each once, with the batches that have it."""
 
-    def __init__(self, faults: Sequence[str]) -> None:
-        self._places: dict[str, list[str]] = {fault: [] for fault in faults}
+    def __init__(self, problems: Sequence[str]) -> None:
+        self._places: dict[str, list[str]] = {problem: [] for problem in problems}
 
-    def add(self, fault: str, place: str) -> None:
-        self._places.setdefault(fault, []).append(place)
+    def add(self, problem: str, place: str) -> None:
+        self._places.setdefault(problem, []).append(place)
 
     def __bool__(self) -> bool:
         return bool(self._places)
 
     def error(self, source: str, inputs: Sequence[TensorSpec], hint: str) -> CalibrationError:
-        listing = [f"- {fault}{_where(places)}" for fault, places in self._places.items()]
-        listing += ["the model's inputs:", *(f"- {tensor}" for tensor in inputs)]
-        listing += [hint] if hint else []
-        return CalibrationError(f"{source}: this calibration data cannot be used:", listing)
+        details = ["the model's inputs:", *(f"- {tensor}" for tensor in inputs)]
+        details += [hint] if hint else []
+        return CalibrationError(
+            f"{source}: this calibration data cannot be used:",
+            details,
+            problems=[f"{text}{_where(places)}" for text, places in self._places.items()],
+        )
 
 
 def _where(places: list[str]) -> str:
@@ -180,23 +183,23 @@ def _where(places: list[str]) -> str:
     return f" ({places[0]}{more})" if places else ""
 
 
-def _batch_faults(batch: Batch, inputs: Sequence[TensorSpec]) -> list[str]:
+def _batch_problems(batch: Batch, inputs: Sequence[TensorSpec]) -> list[str]:
     known = {tensor.name: tensor for tensor in inputs}
-    faults = []
+    problems = []
     for name in batch:
         if name not in known:
             close = difflib.get_close_matches(str(name), list(known), 1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            faults.append(f"{name!r} is not an input of the model{hint}")
-    faults += [f"{name!r} is missing" for name in known if name not in batch]
+            problems.append(f"{name!r} is not an input of the model{hint}")
+    problems += [f"{name!r} is missing" for name in known if name not in batch]
     for name, tensor in known.items():
         if name in batch:
-            faults += _value_faults(tensor, batch[name])
+            problems += _value_problems(tensor, batch[name])
     shapes = {name: array.shape for name, array in batch.items() if name in known}
-    return faults + shape_problems(inputs, shapes)
+    return problems + shape_problems(inputs, shapes)
 
 
-def _value_faults(tensor: TensorSpec, array: Array) -> list[str]:
+def _value_problems(tensor: TensorSpec, array: Array) -> list[str]:
     try:
         wanted = np.dtype(tensor.dtype)
     except TypeError:

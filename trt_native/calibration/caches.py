@@ -1,4 +1,4 @@
-"""TensorRT's calibration cache, and beside it a JSON file that tells where the ranges come from.
+"""TensorRT's calibration cache, and next to it a JSON file with the origin of the ranges.
 
 A cache is text: a header such as ``TRT-101601-EntropyCalibration2``, then for each tensor its name,
 ``": "`` and the eight hexadecimal digits of its float32 scale, most significant byte first.
@@ -52,7 +52,7 @@ def cache_header(version: str, algorithm: str = "EntropyCalibration2") -> str:
         algorithm: ``EntropyCalibration2`` or ``MinMaxCalibration``: the calibrator that reads it.
 
     Raises:
-        SpecError: no version of TensorRT that reads calibration caches.
+        SpecError: not a version of TensorRT that reads calibration caches.
     """
     match = re.fullmatch(r"(\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?(?:\.\d+)*", version)
     if match is None:
@@ -70,7 +70,7 @@ def cache_header(version: str, algorithm: str = "EntropyCalibration2") -> str:
 
 @dataclass(frozen=True, slots=True)
 class TensorRange:
-    """What calibration found out about one tensor.
+    """Range of one tensor, found by calibration.
 
     Attributes:
         amax: The largest absolute value seen.
@@ -83,14 +83,14 @@ class TensorRange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
-    """Where the ranges of a cache come from.
+    """Origin of the ranges of a cache.
 
     Attributes:
         producer: Program and version that calibrated.
         model: ``file``, ``sha256``, ``bytes`` of the ONNX file and the same for each file of
             ``external`` weights.
-        method: How ranges follow from values, such as ``entropy`` or ``percentile 99.99``.
-        runner: What ran the model, such as ``onnx.reference``.
+        method: Method that derives ranges from values, such as ``entropy`` or ``percentile 99.99``.
+        runner: The program that ran the model, such as ``onnx.reference``.
         batches: Number of batches, the calibration's samples.
         shapes: For each input, the different shapes it had, such as ``1x3x8x8``.
         ranges: For each tensor of the cache, its range; empty where only scales are known.
@@ -156,7 +156,7 @@ class CalibrationCache:
         scales: Tensor to scale, a float32 above 0: the value that INT8 1 stands for. Names of
             tensors that a model does not have, such as ``(Unnamed Layer* 9) [Constant]_output``,
             occur in what TensorRT writes.
-        provenance: Where they come from; None for a cache that came without that.
+        provenance: Their origin; None for a cache without it.
 
     Raises:
         CalibrationError: no header, or a name or scale that a cache cannot hold.
@@ -174,8 +174,9 @@ class CalibrationCache:
         for name, scale in self.scales.items():
             if "\n" in name:
                 raise CalibrationError(f"tensor {name!r}: a cache cannot hold line ends in a name")
-            if fault := _fault(scale) or ("no float32" if _float32(scale) != scale else None):
-                raise CalibrationError(f"scale of {name!r} is {scale}, which is {fault}")
+            narrowed = None if _float32(scale) == scale else "not a float32"
+            if problem := _scale_problem(scale) or narrowed:
+                raise CalibrationError(f"scale of {name!r} is {scale}, which is {problem}")
 
     @classmethod
     def from_ranges(cls, header: str, provenance: Provenance) -> CalibrationCache:
@@ -187,9 +188,9 @@ class CalibrationCache:
         scales = {}
         for name, found in provenance.ranges.items():
             scale = _float32(found.threshold / LEVELS)
-            if fault := _fault(scale):
+            if problem := _scale_problem(scale):
                 raise CalibrationError(
-                    f"the range of {name!r} is {found.threshold}, its scale {fault}"
+                    f"the range of {name!r} is {found.threshold}, its scale {problem}"
                 )
             scales[name] = scale
         return cls(header, scales, provenance)
@@ -201,7 +202,7 @@ class CalibrationCache:
         Only a missing line end after the last entry is added.
 
         Raises:
-            CalibrationError: the bytes are no calibration cache, or a line of it is damaged.
+            CalibrationError: the bytes are not a calibration cache, or a line of it is damaged.
         """
         if not data:
             raise CalibrationError("not a calibration cache: it is empty; calibrate again")
@@ -224,9 +225,9 @@ class CalibrationCache:
                     " hexadecimal digits; copy the cache again, or calibrate again"
                 )
             (scale,) = struct.unpack(">f", bytes.fromhex(digits))
-            if fault := _fault(scale):
+            if problem := _scale_problem(scale):
                 raise CalibrationError(
-                    f"line {number}: scale of {name!r} is {fault} ({digits}); calibrate again"
+                    f"line {number}: scale of {name!r} is {problem} ({digits}); calibrate again"
                 )
             if name in scales:
                 raise CalibrationError(f"line {number}: a second scale of {name!r}; delete one")
@@ -303,11 +304,11 @@ class CalibrationCache:
         return recorded.amax if recorded else None
 
     def check_model(self, files: Mapping[str, Any]) -> None:
-        """Make sure that the ranges are those of this model, as far as the provenance tells.
+        """Make sure that the ranges are those of this model, as far as the provenance records it.
 
         Args:
-            files: What :func:`trt_native.graph.onnx_file.hash_files` says of the model. File names
-                do not matter, contents do.
+            files: The result of :func:`trt_native.graph.onnx_file.hash_files` for the model. File
+                names do not matter, contents do.
 
         Raises:
             CalibrationError: they are another model's.
@@ -326,8 +327,8 @@ class CalibrationCache:
         return hashlib.sha256(self.to_bytes().partition(b"\n")[2]).hexdigest()
 
 
-def _fault(scale: float) -> str | None:
-    """Why a number is no scale; None where it is one."""
+def _scale_problem(scale: float) -> str | None:
+    """The reason why a number is not a scale; None where it is one."""
     if math.isfinite(scale) and scale > 0:
         return None
     return "not finite" if not math.isfinite(scale) else "not above 0"

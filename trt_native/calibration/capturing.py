@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from trt_native._version import __version__
-from trt_native.arrays import Array
-from trt_native.calibration.folder import Batch, check_new_folder, write_batches
+from trt_native.arrays import Array, Batch
+from trt_native.calibration.folder import check_new_folder, write_batches
 from trt_native.errors import CalibrationError, SpecError
 from trt_native.shapes import Shape
 
@@ -35,7 +35,7 @@ def capture(
     origin: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Capture:
-    """Record what a denoiser is called with, and write it as calibration data.
+    """Record the inputs of a denoiser's calls, and write them as calibration data.
 
     ::
 
@@ -49,17 +49,17 @@ def capture(
     exception, nothing is.
 
     Args:
-        denoiser: What the pipeline calls. A ``torch.nn.Module`` is hooked where it is. Anything
-            else must be replaced in the pipeline by what the ``with`` statement gives, which
-            passes calls and attributes on.
-        folder: Where to write; a folder that is not there yet.
-        batches: How many calls to keep.
+        denoiser: The callable that the pipeline calls. A ``torch.nn.Module`` is hooked where it
+            is. Anything else must be replaced in the pipeline by the object that the ``with``
+            statement gives, which passes calls and attributes on.
+        folder: The folder to write, which must not exist yet.
+        batches: Number of calls to keep.
         arguments: Takes the denoiser's arguments and returns the model's inputs by name, as
             arrays, tensors or numbers. Default: the arguments themselves, under their parameters'
             names; those that are None, texts or flags are left out.
-        timestep: Name of the input that tells the timestep; None for a model without one.
+        timestep: Name of the input that holds the timestep; None for a model without one.
         model: The model the data is for, in words, for the manifest.
-        origin: How the data was made, for the manifest; as JSON can hold it.
+        origin: Origin of the data, for the manifest; as JSON can hold it.
         seed: Decides what is kept and how it is shuffled.
 
     Returns:
@@ -145,7 +145,7 @@ class Capture:
         if self._form is None:
             if self._timestep is not None and self._timestep not in form:
                 raise CalibrationError(
-                    f"the denoiser has no input {self._timestep!r} to tell the timestep; it is"
+                    f"the denoiser has no input {self._timestep!r} to hold the timestep; it is"
                     f" called with {', '.join(form) or 'nothing'}: name that one, or None"
                 )
             self._form = form
@@ -205,7 +205,7 @@ class _Sample:
         self._kept = [batch for batch in self._kept if batch is not last] + [taken]
 
     def _last(self, step: _Step, ticket: float) -> _Kept:
-        """Which of those kept and the one offered has the highest place."""
+        """The batch with the highest place among those kept and the one offered."""
         ranks: dict[_Step, int] = {}
         places = []
         for batch in sorted([*self._kept, _Kept(step, ticket, {})], key=lambda b: b.ticket):
@@ -214,7 +214,7 @@ class _Sample:
         return max(places, key=lambda place: place[:2])[2]
 
     def shuffled(self) -> list[tuple[_Step, Batch]]:
-        """What is kept, in random order, each with its timestep."""
+        """The batches kept, in random order, each with its timestep."""
         order = self._random.permutation(len(self._kept))
         return [(self._kept[i].step, self._kept[i].batch) for i in order]
 

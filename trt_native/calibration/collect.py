@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from trt_native._version import __version__
-from trt_native.arrays import Array
+from trt_native.arrays import Array, Batch
 from trt_native.calibration.caches import CalibrationCache, Provenance, TensorRange, cache_header
 from trt_native.calibration.ranges import (
     DEFAULT_PERCENTILE,
@@ -48,15 +48,14 @@ __all__ = [
 ]
 
 DEFAULT_VERSION = "10.16.1"
-"""The TensorRT that a cache's header names unless told otherwise: the last that calibrates."""
+"""Default version of TensorRT in a cache's header: the last that calibrates."""
 
-Batch: TypeAlias = Mapping[str, Array]
 _SMALLEST = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True, slots=True)
 class Activations:
-    """What the tensors of a model held while batches ran through it.
+    """Statistics of a model's tensors over the batches that ran through it.
 
     Attributes:
         amax: Tensor to its largest magnitude; 0 where it never held a value other than 0.
@@ -77,7 +76,7 @@ class ActivationSource(Protocol):
     """Runs a model with batches and measures its activations."""
 
     name: str
-    """What runs the model, for the cache's provenance."""
+    """Name of the program that runs the model, for the cache's provenance."""
 
     def __call__(
         self,
@@ -88,14 +87,14 @@ class ActivationSource(Protocol):
         histograms: bool,
         progress: Progress | None,
     ) -> Activations:
-        """Measure what tensors of the main graph hold.
+        """Measure the values of tensors of the main graph.
 
         Args:
             model: The model, without model-local functions. It may be changed.
-            tensors: What to measure.
+            tensors: Names of the tensors to measure.
             batches: As for :func:`collect`.
             histograms: Whether to make histograms.
-            progress: Hears how it goes on.
+            progress: Receives progress callbacks.
         """
         ...
 
@@ -143,16 +142,16 @@ def calibrate(
 
     Args:
         model: Path of the ONNX file.
-        batches: Input name to array, batch by batch. What can be iterated again is run through
+        batches: Input name to array, batch by batch. Data that can be iterated again is run through
             the model twice, first for the largest values, then for exact histograms; an iterator
             only once, for histograms of 1024 to 2048 bins.
-        method: How ranges follow from values.
+        method: Method that derives ranges from values.
         percentile: Percentage of values that the percentile method covers.
         ops: Operators whose inputs to calibrate.
         patterns: Shell patterns of tensor names; only these, where given.
         version: The version of TensorRT that the cache's header names.
-        source: What runs the model; None is :class:`ReferenceActivations`.
-        progress: Hears how it goes on.
+        source: Runs the model; None is :class:`ReferenceActivations`.
+        progress: Receives progress callbacks.
 
     Returns:
         The cache with its provenance, not yet saved. Tensors that hold nothing but zeros have no
@@ -251,16 +250,16 @@ def collect(
     histograms: bool = True,
     progress: Progress | None = None,
 ) -> Activations:
-    """Run batches through a model and measure what its tensors hold.
+    """Run batches through a model and measure the values of its tensors.
 
     Args:
         batches: Input name to array, batch by batch. An iterator is run through once, anything
-            else twice if there shall be histograms.
+            else twice if histograms are wanted.
         run: Takes a batch; gives name and values of each of the tensors, in any order, and of
             others, which do not matter.
-        tensors: What to measure.
+        tensors: Names of the tensors to measure.
         histograms: Whether to make histograms; otherwise only ``amax``.
-        progress: Hears how it goes on.
+        progress: Receives progress callbacks.
 
     Raises:
         CalibrationError: there are no batches, fewer or more of them the second time, a tensor is
@@ -330,7 +329,9 @@ def _pass(
         try:
             _run_batch(run(batch), tensors, use)
         except CalibrationError as error:
-            raise CalibrationError(f"batch {number}: {error.message}", error.details) from error
+            raise CalibrationError(
+                f"batch {number}: {error.message}", error.details, problems=error.problems
+            ) from error
         shapes.append({name: np.shape(array) for name, array in batch.items()})
         if progress is not None and steps:
             progress.step_complete(phase, number)

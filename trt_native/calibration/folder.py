@@ -1,6 +1,6 @@
 """A folder of calibration batches: one ``.npz`` file for each, and a manifest.
 
-The arrays of a batch lie in its file under the names of the model's inputs. ``manifest.json`` says
+The arrays of a batch are in its file under the names of the model's inputs. ``manifest.json`` says
 which files there are, what is in them and where they come from; see ``calib_data/README.md``.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from trt_native.arrays import Array
+from trt_native.arrays import Array, Batch
 from trt_native.errors import CalibrationError, SpecError
 from trt_native.files import read_text_file
 from trt_native.shapes import Shape, TensorSpec
@@ -27,8 +27,6 @@ from trt_native.shapes import Shape, TensorSpec
 __all__ = [
     "DATA_MANIFEST_SCHEMA",
     "MANIFEST_NAME",
-    "Array",
-    "Batch",
     "DataManifest",
     "check_new_folder",
     "read_data_manifest",
@@ -41,20 +39,17 @@ MANIFEST_NAME = "manifest.json"
 DATA_MANIFEST_SCHEMA = 1
 """Number of that file's layout; a change that would break readers raises it."""
 
-Batch = dict[str, Array]
-"""Input name to its array."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataManifest:
-    """What a folder of batches says of itself.
+    """Manifest of a folder of batches.
 
     Attributes:
         model: The model the data is for, in words.
         inputs: The arrays of every batch; an extent is None where batches differ in it.
-        batches: One entry per batch, in order: its ``file``, and what else is known of it, such
+        batches: One entry per batch, in order: its ``file``, and further facts about it, such
             as its ``timestep``.
-        origin: How the data was made: program, seed, and the like.
+        origin: Origin of the data: program, seed, and the like.
         schema: Number of this layout.
     """
 
@@ -150,7 +145,7 @@ def check_new_folder(folder: Path) -> None:
 
 def write_batches(
     folder: str | os.PathLike[str],
-    batches: Iterable[Mapping[str, Array]],
+    batches: Iterable[Batch],
     *,
     model: str,
     origin: Mapping[str, Any] | None = None,
@@ -163,10 +158,10 @@ def write_batches(
 
     Args:
         folder: A folder that is not there yet, or is empty.
-        batches: What to write; all need the same names and dtypes.
+        batches: The batches to write; all need the same names and dtypes.
         model: The model the data is for, in words.
-        origin: How the data was made; as JSON can hold it.
-        notes: What is known of each batch, such as its timestep; as JSON can hold it.
+        origin: Origin of the data; as JSON can hold it.
+        notes: Facts about each batch, such as its timestep; as JSON can hold it.
 
     Raises:
         SpecError: the folder is there already, or cannot be made.
@@ -192,7 +187,7 @@ def write_batches(
 
 def _write_files(
     folder: Path,
-    batches: Iterable[Mapping[str, Array]],
+    batches: Iterable[Batch],
     model: str,
     origin: Mapping[str, Any],
     notes: Sequence[Mapping[str, Any]],

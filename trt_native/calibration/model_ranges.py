@@ -24,12 +24,12 @@ _LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Ranges:
-    """What calibration tells about the activations of a model.
+    """Ranges of the activations of a model, found by calibration.
 
     Attributes:
         amax: Tensor to the magnitude that becomes the largest quantized one.
         shapes: For each input, a shape it had; empty where that is not known.
-        origin: Where the ranges come from, as JSON can hold it.
+        origin: Origin of the ranges, as JSON can hold it.
     """
 
     amax: Mapping[str, float]
@@ -44,12 +44,12 @@ NO_RANGES = Ranges({}, {}, {})
 def load_ranges(path: Path, files: Mapping[str, Any], precision: Precision) -> Ranges:
     """Read the ranges of a model from a calibration cache.
 
-    For FP8 they are the largest magnitudes that calibration saw, where the cache's JSON file tells
-    them: clipping, which gains INT8 precision, gains a floating-point format nothing.
+    For FP8 they are the largest magnitudes that calibration saw, where the cache's JSON file
+    records them: clipping, which gains INT8 precision, gains a floating-point format nothing.
 
     Args:
         path: The cache.
-        files: What :func:`~trt_native.graph.onnx_file.hash_files` says of the model.
+        files: The result of :func:`~trt_native.graph.onnx_file.hash_files` for the model.
         precision: INT8 or FP8.
 
     Raises:
@@ -66,7 +66,9 @@ def load_ranges(path: Path, files: Mapping[str, Any], precision: Precision) -> R
     known = cache.provenance
     if known is None:
         _LOGGER.warning(
-            "%s: without %s.json nothing tells which model this cache was made for", path, path.name
+            "%s: without %s.json it is unknown which model this cache was made for",
+            path,
+            path.name,
         )
     origin = {"file": path.name, "sha256": digest, "method": known.method if known else None}
     return _ranges(cache, precision, origin)
@@ -87,11 +89,11 @@ def find_ranges(
     Args:
         model: The ONNX file.
         batches: The data, checked against it.
-        precision: INT8 or FP8; FP8 takes the largest magnitudes whatever the method.
-        method: How ranges follow from values; the mean squared error if None.
-        progress: Hears how it goes on.
+        precision: INT8 or FP8; FP8 takes the largest magnitudes with any method.
+        method: Method that derives ranges from values; the mean squared error if None.
+        progress: Receives progress callbacks.
         ops: The operators to quantize.
-        source: What runs the model; ``onnx.reference`` if None.
+        source: Runs the model; ``onnx.reference`` if None.
 
     Raises:
         CalibrationError, ModelError, UnsupportedError: as

@@ -1,4 +1,4 @@
-"""From a tensor's values to the range that INT8 or FP8 shall cover.
+"""From a tensor's values to the range that INT8 or FP8 covers.
 
 Every range is symmetric: from minus the threshold to the threshold. Values come as a histogram of
 their magnitudes; what is computed from it is exact integer arithmetic as far as that goes, so that
@@ -32,9 +32,9 @@ BINS = 2048
 """Number of bins of a histogram."""
 
 DEFAULT_PERCENTILE = 99.99
-"""Percentage of the magnitudes that the percentile method covers unless told otherwise."""
+"""Percentage of the magnitudes that the percentile method covers by default."""
 
-_GROUPS = LEVELS + 1  # magnitudes that INT8 tells apart, zero among them
+_GROUPS = LEVELS + 1  # magnitudes that INT8 distinguishes, zero among them
 _TIE = 1e-12  # divergences as close as this are rounding
 _CHUNK = 1 << 20  # elements converted at a time
 
@@ -52,7 +52,7 @@ class Histogram:
         limit: The largest magnitude that will come, above 0; None if that is not known.
 
     Attributes:
-        counts: ``int64[2048]``: how many magnitudes lie in each bin. Bin ``k`` holds those from
+        counts: ``int64[2048]``: number of magnitudes in each bin. Bin ``k`` holds those from
             ``k * bin_width`` on and below the next bin; the last one holds the limit too.
         limit: Upper end of the last bin; 0 while all magnitudes were 0.
         amax: The largest magnitude so far; 0 if there was none.
@@ -162,7 +162,7 @@ def threshold(
 
 
 def check_percentile(percentile: float) -> None:
-    """Refuse what is no percentage of values to cover.
+    """Refuse a number that is not a percentage of values to cover.
 
     Raises:
         SpecError: the percentile is not above 0 and at most 100.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes import common as passes
 
-from trt_native.arrays import Array
+from trt_native.arrays import Array, Batch
 from trt_native.errors import CalibrationError, UnsupportedError
 from trt_native.graph.nodes import all_nodes, bodies
 from trt_native.graph.onnx_file import tensor_specs
@@ -24,7 +24,7 @@ __all__ = ["ReferenceRunner"]
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """One node: what it reads by name, and which values nobody reads after it."""
+    """One node, with the names of the values that it reads, writes and is the last to read."""
 
     label: str
     run: Callable[[dict[str, Any]], Any]
@@ -66,7 +66,7 @@ class ReferenceRunner:
         }
         self._steps = _steps(model, set(self._weights))
 
-    def __call__(self, batch: Mapping[str, Array]) -> Iterator[tuple[str, Array]]:
+    def __call__(self, batch: Batch) -> Iterator[tuple[str, Array]]:
         """Run a batch.
 
         Raises:
@@ -94,12 +94,12 @@ class ReferenceRunner:
                 del values[name]
 
 
-def _converted(batch: Mapping[str, Array], inputs: Sequence[TensorSpec]) -> dict[str, Array]:
+def _converted(batch: Batch, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
     """The batch with its floating-point arrays in the inputs' own types."""
-    if faulty := set(batch) ^ {tensor.name for tensor in inputs}:
-        state = "missing" if min(faulty) not in batch else "not one of the model's"
+    if wrong := set(batch) ^ {tensor.name for tensor in inputs}:
+        state = "missing" if min(wrong) not in batch else "not one of the model's"
         raise CalibrationError(
-            f"input {min(faulty)!r} is {state}; the inputs are {', '.join(map(str, inputs))}"
+            f"input {min(wrong)!r} is {state}; the inputs are {', '.join(map(str, inputs))}"
         )
     arrays = {}
     for tensor in inputs:

@@ -1,4 +1,4 @@
-"""Where calibration data can come from: files of several layouts, and a function of the user's."""
+"""Sources of calibration data: files of several layouts, and a function of the user's."""
 
 from __future__ import annotations
 
@@ -17,14 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from trt_native.arrays import reading
-from trt_native.calibration.folder import (
-    MANIFEST_NAME,
-    Array,
-    Batch,
-    DataManifest,
-    read_data_manifest,
-)
+from trt_native.arrays import Array, Batch, reading
+from trt_native.calibration.folder import MANIFEST_NAME, DataManifest, read_data_manifest
 from trt_native.errors import CalibrationError
 from trt_native.files import is_within, open_regular_file
 from trt_native.shapes import TensorSpec
@@ -42,12 +36,12 @@ class Source:
 
     Attributes:
         manifest: The folder's manifest; None without one.
-        faults: What is wrong with the source as a whole.
-        hint: What a user whose data does not fit may have missed.
+        problems: Problems of the source as a whole.
+        hint: Advice for a user whose data does not fit; empty without one.
     """
 
     manifest: DataManifest | None = None
-    faults: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
     hint: str = ""
 
     def scan(self) -> Iterator[tuple[str, Batch | CalibrationError]]:
@@ -113,8 +107,8 @@ def _listed(
             )
     source = _Files([(name, partial(_load_npz, folder / name)) for name in names[:limit]])
     source.manifest = manifest
-    source.faults = tuple(
-        f"{name} lies in the folder but is not in its {MANIFEST_NAME}"
+    source.problems = tuple(
+        f"{name} is in the folder but not in its {MANIFEST_NAME}"
         for name in archives
         if name not in names
     )
@@ -126,7 +120,7 @@ def _loose(
 ) -> Source:
     """Files of one array each, ``BATCH.INPUT.npy``."""
     groups: dict[str, dict[str, Path]] = {}
-    faults = []
+    problems = []
     for name in names:
         stem = name.removesuffix(".npy")
         owner = next((t.name for t in inputs if stem.endswith(f".{t.name}")), None)
@@ -135,10 +129,10 @@ def _loose(
         elif len(inputs) == 1:
             groups.setdefault(stem, {})[inputs[0].name] = folder / name
         else:
-            faults.append(f"{name}: name it BATCH.INPUT.npy, such as 0001.{inputs[0].name}.npy")
+            problems.append(f"{name}: name it BATCH.INPUT.npy, such as 0001.{inputs[0].name}.npy")
     chosen = list(groups.items())[:limit]
     source = _Files([(label, partial(_load_npys, paths)) for label, paths in chosen])
-    source.faults = tuple(faults)
+    source.problems = tuple(problems)
     return source
 
 
@@ -235,7 +229,7 @@ class _Function(Source):
                 yield {str(name): _as_array(str(name), value) for name, value in item.items()}
 
     def _call(self) -> Generator[Any, None, None]:
-        """What the function yields; what it raises, as a CalibrationError."""
+        """Yield the function's batches; raise its exceptions as a CalibrationError."""
         try:
             yield from self._function()
         except Exception as error:
@@ -311,7 +305,7 @@ def _load_module(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-def _load_npz(path: Path) -> Batch:
+def _load_npz(path: Path) -> dict[str, Array]:
     with reading(path, CalibrationError), open_regular_file(path) as file:
         archive = np.load(file, allow_pickle=False)
         if isinstance(archive, np.ndarray):
@@ -319,11 +313,11 @@ def _load_npz(path: Path) -> Batch:
         arrays = dict(archive)
         strangers = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
         if strangers:
-            raise TypeError(f"{strangers[0]!r} in it is no array")
+            raise TypeError(f"{strangers[0]!r} in it is not an array")
         return arrays
 
 
-def _load_npys(paths: Mapping[str, Path]) -> Batch:
+def _load_npys(paths: Mapping[str, Path]) -> dict[str, Array]:
     arrays = {}
     for name, path in paths.items():
         with reading(path, CalibrationError), open_regular_file(path) as file:

@@ -352,7 +352,7 @@ def _document(
     saved: Path | None,
     report: LayerReport | None,
 ) -> dict[str, Any]:
-    limits, faults = found.thresholds, found.faults()
+    limits, problems = found.thresholds, found.problems()
     return {
         "plan": str(plan),
         "reference": reference,
@@ -365,7 +365,7 @@ def _document(
             "floor": limits.floor,
             "relative_error_is": origin,
         },
-        "outputs": [{**c.to_json(), "faults": faults[c.name]} for c in found.worst()],
+        "outputs": [{**c.to_json(), "problems": problems[c.name]} for c in found.worst()],
         "batches": [[c.to_json() for c in batch] for batch in found.batches],
         "saved": str(saved) if saved else None,
         "layers": report.to_json() if report else None,
@@ -396,7 +396,7 @@ def _both(counts: tuple[int, int]) -> str:
 
 
 def _print(reference: str, found: Verification, origin: str, saved: Path | None) -> None:
-    count, faults, worst = len(found.batches), found.faults(), found.worst()
+    count, problems, worst = len(found.batches), found.problems(), found.worst()
     table(
         f"Outputs against {reference}" + (f", the worst of {count} batches" if count > 1 else ""),
         ("output", "dtype", "shape", *_COLUMNS, ""),
@@ -406,7 +406,7 @@ def _print(reference: str, found: Verification, origin: str, saved: Path | None)
                 c.dtype,
                 format_shape(c.shape),
                 *_numbers(c),
-                "FAILS" if faults[c.name] else "agrees",
+                "FAILS" if problems[c.name] else "agrees",
             )
             for c in worst
         ),
@@ -421,15 +421,15 @@ def _print(reference: str, found: Verification, origin: str, saved: Path | None)
         )
     if any(c.nan != (0, 0) or c.inf != (0, 0) for c in worst):
         stdout.print("NaN and Inf: in the plan / in the reference.", markup=False)
-    for name, reasons in faults.items():
+    for name, reasons in problems.items():
         if reasons:
             more = f", and {len(reasons) - 3} more" if len(reasons) > 3 else ""
             stdout.print(f"{name} fails: {'; '.join(reasons[:3])}{more}", markup=False)
-    failed = sum(map(bool, faults.values()))
+    failed = sum(map(bool, problems.values()))
     stdout.print(
         "PASSED: all outputs are within the tolerance."
         if found.passed
-        else f"FAILED: {failed} of {len(faults)} outputs exceed the tolerance.",
+        else f"FAILED: {failed} of {len(problems)} outputs exceed the tolerance.",
         highlight=False,
     )
     if saved is not None:

@@ -4,7 +4,8 @@ The reference is the ONNX file run by ``onnx.reference``, a Python callable such
 module, or stored arrays.
 """
 
-from trt_native.verify.check import Batch, Verification, open_session, verify_plan
+from trt_native.arrays import Batch
+from trt_native.verify.check import Verification, open_session, verify_plan
 from trt_native.verify.first_mismatch import (
     LayerReport,
     find_first_mismatch,

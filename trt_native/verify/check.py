@@ -1,4 +1,4 @@
-"""A plan's outputs beside those of a reference."""
+"""Comparison of a plan's outputs with those of a reference."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import TypeAlias
 
-from trt_native.arrays import Array
+from trt_native.arrays import Array, Batch
 from trt_native.errors import SpecError
 from trt_native.plans.manifest import PlanTensor
 from trt_native.plans.plan import Plan
@@ -16,13 +16,12 @@ from trt_native.runtime import Session
 from trt_native.runtime.engine import Engine
 from trt_native.verify.metrics import OutputComparison, Thresholds, compare_outputs
 
-__all__ = ["Batch", "Case", "OpenPlan", "RunFn", "Verification", "open_session", "verify_plan"]
+__all__ = ["Case", "OpenPlan", "RunFn", "Verification", "open_session", "verify_plan"]
 
-Batch: TypeAlias = Mapping[str, Array]
 RunFn: TypeAlias = Callable[[Batch], Mapping[str, Array]]
 """Runs a plan: arrays by input name in, arrays by output name out."""
 Case: TypeAlias = tuple[Batch, Callable[[], Mapping[str, Array]]]
-"""Inputs, and what tells the outputs they should give."""
+"""Inputs, and a function that computes the expected outputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +52,11 @@ def open_session(plan: Plan) -> Iterator[OpenPlan]:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """How a plan compares with its reference.
+    """Comparison of a plan with its reference.
 
     Attributes:
         batches: The comparison of each output, batch by batch.
-        thresholds: What they were judged by.
+        thresholds: The limits they were judged by.
         worst_inputs: Inputs of the first batch that fails, or else of that with the largest error.
     """
 
@@ -68,7 +67,7 @@ class Verification:
     @property
     def passed(self) -> bool:
         """Whether every output of every batch keeps to the thresholds."""
-        return not any(self.faults().values())
+        return not any(self.problems().values())
 
     def worst(self) -> tuple[OutputComparison, ...]:
         """For each output the worst numbers of all batches."""
@@ -76,14 +75,14 @@ class Verification:
             reduce(OutputComparison.worst, column) for column in zip(*self.batches, strict=True)
         )
 
-    def faults(self) -> dict[str, list[str]]:
-        """For each output what it fails by, with the batch where there are several."""
-        faults: dict[str, list[str]] = {found.name: [] for found in self.batches[0]}
+    def problems(self) -> dict[str, list[str]]:
+        """The limits that each output exceeds, with the batch where there are several."""
+        problems: dict[str, list[str]] = {found.name: [] for found in self.batches[0]}
         for number, batch in enumerate(self.batches):
             where = f" (batch {number})" if len(self.batches) > 1 else ""
             for found in batch:
-                faults[found.name] += [f"{t}{where}" for t in self.thresholds.faults(found)]
-        return faults
+                problems[found.name] += [f"{t}{where}" for t in self.thresholds.problems(found)]
+        return problems
 
 
 def verify_plan(
@@ -97,9 +96,9 @@ def verify_plan(
 
     Args:
         run: Runs the plan.
-        cases: Inputs and what the outputs should be, batch by batch. The plan runs first, so that
+        cases: Inputs and expected outputs, batch by batch. The plan runs first, so that
             inputs that do not fit it are known before the reference has worked for long.
-        thresholds: How far they may be from it.
+        thresholds: The limits for the differences.
         on_case: Gets the inputs and the reference's outputs of each batch.
 
     Raises:
@@ -116,7 +115,7 @@ def verify_plan(
         )
         if on_case is not None:
             on_case(inputs, expected)
-        fails = any(thresholds.faults(comparison) for comparison in compared)
+        fails = any(thresholds.problems(comparison) for comparison in compared)
         rank = fails, -1.0 if fails else max((c.relative_l2 for c in compared), default=0.0)
         if worst is None or rank > worst[0]:
             worst = rank, inputs

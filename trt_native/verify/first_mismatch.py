@@ -1,9 +1,9 @@
-"""The first tensor inside a model where its plan departs from the reference.
+"""The first tensor inside a model that differs between its plan and the reference.
 
 Plans are built with some of the tensors as further outputs, and these are compared with
-``onnx.reference``. A departure is taken to travel on to what is computed from it: where a tensor
+``onnx.reference``. A mismatch is taken to propagate to what is computed from it: where a tensor
 agrees, so does all that it was made from. So each plan leaves only the tensors between those that
-agree and the first that does not, and few plans are needed, whatever the number of tensors. In the
+agree and the first that does not, and few plans are needed for any number of tensors. In the
 end the tensor found has been compared with all that its node reads.
 """
 
@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from trt_native.arrays import Array
+from trt_native.arrays import Array, Batch
 from trt_native.backends.base import Backend
 from trt_native.builder.build_plan import build_plan
 from trt_native.calibration.reference_runner import ReferenceRunner
@@ -33,7 +33,7 @@ from trt_native.graph.nodes import DATA_MOVEMENT_OPS, all_nodes, bodies, is_fp32
 from trt_native.graph.onnx_file import read_model
 from trt_native.progress import Progress
 from trt_native.units import format_bytes
-from trt_native.verify.check import Batch, RunFn, open_session
+from trt_native.verify.check import RunFn, open_session
 from trt_native.verify.metrics import (
     OutputComparison,
     Thresholds,
@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 OpenRunner: TypeAlias = Callable[[Sequence[str]], AbstractContextManager[RunFn]]
-"""Opens what runs the model with these tensors among its outputs."""
+"""Opens a function that runs the model with these tensors among its outputs."""
 
 _LOGGER = logging.getLogger(__name__)
 _MOST_OUTPUTS = 256  # of one plan, beyond the model's own: each of them prevents a fusion
@@ -72,7 +72,7 @@ class TensorResult:
         name: The tensor.
         node: Name of the node that makes it.
         operator: That node's operator.
-        comparison: How it compares; the floor is the tensor's own, see :func:`find_first_mismatch`.
+        comparison: Its comparison; the floor is the tensor's own, see :func:`find_first_mismatch`.
         agrees: Whether it keeps to the thresholds.
     """
 
@@ -95,11 +95,11 @@ class TensorResult:
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
-    """Where a plan departs.
+    """Result of the search for the first mismatch.
 
     Attributes:
-        first: The first tensor in the model's order, among those compared, that departs; all
-            floating-point tensors that its node reads agree. None if no tensor departs.
+        first: The first tensor in the model's order, among those compared, that mismatches;
+            all floating-point tensors that its node reads agree. None if no tensor mismatches.
         worst: The tensors with the largest relative errors, largest first.
         tensors: Number of tensors that could be compared.
         compared: Number of tensors that were.
@@ -118,7 +118,7 @@ class LayerReport:
         """As JSON can hold it."""
         return {
             "first": self.first.to_json() if self.first else None,
-            "worst": [probe.to_json() for probe in self.worst],
+            "worst": [result.to_json() for result in self.worst],
             "tensors": self.tensors,
             "compared": self.compared,
             "plans": self.plans,
@@ -137,7 +137,7 @@ def open_with_extra_outputs(
 ) -> Iterator[RunFn]:
     """Build a model with tensors among its outputs, and load it, for the time of a block.
 
-    What has no use here, such as stripped weights, is left out of the build.
+    Options without a use here, such as stripped weights, are left out of the build.
 
     Raises:
         As :func:`~trt_native.builder.build_plan.build_plan` and
@@ -165,13 +165,13 @@ def find_first_mismatch(
     memory_bytes: int = 8 << 30,
     progress: Progress | None = None,
 ) -> LayerReport:
-    """Find the first tensor inside a model that departs from ``onnx.reference``.
+    """Find the first tensor inside a model that does not match ``onnx.reference``.
 
-    A tensor departs if its relative L2 error exceeds the threshold, or it has NaN or infinities
-    where the reference has none; the other thresholds are for outputs. So that what is left of
-    large numbers that cancel each other is no false alarm, the error of a sum, difference or mean
-    is measured against the largest root mean square of what it is made from, where that is larger
-    than its own, and so is what later nodes only move, cut off or scale down.
+    A tensor mismatches if its relative L2 error exceeds the threshold, or it has NaN or infinities
+    where the reference has none; the other thresholds are for outputs. So that cancellation error
+    is not reported as a mismatch, the error of a sum, difference or mean is measured against the
+    largest root mean square of its operands, where that is larger than its own, and so is the error
+    of what later nodes only move, clip or scale down.
 
     Args:
         model: The ONNX file that the plan was built from.
@@ -180,9 +180,9 @@ def find_first_mismatch(
         thresholds: Of these the largest relative error and the floor count.
         reference: The ONNX file to compare with; ``model`` itself if None. Tensors are matched by
             name.
-        memory_bytes: How much the outputs of one plan may take; the reference's values are kept in
-            temporary files.
-        progress: Hears how far the reference is.
+        memory_bytes: Most bytes that the outputs of one plan may take; the reference's values
+            are kept in temporary files.
+        progress: Receives progress callbacks of the reference.
 
     Raises:
         ModelError: a file is damaged.
@@ -190,7 +190,7 @@ def find_first_mismatch(
         CalibrationError, UnsupportedError: ``onnx.reference`` cannot run the model.
     """
     if thresholds.max_relative_error is None:
-        raise SpecError("a departure is judged by the relative error, for which no limit is given")
+        raise SpecError("a mismatch is judged by the relative error, for which no limit is given")
     tensors = _Tensors(_typed(model))
     with tempfile.TemporaryDirectory(prefix="trt-native-verify-") as folder:
         compared_with = _typed(reference or model)
@@ -242,7 +242,7 @@ class _Tensors:
 
 
 class _Expected:
-    """What the tensors should be: kept in files, for one pass is slow and all of it is large."""
+    """Expected values of the tensors, kept in files: one pass is slow, and all of it is large."""
 
     def __init__(
         self,
@@ -313,7 +313,7 @@ class _Search:
         )
         self.memory_bytes = memory_bytes
         self.floors = self._floors()
-        self.probes: dict[int, TensorResult] = {}
+        self.results: dict[int, TensorResult] = {}
         self.plans = 0
         known = [i for i, name in enumerate(tensors.names) if name in expected]
         self.too_large = [i for i in known if self._bytes(i) > memory_bytes]
@@ -331,28 +331,28 @@ class _Search:
             self._compare(self._chosen(suspects))
             suspects = self._suspects()
         first = self._first()
-        worst = sorted(self.probes.values(), key=_badness, reverse=True)[:_LISTED]
+        worst = sorted(self.results.values(), key=_badness, reverse=True)[:_LISTED]
         return LayerReport(
-            first=self.probes[first] if first is not None else None,
+            first=self.results[first] if first is not None else None,
             worst=tuple(worst),
             tensors=self.candidates.bit_count() + len(self.too_large),
-            compared=len(self.probes),
+            compared=len(self.results),
             plans=self.plans,
             too_large=tuple(self.tensors.names[i] for i in self.too_large),
         )
 
     def _first(self) -> int | None:
-        return min((i for i, probe in self.probes.items() if not probe.agrees), default=None)
+        return min((i for i, result in self.results.items() if not result.agrees), default=None)
 
     def _suspects(self) -> int:
-        """What the first departure may come from and was not compared yet."""
+        """The tensors that the first mismatch may come from and that were not compared yet."""
         first = self._first()
         if first is None:
             return 0
         compared, cleared = 0, 0
-        for i, probe in self.probes.items():
+        for i, result in self.results.items():
             compared |= 1 << i
-            if probe.agrees:
+            if result.agrees:
                 cleared |= self.tensors.ancestors[i]
         left = self.tensors.ancestors[first] & self.candidates & ~compared
         # What is cleared by what follows it is compared after all where the node itself reads it.
@@ -410,12 +410,12 @@ class _Search:
         node = self.tensors.nodes[number]
         floor = self.floors[number]
         comparison = compare_outputs(name, found, self.expected[name], floor=floor)
-        self.probes[number] = TensorResult(
+        self.results[number] = TensorResult(
             name=name,
             node=node.name or "",
             operator=node.op_type,
             comparison=comparison,
-            agrees=not self.thresholds.faults(comparison),
+            agrees=not self.thresholds.problems(comparison),
         )
 
     def _floors(self) -> list[float]:
@@ -433,9 +433,9 @@ class _Search:
         return floors
 
 
-def _badness(probe: TensorResult) -> tuple[bool, int, float]:
-    error = probe.comparison.relative_l2
-    return math.isnan(error), probe.comparison.nonfinite_differs, error
+def _badness(result: TensorResult) -> tuple[bool, int, float]:
+    error = result.comparison.relative_l2
+    return math.isnan(error), result.comparison.nonfinite_differs, error
 
 
 def _set_of(numbers: Iterable[int]) -> int:

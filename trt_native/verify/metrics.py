@@ -1,4 +1,4 @@
-"""How far an array is from what it should be, and how far it may be."""
+"""Differences between an array and its reference, and their limits."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _CHUNK = 1 << 20  # elements that are converted to float64 at a time
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputComparison:
-    """One tensor of a plan beside its reference.
+    """Comparison of one tensor of a plan with its reference.
 
     All numbers are of the elements that are finite on both sides, in float64; integers and booleans
     are compared as numbers. With p and r the plan's and the reference's values:
@@ -62,7 +62,7 @@ class OutputComparison:
         nan: Number of NaN in the plan's values, and in the reference's.
         inf: Number of infinities, likewise.
         nonfinite_differs: Number of elements that are not finite on one side and something else on
-            the other; these fail whatever the thresholds.
+            the other; these fail with any thresholds.
         compared: Number of elements that the other numbers are of. None of many fails, too.
     """
 
@@ -113,7 +113,7 @@ def _larger(one: float, other: float) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thresholds:
-    """What a :class:`OutputComparison` must keep to pass; None does not judge.
+    """Limits that an :class:`OutputComparison` must keep to pass; None does not judge.
 
     Attributes:
         max_relative_error: Largest relative L2 error.
@@ -121,8 +121,8 @@ class Thresholds:
         min_cosine: Least cosine.
         min_psnr: Least PSNR in dB.
         floor: Smallest root mean square that relative errors are measured against, so that noise
-            around zero is no error. It hides errors of tensors that are that small on purpose; 0
-            measures everything as it is.
+            around zero is not an error. It hides errors of tensors that are that small on purpose;
+            0 measures everything as it is.
 
     Raises:
         SpecError: a number that nothing could pass or fail.
@@ -146,25 +146,25 @@ class Thresholds:
         if math.isinf(self.floor):
             raise SpecError("floor inf: everything would pass")
 
-    def faults(self, found: OutputComparison) -> list[str]:
-        """What a comparison fails by, a few words each; none if it passes."""
-        faults = []
+    def problems(self, found: OutputComparison) -> list[str]:
+        """The limits that a comparison exceeds, a few words each; empty if it passes."""
+        problems = []
         if found.nonfinite_differs:
-            faults.append(f"{found.nonfinite_differs} NaN or infinite on one side alone")
+            problems.append(f"{found.nonfinite_differs} NaN or infinite on one side alone")
         elif not found.compared and 0 not in found.shape:
-            faults.append("nothing to compare: no value is finite")
+            problems.append("nothing to compare: no value is finite")
         limits = (
             ("relative L2", found.relative_l2, self.max_relative_error),
             ("max abs", found.max_abs, self.max_absolute_error),
         )
         for name, value, limit in limits:
             if limit is not None and not value <= limit:
-                faults.append(f"{name} {value:.3g} > {limit:g}")
+                problems.append(f"{name} {value:.3g} > {limit:g}")
         least = (("cosine", found.cosine, self.min_cosine), ("PSNR", found.psnr, self.min_psnr))
         for name, value, limit in least:
             if limit is not None and not found.floored and not value >= limit:
-                faults.append(f"{name} {value:.6g} < {limit:g}")
-        return faults
+                problems.append(f"{name} {value:.6g} < {limit:g}")
+        return problems
 
     def __str__(self) -> str:
         limits = (

@@ -1,4 +1,4 @@
-"""What a plan is compared with: an ONNX file, a Python callable, or stored arrays."""
+"""References to compare a plan with: an ONNX file, a Python callable, or stored arrays."""
 
 from __future__ import annotations
 
@@ -18,7 +18,15 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from trt_native.arrays import Array, ArrayArchive, ArrayWriter, is_float, open_arrays, write_arrays
+from trt_native.arrays import (
+    Array,
+    ArrayArchive,
+    ArrayWriter,
+    Batch,
+    is_float,
+    open_arrays,
+    write_arrays,
+)
 from trt_native.calibration.reference_runner import ReferenceRunner
 from trt_native.calibration.sources import load_function
 from trt_native.errors import CalibrationError, SpecError
@@ -36,8 +44,6 @@ __all__ = [
     "open_reference",
 ]
 
-Batch = Mapping[str, Array]
-
 _LOGGER = logging.getLogger(__name__)
 _FORMS = "name an ONNX file, an .npz file, FILE.py:CALLABLE or package.module:CALLABLE"
 _BATCH = re.compile(r"batch_(\d{1,9})/(.+)", re.DOTALL)
@@ -47,7 +53,7 @@ class Reference(Protocol):
     """Computes what a plan should."""
 
     name: str
-    """What computes, for people."""
+    """Name of the reference, for people."""
 
     def __call__(self, batch: Batch, outputs: Sequence[str]) -> dict[str, Array]:
         """The outputs for a batch of inputs.
@@ -297,18 +303,20 @@ class GoldenFile:
         if not batches:
             raise SpecError(f"{self.name}: holds no arrays")
         wanted = [*(tensor.name for tensor in self._inputs), *self._outputs]
-        faults = []
+        problems = []
         for prefix, names in batches.items():
-            faults += [f"{prefix}{name} is missing" for name in wanted if name not in names]
+            problems += [f"{prefix}{name} is missing" for name in wanted if name not in names]
             for name in sorted(names - set(wanted)):
                 close = difflib.get_close_matches(name, wanted, 1)
                 hint = f"; did you mean {close[0]!r}?" if close else ""
-                faults.append(f"{prefix}{name} is no input or output of the plan{hint}")
-        if faults:
-            listing = [f"- {fault}" for fault in faults[:10]]
-            listing += [f"- and {len(faults) - 10} more"] if len(faults) > 10 else []
-            listing.append(f"the plan's tensors: {', '.join(wanted)}")
-            raise SpecError(f"{self.name}: these are not the plan's inputs and outputs:", listing)
+                problems.append(f"{prefix}{name} is not an input or output of the plan{hint}")
+        if problems:
+            more = [f"- and {len(problems) - 10} more"] if len(problems) > 10 else []
+            raise SpecError(
+                f"{self.name}: these are not the plan's inputs and outputs:",
+                [*more, f"the plan's tensors: {', '.join(wanted)}"],
+                problems=problems[:10],
+            )
         return tuple(sorted(batches, key=lambda prefix: (len(prefix), prefix)))
 
 

@@ -1,6 +1,6 @@
 // Largest magnitudes and histograms of tensors in device memory, for calibration.
 //
-// activations.ptx beside this file is what is shipped: the driver compiles it for its GPU. Make it
+// activations.ptx next to this file is what is shipped: the driver compiles it for its GPU. Make it
 // again, with any nvcc from CUDA 12 on, by
 //
 //     scripts/make_ptx.sh
