@@ -372,6 +372,7 @@ def test_plans_are_packed_and_unpacked(script, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.no_cover
 def test_the_naive_export(script, tmp_path):
     files = script("unet_files")
     setup = files.Setup(tmp_path, config="small", frames=2, size=16)

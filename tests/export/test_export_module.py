@@ -25,6 +25,8 @@ from trt_native.models.latentsync import UNet, UNetConfig, load_checkpoint, load
 from trt_native.models.latentsync.export import export_latentsync
 from trt_native.passes.autocast import autocast
 
+pytestmark = pytest.mark.no_cover
+
 
 class Block(nn.Module):
     """Joins (batch, frames, 8) and (batch*frames, 8) through a convolution and a norm."""

@@ -368,7 +368,7 @@ def test_the_rebuild_command_has_every_option(plan, tmp_path):
     given = command.make_context("build", words[2:]).params
     assert given["output"] == tmp_path / "it's.plan"
     assert given["model"] == tmp_path / "m.onnx"
-    assert ProfileSpec.parse(given["dim"], given["shape"]) == config.profiles[0]
+    assert ProfileSpec.parse(given["dims"], given["shapes"]) == config.profiles[0]
     spelled = {"workspace": "workspace_bytes", "compute_capability": "compute_capabilities"}
     repeated = {spelled.get(name, name): value for name, value in given.items()}
     options = config.options()

@@ -49,7 +49,9 @@ def build_best(
         def build(config: BuildConfig, target: Path) -> None:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
-                raise BuildError("no time was left for this build", options=("timeout_s",))
+                raise BuildError(
+                    "no time was left for this build; allow more time", options=("timeout_s",)
+                )
             stderr.print(f"building {config.precision}", highlight=False)
             wanted = replace(job, config=config, target=target)
             build_with_retries(wanted, progress, timeout_s=left, retry=retry)
