@@ -1,4 +1,4 @@
-"""PyTorch and ONNX models to native TensorRT plans, and the plans run.
+"""Build native TensorRT plans from PyTorch and ONNX models, and run them.
 
 Importing this package imports neither torch nor TensorRT, and touches no GPU: each public name is
 loaded when it is first used.

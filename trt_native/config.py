@@ -108,7 +108,7 @@ class IoPrecision(_Choice):
 
 
 class CalibrationMethod(_Choice):
-    """How a tensor's range follows from the values it takes."""
+    """Method by which a tensor's range follows from its values."""
 
     ENTROPY = "entropy"
     MINMAX = "minmax"
@@ -153,7 +153,7 @@ _QUANTIZATION = "Quantization (precision int8, fp8, int8-weights)"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandOption:
-    """How the command line offers a field of :class:`BuildConfig` or :class:`QuantizationSpec`.
+    """Command-line declaration of a field of :class:`BuildConfig` or :class:`QuantizationSpec`.
 
     Attributes:
         help: One or two sentences.

@@ -58,7 +58,7 @@ class Launch(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LaunchResources:
-    """What the launches of one session share.
+    """Resources shared by the launches of one session.
 
     Attributes:
         context: Runs the engine.

@@ -359,7 +359,7 @@ class _Search:
         return left & ~cleared or left & _set_of(self._nearest(first))
 
     def _nearest(self, number: int) -> Iterator[int]:
-        """The tensors that a node reads, or that what it reads and nobody compares is made from."""
+        """The tensors that a node reads; for one that is not compared, those it is made from."""
         pending, seen = list(self.tensors.reads[number]), set[str]()
         while pending:
             name = pending.pop()
