@@ -163,10 +163,10 @@ class BenchReport:
     def warnings(self) -> tuple[str, ...]:
         """Reasons not to trust the figures."""
         return tuple(
-            f"{PHASES[name]} is unstable: {' and '.join(faults)}; lock the clocks with nvidia-smi,"
+            f"{PHASES[name]} is unstable: {' and '.join(problems)}; lock the clocks with nvidia-smi,"
             " stop what else uses the machine, or raise the warm-up and the duration"
             for name in ("gpu_compute", "end_to_end")
-            if (faults := stability_problems(self.samples[name]))
+            if (problems := stability_problems(self.samples[name]))
         )
 
     def to_json(self) -> dict[str, Any]:
