@@ -13,29 +13,54 @@ if (($#)); then
   exec "$bin/pytest" "$@"
 fi
 
+logs=$(mktemp -d)
+trap 'rm -rf "$logs"' EXIT
 step() { printf '\n== %s\n' "$1"; }
+
+# The backend tests on the Python API of one other TensorRT.
+lane() {
+  local status=0
+  PYTHON=$PWD/$bin/python tests/lanes/make_lane.sh "$1" ".lanes/$1" || status=$?
+  if ((status == 75)); then
+    echo "skipped: see the reason above"
+    return
+  fi
+  ((status == 0)) || return "$status"
+  PYTHONPATH=.lanes/$1 TRT_NATIVE_BACKEND=tensorrt "$bin/pytest" tests/backends
+}
+
 step "lint"
 "$bin/ruff" check .
 "$bin/ruff" format --check .
+
+# Two at a time, like the tests.
+"$bin/mypy" >"$logs/types" 2>&1 & types=$!
+"$bin/lint-imports" >"$logs/imports" 2>&1 & imports=$!
+status=0
+wait "$types" || status=$?
 step "types"
-"$bin/mypy"
+cat "$logs/types"
+((status == 0)) || exit "$status"
+wait "$imports" || status=$?
 step "import contract"
-"$bin/lint-imports"
+cat "$logs/imports"
+((status == 0)) || exit "$status"
+
 step "tests"
-"$bin/pytest" -n 2 --dist loadfile --no-loadscope-reorder \
-  --cov trt_native --cov-report=
-echo "coverage: $("$bin/coverage" report --format=total) % of the lines of trt_native, without what needs a GPU"
-for lane in trt10 trt11; do
-  step "backend tests on the real Python API of TensorRT ${lane#trt}"
+# One thread in each of two processes: on two cores more of them wait for one another.
+OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 \
+  "$bin/pytest" -n 2 --dist loadfile --no-loadscope-reorder --cov trt_native --cov-report=
+echo "coverage: $("$bin/coverage" report --format=total) % of the lines of trt_native," \
+  "without slow tests and what needs a GPU"
+
+lane trt10 >"$logs/trt10" 2>&1 & trt10=$!
+lane trt11 >"$logs/trt11" 2>&1 & trt11=$!
+for name in trt10 trt11; do
   status=0
-  PYTHON=$PWD/$bin/python tests/lanes/make_lane.sh "$lane" ".lanes/$lane" || status=$?
-  if ((status == 75)); then
-    echo "skipped: see the reason above"
-  elif ((status)); then
-    exit "$status"
-  else
-    PYTHONPATH=.lanes/$lane TRT_NATIVE_BACKEND=tensorrt "$bin/pytest" tests/backends
-  fi
+  wait "${!name}" || status=$?
+  step "backend tests on the real Python API of TensorRT ${name#trt}"
+  cat "$logs/$name"
+  ((status == 0)) || exit "$status"
 done
 echo
 echo "everything passed"

@@ -26,6 +26,9 @@ def pytest_collection_modifyitems(items):
         found = [marks[name] for name in (*item.fixturenames, *item.keywords) if name in marks]
         ranks[item.path] = min([ranks.get(item.path, 3), *found])
     items.sort(key=lambda item: ranks[item.path])
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker("no_cover")
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu_items:
         return
