@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import hashlib
 import json
-from importlib import resources
 
 import jsonschema
 import pytest
@@ -12,7 +13,7 @@ from helpers import DATA
 
 from trt_native.backends.base import NUMPY_DTYPES
 from trt_native.errors import PlanError
-from trt_native.plans.manifest import MANIFEST_SCHEMA, Manifest, PlanTensor
+from trt_native.plans.manifest import MANIFEST_SCHEMA, Manifest, PlanTensor, find_model
 from trt_native.shapes import ShapeRange
 
 GOLDEN = json.loads((DATA / "plan_manifest_2.json").read_text())
@@ -26,18 +27,6 @@ REQUIRED = {
     "pass": "name summary",
     "tensor": "name mode dtype shape dims profiles values",
 }
-
-
-@pytest.fixture(scope="module")
-def schema():
-    text = (resources.files("trt_native") / "include" / "plan_manifest.schema.json").read_text()
-    return json.loads(text)
-
-
-@pytest.fixture(scope="module")
-def validator(schema):
-    checker = jsonschema.Draft202012Validator.FORMAT_CHECKER
-    return jsonschema.Draft202012Validator(schema, format_checker=checker)
 
 
 def objects(schema):
@@ -186,58 +175,35 @@ def test_file_names_stay_in_their_folder(validator, name):
     assert not validator.is_valid(changed(("model", "external", 0, "file"), name))
 
 
-class TestSchema1:
-    """Manifests that earlier versions wrote."""
+def test_manifest_json_is_stable(plan):
+    data = plan.manifest.to_json()
+    assert next(iter(data)) == "schema"
+    assert data["tensors"][0]["profiles"] == ["1x3:2x3:4x3"]
+    assert Manifest.from_json(json.loads(json.dumps(data))) == plan.manifest
 
-    OLD = json.loads((DATA / "plan_manifest_1.json").read_text())
 
-    def test_loads(self, validator):
-        manifest = Manifest.from_json(self.OLD)
-        assert manifest.passes == ()
-        new = {**manifest.to_json(), "passes": GOLDEN["passes"]}
-        assert new == GOLDEN
-        validator.validate(json.loads(json.dumps(manifest.to_json())))
+def test_the_model_is_looked_for_next_to_the_plan_only(plan, tmp_path):
+    (tmp_path / "a").mkdir()
+    outside = tmp_path / "m.onnx"
+    outside.write_bytes(b"outside")
+    where = tmp_path / "a" / "m.plan"
 
-    def test_reports_become_passes(self, validator):
-        report = {"target": "fp16", "reduced": {"Conv": 2}, "kept": {}, "casts": 1}
-        precision = {
-            **self.OLD["precision"],
-            "rewritten": report,
-            "quantized": {"quantized": {"MatMul": 1}, "coverage": 1.0},
-            "mended": {"Mean": 2, "Trilu": 1},
-            "split_products": {"Conv": 3},
-            "pinned_fp32_nodes": 4,
-        }
-        manifest = Manifest.from_json({**self.OLD, "precision": precision})
-        assert manifest.precision == self.OLD["precision"]
-        assert [record["name"] for record in manifest.passes] == [
-            "pin_fp32_nodes",
-            "quantize",
-            "autocast",
-            "parser_workarounds",
-            "split_fp32_products",
-        ]
-        records = {record["name"]: record for record in manifest.passes}
-        assert records["autocast"].items() >= report.items()
-        assert records["quantize"]["coverage"] == 1.0
-        assert records["parser_workarounds"]["nodes"] == {"Mean": 2, "Trilu": 1}
-        assert records["parser_workarounds"]["summary"] == "parser_workarounds: 2 Mean, 1 Trilu"
-        validator.validate(json.loads(json.dumps(manifest.to_json())))
+    def look(name):
+        return find_model(dataclasses.replace(plan.manifest, model={**model, "file": name}), where)
 
-    def test_options_have_their_new_names(self):
-        options = {
-            "opt_profile": True,
-            "precision": "int8",
-            "quantization": {"data": "d", "skip": ["a"]},
-        }
-        config = Manifest.from_json({**self.OLD, "options": options}).build_config()
-        assert config.add_opt_shape_profiles
-        assert config.quantization.calibration_data == "d"
-        assert config.quantization.exclude == ("a",)
-
-    @pytest.mark.parametrize(
-        "precision", ["fp16", {"requested": "a", "applied": "b", "mended": "x"}]
-    )
-    def test_malformed(self, precision):
-        with pytest.raises(PlanError, match="malformed manifest"):
-            Manifest.from_json({**self.OLD, "precision": precision})
+    model = {"bytes": 7, "sha256": hashlib.sha256(b"outside").hexdigest(), "external": []}
+    for name in ("../m.onnx", str(outside), "b/../../m.onnx"):
+        assert look(name) == (
+            None,
+            f"{name!r} lies outside the plan's folder, which is not followed",
+        )
+    (tmp_path / "a" / "link.onnx").symlink_to(outside)
+    assert look("link.onnx")[0] is None
+    assert "is not next to the plan" in look("m.onnx")[1]
+    inside = tmp_path / "a" / "m.onnx"
+    inside.write_bytes(b"outside")
+    assert look("m.onnx") == (inside, "m.onnx next to it is the file that it was built from")
+    inside.write_bytes(b"changed")
+    assert look("m.onnx") == (inside, "m.onnx next to it has changed since the plan was built")
+    with pytest.raises(PlanError, match="cannot read"):
+        look("m\0.onnx")

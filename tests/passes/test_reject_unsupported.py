@@ -1,0 +1,81 @@
+"""Operators that TensorRT's parser gets wrong and no rewrite replaces."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from helpers.one_node_models import KERNEL, SCALE, model_of
+from helpers.passes import normalized
+from onnx import TensorProto, helper, numpy_helper
+
+from trt_native.errors import UnsupportedError
+from trt_native.passes.reject_unsupported import check_parser_support
+
+
+@pytest.mark.parametrize(
+    ("model", "problem"),
+    [
+        (
+            model_of("QuantizeLinear", {"x": [4]}, {"s": SCALE, "z": np.array(0, np.uint8)}),
+            r"'y' \(QuantizeLinear\): uint8 is clipped to int8",
+        ),
+        (
+            model_of(
+                "ConvTranspose",
+                {"x": [1, 1, 4, 4], "w": [1, 1, 3, 3], "b": [1]},
+                strides=[2, 2],
+                output_padding=[1, 1],
+            ),
+            "omits a non-constant bias",
+        ),
+        (
+            model_of(
+                "ConvTranspose",
+                {"x": [1, 1, 4, 4]},
+                {"w": KERNEL},
+                strides=[2, 2],
+                auto_pad="SAME_UPPER",
+                output_shape=[9, 9],
+            ),
+            "output_shape is ignored",
+        ),
+        (
+            model_of("NonMaxSuppression", {"boxes": [1, 4, 4], "scores": [1, 1, 4]}),
+            "without max_output_boxes_per_class",
+        ),
+        (model_of("SpaceToDepth", {"x": [1, 1, 4, 4]}, blocksize=2, mode="CRD"), "mode CRD"),
+    ],
+    ids=["uint8", "bias", "output_shape", "boxes", "CRD"],
+)
+def test_unsupported_operators_are_rejected(model, problem):
+    graph = normalized(model)
+    with pytest.raises(UnsupportedError, match=problem):
+        check_parser_support(graph)
+
+
+def test_int8_with_limits_is_refused():
+    model = model_of("Clip", {"x": [4]}, {"low": np.array(1, np.int8)})
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.INT8
+    with pytest.raises(UnsupportedError, match="int8 ignores a lower limit"):
+        check_parser_support(normalized(model))
+
+
+def test_attention_with_a_number_of_tokens_is_refused():
+    names = ["q", "k", "v", "", "", "", "n"]
+    node = helper.make_node("Attention", names, ["y"], name="attend")
+    graph = helper.make_graph([node], "refused", [], [onnx.ValueInfoProto(name="y")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=10)
+    with pytest.raises(UnsupportedError, match=r"'?attend'? \(Attention\): nonpad_kv_seqlen"):
+        check_parser_support(normalized(model))
+
+
+def test_types_come_from_constants_and_attributes():
+    model = model_of("QuantizeLinear", {"x": [4]}, {"s": SCALE})
+    zero = numpy_helper.from_array(np.array(0, np.uint8))
+    model.graph.node[0].input.append("z")
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["z"], value=zero))
+    attribute = model_of("QuantizeLinear", {"x": [4]}, {"s": SCALE}, output_dtype=TensorProto.UINT8)
+    for refused in (model, attribute):
+        with pytest.raises(UnsupportedError, match="uint8 is clipped to int8"):
+            check_parser_support(normalized(refused))
