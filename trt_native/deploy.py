@@ -17,7 +17,7 @@ from trt_native.errors import CudaError, PlanError, SpecError, UnsupportedError
 from trt_native.plans.manifest import PlanTensor
 from trt_native.plans.plan import Plan
 from trt_native.runtime.engine import Engine
-from trt_native.shapes import Shape
+from trt_native.shapes import Shape, format_shape
 
 __all__ = [
     "TritonConfig",
@@ -486,14 +486,14 @@ def trtexec_command(
             continue
         shape = given.pop(tensor.name, ranges[profile].opt)
         if not ranges[profile].contains(shape):
-            text = "x".join(map(str, shape))
+            text = format_shape(shape)
             raise SpecError(
                 f"{tensor.name}={text} is outside {ranges[profile]} of profile {profile}"
             )
         if "," in tensor.name or "'" in tensor.name:
             raise SpecError(f"trtexec cannot express the input name {tensor.name!r}")
         name = f"'{tensor.name}'" if ":" in tensor.name else tensor.name
-        entries.append(f"{name}:{'x'.join(map(str, shape)) or 'scalar'}")
+        entries.append(f"{name}:{format_shape(shape)}")
     if given:
         known = ", ".join(t.name for t in tensors if t.profiles or t.values) or "none"
         raise SpecError(f"shape of {', '.join(given)}: the dynamic inputs are: {known}")

@@ -6,63 +6,21 @@ TensorRT 10 and 11.
 
 from __future__ import annotations
 
-import dataclasses
-import logging
-import threading
-
 import onnx
 import onnx_ir as ir
 import pytest
 from helpers import tiny_models
+from helpers.backend_builds import DYNAMIC, build
 
-from trt_native.backends.base import BuildRequest
-from trt_native.backends.registry import load_backend
-from trt_native.config import BuildConfig, HardwareCompatibility, Precision, ProfilingVerbosity
+from trt_native.config import BuildConfig, HardwareCompatibility, ProfilingVerbosity
 from trt_native.cuda import gpu_info
 from trt_native.errors import BuildError, UnsupportedError
-from trt_native.graph.onnx_file import operator_names, read_model
+from trt_native.graph.onnx_file import read_model
 from trt_native.passes.autocast import autocast
 from trt_native.passes.quantize import quantize_model
 from trt_native.plans.header import PlanHeader
-from trt_native.shapes import Profile, ShapeRange
 
 pytestmark = pytest.mark.backend
-
-
-@pytest.fixture(scope="module")
-def backend():
-    try:
-        return load_backend()
-    except UnsupportedError as error:
-        pytest.skip(error.message)
-
-
-@pytest.fixture
-def request_for(tmp_path):
-    def make(make_model=tiny_models.conv, shapes=None, **changes):
-        path = make_model(tmp_path / "model.onnx")
-        ranges = {name: ShapeRange.parse(text) for name, text in (shapes or {}).items()}
-        request = BuildRequest(
-            onnx=path,
-            config=BuildConfig(),
-            profiles=(Profile(ranges),) if ranges else (),
-            fixed={},
-            precision=Precision.FP32,
-            strongly_typed=True,
-            fp32_nodes=frozenset(),
-            operators=operator_names(read_model(path)),
-            workspace_bytes=1 << 30,
-        )
-        return dataclasses.replace(request, **changes)
-
-    return make
-
-
-DYNAMIC = {"x": "1x3x8x8:2x3x8x8:4x3x16x16"}
-
-
-def build(backend, request, progress=None):
-    return backend.build(request, progress, threading.Event())
 
 
 def test_a_dynamic_model_becomes_a_plan(backend, request_for):
@@ -137,53 +95,6 @@ def test_too_little_workspace_is_reported(backend, request_for):
         build(backend, request_for(shapes=DYNAMIC, workspace_bytes=1024))
 
 
-class Recorder:
-    def __init__(self, fail_at=None, cancel=None):
-        self.events, self.fail_at, self.cancel = [], fail_at, cancel
-
-    def phase_start(self, phase, parent, steps):
-        self.events.append(("start", phase))
-        if self.fail_at == phase:
-            raise ZeroDivisionError("planted")
-
-    def step_complete(self, phase, step):
-        self.events.append(("step", phase))
-        if self.cancel is not None:
-            self.cancel.set()
-
-    def phase_finish(self, phase):
-        self.events.append(("finish", phase))
-
-
-def test_progress_is_reported_phase_by_phase(backend, request_for):
-    recorder = Recorder()
-    build(backend, request_for(shapes=DYNAMIC), recorder)
-    started = [phase for kind, phase in recorder.events if kind == "start"]
-    finished = [phase for kind, phase in recorder.events if kind == "finish"]
-    assert started[0] == finished[-1] == "Building engine"
-    assert sorted(started) == sorted(finished)
-    assert ("step", "Building engine") in recorder.events
-
-
-def test_a_cancelled_build_stops(backend, request_for):
-    cancelled = threading.Event()
-    recorder = Recorder(cancel=cancelled)
-    with pytest.raises(BuildError, match="cancelled"):
-        backend.build(request_for(shapes=DYNAMIC), recorder, cancelled)
-    assert sum(kind == "step" for kind, _ in recorder.events) == 1
-
-
-def test_an_exception_of_a_callback_ends_the_build_and_is_raised_again(backend, request_for):
-    with pytest.raises(ZeroDivisionError, match="planted"):
-        build(backend, request_for(shapes=DYNAMIC), Recorder(fail_at="Building engine"))
-
-
-def test_tensorrts_log_goes_to_logging(backend, request_for, caplog):
-    with caplog.at_level(logging.DEBUG, "trt_native.tensorrt"):
-        build(backend, request_for(shapes=DYNAMIC))
-    assert any(record.name == "trt_native.tensorrt" for record in caplog.records)
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -215,57 +126,3 @@ def test_unsupported_options_are_refused_with_the_reason(backend):
         with pytest.raises(UnsupportedError) as caught:
             backend.check(BuildConfig(**requests[option]))
         assert f"{option} is not supported: {reason}" in str(caught.value)
-
-
-def test_an_unknown_target_is_refused(backend):
-    if not backend.capabilities.targets:
-        pytest.skip(f"{backend.name} takes no targets")
-    with pytest.raises(
-        UnsupportedError, match=r"compute capability 3\.5 is not supported: it targets 7\.5, 8\.0"
-    ):
-        backend.check(BuildConfig(compute_capabilities=("3.5",)))
-
-
-def test_targets_narrow_the_plan(backend, request_for):
-    if not backend.capabilities.targets:
-        pytest.skip(f"{backend.name} takes no targets")
-    both = BuildConfig(compute_capabilities=("8.6", "8.9"))
-    one = BuildConfig(compute_capabilities=("8.9",))
-    results = [build(backend, request_for(shapes=DYNAMIC, config=c)) for c in (one, both)]
-    # The bit mask of targets that follows the header's version.
-    assert [result.data[32] for result in results] == [0x08, 0x0C]
-
-
-def test_an_interrupt_during_tensorrts_log_is_raised_afterwards(backend, request_for):
-    # TensorRT's bindings swallow what its calls back into Python raise.
-    class Interrupting(logging.Handler):
-        def emit(self, record):
-            raise KeyboardInterrupt
-
-    logger = logging.getLogger("trt_native.tensorrt")
-    handler = Interrupting(logging.DEBUG)
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            build(backend, request_for(shapes=DYNAMIC))
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-
-
-def test_an_output_allocator_keeps_the_exception_of_its_allocation(backend):
-    def allocate(name, size):
-        if size > 100:
-            raise MemoryError(f"{name} needs {size}")
-        return 4096
-
-    allocator = backend.output_allocator(allocate)
-    assert allocator.reallocate_output_async("y", 0, 16, 256, 0) == 4096
-    allocator.notify_shape("y", backend._trt.Dims([2, 3]))
-    assert allocator.shape("y") == (2, 3)
-    assert allocator.reallocate_output_async("y", 0, 101, 256, 0) == 0
-    with pytest.raises(MemoryError, match="y needs 101"):
-        allocator.shape("y")
-    assert allocator.shape("y") == (2, 3)

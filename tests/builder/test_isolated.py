@@ -13,38 +13,19 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from helpers import tiny_models
+from helpers.planted_builds import PLANT
 from onnx import helper
 
-from trt_native.builder.build_plan import build_plan
-from trt_native.builder.fallback import fallback_configs, retry_cause
 from trt_native.builder.isolated import Job
 from trt_native.config import BuildConfig, Precision
-from trt_native.errors import BuildError, SpecError
 from trt_native.shapes import ProfileSpec
 
 DIMS = ("--dim", "batch=1:2:4", "--dim", "height=8", "--dim", "width=8")
 MOMENTS = ["Reading the model", "Writing the rewritten graph", "Building engine"]
-
-# The step in which TensorRT builds, replaced by {body}; {body} may use build(), the real one.
-PLANT = """
-import os, signal, sys, threading, time
-from trt_native.backends.native import TensorRTBackend
-from trt_native.errors import BuildError, SpecError
-real = TensorRTBackend._serialize
-def serialize(self, builder, network, config, progress, cancelled):
-    build = lambda: real(self, builder, network, config, progress, cancelled)
-    workspace = config.get_memory_pool_limit(self._trt.MemoryPoolType.WORKSPACE)
-    level = config.builder_optimization_level
-    progress.phase_start("Building engine", None, 3)
-    {body}
-TensorRTBackend._serialize = serialize
-"""
 
 
 def command(*arguments):
@@ -405,51 +386,6 @@ class TestRetries:
         assert "attempt" not in message
 
 
-def rungs(**options):
-    workspace = options.pop("workspace_bytes", 2**33)
-    config = BuildConfig(**options)
-    return [(c.workspace_bytes, c.optimization_level) for c in fallback_configs(config, workspace)]
-
-
-def test_the_ladder_goes_down_in_three_steps():
-    mib = 2**20
-    assert rungs() == [(2048 * mib, None), (512 * mib, 2), (128 * mib, 0)]
-    assert rungs(optimization_level=5) == [(2048 * mib, 5), (512 * mib, 2), (128 * mib, 0)]
-    assert rungs(optimization_level=1) == [(2048 * mib, 1), (512 * mib, 1), (128 * mib, 0)]
-    assert rungs(workspace_bytes=32 * mib) == [(32 * mib, 2), (32 * mib, 0)]
-    assert rungs(workspace_bytes=1000) == [(1000, 2), (1000, 0)]
-    assert rungs(workspace_bytes=1000, optimization_level=0) == []
-
-
-@pytest.mark.parametrize(
-    ("line", "cause"),
-    [
-        # From TensorRT 8 to 10, as users reported them.
-        (
-            "[virtualMemoryBuffer.cpp::resizePhysical::145] Error Code 2: OutOfMemory (no further"
-            " information)",
-            "out of memory",
-        ),
-        (
-            "Requested amount of GPU memory (68719476736 bytes) could not be allocated. There may"
-            " not be enough free memory for allocation to succeed.",
-            "out of memory",
-        ),
-        ("Cuda Error in allocate: 2 (out of memory)", "out of memory"),
-        (
-            "[optimizer.cpp::computeCosts::3873] Error Code 10: Internal Error (Could not find any"
-            " implementation for node {ForeignNode[a...b]}.)",
-            "TensorRT found no implementation",
-        ),
-        ("std::bad_alloc", "out of memory"),
-        ("Error Code 4: Shape Error (divide by zero)", None),
-        ("In node 3 (importConv): INVALID_NODE", None),
-    ],
-)
-def test_causes_are_read_from_the_log(line, cause):
-    assert retry_cause(BuildError("TensorRT failed to build the network", [line])) == cause
-
-
 def test_a_job_survives_the_way_to_the_child():
     from cattrs import Converter
 
@@ -528,51 +464,3 @@ def test_the_childs_log_is_the_commands_log(model):
     assert "Engine generation completed" in informed
     assert "Parsing node: conv [Conv]" not in informed
     assert "Parsing node: conv [Conv]" in everything
-
-
-class TestFromPython:
-    CONFIG = BuildConfig(profiles=(ProfileSpec.parse(["batch=1:2:4", "height=8", "width=8"]),))
-
-    def test_a_build_in_a_thread(self, model):
-        with ThreadPoolExecutor(1) as pool:
-            future = pool.submit(
-                build_plan, model, self.CONFIG, backend="rtx", isolated=True, retry=True
-            )
-            assert future.result(300).manifest.backend == "rtx"
-
-    @pytest.fixture
-    def model(self, tmp_path):
-        return tiny_models.conv(tmp_path / "m.onnx")
-
-    def test_the_plan_is_that_of_a_build_in_this_process(self, model, monkeypatch, tmp_path):
-        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
-        (tmp_path / "scratch").mkdir()
-        plan = build_plan(model, self.CONFIG, backend="rtx", isolated=True, timeout_s=300)
-        assert os.listdir(tmp_path / "scratch") == []
-        assert plan.path is None
-        assert sha256(plan.data).hexdigest() == plan.manifest.plan_sha256
-        here = build_plan(model, self.CONFIG, backend="rtx")
-        assert plan.manifest.tensors == here.manifest.tensors
-        assert plan.manifest.options == here.manifest.options
-
-    def test_errors_keep_their_type_and_options(self, model):
-        config = BuildConfig(precision=Precision.INT8, profiles=self.CONFIG.profiles)
-        with pytest.raises(SpecError, match="needs the ranges") as caught:
-            build_plan(model, config, backend="rtx", isolated=True)
-        assert caught.value.options == ("calibration_cache", "calibration_data")
-
-    def test_a_time_limit(self, model, plant, monkeypatch):
-        slow = plant(PLANT.format(body="cancelled.wait(); return build()"))
-        monkeypatch.setenv("PYTHONPATH", slow["PYTHONPATH"])
-        with pytest.raises(BuildError, match="took too long") as caught:
-            build_plan(model, self.CONFIG, backend="rtx", isolated=True, timeout_s=3)
-        assert caught.value.options == ("timeout_s", "optimization_level")
-
-    @pytest.mark.parametrize(
-        "options",
-        [{"timeout_s": 1}, {"retry": True}, {"isolated": True, "extra_outputs": ["x"]}],
-        ids=["time", "retry", "outputs"],
-    )
-    def test_options_that_do_not_fit(self, model, options):
-        with pytest.raises(SpecError, match="isolated"):
-            build_plan(model, self.CONFIG, backend="rtx", **options)

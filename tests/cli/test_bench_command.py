@@ -12,14 +12,13 @@ import pytest
 from helpers.fake_machine import FakeMachine, Speed
 from helpers.html_reader import SVG, Collector, svgs
 from helpers.made_plans import LAYERS, X, Y, make_plan
+from helpers.program import HAS_GPU
 
 from trt_native.bench import BenchOptions, bench_plan
 from trt_native.cli.bench_html import bench_page
 from trt_native.cli.html import plan_page
-from trt_native.cuda import gpu_info
 from trt_native.inspection import inspect_plan, read_layer_times
 
-HAS_GPU = gpu_info() is not None
 FAST = ("--duration", "0.02", "--warmup", "1")
 
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import program, tiny_models
+from helpers import program
 from typer.testing import CliRunner
 
 from trt_native.cli.app import app
@@ -23,11 +23,6 @@ def trt_native(*arguments, code=0, **env):
     result = program.trt_native(*arguments, env=env, width=200)
     assert result.returncode == code, result.stderr
     return result
-
-
-@pytest.fixture
-def model(tmp_path):
-    return tiny_models.conv(tmp_path / "m.onnx")
 
 
 @pytest.fixture

@@ -10,7 +10,14 @@ import signal
 from types import SimpleNamespace
 from unittest import mock
 
-__all__ = ["failing", "trt_native"]
+from trt_native.cuda import gpu_info
+
+__all__ = ["DIMS", "HAS_GPU", "failing", "trt_native"]
+
+DIMS = ("--dim", "batch=1:2:4", "--dim", "height=8:8:16", "--dim", "width=8")
+"""Shapes for the model of :func:`helpers.tiny_models.conv`."""
+
+HAS_GPU = gpu_info() is not None
 
 
 def trt_native(*arguments, cwd=None, env=None, width=120):

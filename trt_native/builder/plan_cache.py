@@ -27,6 +27,7 @@ from trt_native.errors import PlanError
 from trt_native.files import atomic_write, open_regular_file, read_text_file, sha256_of_file
 from trt_native.plans.manifest import MANIFEST_SCHEMA, Manifest
 from trt_native.plans.plan import Plan
+from trt_native.progress import Progress, phase
 from trt_native.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from trt_native.backends.base import Backend
     from trt_native.builder.build import PreparedBuild
     from trt_native.config import BuildConfig
-    from trt_native.progress import Progress
 
 __all__ = [
     "FOLDERS",
@@ -418,7 +418,7 @@ class EngineCache:
                     try:
                         lock.acquire(blocking=False)
                     except Timeout:
-                        with _phase(progress, "Waiting for another build of this plan"):
+                        with phase(progress, "Waiting for another build of this plan"):
                             lock.acquire()
                     held.callback(_release, lock)
             yield
@@ -656,12 +656,3 @@ def _release(lock: FileLock) -> None:
     with contextlib.suppress(OSError):
         os.unlink(lock.lock_file)
     lock.release()
-
-
-@contextlib.contextmanager
-def _phase(progress: Progress | None, name: str) -> Iterator[None]:
-    if progress is not None:
-        progress.phase_start(name, None, 1)
-    yield
-    if progress is not None:
-        progress.phase_finish(name)

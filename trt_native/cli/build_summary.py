@@ -31,13 +31,11 @@ def print_summary(target: Path, outcome: Outcome) -> None:
         ("for", _targets_text(manifest)),
         ("precision", _precision_text(manifest)),
         *_pass_rows(manifest.passes),
-        ("time", times),
+        ("cached", f"built {manifest.created} ({times})") if outcome.cached else ("time", times),
     ]
     if outcome.attempts:
         rows.append(("failed before", "\n".join(map(str, outcome.attempts))))
         rows.append(("built with", _memory_text(manifest)))
-    if outcome.cached:
-        rows[-1] = ("cached", f"built {manifest.created} ({times})")
     table("Unchanged: from the cache" if outcome.cached else "Built", ("", ""), rows)
     table("Tensors", TENSOR_COLUMNS, tensor_rows(manifest.tensors))
 

@@ -209,19 +209,6 @@ class TestCapture:
 
 
 class TestLatentSync:
-    @pytest.mark.parametrize("timestep", [981, torch.tensor(981), torch.tensor([981.0])])
-    @pytest.mark.parametrize("shape", [(2, 3, 50, 24), (6, 50, 24)])
-    def test_inputs_of_the_exported_model(self, timestep, shape):
-        sample = torch.ones(2, 13, 3, 8, 8)
-        found = denoiser_inputs(sample, timestep, encoder_hidden_states=torch.ones(shape))
-        assert found["latents"] is sample
-        assert found["encoder_hidden_states"].shape == (6, 50, 24)
-        assert found["timestep"].dtype == torch.int64
-        assert found["timestep"].tolist() == [981]
-
-    def test_without_audio(self):
-        assert set(denoiser_inputs(torch.ones(1), 1, None)) == {"latents", "timestep"}
-
     def test_what_is_captured_is_what_the_model_takes(self, tmp_path):
         unet, _ = load_unet(config=UNetConfig.load("small"), random_seed=0)
         with capture(unet, tmp_path / "d", arguments=denoiser_inputs), torch.inference_mode():

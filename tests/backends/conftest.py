@@ -1,0 +1,44 @@
+"""Fixtures of the tests of backends, which run on each of the lanes too."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from helpers import tiny_models
+
+from trt_native.backends.base import BuildRequest
+from trt_native.backends.registry import load_backend
+from trt_native.config import BuildConfig, Precision
+from trt_native.errors import UnsupportedError
+from trt_native.graph.onnx_file import operator_names, read_model
+from trt_native.shapes import Profile, ShapeRange
+
+
+@pytest.fixture(scope="module")
+def backend():
+    try:
+        return load_backend()
+    except UnsupportedError as error:
+        pytest.skip(error.message)
+
+
+@pytest.fixture
+def request_for(tmp_path):
+    def make(make_model=tiny_models.conv, shapes=None, **changes):
+        path = make_model(tmp_path / "model.onnx")
+        ranges = {name: ShapeRange.parse(text) for name, text in (shapes or {}).items()}
+        request = BuildRequest(
+            onnx=path,
+            config=BuildConfig(),
+            profiles=(Profile(ranges),) if ranges else (),
+            fixed={},
+            precision=Precision.FP32,
+            strongly_typed=True,
+            fp32_nodes=frozenset(),
+            operators=operator_names(read_model(path)),
+            workspace_bytes=1 << 30,
+        )
+        return dataclasses.replace(request, **changes)
+
+    return make

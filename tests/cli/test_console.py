@@ -1,0 +1,41 @@
+"""Standard output and error of the program."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from trt_native.cli.app import app
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("inspect", "a\nerror: b.onnx"),
+        ("build", "a\nb.onnx"),
+        ("run", "a\r\nb.plan", "--random", "0"),
+        ("export", "latentsync", "--random-weights", "0", "--config", "a\nb", "-o", "x.onnx"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_line_end_in_a_name_ends_no_line(arguments):
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == 1
+    (line,) = [line for line in result.stderr.splitlines() if "error" in line]
+    assert line.startswith("error: ")
+    assert r"\n" in line
+
+
+def test_a_closed_pipe_is_silent(model):
+    command = f"{sys.executable} -m trt_native inspect {model} | true; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(
+        ["bash", "-c", command],  # noqa: S607
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in result.stderr
+    assert "Exception" not in result.stderr

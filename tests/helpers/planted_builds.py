@@ -1,0 +1,18 @@
+"""Code that replaces the step in which TensorRT builds."""
+
+from __future__ import annotations
+
+# The step in which TensorRT builds, replaced by {body}; {body} may use build(), the real one.
+PLANT = """
+import os, signal, sys, threading, time
+from trt_native.backends.native import TensorRTBackend
+from trt_native.errors import BuildError, SpecError
+real = TensorRTBackend._serialize
+def serialize(self, builder, network, config, progress, cancelled):
+    build = lambda: real(self, builder, network, config, progress, cancelled)
+    workspace = config.get_memory_pool_limit(self._trt.MemoryPoolType.WORKSPACE)
+    level = config.builder_optimization_level
+    progress.phase_start("Building engine", None, 3)
+    {body}
+TensorRTBackend._serialize = serialize
+"""

@@ -1,0 +1,78 @@
+"""Configurations of the U-Net: presets, files, errors."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from helpers import DATA
+
+from trt_native.errors import SpecError
+from trt_native.models.latentsync import UNetConfig
+
+
+class TestConfig:
+    def test_round_trip(self):
+        for preset in ("latentsync-1.6", "small"):
+            config = UNetConfig.load(preset)
+            assert UNetConfig.from_mapping(json.loads(json.dumps(config.to_dict()))) == config
+
+    @pytest.mark.parametrize("eps", ["1e-5", 1e-5])
+    def test_yaml_1_1_readers_make_a_text_of_1e_5(self, eps):
+        data = {**json.loads((DATA / "unet_small.json").read_text()), "norm_eps": eps}
+        assert UNetConfig.from_mapping(data).norm_eps == 1e-5
+
+    def test_yaml_with_a_model_section(self, tmp_path):
+        section = json.loads((DATA / "unet_small.json").read_text())
+        lines = [f"  {key}: {json.dumps(value)}" for key, value in section.items()]
+        text = "\n".join(lines).replace("1e-05", "1e-5")
+        path = tmp_path / "unet.yaml"
+        path.write_text(f"data: {{num_frames: 16}}\nmodel:\n{text}\n")
+        assert UNetConfig.load(path) == UNetConfig.load("small")
+
+    def test_all_problems_come_at_once(self):
+        data = {**json.loads((DATA / "unet_small.json").read_text())}
+        data.update(in_chanels=4, out_channels="four", act_fn="gelu", norm_num_groups=7)
+        with pytest.raises(SpecError) as caught:
+            UNetConfig.from_mapping(data)
+        text = str(caught.value)
+        for part in ("in_chanels", "out_channels", "act_fn"):
+            assert part in text
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("none.yaml", None, "no such file, and not a preset"),
+            ("c.json", "{", "not valid YAML or JSON"),
+            ("c.yaml", "a: [", "not valid YAML or JSON"),
+            ("c.yaml", "- 1", "c.yaml"),
+            ("c.yaml", "[" * 20_000, "not valid YAML or JSON"),
+            ("c.json", "[" * 200_000, "not valid YAML or JSON"),
+            ("c.yaml", "in_channels: .inf\nnorm_num_groups: 1e999", "whole number, found inf"),
+            ("c.yaml", "in_channels: &a [*a]", "needs a whole number, found"),
+        ],
+    )
+    def test_bad_files(self, tmp_path, name, content, message):
+        if content is not None:
+            (tmp_path / name).write_text(content)
+        with pytest.raises(SpecError, match=message):
+            UNetConfig.load(tmp_path / name)
+
+    @pytest.mark.timeout(60)
+    def test_a_list_of_a_million_million_entries_is_abbreviated(self, tmp_path):
+        lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+        lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
+        path = tmp_path / "c.yaml"
+        path.write_text("\n".join([*lines, "in_channels: *a11"]))
+        with pytest.raises(SpecError, match="in_channels needs a whole number") as caught:
+            UNetConfig.load(path)
+        assert len(str(caught.value)) < 2000
+
+    @pytest.mark.timeout(60)
+    def test_paths_that_are_not_files(self, tmp_path):
+        os.mkfifo(tmp_path / "c.yaml")
+        for path in (tmp_path / "c.yaml", Path("/dev/zero"), tmp_path):
+            with pytest.raises(SpecError, match=r"is a pipe or a device|directory"):
+                UNetConfig.load(path)
