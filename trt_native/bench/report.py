@@ -163,8 +163,8 @@ class BenchReport:
     def warnings(self) -> tuple[str, ...]:
         """Reasons not to trust the figures."""
         return tuple(
-            f"{PHASES[name]} is unstable: {' and '.join(problems)}; lock the clocks with nvidia-smi,"
-            " stop what else uses the machine, or raise the warm-up and the duration"
+            f"{PHASES[name]} is unstable: {' and '.join(problems)}; lock the clocks with nvidia-smi"
+            ", stop what else uses the machine, or raise the warm-up and the duration"
             for name in ("gpu_compute", "end_to_end")
             if (problems := stability_problems(self.samples[name]))
         )
