@@ -36,6 +36,11 @@ LARGEST = {INT8: 127.0, FLOAT8: 448.0}
 
 # FP16 has nothing between this and a scale of zero.
 _SMALLEST_SCALE = {FLOAT: 2.0**-126, FLOAT16: 2.0**-24, BFLOAT16: 2.0**-126}
+_LARGEST_SCALE = {
+    FLOAT: (2 - 2.0**-23) * 2.0**127,
+    FLOAT16: (2 - 2.0**-10) * 2.0**15,
+    BFLOAT16: (2 - 2.0**-7) * 2.0**127,
+}
 
 
 def read_tensor(tensor: ir.TensorProtocol) -> Array:
@@ -63,8 +68,8 @@ def channel_amax(array: Array, axis: int) -> Array:
 
 def round_scale(scale: npt.ArrayLike, dtype: ir.DataType) -> Array:
     """Scales as a floating-point type holds them, in float32: never 0, never infinite."""
-    limits = np.finfo(np.float16).max if dtype == FLOAT16 else np.finfo(np.float32).max
-    clamped = np.clip(np.asarray(scale, np.float64), _SMALLEST_SCALE[dtype], limits)
+    scale = np.asarray(scale, np.float64)
+    clamped = np.clip(scale, _SMALLEST_SCALE[dtype], _LARGEST_SCALE[dtype])
     return np.asarray(clamped.astype(dtype.numpy()), np.float32)
 
 
