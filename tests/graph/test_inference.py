@@ -1,0 +1,154 @@
+"""Inferred types and shapes, against ONNX's own inference on the file."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from helpers.text_models import attention, conv_net, group_norm, model, time_embedding
+
+from trt_native.errors import ModelError
+from trt_native.graph.inference import infer_shapes, infer_types, infer_values, known_type
+
+MODELS = {
+    "convolutions": conv_net,
+    "attention": lambda: attention(False),
+    "norm": group_norm,
+    "integers": time_embedding,
+}
+
+
+def by_onnx(original):
+    """Type and shape of every value, as ONNX infers them."""
+    inferred = onnx.shape_inference.infer_shapes(ir.to_proto(original), strict_mode=True)
+    return {
+        value.name: (
+            value.type.tensor_type.elem_type,
+            tuple(d.dim_value or d.dim_param for d in value.type.tensor_type.shape.dim),
+        )
+        for value in (*inferred.graph.value_info, *inferred.graph.output)
+        if value.name not in original.graph.initializers
+    }
+
+
+@pytest.mark.parametrize("infer", [infer_types, infer_values, infer_shapes])
+@pytest.mark.parametrize("name", MODELS)
+def test_values_are_as_onnx_infers_them(name, infer):
+    original = MODELS[name]()
+    expected = by_onnx(original)
+    infer(original)
+    values = [v for node in original.graph for v in node.outputs]
+    found = {
+        v.name: (v.dtype.value, tuple(d if isinstance(d, int) else d.value for d in v.shape))
+        for v in values
+    }
+    assert found.keys() == expected.keys()
+    for value, (dtype, shape) in expected.items():
+        assert found[value][0] == dtype
+        static = [(a, b) for a, b in zip(found[value][1], shape, strict=True) if isinstance(b, int)]
+        assert all(a == b for a, b in static)
+
+
+def test_given_shapes_stay():
+    original = model("(float[2, 3] x) => (float[2, 3] y) { h = Relu(x) y = Relu(h) }")
+    value = original.graph[0].outputs[0]
+    value.shape = ir.Shape(["batch", 3])
+    infer_values(original)
+    assert value.dtype == ir.DataType.FLOAT
+    assert str(value.shape) == "[batch,3]"
+
+
+def test_known_types_are_not_inferred_again():
+    original = model("(float[2, 3] x) => (float[2, 3] y) { h = Relu(x) y = Relu(h) }")
+    value = original.graph[0].outputs[0]
+    value.dtype = ir.DataType.FLOAT
+    infer_types(original)
+    assert value.shape is None
+
+
+def test_operators_that_onnx_defines_by_others_have_a_type():
+    original = model(
+        """(float[1, 4, 2, 2] x) => (float[1, 4, 2, 2] y) {
+            h = GroupNormalization<num_groups = 2>(x, w, w)
+            y = Relu(h)
+        }""",
+        21,
+        w=np.ones(4, np.float32),
+    )
+    infer_values(original)
+    assert original.graph[0].outputs[0].dtype == ir.DataType.FLOAT
+
+
+def test_values_in_bodies_are_inferred():
+    original = model(
+        """(float[4] x, bool c) => (float[4] y) {
+            y = If(c) <
+                then_branch = t () => (float[4] a) { h = Neg(x) a = Relu(h) },
+                else_branch = e () => (float[4] b) { b = Identity(x) }
+            >
+        }"""
+    )
+    infer_values(original)
+    branch = original.graph[0].attributes["then_branch"].as_graph()
+    assert branch[0].outputs[0].dtype == ir.DataType.FLOAT
+    assert tuple(branch[0].outputs[0].shape) == (4,)
+
+
+def plugin_model(reader_domain):
+    original = model("(float[4] x) => (float[4] y) { [plugin] h = Relu(x) [reader] y = Relu(h) }")
+    for name in ("plugin", *(["reader"] if reader_domain else [])):
+        original.graph.node(name).domain = "own"
+    original.opset_imports["own"] = 1
+    return original
+
+
+def test_an_unknown_type_that_onnx_reads_is_an_error():
+    original = plugin_model("")
+    with pytest.raises(ModelError, match=r"the type of value 'h' \(Relu 'plugin'\) is neither"):
+        infer_types(original)
+    original.graph.node("plugin").outputs[0].dtype = ir.DataType.FLOAT
+    infer_types(original)
+
+
+def test_an_unknown_type_between_plugins_is_none_of_onnx():
+    original = plugin_model("own")
+    infer_types(original)
+    assert original.graph.node("plugin").outputs[0].dtype is None
+
+
+def test_known_type():
+    assert known_type(ir.Value(name="x", type=ir.TensorType(ir.DataType.BOOL))) == ir.DataType.BOOL
+    with pytest.raises(ModelError, match=r"the type of value 'x' \(no node\) is neither given nor"):
+        known_type(ir.Value(name="x"))
+
+
+def test_a_failed_inference_is_silent_and_leaves_the_logger_on(caplog):
+    original = model("(float[2, 3] x, float[4, 5] z) => (float[a, b] y) { y = MatMul(x, z) }")
+    logger = logging.getLogger("onnx_ir.passes.common.shape_inference")
+    before = ir.to_proto(original).graph
+    with caplog.at_level(logging.INFO):
+        infer_shapes(original, check_type=True)
+    assert caplog.records == []
+    assert not logger.disabled
+    assert ir.to_proto(original).graph.node == before.node
+
+
+def test_large_weights_are_not_read():
+    original = model(
+        "(float[2, 64] x) => (float[2, 32] y) { h = MatMul(x, w) y = Relu(h) }",
+        w=np.ones((64, 32), np.float32),
+    )
+    weight = original.graph.initializers["w"]
+    tensor, reads = weight.const_value, []
+
+    def read():
+        reads.append(1)
+        return tensor
+
+    weight.const_value = ir.LazyTensor(read, tensor.dtype, tensor.shape)
+    infer_shapes(original)
+    assert tuple(original.graph[0].outputs[0].shape) == (2, 32)
+    assert reads == []

@@ -1,0 +1,74 @@
+"""Callbacks of long operations."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+
+import pytest
+
+from trt_native.progress import ByteProgress, Progress, no_progress, phase
+
+
+class Recorder:
+    def __init__(self):
+        self.calls = []
+
+    def phase_start(self, phase, parent, steps):
+        self.calls.append(("start", phase, parent, steps))
+
+    def step_complete(self, phase, step):
+        self.calls.append(("step", phase, step))
+
+    def phase_finish(self, phase):
+        self.calls.append(("finish", phase))
+
+
+def test_a_phase_starts_before_its_work_and_ends_after_it():
+    recorder = Recorder()
+    with phase(recorder, "outer"):
+        recorder.calls.append("work")
+        with phase(recorder, "inner"):
+            recorder.calls.append("more work")
+    assert recorder.calls == [
+        ("start", "outer", None, 1),
+        "work",
+        ("start", "inner", None, 1),
+        "more work",
+        ("finish", "inner"),
+        ("finish", "outer"),
+    ]
+
+
+def test_without_a_receiver_the_work_is_done():
+    done = []
+    with phase(None, "quiet"):
+        done.append(1)
+    assert done == [1]
+
+
+def test_errors_of_the_work_come_through():
+    recorder = Recorder()
+
+    def work():
+        with phase(recorder, "broken"):
+            raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        work()
+    assert recorder.calls[0] == ("start", "broken", None, 1)
+    with pytest.raises(KeyError), phase(None, "broken"):
+        raise KeyError("x")
+
+
+def test_no_progress_takes_the_arguments_of_byte_progress():
+    arguments, _ = typing.get_args(ByteProgress)
+    hints = typing.get_type_hints(no_progress)
+    assert [hints[name] for name in inspect.signature(no_progress).parameters] == arguments
+    assert no_progress("hash", 1, 0) is None
+
+
+@pytest.mark.parametrize("name", ["phase_start", "step_complete", "phase_finish"])
+def test_receivers_have_the_methods_of_the_protocol(name):
+    own, expected = (inspect.signature(getattr(kind, name)) for kind in (Recorder, Progress))
+    assert list(own.parameters) == list(expected.parameters)
