@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import ml_dtypes
 import numpy as np
 import onnx
@@ -12,61 +9,17 @@ import onnx_ir as ir
 import pytest
 from helpers import tiny_models
 from helpers.passes import normalized
+from helpers.quantized_models import attention, checked, model, node, quantize
+from helpers.text_models import normal
 from onnx.reference import ReferenceEvaluator
 
 from trt_native.errors import ModelError, SpecError, UnsupportedError
 from trt_native.graph.onnx_file import read_model
 from trt_native.passes.autocast import autocast
-from trt_native.passes.normalize import normalize
-from trt_native.passes.quantize import (
-    METADATA_KEY,
-    QUANTIZE_PRESETS,
-    QuantizationReport,
-    quantize_model,
-)
+from trt_native.passes.quantize import QUANTIZE_PRESETS, QuantizationReport, quantize_model
 
 INT8, FP8 = ir.DataType.INT8, ir.DataType.FLOAT8E4M3FN
 FLOAT, FP16, BF16 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
-
-
-def model(text: str, opset: int = 19, **weights: np.ndarray) -> ir.Model:
-    """A model from ONNX text; weights become initializers."""
-    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": {opset}]> g {text}')
-    proto.graph.initializer.extend(onnx.numpy_helper.from_array(w, n) for n, w in weights.items())
-    onnx.checker.check_model(proto)
-    return ir.from_proto(proto)
-
-
-def quantize(original: ir.Model, ranges: Any = None, **options: Any) -> Any:
-    """Quantize a copy, which must pass ONNX's checks; without ranges every tensor reaches 4."""
-    quantized = ir.from_proto(ir.to_proto(original))
-    normalize(quantized)
-    if ranges is None:
-        values = [*original.graph.inputs, *(v for n in original.graph for v in n.outputs)]
-        ranges = {v.name: 4.0 for v in values}
-    report = quantize_model(quantized, ranges, **options)
-    checked(quantized)
-    assert json.loads(json.dumps(report.to_dict())) == report.to_dict()
-    assert json.loads(quantized.metadata_props[METADATA_KEY]) == report.to_dict()
-    assert report.model_bytes_after == sum(
-        v.const_value.nbytes for v in quantized.graph.initializers.values()
-    ) - constants_added(original, quantized)
-    return quantized, report
-
-
-def constants_added(original: ir.Model, quantized: ir.Model) -> int:
-    """Bytes of what is no weight: scalar scales and zero points, and axes of reductions."""
-    added = quantized.graph.initializers.keys() - original.graph.initializers.keys()
-    values = [quantized.graph.initializers[name] for name in added]
-    small = [v for v in values if not v.const_value.shape or v.dtype == ir.DataType.INT64]
-    return sum(v.const_value.nbytes for v in small)
-
-
-def checked(graph: ir.Model) -> onnx.ModelProto:
-    proto = ir.to_proto(graph)
-    onnx.checker.check_model(proto, full_check=True)
-    onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
-    return proto
 
 
 def run(graph: ir.Model, **inputs: np.ndarray) -> np.ndarray:
@@ -78,19 +31,11 @@ def relative(actual: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
 
 
-def normal(seed: int, *shape: int, scale: float = 1.0) -> np.ndarray:
-    return (np.random.default_rng(seed).standard_normal(shape) * scale).astype(np.float32)
-
-
 def operators(graph: ir.Model) -> dict[str, int]:
     count: dict[str, int] = {}
-    for node in graph.graph:
-        count[node.op_type] = count.get(node.op_type, 0) + 1
+    for item in graph.graph:
+        count[item.op_type] = count.get(item.op_type, 0) + 1
     return count
-
-
-def node(graph: ir.Model, name: str) -> ir.Node:
-    return next(n for n in graph.graph if n.name == name)
 
 
 def source(value: ir.Value) -> ir.Node:
@@ -234,199 +179,6 @@ def node_output(graph: ir.Model, name: str) -> ir.Value:
     return next(v for n in graph.graph for v in n.outputs if v.name == name)
 
 
-ATTENTION = """(float[2, 32, 32] x) => (float[2, 32, 32] y) {
-    q = MatMul(x, wq)
-    k = MatMul(x, wk)
-    v = MatMul(x, wv)
-    kt = Transpose<perm = [0, 2, 1]>(k)
-    [scores] s = MatMul(q, kt)
-    z = Mul(s, half)
-    p = Softmax(z)
-    [mix] o = MatMul(p, v)
-    [out] y = MatMul(o, wo)
-}"""
-
-
-def attention(**changes: Any) -> ir.Model:
-    weights = {
-        name: normal(i, 32, 32, scale=0.2) for i, name in enumerate(("wq", "wk", "wv", "wo"))
-    }
-    return model(ATTENTION, half=np.float32(0.5), **weights, **changes)
-
-
-def test_products_around_a_softmax_stay():
-    quantized, report = quantize(attention())
-    assert report.quantized == {"MatMul": 4}
-    assert report.skipped == {"attention": {"MatMul": 2}}
-    assert [v.name for v in node(quantized, "scores").inputs] == ["q", "kt"]
-    assert [v.name for v in node(quantized, "mix").inputs] == ["p", "v"]
-
-
-def test_other_products_of_two_activations_are_quantized():
-    original = model(
-        "(float[2, 32, 16] x) => (float[2, 32, 32] y) {"
-        " t = Transpose<perm = [0, 2, 1]>(x) y = MatMul(x, t) }"
-    )
-    _, report = quantize(original)
-    assert (report.quantized, report.activations, report.weights) == ({"MatMul": 1}, 2, 0)
-
-
-@pytest.mark.parametrize(
-    ("expression", "shape", "kernel", "reasons"),
-    [
-        ("Conv(x, w)", "1, 15, 4, 4", (16, 15, 1, 1), {"small": {"Conv": 1}}),
-        ("Conv(x, w)", "1, 16, 4, 4", (15, 16, 1, 1), {"small": {"Conv": 1}}),
-        ("MatMul(x, w)", "1, 1, 4, 15", (15, 16), {"small": {"MatMul": 1}}),
-        ("MatMul(x, w)", "1, 1, 4, 16", (16, 15), {"small": {"MatMul": 1}}),
-        ("MatMul(x, w)", "1, 1, 4, 16", (16,), {"small": {"MatMul": 1}}),
-        ("ConvTranspose(x, w)", "1, 16, 4, 4", (16, 16, 1, 1), {"operator": {"ConvTranspose": 1}}),
-    ],
-)
-def test_small_and_other_products_stay(expression, shape, kernel, reasons):
-    rank = min(shape.count(",") + len(kernel) - 1, 4) if len(kernel) < 2 else 4
-    original = model(
-        f"(float[{shape}] x, float[16, 16] z) => (float[{', '.join('abcd'[:rank])}] y,"
-        f" float[16, 16] u) {{ y = {expression} u = MatMul(z, square) }}",
-        w=normal(0, *kernel),
-        square=normal(1, 16, 16),
-    )
-    _, report = quantize(original)
-    assert report.skipped == reasons
-    assert report.quantized == {"MatMul": 1}
-
-
-def test_patterns_and_operators():
-    original = attention()
-    _, report = quantize(original, skip=["out", "sc*"])
-    assert report.skipped["skip"] == {"MatMul": 2}
-    assert report.patterns == {"out": 1, "sc*": 1}
-    with pytest.raises(SpecError, match=r"skip pattern 'outt' matches no node name; close: out"):
-        quantize(original, skip=["outt"])
-    with pytest.raises(SpecError, match="operators to quantize: Softmax; choose from Conv, MatMul"):
-        quantize(original, ops=["Softmax"])
-    with pytest.raises(SpecError, match=r"0.0% of the multiply-adds can be quantized; left alone"):
-        quantize(original, ops=["Conv"])
-
-
-def unet() -> ir.Model:
-    kernels = ["conv_in.weight", "up.0.conv1.weight", "kernel"]
-    proto = onnx.helper.make_graph(
-        [
-            onnx.helper.make_node("Conv", ["x", "conv_in.weight"], ["a"], name="node_0"),
-            onnx.helper.make_node("Gemm", ["t", "w"], ["e"], name="/time_embedding/linear_1/Gemm"),
-            onnx.helper.make_node("Conv", ["a", "up.0.conv1.weight"], ["b"], name="block"),
-            onnx.helper.make_node("Conv", ["b", "kernel"], ["c"], name="up.0.conv_shortcut/Conv"),
-            onnx.helper.make_node("MatMul", ["c", "square"], ["d"], name="up.0.conv_inner/MatMul"),
-            onnx.helper.make_node("Add", ["d", "a"], ["y"], name="sum"),
-        ],
-        "unet",
-        [
-            tiny_models.tensor("x", tiny_models.FLOAT, [1, 16, 4, 16]),
-            tiny_models.tensor("t", tiny_models.FLOAT, [1, 16]),
-        ],
-        [
-            tiny_models.tensor("y", tiny_models.FLOAT, [1, 16, 4, 16]),
-            tiny_models.tensor("e", tiny_models.FLOAT, [1, 16]),
-        ],
-        [
-            *(onnx.numpy_helper.from_array(normal(0, 16, 16, 1, 1), name) for name in kernels),
-            *(onnx.numpy_helper.from_array(normal(1, 16, 16), name) for name in ("w", "square")),
-        ],
-    )
-    imports = [onnx.helper.make_opsetid("", 19)]
-    return ir.from_proto(onnx.helper.make_model(proto, opset_imports=imports, ir_version=10))
-
-
-def test_the_diffusion_preset_knows_sensitive_layers_by_node_and_by_weight():
-    _, report = quantize(unet(), preset="diffusion-unet")
-    assert report.skipped == {"preset": {"Conv": 2, "Gemm": 1}}
-    assert report.quantized == {"Conv": 1, "MatMul": 1}
-    _, report = quantize(unet())
-    assert report.quantized == {"Conv": 3, "Gemm": 1, "MatMul": 1}
-
-
-def test_fp8_leaves_the_convolutions_of_a_unet_alone_unless_asked():
-    _, report = quantize(unet(), preset="diffusion-unet", format="fp8")
-    assert report.quantized == {"MatMul": 1}
-    assert report.skipped == {"operator": {"Conv": 3}, "preset": {"Gemm": 1}}
-    _, report = quantize(unet(), preset="diffusion-unet", format="fp8", ops=["Conv", "MatMul"])
-    assert report.quantized == {"Conv": 1, "MatMul": 1}
-
-
-def test_the_diffusion_preset_on_another_model_is_an_error():
-    with pytest.raises(SpecError, match="preset diffusion-unet: no node or weight"):
-        quantize(attention(), preset="diffusion-unet")
-
-
-RESIDUAL = """(float[N, 16, 4, 4] x, float[N, 16, 1, 1] t) => (float[N, 16, 4, 4] y) {
-    a = Relu(x)
-    b = Conv(a, w1)
-    [time] c = Add(b, t)
-    d = Conv(c, w2)
-    [shift] e = Add(d, shift)
-    f = Conv(e, w3)
-    [residual] g = Add(f, a)
-    h = Conv(g, w4)
-    i = Conv(g, w1)
-    [both] y = Add(h, i)
-}"""
-
-
-def residual() -> ir.Model:
-    weights = {f"w{i}": normal(i, 16, 16, 1, 1, scale=0.2) for i in (1, 2, 3, 4)}
-    return model(RESIDUAL, shift=normal(0, 16, 1, 1), **weights)
-
-
-def test_of_a_residual_sum_only_the_skip_path_is_quantized():
-    quantized, report = quantize(residual())
-    origins = {
-        name: [
-            v.producer().op_type if v.producer() else v.name for v in node(quantized, name).inputs
-        ]
-        for name in ("time", "shift", "residual", "both")
-    }
-    assert origins == {
-        "time": ["Conv", "t"],
-        "shift": ["Conv", "shift"],
-        "residual": ["Conv", "DequantizeLinear"],
-        # Of two convolutions the later one computes the sum.
-        "both": ["DequantizeLinear", "Conv"],
-    }
-    # The first sum's skip path had its pair already.
-    assert report.residuals == 1
-    assert report.activations == 5
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"format": "fp8"}, {"format": "int8-weights"}, {"skip": ["op:Add"]}, {"ops": ["MatMul"]}],
-    ids=str,
-)
-def test_residual_sums_stay_where_no_int8_convolution_takes_them(options):
-    original = residual()
-    if options.get("ops"):
-        original = model(
-            "(float[2, 16] x) => (float[2, 16] y) { a = MatMul(x, w) y = Add(a, x) }",
-            w=normal(0, 16, 16),
-        )
-    _, report = quantize(original, **options)
-    assert report.residuals == 0
-
-
-def test_tensors_without_a_range_are_named():
-    original = attention()
-    _, report = quantize(original, {"x": 3.0})
-    assert report.quantized == {"MatMul": 3}
-    assert report.skipped["range"] == {"MatMul": 1}
-    assert report.without_range == ("o",)
-    with pytest.raises(SpecError, match=r"only 50.0% .*80.0% are asked for.*no range: o$"):
-        quantize(original, {"x": 3.0}, min_coverage=0.8)
-    with pytest.raises(SpecError, match=r"only 0.0% .*2 tensors have no range: x, o"):
-        quantize(original, {"X": 3.0})
-    with pytest.raises(SpecError, match=r"1 ranges are not positive numbers: x \(nan\)"):
-        quantize(original, {"x": float("nan")})
-
-
 def test_coverage_counts_multiply_adds():
     original = model(
         """(float[N, 16, H, 8] x, float[M, 32] z) => (float[a, b, c, d] y, float[M, 16] u) {
@@ -531,19 +283,6 @@ def test_weights_in_constant_nodes_and_cast_weights():
     assert report.weights == 2
     x = normal(2, 2, 16)
     assert relative(run(quantized, x=x), run(original, x=x)) < 0.03
-
-
-def test_a_weight_that_is_computed_is_no_weight():
-    original = model(
-        """(float[2, 16] x) => (float[2, 16] y, float[2, 16] z) {
-            doubled = Add(w, w)
-            y = MatMul(x, doubled)
-            z = MatMul(x, w)
-        }""",
-        w=normal(0, 16, 16),
-    )
-    _, report = quantize(original)
-    assert report.skipped == {"weight": {"MatMul": 1}}
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
