@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from helpers.autocast_checks import BF16, FP16, TOLERANCE, convert, relative, run, types
 from helpers.text_models import (
     attention,
     conv_net,
@@ -20,71 +19,11 @@ from helpers.text_models import (
     normal,
     time_embedding,
 )
-from onnx.reference import ReferenceEvaluator
 
 from trt_native.errors import ModelError, SpecError, UnsupportedError
 from trt_native.graph.types import is_reduced, reduced_types
-from trt_native.passes.autocast import PrecisionReport, autocast
-from trt_native.passes.normalize import normalize
+from trt_native.passes.autocast import autocast
 from trt_native.passes.pin_fp32_nodes import fp32_node_names
-
-FP16, BF16 = ir.DataType.FLOAT16, ir.DataType.BFLOAT16
-TOLERANCE = {FP16: 4e-3, BF16: 3e-2}
-
-
-def run(graph: ir.Model | onnx.ModelProto, **inputs: np.ndarray) -> list[np.ndarray]:
-    proto = graph if isinstance(graph, onnx.ModelProto) else ir.to_proto(graph)
-    return [np.asarray(y) for y in ReferenceEvaluator(proto).run(None, inputs)]
-
-
-def checked(converted: ir.Model) -> onnx.ModelProto:
-    """The converted model as a proto that ONNX accepts, types included."""
-    proto = ir.to_proto(converted)
-    onnx.checker.check_model(proto, full_check=True)
-    inferred = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
-    casts = [n for n in proto.graph.node if n.op_type == "Cast"]
-    makers = {out: n for n in casts for out in n.output}
-    ours = [n for n in casts if "__" in n.name]
-    assert not [n.name for n in ours if n.input[0] in makers], "cast of a cast"
-    weights = {w.name for w in proto.graph.initializer}
-    assert not [n.name for n in casts if n.input[0] in weights], "cast of a weight"
-    assert len({v.name for v in inferred.graph.value_info}) == len(inferred.graph.value_info)
-    return proto
-
-
-def relative(actual: np.ndarray, expected: np.ndarray) -> float:
-    actual, expected = actual.astype(np.float64), expected.astype(np.float64)
-    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
-
-
-def convert(
-    original: ir.Model, target: ir.DataType = FP16, **options: Any
-) -> tuple[ir.Model, PrecisionReport]:
-    """Convert a copy, which must pass ONNX's checks."""
-    converted = ir.from_proto(ir.to_proto(original))
-    normalize(converted)
-    report = autocast(converted, target, **options)
-    checked(converted)
-    assert json.loads(json.dumps(report.to_dict())) == report.to_dict()
-    return converted, report
-
-
-def types(graph: ir.Model) -> dict[str, str]:
-    """Type of every node output, by node name."""
-    return {n.name: n.outputs[0].dtype.name for n in graph.graph if n.name and n.outputs[0].dtype}
-
-
-def naive(original: ir.Model) -> onnx.ModelProto:
-    """Every FP32 type made FP16, as a blind converter does."""
-    proto = onnx.ModelProto.FromString(ir.to_proto(original).SerializeToString())
-    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
-        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
-            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
-    for weight in proto.graph.initializer:
-        if weight.data_type == onnx.TensorProto.FLOAT:
-            array = onnx.numpy_helper.to_array(weight).astype(np.float16)
-            weight.CopyFrom(onnx.numpy_helper.from_array(array, weight.name))
-    return proto
 
 
 @pytest.mark.parametrize("target", [FP16, BF16])
@@ -97,203 +36,6 @@ def test_batch_norm_is_reduced_without_losing_its_variance(target, variance):
     assert types(converted)["bn"] == target.name
     assert report.reduced == {"Conv": 2, "BatchNormalization": 1, "Relu": 1}
     assert (report.kept, report.casts, report.weights) == ({}, 2, 7)
-
-
-def test_batch_norm_with_computed_parameters_stays_in_fp32():
-    original = model(
-        """(float[2, 3] x, float[3] var) => (float[2, 3] y) {
-            [bn] y = BatchNormalization(x, one, zero, zero, var)
-        }""",
-        one=np.ones(3, np.float32), zero=np.zeros(3, np.float32),
-    )  # fmt: skip
-    _, report = convert(original)
-    assert report.kept == {"statistics": {"BatchNormalization": 1}}
-    assert report.casts == 0
-
-
-@pytest.mark.parametrize("target", [FP16, BF16])
-@pytest.mark.parametrize("fused", [True, False])
-def test_attention_keeps_statistics_and_returns_to_reduced(fused, target):
-    original = attention(fused)
-    converted, report = convert(original, target)
-    x = normal(9, 2, 6, 16)
-    assert relative(run(converted, x=x)[0], run(original, x=x)[0]) < TOLERANCE[target]
-    fp32 = {name for name, dtype in types(converted).items() if dtype == "FLOAT"}
-    fp32 = {name for name in fp32 if "__" not in name and not name.startswith("y")}
-    norm = {"mean", "centre", "square", "variance", "eps", "std", "norm", "gamma", "beta"}
-    assert fp32 == ({"ln", "softmax"} if fused else norm | {"shift", "exp", "sum", "divide"})
-    assert report.reduced["MatMul"] == 6
-
-
-def test_fp32_statistics_survive_activations_that_overflow_fp16():
-    original = group_norm()
-    converted, report = convert(original)
-    x = normal(9, 1, 8, 12, 12, scale=400.0)
-    with np.errstate(all="ignore"):
-        blind = run(naive(original), x=x.astype(np.float16))[1]
-    expected = run(original, x=x)
-    assert not np.isfinite(blind).all() or relative(blind, expected[1]) > 0.1
-    for actual, wanted in zip(run(converted, x=x), expected, strict=True):
-        assert relative(actual, wanted) < TOLERANCE[FP16]
-    kinds = types(converted)
-    for name in ("mean", "centre", "square", "variance", "eps", "std", "norm", "gamma", "beta"):
-        assert kinds[name] == "FLOAT", name
-    for name in ("sigmoid", "silu"):
-        assert kinds[name] == "FLOAT", name
-    for name in ("conv_in", "grouped", "conv_out", "residual"):
-        assert kinds[name] == "FLOAT16", name
-    assert report.kept["neighbors"] == {"Reshape": 1}
-
-
-def test_a_norm_of_values_beyond_fp16_stays_in_fp32():
-    original = model(
-        """(float[N, 8, 12] x) => (float[N, 8, 12] y) {
-            [wide] w = Mul(x, large)
-            [norm] y = InstanceNormalization(w, ones, zeros)
-        }""",
-        large=f32(1e6), ones=np.ones(8, np.float32), zeros=np.zeros(8, np.float32),
-    )  # fmt: skip
-    converted, _ = convert(original)
-    x = normal(9, 2, 8, 12)
-    assert relative(run(converted, x=x)[0], run(original, x=x)[0]) < TOLERANCE[FP16]
-    assert types(converted)["norm"] == "FLOAT"
-
-
-def test_sigmoids_and_gelu_stay_in_fp32_unless_a_product_can_take_them():
-    original = model(
-        """(float[N, 8, 8] x) => (float[N, 8, 8] y, float[N, 8, 8] z) {
-            [swish_sigmoid] s = Sigmoid(x)
-            [swish] a = Mul(x, s)
-            [product] p = MatMul(a, w)
-            [bias] b = Add(p, w)
-            [fused_sigmoid] f = Sigmoid(b)
-            [fused_swish] y = Mul(b, f)
-            [scaled] d = Div(x, root)
-            [erf] e = Erf(d)
-            [shifted] g = Add(e, one)
-            [gelu] h = Mul(x, g)
-            [halved] z = Mul(h, half)
-        }""",
-        w=normal(0, 8, 8), root=f32(2**0.5), one=f32(1), half=f32(0.5),
-    )  # fmt: skip
-    converted, report = convert(original)
-    x = normal(9, 2, 8, 8)
-    for actual, wanted in zip(run(converted, x=x), run(original, x=x), strict=True):
-        assert relative(actual, wanted) < TOLERANCE[FP16]
-    kinds = types(converted)
-    wide = {name for name, kind in kinds.items() if kind == "FLOAT" and "__" not in name}
-    assert wide == {"swish_sigmoid", "swish", "erf", "shifted", "gelu"}
-    assert report.kept["activation"] == {"Sigmoid": 1, "Mul": 2, "Erf": 1, "Add": 1}
-
-
-@pytest.mark.parametrize("target", [FP16, BF16])
-def test_norms_whose_statistics_tensorrt_keeps_in_fp32_are_reduced(target):
-    original = model(
-        """(float[N, 8, 12] x) => (float[N, 8, 12] y) {
-            [instance] i = InstanceNormalization(x, ones, zeros)
-            [group] g = GroupNormalization<num_groups = 2>(i, gamma, beta)
-            [layer] y = LayerNormalization(g, lg, lb)
-        }""",
-        opset=21, ones=np.ones(8, np.float32), zeros=np.zeros(8, np.float32),
-        gamma=normal(0, 8), beta=normal(1, 8), lg=normal(2, 12), lb=normal(3, 12),
-    )  # fmt: skip
-    converted, _ = convert(original, target)
-    x = normal(9, 2, 8, 12)
-    for actual, wanted in zip(run(converted, x=x), run(original, x=x), strict=True):
-        assert relative(actual, wanted) < TOLERANCE[target]
-    kinds = types(converted)
-    assert {kinds["instance"], kinds["group"]} == {target.name}
-    assert kinds["layer"] == "FLOAT"
-
-
-def test_square_of_a_plain_value_stays_in_fp32_up_to_the_reduction():
-    original = model(
-        """(float[2, 64] x) => (float[2, 64] y) {
-            [double] a = Add(x, x)
-            [square] q = Mul(a, a)
-            [rows] r = Reshape(q, shape)
-            [mean] m = ReduceMean(r, last)
-            [root] s = Sqrt(m)
-            [y] y = Div(a, s)
-        }""",
-        last=i64(-1), shape=i64(2, 64),
-    )  # fmt: skip
-    converted, _ = convert(original, io_precision="fp16")
-    x = normal(0, 2, 64, scale=500.0).astype(np.float16)
-    expected = run(original, x=x.astype(np.float32))[0]
-    assert relative(run(converted, x=x)[0], expected) < TOLERANCE[FP16]
-    assert types(converted)["double"] == "FLOAT16"
-    assert types(converted)["rows"] == "FLOAT"
-
-
-@pytest.mark.parametrize("target", [FP16, BF16])
-def test_time_embedding_keeps_its_arguments(target):
-    original = time_embedding()
-    converted, _ = convert(original, target)
-    t = i64(999, 3)
-    assert relative(run(converted, t=t)[0], run(original, t=t)[0]) < TOLERANCE[target]
-    kinds = types(converted)
-    assert [kinds[n] for n in ("cast", "column", "argument", "sin", "cos")] == ["FLOAT"] * 5
-    assert kinds["join"] == kinds["linear"] == target.name
-
-
-def test_time_embedding_of_a_float_timestep_keeps_its_arguments():
-    original = time_embedding()
-    graph = original.graph
-    graph.inputs[0].dtype = ir.DataType.FLOAT
-    converted, _ = convert(original)
-    t = f32(999.3, 3001.7)
-    assert relative(run(converted, t=t)[0], run(original, t=t)[0]) < TOLERANCE[FP16]
-
-
-def test_rotary_positions_pass_through_a_matrix_product():
-    original = model(
-        """(int64[1, S] ids, float[1, S, 8] q) => (float[1, S, 8] y) {
-            [cast] p = Cast<to = 1>(ids)
-            [column] c = Unsqueeze(p, two)
-            [angles] a = MatMul(c, freqs)
-            [pairs] ap = Concat<axis = -1>(a, a)
-            [cos] k = Cos(ap)
-            [rotate] y = Mul(q, k)
-        }""",
-        two=i64(2), freqs=normal(0, 1, 4),
-    )  # fmt: skip
-    converted, report = convert(original)
-    ids, q = i64(*range(3000, 3016))[None], normal(1, 1, 16, 8)
-    assert relative(run(converted, ids=ids, q=q)[0], run(original, ids=ids, q=q)[0]) < 2e-3
-    assert report.kept["argument"] == {"MatMul": 1}
-    assert types(converted)["rotate"] == "FLOAT16"
-
-
-MASKED = """(float[1, 4, 4] x, bool[1, 4, 4] mask) => (float[1, 4, 4] y) {{
-            [scores] z = MatMul(x, w)
-            {mask}
-            [softmax] p = Softmax(a)
-            [mix] y = MatMul(p, w)
-        }}"""
-
-
-@pytest.mark.parametrize(
-    "mask",
-    [
-        "[fill] a = Where(mask, z, low)",
-        """[bits] b = Cast<to = 1>(mask)
-            [inverse] i = Sub(one, b)
-            [penalty] q = Mul(i, low)
-            [apply] a = Add(z, q)""",
-    ],
-)
-@pytest.mark.parametrize("low", [-1e9, float(np.finfo(np.float32).min)])
-def test_mask_fill_stays_finite(mask, low):
-    original = model(MASKED.format(mask=mask), w=normal(0, 4, 4), low=f32(low), one=f32(1.0))
-    converted, report = convert(original)
-    x, keep = normal(1, 1, 4, 4), np.tril(np.ones((1, 4, 4), bool))
-    keep[0, 2] = False  # a row with everything masked must not be NaN
-    expected = run(original, x=x, mask=keep)[0]
-    assert relative(run(converted, x=x, mask=keep)[0], expected) < TOLERANCE[FP16]
-    assert "range" in report.kept
-    _, report = convert(original, BF16)
-    assert "range" not in report.kept
 
 
 def test_wide_value_is_clipped_where_fp16_must_hold_it():
@@ -309,20 +51,6 @@ def test_wide_value_is_clipped_where_fp16_must_hold_it():
     bias, _ = run(converted, mask=mask, x=x)
     np.testing.assert_array_equal(bias, np.array([[0, -65504], [0, 0]], np.float16))
     assert report.kept == {"range": {"Where": 1}}
-
-
-def test_small_epsilon_keeps_its_node_and_the_division():
-    original = model(
-        """(float[4] x, float[4] d) => (float[4] y) {
-            [guard] g = Add(d, tiny)
-            [divide] y = Div(x, g)
-        }""",
-        tiny=f32(1e-12),
-    )  # fmt: skip
-    converted, report = convert(original)
-    x = np.zeros(4, np.float32)
-    np.testing.assert_array_equal(run(converted, x=x, d=x)[0], x)
-    assert report.kept == {"range": {"Add": 1}, "statistics": {"Div": 1}}
 
 
 def test_tensor_constants_are_clamped_and_infinities_kept():
@@ -558,12 +286,6 @@ def test_constants_generators_and_casts():
     assert kinds["ones"] == kinds["bits"] == "FLOAT16"
     assert kinds["count"] == kinds["noise"] == "FLOAT"
     assert report.kept["generator"] == {"RandomNormalLike": 1}
-
-
-def test_operators_that_tensorrt_refuses_stay_in_fp32():
-    original = model("(float[4] x) => (float[4] y) { y = HardSwish(x) }", opset=22)
-    assert convert(original)[1].reduced == {"HardSwish": 1}
-    assert convert(original, BF16)[1].kept == {"tensorrt": {"HardSwish": 1}}
 
 
 def test_bf16_needs_an_opset_that_has_it():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from helpers import DATA
 
 from trt_native.errors import PlanError
 from trt_native.plans.manifest import Manifest
+from trt_native.plans.schema_1 import from_schema_1
 
 GOLDEN = json.loads((DATA / "plan_manifest_2.json").read_text())
 
@@ -68,3 +70,17 @@ class TestSchema1:
     def test_malformed(self, precision):
         with pytest.raises(PlanError, match="malformed manifest"):
             Manifest.from_json({**self.OLD, "precision": precision})
+
+    def test_the_old_manifest_itself_stays(self):
+        before = copy.deepcopy(self.OLD)
+        new = from_schema_1(self.OLD)
+        assert before == self.OLD
+        assert (self.OLD["schema"], new["schema"]) == (1, 2)
+
+    @pytest.mark.parametrize("name", ["precision", "options"])
+    def test_missing_properties(self, name):
+        data = {key: value for key, value in self.OLD.items() if key != name}
+        with pytest.raises(KeyError, match=name):
+            from_schema_1(data)
+        with pytest.raises(PlanError, match="malformed manifest"):
+            Manifest.from_json(data)
