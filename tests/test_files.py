@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import subprocess
@@ -13,7 +14,15 @@ import pytest
 
 from trt_native import files
 from trt_native.errors import SpecError
-from trt_native.files import atomic_write, check_writable, remove_temporaries
+from trt_native.files import (
+    atomic_write,
+    check_writable,
+    is_within,
+    open_regular_file,
+    read_text_file,
+    remove_temporaries,
+    sha256_of_file,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -38,6 +47,87 @@ def test_check_writable(tmp_path):
         check_writable(tmp_path / "missing" / "m.plan")
     with pytest.raises(SpecError, match="is a folder"):
         check_writable(tmp_path)
+
+
+def test_a_file_to_read_must_not_be_replaced(tmp_path):
+    model = tmp_path / "m.onnx"
+    model.touch()
+    (tmp_path / "link.onnx").symlink_to(model)
+    check_writable(model, reads=[None, tmp_path / "missing"])
+    for path in (model, tmp_path / "link.onnx", tmp_path / "." / "m.onnx"):
+        with pytest.raises(SpecError, match="it is one of the files to read"):
+            check_writable(path, reads=[None, model])
+
+
+@pytest.mark.parametrize(
+    ("path", "inside"),
+    [
+        ("a", True),
+        ("a/../b", True),
+        ("../sibling", False),
+        ("a/../../sibling", False),
+        ("inner", True),
+        ("outer", False),
+        ("outer/x", False),
+        ("loop", False),
+    ],
+)
+def test_paths_within_a_folder(tmp_path, path, inside):
+    folder = (tmp_path / "folder").resolve()
+    folder.mkdir()
+    (folder / "inner").symlink_to("a")
+    (folder / "outer").symlink_to(tmp_path)
+    (folder / "loop").symlink_to("loop")
+    if path == "loop" and sys.version_info >= (3, 13):
+        inside = True  # resolved as far as it can be
+    assert is_within(folder / path, folder) == inside
+
+
+def test_only_regular_files_are_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "link").symlink_to("file")
+    for name in ("file", "link"):
+        with open_regular_file(tmp_path / name) as file:
+            assert file.read() == b"content"
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(OSError, match="is a pipe or a device, not a file"):
+            open_regular_file(path)
+    with pytest.raises(IsADirectoryError):
+        open_regular_file(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        open_regular_file(tmp_path / "missing")
+
+
+def test_text_files_have_a_largest_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_MAX_TEXT_BYTES", 1024)
+    path = tmp_path / "m.json"
+    path.write_bytes(b"x" * 1024)
+    assert read_text_file(path) == b"x" * 1024
+    path.write_bytes(b"x" * 1025)
+    with pytest.raises(OSError, match=r"is larger than 1\.0 KiB"):
+        read_text_file(path)
+
+
+@pytest.mark.parametrize("size", [0, 1, 1 << 20, (1 << 21) + 3])
+def test_sha256_of_a_file(tmp_path, size):
+    content, read = bytes(range(256)) * (size // 256) + b"." * (size % 256), []
+    (tmp_path / "f").write_bytes(content)
+    assert sha256_of_file(tmp_path / "f", read.append) == hashlib.sha256(content).hexdigest()
+    assert sha256_of_file(tmp_path / "f") == hashlib.sha256(content).hexdigest()
+    assert read == sorted(set(read))
+    assert read[-1:] == ([size] if size else [])
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_folder_is_not_replaced_by_a_file(tmp_path, durable):
+    (tmp_path / "m.plan").mkdir()
+    with (
+        pytest.raises(OSError, match="is a folder, a pipe or a device"),
+        atomic_write(tmp_path / "m.plan", durable=durable),
+    ):
+        pass
+    assert os.listdir(tmp_path) == ["m.plan"]
 
 
 class TestTemporaries:
