@@ -39,7 +39,7 @@ def test_quantized_precisions(text, precision):
     assert str(precision) == text.lower().replace("_", "-")
 
 
-def test_best_is_no_precision_of_one_plan():
+def test_best_is_not_a_precision_of_one_plan():
     with pytest.raises(UnsupportedError, match="a choice between plans: use trt_native"):
         Precision.parse("best")
 

@@ -86,7 +86,7 @@ def test_all_faults_come_in_one_error_with_the_dimensions():
     assert text.count("'frames' has no range") == 1
 
 
-def test_the_number_of_a_faulty_profile_is_told():
+def test_errors_name_the_number_of_the_profile():
     with pytest.raises(SpecError, match="profile 1: dimension 'frames' has no range"):
         resolve(ProfileSpec.parse(DIMS), ProfileSpec.parse(["batch=1", "height=8", "width=8"]))
 

@@ -72,7 +72,7 @@ def test_external_weights_stay_on_disk(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", bytes(64), b"\x08\x07", b"vtrt" + bytes(40)])
-def test_what_is_no_onnx_file(tmp_path, content):
+def test_files_that_are_not_onnx(tmp_path, content):
     path = tmp_path / "m.onnx"
     path.write_bytes(content)
     with pytest.raises(ModelError, match=r"empty|not an ONNX") as caught:

@@ -64,7 +64,7 @@ def test_the_other_side_of_a_residual_sum():
     assert quantizable_tensors(graph, ["MatMul"]) == []
 
 
-def test_a_computed_bias_is_no_operand():
+def test_a_computed_bias_is_not_an_operand():
     graph = model("(float[4, 4] x, float[4] b) => (float[4, 4] y) { y = Gemm(x, w, b) }", w=SQUARE)
     assert quantizable_tensors(graph) == ["x"]
 
@@ -117,7 +117,7 @@ def test_missing_types_are_inferred(tmp_path):
     assert quantizable_tensors(graph) == ["a"]
 
 
-def test_a_type_that_nobody_knows():
+def test_an_unknown_type():
     graph = model(
         "(float[4, 4] x) => (float[4, 4] y) { a = mine.Warp(x)  y = MatMul(a, x) }",
         '"": 18, "mine": 1',

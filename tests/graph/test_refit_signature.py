@@ -24,7 +24,7 @@ def base(tmp_path):
     return onnx.load(tiny_models.norm(tmp_path / "base.onnx"))
 
 
-def test_a_weight_is_told_by_type_shape_and_bytes(base, tmp_path):
+def test_a_weight_is_identified_by_type_shape_and_bytes(base, tmp_path):
     found = of(base, tmp_path / "m.onnx").weights
     arrays = {i.name: numpy_helper.to_array(i) for i in base.graph.initializer}
     assert found == {
@@ -148,7 +148,7 @@ def test_constants_are_weights_too_in_bodies_as_well(tmp_path):
     assert first.weights["k"] != first.weights["c"]
 
 
-def test_a_weight_nobody_reads_is_none(base, tmp_path):
+def test_a_weight_that_no_node_reads_does_not_count(base, tmp_path):
     before = of(base, tmp_path / "a.onnx")
     base.graph.initializer.append(numpy_helper.from_array(np.ones(3, np.float32), "dead"))
     assert of(base, tmp_path / "b.onnx") == before

@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 from helpers.text_models import model
 
+from trt_native.graph.inference import infer_values
 from trt_native.graph.types import is_reduced, reduced_types
 
 
@@ -47,6 +48,13 @@ def scales(dtype=np.float32):
             False,
         ),
         (
+            f"(float[4] x) => (float[4] y, float[4] z) {{ {FP8_QDQ} "
+            "h = Cast<to = 17>(x) z = Cast<to = 1>(h) }",
+            scales(),
+            {"quantized", "float8e4m3fn"},
+            True,
+        ),
+        (
             f"(float16[4] x) => (float16[4] y) {{ {QDQ} }}",
             scales(np.float16),
             {"quantized", "float16"},
@@ -66,12 +74,24 @@ def scales(dtype=np.float32):
             True,
         ),
     ],
-    ids=["fp32", "fp16", "bf16", "fp64", "Q/DQ", "FP8 Q/DQ", "fp16 Q/DQ", "FP8 casts", "integer"],
+    ids=[
+        "fp32",
+        "fp16",
+        "bf16",
+        "fp64",
+        "Q/DQ",
+        "FP8 Q/DQ",
+        "FP8 Q/DQ and casts",
+        "fp16 Q/DQ",
+        "FP8 casts",
+        "integer",
+    ],
 )
 def test_reduced_types(text, weights, types, reduced):
     """Types that differ from FP32, and whether the rest of the graph can still be reduced."""
     used = {name: array for name, array in weights.items() if name in text}
     graph = model(text, 19, **used)
+    infer_values(graph)
     assert reduced_types(graph) == types
     assert is_reduced(graph) == reduced
 

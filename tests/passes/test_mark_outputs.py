@@ -63,7 +63,7 @@ def test_tensors_in_functions():
     np.testing.assert_array_equal(r, -x)
 
 
-def test_tensors_that_nobody_makes(tmp_path):
+def test_tensors_that_no_node_makes(tmp_path):
     model = read_model(tiny_models.norm(tmp_path / "m.onnx"))
     with pytest.raises(SpecError, match="no node makes a tensor 'q' and 1 more"):
         mark_outputs(model, ["m", "q", "x"])

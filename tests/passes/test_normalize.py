@@ -85,7 +85,7 @@ def test_constants_in_bodies_are_lifted_and_those_that_are_outputs_stay():
             np.testing.assert_array_equal(found, expected)
 
 
-def test_initializers_are_no_inputs_of_the_graph():
+def test_initializers_are_not_inputs_of_the_graph():
     proto = onnx.parser.parse_model(
         '<ir_version: 10, opset_import: ["": 18]>'
         "g (float[2] x, float[2] w) => (float[2] y) { y = Add(x, w) }"
@@ -124,7 +124,7 @@ def test_a_function_that_calls_itself_is_an_error():
         normalize(ir.from_proto(proto))
 
 
-def test_its_record_needs_no_line_of_a_summary():
+def test_its_record_is_not_in_the_summary():
     context = PassContext(config=BuildConfig(), precision=ResolvedPrecision())
     result = Normalize(context)
     result(ir.from_proto(onnx.parser.parse_model(FUNCTIONS)))

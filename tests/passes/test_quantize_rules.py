@@ -197,7 +197,7 @@ def test_tensors_without_a_range_are_named():
         quantize(original, {"x": float("nan")})
 
 
-def test_a_weight_that_is_computed_is_no_weight():
+def test_a_computed_operand_is_not_a_weight():
     original = model(
         """(float[2, 16] x) => (float[2, 16] y, float[2, 16] z) {
             doubled = Add(w, w)

@@ -239,7 +239,7 @@ def test_an_operand_is_split_once_for_all_that_read_it():
     ],
     ids=["fp16", "integers", "no product", "quantized"],
 )
-def test_what_is_no_fp32_product_stays(text):
+def test_other_nodes_than_fp32_products_stay(text):
     proto = model(text)
     rewritten, counts = split(proto)
     assert counts == {}
@@ -286,7 +286,7 @@ def test_products_in_fp16_ask_for_no_opset():
     assert split(model(text, opset=12))[1] == {}
 
 
-def test_a_product_whose_type_nothing_tells_is_refused():
+def test_a_product_of_unknown_type_is_rejected():
     text = (
         '<ir_version: 9, opset_import: ["": 18, "own": 1]> g (float[2,2] x) => (float[2,2] y)'
         " { a = own.Op (x) b = own.Op (a) c = %s (a, b) y = own.Op (c) }"

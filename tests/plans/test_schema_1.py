@@ -72,10 +72,12 @@ class TestSchema1:
             Manifest.from_json({**self.OLD, "precision": precision})
 
     def test_the_old_manifest_itself_stays(self):
-        before = copy.deepcopy(self.OLD)
-        new = from_schema_1(self.OLD)
-        assert before == self.OLD
-        assert (self.OLD["schema"], new["schema"]) == (1, 2)
+        options = {"opt_profile": True, "quantization": {"data": "d"}}
+        precision = {**self.OLD["precision"], "split_products": {"Conv": 3}}
+        data = {**self.OLD, "precision": precision, "options": options}
+        before = copy.deepcopy(data)
+        assert from_schema_1(data)["schema"] == 2
+        assert data == before
 
     @pytest.mark.parametrize("name", ["precision", "options"])
     def test_missing_properties(self, name):
