@@ -39,7 +39,7 @@ def test_fixed_extents_make_the_network_static(backend, request_for):
     assert [t.shape for t in result.tensors] == [(2, 3, 8, 8), (2, 8, 8, 8)]
 
 
-def test_external_weights_are_found_beside_the_model(backend, request_for):
+def test_external_weights_are_found_next_to_the_model(backend, request_for):
     result = build(backend, request_for(tiny_models.external_weights))
     assert [t.shape for t in result.tensors] == [(1, 64), (1, 64)]
 

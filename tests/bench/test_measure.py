@@ -107,7 +107,7 @@ def test_streams_add_up(tmp_path):
 
 
 @pytest.mark.timeout(60)
-def test_a_thread_that_fails_is_heard(tmp_path):
+def test_a_thread_that_fails_ends_the_benchmark(tmp_path):
     machine = FakeMachine({"a.plan": Speed()})
     opened = []
 

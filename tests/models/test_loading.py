@@ -47,7 +47,8 @@ def test_the_configuration_of_the_checkpoint_is_the_default(tmp_path, state):
     torch.save({"config": own, "state_dict": dict(state)}, path)
     assert load_unet(checkpoint=path)[0].config.norm_eps == 0.25
     small = UNetConfig.load("small")
-    assert load_unet(config=small, checkpoint=load_checkpoint(path))[0].config == small
+    for given in ("small", small, DATA / "unet_small.json"):
+        assert load_unet(config=given, checkpoint=load_checkpoint(path))[0].config == small
 
 
 def test_a_checkpoint_that_does_not_fit(state, caplog):
