@@ -88,12 +88,13 @@ def scales(dtype=np.float32):
     ],
 )
 def test_reduced_types(text, weights, types, reduced):
-    """Types that differ from FP32, and whether the rest of the graph can still be reduced."""
+    """Types that differ from FP32, and whether the rest can be reduced, inferred or not."""
     used = {name: array for name, array in weights.items() if name in text}
     graph = model(text, 19, **used)
-    infer_values(graph)
-    assert reduced_types(graph) == types
-    assert is_reduced(graph) == reduced
+    for _ in ("as it is read", "inferred"):
+        assert reduced_types(graph) == types
+        assert is_reduced(graph) == reduced
+        infer_values(graph)
 
 
 def test_reduced_types_inside_functions_are_seen():

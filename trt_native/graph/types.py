@@ -42,13 +42,21 @@ def is_reduced(model: ir.Model) -> bool:
     return (
         types - packed != {"quantized"}
         or any(node.op_type in _QUANTIZED - QDQ for node in nodes)
-        or any(node.op_type in CASTS and _touches(node, packed) for node in nodes)
+        or any(
+            dtype.name.lower() in packed
+            for node in nodes
+            if node.op_type in CASTS
+            for dtype in _node_types(node)
+        )
     )
 
 
-def _touches(node: ir.Node, types: frozenset[str]) -> bool:
-    values = (*node.inputs, *node.outputs)
-    return any(v is not None and v.dtype and v.dtype.name.lower() in types for v in values)
+def _node_types(node: ir.Node) -> set[ir.DataType]:
+    """Types of a node's values, as far as they are known, and the one that a ``Cast`` is to."""
+    types = {v.dtype for v in (*node.inputs, *node.outputs) if v is not None and v.dtype}
+    if node.op_type == "Cast" and not node.attributes["to"].is_ref():
+        types.add(ir.DataType(node.attributes["to"].as_int()))
+    return types
 
 
 @wraps_graph_errors
@@ -61,15 +69,12 @@ def reduced_types(model: ir.Model) -> frozenset[str]:
         quantised operators. Empty for an FP32 model.
     """
     nodes = nodes_with_functions(model)
-    values = [*model.graph.inputs, *model.graph.outputs]
-    values += [v for node in nodes for v in (*node.inputs, *node.outputs) if v is not None]
-    types = {value.dtype for value in values if value.dtype}
+    types = {v.dtype for v in (*model.graph.inputs, *model.graph.outputs) if v.dtype}
     for node in nodes:
+        types |= _node_types(node)
         for attribute in node.attributes.values():
             if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
                 types.add(attribute.as_tensor().dtype)
-        if node.op_type == "Cast" and not node.attributes["to"].is_ref():
-            types.add(ir.DataType(node.attributes["to"].as_int()))
     names = {dtype.name.lower() for dtype in types & _REDUCED_TYPES}
     quantized = any(node.op_type in _QUANTIZED for node in nodes)
     return frozenset(names | {"quantized"} if quantized else names)

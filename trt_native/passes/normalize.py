@@ -25,7 +25,8 @@ def normalize(model: ir.Model) -> dict[str, Any]:
     the main graph computes stay.
 
     Returns:
-        ``functions`` and ``constants``: how many calls were inlined and constants moved.
+        ``functions`` and ``constants``: how many calls of the main graph were inlined, and how many
+        constants moved.
     """
     model.opset_imports.setdefault("", _DEFAULT_OPSET)
     calls = 0
