@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from helpers.denoising import relative_error
+from helpers.metrics import relative_error
 from helpers.onnx_dims import dims
 from onnx.reference import ReferenceEvaluator
 from torch import nn

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import DATA, denoising
-from helpers.denoising import InPyTorch, denoise, psnr, relative_error, video, with_cached_modules
+from helpers.denoising import InPyTorch, denoise, psnr, video, with_cached_modules
+from helpers.metrics import relative_error
 
 from trt_native import LatentSyncUNet, Plan
 from trt_native.errors import SpecError, UnsupportedError

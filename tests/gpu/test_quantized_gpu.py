@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from helpers import tiny_models
 from helpers.golden_unet import cases, export
+from helpers.metrics import relative_error
 from helpers.passes import pass_records
 from helpers.tolerances import TF32_PRODUCTS
 from onnx import TensorProto
@@ -261,14 +262,9 @@ def _errors(plans, batch, output):
         with Session(plan) as session:
             results[precision] = session.run(batch)[output].astype(np.float64)
     reference = results.pop(Precision.FP32)
-    errors = {p: relative(found, reference) for p, found in results.items()}
+    errors = {p: relative_error(found, reference) for p, found in results.items()}
     print("relative L2 errors:", {str(p): f"{error:.4f}" for p, error in errors.items()})
     return errors
-
-
-def relative(found, expected):
-    difference = np.asarray(found, np.float64) - np.asarray(expected, np.float64)
-    return float(np.linalg.norm(difference) / np.linalg.norm(expected))
 
 
 @pytest.mark.backend
@@ -369,12 +365,14 @@ def test_the_small_unet(unet, unet_ranges, tmp_path, precision):
         f"{precision}: layers of the engine:", Plan.load(plan).manifest.precision["engine_layers"]
     )
     with Session(plan) as session:
-        errors = [relative(session.run(batch)["noise_pred"], expected) for batch, expected in held]
+        errors = [
+            relative_error(session.run(batch)["noise_pred"], expected) for batch, expected in held
+        ]
         golden = []
         for case in cases():
             expected = case.pop("noise_pred")
             case["timestep"] = case["timestep"].reshape(1)
-            golden.append(relative(session.run(case)["noise_pred"], expected))
+            golden.append(relative_error(session.run(case)["noise_pred"], expected))
     texts = [", ".join(f"{error:.4f}" for error in found) for found in (errors, golden)]
     print(f"{precision}: relative L2 errors on batches held back {texts[0]}; golden {texts[1]}")
     assert max(errors) <= 0.08

@@ -37,11 +37,6 @@ def checked(converted: ir.Model) -> onnx.ModelProto:
     return proto
 
 
-def relative(actual: np.ndarray, expected: np.ndarray) -> float:
-    actual, expected = actual.astype(np.float64), expected.astype(np.float64)
-    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
-
-
 def convert(
     original: ir.Model, target: ir.DataType = FP16, **options: Any
 ) -> tuple[ir.Model, PrecisionReport]:

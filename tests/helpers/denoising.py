@@ -215,11 +215,6 @@ def with_cached_modules(unet, interval, timesteps):
     return run
 
 
-def relative_error(found, expected):
-    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
-
-
 def psnr(found, expected):
     """In dB, against the range of the expected values; infinite where all are equal."""
     found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)

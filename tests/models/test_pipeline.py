@@ -16,11 +16,11 @@ from helpers.denoising import (
     denoise,
     plan_tensors,
     psnr,
-    relative_error,
     video,
     with_cached_modules,
 )
 from helpers.made_plans import make_plan, tensor
+from helpers.metrics import relative_error
 
 from trt_native import LatentSyncUNet
 from trt_native.errors import ClosedError, PlanError, SpecError, UnsupportedError

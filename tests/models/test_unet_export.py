@@ -12,7 +12,8 @@ import onnx_ir as ir
 import pytest
 import torch
 from helpers import DATA
-from helpers.denoising import relative_error, with_cached_modules
+from helpers.denoising import with_cached_modules
+from helpers.metrics import relative_error
 from helpers.onnx_dims import dims
 from onnx.reference import ReferenceEvaluator
 

@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from helpers.autocast_checks import BF16, FP16, TOLERANCE, convert, relative, run, types
+from helpers.autocast_checks import BF16, FP16, TOLERANCE, convert, run, types
+from helpers.metrics import relative_error
 from helpers.text_models import (
     attention,
     conv_net,
@@ -32,7 +33,7 @@ def test_batch_norm_is_reduced_without_losing_its_variance(target, variance):
     original = conv_net(variance)
     converted, report = convert(original, target)
     x = normal(9, 2, 3, 8, 8, scale=1 if variance < 1e6 else 0.1)
-    assert relative(run(converted, x=x)[0], run(original, x=x)[0]) < TOLERANCE[target] * 3
+    assert relative_error(run(converted, x=x)[0], run(original, x=x)[0]) < TOLERANCE[target] * 3
     assert types(converted)["bn"] == target.name
     assert report.reduced == {"Conv": 2, "BatchNormalization": 1, "Relu": 1}
     assert (report.kept, report.casts, report.weights) == ({}, 2, 7)
@@ -72,7 +73,7 @@ def test_resize_scales_stay_fp32(target):
     )  # fmt: skip
     converted, report = convert(original, target)
     x = normal(0, 1, 2, 4, 4)
-    assert relative(run(converted, x=x)[0], run(original, x=x)[0]) < TOLERANCE[target]
+    assert relative_error(run(converted, x=x)[0], run(original, x=x)[0]) < TOLERANCE[target]
     assert converted.graph.initializers["scales"].dtype == ir.DataType.FLOAT
     assert report.reduced == {"Resize": 1}
     assert report.weights == 0
@@ -104,7 +105,7 @@ def test_bodies_stay_in_fp32_and_capture_through_one_cast(io_precision):
     for cond in (np.array(True), np.array(False)):
         fed = x.astype(np.float16) if io_precision == "fp16" else x
         expected = run(original, x=x, cond=cond)[0]
-        assert relative(run(converted, x=fed, cond=cond)[0], expected) < TOLERANCE[FP16]
+        assert relative_error(run(converted, x=fed, cond=cond)[0], expected) < TOLERANCE[FP16]
     assert report.kept == {"subgraph": {"If": 1}}
     assert report.reduced == {"MatMul": 2}
     assert report.casts == (3 if io_precision == "fp16" else 4)
@@ -124,7 +125,7 @@ def test_shared_weight_gets_both_types():
     )  # fmt: skip
     converted, report = convert(original)
     x = normal(1, 2, 4)
-    assert relative(run(converted, x=x)[0], run(original, x=x)[0]) < TOLERANCE[FP16]
+    assert relative_error(run(converted, x=x)[0], run(original, x=x)[0]) < TOLERANCE[FP16]
     kinds = {n: v.dtype.name for n, v in converted.graph.initializers.items() if v.dtype}
     assert kinds == {"w": "FLOAT", "w__fp16": "FLOAT16", "last": "INT64"}
     assert (report.weights, report.weight_bytes_before, report.weight_bytes_after) == (1, 16, 8)
@@ -142,7 +143,7 @@ def test_external_weights_stay_on_disk_until_saved(tmp_path: Path):
     onnx.checker.check_model(tmp_path / "fp16.onnx", full_check=True)
     x = normal(9, 1, 3, 8, 8)
     actual = run(onnx.load(tmp_path / "fp16.onnx"), x=x)[0]
-    assert relative(actual, run(original, x=x)[0]) < TOLERANCE[FP16]
+    assert relative_error(actual, run(original, x=x)[0]) < TOLERANCE[FP16]
 
 
 def test_large_weight_is_not_read_by_the_conversion():
@@ -173,7 +174,7 @@ def test_io_precision(io_precision, target):
     x = normal(0, 1, 6, 16)
     actual = run(converted, x=x.astype(kind.numpy()))[0]
     assert actual.dtype == kind.numpy()
-    assert relative(actual, run(original, x=x)[0]) < TOLERANCE[target]
+    assert relative_error(actual, run(original, x=x)[0]) < TOLERANCE[target]
     assert str(converted.graph.inputs[0].shape) == str(original.graph.inputs[0].shape)
 
 
@@ -279,7 +280,7 @@ def test_constants_generators_and_casts():
     converted, report = convert(original)
     x, i, m = normal(0, 2, 3), i64(1, 2, 3, 4, 5, 100001).reshape(2, 3), np.eye(2, 3).astype(bool)
     y, _ = run(converted, x=x, i=np.minimum(i, 9), m=m)
-    assert relative(y, run(original, x=x, i=np.minimum(i, 9), m=m)[0]) < TOLERANCE[FP16]
+    assert relative_error(y, run(original, x=x, i=np.minimum(i, 9), m=m)[0]) < TOLERANCE[FP16]
     with np.errstate(over="ignore"):  # y holds 100001 in FP16; z must not come from there
         np.testing.assert_array_equal(run(converted, x=x, i=i, m=m)[1], i)
     kinds = types(converted)

@@ -6,7 +6,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from helpers.autocast_checks import BF16, FP16, TOLERANCE, convert, relative, run, types
+from helpers.autocast_checks import BF16, FP16, TOLERANCE, convert, run, types
+from helpers.metrics import relative_error
 from helpers.text_models import (
     attention,
     f32,
@@ -52,7 +53,7 @@ def test_attention_keeps_statistics_and_returns_to_reduced(fused, target):
     original = attention(fused)
     converted, report = convert(original, target)
     x = normal(9, 2, 6, 16)
-    assert relative(run(converted, x=x)[0], run(original, x=x)[0]) < TOLERANCE[target]
+    assert relative_error(run(converted, x=x)[0], run(original, x=x)[0]) < TOLERANCE[target]
     fp32 = {name for name, dtype in types(converted).items() if dtype == "FLOAT"}
     fp32 = {name for name in fp32 if "__" not in name and not name.startswith("y")}
     norm = {"mean", "centre", "square", "variance", "eps", "std", "norm", "gamma", "beta"}
@@ -67,9 +68,9 @@ def test_fp32_statistics_survive_activations_that_overflow_fp16():
     with np.errstate(all="ignore"):
         blind = run(naive(original), x=x.astype(np.float16))[1]
     expected = run(original, x=x)
-    assert not np.isfinite(blind).all() or relative(blind, expected[1]) > 0.1
+    assert not np.isfinite(blind).all() or relative_error(blind, expected[1]) > 0.1
     for actual, wanted in zip(run(converted, x=x), expected, strict=True):
-        assert relative(actual, wanted) < TOLERANCE[FP16]
+        assert relative_error(actual, wanted) < TOLERANCE[FP16]
     kinds = types(converted)
     for name in ("mean", "centre", "square", "variance", "eps", "std", "norm", "gamma", "beta"):
         assert kinds[name] == "FLOAT", name
@@ -90,7 +91,7 @@ def test_a_norm_of_values_beyond_fp16_stays_in_fp32():
     )  # fmt: skip
     converted, _ = convert(original)
     x = normal(9, 2, 8, 12)
-    assert relative(run(converted, x=x)[0], run(original, x=x)[0]) < TOLERANCE[FP16]
+    assert relative_error(run(converted, x=x)[0], run(original, x=x)[0]) < TOLERANCE[FP16]
     assert types(converted)["norm"] == "FLOAT"
 
 
@@ -114,7 +115,7 @@ def test_sigmoids_and_gelu_stay_in_fp32_unless_a_product_can_take_them():
     converted, report = convert(original)
     x = normal(9, 2, 8, 8)
     for actual, wanted in zip(run(converted, x=x), run(original, x=x), strict=True):
-        assert relative(actual, wanted) < TOLERANCE[FP16]
+        assert relative_error(actual, wanted) < TOLERANCE[FP16]
     kinds = types(converted)
     wide = {name for name, kind in kinds.items() if kind == "FLOAT" and "__" not in name}
     assert wide == {"swish_sigmoid", "swish", "erf", "shifted", "gelu"}
@@ -135,7 +136,7 @@ def test_norms_whose_statistics_tensorrt_keeps_in_fp32_are_reduced(target):
     converted, _ = convert(original, target)
     x = normal(9, 2, 8, 12)
     for actual, wanted in zip(run(converted, x=x), run(original, x=x), strict=True):
-        assert relative(actual, wanted) < TOLERANCE[target]
+        assert relative_error(actual, wanted) < TOLERANCE[target]
     kinds = types(converted)
     assert {kinds["instance"], kinds["group"]} == {target.name}
     assert kinds["layer"] == "FLOAT"
@@ -156,7 +157,7 @@ def test_square_of_a_plain_value_stays_in_fp32_up_to_the_reduction():
     converted, _ = convert(original, io_precision="fp16")
     x = normal(0, 2, 64, scale=500.0).astype(np.float16)
     expected = run(original, x=x.astype(np.float32))[0]
-    assert relative(run(converted, x=x)[0], expected) < TOLERANCE[FP16]
+    assert relative_error(run(converted, x=x)[0], expected) < TOLERANCE[FP16]
     assert types(converted)["double"] == "FLOAT16"
     assert types(converted)["rows"] == "FLOAT"
 
@@ -166,7 +167,7 @@ def test_time_embedding_keeps_its_arguments(target):
     original = time_embedding()
     converted, _ = convert(original, target)
     t = i64(999, 3)
-    assert relative(run(converted, t=t)[0], run(original, t=t)[0]) < TOLERANCE[target]
+    assert relative_error(run(converted, t=t)[0], run(original, t=t)[0]) < TOLERANCE[target]
     kinds = types(converted)
     assert [kinds[n] for n in ("cast", "column", "argument", "sin", "cos")] == ["FLOAT"] * 5
     assert kinds["join"] == kinds["linear"] == target.name
@@ -178,7 +179,7 @@ def test_time_embedding_of_a_float_timestep_keeps_its_arguments():
     graph.inputs[0].dtype = ir.DataType.FLOAT
     converted, _ = convert(original)
     t = f32(999.3, 3001.7)
-    assert relative(run(converted, t=t)[0], run(original, t=t)[0]) < TOLERANCE[FP16]
+    assert relative_error(run(converted, t=t)[0], run(original, t=t)[0]) < TOLERANCE[FP16]
 
 
 def test_rotary_positions_pass_through_a_matrix_product():
@@ -195,7 +196,7 @@ def test_rotary_positions_pass_through_a_matrix_product():
     )  # fmt: skip
     converted, report = convert(original)
     ids, q = i64(*range(3000, 3016))[None], normal(1, 1, 16, 8)
-    assert relative(run(converted, ids=ids, q=q)[0], run(original, ids=ids, q=q)[0]) < 2e-3
+    assert relative_error(run(converted, ids=ids, q=q)[0], run(original, ids=ids, q=q)[0]) < 2e-3
     assert report.kept["argument"] == {"MatMul": 1}
     assert types(converted)["rotate"] == "FLOAT16"
 
@@ -225,7 +226,7 @@ def test_mask_fill_stays_finite(mask, low):
     x, keep = normal(1, 1, 4, 4), np.tril(np.ones((1, 4, 4), bool))
     keep[0, 2] = False  # a row with everything masked must not be NaN
     expected = run(original, x=x, mask=keep)[0]
-    assert relative(run(converted, x=x, mask=keep)[0], expected) < TOLERANCE[FP16]
+    assert relative_error(run(converted, x=x, mask=keep)[0], expected) < TOLERANCE[FP16]
     assert "range" in report.kept
     _, report = convert(original, BF16)
     assert "range" not in report.kept

@@ -8,6 +8,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from helpers import tiny_models
+from helpers.metrics import relative_error
 from helpers.passes import normalized
 from helpers.quantized_models import attention, checked, model, node, quantize
 from helpers.text_models import normal
@@ -24,11 +25,6 @@ FLOAT, FP16, BF16 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 
 def run(graph: ir.Model, **inputs: np.ndarray) -> np.ndarray:
     return np.asarray(ReferenceEvaluator(ir.to_proto(graph)).run(None, inputs)[0])
-
-
-def relative(actual: np.ndarray, expected: np.ndarray) -> float:
-    actual, expected = actual.astype(np.float64), expected.astype(np.float64)
-    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
 
 
 def operators(graph: ir.Model) -> dict[str, int]:
@@ -238,7 +234,10 @@ def test_a_weight_that_several_nodes_read():
     assert report.weights == 2
     assert report.weight_bytes == report.weight_bytes_quantized == 2 * 16 * 16 * 4
     x = normal(2, 2, 16)
-    assert relative(run(quantized, x=x, i=np.arange(3)), run(original, x=x, i=np.arange(3))) < 0.05
+    assert (
+        relative_error(run(quantized, x=x, i=np.arange(3)), run(original, x=x, i=np.arange(3)))
+        < 0.05
+    )
 
 
 @pytest.mark.parametrize(
@@ -282,7 +281,7 @@ def test_weights_in_constant_nodes_and_cast_weights():
     assert operators(quantized) == {"QuantizeLinear": 2, "DequantizeLinear": 4, "MatMul": 2}
     assert report.weights == 2
     x = normal(2, 2, 16)
-    assert relative(run(quantized, x=x), run(original, x=x)) < 0.03
+    assert relative_error(run(quantized, x=x), run(original, x=x)) < 0.03
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -328,7 +327,7 @@ def test_fp16_graphs_have_fp16_scales():
     assert min(float(scale.numpy().min()) for scale in scales) >= 5.9e-8
     assert all(v.dtype == FP16 for v in node(quantized, "p").inputs)
     x = normal(1, 2, 16).astype(np.float16)
-    assert relative(run(quantized, x=x), run(original, x=x)) < 0.02
+    assert relative_error(run(quantized, x=x), run(original, x=x)) < 0.02
 
 
 @pytest.mark.parametrize("fmt", ["int8", "fp8"])
@@ -405,7 +404,7 @@ def test_older_opsets_are_raised(opset):
     before = ReferenceEvaluator(proto).run(None, {"x": x})
     after = ReferenceEvaluator(ir.to_proto(quantized)).run(None, {"x": x})
     np.testing.assert_array_equal(after[0], before[0])
-    assert relative(after[1], before[1]) < 0.03
+    assert relative_error(after[1], before[1]) < 0.03
 
 
 def test_opsets_that_cannot_be_raised():
@@ -499,7 +498,7 @@ def test_the_rest_of_a_quantized_graph_is_reduced(fmt, target):
         if item.op_type.endswith("izeLinear"):
             assert item.inputs[1].dtype == (FLOAT if late else target)
     if target == FP16:  # onnx.reference multiplies no BF16 matrices
-        assert relative(run(quantized, x=x), before) < {"fp8": 0.05}.get(fmt, 0.02)
+        assert relative_error(run(quantized, x=x), before) < {"fp8": 0.05}.get(fmt, 0.02)
 
 
 def test_scales_that_fp16_would_lose():

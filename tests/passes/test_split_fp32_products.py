@@ -7,6 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from helpers import golden_unet, tiny_models
+from helpers.metrics import relative_error
 from helpers.passes import normalized
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.ops import op_conv, op_conv_transpose, op_gemm, op_matmul
@@ -63,11 +64,6 @@ def split(proto):
 
 def run(proto, inputs, ops=None):
     return ReferenceEvaluator(proto, new_ops=ops).run(None, inputs)[0]
-
-
-def relative(found, expected):
-    difference = found.astype(np.float64) - expected.astype(np.float64)
-    return float(np.linalg.norm(difference) / np.linalg.norm(expected.astype(np.float64)))
 
 
 PRODUCTS = {
@@ -165,11 +161,11 @@ def test_tf32_gives_what_fp32_gives(name):
     expected = run(proto, inputs)
     rewritten, counts = split(proto)
     assert sum(counts.values()) == (2 if "body" in name else 1)
-    assert relative(run(rewritten, inputs), expected) < 1e-6
-    assert relative(run(rewritten, inputs, TF32), expected) < 1e-5
+    assert relative_error(run(rewritten, inputs), expected) < 1e-6
+    assert relative_error(run(rewritten, inputs, TF32), expected) < 1e-5
     plain = ir.from_proto(proto)
     ir.passes.common.InlinePass()(plain)  # an operator of our own is not seen inside functions
-    assert relative(run(ir.to_proto(plain), inputs, TF32), expected) > 1e-4
+    assert relative_error(run(ir.to_proto(plain), inputs, TF32), expected) > 1e-4
 
 
 def test_groups_of_a_transposed_conv_are_joined_apart():
@@ -189,7 +185,7 @@ def test_groups_of_a_transposed_conv_are_joined_apart():
     expected = torch.nn.functional.conv_transpose2d(
         torch.from_numpy(x).double(), torch.from_numpy(weight).double(), groups=2
     )
-    assert relative(found.numpy(), expected.numpy()) < 1e-4
+    assert relative_error(found.numpy(), expected.numpy()) < 1e-4
 
 
 def test_names_stay_and_weights_are_split_exactly():
@@ -271,7 +267,7 @@ def test_external_weights_are_read_when_the_model_is_saved(tmp_path):
     (tmp_path / "elsewhere.bin").rename(tmp_path / "weights.bin")
     ir.save(graph, tmp_path / "split.onnx", external_data="split.data")
     assert (tmp_path / "split.data").stat().st_size >= 2 * 64 * 64 * 4
-    assert relative(run(onnx.load(tmp_path / "split.onnx"), x, TF32), expected) < 1e-5
+    assert relative_error(run(onnx.load(tmp_path / "split.onnx"), x, TF32), expected) < 1e-5
 
 
 def test_an_opset_without_bf16_is_refused_where_there_are_products():
@@ -306,5 +302,5 @@ def test_the_golden_unet_in_tf32(golden_onnx):
     case = golden_unet.cases()[0]
     inputs = {name: case[name] for name in ("latents", "encoder_hidden_states")}
     inputs["timestep"] = case["timestep"].reshape(1)
-    assert relative(run(rewritten, inputs, TF32), case["noise_pred"]) < 2e-5
-    assert relative(run(proto, inputs, TF32), case["noise_pred"]) > 1e-3
+    assert relative_error(run(rewritten, inputs, TF32), case["noise_pred"]) < 2e-5
+    assert relative_error(run(proto, inputs, TF32), case["noise_pred"]) > 1e-3
