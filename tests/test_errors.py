@@ -89,3 +89,11 @@ def test_console_adds_the_flags_of_the_running_command(options, flags):
     result = CliRunner().invoke(app, ["m"])
     assert result.exit_code == 1
     assert result.stderr == f"error: bad{flags}\n  - one\n  log\n"
+
+
+def test_a_restated_error_keeps_all_but_its_message_and_class():
+    error = errors.CudaError("lost", ["log"], options=["a"], problems=["p"])
+    again = error.restated("plan: lost", errors.PlanError, details=["more"], options=["b"])
+    assert type(again) is errors.PlanError
+    assert str(again) == "plan: lost\n  - p\n  log\n  more"
+    assert again.options == ("a", "b")

@@ -40,10 +40,24 @@ def test_a_phase_starts_before_its_work_and_ends_after_it():
     ]
 
 
+def test_steps_are_reported_in_their_phase():
+    recorder = Recorder()
+    with phase(recorder, "many", 2) as step:
+        step(0)
+        step(1)
+    assert recorder.calls == [
+        ("start", "many", None, 2),
+        ("step", "many", 0),
+        ("step", "many", 1),
+        ("finish", "many"),
+    ]
+
+
 def test_without_a_receiver_the_work_is_done():
     done = []
-    with phase(None, "quiet"):
+    with phase(None, "quiet") as step:
         done.append(1)
+        step(0)
     assert done == [1]
 
 

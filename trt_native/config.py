@@ -251,8 +251,7 @@ class QuantizationSpec:
         default=CalibrationRunner.AUTO,
         metadata=_option(
             "What runs the model with the data: engine (TensorRT, on the GPU), engine-fp16,"
-            " reference"
-            " (onnx.reference, on the CPU), or auto: an engine where there is a GPU.",
+            " reference (onnx.reference, on the CPU), or auto: an engine where there is a GPU.",
             _QUANTIZATION,
             parse=CalibrationRunner.parse,
         ),
@@ -381,8 +380,7 @@ class BuildConfig:
         default=False,
         metadata=_option(
             "Add to each profile with ranges one of its OPT shapes alone: these then run as"
-            " fast as in"
-            " a static plan.",
+            " fast as in a static plan.",
             "Shapes",
             type=bool,
             negatable=False,
@@ -409,8 +407,7 @@ class BuildConfig:
         default=(),
         metadata=_option(
             "Shell pattern of nodes that stay FP32, such as '*/norm*' or 'op:Resize'. Norm"
-            " and softmax"
-            " statistics always do. Repeatable.",
+            " and softmax statistics always do. Repeatable.",
             _TYPES,
             parse=tuple,
             repeatable=True,

@@ -63,6 +63,22 @@ class TrtNativeError(Exception):
         """The lines behind the message: the problems as a list, then the details."""
         return (*(f"- {problem}" for problem in self.problems), *self.details)
 
+    def restated(
+        self,
+        message: str,
+        kind: type[TrtNativeError],
+        *,
+        details: Sequence[str] = (),
+        options: Sequence[str] = (),
+    ) -> TrtNativeError:
+        """This error with another message, as another class, with further details and options."""
+        return kind(
+            message,
+            (*self.details, *details),
+            options=(*self.options, *options),
+            problems=self.problems,
+        )
+
 
 class SpecError(TrtNativeError, ValueError):
     """The request is malformed or contradicts the model."""

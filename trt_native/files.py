@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import secrets
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from trt_native.errors import SpecError
 from trt_native.units import format_bytes
@@ -24,6 +25,7 @@ __all__ = [
     "open_regular_file",
     "read_text_file",
     "remove_temporaries",
+    "save_with_json",
     "set_temporary_tag",
     "sha256_of_file",
 ]
@@ -121,6 +123,26 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def save_with_json(
+    path: Path, data: bytes | memoryview, json_path: Path, document: Mapping[str, Any] | None
+) -> None:
+    """Write a file, and the JSON file that describes it.
+
+    Both are complete on disk or not there at all; a file that was there before stays until both
+    new ones are ready. Without a document, a JSON file that was there before is removed.
+
+    Raises:
+        OSError: the folder cannot be written to, or the disk is full.
+    """
+    with contextlib.ExitStack() as files:
+        files.enter_context(atomic_write(path)).write(data)
+        if document is not None:
+            text = json.dumps(document, indent=1)
+            files.enter_context(atomic_write(json_path)).write(text.encode() + b"\n")
+    if document is None:
+        json_path.unlink(missing_ok=True)
 
 
 def _open_unnamed(folder: Path) -> BinaryIO | None:

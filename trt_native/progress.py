@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Protocol
-
-if TYPE_CHECKING:
-    pass
+from typing import Protocol
 
 __all__ = ["ByteProgress", "Progress", "no_progress", "phase"]
 
@@ -34,10 +32,11 @@ class Progress(Protocol):
 
 
 @contextlib.contextmanager
-def phase(progress: Progress | None, name: str) -> Iterator[None]:
-    """Report the work of a block as a phase of one step."""
-    if progress is not None:
-        progress.phase_start(name, None, 1)
-    yield
-    if progress is not None:
-        progress.phase_finish(name)
+def phase(progress: Progress | None, name: str, steps: int = 1) -> Iterator[Callable[[int], None]]:
+    """Report the work of a block as a phase; gives a function that reports a step as done."""
+    if progress is None:
+        yield lambda step: None  # noqa: ARG005
+        return
+    progress.phase_start(name, None, steps)
+    yield functools.partial(progress.step_complete, name)
+    progress.phase_finish(name)

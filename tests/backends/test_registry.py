@@ -91,6 +91,7 @@ def test_the_error_lists_why_a_package_does_not_import(tmp_path, monkeypatch):
 @pytest.mark.backend
 def test_a_library_has_one_backend_object(backend):
     assert load_backend() is backend
+    assert load_backend(backend) is backend
 
 
 @pytest.mark.backend

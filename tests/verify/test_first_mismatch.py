@@ -263,9 +263,9 @@ def test_tensors_in_functions_and_bodies(tmp_path):
 
     @contextlib.contextmanager
     def run(names):
-        from trt_native.verify.reference import inlined
+        from trt_native.verify.reference import read_inlined
 
-        runner = ReferenceRunner(inlined(read_model(tmp_path / "wrong.onnx")), [*names, "y"])
+        runner = ReferenceRunner(read_inlined(tmp_path / "wrong.onnx"), [*names, "y"])
         yield lambda batch: dict(runner(batch))
 
     batch = {"x": np.ones(4, np.float32), "c": np.array(True)}

@@ -7,13 +7,10 @@ import importlib
 import importlib.util
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trt_native.backends.base import Backend
 from trt_native.errors import UnsupportedError
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["BACKEND_VARIABLE", "BackendInfo", "available_backends", "load_backend"]
 
@@ -57,17 +54,19 @@ def available_backends() -> dict[str, bool]:
     }
 
 
-def load_backend(name: str = "auto") -> Backend:
+def load_backend(name: str | Backend = "auto") -> Backend:
     """Import a TensorRT.
 
     Args:
         name: ``tensorrt``, ``rtx`` or ``auto``. ``auto`` takes the value of the environment
             variable ``TRT_NATIVE_BACKEND``, or else ``tensorrt`` where it imports, or else
-            ``rtx``.
+            ``rtx``. A loaded backend is returned as it is.
 
     Raises:
         UnsupportedError: the name is unknown, or no such library imports; says what to install.
     """
+    if not isinstance(name, str):
+        return name
     if name == "auto":
         name = os.environ.get(BACKEND_VARIABLE, "auto")
     if name not in ("auto", *BACKENDS):

@@ -27,7 +27,6 @@ from trt_native.calibration.model_ranges import NO_RANGES, Ranges, find_ranges, 
 from trt_native.config import (
     BuildConfig,
     CalibrationMethod,
-    CalibrationRunner,
     IoPrecision,
     Precision,
     QuantizationSpec,
@@ -165,7 +164,7 @@ def prepare(
     started = time.perf_counter()
     config = config or BuildConfig()
     path = Path(model)
-    chosen = load_backend(backend) if isinstance(backend, str) else backend
+    chosen = load_backend(backend)
     chosen.check(config)
     _check_ranges(config)
     if config.timing_cache is not None:
@@ -376,24 +375,16 @@ def _resolve_precision(
 def _calibrates(graph: ir.Model, config: BuildConfig, backend: Backend) -> bool:
     """Whether TensorRT's own calibrator can do what is asked for, without Q/DQ nodes."""
     spec = config.quantization
-    own = (
-        spec.calibration_runner is not CalibrationRunner.AUTO
-        or spec.calibration_memory_bytes is not None
-    )
-    places_nodes = replace(
-        spec,
-        calibration_cache=None,
-        calibration_data=None,
-        calibration_method=None,
-        calibration_runner=CalibrationRunner.AUTO,
-        calibration_memory_bytes=None,
+    ranges_alone = QuantizationSpec(
+        calibration_cache=spec.calibration_cache,
+        calibration_data=spec.calibration_data,
+        calibration_method=spec.calibration_method,
     )
     return (
         config.precision is Precision.INT8
         and backend.capabilities.int8_calibrator
         and spec.calibration_method in (None, CalibrationMethod.ENTROPY, CalibrationMethod.MINMAX)
-        and not own
-        and places_nodes == QuantizationSpec()
+        and spec == ranges_alone
         and not config.weight_streaming
         and not reduced_types(graph)
     )

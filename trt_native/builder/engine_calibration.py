@@ -45,7 +45,7 @@ from trt_native.passes.base import PassContext, ResolvedPrecision
 from trt_native.passes.pipelines import CALIBRATE, run_passes, select_passes
 from trt_native.passes.quantize_rules import attention_operands
 from trt_native.plans.plan import Plan
-from trt_native.progress import Progress
+from trt_native.progress import Progress, phase
 from trt_native.runtime import Session
 from trt_native.runtime.engine import Engine
 from trt_native.shapes import ProfileSpec, Shape, ShapeRange
@@ -117,7 +117,7 @@ def activation_source(
     elif gpu_info(ordinal) is None:
         return ReferenceActivations()
     try:
-        chosen = load_backend(backend) if isinstance(backend, str) else backend
+        chosen = load_backend(backend)
     except UnsupportedError as error:
         if by is not CalibrationRunner.AUTO:
             raise
@@ -406,18 +406,14 @@ def _pass(
     use: Callable[[str, Any, str], None],
     finish: Callable[[int], None],
     progress: Progress | None,
-    phase: str,
+    title: str,
 ) -> None:
     """Run every batch once; ``finish`` waits until its tensors have been used."""
     number = -1
-    if progress is not None:
-        progress.phase_start(phase, None, count)
-    for number, batch in enumerate(batches):
-        _measure_batch(run(batch), number, use, finish)
-        if progress is not None:
-            progress.step_complete(phase, number)
-    if progress is not None:
-        progress.phase_finish(phase)
+    with phase(progress, title, count) as step:
+        for number, batch in enumerate(batches):
+            _measure_batch(run(batch), number, use, finish)
+            step(number)
     if number + 1 != count:
         raise uneven_passes(count, number + 1)
 

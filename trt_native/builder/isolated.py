@@ -136,11 +136,8 @@ def build_with_retries(
             return build_in_child(job, progress, deadline=deadline)
         except ResourceError as failure:
             if not retry:
-                raise BuildError(
-                    failure.message,
-                    (*failure.details, _RETRY_HINT),
-                    options=(*failure.options, "retry"),
-                    problems=failure.problems,
+                raise failure.restated(
+                    failure.message, BuildError, details=[_RETRY_HINT], options=["retry"]
                 ) from None
             attempt = Attempt(failure.workspace_bytes, job.config.optimization_level, failure.cause)
             attempts.append(attempt)
@@ -148,13 +145,8 @@ def build_with_retries(
             ladder = ladder or fallback_configs(job.config, failure.workspace_bytes)
             config = next(ladder, None)
             if config is None:
-                tried = (f"attempt {i}: {attempt}" for i, attempt in enumerate(attempts, 1))
-                raise BuildError(
-                    failure.message,
-                    (*failure.details, *tried),
-                    options=failure.options,
-                    problems=failure.problems,
-                ) from None
+                tried = [f"attempt {i}: {attempt}" for i, attempt in enumerate(attempts, 1)]
+                raise failure.restated(failure.message, BuildError, details=tried) from None
             job = replace(job, config=config, asked=asked, failed=tuple(attempts))
 
 

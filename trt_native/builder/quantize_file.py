@@ -89,7 +89,7 @@ def quantize_onnx(
             " or quantize to int8-weights, which needs none",
             options=("calibration_cache",),
         )
-    _check_output(model, output)
+    check_writable(output, reads=[model])
     graph = read_model(model)
     check_not_quantized(graph)
     ranges = NO_RANGES
@@ -114,10 +114,6 @@ def quantize_onnx(
         ) from None
     seconds = time.perf_counter() - started
     return QuantizedFile(output, external, total_bytes, ranges.origin, report, seconds)
-
-
-def _check_output(model: Path, output: Path) -> None:
-    check_writable(output, reads=[model])
 
 
 def _shapes(graph: ir.Model, dims: ProfileSpec) -> dict[str, Shape]:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from trt_native._version import __version__
 from trt_native.backends.base import Backend
-from trt_native.backends.registry import load_backend
 from trt_native.builder.build import (
     LoweredModel,
     PreparedBuild,
@@ -33,7 +32,7 @@ from trt_native.graph.refit_signature import (
 from trt_native.plans.manifest import Manifest, PlanTensor
 from trt_native.plans.plan import Plan
 from trt_native.progress import Progress, phase
-from trt_native.runtime.engine import Engine
+from trt_native.runtime.engine import Engine, backend_for
 from trt_native.shapes import ProfileSpec, ShapeRange, TensorSpec
 
 __all__ = ["refit_plan"]
@@ -132,9 +131,7 @@ def _refittable(plan: Plan) -> tuple[Manifest, RefitSignature]:
 
 
 def _backend(plan: Plan, backend: str | Backend) -> Backend:
-    if backend == "auto":
-        backend = plan.header.backend
-    chosen = load_backend(backend) if isinstance(backend, str) else backend
+    chosen = backend_for(plan, backend)
     problem = plan.header.mismatch(chosen.product, chosen.version)
     if problem:
         raise PlanError(f"{plan.path or 'the plan'} cannot be refitted here: {problem}")

@@ -216,7 +216,7 @@ def select_precision(
     """
     _check(config, quantization, max_error)
     _require_gpu()
-    chosen = load_backend(backend) if isinstance(backend, str) else backend
+    chosen = load_backend(backend)
     graph = read_model(model)
     if is_reduced(graph):
         raise SpecError(
@@ -277,12 +277,10 @@ def _require_gpu() -> None:
     try:
         require_gpu()
     except CudaError as error:
-        raise UnsupportedError(
+        raise error.restated(
             f"precision best measures plans, which needs a GPU: {error.message}; name one"
             " precision, such as fp16 or int8",
-            error.details,
-            options=error.options,
-            problems=error.problems,
+            UnsupportedError,
         ) from None
 
 

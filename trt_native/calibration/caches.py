@@ -6,7 +6,6 @@ A cache is text: a header such as ``TRT-101601-EntropyCalibration2``, then for e
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_native.errors import CalibrationError, SpecError
-from trt_native.files import atomic_write, read_text_file
+from trt_native.files import read_text_file, save_with_json
 from trt_native.shapes import parse_shape
 
 __all__ = [
@@ -273,17 +272,11 @@ class CalibrationCache:
         """
         target = Path(path)
         try:
-            with contextlib.ExitStack() as files:
-                files.enter_context(atomic_write(target)).write(self.to_bytes())
-                if self.provenance is not None:
-                    described = {
-                        **self.provenance.to_json(),
-                        "entries_sha256": self._entries_sha256(),
-                    }
-                    json_file = files.enter_context(atomic_write(_provenance_path(target)))
-                    json_file.write(json.dumps(described, indent=1).encode() + b"\n")
-            if self.provenance is None:
-                _provenance_path(target).unlink(missing_ok=True)
+            document = None
+            if self.provenance is not None:
+                entries_sha256 = self._entries_sha256()
+                document = {**self.provenance.to_json(), "entries_sha256": entries_sha256}
+            save_with_json(target, self.to_bytes(), _provenance_path(target), document)
         except OSError as error:
             raise CalibrationError(
                 f"cannot write {target}: {error.strerror or error}; nothing was left there"

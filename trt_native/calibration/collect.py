@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes import common as passes
 
 from trt_native._version import __version__
 from trt_native.arrays import Array, Batch
@@ -28,12 +27,11 @@ from trt_native.calibration.ranges import (
 from trt_native.calibration.reference_runner import ReferenceRunner
 from trt_native.config import CalibrationMethod
 from trt_native.errors import CalibrationError, SpecError
+from trt_native.graph.functions import inline_functions
 from trt_native.graph.onnx_file import hash_files, operator_names, read_model
 from trt_native.graph.quantizable import QUANTIZABLE_OPS, quantizable_tensors
+from trt_native.progress import Progress, phase
 from trt_native.shapes import Shape, format_shape
-
-if TYPE_CHECKING:
-    from trt_native.progress import Progress
 
 __all__ = [
     "DEFAULT_VERSION",
@@ -204,8 +202,7 @@ def _prepared(
     patterns: Sequence[str],
 ) -> list[str]:
     """The tensors to measure."""
-    if graph.functions:
-        passes.InlinePass()(graph)
+    inline_functions(graph)
     if "QuantizeLinear" in operator_names(graph):
         raise CalibrationError(
             f"{path}: is quantized already; calibrate the model that Q/DQ nodes were added to"
@@ -320,23 +317,19 @@ def _pass(
     use: Callable[[str, Array], None],
 ) -> list[dict[str, Shape]]:
     """Run every batch once; return the shapes of each."""
-    phase = f"Running the model: {title}"
     steps = len(batches) if isinstance(batches, Sized) else None
     shapes = []
-    if progress is not None:
-        progress.phase_start(phase, None, steps or 1)
-    for number, batch in enumerate(batches):
-        try:
-            _run_batch(run(batch), tensors, use)
-        except CalibrationError as error:
-            raise CalibrationError(
-                f"batch {number}: {error.message}", error.details, problems=error.problems
-            ) from error
-        shapes.append({name: np.shape(array) for name, array in batch.items()})
-        if progress is not None and steps:
-            progress.step_complete(phase, number)
-    if progress is not None:
-        progress.phase_finish(phase)
+    with phase(progress, f"Running the model: {title}", steps or 1) as step:
+        for number, batch in enumerate(batches):
+            try:
+                _run_batch(run(batch), tensors, use)
+            except CalibrationError as error:
+                raise error.restated(
+                    f"batch {number}: {error.message}", CalibrationError
+                ) from error
+            shapes.append({name: np.shape(array) for name, array in batch.items()})
+            if steps:
+                step(number)
     if not shapes:
         raise CalibrationError("there are no batches to calibrate with")
     return shapes
@@ -365,10 +358,8 @@ def distinct_shapes(batches: Sequence[Mapping[str, Shape]]) -> dict[str, tuple[s
     """For each input, the different shapes it has, as text, in the order in which they come."""
     names = dict.fromkeys(name for shapes in batches for name in shapes)
     return {
-        name: tuple(dict.fromkeys(_text(shapes[name]) for shapes in batches if name in shapes))
+        name: tuple(
+            dict.fromkeys(format_shape(shapes[name]) for shapes in batches if name in shapes)
+        )
         for name in names
     }
-
-
-def _text(shape: Shape) -> str:
-    return format_shape(shape)

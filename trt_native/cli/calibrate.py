@@ -14,6 +14,7 @@ from trt_native.cli.options import read_fields, with_fields
 from trt_native.cli.progress import BuildProgress
 from trt_native.config import CalibrationMethod, CalibrationRunner, QuantizationSpec
 from trt_native.errors import SpecError
+from trt_native.progress import phase
 
 if TYPE_CHECKING:
     from trt_native.calibration.caches import CalibrationCache
@@ -147,9 +148,8 @@ def _calibrate(
     started = time.perf_counter()
     with BuildProgress(stderr) as progress:
         inputs, _ = tensor_specs(read_model(model))
-        progress.phase_start("Reading the calibration data", None, 1)
-        batches = read_batches(data, inputs, limit=limit)
-        progress.phase_finish("Reading the calibration data")
+        with phase(progress, "Reading the calibration data"):
+            batches = read_batches(data, inputs, limit=limit)
         by, backend, memory_bytes = running
         source = activation_source(by, backend=backend, memory_bytes=memory_bytes)
         slow = " on the CPU: slow for large models" if source.name == "onnx.reference" else ""

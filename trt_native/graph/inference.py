@@ -1,12 +1,4 @@
-"""Rewrite an FP32 ONNX graph to FP16 or BF16, for a TensorRT that takes precision from the graph.
-
-Most nodes compute in the reduced type; some stay in FP32 and the graph gets the casts between the
-two. :class:`Reason` lists why a node stays. The analysis works on the main graph only: bodies of
-``If``, ``Loop`` and ``Scan`` keep computing in FP32, and model-local functions are inlined first.
-
-Weights are converted when they are serialised, never before, so that a model larger than memory
-stays on disk.
-"""
+"""Types and shapes that a graph's values lack."""
 
 from __future__ import annotations
 
@@ -16,9 +8,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from trt_native.errors import ModelError
-from trt_native.graph.nodes import (
-    all_nodes,
-)
+from trt_native.graph.nodes import all_nodes
 
 __all__ = ["infer_shapes", "infer_types", "infer_values", "known_type"]
 

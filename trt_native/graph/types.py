@@ -14,7 +14,7 @@ from trt_native.graph.nodes import (
 )
 from trt_native.graph.validity import wraps_graph_errors
 
-__all__ = ["is_reduced", "reduced_types"]
+__all__ = ["is_reduced", "nodes_with_functions", "reduced_types"]
 
 
 _QUANTIZED = QDQ | op_set(

@@ -106,12 +106,12 @@ def autocast(
     """Rewrite an FP32 model, in place, to compute in FP16 or BF16 where that is safe.
 
     Names of nodes, inputs, outputs and of existing values stay; casts, and copies of weights
-    needed in both types, get new names. What Q/DQ nodes
-    read and write is reduced too, with their scales, which needs opset 19; a scale that FP16 would
-    lose is replaced by one that it holds, and a weight that it belongs to quantized again. A
-    ``BatchNormalization`` with constant parameters keeps its node, with the statistics folded into
-    scale and bias: TensorRT computes ``1/sqrt(var + eps)`` in the node's own type otherwise.
-    For BF16 the model is raised to opset 22 if its operators need that, and can be unchanged.
+    needed in both types, get new names. What Q/DQ nodes read and write is reduced too, with their
+    scales, which needs opset 19; a scale that FP16 would lose is replaced by one that it holds, and
+    a weight that it belongs to quantized again. A ``BatchNormalization`` with constant parameters
+    keeps its node, with the statistics folded into scale and bias: TensorRT computes
+    ``1/sqrt(var + eps)`` in the node's own type otherwise. For BF16 the model is raised to opset 22
+    if its operators need that, and can be unchanged.
 
     Converted weights are read from their source when they are serialised: save the model under
     another external data path than the one it was loaded from. A model that :func:`is_reduced`

@@ -8,6 +8,7 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from trt_native.graph.functions import inline_functions
 from trt_native.graph.nodes import all_nodes
 from trt_native.graph.validity import wraps_graph_errors
 from trt_native.passes.base import GraphPass
@@ -29,9 +30,7 @@ def normalize(model: ir.Model) -> dict[str, Any]:
         constants moved.
     """
     model.opset_imports.setdefault("", _DEFAULT_OPSET)
-    calls = 0
-    if model.functions:
-        calls = sum(common.InlinePass()(model).id_count.values())  # type: ignore[attr-defined]
+    calls = inline_functions(model)
     common.RemoveInitializersFromInputsPass()(model)
     constants = _constant_count(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)

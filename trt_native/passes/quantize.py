@@ -178,9 +178,8 @@ def quantize_model(
     """Rewrite a floating-point model, in place, to multiply in INT8 or FP8.
 
     Names of nodes, inputs, outputs and of existing values stay. The report is stored in the
-    model's metadata. Quantized weights are read from
-    their source when they are serialised: save the model under another external data path than the
-    one it was loaded from.
+    model's metadata. Quantized weights are read from their source when they are serialised: save
+    the model under another external data path than the one it was loaded from.
 
     Args:
         model: The model, normalized, in FP32, FP16 or BF16, with its weights in memory or on disk.

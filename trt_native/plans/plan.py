@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
-import json
 import mmap
 import os
 from dataclasses import dataclass, field
@@ -13,7 +11,7 @@ from io import BufferedReader
 from pathlib import Path
 
 from trt_native.errors import PlanError
-from trt_native.files import atomic_write, open_regular_file
+from trt_native.files import open_regular_file, save_with_json
 from trt_native.plans.header import HEADER_BYTES, PlanHeader
 from trt_native.plans.manifest import Manifest, manifest_path, read_manifest
 from trt_native.units import format_bytes
@@ -70,14 +68,8 @@ class Plan:
         """
         target = Path(path)
         try:
-            with contextlib.ExitStack() as files:
-                files.enter_context(atomic_write(target)).write(self.data)
-                if self.manifest is not None:
-                    text = json.dumps(self.manifest.to_json(), indent=1)
-                    json_file = files.enter_context(atomic_write(manifest_path(target)))
-                    json_file.write(text.encode() + b"\n")
-            if self.manifest is None:
-                manifest_path(target).unlink(missing_ok=True)
+            document = None if self.manifest is None else self.manifest.to_json()
+            save_with_json(target, self.data, manifest_path(target), document)
         except OSError as error:
             needed = format_bytes(len(self.data))
             raise PlanError(

@@ -23,8 +23,7 @@ from trt_native.runtime.runtime_cache import RuntimeCacheFile, save_runtime_cach
 from trt_native.shapes import ShapeRange
 from trt_native.units import format_bytes
 
-__all__ = ["Engine", "environment_of"]
-
+__all__ = ["Engine", "backend_for", "environment_of"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -70,7 +69,7 @@ class Engine:
         self._lock = threading.Lock()
         self.plan = plan if isinstance(plan, Plan) else Plan.load(Path(plan))
         self.ordinal = ordinal
-        self.backend = _backend_for(self.plan, backend)
+        self.backend = backend_for(self.plan, backend)
         gpu = require_gpu(ordinal)
         _check(self.plan, environment_of([self.backend], gpu))
         self._native = self.backend.deserialize(self.plan.data)
@@ -272,9 +271,11 @@ def _range(bounds: Any) -> ShapeRange:
     return ShapeRange(low, best, high)
 
 
-def _backend_for(plan: Plan, backend: str | Backend) -> Backend:
-    if not isinstance(backend, str):
-        return backend
-    if backend == "auto":
-        backend = plan.header.backend
-    return load_backend(backend)
+def backend_for(plan: Plan, backend: str | Backend) -> Backend:
+    """Load a backend; ``auto`` is the one that the plan's header names.
+
+    Raises:
+        PlanError: the bytes are not a plan.
+        UnsupportedError: no such library imports.
+    """
+    return load_backend(plan.header.backend if backend == "auto" else backend)

@@ -129,7 +129,7 @@ def _problems_of(tensor: PlanTensor, view: TensorView, on_host: bool) -> list[st
         )
     shape = view.shape
     if not any(_allowed(tensor, shape, index) for index in range(max(1, len(tensor.profiles)))):
-        problems.append(f"{tensor.name!r} cannot have the shape {_text(shape)}")
+        problems.append(f"{tensor.name!r} cannot have the shape {format_shape(shape)}")
     if view.on_device and on_host:
         problems.append(f"{tensor.name!r} is read on the host; give it as a NumPy array")
     if view.on_device and not view.contiguous:
@@ -157,13 +157,9 @@ def _allowed(tensor: PlanTensor, shape: Shape, profile: int) -> bool:
     return bool(shape == tensor.shape)
 
 
-def _text(shape: Shape) -> str:
-    return format_shape(shape)
-
-
 def describe_input(tensor: PlanTensor) -> str:
     """Describe an input in one line: name, dtype and allowed shapes."""
-    ranges = " or ".join(map(str, tensor.profiles)) or _text(tensor.shape)
+    ranges = " or ".join(map(str, tensor.profiles)) or format_shape(tensor.shape)
     return f"{tensor.name}: {tensor.dtype} {ranges}"
 
 
@@ -190,7 +186,8 @@ def check_outputs(
             problems.append(f"{name!r}: its shape depends on data, so it cannot have a buffer")
         elif view.shape != shapes[name]:
             problems.append(
-                f"{name!r} has the shape {_text(shapes[name])}, its buffer {_text(view.shape)}"
+                f"{name!r} has the shape {format_shape(shapes[name])},"
+                f" its buffer {format_shape(view.shape)}"
             )
         problems += _elsewhere(name, view, ordinal)
         if view.on_device and not (view.contiguous and view.aligned):

@@ -30,8 +30,7 @@ from trt_native.config import BuildConfig, ProfilingVerbosity
 from trt_native.errors import CudaError, SpecError, UnsupportedError
 from trt_native.graph.inference import infer_types
 from trt_native.graph.nodes import DATA_MOVEMENT_OPS, all_nodes, bodies, is_fp32, op_set
-from trt_native.graph.onnx_file import read_model
-from trt_native.progress import Progress
+from trt_native.progress import Progress, phase
 from trt_native.units import format_bytes
 from trt_native.verify.check import RunFn, open_session
 from trt_native.verify.metrics import (
@@ -40,7 +39,7 @@ from trt_native.verify.metrics import (
     compare_outputs,
     root_mean_square,
 )
-from trt_native.verify.reference import inlined
+from trt_native.verify.reference import read_inlined
 
 __all__ = [
     "LayerReport",
@@ -200,7 +199,7 @@ def find_first_mismatch(
 
 
 def _typed(path: Path) -> ir.Model:
-    graph = inlined(read_model(path))
+    graph = read_inlined(path)
     infer_types(graph)
     return graph
 
@@ -262,15 +261,10 @@ class _Expected:
         self.bytes: dict[str, int] = {}
         self.rms = {name: root_mean_square(array) for name, array in inputs.items()}
         self._files: dict[str, Path] = {}
-        phase = "Running the reference"
-        if progress is not None:
-            progress.phase_start(phase, None, len(wanted))
-        for number, (name, values) in enumerate(ReferenceRunner(model, wanted)(inputs)):
-            self._keep(folder, name, np.asarray(values))
-            if progress is not None:
-                progress.step_complete(phase, number)
-        if progress is not None:
-            progress.phase_finish(phase)
+        with phase(progress, "Running the reference", len(wanted)) as step:
+            for number, (name, values) in enumerate(ReferenceRunner(model, wanted)(inputs)):
+                self._keep(folder, name, np.asarray(values))
+                step(number)
 
     def _keep(self, folder: Path, name: str, values: Array) -> None:
         plain = values.astype(np.float32) if values.dtype.kind == "V" else values

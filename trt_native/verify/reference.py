@@ -16,7 +16,6 @@ from typing import Any, Protocol
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes import common as passes
 
 from trt_native.arrays import (
     Array,
@@ -30,8 +29,8 @@ from trt_native.arrays import (
 from trt_native.calibration.reference_runner import ReferenceRunner
 from trt_native.calibration.sources import load_function
 from trt_native.errors import CalibrationError, SpecError
+from trt_native.graph.functions import inline_functions
 from trt_native.graph.onnx_file import read_model
-from trt_native.graph.validity import wraps_graph_errors
 from trt_native.plans.manifest import PlanTensor
 
 __all__ = [
@@ -40,8 +39,8 @@ __all__ = [
     "OnnxReference",
     "Reference",
     "golden_writer",
-    "inlined",
     "open_reference",
+    "read_inlined",
 ]
 
 _LOGGER = logging.getLogger(__name__)
@@ -88,11 +87,14 @@ def open_reference(text: str) -> Reference | Path:
     raise SpecError(f"reference {text}: {found}; {_FORMS}", options=("against",))
 
 
-@wraps_graph_errors
-def inlined(model: ir.Model) -> ir.Model:
-    """The model with the bodies of its model-local functions in the place of their calls."""
-    if model.functions:
-        passes.InlinePass()(model)
+def read_inlined(path: Path) -> ir.Model:
+    """Read a model, with the bodies of its functions in the place of their calls.
+
+    Raises:
+        ModelError: the file is missing or damaged.
+    """
+    model = read_model(path)
+    inline_functions(model)
     return model
 
 
@@ -109,7 +111,7 @@ class OnnxReference:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = f"onnx.reference on {path}"
-        self._model: ir.Model | None = inlined(read_model(path))
+        self._model: ir.Model | None = read_inlined(path)
         self._runner: ReferenceRunner | None = None
         self._outputs: tuple[str, ...] = ()
 
@@ -127,7 +129,7 @@ class OnnxReference:
         return dict(self._runner(batch))
 
     def _open(self, outputs: Sequence[str]) -> ReferenceRunner:
-        model = self._model or inlined(read_model(self.path))
+        model = self._model or read_inlined(self.path)
         self._model = None  # the runner cuts it down
         graph = model.graph
         known = {str(v.name) for v in (*graph.inputs, *graph.initializers.values())}

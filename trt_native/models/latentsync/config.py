@@ -175,12 +175,7 @@ class UNetConfig:
         try:
             return cls.from_mapping(data)
         except SpecError as error:
-            raise SpecError(
-                f"{path}: {error.message}",
-                error.details,
-                options=error.options,
-                problems=error.problems,
-            ) from None
+            raise error.restated(f"{path}: {error.message}", SpecError) from None
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as JSON can hold it; :meth:`from_mapping` reads it back."""
