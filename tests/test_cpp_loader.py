@@ -1,7 +1,7 @@
 """The C++ loader, compiled and run wherever TENSORRT_ROOT names a TensorRT with headers.
 
 On a machine without headers CPP_LOADER may name one that was compiled elsewhere; scripts/cpp_loader
-tells how.
+says how.
 """
 
 from __future__ import annotations

@@ -31,11 +31,11 @@ def compare(
     model: Path,
     data: Annotated[str, typer.Option()],
     preset: str = "diffusion-unet",
-    held_back: Annotated[int, typer.Option(min=1, help="Batches to measure with.")] = 2,
+    held_out: Annotated[int, typer.Option(min=1, help="Batches to measure with.")] = 2,
 ) -> None:
     """Calibrate on all but the last batches; print the relative L2 error of the first output."""
     batches = read_batches(data, tensor_specs(read_model(model))[0])
-    held = [batches[index] for index in range(len(batches) - held_back, len(batches))]
+    held = [batches[index] for index in range(len(batches) - held_out, len(batches))]
     expected = outputs(model, held)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -43,7 +43,7 @@ def compare(
             spec = QuantizationSpec(preset=preset)
             if method is not None:
                 cache = Path(folder) / f"{method}.calib"
-                calibrated(model, batches[:-held_back], method, cache)
+                calibrated(model, batches[:-held_out], method, cache)
                 spec = QuantizationSpec(preset=preset, calibration_cache=cache)
             written = Path(folder) / "quantized.onnx"
             report = quantize_onnx(model, written, precision, spec).report

@@ -411,7 +411,7 @@ def main(
         for name in medians[SHAPES[0]]
     ]
     table(f"{gpu.name}, CUDA {gpu.driver}, {seen[-1]}", ("median µs per call", *texts), rows)
-    verdicts = [
+    results = [
         (
             b.shape,
             b.what,
@@ -421,7 +421,7 @@ def main(
         )
         for b in judged
     ]
-    table("Bounds", ("shape", "what", "found", "bound", "verdict"), verdicts)
+    table("Bounds", ("shape", "what", "found", "bound", "result"), results)
     if output is not None:
         data = {
             "gpu": asdict(gpu),

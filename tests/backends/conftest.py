@@ -33,7 +33,7 @@ def request_for(tmp_path):
             config=BuildConfig(),
             profiles=(Profile(ranges),) if ranges else (),
             fixed={},
-            precision=Precision.FP32,
+            builder_flags=Precision.FP32,
             strongly_typed=True,
             fp32_nodes=frozenset(),
             operators=operator_names(read_model(path)),

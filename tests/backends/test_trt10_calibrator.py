@@ -471,7 +471,7 @@ def request_for(tmp_path):
             config=BuildConfig(),
             profiles=(Profile(ranges),) if ranges else (),
             fixed={},
-            precision=Precision.FP16,
+            builder_flags=Precision.FP16,
             strongly_typed=False,
             fp32_nodes=frozenset(),
             operators=operator_names(read_model(path)),
@@ -536,7 +536,7 @@ class TestBuild:
 
     def test_bf16_beside_int8(self, driven, request_for, image_batches):
         calibration = Calibration(batches=image_batches)
-        build(driven, request_for(calibration, precision=Precision.BF16))
+        build(driven, request_for(calibration, builder_flags=Precision.BF16))
         assert {"BF16", "INT8"} <= driven.seen["flags"]
         assert "FP16" not in driven.seen["flags"]
 

@@ -27,7 +27,7 @@ PROFILE = ProfileSpec.parse(["batch=1:2:4"])
 
 
 def as_refittable(model, config, backend="auto", **options):
-    """A plan as a machine with a GPU would have built it, as far as its manifest tells."""
+    """A plan as a machine with a GPU would have built it, as far as its manifest shows."""
     plan = build_plan(model, config, backend=backend)
     prepared = prepare(model, config, backend=backend)
     with lower(prepared) as lowered:

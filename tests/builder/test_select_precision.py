@@ -103,7 +103,7 @@ def test_the_fastest_within_the_budget(model, data):
     machine = Machine(model)
     found = fastest(model, data, machine, max_error=0.02)
     assert found.chosen is Precision.FP8, "int8 is faster, but off by 0.03"
-    assert (found.calibration_batches, found.held_back) == (11, 1)
+    assert (found.calibration_batches, found.held_out) == (11, 1)
     for candidate in found.candidates:
         assert candidate.error == pytest.approx(ERRORS[candidate.precision], rel=1e-3)
         assert candidate.latency_ms == TIMES[candidate.precision]

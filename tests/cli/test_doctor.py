@@ -12,13 +12,13 @@ from helpers.program import DIMS, HAS_GPU, trt_native
 from helpers.program import failing as fails
 
 
-def test_doctor_prints_a_verdict():
+def test_doctor_prints_a_summary():
     result = trt_native("doctor", "--json")
     findings = json.loads(result.stdout)
     assert findings["packages"]["numpy"] == np.__version__
     assert result.returncode == (0 if findings["can_build"] else 1)
     assert (findings["gpu"] is not None) == HAS_GPU
-    assert findings["verdict"]
+    assert findings["summary"]
 
 
 @pytest.mark.backend

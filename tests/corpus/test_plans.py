@@ -1,4 +1,4 @@
-"""Broken plans and manifests: whatever reads one says what is wrong, or tells the truth."""
+"""Broken plans and manifests: every reader names the problem, or reads them right."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MUTATED_MANIFESTS = 200
 
 @pytest.fixture(scope="module")
 def seeds(tmp_path_factory):
-    """Plans that TensorRT-RTX built, and plans for TensorRT that only Triton is told about."""
+    """Plans that TensorRT-RTX built, and plans for TensorRT that only the Triton exporter reads."""
     folder = tmp_path_factory.mktemp("seeds")
     dims = ProfileSpec.parse(["batch=1:2:4", "height=8", "width=8"])
     dynamic = BuildConfig(profiles=(dims,))

@@ -1,4 +1,4 @@
-"""What the package's own code never does, whatever a file says."""
+"""Things that the package's own code never does, for any file."""
 
 from __future__ import annotations
 

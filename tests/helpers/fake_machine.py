@@ -1,4 +1,4 @@
-"""A machine whose clock is a number: streams, events and sessions that take the time they are told.
+"""A machine whose clock is a number: streams, events and sessions that take a given time.
 
 It has the rules of a GPU that matter to those who measure: work on a stream starts when the work
 before it is done, and not before the host has asked for it; the host waits only where it says so.

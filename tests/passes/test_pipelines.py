@@ -1,4 +1,4 @@
-"""Every pass over a corpus: what a pass owes whatever the graph."""
+"""Every pass over a corpus: what a pass owes for any graph."""
 
 from __future__ import annotations
 

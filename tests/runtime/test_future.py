@@ -54,13 +54,13 @@ def test_what_is_done_is_neither_asked_for_nor_held_again(collect):
 
 @pytest.mark.parametrize("collect", [InferenceFuture.result, InferenceFuture.done])
 def test_a_failed_run_is_told_every_time(collect):
-    point, told = Point(), []
+    point, called = Point(), []
     point.error = CudaError("lost", code=700)
-    pending = InferenceFuture({}, point, None, told.append)
+    pending = InferenceFuture({}, point, None, called.append)
     for _ in range(2):
         with pytest.raises(CudaError, match="lost"):
             collect(pending)
-    assert told == [point.error] * 2
+    assert called == [point.error] * 2
 
 
 def test_a_run_without_an_event_gets_one_on_its_stream(driver):

@@ -16,7 +16,7 @@ def test_a_key_is_worth_a_graph_when_it_comes_back():
     assert not graphs.seen_before("a")
     assert graphs.seen_before("a")
     graphs.add("a", FakeGraph())
-    assert not graphs.seen_before("a"), "once the graph is dropped, the key starts anew"
+    assert not graphs.seen_before("a"), "a dropped graph is forgotten"
 
 
 def test_the_graph_not_used_for_longest_goes():

@@ -133,11 +133,11 @@ def test_values_that_are_read_on_the_host_are_in_its_byte_order():
     assert values.dtype.isnative
     assert values.flags.c_contiguous
     assert values.tolist() == [[1, 3], [2, 4]]
-    told = [
+    found = [
         host_values({"n": read(np.array(n, dtype))}, frozenset("n"))
         for n, dtype in ((1, ">i8"), (1, "<i8"), (1 << 56, "<i8"))
     ]
-    assert told[0] == told[1] != told[2]
+    assert found[0] == found[1] != found[2]
 
 
 def test_arrays_on_another_gpu_are_refused():

@@ -113,13 +113,14 @@ class BuildRequest:
         config: What the user asked for.
         profiles: Ranges of the inputs with dynamic shapes.
         fixed: For each input with a symbolic axis, its extents where every profile fixes them.
-        precision: Flags to set on a weakly typed network; meaningless on a strongly typed one.
+        builder_flags: Precision whose flags a weakly typed network gets; a strongly typed one
+            gets none.
         strongly_typed: Take the types from the graph.
         fp32_nodes: Names of ONNX nodes to hold in FP32 on a weakly typed network.
         operators: Operator to the name of the first node that uses it.
         workspace_bytes: Upper limit for scratch memory.
         calibration: Build in INT8 on a weakly typed network, FP16 (or BF16, where that is
-            ``precision``) elsewhere.
+            ``builder_flags``) elsewhere.
         timing_cache: File with layer timings, read before the build and extended after it. One
             that cannot be used is an error if the config names it, else it is replaced.
     """
@@ -128,7 +129,7 @@ class BuildRequest:
     config: BuildConfig
     profiles: tuple[Profile, ...]
     fixed: Mapping[str, tuple[int | None, ...]]
-    precision: Precision
+    builder_flags: Precision
     strongly_typed: bool
     fp32_nodes: frozenset[str]
     operators: Mapping[str, str]

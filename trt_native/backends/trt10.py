@@ -47,9 +47,9 @@ class TensorRT10Backend(TensorRTBackend):
         if request.strongly_typed:
             return
         flags = self._trt.BuilderFlag
-        if request.precision is Precision.BF16:
+        if request.builder_flags is Precision.BF16:
             config.set_flag(flags.BF16)
-        elif request.precision is Precision.FP16 or request.calibration is not None:
+        elif request.builder_flags is Precision.FP16 or request.calibration is not None:
             config.set_flag(flags.FP16)  # with INT8 alone, all that is not quantized were FP32
         if request.calibration is not None:
             config.set_flag(flags.INT8)

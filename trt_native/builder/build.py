@@ -214,7 +214,7 @@ def build_prepared(
             config=config,
             profiles=decisions.profiles,
             fixed=decisions.fixed,
-            precision=decisions.precision.builder_flags,
+            builder_flags=decisions.precision.builder_flags,
             strongly_typed=decisions.precision.strongly_typed,
             fp32_nodes=lowered.fp32_nodes,
             operators=operator_names(prepared.graph),

@@ -312,7 +312,7 @@ class EngineActivations:
             config=self._config(),
             profiles=profiles,
             fixed=fixed_extents(profiles),
-            precision=Precision.FP32,
+            builder_flags=Precision.FP32,
             strongly_typed=True,  # the graph says it all, also where flags could
             fp32_nodes=frozenset(),
             operators=operator_names(model),

@@ -99,7 +99,7 @@ class SelectionReport:
         candidates: All that was tried.
         max_error: The budget.
         calibration_batches: Number of batches that the ranges come from.
-        held_back: Number of held-out batches that the plans were compared with.
+        held_out: Number of held-out batches that the plans were compared with.
     """
 
     plan: Plan
@@ -107,7 +107,7 @@ class SelectionReport:
     candidates: tuple[Candidate, ...]
     max_error: float
     calibration_batches: int
-    held_back: int
+    held_out: int
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the plan, as JSON holds it."""
@@ -115,7 +115,7 @@ class SelectionReport:
             "chosen": str(self.chosen),
             "max_error": self.max_error,
             "calibration_batches": self.calibration_batches,
-            "held_back": self.held_back,
+            "held_out": self.held_out,
             "candidates": [candidate.to_json() for candidate in self.candidates],
         }
 

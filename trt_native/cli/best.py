@@ -80,7 +80,7 @@ def build_best(
 
 
 def _print(target: Path, selection: SelectionReport) -> None:
-    data = f"{selection.calibration_batches} batches to calibrate, {selection.held_back} to compare"
+    data = f"{selection.calibration_batches} batches to calibrate, {selection.held_out} to compare"
     columns = ("precision", "error", "ms", "MiB", "")
     rows = (tuple(_row(candidate, selection)) for candidate in selection.candidates)
     table("Plans compared", columns, rows)

@@ -57,7 +57,7 @@ def doctor(
             for name, b in findings["backends"].items()
         ),
     )
-    stdout.print(findings["verdict"], style="bold", markup=False, highlight=False)
+    stdout.print(findings["summary"], style="bold", markup=False, highlight=False)
     if not findings["can_build"]:
         raise typer.Exit(1)
 
@@ -190,7 +190,7 @@ def _examine() -> dict[str, Any]:
         "can_build": bool(builders),
         "can_run": bool(gpu and builders),
         "can_export": bool(_version("torch") and _version("onnxscript")),
-        "verdict": _verdict(builders, gpu is not None),
+        "summary": _summary(builders, gpu is not None),
     }
 
 
@@ -225,7 +225,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _verdict(builders: list[str], has_gpu: bool) -> str:
+def _summary(builders: list[str], has_gpu: bool) -> str:
     if not builders:
         return "Cannot build plans here: no TensorRT that works. pip install 'trt-native[rtx]'"
     done = f"Builds plans with {' and '.join(builders)}"

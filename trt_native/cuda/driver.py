@@ -102,7 +102,7 @@ def check(result: tuple[Any, ...]) -> tuple[Any, ...]:
 
 @contextlib.contextmanager
 def translated(action: str) -> Iterator[None]:
-    """Turn whatever cuda-python raises into a :class:`CudaError` that names the action."""
+    """Turn any error of cuda-python into a :class:`CudaError` that names the action."""
     try:
         yield
     except ClosedError as error:

@@ -128,7 +128,7 @@ class PinnedBlock:
     nbytes: int
 
     def array(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """A C-contiguous array at the block's start, which keeps the block from being lent anew."""
+        """A C-contiguous array at the block's start, which keeps the block from reuse."""
         memory: Any = self
         array: Array = np.ndarray(shape, dtype, memory)
         return array
@@ -270,7 +270,7 @@ def copy_host(target: Array, source: Array) -> None:
 
 
 def _copying_torch() -> Any:
-    """PyTorch, if it is loaded, uses several threads, and copies when told to."""
+    """PyTorch, if it is loaded, uses several threads, and copies on request."""
     torch = sys.modules.get("torch")
     if torch is None or getattr(torch.__spec__, "_initializing", False):
         return None  # while another thread imports it, its functions are there and crash

@@ -58,7 +58,7 @@ class Event:
     def passed(self, recording: int) -> bool:
         """Whether the host knows, without asking, that the work before a recording is done.
 
-        Only for events that nobody records anew before the host has seen them reached.
+        Only for events that nobody records again before the host has seen them reached.
         """
         return self._seen == recording or self._recorded != recording
 
@@ -188,7 +188,7 @@ class Stream:
 
 
 def stream_handle(stream: Any) -> int:
-    """The ``cudaStream_t`` of whatever stands for a stream.
+    """The ``cudaStream_t`` of any object that stands for a stream.
 
     Args:
         stream: An integer, or an object with ``__cuda_stream__`` (cuda.core, this package), with
