@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# TensorRT-RTX 1.6.1.120 (parser only, no GPU needed): Resize by the scale 0.29 makes 29 of 100
+# elements. ONNX says floor(100 * scale), and the float32 nearest to 0.29 is smaller than that:
+# 28.
+set -euo pipefail
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+python3 -m venv "$work/venv"
+"$work/venv/bin/pip" install --quiet --disable-pip-version-check onnx==1.23.2 numpy==2.4.6 tensorrt-rtx==1.6.1.120
+"$work/venv/bin/python" - <<'PY'
+import numpy as np
+import onnx
+import tensorrt_rtx as trt
+from onnx import TensorProto, helper, numpy_helper
+
+
+class Log(trt.ILogger):
+    """Keeps warnings and errors, except that this machine may have no GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def log(self, severity, text):
+        if severity <= trt.ILogger.Severity.WARNING and "CUDA" not in text:
+            self.lines.append(text)
+
+
+def parse(model):
+    log = Log()
+    builder = trt.Builder(log)
+    network = builder.create_network()
+    parser = trt.OnnxParser(network, log)
+    assert parser.parse(model.SerializeToString()), log.lines
+    described = [
+        [(t.name, str(t.dtype), tuple(t.shape)) for t in map(get, range(count))]
+        for get, count in (
+            (network.get_input, network.num_inputs),
+            (network.get_output, network.num_outputs),
+        )
+    ]
+    return *described, log.lines
+
+
+def value(name, kind, shape):
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def model_of(node, inputs, outputs, weights=(), opset=18):
+    graph = helper.make_graph([node], "g", inputs, outputs, weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+scales = numpy_helper.from_array(np.array([1, 1, 0.29, 1], np.float32), "scales")
+node = helper.make_node("Resize", ["x", "", "scales"], ["y"], mode="nearest")
+x, y = value("x", TensorProto.FLOAT, [1, 1, 100, 1]), value("y", TensorProto.FLOAT, [1, 1, None, 1])
+model = model_of(node, [x], [y], [scales])
+inferred = onnx.shape_inference.infer_shapes(model).graph.output[0].type.tensor_type.shape
+_, outputs, log = parse(model)
+print("the scale:", float(np.float32(0.29)), "ONNX's inference:", inferred.dim[2].dim_value)
+print("TensorRT-RTX:", outputs, "warnings:", log)
+assert inferred.dim[2].dim_value == 28
+assert outputs == [("y", "DataType.FLOAT", (1, 1, 29, 1))], "the parser has changed"
+PY
