@@ -66,6 +66,11 @@ class MotionConfig:
     temporal_position_encoding_max_len: int = 24
     temporal_attention_dim_div: int = 1
 
+    def inner_channels(self, channels: int) -> int:
+        """Channels inside a motion module that takes and gives ``channels``."""
+        heads = self.num_attention_heads
+        return channels // heads // self.temporal_attention_dim_div * heads
+
 
 @dataclass(frozen=True)
 class UNetConfig:
@@ -339,6 +344,10 @@ def _divisor_problems(config: UNetConfig) -> list[str]:
     problems = []
     if config.block_out_channels[0] % 2:
         problems.append("block_out_channels[0] must be even, for sines and cosines")
+    elif config.freq_shift >= config.block_out_channels[0] // 2:
+        problems.append(
+            f"freq_shift must be below block_out_channels[0] / 2, found {config.freq_shift}"
+        )
     divisors = {"norm_num_groups": config.norm_num_groups}
     if config.use_motion_module:
         motion = config.motion_module_kwargs
