@@ -14,6 +14,10 @@ from trt_native.models.latentsync import UNetConfig
 
 
 class TestConfig:
+    def test_frequencies_that_do_not_exist(self):
+        with pytest.raises(SpecError, match=r"freq_shift must be below .* / 2, found 16"):
+            UNetConfig.from_mapping({**UNetConfig.load("small").to_dict(), "freq_shift": 16})
+
     def test_round_trip(self):
         for preset in ("latentsync-1.6", "small"):
             config = UNetConfig.load(preset)

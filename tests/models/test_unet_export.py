@@ -92,6 +92,16 @@ class TestUNet:
             export_latentsync(path, **small, static={"frames": 25})
         with pytest.raises(ModelError, match="do not fit the model's configuration"):
             export_latentsync(path, config="latentsync-1.6", checkpoint=DATA / "unet_small.pt")
+        with pytest.raises(SpecError, match="use int64 or float32"):
+            export_latentsync(path, **small, timestep_dtype="int32")
+        missing = tmp_path / "missing.pt"  # the opset is checked first
+        for precision, opset, message in (
+            ("fp32", 16, "opset 16: choose one from 17, the first with LayerNormalization, to"),
+            ("bf16", 21, "opset 21: choose one from 22, the first with BF16 convolutions, to"),
+            ("fp32", 999, r"opset 999: .*; the default is 18"),
+        ):
+            with pytest.raises(SpecError, match=message):
+                export_latentsync(path, checkpoint=missing, precision=precision, opset=opset)
         assert os.listdir(tmp_path) == []
 
 

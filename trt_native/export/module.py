@@ -421,10 +421,15 @@ def _translate(program: ExportedProgram, opset: int) -> ir.Model:
     return result.model
 
 
-def _brief(error: BaseException) -> str:
-    """First line of the innermost cause's message."""
+def _innermost(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
+    return error
+
+
+def _brief(error: BaseException) -> str:
+    """First line of the innermost cause's message."""
+    error = _innermost(error)
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
@@ -535,7 +540,10 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 def writing(path: Path) -> Iterator[None]:
     """Turn errors of writing a model into :class:`ExportError`."""
     try:
-        yield
+        try:
+            yield
+        except ir.serde.SerdeError as error:  # around what reading a weight raised
+            raise _innermost(error) from None
     except OSError as error:
         raise ExportError(f"{path}: cannot be written: {error.strerror or error}") from None
     except onnx.checker.ValidationError as error:
