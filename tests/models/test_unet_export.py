@@ -23,10 +23,7 @@ from trt_native.models.latentsync import UNet, UNetConfig, load_checkpoint, load
 from trt_native.models.latentsync.export import export_latentsync
 from trt_native.passes.autocast import autocast
 
-pytestmark = pytest.mark.no_cover
 
-
-@pytest.mark.slow
 class TestUNet:
     @staticmethod
     def errors(path):
@@ -41,9 +38,11 @@ class TestUNet:
             (found,) = evaluator.run(None, inputs)
             yield relative_error(found, arrays[f"{case}.noise_pred"])
 
+    @pytest.mark.slow
     def test_golden_outputs_through_onnx(self, golden_onnx):
         assert max(self.errors(golden_onnx)) <= 1e-4
 
+    @pytest.mark.slow
     def test_golden_outputs_of_the_graph_rewritten_in_fp16(self, golden_onnx, tmp_path):
         model = read_model(golden_onnx)
         autocast(model, ir.DataType.FLOAT16)
@@ -80,6 +79,20 @@ class TestUNet:
         assert metadata["trt_native.checkpoint_sha256"] == load_checkpoint(checkpoint).sha256
         recorded = json.loads(metadata["trt_native.config"])
         assert UNetConfig.from_mapping(recorded) == UNetConfig.load(config)
+
+    def test_the_command(self, tmp_path, main_in_process):
+        path = tmp_path / "u.onnx"
+        words = ["export", "latentsync", "--config", "small", "--random-weights", 3, "-o", path]
+        status, out, _ = main_in_process(*words, "--float-timestep", "--opset", 17, "--json")
+        assert status == 0
+        report = json.loads(out)
+        assert report["opset"] == 17
+        assert report["parameters"] == 1668100
+        assert report["total_bytes"] == path.stat().st_size
+        found = {tensor["name"]: tensor["dtype"] for tensor in report["inputs"]}
+        assert found["timestep"] == "float32"
+        metadata = {p.key: p.value for p in onnx.load(path).metadata_props}
+        assert metadata["trt_native.random_seed"] == "3"
 
     def test_bad_arguments(self, tmp_path):
         path = tmp_path / "unet.onnx"

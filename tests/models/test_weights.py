@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 import torch
@@ -60,14 +61,13 @@ def test_safetensors_give_the_same_weights_as_pytorch(tmp_path, state, kind):
 def test_the_same_file_from_either_format(tmp_path, state):
     path = tmp_path / "c.safetensors"
     save_file(dict(state), path)
-    files = []
-    for number, checkpoint in enumerate((CHECKPOINT, path)):
-        files.append(tmp_path / f"{number}.onnx")
-        export_latentsync(files[-1], config="small", checkpoint=checkpoint, precision="fp16")
-    one, other = map(ir.load, files)
-    keys = [model.metadata_props.pop("trt_native.checkpoint_sha256") for model in (one, other)]
-    assert keys[0] != keys[1]
-    assert ir.to_proto(one) == ir.to_proto(other)
+    graphs = []
+    for checkpoint in (CHECKPOINT, path):
+        export_latentsync(
+            tmp_path / "unet.onnx", config="small", checkpoint=checkpoint, precision="fp16"
+        )
+        graphs.append(onnx.load(tmp_path / "unet.onnx").graph.SerializeToString())
+    assert graphs[0] == graphs[1]
 
 
 def test_the_configuration_in_safetensors(tmp_path, state):
