@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import os
-import sys
 import textwrap
 from importlib import resources
 
-import filelock
 import numpy as np
 import pytest
 
@@ -18,14 +15,9 @@ from trt_native.plans.manifest import Manifest
 
 
 def pytest_collection_modifyitems(items):
-    # Long files first, so that no process waits for another at the end. Those of different exports
-    # are at the head, so that two processes do not wait for the same one.
-    marks = {"deepcache_onnx": 0, "golden_onnx": 1, "slow": 2}
-    ranks = {}
-    for item in items:
-        found = [marks[name] for name in (*item.fixturenames, *item.keywords) if name in marks]
-        ranks[item.path] = min([ranks.get(item.path, 3), *found])
-    items.sort(key=lambda item: ranks[item.path])
+    # Long files first, so that no process waits for another at the end.
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker("no_cover")
@@ -78,68 +70,26 @@ def main_in_process(capsys, monkeypatch):
     return call
 
 
-@contextlib.contextmanager
-def untraced():
-    """Measure no coverage: it makes PyTorch's export take three times as long."""
-    tracer = sys.gettrace()
-    sys.settrace(None)
-    try:
-        yield
-    finally:
-        sys.settrace(tracer)
-
-
 @pytest.fixture(scope="session")
-def shared_folder(tmp_path_factory):
-    """Make a folder of files once for all processes of this run, which only read it.
-
-    ``shared_folder(name, make)`` calls ``make(folder)`` unless another process has.
-    """
-    base = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        base = base.parent
-
-    def shared(name, make):
-        folder = base / f"shared-{name}"
-        with filelock.FileLock(f"{folder}.lock"):
-            if not folder.exists():
-                made = tmp_path_factory.mktemp(name)
-                with untraced():
-                    make(made)
-                made.rename(folder)
-        return folder
-
-    return shared
-
-
-@pytest.fixture(scope="session")
-def golden_onnx(shared_folder):
+def golden_onnx(tmp_path_factory):
     """The golden U-Net in FP32."""
     pytest.importorskip("torch")
     from helpers import golden_unet
 
-    return shared_folder("golden", lambda to: golden_unet.export(to / "unet.onnx")) / "unet.onnx"
+    return golden_unet.export(tmp_path_factory.mktemp("golden") / "unet.onnx")
 
 
 @pytest.fixture(scope="session")
-def deepcache_onnx(shared_folder):
+def deepcache_onnx(tmp_path_factory):
     """DeepCache's two graphs of the golden U-Net in FP32, alone in a folder, and their sizes."""
     pytest.importorskip("torch")
     from helpers import DATA
 
     from trt_native.models.latentsync.export import export_deepcache
 
-    def make(to):
-        (to / "alone").mkdir()
-        reports = export_deepcache(
-            to / "alone" / "unet.onnx", config="small", checkpoint=DATA / "unet_small.pt"
-        )
-        totals = [report.total_bytes for report in reports]
-        (to / "totals.json").write_text(json.dumps(totals))
-
-    folder = shared_folder("deepcache", make)
-    totals = json.loads((folder / "totals.json").read_text())
-    return folder / "alone" / "unet.onnx", folder / "alone" / "unet.shallow.onnx", totals
+    path = tmp_path_factory.mktemp("deepcache") / "unet.onnx"
+    reports = export_deepcache(path, config="small", checkpoint=DATA / "unet_small.pt")
+    return *(report.path for report in reports), [report.total_bytes for report in reports]
 
 
 @pytest.fixture(scope="module")

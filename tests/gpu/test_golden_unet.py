@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from helpers.golden_unet import DIMS, cases, export
 
@@ -67,7 +68,7 @@ def test_fp16_inputs_and_outputs(onnx, tmp_path):
 
 
 def test_an_fp16_export(tmp_path):
-    onnx = export(tmp_path / "unet.onnx", "float16")
+    onnx = export(tmp_path / "unet.onnx", ir.DataType.FLOAT16)
     plan = build("export16", onnx, tmp_path / "unet.plan")
     assert max(relative_errors(plan)) <= 1e-2
 

@@ -151,7 +151,14 @@ class OnnxStepRunner(TorchStepRunner):
         return tuple(map(torch.from_numpy, found))
 
 
-def plan_tensors(kind="single", dtype="float32", batch="1:2:2", frames="1:4:16", size="8:16:32"):
+def plan_tensors(
+    kind="single",
+    dtype="float32",
+    batch="1:2:2",
+    frames="1:4:16",
+    size="8:16:32",
+    timestep="int64",
+):
     """The tensors of the small U-Net's plan: ``single``, or DeepCache's ``full`` or ``shallow``."""
     bounds = [tuple(map(int, f"{text}:{text}:{text}".split(":")[:3])) for text in (batch, frames)]
     sides = tuple(map(int, f"{size}:{size}:{size}".split(":")[:3]))
@@ -165,7 +172,7 @@ def plan_tensors(kind="single", dtype="float32", batch="1:2:2", frames="1:4:16",
 
     inputs = [
         ranged("latents", "input", *((b, 13, f, s, s) for b, f, s in triples)),
-        tensor("timestep", "input", "int64", shape=(1,)),
+        tensor("timestep", "input", timestep, shape=(1,)),
         ranged("encoder_hidden_states", "input", *((b * f, TOKENS, 24) for b, f, _ in triples)),
     ]
     outputs = [tensor("noise_pred", "output", dtype, shape=(-1, 4, -1, -1, -1))]

@@ -245,6 +245,23 @@ class TestOneCall:
         with pytest.raises(SpecError, match=message):
             drop_in(unet)(**{**given, **changes})
 
+    @pytest.mark.parametrize(
+        "timestep", [961.4, torch.tensor(961.4), torch.tensor([961.4, 961.4]), torch.tensor(961)]
+    )
+    def test_a_plan_with_timesteps_in_float32(self, unet, timestep):
+        sample, audio = inputs(batch=2)
+        found = drop_in(unet, timestep="float32")(sample, timestep, audio).sample
+        one = timestep[:1] if isinstance(timestep, torch.Tensor) and timestep.ndim else timestep
+        assert torch.equal(found, unet(sample, one, audio))
+
+    def test_a_plan_with_timesteps_in_float16(self, unet):
+        # As io_precision makes of a timestep in float32: it has no room for all fractions.
+        replacement = drop_in(unet, timestep="float16")
+        sample, audio = inputs()
+        assert torch.equal(replacement(sample, 961, audio).sample, unet(sample, 961, audio))
+        with pytest.raises(SpecError, match=r"961\.4 is not an integer, .* takes float16"):
+            replacement(sample, 961.4, audio)
+
     def test_different_timesteps_in_one_batch(self, unet):
         sample, audio = inputs(batch=2)
         with pytest.raises(SpecError, match=r"one timestep for the whole batch, found \[1, 2\]"):

@@ -14,6 +14,19 @@ from trt_native.models.latentsync import UNetConfig
 
 
 class TestConfig:
+    def test_positions_of_an_odd_number_of_channels(self):
+        motion = {"num_attention_heads": 1, "temporal_attention_dim_div": 32}
+        small = UNetConfig.load("small").to_dict()
+        message = "modules of 32 channels have an odd number inside"
+        with pytest.raises(SpecError, match=message):
+            UNetConfig.from_mapping({**small, "motion_module_kwargs": motion})
+        without = {**motion, "temporal_position_encoding": False}
+        UNetConfig.from_mapping({**small, "motion_module_kwargs": without})
+
+    def test_frequencies_that_do_not_exist(self):
+        with pytest.raises(SpecError, match=r"freq_shift must be below .* / 2, found 16"):
+            UNetConfig.from_mapping({**UNetConfig.load("small").to_dict(), "freq_shift": 16})
+
     def test_round_trip(self):
         for preset in ("latentsync-1.6", "small"):
             config = UNetConfig.load(preset)

@@ -23,10 +23,7 @@ from trt_native.models.latentsync import UNet, UNetConfig, load_checkpoint, load
 from trt_native.models.latentsync.export import export_latentsync
 from trt_native.passes.autocast import autocast
 
-pytestmark = pytest.mark.no_cover
 
-
-@pytest.mark.slow
 class TestUNet:
     @staticmethod
     def errors(path):
@@ -41,9 +38,11 @@ class TestUNet:
             (found,) = evaluator.run(None, inputs)
             yield relative_error(found, arrays[f"{case}.noise_pred"])
 
+    @pytest.mark.slow
     def test_golden_outputs_through_onnx(self, golden_onnx):
         assert max(self.errors(golden_onnx)) <= 1e-4
 
+    @pytest.mark.slow
     def test_golden_outputs_of_the_graph_rewritten_in_fp16(self, golden_onnx, tmp_path):
         model = read_model(golden_onnx)
         autocast(model, ir.DataType.FLOAT16)
@@ -81,6 +80,20 @@ class TestUNet:
         recorded = json.loads(metadata["trt_native.config"])
         assert UNetConfig.from_mapping(recorded) == UNetConfig.load(config)
 
+    def test_the_command(self, tmp_path, main_in_process):
+        path = tmp_path / "u.onnx"
+        words = ["export", "latentsync", "--config", "small", "--random-weights", 3, "-o", path]
+        status, out, _ = main_in_process(*words, "--float-timestep", "--opset", 17, "--json")
+        assert status == 0
+        report = json.loads(out)
+        assert report["opset"] == 17
+        assert report["parameters"] == 1668100
+        assert report["total_bytes"] == path.stat().st_size
+        found = {tensor["name"]: tensor["dtype"] for tensor in report["inputs"]}
+        assert found["timestep"] == "float32"
+        metadata = {p.key: p.value for p in onnx.load(path).metadata_props}
+        assert metadata["trt_native.random_seed"] == "3"
+
     def test_bad_arguments(self, tmp_path):
         path = tmp_path / "unet.onnx"
         small = {"config": "small", "random_seed": 0}
@@ -92,6 +105,16 @@ class TestUNet:
             export_latentsync(path, **small, static={"frames": 25})
         with pytest.raises(ModelError, match="do not fit the model's configuration"):
             export_latentsync(path, config="latentsync-1.6", checkpoint=DATA / "unet_small.pt")
+        with pytest.raises(SpecError, match="use int64 or float32"):
+            export_latentsync(path, **small, timestep_dtype="int32")
+        missing = tmp_path / "missing.pt"  # the opset is checked first
+        for precision, opset, message in (
+            ("fp32", 16, "opset 16: choose one from 17, the first with LayerNormalization, to"),
+            ("bf16", 21, "opset 21: choose one from 22, the first with BF16 convolutions, to"),
+            ("fp32", 999, r"opset 999: .*; the default is 18"),
+        ):
+            with pytest.raises(SpecError, match=message):
+                export_latentsync(path, checkpoint=missing, precision=precision, opset=opset)
         assert os.listdir(tmp_path) == []
 
 

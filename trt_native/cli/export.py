@@ -66,7 +66,21 @@ def latentsync(
             " features, and NAME.shallow.onnx, which takes them.",
         ),
     ] = False,
-    opset: Annotated[int | None, typer.Option(help="ONNX operator-set version.")] = None,
+    float_timestep: Annotated[
+        bool,
+        typer.Option(
+            "--float-timestep",
+            help="Take the timestep in float32 instead of int64, for schedulers whose timesteps"
+            " have fractions (Euler, Heun, KDPM2).",
+        ),
+    ] = False,
+    opset: Annotated[
+        int | None,
+        typer.Option(
+            help="ONNX operator-set version, at least 17 (bf16: 22)."
+            " \\[default: 18, and 22 for bf16]"
+        ),
+    ] = None,
     allow_mismatch: Annotated[
         bool,
         typer.Option(
@@ -94,6 +108,7 @@ def latentsync(
             precision=precision,
             static=extents,
             opset=opset,
+            timestep_dtype="float32" if float_timestep else "int64",
             allow_mismatch=allow_mismatch,
             progress=progress,
         )

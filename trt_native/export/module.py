@@ -40,8 +40,6 @@ __all__ = [
     "DEFAULT_OPSET",
     "ExportReport",
     "export_module",
-    "exported_model",
-    "require_torch",
     "writing",
 ]
 
@@ -87,7 +85,7 @@ class ExportReport:
     def of(
         cls,
         model: ir.Model,
-        module: nn.Module,
+        parameters: int,
         path: Path,
         external_data: Path | None,
         total_bytes: int,
@@ -101,7 +99,7 @@ class ExportReport:
             opset=model.opset_imports[""],
             inputs=inputs,
             outputs=outputs,
-            parameters=sum(parameter.numel() for parameter in module.parameters()),
+            parameters=parameters,
             total_bytes=total_bytes,
             seconds=time.perf_counter() - started,
         )
@@ -157,7 +155,7 @@ def export_module(
     path = Path(path)
     report = progress or no_progress
     check_writable(path)
-    model = exported_model(
+    model = _exported_model(
         module,
         inputs,
         dynamic=dynamic,
@@ -169,10 +167,11 @@ def export_module(
     )
     with writing(path):
         data, total_bytes = save_model(model, path, report)
-    return ExportReport.of(model, module, path, data, total_bytes, started)
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    return ExportReport.of(model, parameters, path, data, total_bytes, started)
 
 
-def exported_model(
+def _exported_model(
     module: nn.Module,
     inputs: Sequence[Tensor] | Mapping[str, Tensor],
     *,
@@ -183,11 +182,8 @@ def exported_model(
     metadata: Mapping[str, str] | None = None,
     progress: ByteProgress = no_progress,
 ) -> ir.Model:
-    """The module as an ONNX model in memory, its weights those of the module, not copied.
-
-    Arguments and errors are those of :func:`export_module`.
-    """
-    require_torch()
+    """The module as an ONNX model in memory, its weights those of the module, not copied."""
+    _require_torch()
     _check_opset(opset)
     named = _named_inputs(module, inputs)
     names = _matched(input_names, list(named), "input_names")
@@ -211,7 +207,7 @@ def exported_model(
     return model
 
 
-def require_torch() -> None:
+def _require_torch() -> None:
     """Raise :class:`UnsupportedError` where torch or onnxscript is not installed."""
     try:
         import onnxscript  # noqa: F401
@@ -425,10 +421,15 @@ def _translate(program: ExportedProgram, opset: int) -> ir.Model:
     return result.model
 
 
-def _brief(error: BaseException) -> str:
-    """First line of the innermost cause's message."""
+def _innermost(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
+    return error
+
+
+def _brief(error: BaseException) -> str:
+    """First line of the innermost cause's message."""
+    error = _innermost(error)
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
@@ -539,7 +540,10 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 def writing(path: Path) -> Iterator[None]:
     """Turn errors of writing a model into :class:`ExportError`."""
     try:
-        yield
+        try:
+            yield
+        except ir.serde.SerdeError as error:  # around what reading a weight raised
+            raise _innermost(error) from None
     except OSError as error:
         raise ExportError(f"{path}: cannot be written: {error.strerror or error}") from None
     except onnx.checker.ValidationError as error:

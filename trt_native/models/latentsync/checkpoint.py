@@ -1,29 +1,54 @@
-"""LatentSync checkpoints: reading the formats in use, and putting their weights into a module."""
+"""LatentSync checkpoints: reading the formats in use, and putting their weights into a module.
+
+PyTorch is imported for its own format and for modules alone.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 import mmap
 import os
 import re
-from collections.abc import Iterator, Mapping
+import struct
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
 
-from trt_native.errors import ModelError
+from trt_native.errors import ModelError, UnsupportedError
 from trt_native.files import open_regular_file, sha256_of_file
 from trt_native.progress import ByteProgress, no_progress
 
-__all__ = ["Checkpoint", "LoadReport", "load_checkpoint", "load_into"]
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = [
+    "Checkpoint",
+    "LoadReport",
+    "check_fit",
+    "load_checkpoint",
+    "load_into",
+    "load_safetensors",
+    "page_out",
+]
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _SHOWN = 5  # keys of each kind in an error
+_SAFETENSORS_TYPES: Mapping[str, Any] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+}
 
 
 @dataclass(frozen=True)
@@ -32,13 +57,13 @@ class Checkpoint:
 
     Attributes:
         state_dict: Weights by name, on the CPU; where the format allows, still on disk and read
-            when first used.
+            when they are used. Tensors of PyTorch, or of onnx_ir from :func:`load_safetensors`.
         config: The configuration inside the file; None where it has none, as the published one.
         sha256: Hash of the file.
         global_step: Training step; None where the file does not say.
     """
 
-    state_dict: Mapping[str, Tensor]
+    state_dict: Mapping[str, Any]
     config: dict[str, Any] | None
     sha256: str
     global_step: int | None
@@ -79,19 +104,33 @@ def load_checkpoint(path: str | Path, progress: ByteProgress | None = None) -> C
 
     Raises:
         ModelError: the file is missing, empty, truncated, not a checkpoint, or has pickled code.
+        UnsupportedError: PyTorch is not installed.
     """
+    return _load(path, _read_torch_or_safetensors, progress)
+
+
+def load_safetensors(path: str | Path, progress: ByteProgress | None = None) -> Checkpoint:
+    """Read a ``.safetensors`` file without PyTorch, its tensors as those of onnx_ir.
+
+    They are read from the file each time they are asked for, and not kept.
+
+    Raises:
+        ModelError: the file is missing, empty, truncated or not of this format.
+    """
+    return _load(path, _map_safetensors, progress)
+
+
+def _load(
+    path: str | Path, read: Callable[[Path], Any], progress: ByteProgress | None
+) -> Checkpoint:
     path = Path(path)
     report = progress or no_progress
     try:
-        with open_regular_file(path) as file:  # before torch waits for a pipe
+        with open_regular_file(path) as file:  # before a reader waits for a pipe
             size = os.fstat(file.fileno()).st_size
-            magic = file.read(len(_ZIP_MAGIC))
         if size == 0:
             raise ModelError(f"{path}: is empty; download the checkpoint again")
-        if path.suffix == ".safetensors":
-            data = _read_safetensors(path)
-        else:  # torch's format before 1.6 cannot be mapped
-            data = _read_torch(path, can_map=magic == _ZIP_MAGIC)
+        data = read(path)
         sha256 = sha256_of_file(path, lambda n: report("Hashing the checkpoint", n, size))
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from None
@@ -109,7 +148,21 @@ def load_checkpoint(path: str | Path, progress: ByteProgress | None = None) -> C
     )
 
 
-def _read_torch(path: Path, *, can_map: bool) -> Any:
+def _read_torch_or_safetensors(path: Path) -> Any:
+    try:
+        import torch
+    except ImportError:
+        advice = "" if path.suffix == ".safetensors" else ", or save its weights as .safetensors"
+        raise UnsupportedError(
+            f"{path}: reading it needs PyTorch, which is not installed:"
+            f" pip install 'trt-native[export]'{advice}"
+        ) from None
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return {**_safetensors_metadata(path), "state_dict": load_file(path)}
+    with path.open("rb") as file:  # torch's format before 1.6 cannot be mapped
+        can_map = file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=can_map)
     except UnpicklingError as error:
@@ -127,22 +180,50 @@ def _read_torch(path: Path, *, can_map: bool) -> Any:
         ) from None
 
 
-def _read_safetensors(path: Path) -> Any:
+def _safetensors_metadata(path: Path) -> dict[str, Any]:
+    """The texts in the file that are read here, after checking all its offsets and sizes."""
     from safetensors import SafetensorError, safe_open
-    from safetensors.torch import load_file
 
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
-        data: dict[str, Any] = {"state_dict": load_file(path)}
     except SafetensorError as error:
         raise ModelError(f"{path}: not a safetensors file, or truncated: {_brief(error)}") from None
-    for key in ("config", "global_step"):  # texts in this format
+    data = {}
+    for key in ("config", "global_step"):
         try:
             data[key] = json.loads(metadata.get(key, "null"))
         except ValueError:
             raise ModelError(f"{path}: the metadata entry {key!r} is not JSON") from None
     return data
+
+
+def _map_safetensors(path: Path) -> Any:
+    """As safetensors' own reader for NumPy, which lacks BF16 and keeps what it has read."""
+    data = _safetensors_metadata(path)
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    unknown = {entry["dtype"] for entry in header.values()} - _SAFETENSORS_TYPES.keys()
+    if unknown:
+        raise ModelError(f"{path}: has tensors in {', '.join(sorted(unknown))}; save them in F32")
+    state = {}
+    for name, entry in header.items():
+        dtype, shape = np.dtype(_SAFETENSORS_TYPES[entry["dtype"]]), tuple(entry["shape"])
+        offset = 8 + length + entry["data_offsets"][0]
+        read = functools.partial(_mapped, path, dtype, shape, offset)
+        kind = ir.DataType.from_numpy(dtype)
+        state[name] = ir.LazyTensor(read, kind, ir.Shape(shape), name=name)
+    return {**data, "state_dict": state}
+
+
+def _mapped(
+    path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int
+) -> ir.TensorProtocol:
+    if 0 in shape:  # cannot be mapped
+        return ir.Tensor(np.empty(shape, dtype))
+    return ir.Tensor(np.memmap(path, dtype, "r", offset, shape))
 
 
 def _brief(error: Exception) -> str:
@@ -153,16 +234,38 @@ def _is_state_dict(value: object) -> bool:
     return (
         isinstance(value, Mapping)
         and bool(value)
-        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+        and all(isinstance(k, str) and hasattr(v, "shape") for k, v in value.items())
     )
 
 
-def _without_prefix(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def _without_prefix(state: Mapping[str, Any]) -> Mapping[str, Any]:
     """The state dict without the ``module.`` that DistributedDataParallel puts before names."""
     prefix = "module."
     if not all(name.startswith(prefix) for name in state):
         return state
     return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+
+
+def check_fit(
+    own: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], *, strict: bool
+) -> LoadReport:
+    """Compare the shapes of a model's parameters with those of a state dict.
+
+    Raises:
+        ModelError: they differ and ``strict``; all mismatches are in this one error.
+    """
+    report = LoadReport(
+        missing=tuple(name for name in own if name not in found),
+        unexpected=tuple(name for name in found if name not in own),
+        mismatched=tuple(
+            f"{name} (found {found[name]}, expected {shape})"
+            for name, shape in own.items()
+            if found.get(name, shape) != shape
+        ),
+    )
+    if strict and report != LoadReport():
+        raise ModelError(f"the weights do not fit the model's configuration: {report}")
+    return report
 
 
 def load_into(
@@ -192,20 +295,10 @@ def load_into(
         ModelError: the state dict does not fit the module; all mismatches are in this one error.
     """
     own = module.state_dict()
-    shared = own.keys() & state_dict.keys()
-    wrong = {name for name in shared if own[name].shape != state_dict[name].shape}
-    report = LoadReport(
-        missing=tuple(name for name in own if name not in shared),
-        unexpected=tuple(name for name in state_dict if name not in shared),
-        mismatched=tuple(
-            f"{name} (found {tuple(state_dict[name].shape)}, expected {tuple(own[name].shape)})"
-            for name in own
-            if name in wrong
-        ),
-    )
-    if strict and report != LoadReport():
-        raise ModelError(f"the weights do not fit the model's configuration: {report}")
-    fitting = {name: tensor for name, tensor in state_dict.items() if name in shared - wrong}
+    shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+    found = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
+    report = check_fit(shapes, found, strict=strict)
+    fitting = {name: t for name, t in state_dict.items() if shapes.get(name) == found[name]}
     converted = dict(_converted(fitting, own, progress or no_progress))
     module.load_state_dict(converted, strict=False, assign=True)
     return report
@@ -220,23 +313,22 @@ def _converted(
         target = own[name]
         device = source.device if target.is_meta else target.device
         converted = source.to(device=device, dtype=target.dtype)
-        if converted is not source:
-            _page_out(source)
+        if converted is not source and source.device.type == "cpu":
+            page_out(source.data_ptr(), source.nbytes)
         done += source.nbytes
         progress("Converting the weights", done, total)
         yield name, converted
 
 
-def _page_out(tensor: Tensor) -> None:
-    """Let the kernel take back the pages of a tensor that is not needed for now.
+def page_out(address: int, size: int) -> None:
+    """Let the kernel take back the pages of memory that is not needed for now.
 
     A mapped checkpoint would otherwise count as this process's memory once it has been read. The
     contents stay: MADV_PAGEOUT (Linux 5.4) drops nothing that is not on disk.
     """
     libc: Any = ctypes.CDLL(None)
     advice = 21  # MADV_PAGEOUT in Linux's mman-common.h
-    if tensor.device.type == "cpu" and hasattr(libc, "madvise"):
-        start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-        length = tensor.data_ptr() + tensor.nbytes - start
-        if length > 0:
-            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), advice)
+    start = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = address + size - start
+    if hasattr(libc, "madvise") and length > 0:
+        libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), advice)

@@ -66,6 +66,11 @@ class MotionConfig:
     temporal_position_encoding_max_len: int = 24
     temporal_attention_dim_div: int = 1
 
+    def inner_channels(self, channels: int) -> int:
+        """Channels inside a motion module that takes and gives ``channels``."""
+        heads = self.num_attention_heads
+        return channels // heads // self.temporal_attention_dim_div * heads
+
 
 @dataclass(frozen=True)
 class UNetConfig:
@@ -339,9 +344,13 @@ def _divisor_problems(config: UNetConfig) -> list[str]:
     problems = []
     if config.block_out_channels[0] % 2:
         problems.append("block_out_channels[0] must be even, for sines and cosines")
+    elif config.freq_shift >= config.block_out_channels[0] // 2:
+        problems.append(
+            f"freq_shift must be below block_out_channels[0] / 2, found {config.freq_shift}"
+        )
     divisors = {"norm_num_groups": config.norm_num_groups}
+    motion = config.motion_module_kwargs
     if config.use_motion_module:
-        motion = config.motion_module_kwargs
         # Its norms have 32 groups, regardless of norm_num_groups.
         divisors["the motion modules' 32 groups"] = 32
         divisors["their heads"] = motion.num_attention_heads * motion.temporal_attention_dim_div
@@ -351,6 +360,11 @@ def _divisor_problems(config: UNetConfig) -> list[str]:
             for name, divisor in {**divisors, "attention_head_dim": heads}.items()
             if channels % divisor
         ]
+        if config.max_frames is not None and motion.inner_channels(channels) % 2:
+            problems.append(
+                f"motion modules of {channels} channels have an odd number inside, which positions"
+                " do not allow"
+            )
     return problems
 
 

@@ -3,42 +3,46 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from trt_native._version import __version__
 from trt_native.errors import SpecError
-from trt_native.export.module import (
-    ExportReport,
-    export_module,
-    exported_model,
-    require_torch,
-    writing,
-)
+from trt_native.export.module import BFLOAT16_OPSET, DEFAULT_OPSET, ExportReport, writing
 from trt_native.files import check_writable
-from trt_native.graph.onnx_file import save_models
+from trt_native.graph.onnx_file import save_model, save_models
 from trt_native.models.latentsync.config import UNetConfig
+from trt_native.models.latentsync.graph import OLDEST_OPSET, Dims, write_graph
+from trt_native.models.latentsync.structure import is_position, parameter_shapes
+from trt_native.models.latentsync.weights import Weights, load_weights
 from trt_native.progress import ByteProgress, no_progress
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
     from torch import Tensor
 
-    from trt_native.models.latentsync import UNet
     from trt_native.models.latentsync.checkpoint import Checkpoint
 
-__all__ = ["AUDIO_TOKENS", "export_deepcache", "export_latentsync"]
+__all__ = ["AUDIO_TOKENS", "export_deepcache", "export_latentsync", "unet_model"]
 
 AUDIO_TOKENS = 50
 """Audio features per frame that the LatentSync U-Net is exported for."""
 
-DEEP_FEATURES = "deep_features"
-
-_PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-# Extents to trace with. None is 1, here or at the U-Net's deepest level.
-_EXAMPLE_EXTENTS = {"batch": 2, "frames": 3, "height": 16, "width": 24}
+_PRECISIONS = {
+    "fp32": ir.DataType.FLOAT,
+    "fp16": ir.DataType.FLOAT16,
+    "bf16": ir.DataType.BFLOAT16,
+}
+_TIMESTEPS = {"int64": ir.DataType.INT64, "float32": ir.DataType.FLOAT}
+_EXTENTS = ("batch", "frames", "height", "width")
+_IR_VERSION = 10  # the newest that TensorRT 10.3 reads
 
 
 def export_latentsync(
@@ -50,6 +54,7 @@ def export_latentsync(
     precision: str = "fp32",
     static: Mapping[str, int] | None = None,
     opset: int | None = None,
+    timestep_dtype: str = "int64",
     allow_mismatch: bool = False,
     progress: ByteProgress | None = None,
 ) -> ExportReport:
@@ -59,6 +64,9 @@ def export_latentsync(
     (1,) int64 and, if the model has audio layers, ``encoder_hidden_states`` (batch*frames, 50,
     features), and the output ``noise_pred``; height and width are those of the latents. All but
     ``timestep`` have the type of ``precision``. Norms and softmax work in FP32 inside.
+
+    The graph is written from the configuration, and the weights go from their file to the ONNX one
+    tensor at a time. PyTorch is needed to read its own format of checkpoints alone.
 
     Configuration, precision and the checkpoint's SHA-256 (or the seed) are in the model's
     key-value pairs, under names that start with ``trt_native.``.
@@ -72,7 +80,9 @@ def export_latentsync(
         precision: ``fp32``, ``fp16`` or ``bf16``.
         static: Extents for any of ``batch``, ``frames``, ``height`` and ``width``; the others
             stay dynamic.
-        opset: ONNX operator-set version; as for :func:`trt_native.export.export_module` if None.
+        opset: ONNX operator-set version, at least 17, and 22 for ``bf16``. Default: 18, and 22.
+        timestep_dtype: Type of the timestep: ``int64``, or ``float32`` for schedulers whose
+            timesteps have fractions, such as diffusers' Euler, Heun and KDPM2.
         allow_mismatch: Whether to go on where the checkpoint does not fit: what is unexpected
             is ignored, and what is missing gets random values.
         progress: Receives the phase and the number of bytes done.
@@ -83,20 +93,17 @@ def export_latentsync(
     Raises:
         SpecError: arguments contradict each other or the model.
         ModelError: the checkpoint cannot be read, or does not fit the configuration.
-        ExportError: see :func:`trt_native.export.export_module`.
-        UnsupportedError: see :func:`trt_native.export.export_module`.
+        ExportError: the file cannot be written, or a weight exceeds the range of ``precision``.
+        UnsupportedError: the checkpoint is in PyTorch's format, and PyTorch is not installed.
     """
-    source = _source(config, checkpoint, random_seed, precision, static, allow_mismatch, progress)
-    return export_module(
-        source.unet,
-        source.inputs,
-        path=path,
-        dynamic=source.dynamic,
-        output_names=["noise_pred"],
-        opset=opset,
-        metadata=source.metadata,
-        progress=progress,
-    )
+    started, path = time.perf_counter(), Path(path)
+    options = _Options.checked(precision, opset, timestep_dtype)
+    check_writable(path)
+    weights = _weights(options, config, checkpoint, random_seed, static, allow_mismatch, progress)
+    model = options.model(weights, static or {}, random_seed)
+    with writing(path):
+        data, total_bytes = save_model(model, path, progress or no_progress)
+    return ExportReport.of(model, _parameters(weights), path, data, total_bytes, started)
 
 
 def export_deepcache(
@@ -108,6 +115,7 @@ def export_deepcache(
     precision: str = "fp32",
     static: Mapping[str, int] | None = None,
     opset: int | None = None,
+    timestep_dtype: str = "int64",
     allow_mismatch: bool = False,
     progress: ByteProgress | None = None,
 ) -> tuple[ExportReport, ExportReport]:
@@ -122,148 +130,153 @@ def export_deepcache(
         What was written for the full step and for the shallow one; the shared weights count for
         the size of the first.
     """
-    started = time.perf_counter()
-    path, report = Path(path), progress or no_progress
+    started, path = time.perf_counter(), Path(path)
     shallow_path = path.with_name(f"{path.stem}.shallow{path.suffix}")
     data = path.with_name(f"{path.stem}.deepcache.data")
+    options = _Options.checked(precision, opset, timestep_dtype)
     for file in (path, shallow_path, data):
         check_writable(file)
-    source = _source(config, checkpoint, random_seed, precision, static, allow_mismatch, progress)
-    from trt_native.models.latentsync import DeepCacheFull, DeepCacheShallow
-
-    full = _exported_step(DeepCacheFull, source, opset, report)
-    shallow = _exported_step(DeepCacheShallow, _with_features(source), opset, report)
-    with writing(path):
-        sizes = save_models({path: full, shallow_path: shallow}, data, report)
-    unet, own_bytes = source.unet, sizes[path] + sizes[data]
-    return (
-        ExportReport.of(full, unet, path, data, own_bytes, started),
-        ExportReport.of(shallow, unet, shallow_path, data, sizes[shallow_path], started),
+    weights = _weights(options, config, checkpoint, random_seed, static, allow_mismatch, progress)
+    full, shallow = (
+        options.model(weights, static or {}, random_seed, kind) for kind in ("full", "shallow")
     )
+    with writing(path):
+        models = {path: full, shallow_path: shallow}
+        sizes = save_models(models, data, progress or no_progress)
+    parameters, own_bytes = _parameters(weights), sizes[path] + sizes[data]
+    return (
+        ExportReport.of(full, parameters, path, data, own_bytes, started),
+        ExportReport.of(shallow, parameters, shallow_path, data, sizes[shallow_path], started),
+    )
+
+
+def unet_model(
+    weights: Weights,
+    dims: Dims,
+    *,
+    dtype: ir.DataType = ir.DataType.FLOAT,
+    timestep: ir.DataType = ir.DataType.INT64,
+    opset: int = DEFAULT_OPSET,
+    deepcache: str | None = None,
+    metadata: Mapping[str, object] | None = None,
+) -> ir.Model:
+    """The ONNX model of a step, whose weights are read when it is saved.
+
+    Args:
+        weights: Configuration and weights.
+        dims: Extents of the inputs.
+        dtype: Type of everything but the timestep.
+        timestep: Type of the timestep.
+        opset: ONNX operator-set version.
+        deepcache: As for :func:`trt_native.models.latentsync.graph.write_graph`.
+        metadata: Entries for the model's own key-value pairs, without the prefix; None is left out.
+    """
+    graph = write_graph(
+        weights, dims, dtype=dtype, timestep=timestep, opset=opset, deepcache=deepcache
+    )
+    entries = {f"trt_native.{k}": str(v) for k, v in (metadata or {}).items() if v is not None}
+    model = ir.Model(
+        graph,
+        ir_version=_IR_VERSION,
+        producer_name="trt-native",
+        producer_version=__version__,
+        metadata_props=entries,
+    )
+    common.RemoveUnusedNodesPass()(model)  # extents that only annotate shapes
+    return model
 
 
 @dataclass(frozen=True, slots=True)
-class _Source:
-    """A U-Net to export, with the arguments of ``export_module`` for it."""
+class _Options:
+    """The types of a model, and the opset."""
 
-    unet: UNet
-    inputs: dict[str, Tensor]
-    dynamic: dict[str, dict[int, str]]
-    metadata: dict[str, str]
+    precision: str
+    dtype: ir.DataType
+    timestep: ir.DataType
+    opset: int
+
+    @classmethod
+    def checked(cls, precision: str, opset: int | None, timestep: str) -> _Options:
+        if precision not in _PRECISIONS:
+            raise SpecError(
+                f"precision {precision!r} cannot be exported: use fp32, fp16 or bf16",
+                options=["precision"],
+            )
+        if timestep not in _TIMESTEPS:
+            raise SpecError(
+                f"timestep of {timestep!r}: use int64 or float32", options=["timestep_dtype"]
+            )
+        is_bf16 = precision == "bf16"
+        oldest, newest = BFLOAT16_OPSET if is_bf16 else OLDEST_OPSET, onnx.defs.onnx_opset_version()
+        default = BFLOAT16_OPSET if is_bf16 else DEFAULT_OPSET
+        if opset is not None and not oldest <= opset <= newest:
+            needs = "BF16 convolutions" if is_bf16 else "LayerNormalization"
+            raise SpecError(
+                f"opset {opset}: choose one from {oldest}, the first with {needs}, to {newest};"
+                f" the default is {default}",
+                options=["opset"],
+            )
+        return cls(precision, _PRECISIONS[precision], _TIMESTEPS[timestep], opset or default)
+
+    def model(
+        self,
+        weights: Weights,
+        static: Mapping[str, int],
+        random_seed: int | None,
+        deepcache: str | None = None,
+    ) -> ir.Model:
+        extents = {name: static.get(name, name) for name in _EXTENTS}
+        metadata = {
+            "model": "latentsync-unet",
+            "config": json.dumps(weights.config.to_dict()),
+            "precision": self.precision,
+            "checkpoint_sha256": weights.sha256,
+            "random_seed": random_seed,
+            "deepcache": deepcache,
+        }
+        return unet_model(
+            weights,
+            Dims(**extents, tokens=AUDIO_TOKENS),
+            dtype=self.dtype,
+            timestep=self.timestep,
+            opset=self.opset,
+            deepcache=deepcache,
+            metadata=metadata,
+        )
 
 
-def _source(
+def _weights(
+    options: _Options,
     config: UNetConfig | str | Path | None,
     checkpoint: Checkpoint | Mapping[str, Tensor] | str | Path | None,
     random_seed: int | None,
-    precision: str,
     static: Mapping[str, int] | None,
     allow_mismatch: bool,
     progress: ByteProgress | None,
-) -> _Source:
-    require_torch()
-    from trt_native.models.latentsync import load_unet
-
-    if precision not in _PRECISIONS:
-        raise SpecError(f"precision {precision!r} cannot be exported: use fp32, fp16 or bf16")
-    unet, checkpoint_sha256 = load_unet(
+) -> Weights:
+    weights = load_weights(
         config=config,
         checkpoint=checkpoint,
         random_seed=random_seed,
-        dtype=_PRECISIONS[precision],
+        dtype=options.dtype,
         allow_mismatch=allow_mismatch,
         progress=progress,
     )
-    extents = _checked_static(static or {}, unet.config)
-    metadata = {
-        "model": "latentsync-unet",
-        "config": json.dumps(unet.config.to_dict()),
-        "precision": precision,
-        "checkpoint_sha256": checkpoint_sha256,
-        "random_seed": random_seed,
-    }
-    inputs, dynamic = _latentsync_inputs(unet.config, extents, _PRECISIONS[precision])
-    texts = {f"trt_native.{k}": str(v) for k, v in metadata.items() if v is not None}
-    return _Source(unet, inputs, dynamic, texts)
+    _check_static(static or {}, weights.config)
+    return weights
 
 
-def _with_features(source: _Source) -> _Source:
-    """The source with example deep features among the inputs."""
-    latents, free = source.inputs["latents"], source.dynamic["latents"]
-    batch, _, frames, height, width = latents.shape
-    channels = source.unet.config.block_out_channels[0]
-    features = latents.new_zeros(batch * frames, channels, height, width)
-    product = _product(free.get(0, str(batch)), free.get(2, str(frames)))
-    dims = {0: product, 2: free.get(3, ""), 3: free.get(4, "")}
-    dynamic = {axis: dim for axis, dim in dims.items() if dim}
-    return replace(
-        source,
-        inputs={**source.inputs, DEEP_FEATURES: features},
-        dynamic={**source.dynamic, DEEP_FEATURES: dynamic},
-    )
-
-
-def _exported_step(
-    kind: type[UNet], source: _Source, opset: int | None, progress: ByteProgress
-) -> ir.Model:
-    """Export another kind of step with the parameters of the source's U-Net."""
-    import torch
-
-    unet = source.unet
-    with torch.device("meta"):
-        step = kind(unet.config)
-    step.load_state_dict(unet.state_dict(), assign=True)
-    full = DEEP_FEATURES not in source.inputs
-    return exported_model(
-        step.requires_grad_(False).eval(),
-        source.inputs,
-        dynamic=source.dynamic,
-        output_names=["noise_pred", DEEP_FEATURES][: 1 + full],
-        opset=opset,
-        metadata={**source.metadata, "trt_native.deepcache": "full" if full else "shallow"},
-        progress=progress,
-    )
-
-
-def _checked_static(static: Mapping[str, int], config: UNetConfig) -> Mapping[str, int]:
-    unknown = sorted(set(static) - set(_EXAMPLE_EXTENTS))
+def _check_static(static: Mapping[str, int], config: UNetConfig) -> None:
+    unknown = sorted(set(static) - set(_EXTENTS))
     too_small = sorted(name for name, extent in static.items() if extent < 1)
     if unknown or too_small:
-        raise SpecError(
-            f"static extents {dict(static)}: need {', '.join(_EXAMPLE_EXTENTS)} of at least 1"
-        )
+        raise SpecError(f"static extents {dict(static)}: need {', '.join(_EXTENTS)} of at least 1")
     if config.max_frames is not None and static.get("frames", 1) > config.max_frames:
         raise SpecError(
             f"{static['frames']} frames: the model has positions for {config.max_frames}"
         )
-    return static
 
 
-def _latentsync_inputs(
-    config: UNetConfig, static: Mapping[str, int], dtype: str
-) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
-    """Example inputs, and the dimensions that ``static`` leaves dynamic."""
-    import torch
-
-    extents = {**_EXAMPLE_EXTENTS, **static}
-    batch, frames, height, width = extents.values()
-    kind = getattr(torch, dtype)
-    inputs = {
-        "latents": torch.zeros(batch, config.in_channels, frames, height, width, dtype=kind),
-        "timestep": torch.zeros(1, dtype=torch.int64),
-    }
-    free = {0: "batch", 2: "frames", 3: "height", 4: "width"}
-    dynamic = {"latents": {axis: name for axis, name in free.items() if name not in static}}
-    if config.add_audio_layer:
-        audio = (batch * frames, AUDIO_TOKENS, config.cross_attention_dim)
-        inputs["encoder_hidden_states"] = torch.zeros(audio, dtype=kind)
-        product = _product(*(str(static.get(name, name)) for name in ("batch", "frames")))
-        dynamic["encoder_hidden_states"] = {0: product} if product else {}
-    return inputs, dynamic
-
-
-def _product(batch: str, frames: str) -> str:
-    """The dimension that has one entry per frame; empty where both are numbers."""
-    if batch.isdecimal() and frames.isdecimal():
-        return ""
-    return "*".join(factor for factor in (batch, frames) if factor != "1")
+def _parameters(weights: Weights) -> int:
+    shapes = parameter_shapes(weights.config)
+    return sum(math.prod(shape) for name, shape in shapes.items() if not is_position(name))

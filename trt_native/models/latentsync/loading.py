@@ -9,15 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trt_native.errors import SpecError
 from trt_native.models.latentsync.checkpoint import Checkpoint, load_checkpoint, load_into
 from trt_native.models.latentsync.config import UNetConfig
 from trt_native.models.latentsync.unet import UNet
+from trt_native.models.latentsync.weights import check_source, choose_config
 from trt_native.progress import ByteProgress
 
 __all__ = ["load_unet"]
 
-_DEFAULT_PRESET = "latentsync-1.6"
 _logger = logging.getLogger(__name__)
 
 
@@ -50,14 +49,13 @@ def load_unet(
         SpecError: the configuration is not valid, or not exactly one source of weights is given.
         ModelError: the checkpoint cannot be read, or does not fit the configuration.
     """
-    if (checkpoint is None) == (random_seed is None):
-        raise SpecError("give either a checkpoint or a random_seed for the U-Net's weights")
+    check_source(checkpoint, random_seed)
     weights = checkpoint
     if isinstance(weights, str | Path):
         weights = load_checkpoint(weights, progress)
     own = weights.config if isinstance(weights, Checkpoint) else None
     with torch.device("meta"):
-        unet = UNet(_chosen(config, own))
+        unet = UNet(choose_config(config, own))
     unet = unet.to(getattr(torch, dtype))
     if weights is None or allow_mismatch:
         unet.to_empty(device="cpu")
@@ -68,11 +66,3 @@ def load_unet(
             _logger.warning("the checkpoint does not fit: %s", skipped)
     sha256 = weights.sha256 if isinstance(weights, Checkpoint) else None
     return unet.requires_grad_(False).eval(), sha256
-
-
-def _chosen(given: UNetConfig | str | Path | None, own: Mapping[str, object] | None) -> UNetConfig:
-    if isinstance(given, UNetConfig):
-        return given
-    if given is None and own is not None:
-        return UNetConfig.from_mapping(own)
-    return UNetConfig.load(given or _DEFAULT_PRESET)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 from trt_native.errors import ClosedError, PlanError, SpecError, UnsupportedError
 from trt_native.models.latentsync.config import UNetConfig
+from trt_native.models.latentsync.inputs import fractional_timestep
 from trt_native.plans.manifest import PlanTensor
 from trt_native.plans.plan import Plan
 from trt_native.runtime import Session
@@ -261,7 +262,8 @@ class LatentSyncUNet(nn.Module):
 
         Args:
             sample: (batch, in_channels, frames, height, width), floating-point, on any device.
-            timestep: The scheduler's step: a number, 0-d, (1,), or (batch,) with equal values.
+            timestep: The scheduler's step: a number, 0-d, (1,), or (batch,) with equal values. It
+                may have a fraction if the plan takes it in float32.
             encoder_hidden_states: (batch*frames, tokens, features) or (batch, frames, tokens,
                 features). Not used, and may be None, without audio layers.
             return_dict: Whether to return an object with ``.sample``, or a tuple of one tensor.
@@ -272,7 +274,8 @@ class LatentSyncUNet(nn.Module):
             the device of ``sample``; the caller owns it.
 
         Raises:
-            SpecError: the inputs do not fit the model, or the plan was not built for their shapes.
+            SpecError: the inputs do not fit the model, the plan was not built for their shapes, or
+                its timestep cannot hold the fraction of this one.
             UnsupportedError: an argument was given that LatentSync does not use.
             ClosedError: it was closed.
         """
@@ -423,9 +426,10 @@ class LatentSyncUNet(nn.Module):
         )
 
     def _fill_timestep(self, buffer: Tensor, timestep: Tensor | float, batch: int) -> None:
+        takes_fractions = buffer.dtype == torch.float32
         if not isinstance(timestep, Tensor):
-            if not buffer.is_floating_point() and not float(timestep).is_integer():
-                raise _fractional(timestep)
+            if not takes_fractions and not float(timestep).is_integer():
+                raise fractional_timestep(timestep, str(buffer.dtype).removeprefix("torch."))
             buffer.fill_(float(timestep))
             return
         values = timestep.detach().reshape(-1)
@@ -437,9 +441,11 @@ class LatentSyncUNet(nn.Module):
             raise SpecError(
                 f"the plan takes one timestep for the whole batch, found {values.tolist()}"
             )
-        if values.is_floating_point() and not buffer.is_floating_point():
+        if values.is_floating_point() and not takes_fractions:
             if bool((values != values.round()).any()):
-                raise _fractional(values[0].item())
+                raise fractional_timestep(
+                    values[0].item(), str(buffer.dtype).removeprefix("torch.")
+                )
             values = values.round()
         buffer.copy_(values[:1])
 
@@ -671,10 +677,3 @@ def _wider(name: str, found: int, low: int, best: int, high: int) -> str:
     """Return the entry of ``dims`` that extends a range; last chunks may have any length."""
     least = 1 if name == "frames" else min(found, low)
     return f"{name}={least}:{best}:{max(found, high)}"
-
-
-def _fractional(timestep: float) -> SpecError:
-    return SpecError(
-        f"timestep {timestep} is not an integer, and the plan takes int64; use a scheduler with"
-        " integer timesteps, such as LatentSync's DDIMScheduler"
-    )

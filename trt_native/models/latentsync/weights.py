@@ -1,0 +1,113 @@
+"""Weights of the U-Net for a graph, read and converted when they are written."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from trt_native.errors import SpecError
+from trt_native.models.latentsync.checkpoint import (
+    Checkpoint,
+    check_fit,
+    load_checkpoint,
+    load_safetensors,
+)
+from trt_native.models.latentsync.config import UNetConfig
+from trt_native.models.latentsync.structure import parameter_shapes, random_parameters
+from trt_native.progress import ByteProgress
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Weights", "check_source", "choose_config", "load_weights"]
+
+_DEFAULT_PRESET = "latentsync-1.6"
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A U-Net's weights and where they are from.
+
+    Attributes:
+        config: The U-Net's configuration.
+        tensors: All its parameters by name, in the types of their source; those of a file are
+            read whenever they are asked for.
+        sha256: Hash of the checkpoint's file, if there is one.
+    """
+
+    config: UNetConfig
+    tensors: Mapping[str, ir.TensorProtocol]
+    sha256: str | None
+
+
+def load_weights(
+    *,
+    config: UNetConfig | str | Path | None,
+    checkpoint: Checkpoint | Mapping[str, Tensor] | str | Path | None,
+    random_seed: int | None,
+    dtype: ir.DataType,
+    allow_mismatch: bool,
+    progress: ByteProgress | None,
+) -> Weights:
+    """Find a U-Net's weights, without PyTorch unless they are its tensors or in its format.
+
+    Arguments and errors are those of :func:`trt_native.models.latentsync.load_unet`. Random
+    values are held in ``dtype``, and nothing else is.
+    """
+    check_source(checkpoint, random_seed)
+    if isinstance(checkpoint, str | Path):
+        is_safetensors = Path(checkpoint).suffix == ".safetensors"
+        checkpoint = (load_safetensors if is_safetensors else load_checkpoint)(checkpoint, progress)
+    whole = checkpoint if isinstance(checkpoint, Checkpoint) else None
+    chosen = choose_config(config, whole.config if whole else None)
+    tensors = {}
+    if checkpoint is not None:
+        given = checkpoint.state_dict if isinstance(checkpoint, Checkpoint) else checkpoint
+        tensors = _fitting(chosen, given, strict=not allow_mismatch)
+    missing = parameter_shapes(chosen).keys() - tensors.keys()
+    if missing:
+        tensors |= {
+            name: ir.Tensor(values.astype(dtype.numpy()), name=name)
+            for name, values in random_parameters(chosen, random_seed or 0)
+            if name in missing
+        }
+    return Weights(chosen, tensors, whole.sha256 if whole else None)
+
+
+def _fitting(
+    config: UNetConfig, given: Mapping[str, Any], *, strict: bool
+) -> dict[str, ir.TensorProtocol]:
+    """The tensors that the configuration has a place for; all of them if ``strict``."""
+    own = parameter_shapes(config)
+    tensors = {name: ir.tensor(value, name=name) for name, value in given.items()}
+    found = {name: tuple(tensor.shape.numpy()) for name, tensor in tensors.items()}
+    if skipped := str(check_fit(own, found, strict=strict)):
+        _logger.warning("the checkpoint does not fit: %s", skipped)
+    return {name: tensor for name, tensor in tensors.items() if own.get(name) == found[name]}
+
+
+def check_source(checkpoint: object | None, random_seed: int | None) -> None:
+    """Reject none or two sources of weights.
+
+    Raises:
+        SpecError: not exactly one is given.
+    """
+    if (checkpoint is None) == (random_seed is None):
+        raise SpecError("give either a checkpoint or a random_seed for the U-Net's weights")
+
+
+def choose_config(
+    given: UNetConfig | str | Path | None, own: Mapping[str, object] | None
+) -> UNetConfig:
+    """The configuration that is given, else the checkpoint's own, else the default."""
+    if isinstance(given, UNetConfig):
+        return given
+    if given is None and own is not None:
+        return UNetConfig.from_mapping(own)
+    return UNetConfig.load(given or _DEFAULT_PRESET)
