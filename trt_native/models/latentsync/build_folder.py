@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from trt_native.models.latentsync.checkpoint import Checkpoint
     from trt_native.models.latentsync.vae import VaeConfig
 
-__all__ = ["FolderOptions", "PlanReport", "Weights", "build_latentsync"]
+__all__ = ["BuiltPart", "FolderOptions", "Weights", "build_latentsync"]
 
 FRAMES = 16
 """Frames of a chunk, the most that the U-Net's plan takes."""
@@ -91,7 +91,7 @@ class FolderOptions:
 
 
 @dataclass(frozen=True)
-class PlanReport:
+class BuiltPart:
     """Record of one plan.
 
     Attributes:
@@ -122,7 +122,7 @@ def build_latentsync(
     *,
     exporting: Callable[[], AbstractContextManager[ByteProgress | None]] | None = None,
     building: Callable[[], AbstractContextManager[Progress | None]] | None = None,
-) -> list[PlanReport]:
+) -> list[BuiltPart]:
     """Export and build LatentSync's U-Net and VAE.
 
     Writes ``unet.plan``, ``vae.encoder.plan`` and ``vae.decoder.plan``, for DeepCache also
@@ -238,7 +238,7 @@ class _FolderBuild:
     exporting: Callable[[], AbstractContextManager[ByteProgress | None]]
     building: Callable[[], AbstractContextManager[Progress | None]]
 
-    def unet(self, size: int) -> list[PlanReport]:
+    def unet(self, size: int) -> list[BuiltPart]:
         weights = self.weights
         write = export_deepcache if self.options.deepcache else export_latentsync
         with self.exporting() as progress:
@@ -258,7 +258,7 @@ class _FolderBuild:
         reports = written if isinstance(written, tuple) else (written,)
         return self._built(reports, [dims] * len(reports))
 
-    def vae(self, size: int) -> list[PlanReport]:
+    def vae(self, size: int) -> list[BuiltPart]:
         weights = self.weights
         with self.exporting() as progress:
             written = export_vae(
@@ -273,7 +273,7 @@ class _FolderBuild:
         sizes = (size, size // 8)
         return self._built(written, [[frames, f"height={n}", f"width={n}"] for n in sizes])
 
-    def _built(self, exports: tuple[ExportReport, ...], dims: list[list[str]]) -> list[PlanReport]:
+    def _built(self, exports: tuple[ExportReport, ...], dims: list[list[str]]) -> list[BuiltPart]:
         with self.building() as progress:
             return [
                 self._build(export, ProfileSpec.parse(ranges), progress)
@@ -282,7 +282,7 @@ class _FolderBuild:
 
     def _build(
         self, export: ExportReport, profile: ProfileSpec, progress: Progress | None
-    ) -> PlanReport:
+    ) -> BuiltPart:
         # An FP32 model would be built in FP16 by default; others keep their types.
         is_fp32 = self.options.precision == "fp32"
         config = BuildConfig(
@@ -300,7 +300,7 @@ class _FolderBuild:
             cache_bytes=None,
         )
         outcome = build_with_retries(job, progress)
-        return PlanReport(
+        return BuiltPart(
             plan=target,
             plan_bytes=outcome.manifest.plan_bytes,
             parameters=export.parameters,

@@ -353,8 +353,7 @@ class _VaeResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(silu(self.norm1(x)))
         h = self.conv2(silu(self.norm2(h)))
-        skip: Tensor = x if self.conv_shortcut is None else self.conv_shortcut(x)
-        return skip + h
+        return cast(Tensor, (x if self.conv_shortcut is None else self.conv_shortcut(x)) + h)
 
 
 class _PixelAttention(nn.Module):
