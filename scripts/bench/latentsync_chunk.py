@@ -233,11 +233,11 @@ def load(
 
 def original_vae(setup: Setup) -> Any:
     """Diffusers' module with the weights that the plans have."""
-    from diffusers import AutoencoderKL
+    import diffusers
 
     config = VaeConfig.load(setup.vae_config)
     levels = len(config.block_out_channels)
-    vae = AutoencoderKL(
+    vae: Any = diffusers.AutoencoderKL(  # type: ignore[no-untyped-call]
         down_block_types=["DownEncoderBlock2D"] * levels,
         up_block_types=["UpDecoderBlock2D"] * levels,
         block_out_channels=config.block_out_channels,

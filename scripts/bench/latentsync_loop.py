@@ -28,14 +28,16 @@ def _ddim() -> Any:
     """LatentSync's own scheduler, with the settings of its configs folder."""
     from diffusers import DDIMScheduler
 
-    return DDIMScheduler(**_BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    kind: Any = DDIMScheduler
+    return kind(**_BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
 
 
 def _dpm() -> Any:
     """DPM-Solver++ of second order, deterministic, with Karras' noise levels."""
     from diffusers import DPMSolverMultistepScheduler
 
-    return DPMSolverMultistepScheduler(**_BETAS, use_karras_sigmas=True, steps_offset=1)
+    kind: Any = DPMSolverMultistepScheduler
+    return kind(**_BETAS, use_karras_sigmas=True, steps_offset=1)
 
 
 SCHEDULERS: dict[str, Callable[[], Any]] = {"DDIM": _ddim, "DPM++": _dpm}
@@ -88,6 +90,7 @@ class SkippingUNet:
     def __call__(
         self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor
     ) -> tuple[Tensor]:
+        """Run a step, as the pipeline calls its U-Net."""
         skips = self._places.index(float(timestep)) % self._interval
         noise, self._features = self._unet.step(
             sample, timestep, encoder_hidden_states, self._features if skips else None
@@ -178,19 +181,20 @@ def _chunk(
 ) -> Tensor:
     faces = part.faces.float() / 127.5 - 1
     mask = part.mask[None].expand(len(faces), -1, -1, -1)
-    to = {"device": noise.device, "dtype": noise.dtype}
-    small = torch.nn.functional.interpolate(mask, noise.shape[-2:]).to(**to)
-    masked_latents = _encode(vae, (faces * mask).to(**to), generator)
-    reference = _encode(vae, faces.to(**to), generator)
+
+    def given(tensor: Tensor) -> Tensor:
+        return tensor.to(noise.device, noise.dtype)
+
+    small = given(torch.nn.functional.interpolate(mask, noise.shape[-2:]))
+    masked_latents = _encode(vae, given(faces * mask), generator)
+    reference = _encode(vae, given(faces), generator)
     condition = torch.cat((small, masked_latents, reference), dim=1).transpose(0, 1)[None]
     latents = noise.repeat(1, 1, len(faces), 1, 1)
-    # Multistep schedulers keep what they saw of the chunk before; the list stays the same.
-    scheduler.set_timesteps(len(scheduler.timesteps), device=noise.device)
-    latents = denoise(unet, scheduler, latents, condition, part.audio.to(**to), guidance)
+    latents = denoise(unet, scheduler, latents, condition, given(part.audio), guidance)
     latents = latents / SCALING_FACTOR + SHIFT_FACTOR
     decoded = vae.decode(latents[0].transpose(0, 1).contiguous()).sample
-    mouth = 1 - mask.to(**to)
-    return decoded * mouth + faces.to(**to) * (1 - mouth)  # type: ignore[no-any-return]
+    mouth = 1 - given(mask)
+    return decoded * mouth + given(faces) * (1 - mouth)  # type: ignore[no-any-return]
 
 
 def _encode(vae: Any, images: Tensor, generator: torch.Generator) -> Tensor:

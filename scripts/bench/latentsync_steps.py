@@ -9,6 +9,7 @@ something for a trained checkpoint alone: random weights do not predict noise.
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Iterator
@@ -168,15 +169,13 @@ class _Plans:
     def __init__(self, folder: Path) -> None:
         from trt_native import LatentSyncPipelineEngines
 
-        self._load = lambda interval: LatentSyncPipelineEngines.from_folder(
-            folder, interval=interval
-        )
-        with self._load(1) as engines:
+        self._load = functools.partial(LatentSyncPipelineEngines.from_folder, folder)
+        with self._load(interval=1) as engines:
             self.config = UNetConfig.from_mapping(engines.unet.config)
 
     @contextmanager
     def load(self, timesteps: Tensor, interval: int) -> Iterator[Any]:  # noqa: ARG002
-        with self._load(interval) as engines:
+        with self._load(interval=interval) as engines:
             yield engines.unet
 
 

@@ -38,6 +38,7 @@ FRAMES = 16
 VAE_FRAMES = 4
 """Default number of frames that pass through the VAE at a time."""
 
+_USUAL_DOWNSCALE = 8  # of Stable Diffusion's VAE
 _ONNX = ".onnx-files"
 _SHALLOW = "unet.shallow.plan"
 
@@ -149,12 +150,13 @@ def build_latentsync(
     exporting, building = exporting or _silent, building or _silent
     _check(target, weights, options)
     weights = _opened(weights, exporting)
-    size = options.resolution or _trained_resolution(weights)
+    scale = _downscale(weights) if options.vae else _USUAL_DOWNSCALE
+    latents = _latent_size(weights, options.resolution, scale)
     target.mkdir(parents=True, exist_ok=True)
     run = _FolderBuild(target, weights, options, exporting, building)
     with _only_builder(target):
-        vae = run.vae(size) if options.vae else []
-        return [*run.unet(size), *vae]
+        vae = run.vae(latents, scale) if options.vae else []
+        return [*run.unet(latents), *vae]
 
 
 def _check(folder: Path, weights: Weights, options: FolderOptions) -> None:
@@ -172,10 +174,6 @@ def _check(folder: Path, weights: Weights, options: FolderOptions) -> None:
         )
     if options.vae_frames < 1:
         raise SpecError(f"vae_frames {options.vae_frames}: must be 1 or more")
-    if options.resolution is not None and (options.resolution < 64 or options.resolution % 8):
-        raise SpecError(
-            f"resolution {options.resolution}: must be a multiple of 8 pixels, and 64 or more"
-        )
     if not options.deepcache and (folder / _SHALLOW).exists():
         raise SpecError(
             f"{folder / _SHALLOW} is from an earlier build with DeepCache and would be used with"
@@ -188,26 +186,43 @@ def _opened(
     weights: Weights, exporting: Callable[[], AbstractContextManager[ByteProgress | None]]
 ) -> Weights:
     """Open the checkpoint first: without it, minutes for the VAE would be wasted."""
+    require_torch()
     if not isinstance(weights.checkpoint, str | Path):
         return weights
-    require_torch()
     from trt_native.models.latentsync.checkpoint import load_checkpoint
 
     with exporting() as progress:
         return replace(weights, checkpoint=load_checkpoint(weights.checkpoint, progress))
 
 
-def _trained_resolution(weights: Weights) -> int:
+def _downscale(weights: Weights) -> int:
+    """Pixels per latent, of the VAE that is built."""
+    from trt_native.models.latentsync.vae import VaeConfig
+
+    config = weights.vae or weights.vae_config or "sd"
+    return (config if isinstance(config, VaeConfig) else VaeConfig.load(config)).downscale
+
+
+def _latent_size(weights: Weights, resolution: int | None, scale: int) -> int:
+    """Height and width of the latents; by default what the U-Net was trained for."""
+    if resolution is not None:
+        if resolution < scale or resolution % scale:
+            raise SpecError(
+                f"resolution {resolution}: must be a multiple of {scale} pixels, one latent's size",
+                options=("resolution",),
+            )
+        return resolution // scale
     config, checkpoint = weights.config, weights.checkpoint
-    if config is None and checkpoint is not None:
-        own = getattr(checkpoint, "config", None)
-        config = UNetConfig.from_mapping(own) if own else None
-    loaded = (
-        config if isinstance(config, UNetConfig) else UNetConfig.load(config or "latentsync-1.6")
-    )
-    if loaded.sample_size is None:
-        raise SpecError("the configuration has no sample_size; give a resolution in pixels")
-    return 8 * loaded.sample_size
+    if config is None and (own := getattr(checkpoint, "config", None)):
+        config = UNetConfig.from_mapping(own)
+    config = config or "latentsync-1.6"
+    size = (config if isinstance(config, UNetConfig) else UNetConfig.load(config)).sample_size
+    if size is None:
+        raise SpecError(
+            "the configuration has no sample_size; give a resolution in pixels",
+            options=("resolution",),
+        )
+    return size
 
 
 @contextmanager
@@ -238,7 +253,7 @@ class _FolderBuild:
     exporting: Callable[[], AbstractContextManager[ByteProgress | None]]
     building: Callable[[], AbstractContextManager[Progress | None]]
 
-    def unet(self, size: int) -> list[BuiltPart]:
+    def unet(self, latents: int) -> list[BuiltPart]:
         weights = self.weights
         write = export_deepcache if self.options.deepcache else export_latentsync
         with self.exporting() as progress:
@@ -251,14 +266,13 @@ class _FolderBuild:
                 allow_mismatch=weights.allow_mismatch,
                 progress=progress,
             )
-        latents = size // 8
         batch = "1:2:2" if self.options.guidance else "1"
         dims = [f"batch={batch}", f"frames=1:{FRAMES}:{FRAMES}"]
         dims += [f"height={latents}", f"width={latents}"]
         reports = written if isinstance(written, tuple) else (written,)
         return self._built(reports, [dims] * len(reports))
 
-    def vae(self, size: int) -> list[BuiltPart]:
+    def vae(self, latents: int, scale: int) -> list[BuiltPart]:
         weights = self.weights
         with self.exporting() as progress:
             written = export_vae(
@@ -270,7 +284,7 @@ class _FolderBuild:
                 progress=progress,
             )
         frames = f"frames={self.options.vae_frames}"
-        sizes = (size, size // 8)
+        sizes = (scale * latents, latents)
         return self._built(written, [[frames, f"height={n}", f"width={n}"] for n in sizes])
 
     def _built(self, exports: tuple[ExportReport, ...], dims: list[list[str]]) -> list[BuiltPart]:

@@ -121,13 +121,16 @@ class VaeConfig:
 
     @classmethod
     def load(cls, source: str | Path) -> VaeConfig:
-        """Read a preset (``sd``, ``small``) or a ``config.json``.
+        """Read a preset (``sd``, ``small``), a ``config.json``, or that of a folder of weights.
 
         Raises:
             SpecError: it does not exist, or does not hold a configuration.
+            ModelError: it is a folder without a configuration or weights.
         """
         if str(source) in VAE_PRESETS:
             return VAE_PRESETS[str(source)]
+        if Path(source).is_dir():
+            return cls.load(_files(source)[0])
         try:
             data = json.loads(read_text_file(Path(source)))
         except FileNotFoundError:
@@ -236,6 +239,17 @@ def load_vae(
         return vae.requires_grad_(False).eval(), sha256
     if config is not None:
         raise SpecError("a folder has a configuration of its own; give none with it")
+    path, file = _files(folder)
+    checkpoint = load_checkpoint(file)
+    with torch.device("meta"):
+        vae = Vae(VaeConfig.load(path))
+    vae = vae.to(getattr(torch, dtype))
+    load_into(vae, {_today(name): t for name, t in checkpoint.state_dict.items()})
+    return vae.requires_grad_(False).eval(), checkpoint.sha256
+
+
+def _files(folder: str | Path) -> tuple[Path, Path]:
+    """The configuration and the weights in a folder."""
     path = Path(folder)
     path = path / "vae" if (path / "vae" / "config.json").is_file() else path
     file = next((path / name for name in _WEIGHTS if (path / name).is_file()), None)
@@ -244,12 +258,7 @@ def load_vae(
             f"{folder}: not a folder of diffusers' AutoencoderKL, with config.json and"
             f" {_WEIGHTS[0]}; LatentSync's is stabilityai/sd-vae-ft-mse, to be downloaded first"
         )
-    checkpoint = load_checkpoint(file)
-    with torch.device("meta"):
-        vae = Vae(VaeConfig.load(path / "config.json"))
-    vae = vae.to(getattr(torch, dtype))
-    load_into(vae, {_today(name): t for name, t in checkpoint.state_dict.items()})
-    return vae.requires_grad_(False).eval(), checkpoint.sha256
+    return path / "config.json", file
 
 
 def _today(name: str) -> str:
