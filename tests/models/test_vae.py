@@ -116,7 +116,7 @@ class TestFolder:
         (tmp_path / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes())
         config = json.loads((folder / "config.json").read_text())
         (tmp_path / "config.json").write_text(json.dumps({**config, "layers_per_block": 2}))
-        with pytest.raises(ModelError, match="do not fit the model's configuration: .* missing"):
+        with pytest.raises(ModelError, match=r"do not fit the model's configuration: .* missing"):
             load_vae(folder=tmp_path)
 
     def test_no_folder(self, tmp_path):

@@ -136,5 +136,5 @@ def test_plans_of_something_else(vae):
     with pytest.raises(SpecError, match="does not turn image into moments, found latents"):
         LatentSyncVAE(decoder, encoder, config=vae.config)
     encoder.tensors = [*encoder.tensors, tensor("more", "output", "float32", shape=(1,))]
-    with pytest.raises(SpecError, match="found image .*, moments .*, more"):
+    with pytest.raises(SpecError, match=r"found image .*, moments .*, more"):
         LatentSyncVAE(encoder, decoder, config=vae.config)
