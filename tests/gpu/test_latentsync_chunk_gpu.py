@@ -1,4 +1,4 @@
-"""LatentSync's U-Net and VAE as real plans of tiny models in the pipeline's loop, against PyTorch."""
+"""LatentSync's U-Net and VAE as real plans of tiny models, in its loop, against PyTorch."""
 
 from __future__ import annotations
 
