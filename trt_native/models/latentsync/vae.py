@@ -1,6 +1,8 @@
 """The image autoencoder around the U-Net: diffusers' ``AutoencoderKL``, written for TensorRT.
 
-Parameters have diffusers' names, so that its files load unchanged.
+Parameters have diffusers' names, so that its files load unchanged. SiLU has the module's type: at
+these sizes memory limits, and TensorRT-RTX computes an FP16 SiLU within the kernel of the norm
+before it, where one between casts to FP32 is a kernel of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from torch.nn import functional
 from trt_native.errors import ModelError, SpecError
 from trt_native.files import read_text_file
 from trt_native.models.latentsync.checkpoint import load_checkpoint, load_into
-from trt_native.models.latentsync.layers import GroupNorm, silu
+from trt_native.models.latentsync.layers import GroupNorm
 
 __all__ = ["VAE_PRESETS", "Vae", "VaeConfig", "VaeDecoder", "VaeEncoder", "load_vae"]
 
@@ -289,7 +291,7 @@ class _Encoder(nn.Module):
         x = self.conv_in(x)
         for block in self.down_blocks:
             x = block(x)
-        return cast(Tensor, self.conv_out(silu(self.conv_norm_out(self.mid_block(x)))))
+        return cast(Tensor, self.conv_out(functional.silu(self.conv_norm_out(self.mid_block(x)))))
 
 
 class _Decoder(nn.Module):
@@ -310,7 +312,7 @@ class _Decoder(nn.Module):
         x = self.mid_block(self.conv_in(x))
         for block in self.up_blocks:
             x = block(x)
-        return cast(Tensor, self.conv_out(silu(self.conv_norm_out(x))))
+        return cast(Tensor, self.conv_out(functional.silu(self.conv_norm_out(x))))
 
 
 class _Level(nn.Module):
@@ -360,8 +362,8 @@ class _VaeResNet(nn.Module):
         self.conv_shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else None
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(silu(self.norm1(x)))
-        h = self.conv2(silu(self.norm2(h)))
+        h = self.conv1(functional.silu(self.norm1(x)))
+        h = self.conv2(functional.silu(self.norm2(h)))
         return cast(Tensor, (x if self.conv_shortcut is None else self.conv_shortcut(x)) + h)
 
 
