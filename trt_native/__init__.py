@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     from trt_native.config import Precision as Precision
     from trt_native.config import QuantizationSpec as QuantizationSpec
     from trt_native.errors import TrtNativeError as TrtNativeError
+    from trt_native.models.latentsync.engines import (
+        LatentSyncPipelineEngines as LatentSyncPipelineEngines,
+    )
     from trt_native.models.latentsync.pipeline import LatentSyncUNet as LatentSyncUNet
+    from trt_native.models.latentsync.vae_pipeline import LatentSyncVAE as LatentSyncVAE
     from trt_native.plans.manifest import Manifest as Manifest
     from trt_native.plans.plan import Plan as Plan
     from trt_native.runtime import ActivationMemory as ActivationMemory
@@ -39,7 +43,9 @@ _LAZY_EXPORTS = {
     "Engine": "runtime.engine",
     "EngineCache": "builder.plan_cache",
     "IoPrecision": "config",
+    "LatentSyncPipelineEngines": "models.latentsync.engines",
     "LatentSyncUNet": "models.latentsync.pipeline",
+    "LatentSyncVAE": "models.latentsync.vae_pipeline",
     "Manifest": "plans.manifest",
     "Plan": "plans.plan",
     "Precision": "config",

@@ -18,7 +18,6 @@ import math
 import os
 import platform
 import re
-import signal
 import statistics
 import subprocess
 import sys
@@ -26,7 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from lzma import LZMAError
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -34,6 +33,7 @@ from typing import Annotated, Any, NamedTuple
 import torch
 import typer
 from naive_unet import NaiveUNet
+from processes import PeakMemory, ProcessError, Row, read_lines
 from torch import Tensor
 from unet_files import ONNX, Setup, build, command, export, load_module, pack, unpack
 
@@ -84,16 +84,10 @@ print('{"bare_start_s": %.2f}' % (time.time() - float(sys.argv[1])))
 
 Step = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(latents, timestep, audio) to the predicted noise."""
-Row = dict[str, Any]
-"""One line that a process prints: where it belongs in the results, and what was found."""
 
 
 class VerificationError(TrtNativeError):
     """A contender does not compute what it should."""
-
-
-class ProcessError(TrtNativeError):
-    """A process did not do what it was started for."""
 
 
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
@@ -438,7 +432,7 @@ class _Run:
     def _bare_start(self, name: str) -> None:
         words = [sys.executable, "-c", _BARE_START, str(time.time()), str(self._setup.plan(name))]
         try:
-            _read_lines(words, lambda row: self._results.add("alone", {name: row}), self._left())
+            read_lines(words, lambda row: self._results.add("alone", {name: row}), self._left())
         except ProcessError as error:  # it did run, with PyTorch
             self._results.add("alone", {name: {"bare_start_s": error.message}})
 
@@ -464,43 +458,7 @@ def _run_child(
         ProcessError: the process ended with an error, was killed, or took too long.
     """
     words = [sys.executable, __file__, "child", setup.to_json(), what, ",".join(names)]
-    _read_lines([*words, str(rounds), str(time.time())], note, seconds)
-
-
-def _read_lines(words: list[str], note: Callable[[Row], None] | None, seconds: float) -> None:
-    """See :func:`_run_child`."""
-    late = threading.Event()
-    # In a group of its own: what compiles starts processes too, and they must not stay.
-    with subprocess.Popen(
-        words, stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
-
-        def kill() -> None:
-            late.set()
-            with suppress(ProcessLookupError):  # it has just ended
-                os.killpg(process.pid, signal.SIGKILL)
-
-        timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), kill)
-        timer.start()
-        error = ""
-        try:
-            for line in process.stdout or ():
-                if not line.startswith("{"):  # a library's
-                    print(line, end="", file=sys.stderr)
-                    continue
-                row = json.loads(line)
-                error = row.get("error", "")
-                if note is not None and not error:
-                    note(row)
-        except BaseException:
-            kill()
-            raise
-        finally:
-            timer.cancel()
-    if late.is_set():
-        raise ProcessError(f"not ready after {seconds:.0f} s")
-    if process.returncode or error:
-        raise ProcessError(error or f"the process ended with {process.returncode}")
+    read_lines([*words, str(rounds), str(time.time())], note, seconds)
 
 
 # What these processes do --------------------------------------------------------------------------
@@ -545,7 +503,7 @@ def _start(name: str, setup: Setup, started: float) -> tuple[Step, Row]:
 
 def _alone(name: str, setup: Setup, rounds: int, started: float) -> Iterator[Row]:
     torch.zeros(1, device=DEVICE)  # the context, which is no one's in particular
-    with _Memory() as memory:
+    with PeakMemory() as memory:
         run, row = _start(name, setup, started)
         latents, audio = (tensor.half() for tensor in setup.inputs(DEVICE))
         for timestep in TIMESTEPS[1:6]:
@@ -561,32 +519,6 @@ def _alone(name: str, setup: Setup, rounds: int, started: float) -> Iterator[Row
     _require_right(name, errors)
     for _, times in _time_in_turns(*_calls({name: run}, setup, rounds)):
         yield {"median_ms": times["median_ms"]}
-
-
-class _Memory:
-    """The most of the GPU's memory that was taken meanwhile, by all libraries, in bytes.
-
-    That counts what PyTorch's allocator keeps without using it, as other programs feel it too.
-    """
-
-    def __enter__(self) -> _Memory:
-        self._least = self._free = torch.cuda.mem_get_info()[0]
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._ended.wait(0.02):
-            self._least = min(self._least, torch.cuda.mem_get_info()[0])
-
-    def __exit__(self, *exception: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    @property
-    def peak(self) -> int:
-        return self._free - self._least
 
 
 # Contenders ---------------------------------------------------------------------------------------

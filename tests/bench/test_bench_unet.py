@@ -46,10 +46,10 @@ class Clock:
 def script(monkeypatch):
     """Imports a script of scripts/bench, fresh, as Python does when it runs one of them."""
     monkeypatch.syspath_prepend(SCRIPTS)
-    for name in ("unet", "unet_files", "naive_unet"):
+    for name in ("unet", "unet_files", "naive_unet", "processes"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     yield importlib.import_module
-    for name in ("unet", "unet_files", "naive_unet"):
+    for name in ("unet", "unet_files", "naive_unet", "processes"):
         sys.modules.pop(name, None)
 
 
@@ -74,7 +74,7 @@ def bench(script, monkeypatch):
     monkeypatch.setattr(module, "DEVICE", "cpu")
     monkeypatch.setattr(module, "_event", Clock)
     monkeypatch.setattr(module, "_machine", dict)
-    monkeypatch.setattr(module, "_read_lines", in_process)
+    monkeypatch.setattr(module, "read_lines", in_process)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (3 << 30, 8 << 30))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 1 << 30)
@@ -290,7 +290,7 @@ def test_kinds_of_kernels(bench, kernel, kind):
 def lines_of(bench, program, seconds=60.0):
     rows = []
     try:
-        bench._read_lines([sys.executable, "-c", program], rows.append, seconds)
+        bench.read_lines([sys.executable, "-c", program], rows.append, seconds)
     except bench.ProcessError as error:
         return rows, error.message
     return rows, None

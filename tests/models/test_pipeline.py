@@ -559,7 +559,7 @@ class TestLoading:
             return made[-1]
 
         monkeypatch.setattr(pipeline, "_PlanStepRunner", open_runner)
-        monkeypatch.setattr(pipeline, "_ordinal", lambda device: 0)
+        monkeypatch.setattr(pipeline, "gpu_ordinal", lambda device: 0)
         return made
 
     def plan(self, path, kind="single", **metadata):

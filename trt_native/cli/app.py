@@ -9,6 +9,7 @@ import typer
 from trt_native._version import __version__
 from trt_native.cli.bench import bench
 from trt_native.cli.build import build
+from trt_native.cli.build_latentsync import build_latentsync
 from trt_native.cli.cache import cache_app
 from trt_native.cli.calibrate import calibrate
 from trt_native.cli.console import set_verbosity, stdout
@@ -59,6 +60,7 @@ app.add_typer(export_app)
 app.command()(quantize)
 app.add_typer(cache_app)
 app.command()(build)
+app.command()(build_latentsync)
 app.command()(refit)
 app.command()(calibrate)
 app.command()(inspect)

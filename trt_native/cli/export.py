@@ -121,6 +121,65 @@ def latentsync(
         _print(report)
 
 
+@export_app.command()
+@report_errors
+def latentsync_vae(
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="NAME.onnx",
+            help="Makes the names NAME.encoder.onnx and NAME.decoder.onnx.",
+        ),
+    ],
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of diffusers' AutoencoderKL, such as a download of"
+            " stabilityai/sd-vae-ft-mse: config.json and weights.",
+        ),
+    ] = None,
+    random_weights: Annotated[
+        int | None, typer.Option(metavar="SEED", help="Random weights instead of a folder.")
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            help="With random weights: a config.json, or a preset: sd, small. \\[default: sd]"
+        ),
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="fp32, fp16 or bf16: types of the ONNX graphs.")
+    ] = "fp32",
+    opset: Annotated[int | None, typer.Option(help="ONNX operator-set version.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the reports as JSON.")] = False,
+) -> None:
+    """Export an image autoencoder: its encoder and its decoder, of frames of any number and size.
+
+    The encoder returns means and logarithms of variances; sampling is left to the caller.
+    """
+    if (folder is None) == (random_weights is None):
+        raise SpecError("give either --folder FOLDER or --random-weights SEED")
+    from trt_native.models.latentsync.vae_export import export_vae
+
+    with ExportProgress(stderr) as progress:
+        reports = export_vae(
+            output,
+            folder=folder,
+            config=config,
+            random_seed=random_weights,
+            precision=precision,
+            opset=opset,
+            progress=progress,
+        )
+    if json:
+        print_json([report.to_dict() for report in reports])
+        return
+    for report in reports:
+        _print(report)
+
+
 def _parse_static(text: str) -> dict[str, int]:
     extents: dict[str, int] = {}
     for entry in text.split(","):

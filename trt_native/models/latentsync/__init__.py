@@ -1,6 +1,6 @@
-"""The LatentSync 1.6 U-Net: configuration, checkpoints and the module itself.
+"""The LatentSync U-Net and the VAE around it: configurations, checkpoints and the modules.
 
-Importing this package does not import torch; only :class:`UNet` and the checkpoint functions do.
+Importing this package does not import torch; only the modules and the functions that load them do.
 """
 
 from __future__ import annotations
@@ -19,16 +19,22 @@ if TYPE_CHECKING:
     from trt_native.models.latentsync.unet import DeepCacheFull as DeepCacheFull
     from trt_native.models.latentsync.unet import DeepCacheShallow as DeepCacheShallow
     from trt_native.models.latentsync.unet import UNet as UNet
+    from trt_native.models.latentsync.vae import Vae as Vae
+    from trt_native.models.latentsync.vae import VaeConfig as VaeConfig
+    from trt_native.models.latentsync.vae import load_vae as load_vae
 
 _LAZY_EXPORTS = {
     "Checkpoint": "checkpoint",
     "DeepCacheFull": "unet",
     "DeepCacheShallow": "unet",
     "UNet": "unet",
+    "Vae": "vae",
+    "VaeConfig": "vae",
     "denoiser_inputs": "inputs",
     "load_checkpoint": "checkpoint",
     "load_into": "checkpoint",
     "load_unet": "loading",
+    "load_vae": "vae",
 }
 
 __all__ = ["UNET_PRESETS", "MotionConfig", "UNetConfig", *_LAZY_EXPORTS]

@@ -32,7 +32,7 @@ except ImportError:
         " or pip install 'trt-native[export]'"
     ) from None
 
-__all__ = ["AttrDict", "LatentSyncUNet", "StepRunner", "UNetOutput"]
+__all__ = ["AttrDict", "LatentSyncUNet", "StepRunner", "UNetOutput", "gpu_ordinal"]
 
 _LATENTS, _TIMESTEP, _AUDIO = "latents", "timestep", "encoder_hidden_states"
 _NOISE, _FEATURES = "noise_pred", "deep_features"
@@ -57,7 +57,7 @@ class AttrDict(dict[str, Any]):
         try:
             return self[name]
         except KeyError:
-            raise AttributeError(f"the U-Net's configuration has no {name!r}") from None
+            raise AttributeError(f"the configuration has no {name!r}") from None
 
 
 class StepRunner(Protocol):
@@ -227,7 +227,7 @@ class LatentSyncUNet(nn.Module):
         loaded = [plan if isinstance(plan, Plan) else Plan.load(plan) for plan in plans]
         configs = [given or _config_of(plan) for plan in loaded]
         _check_origins(loaded, configs)
-        ordinal = _ordinal(device)
+        ordinal = gpu_ordinal(device)
         runners: list[_PlanStepRunner] = []
         try:
             for plan in loaded:
@@ -530,7 +530,8 @@ def _check_origins(plans: list[Plan], configs: list[UNetConfig]) -> None:
         )
 
 
-def _ordinal(device: torch.device | int | str | None) -> int:
+def gpu_ordinal(device: torch.device | int | str | None) -> int:
+    """CUDA ordinal of a device that plans can run on; by default torch's current one."""
     if not torch.cuda.is_available():
         raise UnsupportedError(
             "PyTorch finds no GPU, and a plan runs on one"

@@ -1,0 +1,181 @@
+"""A folder of plans with one call: TensorRT builds them, of models of a few nodes."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+from helpers import DATA
+from helpers.tiny_models import FLOAT, save, tensor
+from onnx import helper
+
+from trt_native.errors import ExportError, ModelError, SpecError
+from trt_native.export import ExportReport
+from trt_native.models.latentsync import build_folder
+from trt_native.models.latentsync.build_folder import FolderOptions, Weights, build_latentsync
+from trt_native.plans.plan import Plan
+
+RANDOM = Weights(random_seed=0, config="small", vae_config="small")
+NAMES = ["unet.plan", "unet.shallow.plan", "vae.decoder.plan", "vae.encoder.plan"]
+
+
+def written(path, shape, operator="Relu"):
+    nodes = [helper.make_node(operator, ["x"], ["y"])]
+    save(path, nodes, [tensor("x", FLOAT, shape)], [tensor("y", FLOAT, shape)])
+    return ExportReport(path, None, 18, (), (), 5, path.stat().st_size, 1.25)
+
+
+@pytest.fixture
+def exports(monkeypatch):
+    """Exports of one node with the dimensions of the real ones; what they were called with."""
+    calls = []
+    latents = ["batch", 13, "frames", "height", "width"]
+
+    def export_deepcache(path, **options):
+        calls.append(("deepcache", options))
+        return written(path, latents), written(path.with_stem("unet.shallow"), latents, "Sigmoid")
+
+    def export_latentsync(path, **options):
+        calls.append(("latentsync", options))
+        return written(path, latents)
+
+    def export_vae(path, **options):
+        calls.append(("vae", options))
+        pairs = (("vae.encoder", 3), ("vae.decoder", 4))
+        shapes = ((path.with_stem(name), ["frames", n, "height", "width"]) for name, n in pairs)
+        return tuple(written(*shape) for shape in shapes)
+
+    for function in (export_deepcache, export_latentsync, export_vae):
+        monkeypatch.setattr(build_folder, function.__name__, function)
+    return calls
+
+
+def plans(folder):
+    return sorted(name for name in os.listdir(folder) if name.endswith(".plan"))
+
+
+def profiles(path):
+    (given, *_) = Plan.load(path).manifest.tensors
+    return [str(profile) for profile in given.profiles] or list(given.shape)
+
+
+@pytest.mark.slow
+@pytest.mark.backend
+class TestBuilds:
+    def test_all_plans(self, exports, tmp_path):
+        reports = build_latentsync(tmp_path / "plans", RANDOM, FolderOptions(vae_frames=2))
+        assert plans(tmp_path / "plans") == NAMES
+        assert [report.plan.name for report in reports] == [*NAMES[:2], NAMES[3], NAMES[2]]
+        assert not any(report.cached for report in reports)
+        assert json.loads(json.dumps([r.to_dict() for r in reports]))[0]["export_s"] == 1.2
+        sizes = [report.plan.stat().st_size for report in reports]
+        assert sizes == [report.plan_bytes for report in reports]
+
+        # The small U-Net is for 128 pixels.
+        assert profiles(tmp_path / "plans" / "unet.plan") == [
+            "1x13x1x16x16:2x13x16x16x16:2x13x16x16x16",
+            "2x13x16x16x16",
+        ]
+        assert profiles(tmp_path / "plans" / "vae.encoder.plan") == ["2x3x128x128"]
+        assert profiles(tmp_path / "plans" / "vae.decoder.plan") == ["2x4x16x16"]
+
+        others = {name for name in os.listdir(tmp_path / "plans") if ".plan" not in name}
+        assert others == {".build-latentsync.lock"}
+
+    def test_the_unet_alone(self, exports, tmp_path):
+        weights = Weights(checkpoint=DATA / "unet_small.pt", config="small")
+        options = FolderOptions(vae=False, deepcache=False, guidance=False, resolution=64)
+        build_latentsync(tmp_path, weights, options)
+        assert plans(tmp_path) == ["unet.plan"]
+        assert profiles(tmp_path / "unet.plan")[0] == "1x13x1x8x8:1x13x16x8x8:1x13x16x8x8"
+        ((kind, given),) = exports
+        assert kind == "latentsync"
+        assert given["checkpoint"].sha256
+        assert given["precision"] == "fp16"
+
+
+def test_an_export_that_fails_leaves_nothing(exports, tmp_path, monkeypatch):
+    def fail(path, **options):
+        written(path, ["n"])
+        raise ExportError("no")
+
+    (tmp_path / ".onnx-files").mkdir()  # of a process that was killed
+    (tmp_path / ".onnx-files" / "unet.onnx").write_text("")
+    monkeypatch.setattr(build_folder, "export_vae", fail)
+    with pytest.raises(ExportError):
+        build_latentsync(tmp_path, RANDOM)
+    assert os.listdir(tmp_path) == [".build-latentsync.lock"]
+
+
+class TestRefusals:
+    def test_weights(self, tmp_path):
+        with pytest.raises(SpecError, match="either a checkpoint or a random_seed"):
+            build_latentsync(tmp_path, Weights())
+        with pytest.raises(SpecError, match="exactly where it is built and not random"):
+            build_latentsync(tmp_path, Weights(random_seed=0, vae=tmp_path))
+        with pytest.raises(SpecError, match="exactly where it is built and not random"):
+            build_latentsync(tmp_path, Weights(checkpoint=tmp_path / "unet.pt"))
+        with pytest.raises(ModelError, match=r"unet\.pt: cannot be read"):
+            build_latentsync(
+                tmp_path / "new", Weights(checkpoint=tmp_path / "unet.pt", vae=tmp_path)
+            )
+        assert os.listdir(tmp_path) == []
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"precision": "int8"}, "use fp16, bf16 or fp32"),
+            ({"vae_frames": 0}, "must be 1 or more"),
+            ({"resolution": 100}, "multiple of 8 pixels"),
+            ({"resolution": 0}, "multiple of 8 pixels"),
+        ],
+    )
+    def test_options(self, tmp_path, options, message):
+        with pytest.raises(SpecError, match=message):
+            build_latentsync(tmp_path / "new", RANDOM, FolderOptions(**options))
+        assert os.listdir(tmp_path) == []
+
+    def test_a_shallow_plan_that_would_not_fit(self, tmp_path):
+        (tmp_path / "unet.shallow.plan").write_text("")
+        with pytest.raises(SpecError, match="from an earlier build with DeepCache"):
+            build_latentsync(tmp_path, RANDOM, FolderOptions(deepcache=False))
+
+    def test_two_at_a_time(self, tmp_path):
+        with (
+            build_folder.FileLock(tmp_path / ".build-latentsync.lock"),
+            pytest.raises(SpecError, match="another process builds there"),
+        ):
+            build_latentsync(tmp_path, RANDOM)
+
+
+def test_the_command_says_what_is_missing(main_in_process, tmp_path):
+    folder = tmp_path / "plans"
+    code, _, err = main_in_process("build-latentsync", "-o", folder)
+    assert (code, err) == (1, "error: give either CHECKPOINT or --random-weights SEED\n")
+    code, _, err = main_in_process("build-latentsync", "unet.pt", "-o", folder)
+    assert (code, err) == (1, "error: give either --vae FOLDER or --no-vae\n")
+    code, _, err = main_in_process(
+        "build-latentsync", "--random-weights", 0, "--resolution", 100, "-o", folder
+    )
+    assert code == 1
+    assert err == (
+        "error: resolution 100: must be a multiple of 8 pixels, one latent's size (--resolution)\n"
+    )
+    assert not folder.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.backend
+def test_the_command_reports(main_in_process, exports, tmp_path):
+    words = ("build-latentsync", "--random-weights", 0, "--config", "small", "--no-vae", "-o")
+    code, out, _ = main_in_process(*words, tmp_path, "--no-deepcache", "--json")
+    report = json.loads(out)
+    assert code == 0
+    (plan,) = report["plans"]
+    assert plan["plan"] == str(tmp_path / "unet.plan")
+    assert not plan["cached"]
+    code, out, _ = main_in_process(*words, tmp_path, "--no-deepcache")
+    assert code == 0
+    assert "unet.plan" in out
+    assert "from the cache" in out

@@ -1,0 +1,144 @@
+"""``trt-native build-latentsync``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trt_native.builder.plan_cache import FOLDER_VARIABLE, EngineCache
+from trt_native.cli.console import print_json, report_errors, stderr, table
+from trt_native.cli.progress import BuildProgress, ExportProgress
+from trt_native.errors import SpecError
+from trt_native.units import format_bytes
+
+__all__ = ["build_latentsync"]
+
+
+@report_errors
+def build_latentsync(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write plans to.")
+    ],
+    checkpoint: Annotated[
+        Path | None,
+        typer.Argument(metavar="[CHECKPOINT]", help="latentsync_unet.pt, or .safetensors."),
+    ] = None,
+    vae: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder of the VAE, such as a download of stabilityai/sd-vae-ft-mse.",
+        ),
+    ] = None,
+    no_vae: Annotated[
+        bool, typer.Option("--no-vae", help="Build the U-Net alone; the VAE stays in PyTorch.")
+    ] = False,
+    random_weights: Annotated[
+        int | None,
+        typer.Option(metavar="SEED", help="Random weights for all, instead of files."),
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            help="The U-Net's YAML or JSON, or a preset: latentsync-1.6, small."
+            " \\[default: the checkpoint's own, else latentsync-1.6]"
+        ),
+    ] = None,
+    vae_config: Annotated[
+        str | None,
+        typer.Option(help="With random weights: the VAE's JSON, or a preset: sd, small."),
+    ] = None,
+    resolution: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PIXELS",
+            help="Height and width of the faces. \\[default: what the U-Net was trained for]",
+        ),
+    ] = None,
+    precision: Annotated[str, typer.Option(help="fp16, bf16 or fp32.")] = "fp16",
+    deepcache: Annotated[
+        bool, typer.Option(help="Also build DeepCache's shallow step, as inference.sh uses it.")
+    ] = True,
+    guidance: Annotated[
+        bool,
+        typer.Option(help="Build for guidance scales above 1; without, for 1 and less alone."),
+    ] = True,
+    vae_frames: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Frames that pass through the VAE at a time; more take more memory."
+        ),
+    ] = 4,
+    backend: Annotated[
+        str, typer.Option(help="auto, tensorrt or rtx; auto reads TRT_NATIVE_BACKEND first.")
+    ] = "auto",
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            envvar=FOLDER_VARIABLE,
+            help="Folder of built plans. \\[default: the user's cache folder]",
+            show_envvar=True,
+        ),
+    ] = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Build even what is in the cache.")
+    ] = False,
+    allow_mismatch: Annotated[
+        bool,
+        typer.Option(
+            "--allow-mismatch",
+            help="Go on with a checkpoint that has missing or unexpected keys; missing ones get"
+            " random values.",
+        ),
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Build all of LatentSync that runs as plans: U-Net, DeepCache's shallow step, and VAE.
+
+    The folder is for trt_native.LatentSyncPipelineEngines.from_folder.
+    """
+    if (checkpoint is None) == (random_weights is None):
+        raise SpecError("give either CHECKPOINT or --random-weights SEED")
+    if (vae is not None) == (no_vae or random_weights is not None):
+        raise SpecError("give either --vae FOLDER or --no-vae")
+    from trt_native.models.latentsync import build_folder
+
+    reports = build_folder.build_latentsync(
+        output,
+        build_folder.Weights(
+            checkpoint=checkpoint,
+            vae=vae,
+            random_seed=random_weights,
+            config=config,
+            vae_config=vae_config,
+            allow_mismatch=allow_mismatch,
+        ),
+        build_folder.FolderOptions(
+            resolution=resolution,
+            precision=precision,
+            deepcache=deepcache,
+            guidance=guidance,
+            vae=not no_vae,
+            vae_frames=vae_frames,
+            backend=backend,
+            cache=None if no_cache else EngineCache(cache).folder,
+        ),
+        exporting=lambda: ExportProgress(stderr),
+        building=lambda: BuildProgress(stderr),
+    )
+    if json:
+        print_json({"folder": str(output), "plans": [report.to_dict() for report in reports]})
+        return
+    rows = [
+        (
+            report.plan.name,
+            f"{report.parameters:,}",
+            format_bytes(report.plan_bytes),
+            f"{report.export_s:.1f} s",
+            "from the cache" if report.cached else f"{report.build_s:.1f} s",
+        )
+        for report in reports
+    ]
+    table(f"Built in {output}", ("plan", "parameters", "size", "export", "build"), rows)

@@ -1,0 +1,324 @@
+"""Everything of LatentSync that runs as a plan, from its weights to a folder of plans."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from trt_native.builder.isolated import Job, build_with_retries
+from trt_native.config import BuildConfig, Precision
+from trt_native.errors import SpecError
+from trt_native.export.module import require_torch
+from trt_native.models.latentsync.config import UNetConfig
+from trt_native.models.latentsync.export import export_deepcache, export_latentsync
+from trt_native.models.latentsync.vae_export import export_vae
+from trt_native.progress import ByteProgress, Progress
+from trt_native.shapes import ProfileSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from trt_native.export import ExportReport
+    from trt_native.models.latentsync.checkpoint import Checkpoint
+    from trt_native.models.latentsync.vae import VaeConfig
+
+__all__ = ["BuiltPart", "FolderOptions", "Weights", "build_latentsync"]
+
+FRAMES = 16
+"""Frames of a chunk, the most that the U-Net's plan takes."""
+
+VAE_FRAMES = 4
+"""Default number of frames that pass through the VAE at a time."""
+
+_USUAL_DOWNSCALE = 8  # of Stable Diffusion's VAE
+_ONNX = ".onnx-files"
+_SHALLOW = "unet.shallow.plan"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Where the weights of the models come from.
+
+    Attributes:
+        checkpoint: A U-Net's checkpoint, its file, or a state dict.
+        vae: A folder of diffusers' ``AutoencoderKL``.
+        random_seed: Random weights for both that depend on this number alone, instead.
+        config: The U-Net's configuration, its file, or a preset's name. Default: the checkpoint's
+            own, else ``latentsync-1.6``.
+        vae_config: With ``random_seed``: the VAE's; by default Stable Diffusion's.
+        allow_mismatch: As for :func:`trt_native.models.latentsync.export.export_latentsync`.
+    """
+
+    checkpoint: Checkpoint | Mapping[str, Tensor] | str | Path | None = None
+    vae: str | Path | None = None
+    random_seed: int | None = None
+    config: UNetConfig | str | Path | None = None
+    vae_config: VaeConfig | str | Path | None = None
+    allow_mismatch: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderOptions:
+    """What is built, and how.
+
+    Attributes:
+        resolution: Height and width of the faces in pixels. None: what the U-Net was trained for.
+        precision: ``fp16``, ``bf16`` or ``fp32``.
+        deepcache: Also build the shallow step of DeepCache.
+        guidance: Build for classifier-free guidance, whose batch is 2, with any batch from 1 on.
+            False: for batch 1 alone.
+        vae: Whether to build the VAE too.
+        vae_frames: Frames that pass through the VAE at a time; more take more memory.
+        backend: ``auto``, ``tensorrt`` or ``rtx``.
+        cache: Folder of the cache of built plans; None to build without one.
+    """
+
+    resolution: int | None = None
+    precision: str = "fp16"
+    deepcache: bool = True
+    guidance: bool = True
+    vae: bool = True
+    vae_frames: int = VAE_FRAMES
+    backend: str = "auto"
+    cache: Path | None = None
+
+
+@dataclass(frozen=True)
+class BuiltPart:
+    """Record of one plan.
+
+    Attributes:
+        plan: Its path.
+        plan_bytes: Its size.
+        parameters: Number of elements in the parameters of the exported model.
+        cached: Whether it came from the cache.
+        export_s: Duration of the export in seconds, for the U-Net's two plans together.
+        build_s: Duration of the build in seconds, of the earlier one if it is cached.
+    """
+
+    plan: Path
+    plan_bytes: int
+    parameters: int
+    cached: bool
+    export_s: float
+    build_s: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON can hold it."""
+        return {**asdict(self), "plan": str(self.plan)}
+
+
+def build_latentsync(
+    folder: str | Path,
+    weights: Weights,
+    options: FolderOptions | None = None,
+    *,
+    exporting: Callable[[], AbstractContextManager[ByteProgress | None]] | None = None,
+    building: Callable[[], AbstractContextManager[Progress | None]] | None = None,
+) -> list[BuiltPart]:
+    """Export and build LatentSync's U-Net and VAE.
+
+    Writes ``unet.plan``, ``vae.encoder.plan`` and ``vae.decoder.plan``, for DeepCache also
+    ``unet.shallow.plan``, and their manifests. Each is whole or not there; those that an
+    interrupted call finished are taken from the cache by the next one. The ONNX files are
+    temporary.
+
+    Args:
+        folder: The folder to write to; it is made where it is missing.
+        weights: The weights.
+        options: What is built, and how.
+        exporting: Makes what receives the progress of an export.
+        building: Makes what receives the progress of a build.
+
+    Returns:
+        A record of each plan.
+
+    Raises:
+        SpecError: options are contradictory, or another process builds in the folder.
+        TrtNativeError: as the exports and :func:`trt_native.builder.isolated.build_with_retries`.
+    """
+    options = options or FolderOptions()
+    target = Path(folder)
+    exporting, building = exporting or _silent, building or _silent
+    _check(target, weights, options)
+    weights = _opened(weights, exporting)
+    scale = _downscale(weights) if options.vae else _USUAL_DOWNSCALE
+    latents = _latent_size(weights, options.resolution, scale)
+    target.mkdir(parents=True, exist_ok=True)
+    run = _FolderBuild(target, weights, options, exporting, building)
+    with _only_builder(target):
+        vae = run.vae(latents, scale) if options.vae else []
+        return [*run.unet(latents), *vae]
+
+
+def _check(folder: Path, weights: Weights, options: FolderOptions) -> None:
+    if (weights.checkpoint is None) == (weights.random_seed is None):
+        raise SpecError("give either a checkpoint or a random_seed for the weights")
+    if (weights.vae is not None) != (options.vae and weights.random_seed is None):
+        raise SpecError(
+            "give a folder for the VAE's weights exactly where it is built and not random"
+        )
+    if options.precision not in ("fp16", "bf16", "fp32"):
+        raise SpecError(
+            f"precision {options.precision!r}: use fp16, bf16 or fp32; for others export and build"
+            " each model by itself",
+            options=("precision",),
+        )
+    if options.vae_frames < 1:
+        raise SpecError(f"vae_frames {options.vae_frames}: must be 1 or more")
+    if not options.deepcache and (folder / _SHALLOW).exists():
+        raise SpecError(
+            f"{folder / _SHALLOW} is from an earlier build with DeepCache and would be used with"
+            " the new unet.plan; remove it, or build for DeepCache again",
+            options=("deepcache",),
+        )
+
+
+def _opened(
+    weights: Weights, exporting: Callable[[], AbstractContextManager[ByteProgress | None]]
+) -> Weights:
+    """Open the checkpoint first: without it, minutes for the VAE would be wasted."""
+    require_torch()
+    if not isinstance(weights.checkpoint, str | Path):
+        return weights
+    from trt_native.models.latentsync.checkpoint import load_checkpoint
+
+    with exporting() as progress:
+        return replace(weights, checkpoint=load_checkpoint(weights.checkpoint, progress))
+
+
+def _downscale(weights: Weights) -> int:
+    """Pixels per latent, of the VAE that is built."""
+    from trt_native.models.latentsync.vae import VaeConfig
+
+    config = weights.vae or weights.vae_config or "sd"
+    return (config if isinstance(config, VaeConfig) else VaeConfig.load(config)).downscale
+
+
+def _latent_size(weights: Weights, resolution: int | None, scale: int) -> int:
+    """Height and width of the latents; by default what the U-Net was trained for."""
+    if resolution is not None:
+        if resolution < scale or resolution % scale:
+            raise SpecError(
+                f"resolution {resolution}: must be a multiple of {scale} pixels, one latent's size",
+                options=("resolution",),
+            )
+        return resolution // scale
+    config, checkpoint = weights.config, weights.checkpoint
+    if config is None and (own := getattr(checkpoint, "config", None)):
+        config = UNetConfig.from_mapping(own)
+    config = config or "latentsync-1.6"
+    size = (config if isinstance(config, UNetConfig) else UNetConfig.load(config)).sample_size
+    if size is None:
+        raise SpecError(
+            "the configuration has no sample_size; give a resolution in pixels",
+            options=("resolution",),
+        )
+    return size
+
+
+@contextmanager
+def _only_builder(folder: Path) -> Iterator[None]:
+    """Work in the folder alone, and leave no ONNX files in it."""
+    try:
+        with FileLock(folder / ".build-latentsync.lock", timeout=0):
+            shutil.rmtree(folder / _ONNX, ignore_errors=True)  # of a run that was killed
+            (folder / _ONNX).mkdir()
+            try:
+                yield
+            finally:
+                shutil.rmtree(folder / _ONNX, ignore_errors=True)
+    except Timeout:
+        raise SpecError(f"{folder}: another process builds there; wait for it to end") from None
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    yield None
+
+
+@dataclass(frozen=True)
+class _FolderBuild:
+    folder: Path
+    weights: Weights
+    options: FolderOptions
+    exporting: Callable[[], AbstractContextManager[ByteProgress | None]]
+    building: Callable[[], AbstractContextManager[Progress | None]]
+
+    def unet(self, latents: int) -> list[BuiltPart]:
+        weights = self.weights
+        write = export_deepcache if self.options.deepcache else export_latentsync
+        with self.exporting() as progress:
+            written = write(
+                self.folder / _ONNX / "unet.onnx",
+                config=weights.config,
+                checkpoint=weights.checkpoint,
+                random_seed=weights.random_seed,
+                precision=self.options.precision,
+                allow_mismatch=weights.allow_mismatch,
+                progress=progress,
+            )
+        batch = "1:2:2" if self.options.guidance else "1"
+        dims = [f"batch={batch}", f"frames=1:{FRAMES}:{FRAMES}"]
+        dims += [f"height={latents}", f"width={latents}"]
+        reports = written if isinstance(written, tuple) else (written,)
+        return self._built(reports, [dims] * len(reports))
+
+    def vae(self, latents: int, scale: int) -> list[BuiltPart]:
+        weights = self.weights
+        with self.exporting() as progress:
+            written = export_vae(
+                self.folder / _ONNX / "vae.onnx",
+                folder=weights.vae,
+                config=weights.vae_config,
+                random_seed=weights.random_seed,
+                precision=self.options.precision,
+                progress=progress,
+            )
+        frames = f"frames={self.options.vae_frames}"
+        sizes = (scale * latents, latents)
+        return self._built(written, [[frames, f"height={n}", f"width={n}"] for n in sizes])
+
+    def _built(self, exports: tuple[ExportReport, ...], dims: list[list[str]]) -> list[BuiltPart]:
+        with self.building() as progress:
+            return [
+                self._build(export, ProfileSpec.parse(ranges), progress)
+                for export, ranges in zip(exports, dims, strict=True)
+            ]
+
+    def _build(
+        self, export: ExportReport, profile: ProfileSpec, progress: Progress | None
+    ) -> BuiltPart:
+        # An FP32 model would be built in FP16 by default; others keep their types.
+        is_fp32 = self.options.precision == "fp32"
+        config = BuildConfig(
+            profiles=(profile,),
+            add_opt_shape_profiles=any(r.min != r.max for r in profile.dims.values()),
+            precision=Precision.FP32 if is_fp32 else Precision.AUTO,
+        )
+        target = self.folder / export.path.with_suffix(".plan").name
+        job = Job(
+            model=export.path,
+            target=target,
+            config=config,
+            backend=self.options.backend,
+            cache=self.options.cache,
+            cache_bytes=None,
+        )
+        outcome = build_with_retries(job, progress)
+        return BuiltPart(
+            plan=target,
+            plan_bytes=outcome.manifest.plan_bytes,
+            parameters=export.parameters,
+            cached=outcome.cached,
+            export_s=round(export.seconds, 1),
+            build_s=round(outcome.manifest.seconds["total"], 1),
+        )

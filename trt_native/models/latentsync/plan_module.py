@@ -1,0 +1,118 @@
+"""Plans behind the interface of the PyTorch modules that they replace."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trt_native.errors import UnsupportedError
+from trt_native.models.latentsync.pipeline import StepRunner
+from trt_native.runtime import ActivationMemory, Session
+from trt_native.runtime.engine import Engine
+from trt_native.runtime.tensor_views import torch_dtype, torch_stream
+
+__all__ = ["EngineRunner", "PlanModule"]
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class EngineRunner:
+    """A :class:`StepRunner` of an engine, which it owns.
+
+    Args:
+        engine: The engine, on a GPU.
+        memory: Memory for activations, shared with runners that do not run at the same time; None
+            for memory of its own. The caller closes it, after the runners.
+    """
+
+    def __init__(self, engine: Engine, memory: ActivationMemory | None = None) -> None:
+        self.name = engine.plan.path.name if engine.plan.path else "the plan"
+        self.device = torch.device("cuda", engine.ordinal)
+        self.tensors = engine.tensors
+        self._engine = engine
+        self._session = Session(engine, activation_memory=memory)
+
+    def run(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
+        """See :class:`StepRunner`."""
+        stream = torch_stream(self._engine.ordinal)
+        self._session.run(inputs, out=outputs, stream=stream)
+
+    def close(self) -> None:
+        """See :class:`StepRunner`."""
+        self._session.close()
+        self._engine.close()
+
+
+class PlanModule(nn.Module):
+    """A module without parameters whose device and type are those of a plan.
+
+    ``.to`` another device is an error, ``.to`` another type only logs a warning.
+
+    Args:
+        runner: Runs the plan.
+        dtype: Type of the plan's inputs, by NumPy's name.
+    """
+
+    def __init__(self, runner: StepRunner, dtype: str) -> None:
+        super().__init__()
+        self._plan_name = runner.name
+        self._device = runner.device
+        self._dtype: torch.dtype = torch_dtype(dtype)
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the plan."""
+        return self._device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the plan's inputs."""
+        return self._dtype
+
+    def to(self, *args: Any, **kwargs: Any) -> PlanModule:
+        """Check that the plan is on the requested device; types are converted in each call.
+
+        Raises:
+            UnsupportedError: it is on another device.
+        """
+        for value in (*args, kwargs.get("device"), kwargs.get("dtype"), kwargs.get("tensor")):
+            if isinstance(value, Tensor):
+                self.to(value.device, value.dtype)
+            elif isinstance(value, torch.dtype):
+                self._warn_of_type(value)
+            elif isinstance(value, (str, torch.device)):
+                self._check_device(torch.device(value))
+            elif isinstance(value, int) and not isinstance(value, bool):
+                self._check_device(torch.device("cuda", value))
+        return self
+
+    def cuda(self, device: torch.device | int | str | None = None) -> PlanModule:
+        """Check the device, as :meth:`to`."""
+        return self.to("cuda" if device is None else device)
+
+    def cpu(self) -> PlanModule:
+        """Check the device, as :meth:`to`."""
+        return self.to("cpu")
+
+    def _check_device(self, device: torch.device) -> None:
+        index = self.device.index if device.index is None else device.index
+        if (device.type, index) != (self.device.type, self.device.index):
+            raise UnsupportedError(
+                f"{self._plan_name} is on {self.device} and cannot be moved to {device}; load it"
+                " there with device=..., and keep it out of CPU offloading"
+            )
+
+    def _warn_of_type(self, dtype: torch.dtype) -> None:
+        if dtype != self.dtype:
+            _LOGGER.warning(
+                "%s takes %s, not %s: inputs are converted in each call; a plan's types are fixed"
+                " when it is exported and built",
+                self._plan_name,
+                self.dtype,
+                dtype,
+            )
