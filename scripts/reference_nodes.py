@@ -37,8 +37,8 @@ KNOWN = {
 
 def stored(folder: Path, kind: str) -> list[Any]:
     """Tensors of a test that is stored in files."""
-    paths = folder.glob(f"test_data_set_0/{kind}_*.pb")
-    paths = sorted(paths, key=lambda path: (len(path.name), path.name))
+    found = folder.glob(f"test_data_set_0/{kind}_*.pb")
+    paths = sorted(found, key=lambda path: (len(path.name), path.name))
     return [numpy_helper.to_array(onnx.load_tensor(path)) for path in paths]
 
 
@@ -47,7 +47,9 @@ def tests() -> Iterator[tuple[str, onnx.ModelProto, list[Any], list[Any]]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for case in collect_testcases(None):
-            yield case.name, case.model, *map(list, case.data_sets[0])
+            for inputs, outputs in case.data_sets or ():
+                if case.model is not None:
+                    yield case.name, case.model, list(inputs), list(outputs)
     data = Path(onnx.__file__).parent / "backend/test/data"
     for model in sorted(data.glob("[ps][yi]*/*/model.onnx")):
         if not model.parts[-2].startswith("test_sequence"):
