@@ -115,8 +115,8 @@ def test_external_weights(tmp_path, rng):
         ({"x": np.ones((2, 4), np.float32), "z": 1}, "input 'z' is not one of the model's"),
         ({"x": np.ones((2, 4), np.int64)}, "input 'x' needs float32, found int64"),
         (
-            {"x": np.ones((2, 5), np.float32)},
-            r"onnx\.reference failed at MatMul 'product' with this data: ValueError",
+            {"x": np.ones((2, 4, 1), np.float32)},
+            r"input x: float32\(M, N\) of the model: the data has shape 2x4x1",
         ),
     ],
 )
@@ -127,6 +127,42 @@ def test_batches_that_do_not_fit(batch, message):
     )
     with pytest.raises(CalibrationError, match=message):
         activations(proto, ["y"], batch)
+
+
+def test_a_node_that_cannot_run_is_named_with_what_it_gets():
+    proto = parsed(
+        "(float[M, N] x) => (float[M, 4] y) { [product] y = MatMul(x, w) }",
+        w=np.ones((4, 4), np.float32),
+    )
+    run = ReferenceRunner(
+        ir.from_proto(proto), ["y"], alternative="use another", options=("against",)
+    )
+    with pytest.raises(
+        UnsupportedError,
+        match=r"onnx\.reference cannot run operator MatMul \(node 'product'\) with x: 2x5, w: 4x4:"
+        r" ValueError: .*; use another$",
+    ) as raised:
+        dict(run({"x": np.ones((2, 5), np.float32)}))
+    assert raised.value.options == ("against",)
+
+
+def test_operators_that_the_reference_evaluator_corrects(rng):
+    """As they are in old exports: a softmax of the channels, behind a norm in evaluation mode."""
+    ones = np.ones(3, np.float32)
+    proto = parsed(
+        """(float[2, 3, 4] x) => (float[2, 3, 4] y) {
+            n = BatchNormalization(x, one, zero, zero, one)
+            y = Softmax <axis = 1> (n)
+        }""",
+        '"": 11',
+        one=ones,
+        zero=0 * ones,
+    )
+    x = rng.standard_normal((2, 3, 4)).astype(np.float32)
+    found = activations(proto, ["n", "y"], {"x": x})
+    np.testing.assert_allclose(found["n"], x / np.sqrt(1 + 1e-5), rtol=1e-6)
+    powers = np.exp(found["n"])
+    np.testing.assert_allclose(found["y"], powers / powers.sum((1, 2), keepdims=True), rtol=1e-5)
 
 
 def test_an_operator_that_the_reference_lacks():

@@ -98,7 +98,7 @@ class ActivationSource(Protocol):
 
 
 class ReferenceActivations:
-    """Activations from ``onnx.reference``, on the CPU: exact, and slow."""
+    """Activations from the reference evaluator, on the CPU: exact, and slow."""
 
     name = ReferenceRunner.name
 
@@ -114,10 +114,15 @@ class ReferenceActivations:
         """See :class:`ActivationSource`.
 
         Raises:
-            UnsupportedError: ``onnx.reference`` cannot run the model.
+            UnsupportedError: the reference evaluator cannot run the model.
             CalibrationError: as :func:`collect`.
         """
-        run = ReferenceRunner(model, tensors)
+        run = ReferenceRunner(
+            model,
+            tensors,
+            alternative="calibrate with an engine on a GPU",
+            options=("calibration_runner",),
+        )
         return collect(batches, run, tensors, histograms=histograms, progress=progress)
 
 

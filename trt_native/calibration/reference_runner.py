@@ -1,4 +1,4 @@
-"""Activations without a GPU: a model run node by node with ``onnx.reference``."""
+"""Activations without a GPU: a model run node by node by the reference evaluator."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes import common as passes
 
 from trt_native.arrays import Array, Batch
 from trt_native.errors import CalibrationError, UnsupportedError
 from trt_native.graph.nodes import all_nodes, bodies
 from trt_native.graph.onnx_file import tensor_specs
-from trt_native.shapes import TensorSpec
+from trt_native.reference import NAME, evaluator
+from trt_native.shapes import TensorSpec, format_shape
 
 __all__ = ["ReferenceRunner"]
 
@@ -26,7 +26,7 @@ __all__ = ["ReferenceRunner"]
 class _Step:
     """One node, with the names of the values that it reads, writes and is the last to read."""
 
-    label: str
+    node: ir.Node
     run: Callable[[dict[str, Any]], Any]
     reads: tuple[str, ...]
     writes: tuple[str, ...]
@@ -34,7 +34,9 @@ class _Step:
 
 
 class ReferenceRunner:
-    """Runs a model on the CPU with ``onnx.reference``, for small models: it is exact, and slow.
+    """Runs a model on the CPU, for small models: it is exact, and slow.
+
+    The operators are those of :mod:`trt_native.reference`.
 
     Nodes run one by one, and values are held only as long as a later node reads them; only nodes
     that the wanted tensors depend on run at all.
@@ -43,14 +45,25 @@ class ReferenceRunner:
         model: The model, without model-local functions. It is cut down to what the tensors need,
             and its weights are read into memory.
         tensors: Names of values of the main graph.
+        alternative: What to do about a node that cannot be run, for the error.
+        options: The Python options that the alternative is about.
 
     Raises:
-        UnsupportedError: ``onnx.reference`` does not have one of the operators.
+        UnsupportedError: the reference does not have one of the operators.
     """
 
-    name = "onnx.reference"
+    name = NAME
 
-    def __init__(self, model: ir.Model, tensors: Sequence[str]) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        tensors: Sequence[str],
+        *,
+        alternative: str = "",
+        options: Sequence[str] = (),
+    ) -> None:
+        self._alternative = alternative
+        self._options = tuple(options)
         graph = model.graph
         self._wanted = frozenset(tensors)
         outputs = [value for value in _values(graph) if value.name in self._wanted]
@@ -64,34 +77,79 @@ class ReferenceRunner:
             for name, value in graph.initializers.items()
             if value.const_value is not None
         }
-        self._steps = _steps(model, set(self._weights))
+        self._steps = self._plan(model)
 
     def __call__(self, batch: Batch) -> Iterator[tuple[str, Array]]:
         """Run a batch.
 
         Raises:
-            CalibrationError: an input is missing, unknown or of another type, or a node fails.
+            CalibrationError: an input is missing, unknown, or of another type or shape.
+            UnsupportedError: the reference cannot run a node with these values.
         """
         values: dict[str, Any] = {**self._weights, **_converted(batch, self._inputs)}
         for name in (*(tensor.name for tensor in self._inputs), *self._weights):
             if name in self._wanted:
                 yield name, values[name]
         for step in self._steps:
+            inputs = {name: values[name] for name in step.reads}
             try:
                 with np.errstate(all="ignore"):
-                    outputs = step.run({name: values[name] for name in step.reads})
+                    outputs = step.run(inputs)
             except Exception as error:  # each operator has its own kinds
-                cause = error.__cause__ or error  # it wraps some, and says less
-                reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
-                raise CalibrationError(
-                    f"onnx.reference failed at {step.label} with this data: {reason}"
-                ) from error
+                given = ", ".join(map(_described, inputs.items()))
+                raise self._failure(step.node, error, f" with {given}" if given else "") from error
             for name, output in zip(step.writes, outputs, strict=True):
                 values[name] = output
                 if name in self._wanted:
                     yield name, output
             for name in step.drops:
                 del values[name]
+
+    def _failure(self, node: ir.Node, error: Exception, given: str = "") -> UnsupportedError:
+        operator = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+        cause = error.__cause__ or error  # some are wrapped in others that say less
+        kind = "" if isinstance(cause, NotImplementedError) else f"{type(cause).__name__}: "
+        reason = " ".join(f"{kind}{cause}".split())[:300]
+        alternative = f"; {self._alternative}" if self._alternative else ""
+        return UnsupportedError(
+            f"{NAME} cannot run operator {operator} (node {node.name!r}){given}: {reason}"
+            f"{alternative}",
+            options=self._options,
+        )
+
+    def _plan(self, model: ir.Model) -> list[_Step]:
+        """The nodes in order, each with the values that it is the last to read."""
+        own = set(_values(model.graph))
+        kept = set(self._weights)
+        steps = []
+        for node in reversed(model.graph):
+            inner = (n for body in bodies(node) for n in all_nodes(body))
+            reads = {v: None for n in (node, *inner) for v in n.inputs if v is not None}
+            reads = {value: None for value in reads if value in own}
+            writes = [value for value in node.outputs if value.name]
+            used = [str(value.name) for value in (*reads, *writes)]
+            drops = [name for name in dict.fromkeys(used) if name not in kept]
+            kept.update(drops)
+            try:
+                run = _evaluator(model, node, list(reads), writes)
+            except Exception as error:  # there is no kind of its own for what it lacks
+                raise self._failure(node, error) from error
+            steps.append(
+                _Step(
+                    node=node,
+                    run=run,
+                    reads=tuple(str(value.name) for value in reads),
+                    writes=tuple(str(value.name) for value in writes),
+                    drops=tuple(drops),
+                )
+            )
+        return steps[::-1]
+
+
+def _described(item: tuple[str, Any]) -> str:
+    name, value = item
+    shape = getattr(value, "shape", None)
+    return f"{name}: {type(value).__name__ if shape is None else format_shape(shape) or 'a scalar'}"
 
 
 def _converted(batch: Batch, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
@@ -106,8 +164,22 @@ def _converted(batch: Batch, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
         array, wanted = np.asarray(batch[tensor.name]), np.dtype(tensor.dtype)
         if array.dtype != wanted and not (_is_float(array.dtype) and _is_float(wanted)):
             raise CalibrationError(f"input {tensor.name!r} needs {wanted}, found {array.dtype}")
+        if not _fits(array.shape, tensor):
+            raise CalibrationError(
+                f"input {tensor} of the model: the data has shape {format_shape(array.shape)}"
+            )
         arrays[tensor.name] = array.astype(wanted, copy=False)
     return arrays
+
+
+def _fits(shape: Sequence[int], tensor: TensorSpec) -> bool:
+    return tensor.shape is None or (
+        len(shape) == len(tensor.shape)
+        and all(
+            not isinstance(wanted, int) or extent == wanted
+            for extent, wanted in zip(shape, tensor.shape, strict=True)
+        )
+    )
 
 
 def _is_float(dtype: np.dtype[Any]) -> bool:
@@ -121,42 +193,9 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
         yield from node.outputs
 
 
-def _steps(model: ir.Model, held: set[str]) -> list[_Step]:
-    """The nodes in order, each with the values that it is the last to read."""
-    own = set(_values(model.graph))
-    kept = set(held)
-    steps = []
-    for node in reversed(model.graph):
-        inner = (n for body in bodies(node) for n in all_nodes(body))
-        reads = {v: None for n in (node, *inner) for v in n.inputs if v is not None and v in own}
-        writes = [value for value in node.outputs if value.name]
-        used = [str(value.name) for value in (*reads, *writes)]
-        drops = [name for name in dict.fromkeys(used) if name not in kept]
-        kept.update(drops)
-        steps.append(
-            _Step(
-                label=f"{node.op_type} {node.name!r}",
-                run=_evaluator(model, node, list(reads), writes),
-                reads=tuple(str(value.name) for value in reads),
-                writes=tuple(str(value.name) for value in writes),
-                drops=tuple(drops),
-            )
-        )
-    return steps[::-1]
-
-
 def _evaluator(
     model: ir.Model, node: ir.Node, reads: Sequence[ir.Value], writes: Sequence[ir.Value]
 ) -> Callable[[dict[str, Any]], Any]:
     inputs, outputs = ([ir.serde.serialize_value(v) for v in side] for side in (reads, writes))
     graph = onnx.helper.make_graph([ir.serde.serialize_node(node)], "node", inputs, outputs)
-    try:
-        evaluator = ReferenceEvaluator(graph, opsets=dict(model.opset_imports))
-    except Exception as error:  # it has no kind of its own for what it lacks
-        operator = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-        reason = " ".join(str(error).split())[:200]
-        raise UnsupportedError(
-            f"onnx.reference, which runs the model without a GPU, cannot run operator {operator}"
-            f" (node {node.name!r}): {reason}"
-        ) from error
-    return partial(evaluator.run, None)
+    return partial(evaluator(graph, model.opset_imports).run, None)

@@ -176,8 +176,9 @@ def verify(
         found = verify_plan(opened.run, cases, thresholds, on_case=on_case)
     report = search.run(found.worst_inputs, thresholds) if search else None
     name = str(reference) if isinstance(reference, Path) else reference.name
+    runner = None if isinstance(reference, Path) else reference.runner
     if json:
-        print_json(_document(plan, name, found, origin, save, report))
+        print_json(_document(plan, name, runner, found, origin, save, report))
     else:
         _print(name, found, origin, save)
         if report is not None:
@@ -347,6 +348,7 @@ class _Layers:
 def _document(
     plan: Path,
     reference: str,
+    runner: str | None,
     found: Verification,
     origin: str,
     saved: Path | None,
@@ -356,6 +358,7 @@ def _document(
     return {
         "plan": str(plan),
         "reference": reference,
+        "reference_runner": runner,
         "passed": found.passed,
         "thresholds": {
             "max_relative_error": _finite(limits.max_relative_error),
@@ -452,7 +455,8 @@ def _print_layers(report: LayerReport, passed: bool) -> None:
         ),
     )
     stdout.print(
-        f"Compared {report.compared} of {report.tensors} tensors; plans built: {report.plans}.",
+        f"Compared {report.compared} of {report.tensors} tensors with {report.reference}; plans"
+        f" built: {report.plans}.",
         markup=False,
     )
     if report.too_large:

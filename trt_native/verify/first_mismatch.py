@@ -39,7 +39,7 @@ from trt_native.verify.metrics import (
     compare_outputs,
     root_mean_square,
 )
-from trt_native.verify.reference import read_inlined
+from trt_native.verify.reference import RUNNER, read_inlined
 
 __all__ = [
     "LayerReport",
@@ -104,6 +104,7 @@ class LayerReport:
         compared: Number of tensors that were.
         plans: Number of plans built.
         too_large: Names of tensors that alone exceed the memory allowed; never compared.
+        reference: What the tensors were compared with.
     """
 
     first: TensorResult | None
@@ -112,6 +113,7 @@ class LayerReport:
     compared: int
     plans: int
     too_large: tuple[str, ...]
+    reference: str
 
     def to_json(self) -> dict[str, Any]:
         """As JSON can hold it."""
@@ -122,6 +124,7 @@ class LayerReport:
             "compared": self.compared,
             "plans": self.plans,
             "too_large": list(self.too_large),
+            "reference": self.reference,
         }
 
 
@@ -186,7 +189,8 @@ def find_first_mismatch(
     Raises:
         ModelError: a file is damaged.
         SpecError: there is no relative error to judge by, or the models have no tensors in common.
-        CalibrationError, UnsupportedError: ``onnx.reference`` cannot run the model.
+        CalibrationError: the inputs do not fit the model.
+        UnsupportedError: ``onnx.reference`` cannot run the model.
     """
     if thresholds.max_relative_error is None:
         raise SpecError("a mismatch is judged by the relative error, for which no limit is given")
@@ -195,7 +199,7 @@ def find_first_mismatch(
         compared_with = _typed(reference or model)
         expected = _Expected(Path(folder), compared_with, tensors.names, inputs, progress)
         search = _Search(tensors, expected, inputs, open_runner, thresholds, memory_bytes)
-        return search.run()
+        return search.run(f"{reference or model}, run by {RUNNER}")
 
 
 def _typed(path: Path) -> ir.Model:
@@ -262,7 +266,13 @@ class _Expected:
         self.rms = {name: root_mean_square(array) for name, array in inputs.items()}
         self._files: dict[str, Path] = {}
         with phase(progress, "Running the reference", len(wanted)) as step:
-            for number, (name, values) in enumerate(ReferenceRunner(model, wanted)(inputs)):
+            run = ReferenceRunner(
+                model,
+                wanted,
+                alternative="compare the outputs alone, with a callable or with stored outputs",
+                options=("layers", "against"),
+            )
+            for number, (name, values) in enumerate(run(inputs)):
                 self._keep(folder, name, np.asarray(values))
                 step(number)
 
@@ -313,7 +323,7 @@ class _Search:
         self.too_large = [i for i in known if self._bytes(i) > memory_bytes]
         self.candidates = _set_of(known) & ~_set_of(self.too_large)
 
-    def run(self) -> LayerReport:
+    def run(self, reference: str) -> LayerReport:
         if not self.candidates:
             raise SpecError(
                 f"memory of {format_bytes(self.memory_bytes)}: none of the"
@@ -333,6 +343,7 @@ class _Search:
             compared=len(self.results),
             plans=self.plans,
             too_large=tuple(self.tensors.names[i] for i in self.too_large),
+            reference=reference,
         )
 
     def _first(self) -> int | None:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from trt_native.arrays import (
@@ -32,8 +33,10 @@ from trt_native.errors import CalibrationError, SpecError
 from trt_native.graph.functions import inline_functions
 from trt_native.graph.onnx_file import read_model
 from trt_native.plans.manifest import PlanTensor
+from trt_native.reference import NAME
 
 __all__ = [
+    "RUNNER",
     "CallableReference",
     "GoldenFile",
     "OnnxReference",
@@ -42,6 +45,9 @@ __all__ = [
     "open_reference",
     "read_inlined",
 ]
+
+RUNNER = f"{NAME} {onnx.__version__}"
+"""The program that runs ONNX files, with its version."""
 
 _LOGGER = logging.getLogger(__name__)
 _FORMS = "name an ONNX file, an .npz file, FILE.py:CALLABLE or package.module:CALLABLE"
@@ -53,12 +59,15 @@ class Reference(Protocol):
 
     name: str
     """Name of the reference, for people."""
+    runner: str
+    """The program that computes it, with its version."""
 
     def __call__(self, batch: Batch, outputs: Sequence[str]) -> dict[str, Array]:
         """The outputs for a batch of inputs.
 
         Raises:
             SpecError, CalibrationError: the reference does not take the inputs, or lacks an output.
+            UnsupportedError: it cannot compute them.
         """
         ...
 
@@ -101,6 +110,8 @@ def read_inlined(path: Path) -> ir.Model:
 class OnnxReference:
     """An ONNX file run by ``onnx.reference``, in the types that the file has: exact, and slow.
 
+    Operators that ``onnx.reference`` has wrong are those of :mod:`trt_native.reference`.
+
     Args:
         path: The file.
 
@@ -110,7 +121,8 @@ class OnnxReference:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.name = f"onnx.reference on {path}"
+        self.runner = RUNNER
+        self.name = f"{path}, run by {RUNNER}"
         self._model: ir.Model | None = read_inlined(path)
         self._runner: ReferenceRunner | None = None
         self._outputs: tuple[str, ...] = ()
@@ -121,7 +133,7 @@ class OnnxReference:
         Raises:
             SpecError: the model has no such tensor.
             CalibrationError: the inputs do not fit.
-            UnsupportedError: ``onnx.reference`` lacks an operator.
+            UnsupportedError: ``onnx.reference`` cannot run an operator.
         """
         if self._runner is None or self._outputs != tuple(outputs):
             self._runner = self._open(outputs)
@@ -141,7 +153,12 @@ class OnnxReference:
                     f"{self.path}: has no tensor {name!r}, which the plan returns; its outputs are"
                     f" {have}; compare with the model that the plan was built from"
                 )
-        return ReferenceRunner(model, outputs)
+        return ReferenceRunner(
+            model,
+            outputs,
+            alternative="compare with a callable or with stored outputs instead",
+            options=("against",),
+        )
 
 
 class CallableReference:
@@ -160,11 +177,14 @@ class CallableReference:
 
     def __init__(self, text: str) -> None:
         self.name = text
+        self.runner = "Python"
         try:
             self._function = load_function(text)
         except CalibrationError as error:
             raise SpecError(f"reference {error.message}", options=("against",)) from error
         self._torch: Any = sys.modules.get("torch")
+        if self._torch is not None:
+            self.runner = f"PyTorch {self._torch.__version__}"
         if getattr(self._function, "training", False) is True:
             _LOGGER.warning("%s is in training mode; call its eval() for one without dropout", text)
 

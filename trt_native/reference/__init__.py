@@ -1,0 +1,9 @@
+"""ONNX's reference evaluator, with its wrong and missing operators replaced.
+
+``onnx.reference`` runs a model node by node in NumPy. Some of its operators compute something other
+than the specification of their version, or do not exist; those of this package take their place.
+"""
+
+from trt_native.reference.evaluator import NAME, evaluator
+
+__all__ = ["NAME", "evaluator"]
