@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from trt_native.config import QUANTIZED_OPS, BuildConfig, Precision
 from trt_native.errors import SpecError
+from trt_native.graph.interface import ModelInterface
 from trt_native.plans.manifest import PlanTensor
 from trt_native.progress import Progress
 from trt_native.shapes import Profile
@@ -122,6 +123,8 @@ class BuildRequest:
             ``precision``) elsewhere.
         timing_cache: File with layer timings, read before the build and extended after it. One
             that cannot be used is an error if the config names it, else it is replaced.
+        interface: The inputs and outputs that the parsed network must have; None to take what it
+            has.
     """
 
     onnx: Path
@@ -135,6 +138,7 @@ class BuildRequest:
     workspace_bytes: int
     calibration: Calibration | None = None
     timing_cache: Path | None = None
+    interface: ModelInterface | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +198,8 @@ class Backend(Protocol):
 
         Raises:
             BuildError: TensorRT rejected the model or failed; its log is in ``details``.
-            UnsupportedError: a calibration, on a backend whose TensorRT has no calibrator.
+            UnsupportedError: the parsed network has other inputs or outputs than the model; or a
+                calibration, on a backend whose TensorRT has no calibrator.
             CalibrationError: the data or the cache cannot be used, or TensorRT did not read all
                 of the data.
         """

@@ -35,6 +35,7 @@ from trt_native.cuda import GpuInfo, gpu_info
 from trt_native.errors import SpecError, TrtNativeError
 from trt_native.files import check_writable, sha256_of_file
 from trt_native.graph.dims import fixed_extents, resolve_profiles, with_opt_shape_profiles
+from trt_native.graph.interface import ModelInterface, model_interface
 from trt_native.graph.onnx_file import (
     ModelSummary,
     hash_files,
@@ -68,6 +69,7 @@ __all__ = [
 ]
 
 _LOGGER = logging.getLogger(__name__)
+_IO = {IoPrecision.FP16: "float16", IoPrecision.FP32: "float32"}
 _REDUCED = {Precision.FP16: "float16", Precision.BF16: "bfloat16"}
 
 
@@ -108,6 +110,7 @@ class PreparedBuild:
             weights.
         ranges: The ranges of the activations, from a calibration cache.
         batches: The calibration data; None where that is not needed.
+        extra_outputs: Names of tensors to return besides the model's outputs.
         started: When the preparation began, by ``time.perf_counter``.
     """
 
@@ -121,6 +124,7 @@ class PreparedBuild:
     files: Mapping[str, Any]
     ranges: Ranges
     batches: Batches | None
+    extra_outputs: tuple[str, ...]
     started: float
 
 
@@ -185,8 +189,9 @@ def prepare(
         ranges = _ranges(config, files)
     batches = _batches(decisions, config, progress)
     return PreparedBuild(
-        path, graph, config, chosen, gpu, decisions, passes, files, ranges, batches, started
-    )
+        path, graph, config, chosen, gpu, decisions, passes, files, ranges, batches,
+        tuple(extra_outputs), started,
+    )  # fmt: skip
 
 
 def build_prepared(
@@ -208,9 +213,11 @@ def build_prepared(
         BuildError: TensorRT rejected the model or failed to build it.
     """
     config, chosen, decisions = prepared.config, prepared.backend, prepared.decisions
+    interface = _interface(prepared, progress)
     with lower(prepared, progress) as lowered:
         request = BuildRequest(
             onnx=lowered.path,
+            interface=interface,
             config=config,
             profiles=decisions.profiles,
             fixed=decisions.fixed,
@@ -232,6 +239,19 @@ def build_prepared(
             with phase(progress, "Reading the layers of the engine"):
                 precision["engine_layers"] = _engine_layers(result.data, chosen)
     return Plan(result.data, _manifest(prepared, lowered, result, precision, refit))
+
+
+def _interface(prepared: PreparedBuild, progress: Progress | None) -> ModelInterface:
+    """The inputs and outputs that the plan must have."""
+    types = {"float64": "float32"}
+    io_precision = prepared.config.io_precision
+    if io_precision is not IoPrecision.KEEP:
+        types |= dict.fromkeys(("float64", "float32", "float16", "bfloat16"), _IO[io_precision])
+    with phase(progress, "Inferring the shapes of inputs and outputs"):
+        found = model_interface(
+            prepared.graph, prepared.decisions.profiles, prepared.extra_outputs
+        )
+    return found.with_types(types)
 
 
 def _manifest(
