@@ -248,9 +248,7 @@ def _interface(prepared: PreparedBuild, progress: Progress | None) -> ModelInter
     if io_precision is not IoPrecision.KEEP:
         types |= dict.fromkeys(("float64", "float32", "float16", "bfloat16"), _IO[io_precision])
     with phase(progress, "Inferring the shapes of inputs and outputs"):
-        found = model_interface(
-            prepared.graph, prepared.decisions.profiles, prepared.extra_outputs
-        )
+        found = model_interface(prepared.graph, prepared.decisions.profiles, prepared.extra_outputs)
     return found.with_types(types)
 
 

@@ -6,7 +6,9 @@ What TensorRT's parser makes of the model is compared with them, see
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,6 +18,7 @@ import onnx_ir as ir
 from onnx import numpy_helper, shape_inference
 
 from trt_native.graph.onnx_file import dtype_name, tensor_specs
+from trt_native.graph.pools import POOLS, end_padding
 from trt_native.graph.validity import wraps_graph_errors
 from trt_native.shapes import Profile, Shape, TensorSpec
 
@@ -24,7 +27,6 @@ __all__ = ["Corner", "ModelInterface", "model_interface"]
 _LOGGER = logging.getLogger(__name__)
 _SMALL = 1024  # elements of a tensor that may say something about shapes
 _MOST_ROUNDS = 32
-_POOLS = ("MaxPool", "AveragePool", "LpPool")
 
 Extents = tuple[int | None, ...]
 """Extents of a tensor's axes in elements, outermost first; None where they are unknown."""
@@ -88,8 +90,7 @@ def model_interface(
             proto.graph.output.append(onnx.ValueInfoProto(name=name))
     types: dict[str, str] = {}
     corners = tuple(
-        Corner(where, shapes, _outputs(proto, shapes, types))
-        for where, shapes in _points(profiles)
+        Corner(where, shapes, _outputs(proto, shapes, types)) for where, shapes in _points(profiles)
     )
     named = (
         replace(spec, dtype=types.get(spec.name, "unknown"))
@@ -142,16 +143,33 @@ def _skeleton(model: ir.Model) -> onnx.ModelProto:
     for value in proto.graph.output:
         value.type.tensor_type.ClearField("shape")
     for node in proto.graph.node:
-        _drop_ceil_mode(node)
+        _round_down(node)
     return proto
 
 
-def _drop_ceil_mode(node: onnx.NodeProto) -> None:
-    """ONNX's text gives pools with auto_pad VALID no ceil_mode; its inference does."""
+def _round_down(node: onnx.NodeProto) -> None:
+    """Let a pool round down where ONNX's inference rounds up too far.
+
+    By ONNX's text pools with auto_pad VALID have no ceil_mode, and a last window in the padding is
+    left out; the inference of opsets before 22 does neither.
+    """
     options = {attribute.name: attribute for attribute in node.attribute}
-    if node.op_type in _POOLS and "ceil_mode" in options and "auto_pad" in options:
-        if options["auto_pad"].s == b"VALID":
-            options["ceil_mode"].i = 0
+    if node.op_type not in POOLS or "ceil_mode" not in options or not options["ceil_mode"].i:
+        return
+    auto_pad = options["auto_pad"].s if "auto_pad" in options else b"NOTSET"
+    if auto_pad.startswith(b"SAME"):
+        return
+    options["ceil_mode"].i = 0
+    if auto_pad == b"NOTSET":
+        names = ("kernel_shape", "strides", "dilations", "pads")
+        kernel, strides, dilations, pads = (
+            list(options[name].ints) if name in options else [] for name in names
+        )
+        starts = pads[: len(kernel)] or [0] * len(kernel)
+        if "pads" in options:
+            node.attribute.remove(options["pads"])
+        ends = end_padding(kernel, strides, dilations, pads)
+        node.attribute.append(onnx.helper.make_attribute("pads", [*starts, *ends]))
 
 
 def _outputs(
@@ -174,7 +192,8 @@ def _outputs(
             break
         if not _fold(bound, inferred):
             # Only while it checks types does ONNX look into operators defined by others.
-            inferred = shape_inference.infer_shapes(bound, check_type=True, data_prop=True)
+            with contextlib.suppress(shape_inference.InferenceError):
+                inferred = shape_inference.infer_shapes(bound, check_type=True, data_prop=True)
             found = {value.name: _extents(value) for value in inferred.graph.output}
             break
     for value in inferred.graph.output:
@@ -240,7 +259,7 @@ def _results(
     names = [name for name in node.input if name]
     if not all(name in known for name in names) or node.op_type.startswith("Random"):
         return None
-    sizes = [np.prod(static[name] or (1,)) for name in node.output if name in static]
+    sizes = [math.prod(e or 0 for e in static[name]) for name in node.output if name in static]
     if len(sizes) < len(node.output) or max(sizes, default=0) > _SMALL:
         return None
     return _evaluate(node, model, {name: known[name] for name in names})
