@@ -466,7 +466,7 @@ def lower(prepared: PreparedBuild, progress: Progress | None = None) -> Iterator
     """
     path, graph = prepared.path, prepared.graph
     passes = _with_ranges(prepared.passes, _calibrated_ranges(prepared, progress))
-    rewritten = any(one.rewrites and not one.early for one in passes)
+    rewritten = any(one.rewrites for one in passes)
     if not rewritten:  # TensorRT reads the file as it is, not what was normalized in memory
         passes = tuple(one for one in passes if not one.early)
     records = tuple(run_passes(passes, graph, progress))

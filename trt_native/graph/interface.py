@@ -7,7 +7,6 @@ What TensorRT's parser makes of the model is compared with them, see
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ import onnx
 import onnx_ir as ir
 from onnx import numpy_helper, shape_inference
 
+from trt_native.graph.evaluation import Array, evaluate_node
 from trt_native.graph.onnx_file import dtype_name, tensor_specs
 from trt_native.graph.pools import POOLS, end_padding
 from trt_native.graph.validity import wraps_graph_errors
@@ -24,7 +24,6 @@ from trt_native.shapes import Profile, Shape, TensorSpec
 
 __all__ = ["Corner", "ModelInterface", "model_interface"]
 
-_LOGGER = logging.getLogger(__name__)
 _SMALL = 1024  # elements of a tensor that may say something about shapes
 _MOST_ROUNDS = 32
 
@@ -246,9 +245,9 @@ def _fold(bound: onnx.ModelProto, inferred: onnx.ModelProto) -> bool:
 def _results(
     node: onnx.NodeProto,
     model: onnx.ModelProto,
-    known: Mapping[str, np.ndarray],
+    known: Mapping[str, Array],
     static: Mapping[str, Extents],
-) -> dict[str, np.ndarray] | None:
+) -> dict[str, Array] | None:
     """The outputs of a node, where they are small and depend on no input of the model."""
     if node.domain or any(a.HasField("g") or a.graphs for a in node.attribute):
         return None
@@ -262,25 +261,5 @@ def _results(
     sizes = [math.prod(e or 0 for e in static[name]) for name in node.output if name in static]
     if len(sizes) < len(node.output) or max(sizes, default=0) > _SMALL:
         return None
-    return _evaluate(node, model, {name: known[name] for name in names})
-
-
-def _evaluate(
-    node: onnx.NodeProto, model: onnx.ModelProto, inputs: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray] | None:
-    from onnx.reference import ReferenceEvaluator
-
-    names = list(inputs)
-    graph = onnx.helper.make_graph(
-        [node],
-        "one",
-        [onnx.ValueInfoProto(name=name) for name in names],
-        [onnx.ValueInfoProto(name=name) for name in node.output],
-    )
-    one = onnx.helper.make_model(graph, opset_imports=model.opset_import)
-    try:
-        arrays = ReferenceEvaluator(one).run(None, dict(inputs))
-        return {n: np.asarray(a) for n, a in zip(node.output, arrays, strict=True)}
-    except Exception as error:  # what cannot be evaluated stays unknown
-        _LOGGER.debug("%s %r was not evaluated: %s", node.op_type, node.name, error)
-        return None
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    return evaluate_node(node, opsets, {name: known[name] for name in names})

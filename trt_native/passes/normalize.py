@@ -50,6 +50,7 @@ class Normalize(GraphPass):
     name = "normalize"
     title = "Normalizing the graph"
     early = True
+    rewrites = False  # it is not reason enough to write the graph to a file
 
     def needed(self, model: ir.Model) -> bool:
         """Whether the model has functions, constants, inputs with a default or an output twice."""

@@ -18,6 +18,7 @@ from trt_native.passes.parser_workarounds import ParserWorkarounds
 from trt_native.passes.pin_fp32_nodes import PinFp32Nodes
 from trt_native.passes.quantize import Quantize
 from trt_native.passes.reject_unsupported import RejectUnsupported
+from trt_native.passes.replace_types import ReplaceTypes
 from trt_native.passes.split_fp32_products import SplitFp32Products
 from trt_native.progress import Progress, phase
 
@@ -25,6 +26,7 @@ __all__ = ["BUILD", "CALIBRATE", "QUANTIZE", "describe_passes", "run_passes", "s
 
 BUILD: tuple[type[GraphPass], ...] = (
     Normalize,
+    ReplaceTypes,
     RejectUnsupported,
     PinFp32Nodes,
     Quantize,
@@ -37,6 +39,7 @@ BUILD: tuple[type[GraphPass], ...] = (
 
 CALIBRATE: tuple[type[GraphPass], ...] = (
     Normalize,
+    ReplaceTypes,
     RejectUnsupported,
     Autocast,
     DecomposeNorms,
