@@ -21,7 +21,7 @@ from onnx.reference import ReferenceEvaluator
 from trt_native import BuildConfig, IoPrecision, Plan, Precision, ProfileSpec, build_plan
 from trt_native.backends.registry import load_backend
 from trt_native.backends.rtx import RtxBackend
-from trt_native.builder.build import decide, lower, prepare
+from trt_native.builder.build import build_prepared, decide, lower, prepare
 from trt_native.errors import BuildError, ModelError, SpecError, UnsupportedError
 
 tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
@@ -389,3 +389,38 @@ def test_a_manifest_tells_what_a_plan_was_built_with():
     for options in ({"speed": 1}, {"precision": "fast"}, {"profiles": [{"sizes": {}}]}):
         with pytest.raises(PlanError, match="malformed manifest: options: "):
             recorded(options)
+
+
+@pytest.mark.parametrize("replace", [False, True], ids=["written", "replaced"])
+def test_weights_that_change_during_a_build_are_an_error(tmp_path, replace):
+    path = tiny_models.external_weights(tmp_path / "m.onnx")
+    prepared = prepare(path, config(precision=Precision.FP32), backend=load_backend("rtx"))
+    weights = tmp_path / "weights.bin"
+    data = np.frombuffer(weights.read_bytes(), np.float32) + 1
+    written = tmp_path / "other" if replace else weights
+    written.write_bytes(data.tobytes())
+    written.replace(weights)
+    with pytest.raises(ModelError, match=r"weights\.bin changed while the plan was built"):
+        build_prepared(prepared)
+
+
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16])
+def test_sparse_constants_are_built_as_dense_ones(tmp_path, precision):
+    values = helper.make_tensor("w", TensorProto.FLOAT, [1], [3.0])
+    indices = helper.make_tensor("i", TensorProto.INT64, [1], [2])
+    constant = helper.make_sparse_tensor(values, indices, [4])
+    path = tiny_models.save(
+        tmp_path / "m.onnx",
+        [
+            helper.make_node("Constant", [], ["w"], sparse_value=constant),
+            helper.make_node("Add", ["x", "w"], ["y"], name="add"),
+        ],
+        [tiny_models.tensor("x", TensorProto.FLOAT, [4])],
+        [tiny_models.tensor("y", TensorProto.FLOAT, [4])],
+    )
+    prepared = prepare(path, config(precision=precision), backend=load_backend("rtx"))
+    with lower(prepared) as lowered:
+        x = np.ones(4, np.float32)
+        (found,) = ReferenceEvaluator(onnx.load(lowered.path)).run(None, {"x": x})
+    np.testing.assert_array_equal(found, [1, 1, 4, 1])
+    assert build(path, precision=precision).manifest.outputs[0].shape == (4,)

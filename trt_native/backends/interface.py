@@ -91,7 +91,7 @@ def _shape(tensor: Any) -> Extents | None:
     """The extents that TensorRT works out; None where it fails to."""
     try:
         return tuple(None if extent < 0 else int(extent) for extent in tensor.shape)
-    except ValueError:  # a negative number of axes
+    except (ValueError, RuntimeError):  # pybind11's words for a shape that there is not
         return None
 
 

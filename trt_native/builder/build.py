@@ -32,13 +32,16 @@ from trt_native.config import (
     QuantizationSpec,
 )
 from trt_native.cuda import GpuInfo, gpu_info
-from trt_native.errors import SpecError, TrtNativeError
+from trt_native.errors import ModelError, SpecError, TrtNativeError
 from trt_native.files import check_writable, sha256_of_file
 from trt_native.graph.dims import fixed_extents, resolve_profiles, with_opt_shape_profiles
 from trt_native.graph.interface import ModelInterface, model_interface
 from trt_native.graph.onnx_file import (
+    CHANGED_KEY,
     ModelSummary,
+    file_states,
     hash_files,
+    model_files,
     operator_names,
     read_model,
     summarize,
@@ -108,6 +111,7 @@ class PreparedBuild:
         passes: The passes that will run.
         files: ``file``, ``sha256`` and ``bytes`` of the ONNX file and of each of its ``external``
             weights.
+        states: :func:`~trt_native.graph.onnx_file.file_states` of these files when they were read.
         ranges: The ranges of the activations, from a calibration cache.
         batches: The calibration data; None where that is not needed.
         extra_outputs: Names of tensors to return besides the model's outputs.
@@ -122,6 +126,7 @@ class PreparedBuild:
     decisions: BuildDecisions
     passes: tuple[GraphPass, ...]
     files: Mapping[str, Any]
+    states: Mapping[Path, tuple[int, int, int]]
     ranges: Ranges
     batches: Batches | None
     extra_outputs: tuple[str, ...]
@@ -174,7 +179,9 @@ def prepare(
     if config.timing_cache is not None:
         check_writable(config.timing_cache)
     with phase(progress, "Reading the model"):
+        states = file_states([path])
         graph = read_model(path)
+        states = {**file_states(model_files(path, graph)), **states}
         gpu = gpu_info()
         decisions = _decide(path, graph, config, chosen, gpu)
         context = PassContext(
@@ -189,7 +196,7 @@ def prepare(
         ranges = _ranges(config, files)
     batches = _batches(decisions, config, progress)
     return PreparedBuild(
-        path, graph, config, chosen, gpu, decisions, passes, files, ranges, batches,
+        path, graph, config, chosen, gpu, decisions, passes, files, states, ranges, batches,
         tuple(extra_outputs), started,
     )  # fmt: skip
 
@@ -232,6 +239,7 @@ def build_prepared(
         refit = _refit_record(lowered, progress) if config.refit or config.strip_weights else None
         cancelled = threading.Event()
         result = run_interruptible(lambda: chosen.build(request, progress, cancelled), cancelled)
+    _check_unchanged(prepared)
     precision = precision_record(prepared)
     if config.precision.quantized:
         precision["engine_layers"] = None
@@ -250,6 +258,17 @@ def _interface(prepared: PreparedBuild, progress: Progress | None) -> ModelInter
     with phase(progress, "Inferring the shapes of inputs and outputs"):
         found = model_interface(prepared.graph, prepared.decisions.profiles, prepared.extra_outputs)
     return found.with_types(types)
+
+
+def _check_unchanged(prepared: PreparedBuild) -> None:
+    """Refuse a plan whose weights may be of one file and whose manifest may name another."""
+    present = file_states(prepared.states)
+    changed = [str(file) for file, state in prepared.states.items() if present[file] != state]
+    if changed:
+        raise ModelError(
+            f"{', '.join(changed)} changed while the plan was built; build it again once the file"
+            " is complete"
+        )
 
 
 def _manifest(
@@ -466,7 +485,7 @@ def lower(prepared: PreparedBuild, progress: Progress | None = None) -> Iterator
     """
     path, graph = prepared.path, prepared.graph
     passes = _with_ranges(prepared.passes, _calibrated_ranges(prepared, progress))
-    rewritten = any(one.rewrites for one in passes)
+    rewritten = any(one.rewrites for one in passes) or CHANGED_KEY in graph.meta
     if not rewritten:  # TensorRT reads the file as it is, not what was normalized in memory
         passes = tuple(one for one in passes if not one.early)
     records = tuple(run_passes(passes, graph, progress))
