@@ -325,7 +325,7 @@ class TestRetries:
         assert result.returncode == 0, result.stderr
         printed = json.loads(result.stdout)
         assert printed["options"]["workspace_bytes"] == 2**29
-        assert printed["options"]["optimization_level"] == 2
+        assert "optimization_level" not in printed["options"]  # TensorRT-RTX has none
         cause = "TensorRT found no implementation"
         assert printed["failed_attempts"] == [
             {"workspace_bytes": 2**33, "optimization_level": None, "cause": cause},

@@ -8,7 +8,14 @@ from helpers import tiny_models
 from onnx import TensorProto, helper
 
 from trt_native.errors import ModelError
-from trt_native.graph.onnx_file import hash_files, operator_names, read_model, summarize
+from trt_native.graph.onnx_file import (
+    file_states,
+    hash_files,
+    model_files,
+    operator_names,
+    read_model,
+    summarize,
+)
 
 
 def test_summary(tmp_path):
@@ -119,3 +126,30 @@ def test_external_weights_outside_the_folder_are_not_followed(tmp_path):
     path.write_bytes(content)
     with pytest.raises(ModelError, match="lies outside the model's folder"):
         read_model(path)
+
+
+@pytest.mark.parametrize("axis", ["?", "", "-1", -1])
+def test_placeholders_are_axes_without_a_name(tmp_path, axis):
+    path = tiny_models.save(
+        tmp_path / "m.onnx",
+        [helper.make_node("Exp", ["x"], ["y"]), helper.make_node("Exp", ["z"], ["w"])],
+        [tiny_models.tensor(name, TensorProto.FLOAT, [axis, 3]) for name in ("x", "z")],
+        [tiny_models.tensor(name, TensorProto.FLOAT, [axis, 3]) for name in ("y", "w")],
+    )
+    summary = summarize(path, read_model(path))
+    assert {t.shape for t in (*summary.inputs, *summary.outputs)} == {(None, 3)}
+
+
+def test_states_change_with_the_files(tmp_path):
+    path = tiny_models.external_weights(tmp_path / "m.onnx")
+    model = read_model(path)
+    before = file_states(model_files(path, model))
+    assert len(before) == 2
+    assert file_states(before) == before
+    data = next(file for file in before if file != path)
+    data.write_bytes(bytes(len(data.read_bytes())))
+    changed = file_states(before)
+    assert changed[path] == before[path]
+    assert changed[data] != before[data]
+    path.unlink()
+    assert file_states([path]) == {path: (0, 0, 0)}

@@ -115,3 +115,23 @@ def test_the_root_cause_is_the_first_line_of_the_first_error():
     assert root_cause(outer) == "KeyError: 'inner'"
     assert root_cause(ValueError("one\ntwo")) == "ValueError: one"
     assert root_cause(ValueError()) == "ValueError"
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "values", "found"),
+    [
+        (onnx.TensorProto.FLOAT, "float_data", [], "0 elements of data, and needs 6"),
+        (onnx.TensorProto.FLOAT, "float_data", [1.0] * 5, "5 elements of data, and needs 6"),
+        (onnx.TensorProto.INT64, "int64_data", [1] * 7, "7 elements of data, and needs 6"),
+        (onnx.TensorProto.INT64, "int64_data", [1] * 6, None),
+        (onnx.TensorProto.BFLOAT16, "int32_data", [1] * 3, "3 elements of data, and needs 6"),
+        (onnx.TensorProto.INT4, "int32_data", [1] * 3, None),
+        (onnx.TensorProto.COMPLEX64, "float_data", [1.0] * 12, None),
+        (onnx.TensorProto.DOUBLE, "double_data", [], "0 elements of data, and needs 6"),
+    ],
+)
+def test_weights_without_all_their_data_are_problems(kind, field, values, found):
+    tensor = onnx.TensorProto(name="w", data_type=kind, dims=[2, 3])
+    getattr(tensor, field).extend(values)
+    problem = validity._tensor_problem(ir.from_proto(tensor))
+    assert problem is None if found is None else problem == f"of the shape (2, 3) has {found}"

@@ -102,6 +102,63 @@ def _average(pads):
     return _case("AveragePool", {"x": x}, [expected], ceil_mode=1, count_include_pad=1, **options)
 
 
+def _ceil_pool(operator, extents, kernel, stride, pad, opset, **options):
+    """A last window that starts in the padding is left out."""
+    x = _draw(1, 2, *extents)
+    rank = len(extents)
+    pools = {"MaxPool": "max_pool", "AveragePool": "avg_pool"}
+    pool = getattr(torch.nn.functional, f"{pools[operator]}{rank}d")
+    counted = {"count_include_pad": bool(options.get("count_include_pad"))}
+    expected = pool(
+        torch.tensor(x), kernel, stride, pad, ceil_mode=True,
+        **(counted if operator == "AveragePool" else {}),
+    ).numpy()  # fmt: skip
+    options |= {"kernel_shape": [kernel] * rank, "strides": [stride] * rank}
+    options["pads"] = [pad] * 2 * rank
+    return _case(operator, {"x": x}, [expected], opset=opset, ceil_mode=1, **options)
+
+
+def _valid_pool(operator):
+    x = _draw(1, 2, 6, 8)
+    pool = {"MaxPool": "max_pool2d", "AveragePool": "avg_pool2d"}[operator]
+    expected = getattr(torch.nn.functional, pool)(torch.tensor(x), 3, 2).numpy()
+    options = {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "VALID", "ceil_mode": 1}
+    return _case(operator, {"x": x}, [expected], opset=22, **options)
+
+
+def _power_pool(extent):
+    x = _draw(1, 2, extent)
+    starts = range(-1, extent, 2)  # padding of one, windows of two
+    windows = [x[..., max(start, 0) : start + 2] for start in starts]
+    expected = np.stack([np.sqrt((w.astype(np.float64) ** 2).sum(-1)) for w in windows], -1)
+    options = {"kernel_shape": [2], "strides": [2], "pads": [1, 1], "ceil_mode": 1, "p": 2}
+    return _case("LpPool", {"x": x}, [expected.astype(np.float32)], opset=22, **options)
+
+
+def _resized(scale, extent, mode, coordinates, **options):
+    """Sizes that FP32 makes one larger than the product is."""
+    x = _draw(1, 2, extent, 3)
+    scales = np.array([1, 1, scale, 1], np.float32)
+    kind = "bilinear" if mode == "linear" else mode
+    align = {} if mode == "nearest" else {"align_corners": False}
+    expected = torch.nn.functional.interpolate(
+        torch.tensor(x), scale_factor=(scale, 1.0), mode=kind, **align
+    ).numpy()
+    options |= {"mode": mode, "coordinate_transformation_mode": coordinates}
+    names = ["x", "", "scales"]
+    return _case(
+        "Resize", {"x": x}, [expected], constants={"scales": scales}, before=names, **options
+    )
+
+
+def _transposed(rank):
+    x, w = _draw(1, 2, *[5] * rank), _draw(2, 3, *[3] * rank)
+    conv = getattr(torch.nn.functional, f"conv_transpose{rank}d")
+    y = conv(torch.tensor(x), torch.tensor(w), stride=2, output_padding=1).numpy()
+    options = {"strides": [2] * rank, "output_padding": [1] * rank, "auto_pad": "VALID"}
+    return _case("ConvTranspose", {"x": x}, [y], constants={"w": w}, opset=22, **options)
+
+
 def _groups_of_before():
     """With a scale for each group, of which there is one."""
     x = _draw(2, 6, 3, 5)
@@ -184,6 +241,21 @@ CASES = {
     "limits": _limits,
     "average": lambda: _average(0),
     "average of padding": lambda: _average(1),
+    "max of padding": lambda: _ceil_pool("MaxPool", (3, 5), 2, 2, 1, 22),
+    "max between windows": lambda: _ceil_pool("MaxPool", (7,), 2, 3, 0, 12),
+    "max of far padding": lambda: _ceil_pool("MaxPool", (6, 4), 3, 4, 1, 18),
+    "average without padding": lambda: _ceil_pool("AveragePool", (5, 7), 2, 2, 1, 19),
+    "average of far padding": lambda: _ceil_pool(
+        "AveragePool", (3, 4), 2, 3, 1, 22, count_include_pad=1
+    ),
+    "powers of padding": lambda: _power_pool(3),
+    "powers of more padding": lambda: _power_pool(7),
+    "max of VALID": lambda: _valid_pool("MaxPool"),
+    "average of VALID": lambda: _valid_pool("AveragePool"),
+    "resized to 28": lambda: _resized(0.29, 100, "linear", "half_pixel"),
+    "resized to 56": lambda: _resized(0.57, 100, "nearest", "asymmetric", nearest_mode="floor"),
+    "transposed row": lambda: _transposed(1),
+    "transposed image": lambda: _transposed(2),
     "groups": _groups,
     "groups of opset 18": _groups_of_before,
     "LSTM": lambda: _recurrent("LSTM"),

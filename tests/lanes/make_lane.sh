@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 #
 # Make a lane: a directory that, put on PYTHONPATH, gives `import tensorrt` NVIDIA's own Python
-# bindings on a machine that has neither TensorRT nor a GPU. See README.md next to this file.
+# bindings on a machine that has neither TensorRT nor a GPU, or `import tensorrt_rtx` another version
+# than the environment has. See README.md next to this file.
 #
-# usage: make_lane.sh trt10|trt11|trt10-stub TARGET_DIR
+# usage: make_lane.sh trt10|trt11|trt10-stub|rtx14|rtx15|rtx17 TARGET_DIR
 #
 #   PYTHON          the interpreter the lane is for (default: python3); it needs pip
 #   CC              the C compiler (default: cc)
@@ -21,6 +22,10 @@ TRT10_BINDINGS=10.16.1.11
 TRT10_LIBS=1.4.0.76
 TRT11_BINDINGS=11.4.0.106
 TRT11_LIBS=1.6.1.120
+
+RTX14=1.4.0.76
+RTX15=1.5.0.114
+RTX17=1.7.1.116
 
 BINDINGS_PACKAGE=tensorrt-cu13-bindings
 LIBS_PACKAGE=tensorrt-rtx-cu12-libs
@@ -112,15 +117,27 @@ compiler_works=
 # symbolic link it keeps its content when the environment it came from is upgraded or removed.
 place() { cp -lL "$1" "$2" 2>/dev/null || cp -L "$1" "$2"; }
 
-[[ $# -eq 2 && -n $2 ]] || fail "$EX_USAGE" "usage: make_lane.sh trt10|trt11|trt10-stub TARGET_DIR"
+[[ $# -eq 2 && -n $2 ]] ||
+  fail "$EX_USAGE" "usage: make_lane.sh trt10|trt11|trt10-stub|rtx14|rtx15|rtx17 TARGET_DIR"
 lane=$1
 target=$2
 case $lane in
   trt10) bindings=$TRT10_BINDINGS libs=$TRT10_LIBS ;;
   trt11) bindings=$TRT11_BINDINGS libs=$TRT11_LIBS ;;
   trt10-stub) bindings=$TRT10_BINDINGS libs=stub ;;
-  *) fail "$EX_USAGE" "no lane is called '$lane'; there are trt10, trt11 and trt10-stub" ;;
+  rtx14) bindings=$RTX14 libs=$RTX14 ;;
+  rtx15) bindings=$RTX15 libs=$RTX15 ;;
+  rtx17) bindings=$RTX17 libs=$RTX17 ;;
+  *)
+    fail "$EX_USAGE" \
+      "no lane is called '$lane'; there are trt10, trt11, trt10-stub, rtx14, rtx15 and rtx17"
+    ;;
 esac
+module=tensorrt
+if [[ $lane == rtx* ]]; then
+  module=tensorrt_rtx
+  BINDINGS_PACKAGE=tensorrt-rtx-cu12-bindings
+fi
 soname=${bindings%%.*} # libnvinfer.so.10, libnvinfer.so.11
 
 [[ $(uname -s)/$(uname -m) == Linux/x86_64 ]] ||
@@ -139,7 +156,7 @@ if [[ -e $target && ! -f $target/.lane ]]; then
     fail "$EX_USAGE" "$target exists and is not a lane; name another folder"
 fi
 
-command -v "$CC" >/dev/null || unavailable "no C compiler ('$CC')"
+[[ $lane == rtx* ]] || command -v "$CC" >/dev/null || unavailable "no C compiler ('$CC')"
 "$PYTHON" -m pip --version >/dev/null 2>&1 || unavailable "$PYTHON has no pip"
 
 mkdir -p "$CACHE" "$(dirname "$target")"
@@ -149,11 +166,20 @@ trap 'rm -rf "$new"' EXIT
 wheel=$(fetch "$BINDINGS_PACKAGE" "$bindings")
 "$PYTHON" -m zipfile -e "$wheel" "$new"
 
-# The bindings look for the three libraries next to themselves (their run path is $ORIGIN).
-bindings_dir=$new/tensorrt_bindings
-stub "$bindings_dir/libnvinfer_plugin.so.$soname" <<'C'
+# The bindings of TensorRT look for the three libraries next to themselves (their run path is
+# $ORIGIN), those of TensorRT-RTX in a package of their own.
+bindings_dir=$new/${module}_bindings
+if [[ $lane == rtx* ]]; then
+  from=$(runtime_libs "$libs")
+  mkdir "$new/tensorrt_rtx_libs"
+  for file in libtensorrt_rtx.so.1 libtensorrt_onnxparser_rtx.so.1 __init__.py; do
+    place "$from/$file" "$new/tensorrt_rtx_libs/$file"
+  done
+else
+  stub "$bindings_dir/libnvinfer_plugin.so.$soname" <<'C'
 int initLibNvInferPlugins(void *logger, char const *name_space) { return 1; }
 C
+fi
 if [[ $libs == stub ]]; then
   stub "$bindings_dir/libnvinfer.so.$soname" <<'C'
 void *createInferBuilder_INTERNAL(void *logger, int version) { return 0; }
@@ -167,7 +193,7 @@ void *createNvOnnxParser_INTERNAL(void *network, void *logger, int version) { re
 void *createNvOnnxParserRefitter_INTERNAL(void *refitter, void *logger, int version) { return 0; }
 int getNvOnnxParserVersion(void) { return 0; }
 C
-else
+elif [[ $lane == trt* ]]; then
   from=$(runtime_libs "$libs")
   place "$from/libtensorrt_onnxparser_rtx.so.1" "$bindings_dir/libnvonnxparser.so.$soname"
   if [[ $lane == trt10 ]]; then
@@ -181,17 +207,20 @@ fi
 
 # The package users import is this re-export. The empty tensorrt_libs keeps the bindings from
 # loading a real TensorRT that the environment may have, ahead of the libraries placed here.
-mkdir "$new/tensorrt" "$new/tensorrt_libs"
-cat >"$new/tensorrt/__init__.py" <<'PY'
-from tensorrt_bindings import *
-from tensorrt_bindings import __version__
+mkdir "$new/$module"
+cat >"$new/$module/__init__.py" <<PY
+from ${module}_bindings import *
+from ${module}_bindings import __version__
 PY
-: >"$new/tensorrt_libs/__init__.py"
+if [[ $lane == trt* ]]; then
+  mkdir "$new/tensorrt_libs"
+  : >"$new/tensorrt_libs/__init__.py"
+fi
 
-version=$(PYTHONPATH=$new "$PYTHON" -c 'import tensorrt; print(tensorrt.__version__)') ||
-  fail 1 "lane $lane was laid out, but tensorrt does not import from it"
+version=$(PYTHONPATH=$new "$PYTHON" -c "import $module; print($module.__version__)") ||
+  fail 1 "lane $lane was laid out, but $module does not import from it"
 [[ $version == "$bindings" ]] ||
-  fail 1 "lane $lane was laid out, but tensorrt is $version in it, not $bindings"
+  fail 1 "lane $lane was laid out, but $module is $version in it, not $bindings"
 
 printf '%s\n' "$stamp" >"$new/.lane"
 chmod 755 "$new"

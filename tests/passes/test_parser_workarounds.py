@@ -20,6 +20,14 @@ from helpers.miscompiled_models import CASES
 from helpers.one_node_models import KERNEL, SCALE, in_a_function, model_of
 from helpers.passes import normalized
 
+# A form that onnx calls deprecated; and pools whose last window onnx counts before opset 22.
+INFERRED_WRONGLY = (
+    "groups of opset 18",
+    "max of far padding",
+    "average without padding",
+    "max of VALID",
+    "average of VALID",
+)
 WORKAROUNDS = ParserWorkarounds(PassContext(config=BuildConfig(), precision=ResolvedPrecision()))
 
 
@@ -27,7 +35,7 @@ WORKAROUNDS = ParserWorkarounds(PassContext(config=BuildConfig(), precision=Reso
 @pytest.mark.parametrize("name", CASES)
 def test_rewritten_operators_compute_the_same(name):
     case = CASES[name]()
-    if name != "groups of opset 18":  # a form that onnx calls deprecated
+    if name not in INFERRED_WRONGLY:
         onnx.checker.check_model(case.model, full_check=True)
     graph = normalized(case.model)
     check_parser_support(graph)
@@ -42,6 +50,7 @@ def test_rewritten_operators_compute_the_same(name):
         return  # the reference has no such operator
     found = ReferenceEvaluator(made).run(None, case.inputs)
     tolerance = 2e-3 if found[0].dtype == np.float16 else 1e-5
+    tolerance = 1e-4 if case.operator == "Resize" else tolerance  # positions in FP32
     for f, e in zip(found, case.expected, strict=True):
         assert (f.dtype, f.shape) == (e.dtype, e.shape)
         np.testing.assert_allclose(f, e, rtol=tolerance, atol=tolerance)
@@ -51,7 +60,6 @@ def test_rewritten_operators_compute_the_same(name):
     "model",
     [
         model_of("QuantizeLinear", {"x": [4]}, {"s": SCALE, "z": np.array(0, np.int8)}),
-        model_of("QuantizeLinear", {"x": [4]}, {"s": SCALE}),
         model_of(
             "ConvTranspose",
             {"x": [1, 1, 4, 4]},

@@ -52,6 +52,10 @@ TEXTS = {
         { s = Shape (x) t = Constant <value = int64[2] {-1, 4}> () y = Reshape (x, t) }""",
     "integers": """<ir_version: 9, opset_import: ["": 19]>
         g (int64[4] x) => (int64[4] y) { y = Add (x, x) }""",
+    "doubles": """<ir_version: 9, opset_import: ["": 19]>
+        g (float[2,2] x) => (float[2,2] y)
+        { c = Constant <value = double[2] {0.1, 3.0}> () d = Sqrt (c) e = Cast <to = 11> (x)
+          f = Mul (e, d) y = Cast <to = 1> (f) }""",
     "several means": """<ir_version: 9, opset_import: ["": 19]>
         g (float[2,16] x) => (float[2,16] y)
         { a = Mean (x, x, x) b = Trilu (a) y = ReduceL1 <noop_with_empty_axes = 1> (b) }""",

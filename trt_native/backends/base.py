@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from trt_native.config import QUANTIZED_OPS, BuildConfig, Precision
 from trt_native.errors import SpecError
+from trt_native.graph.interface import ModelInterface
 from trt_native.plans.manifest import PlanTensor
 from trt_native.progress import Progress
 from trt_native.shapes import Profile
@@ -66,6 +67,10 @@ class Capabilities:
             Otherwise the graph must be rewritten to get them; see
             :func:`~trt_native.passes.split_fp32_products.split_fp32_products`.
         targets: Compute capabilities a build may name, such as ``8.9``; empty where it may not.
+        int8_unsupported: Operators of products that it parses between INT8 Q/DQ nodes, and then
+            fails to build.
+        quantizing_needs_gpu: Plans of models with Q/DQ nodes can be built only on a machine with a
+            GPU, also where others can be built without.
         quantized_ops: Precision to the operators that the backend builds in it.
         unsupported_options: Name of a :class:`BuildConfig` field to the reason why this backend
             does not support it, and what to do instead.
@@ -79,6 +84,8 @@ class Capabilities:
     targets: tuple[str, ...]
     quantized_ops: Mapping[Precision, frozenset[str]]
     unsupported_options: Mapping[str, str]
+    int8_unsupported: frozenset[str] = frozenset()
+    quantizing_needs_gpu: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +130,8 @@ class BuildRequest:
             ``builder_flags``) elsewhere.
         timing_cache: File with layer timings, read before the build and extended after it. One
             that cannot be used is an error if the config names it, else it is replaced.
+        interface: The inputs and outputs that the parsed network must have; None to take what it
+            has.
     """
 
     onnx: Path
@@ -136,6 +145,7 @@ class BuildRequest:
     workspace_bytes: int
     calibration: Calibration | None = None
     timing_cache: Path | None = None
+    interface: ModelInterface | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +205,8 @@ class Backend(Protocol):
 
         Raises:
             BuildError: TensorRT rejected the model or failed; its log is in ``details``.
-            UnsupportedError: a calibration, on a backend whose TensorRT has no calibrator.
+            UnsupportedError: the parsed network has other inputs or outputs than the model; or a
+                calibration, on a backend whose TensorRT has no calibrator.
             CalibrationError: the data or the cache cannot be used, or TensorRT did not read all
                 of the data.
         """

@@ -25,6 +25,7 @@ from trt_native.backends.callbacks import (
     make_output_allocator,
     make_profiler,
 )
+from trt_native.backends.interface import interface_problems
 from trt_native.config import BuildConfig
 from trt_native.errors import BuildError, PlanError, SpecError, UnsupportedError
 from trt_native.files import atomic_write, open_regular_file
@@ -169,6 +170,7 @@ class TensorRTBackend:
         parsed = time.perf_counter()
         self._fix_shapes(request, network)
         self._configure(request, network, config)
+        self._check_interface(request, network)
         self._add_profiles(request, builder, config)
         with self._calibrating(request, builder, config, progress, cancelled):
             data = self._serialize(builder, network, config, progress, cancelled)
@@ -207,6 +209,20 @@ class TensorRTBackend:
                     present if extent is None else extent
                     for extent, present in zip(extents, tensor.shape, strict=True)
                 )
+
+    def _check_interface(self, request: BuildRequest, network: Any) -> None:
+        """Refuse a network whose inputs or outputs are not those of the model."""
+        if request.interface is None:
+            return
+        with self._log.collect_errors() as errors:
+            problems = interface_problems(network, request.interface)
+        if problems:
+            raise UnsupportedError(
+                f"{self.product} {self.version} parses {request.onnx.name} into a network with"
+                " another interface:",
+                _relevant(errors),
+                problems=problems,
+            )
 
     def _configure(self, request: BuildRequest, network: Any, config: Any) -> None:
         """Set every option; TensorRT only logs what it does not take, so its log decides."""

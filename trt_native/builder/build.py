@@ -32,20 +32,29 @@ from trt_native.config import (
     QuantizationSpec,
 )
 from trt_native.cuda import GpuInfo, gpu_info
-from trt_native.errors import SpecError, TrtNativeError
+from trt_native.errors import ModelError, SpecError, TrtNativeError, UnsupportedError
 from trt_native.files import check_writable, sha256_of_file
-from trt_native.graph.dims import fixed_extents, resolve_profiles, with_opt_shape_profiles
+from trt_native.graph.dims import (
+    fixed_extents,
+    read_limits,
+    resolve_profiles,
+    with_opt_shape_profiles,
+)
+from trt_native.graph.interface import ModelInterface, model_interface
 from trt_native.graph.onnx_file import (
+    CHANGED_KEY,
     ModelSummary,
+    file_states,
     hash_files,
+    model_files,
     operator_names,
     read_model,
     summarize,
 )
 from trt_native.graph.quantizable import quantizable_tensors
 from trt_native.graph.refit_signature import refit_signature
-from trt_native.graph.types import is_reduced, reduced_types
-from trt_native.passes.base import GraphPass, PassContext, ResolvedPrecision
+from trt_native.graph.types import fp32_products, is_reduced, reduced_types
+from trt_native.passes.base import GraphPass, PassContext, ResolvedPrecision, count_text
 from trt_native.passes.pin_fp32_nodes import pinned_nodes
 from trt_native.passes.pipelines import BUILD, describe_passes, run_passes, select_passes
 from trt_native.passes.quantize import Quantize
@@ -68,6 +77,7 @@ __all__ = [
 ]
 
 _LOGGER = logging.getLogger(__name__)
+_IO = {IoPrecision.FP16: "float16", IoPrecision.FP32: "float32"}
 _REDUCED = {Precision.FP16: "float16", Precision.BF16: "bfloat16"}
 
 
@@ -106,8 +116,10 @@ class PreparedBuild:
         passes: The passes that will run.
         files: ``file``, ``sha256`` and ``bytes`` of the ONNX file and of each of its ``external``
             weights.
+        states: :func:`~trt_native.graph.onnx_file.file_states` of these files when they were read.
         ranges: The ranges of the activations, from a calibration cache.
         batches: The calibration data; None where that is not needed.
+        extra_outputs: Names of tensors to return besides the model's outputs.
         started: When the preparation began, by ``time.perf_counter``.
     """
 
@@ -119,8 +131,10 @@ class PreparedBuild:
     decisions: BuildDecisions
     passes: tuple[GraphPass, ...]
     files: Mapping[str, Any]
+    states: Mapping[Path, tuple[int, int, int]]
     ranges: Ranges
     batches: Batches | None
+    extra_outputs: tuple[str, ...]
     started: float
 
 
@@ -170,7 +184,9 @@ def prepare(
     if config.timing_cache is not None:
         check_writable(config.timing_cache)
     with phase(progress, "Reading the model"):
+        states = file_states([path])
         graph = read_model(path)
+        states = {**file_states(model_files(path, graph)), **states}
         gpu = gpu_info()
         decisions = _decide(path, graph, config, chosen, gpu)
         context = PassContext(
@@ -185,8 +201,9 @@ def prepare(
         ranges = _ranges(config, files)
     batches = _batches(decisions, config, progress)
     return PreparedBuild(
-        path, graph, config, chosen, gpu, decisions, passes, files, ranges, batches, started
-    )
+        path, graph, config, chosen, gpu, decisions, passes, files, states, ranges, batches,
+        tuple(extra_outputs), started,
+    )  # fmt: skip
 
 
 def build_prepared(
@@ -208,9 +225,11 @@ def build_prepared(
         BuildError: TensorRT rejected the model or failed to build it.
     """
     config, chosen, decisions = prepared.config, prepared.backend, prepared.decisions
+    interface = _interface(prepared, progress)
     with lower(prepared, progress) as lowered:
         request = BuildRequest(
             onnx=lowered.path,
+            interface=interface,
             config=config,
             profiles=decisions.profiles,
             fixed=decisions.fixed,
@@ -225,6 +244,7 @@ def build_prepared(
         refit = _refit_record(lowered, progress) if config.refit or config.strip_weights else None
         cancelled = threading.Event()
         result = run_interruptible(lambda: chosen.build(request, progress, cancelled), cancelled)
+    _check_unchanged(prepared)
     precision = precision_record(prepared)
     if config.precision.quantized:
         precision["engine_layers"] = None
@@ -232,6 +252,28 @@ def build_prepared(
             with phase(progress, "Reading the layers of the engine"):
                 precision["engine_layers"] = _engine_layers(result.data, chosen)
     return Plan(result.data, _manifest(prepared, lowered, result, precision, refit))
+
+
+def _interface(prepared: PreparedBuild, progress: Progress | None) -> ModelInterface:
+    """The inputs and outputs that the plan must have."""
+    types = {"float64": "float32"}
+    io_precision = prepared.config.io_precision
+    if io_precision is not IoPrecision.KEEP:
+        types |= dict.fromkeys(("float64", "float32", "float16", "bfloat16"), _IO[io_precision])
+    with phase(progress, "Inferring the shapes of inputs and outputs"):
+        found = model_interface(prepared.graph, prepared.decisions.profiles, prepared.extra_outputs)
+    return found.with_types(types)
+
+
+def _check_unchanged(prepared: PreparedBuild) -> None:
+    """Refuse a plan whose weights may be of one file and whose manifest may name another."""
+    present = file_states(prepared.states)
+    changed = [str(file) for file, state in prepared.states.items() if present[file] != state]
+    if changed:
+        raise ModelError(
+            f"{', '.join(changed)} changed while the plan was built; build it again once the file"
+            " is complete"
+        )
 
 
 def _manifest(
@@ -340,7 +382,8 @@ def _decide(
     path: Path, graph: ir.Model, config: BuildConfig, backend: Backend, gpu: GpuInfo | None
 ) -> BuildDecisions:
     summary = summarize(path, graph)
-    profiles = resolve_profiles(summary.inputs, config.profiles)
+    limits = read_limits(summary.metadata)
+    profiles = resolve_profiles(summary.inputs, config.profiles, limits)
     if config.add_opt_shape_profiles:
         profiles = with_opt_shape_profiles(profiles)
     return BuildDecisions(
@@ -360,6 +403,8 @@ def _resolve_precision(
     applied = _applied_precision(graph, config, path)
     calibrates = _calibrates(graph, config, backend)
     writes_qdq = config.precision.quantized and not calibrates
+    if writes_qdq or _has_qdq(graph):
+        _check_quantizing(backend)
     # Q/DQ nodes alone say what is quantized where types come from the graph.
     from_graph = applied is None or writes_qdq or _has_qdq(graph)
     strongly_typed = not backend.capabilities.weakly_typed or from_graph or config.weight_streaming
@@ -370,6 +415,14 @@ def _resolve_precision(
         writes_qdq=writes_qdq,
         calibrates=calibrates,
     )
+
+
+def _check_quantizing(backend: Backend) -> None:
+    if backend.capabilities.quantizing_needs_gpu and gpu_info() is None:
+        raise UnsupportedError(
+            f"{backend.product} {backend.version} builds models with Q/DQ nodes only on a machine"
+            " with a GPU; use a later version, or build without quantization"
+        )
 
 
 def _calibrates(graph: ir.Model, config: BuildConfig, backend: Backend) -> bool:
@@ -392,6 +445,19 @@ def _calibrates(graph: ir.Model, config: BuildConfig, backend: Backend) -> bool:
 
 def _has_qdq(graph: ir.Model) -> bool:
     return "quantized" in reduced_types(graph)
+
+
+def _check_all_reduced(graph: ir.Model, wanted: Precision, path: Path) -> None:
+    """Refuse a request for a type that only a part of the model has, and the rest would not get."""
+    left = fp32_products(graph)
+    if left:
+        raise SpecError(
+            f"{path.name} has {_REDUCED[wanted]} values already, so that its types stay as they"
+            f" are, but {count_text(left)} in FP32, which precision {wanted} would not change; use"
+            " precision auto to build it as it is, or export it in FP32 or all in"
+            f" {_REDUCED[wanted]}",
+            options=("precision",),
+        )
 
 
 def _lowered_to(graph: ir.Model, applied: Precision | None) -> Precision | None:
@@ -418,6 +484,8 @@ def _applied_precision(graph: ir.Model, config: BuildConfig, path: Path) -> Prec
         applied = Precision.FP16 if wanted is Precision.AUTO else wanted
     elif wanted is Precision.AUTO or _REDUCED.get(wanted) in present:
         applied = None
+        if wanted is not Precision.AUTO:
+            _check_all_reduced(graph, wanted, path)
     else:
         raise SpecError(
             f"{path.name} already has {', '.join(sorted(present))} types, which precision {wanted}"
@@ -448,7 +516,7 @@ def lower(prepared: PreparedBuild, progress: Progress | None = None) -> Iterator
     """
     path, graph = prepared.path, prepared.graph
     passes = _with_ranges(prepared.passes, _calibrated_ranges(prepared, progress))
-    rewritten = any(one.rewrites and not one.early for one in passes)
+    rewritten = any(one.rewrites for one in passes) or CHANGED_KEY in graph.meta
     if not rewritten:  # TensorRT reads the file as it is, not what was normalized in memory
         passes = tuple(one for one in passes if not one.early)
     records = tuple(run_passes(passes, graph, progress))

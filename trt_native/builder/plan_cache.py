@@ -212,7 +212,7 @@ class EngineCache:
             # A build may write files that its options name. With those as they are now, the same
             # build would come out the same.
             key = self._key(prepared)
-            if key and self._unchanged(prepared):
+            if key:
                 self._keep(key, BuiltPlan(plan))
         return BuiltPlan(plan)
 
@@ -324,20 +324,6 @@ class EngineCache:
         if path.exists() and not path.is_file():
             raise TypeError(f"{path} is neither a file nor a folder")
         return self.hash_file(path) if path.exists() else None
-
-    def _unchanged(self, prepared: PreparedBuild) -> bool:
-        """Whether the model still has the hash that it had before TensorRT read it."""
-        folder, files = prepared.path.parent, prepared.files
-        try:
-            same = self.hash_file(prepared.path) == files["sha256"] and all(
-                self.hash_file(folder / file["file"]) == file["sha256"]
-                for file in files["external"]
-            )
-        except OSError:
-            same = False
-        if not same:
-            self._warn(f"the plan is not kept: {prepared.path} was changed during the build")
-        return same
 
     def _timing_cache(self, prepared: PreparedBuild) -> Path | None:
         """The timing cache for this TensorRT and GPU; None where it has no use or no place."""

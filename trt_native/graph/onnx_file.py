@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from trt_native.errors import ModelError
 from trt_native.files import is_within, open_regular_file, sha256_of_file
+from trt_native.graph.sparse import densify
 from trt_native.graph.validity import (
     all_tensors,
     graph_problems,
@@ -26,9 +27,12 @@ from trt_native.shapes import TensorSpec
 from trt_native.units import format_bytes
 
 __all__ = [
+    "CHANGED_KEY",
     "ModelSummary",
     "dtype_name",
+    "file_states",
     "hash_files",
+    "model_files",
     "operator_names",
     "read_model",
     "save_model",
@@ -42,6 +46,10 @@ __all__ = [
 _MAX_INLINE_BYTES = 2**31 - 2**26
 _MOST_PROTOBUF_BYTES = 2**31
 _LISTED = 10
+_PLACEHOLDERS = ("", "?", "-1")
+
+CHANGED_KEY = "trt_native.changed"
+"""Key, in the ``meta`` of a model, of whether it differs from the file that it was read from."""
 
 
 def read_model(path: Path) -> ir.Model:
@@ -54,11 +62,13 @@ def read_model(path: Path) -> ir.Model:
     try:
         with open_regular_file(path) as file:
             size = os.fstat(file.fileno()).st_size
-        model = ir.load(path) if 0 < size <= _MOST_PROTOBUF_BYTES else None
+        model = _load(path) if 0 < size <= _MOST_PROTOBUF_BYTES else None
     except IsADirectoryError:
         raise ModelError(f"{path}: is a folder, not an ONNX file") from None
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except ModelError as error:
+        raise ModelError(f"{path}: {error.message}") from None
     except Exception as error:  # onnx_ir and protobuf raise many kinds on malformed bytes
         raise ModelError(f"{path}: not an ONNX file, or truncated ({root_cause(error)})") from None
     if not size:
@@ -71,6 +81,7 @@ def read_model(path: Path) -> ir.Model:
     if not model.graph.outputs or not model.opset_imports:
         raise ModelError(f"{path}: not an ONNX model: it has no graph with outputs")
     try:
+        _forget_placeholders(model)
         problems = list(dict.fromkeys(graph_problems(model)))
         _check_external_weights(path, model)
     except ModelError:
@@ -83,6 +94,30 @@ def read_model(path: Path) -> ir.Model:
             f"{path}: its graph is malformed: {problems[0]}{more}", problems[1:_LISTED]
         )
     return model
+
+
+def _load(path: Path) -> ir.Model:
+    """Load a file, with sparse constants made dense."""
+    proto = onnx.load(path, load_external_data=False)
+    count = densify(proto)  # onnx_ir reads no sparse tensors
+    model = ir.from_proto(proto)
+    if count:
+        model.meta[CHANGED_KEY] = True
+    return model
+
+
+def _forget_placeholders(model: ir.Model) -> None:
+    """Make unnamed axes of those that exporters call ``?`` or -1."""
+    for graph in model.graphs():
+        made = (value for node in graph for value in node.outputs)
+        for value in (*graph.inputs, *graph.outputs, *made):
+            if value.shape is not None and any(map(_is_placeholder, value.shape)):
+                value.shape = ir.Shape(None if _is_placeholder(a) else a for a in value.shape)
+                model.meta[CHANGED_KEY] = True
+
+
+def _is_placeholder(axis: int | ir.SymbolicDim) -> bool:
+    return axis < 0 if isinstance(axis, int) else axis.value in _PLACEHOLDERS
 
 
 def _check_external_weights(path: Path, model: ir.Model) -> None:
@@ -228,9 +263,8 @@ def hash_files(
     Raises:
         ModelError: a file cannot be read.
     """
-    locations = sorted({str(tensor.location) for tensor in _external_tensors(model)})
     name = path.name.encode(errors="backslashreplace").decode()  # JSON is text, names may not be
-    files = [(path, name), *((path.parent / location, location) for location in locations)]
+    files = [(path, name), *((path.parent / file, file) for file in _locations(model))]
     try:
         onnx, *external = (
             {"file": name, "bytes": file.stat().st_size, "sha256": hash_file(file)}
@@ -239,6 +273,27 @@ def hash_files(
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
     return {**onnx, "external": external}
+
+
+def model_files(path: Path, model: ir.Model) -> tuple[Path, ...]:
+    """The ONNX file, and the files of external weights of the model that was read from it."""
+    return (path, *(path.parent / location for location in _locations(model)))
+
+
+def _locations(model: ir.Model) -> list[str]:
+    return sorted({str(tensor.location) for tensor in _external_tensors(model)})
+
+
+def file_states(files: Iterable[Path]) -> dict[Path, tuple[int, int, int]]:
+    """Inode, size and time of files, which change when one is written or replaced."""
+    states = {}
+    for file in files:
+        try:
+            state = file.stat()
+            states[file] = (state.st_ino, state.st_size, state.st_mtime_ns)
+        except OSError:
+            states[file] = (0, 0, 0)  # gone
+    return states
 
 
 def save_model(

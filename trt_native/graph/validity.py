@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+import onnx
 import onnx_ir as ir
 
 from trt_native.errors import ModelError, TrtNativeError
@@ -17,6 +18,7 @@ __all__ = ["all_tensors", "graph_problems", "root_cause", "wraps_graph_errors"]
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _SMALL = 1 << 20
+_DATA_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
 
 
 def wraps_graph_errors(work: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -126,6 +128,8 @@ def _tensor_problem(tensor: ir.TensorProtocol) -> str | None:
         return f"has the shape {shape}"
     if isinstance(tensor, ir.ExternalTensor) or tensor.dtype == ir.DataType.STRING:
         return None
+    if isinstance(tensor.raw, onnx.TensorProto) and (problem := _count_problem(tensor, tensor.raw)):
+        return problem
     try:
         raw = getattr(tensor.raw, "raw_data", b"")
         if len(raw) != tensor.nbytes and (raw or tensor.nbytes < _SMALL):
@@ -133,3 +137,19 @@ def _tensor_problem(tensor: ir.TensorProtocol) -> str | None:
     except Exception as error:  # as many kinds as there are ways to hold data
         return f"of the shape {shape} does not have the data for it ({root_cause(error)})"
     return None
+
+
+def _count_problem(tensor: ir.TensorProtocol, proto: onnx.TensorProto) -> str | None:
+    """Check the number of elements outside of ``raw_data``, of which a file may have none."""
+    if proto.raw_data or not tensor.size:
+        return None
+    found = sum(len(getattr(proto, field)) for field in _DATA_FIELDS)
+    wanted = tensor.size
+    if tensor.dtype.name.startswith("COMPLEX"):
+        wanted *= 2
+    elif tensor.dtype.bitwidth < 8:
+        wanted = tensor.nbytes
+    if found == wanted:
+        return None
+    shape = tensor.shape.numpy()
+    return f"of the shape {shape} has {found} elements of data, and needs {wanted}"

@@ -83,7 +83,7 @@ class GraphPass(ir.passes.InPlacePass, abc.ABC):
         title: What the pass does, as a phase of the build.
         early: Whether it runs while passes are selected, because later decisions rest on it.
         typed: Whether it needs the types of all values.
-        rewrites: Whether it changes the graph that TensorRT reads.
+        rewrites: Whether TensorRT must read the changed graph rather than the file.
         context: As given.
         record: What it did, as JSON can hold it; empty before it ran.
     """

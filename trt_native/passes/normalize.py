@@ -22,14 +22,17 @@ _DEFAULT_OPSET = 17  # for a model of custom operators alone, which casts may be
 def normalize(model: ir.Model) -> dict[str, Any]:
     """Inline model-local functions, and make initializers of ``Constant`` nodes, in place.
 
-    Initializers are no longer inputs of the graph. Names of inputs, outputs and of the values that
-    the main graph computes stay.
+    Initializers are no longer inputs of the graph, and no output is there twice. Names of inputs,
+    outputs and of the values that the main graph computes stay.
 
     Returns:
         ``functions`` and ``constants``: how many calls of the main graph were inlined, and how many
         constants moved.
     """
     model.opset_imports.setdefault("", _DEFAULT_OPSET)
+    once = list(dict.fromkeys(model.graph.outputs))
+    if len(once) < len(model.graph.outputs):
+        model.graph.outputs[:] = once
     calls = inline_functions(model)
     common.RemoveInitializersFromInputsPass()(model)
     constants = _constant_count(model)
@@ -47,14 +50,16 @@ class Normalize(GraphPass):
     name = "normalize"
     title = "Normalizing the graph"
     early = True
+    rewrites = False  # it is not reason enough to write the graph to a file
 
     def needed(self, model: ir.Model) -> bool:
-        """Whether the model has functions, constants or inputs with a default."""
+        """Whether the model has functions, constants, inputs with a default or an output twice."""
         initializers = model.graph.initializers.values()
         return (
             bool(model.functions)
             or _liftable_constants(model)
             or any(value.is_graph_input() for value in initializers)
+            or len(set(model.graph.outputs)) < len(model.graph.outputs)
         )
 
     def requires(self, model: ir.Model) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -27,12 +27,19 @@ from trt_native.graph.nodes import (
 from trt_native.graph.validity import wraps_graph_errors
 from trt_native.passes.base import GraphPass, count_text
 from trt_native.passes.decompose_norms import SCALE_PER_CHANNEL
-from trt_native.passes.replacement import NameAuthority, ReplacementBuilder
+from trt_native.passes.extent_workarounds import (
+    CONV_TRANSPOSE_PADDING,
+    GRID_SAMPLE_MODE,
+    LOOP_CONDITION,
+    POOL_PADDING,
+    RESIZE_BY_SCALES,
+    RMS_NORM_TYPES,
+)
+from trt_native.passes.replacement import NameAuthority, ReplacementBuilder, RewriteRule
 
 __all__ = ["ParserWorkarounds", "apply_parser_workarounds"]
 
 _BFLOAT16_NORM = 22  # since this opset InstanceNormalization takes it
-_PADS_AS_INPUT = 11  # since this opset Pad takes them so
 _BATCH_FIRST = [1, 0, 2]  # swaps the first two axes of a recurrent layer's input, or state
 # (sequence, directions, batch, hidden) and (directions, batch, hidden) to layout 1's orders
 _OUTPUT_ORDERS = ([2, 0, 1, 3], _BATCH_FIRST, _BATCH_FIRST)
@@ -177,23 +184,6 @@ def _rewrite_clip(new: ReplacementBuilder) -> None:
     new.node.replace_input_with(1, new.node.inputs[2])
 
 
-def _rewrite_average_pool(new: ReplacementBuilder) -> None:
-    """Pad explicitly: TensorRT counts elements of the last window that are past the padding."""
-    node = new.node
-    (x,) = node.inputs
-    attributes = {**node.attributes, "count_include_pad": ir.AttrInt64("count_include_pad", 0)}
-    pads = node.attributes.get_ints("pads", [])
-    if any(pads):
-        half = len(pads) // 2
-        around = [0, 0, *pads[:half], 0, 0, *pads[half:]]
-        if new.opset < _PADS_AS_INPUT:
-            x = new.add("Pad", [x], pads=around)
-        else:
-            x = new.add("Pad", [x, new.constant(np.array(around))])
-        del attributes["pads"]
-    new.replace(*new.add_with("AveragePool", [x], 1, attributes))
-
-
 def _rewrite_batch_first(new: ReplacementBuilder) -> None:
     """Transpose to layout 0: TensorRT ignores layout 1, with the batch before the sequence."""
     node = new.node
@@ -211,13 +201,6 @@ def _rewrite_batch_first(new: ReplacementBuilder) -> None:
             value.name = ""
             transposed.append(None)
     new.replace(*transposed)
-
-
-class RewriteRule(NamedTuple):
-    """When a node is miscompiled, and how it is rewritten."""
-
-    check: Callable[[ir.Node], bool]
-    rewrite: Callable[[ReplacementBuilder], None]
 
 
 def _reduces_nothing(node: ir.Node) -> bool:
@@ -247,11 +230,6 @@ def _has_reversed_limits(node: ir.Node) -> bool:
     return bool(low > high)
 
 
-def _counts_past_padding(node: ir.Node) -> bool:
-    flags = (node.attributes.get_int(name, 0) for name in ("ceil_mode", "count_include_pad"))
-    return all(flags) and node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
-
-
 def _is_batch_first(node: ir.Node) -> bool:
     return node.attributes.get_int("layout", 0) == 1
 
@@ -268,7 +246,12 @@ _RULES = {
     "Trilu": RewriteRule(lambda node: "upper" not in node.attributes, _rewrite_trilu),
     "ReduceLogSumExp": RewriteRule(_overflows, _rewrite_log_sum_exp),
     "Clip": RewriteRule(_has_reversed_limits, _rewrite_clip),
-    "AveragePool": RewriteRule(_counts_past_padding, _rewrite_average_pool),
+    **dict.fromkeys(("MaxPool", "AveragePool", "LpPool"), POOL_PADDING),
+    "Resize": RESIZE_BY_SCALES,
+    "ConvTranspose": CONV_TRANSPOSE_PADDING,
+    "GridSample": GRID_SAMPLE_MODE,
+    "Loop": LOOP_CONDITION,
+    "RMSNormalization": RMS_NORM_TYPES,
     "Mean": RewriteRule(lambda node: len(node.inputs) > 1, _rewrite_mean),
     "GlobalLpPool": RewriteRule(_keeps_signs, _rewrite_global_lp_pool),
     **dict.fromkeys(("ReduceSumSquare", "ReduceL1", "ReduceL2", "ReduceLogSum"), _NOOP_REDUCTION),

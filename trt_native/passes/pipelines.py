@@ -11,13 +11,16 @@ from trt_native.errors import TrtNativeError
 from trt_native.graph.validity import wraps_graph_errors
 from trt_native.passes.autocast import Autocast
 from trt_native.passes.base import GraphPass, PassContext
+from trt_native.passes.bypass_quantizers import BypassQuantizers
 from trt_native.passes.decompose_norms import DecomposeNorms
 from trt_native.passes.mark_outputs import MarkOutputs
+from trt_native.passes.name_nodes import NameNodes
 from trt_native.passes.normalize import Normalize
 from trt_native.passes.parser_workarounds import ParserWorkarounds
 from trt_native.passes.pin_fp32_nodes import PinFp32Nodes
 from trt_native.passes.quantize import Quantize
 from trt_native.passes.reject_unsupported import RejectUnsupported
+from trt_native.passes.replace_types import ReplaceTypes
 from trt_native.passes.split_fp32_products import SplitFp32Products
 from trt_native.progress import Progress, phase
 
@@ -25,7 +28,10 @@ __all__ = ["BUILD", "CALIBRATE", "QUANTIZE", "describe_passes", "run_passes", "s
 
 BUILD: tuple[type[GraphPass], ...] = (
     Normalize,
+    ReplaceTypes,
     RejectUnsupported,
+    BypassQuantizers,
+    NameNodes,
     PinFp32Nodes,
     Quantize,
     Autocast,
@@ -37,6 +43,7 @@ BUILD: tuple[type[GraphPass], ...] = (
 
 CALIBRATE: tuple[type[GraphPass], ...] = (
     Normalize,
+    ReplaceTypes,
     RejectUnsupported,
     Autocast,
     DecomposeNorms,

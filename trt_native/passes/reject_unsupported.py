@@ -15,6 +15,7 @@ from trt_native.errors import UnsupportedError
 from trt_native.graph.nodes import all_nodes, constant_of, dtype_of, input_of
 from trt_native.graph.validity import wraps_graph_errors
 from trt_native.passes.base import GraphPass
+from trt_native.passes.extent_workarounds import resize_reason
 
 __all__ = ["RejectUnsupported", "check_parser_support"]
 
@@ -29,6 +30,12 @@ def check_parser_support(model: ir.Model) -> None:
         UnsupportedError: there is such a node; all of them in one error.
     """
     found = [
+        f"input {value.name!r} is an output too, and TensorRT would rename it; give the output a"
+        " name of its own behind an Identity"
+        for value in model.graph.inputs
+        if value.is_graph_output()
+    ]
+    found += [
         f"{node.name or node.outputs[0].name!r} ({node.op_type}): {reason}"
         for node in all_nodes(model.graph)
         if (reason := _unsupported_reason(node))
@@ -51,7 +58,9 @@ class RejectUnsupported(GraphPass):
 
     def needed(self, model: ir.Model) -> bool:
         """Whether a node has no other form that TensorRT computes correctly."""
-        return any(_unsupported_reason(node) for node in all_nodes(model.graph))
+        return any(value.is_graph_output() for value in model.graph.inputs) or any(
+            _unsupported_reason(node) for node in all_nodes(model.graph)
+        )
 
     def rewrite(self, model: ir.Model) -> Mapping[str, Any]:
         """Raise the error; see :func:`check_parser_support`."""
@@ -70,6 +79,8 @@ def _quantizer_reason(node: ir.Node) -> str:
     weight = input_of(node, 0) if node.op_type == "DequantizeLinear" else None
     constant = None if weight is None else constant_of(weight)
     types = (given, dtype_of(input_of(node, 2)), None if constant is None else constant.dtype)
+    if node.op_type == "QuantizeLinear" and not given and input_of(node, 2) is None:
+        return "without a zero point it is uint8, taken as int8; give a zero point of type int8"
     if ir.DataType.UINT8 not in types:
         return ""
     return "uint8 is clipped to int8, at 127; quantize with a zero point of type int8"
@@ -112,6 +123,10 @@ def _attention_reason(node: ir.Node) -> str:
     return "nonpad_kv_seqlen is ignored; give a mask instead"
 
 
+def _tensor_scatter_reason(node: ir.Node) -> str:  # noqa: ARG001
+    return "its output must have its input's address at run time; use ScatterElements or ScatterND"
+
+
 _RULES: dict[str, Callable[[ir.Node], str]] = {
     "QuantizeLinear": _quantizer_reason,
     "DequantizeLinear": _quantizer_reason,
@@ -120,4 +135,6 @@ _RULES: dict[str, Callable[[ir.Node], str]] = {
     "NonMaxSuppression": _non_max_suppression_reason,
     "SpaceToDepth": _space_to_depth_reason,
     "Attention": _attention_reason,
+    "Resize": resize_reason,
+    "TensorScatter": _tensor_scatter_reason,
 }

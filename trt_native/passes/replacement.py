@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
 from trt_native.graph.nodes import all_nodes
 
-__all__ = ["ORIGIN_KEY", "NameAuthority", "ReplacementBuilder"]
+__all__ = ["ORIGIN_KEY", "NameAuthority", "ReplacementBuilder", "RewriteRule"]
 
 ORIGIN_KEY = "trt_native.origin"
 """Key, in the metadata of an added node, of the name of the node that it replaces."""
@@ -119,6 +120,19 @@ class ReplacementBuilder:
         old, new = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         ir.convenience.replace_nodes_and_values(graph, node, [node], self._nodes, old, new)
 
+    def insert_before(self) -> None:
+        """Put the new nodes in front of the node, which stays."""
+        graph = self.node.graph
+        assert graph is not None  # noqa: S101  # for the type checker
+        graph.insert_before(self.node, self._nodes)
+
     def _named(self, suffix: str) -> str:
         named = (value.name for value in self.node.outputs if value.name)
         return f"{next(named, self.node.op_type)}__{suffix}"
+
+
+class RewriteRule(NamedTuple):
+    """When a node is miscompiled, and how it is rewritten."""
+
+    check: Callable[[ir.Node], bool]
+    rewrite: Callable[[ReplacementBuilder], None]

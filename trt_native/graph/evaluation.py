@@ -1,0 +1,47 @@
+"""Values of nodes that depend on constants alone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+
+__all__ = ["Array", "evaluate_node"]
+
+_LOGGER = logging.getLogger(__name__)
+
+Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
+
+
+def evaluate_node(
+    node: onnx.NodeProto, opsets: Mapping[str, int], inputs: Mapping[str, Array]
+) -> dict[str, Array] | None:
+    """Evaluate a node with ONNX's reference implementation.
+
+    Args:
+        node: The node.
+        opsets: Version by domain.
+        inputs: Its inputs by name.
+
+    Returns:
+        Its outputs by name; None where it cannot be evaluated.
+    """
+    from onnx.reference import ReferenceEvaluator
+
+    graph = onnx.helper.make_graph(
+        [node],
+        "one",
+        [onnx.ValueInfoProto(name=name) for name in inputs],
+        [onnx.ValueInfoProto(name=name) for name in node.output],
+    )
+    imports = [onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()]
+    model = onnx.helper.make_model(graph, opset_imports=imports)
+    try:
+        arrays = ReferenceEvaluator(model).run(None, dict(inputs))
+        return {n: np.asarray(a) for n, a in zip(node.output, arrays, strict=True)}
+    except Exception as error:  # what cannot be evaluated stays unknown
+        _LOGGER.debug("%s %r was not evaluated: %s", node.op_type, node.name, error)
+        return None

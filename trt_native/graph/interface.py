@@ -1,0 +1,265 @@
+"""The inputs and outputs that ONNX gives a model, at the ends of its optimization profiles.
+
+What TensorRT's parser makes of the model is compared with them, see
+:mod:`trt_native.backends.interface`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import numpy_helper, shape_inference
+
+from trt_native.graph.evaluation import Array, evaluate_node
+from trt_native.graph.onnx_file import dtype_name, tensor_specs
+from trt_native.graph.pools import POOLS, end_padding
+from trt_native.graph.validity import wraps_graph_errors
+from trt_native.shapes import Profile, Shape, TensorSpec
+
+__all__ = ["Corner", "ModelInterface", "model_interface"]
+
+_SMALL = 1024  # elements of a tensor that may say something about shapes
+_MOST_ROUNDS = 32
+
+Extents = tuple[int | None, ...]
+"""Extents of a tensor's axes in elements, outermost first; None where they are unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Corner:
+    """The extents of a model's outputs for one set of input shapes.
+
+    Attributes:
+        name: Where this is: ``min of profile 0``; empty for a static model.
+        inputs: Input name to shape, for the inputs of dynamic shape.
+        outputs: Output name to the extents that ONNX infers; None where not even the rank is known.
+    """
+
+    name: str
+    inputs: Mapping[str, Shape]
+    outputs: Mapping[str, Extents | None]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInterface:
+    """What a network must have in common with the model it was parsed from.
+
+    Attributes:
+        inputs: The inputs that a caller supplies.
+        outputs: The outputs, each once; of type ``unknown`` where nothing is said of the type.
+        corners: The extents at the ends of every profile; one corner for a static model.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    corners: tuple[Corner, ...]
+
+    def with_types(self, types: Mapping[str, str]) -> ModelInterface:
+        """The same with other element types, by name of the type."""
+
+        def changed(specs: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
+            return tuple(replace(spec, dtype=types.get(spec.dtype, spec.dtype)) for spec in specs)
+
+        return replace(self, inputs=changed(self.inputs), outputs=changed(self.outputs))
+
+
+@wraps_graph_errors
+def model_interface(
+    model: ir.Model, profiles: Sequence[Profile], extra_outputs: Sequence[str] = ()
+) -> ModelInterface:
+    """Infer a model's interface with ONNX's own shape inference.
+
+    Args:
+        model: The model, without functions; unchanged afterwards.
+        profiles: Ranges of the inputs with dynamic shapes.
+        extra_outputs: Tensors inside the model that will be outputs too; their types are left open.
+    """
+    inputs, declared = tensor_specs(model)
+    outputs = {spec.name: spec for spec in declared}
+    proto = _skeleton(model)
+    for name in extra_outputs:
+        if name not in outputs:
+            outputs[name] = TensorSpec(name, "unknown", None)
+            proto.graph.output.append(onnx.ValueInfoProto(name=name))
+    types: dict[str, str] = {}
+    corners = tuple(
+        Corner(where, shapes, _outputs(proto, shapes, types)) for where, shapes in _points(profiles)
+    )
+    named = (
+        replace(spec, dtype=types.get(spec.name, "unknown"))
+        if spec.dtype == "unknown" and spec.name not in extra_outputs
+        else spec
+        for spec in outputs.values()
+    )
+    return ModelInterface(inputs, tuple(named), corners)
+
+
+def _points(profiles: Sequence[Profile]) -> Iterator[tuple[str, dict[str, Shape]]]:
+    """The different input shapes at min, opt and max of every profile."""
+    seen: list[dict[str, Shape]] = []
+    for number, profile in enumerate(profiles):
+        for end in ("min", "opt", "max"):
+            shapes = {name: getattr(ranges, end) for name, ranges in profile.shapes.items()}
+            if shapes not in seen:
+                seen.append(shapes)
+                yield f"{end} of profile {number}", shapes
+    if not profiles:
+        yield "", {}
+
+
+def _skeleton(model: ir.Model) -> onnx.ModelProto:
+    """The model without its larger weights, which become inputs, and without inferred shapes."""
+    graph = model.graph
+    large = {
+        name: value
+        for name, value in graph.initializers.items()
+        if value.const_value is not None and value.const_value.size > _SMALL
+    }
+    present = dict(graph.initializers)
+    for name in large:
+        del graph.initializers[name]
+    try:
+        proto = ir.to_proto(model)
+    finally:
+        graph.initializers.clear()
+        graph.initializers.update(present)
+    for name, value in large.items():
+        tensor = value.const_value
+        assert tensor is not None  # noqa: S101  # for the type checker
+        proto.graph.input.append(
+            onnx.helper.make_tensor_value_info(name, int(tensor.dtype), tensor.shape.numpy())
+        )
+    del proto.graph.value_info[:]
+    once = {value.name: value for value in proto.graph.output}
+    del proto.graph.output[:]
+    proto.graph.output.extend(once.values())
+    for value in proto.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    for node in proto.graph.node:
+        _round_down(node)
+    return proto
+
+
+def _round_down(node: onnx.NodeProto) -> None:
+    """Let a pool round down where ONNX's inference rounds up too far.
+
+    By ONNX's text pools with auto_pad VALID have no ceil_mode, and a last window in the padding is
+    left out; the inference of opsets before 22 does neither.
+    """
+    options = {attribute.name: attribute for attribute in node.attribute}
+    if node.op_type not in POOLS or "ceil_mode" not in options or not options["ceil_mode"].i:
+        return
+    auto_pad = options["auto_pad"].s if "auto_pad" in options else b"NOTSET"
+    if auto_pad.startswith(b"SAME"):
+        return
+    options["ceil_mode"].i = 0
+    if auto_pad == b"NOTSET":
+        names = ("kernel_shape", "strides", "dilations", "pads")
+        kernel, strides, dilations, pads = (
+            list(options[name].ints) if name in options else [] for name in names
+        )
+        starts = pads[: len(kernel)] or [0] * len(kernel)
+        if "pads" in options:
+            node.attribute.remove(options["pads"])
+        ends = end_padding(kernel, strides, dilations, pads)
+        node.attribute.append(onnx.helper.make_attribute("pads", [*starts, *ends]))
+
+
+def _outputs(
+    proto: onnx.ModelProto, shapes: Mapping[str, Shape], types: dict[str, str]
+) -> dict[str, Extents | None]:
+    """Infer the extents of the outputs; note their types."""
+    bound = onnx.ModelProto()
+    bound.CopyFrom(proto)
+    for value in bound.graph.input:
+        if value.name in shapes:
+            for axis, extent in zip(
+                value.type.tensor_type.shape.dim, shapes[value.name], strict=True
+            ):
+                axis.dim_value = extent
+    found: dict[str, Extents | None] = {}
+    for _ in range(_MOST_ROUNDS):
+        inferred = shape_inference.infer_shapes(bound, data_prop=True)
+        found = {value.name: _extents(value) for value in inferred.graph.output}
+        if all(extents is not None and None not in extents for extents in found.values()):
+            break
+        if not _fold(bound, inferred):
+            # Only while it checks types does ONNX look into operators defined by others.
+            with contextlib.suppress(shape_inference.InferenceError):
+                inferred = shape_inference.infer_shapes(bound, check_type=True, data_prop=True)
+            found = {value.name: _extents(value) for value in inferred.graph.output}
+            break
+    for value in inferred.graph.output:
+        if kind := value.type.tensor_type.elem_type:
+            types[value.name] = dtype_name(ir.DataType(kind))
+    return found
+
+
+def _extents(value: onnx.ValueInfoProto) -> Extents | None:
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape"):
+        return None
+    return tuple(
+        axis.dim_value if axis.HasField("dim_value") else None for axis in tensor.shape.dim
+    )
+
+
+def _fold(bound: onnx.ModelProto, inferred: onnx.ModelProto) -> bool:
+    """Replace the nodes whose small results follow from shapes and constants by those results.
+
+    ONNX's own propagation of data stops at many operators that exporters use.
+
+    Returns:
+        Whether there were any.
+    """
+    values = (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
+    static = {
+        value.name: extents
+        for value in values
+        if (extents := _extents(value)) is not None and None not in extents
+    }
+    known = {tensor.name: numpy_helper.to_array(tensor) for tensor in bound.graph.initializer}
+    kept: list[onnx.NodeProto] = []
+    folded: list[onnx.TensorProto] = []
+    for node in bound.graph.node:
+        results = _results(node, bound, known, static)
+        if results is None:
+            kept.append(node)
+            continue
+        known |= results
+        folded += [numpy_helper.from_array(array, name) for name, array in results.items()]
+    if not folded:
+        return False
+    del bound.graph.node[:]
+    bound.graph.node.extend(kept)
+    bound.graph.initializer.extend(folded)
+    return True
+
+
+def _results(
+    node: onnx.NodeProto,
+    model: onnx.ModelProto,
+    known: Mapping[str, Array],
+    static: Mapping[str, Extents],
+) -> dict[str, Array] | None:
+    """The outputs of a node, where they are small and depend on no input of the model."""
+    if node.domain or any(a.HasField("g") or a.graphs for a in node.attribute):
+        return None
+    if node.op_type == "Shape" and node.input[0] in static:
+        options = {attribute.name: attribute.i for attribute in node.attribute}
+        extents = static[node.input[0]][options.get("start", 0) : options.get("end")]
+        return {node.output[0]: np.array(extents, np.int64)}
+    names = [name for name in node.input if name]
+    if not all(name in known for name in names) or node.op_type.startswith("Random"):
+        return None
+    sizes = [math.prod(e or 0 for e in static[name]) for name in node.output if name in static]
+    if len(sizes) < len(node.output) or max(sizes, default=0) > _SMALL:
+        return None
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    return evaluate_node(node, opsets, {name: known[name] for name in names})

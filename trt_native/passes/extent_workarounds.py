@@ -1,0 +1,245 @@
+"""Rules for nodes whose output TensorRT's parser gives other extents or another name than ONNX.
+
+:class:`~trt_native.passes.parser_workarounds.ParserWorkarounds` applies them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy as np
+import onnx_ir as ir
+
+from trt_native.graph.nodes import FLOAT, constant_of, dtype_of, input_of
+from trt_native.graph.pools import end_padding
+from trt_native.passes.replacement import ORIGIN_KEY, ReplacementBuilder, RewriteRule
+
+__all__ = [
+    "CONV_TRANSPOSE_PADDING",
+    "GRID_SAMPLE_MODE",
+    "LOOP_CONDITION",
+    "POOL_PADDING",
+    "RESIZE_BY_SCALES",
+    "RMS_NORM_TYPES",
+    "resize_reason",
+]
+
+_PADS_AS_INPUT = 11  # since this opset Pad takes them so
+_FREE_OF_SIZE = ("half_pixel", "pytorch_half_pixel", "asymmetric")
+_MODES = {"linear": "bilinear", "cubic": "bicubic"}
+
+
+# Pools
+
+
+def _ints(node: ir.Node, name: str) -> list[int]:
+    return list(node.attributes.get_ints(name, []))
+
+
+def _end_padding(node: ir.Node) -> list[int]:
+    names = ("kernel_shape", "strides", "dilations", "pads")
+    return end_padding(*(_ints(node, name) for name in names))
+
+
+def _counts_padding(node: ir.Node) -> bool:
+    return node.op_type == "AveragePool" and bool(node.attributes.get_int("count_include_pad", 0))
+
+
+def _rounds_up_too_far(node: ir.Node) -> bool:
+    """Whether a pool's last window may start in the padding, or count elements past it."""
+    auto_pad = node.attributes.get_string("auto_pad", "NOTSET")
+    if not node.attributes.get_int("ceil_mode", 0) or auto_pad.startswith("SAME"):
+        return False
+    if auto_pad == "VALID" or _counts_padding(node):  # VALID rounds down by ONNX's text
+        return True
+    ends = _end_padding(node)
+    given = _ints(node, "pads")[len(ends) :] or [0] * len(ends)
+    strides = _ints(node, "strides") or [1] * len(ends)
+    return ends != [pad + stride - 1 for pad, stride in zip(given, strides, strict=True)]
+
+
+def _rewrite_pool(new: ReplacementBuilder) -> None:
+    """Round down, with the padding that makes it the number of windows of ONNX."""
+    node = new.node
+    attributes: dict[str, object] = {**node.attributes, "ceil_mode": 0}
+    (x,) = node.inputs
+    if node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET":
+        ends = _end_padding(node)
+        pads = _ints(node, "pads") or [0] * 2 * len(ends)
+        starts, given = pads[: len(ends)], pads[len(ends) :]
+        if _counts_padding(node):  # elements of the padding count, those past it do not
+            counted = [min(pair) for pair in zip(given, ends, strict=True)]
+            x = _padded(new, x, starts, counted)
+            attributes["count_include_pad"] = 0
+            starts = [0] * len(ends)
+            ends = [end - count for end, count in zip(ends, counted, strict=True)]
+        attributes["pads"] = [*starts, *ends]
+    new.replace(*new.add_with(node.op_type, [x], len(node.outputs), attributes))
+
+
+def _padded(
+    new: ReplacementBuilder, x: ir.Value | None, starts: Sequence[int], ends: Sequence[int]
+) -> ir.Value | None:
+    if not any((*starts, *ends)):
+        return x
+    around = [0, 0, *starts, 0, 0, *ends]
+    if new.opset < _PADS_AS_INPUT:
+        return new.add("Pad", [x], pads=around)
+    return new.add("Pad", [x, new.constant(np.array(around))])
+
+
+# Resize
+
+
+def _scales(node: ir.Node) -> list[float] | None:
+    """The scales of a Resize, where it has constant ones and no sizes."""
+    index = 1 if len(node.inputs) == 2 else 2
+    value = input_of(node, index)
+    tensor = None if value is None else constant_of(value)
+    if tensor is None or tensor.size == 0 or input_of(node, 3) is not None:
+        return None
+    return [float(scale) for scale in tensor.numpy().reshape(-1)]
+
+
+def _axes(node: ir.Node, scales: Sequence[float]) -> list[int]:
+    given = node.attributes.get_ints("axes", list(range(len(scales))))
+    rank = len(node.inputs[0].shape) if node.inputs[0] and node.inputs[0].shape else len(scales)
+    return [axis % rank for axis in given]
+
+
+def _extent(value: ir.Value | None, axis: int) -> int | None:
+    shape = None if value is None else value.shape
+    if shape is None or axis >= len(shape):
+        return None
+    extent = shape[axis]
+    return extent if isinstance(extent, int) else None
+
+
+def _may_round_up(node: ir.Node, axis: int, scale: float) -> bool:
+    """Whether the FP32 product of an extent and a scale may be larger than the exact one."""
+    extent = _extent(node.inputs[0], axis)
+    if extent is None:
+        return Fraction(scale).numerator >= 2**10  # else exact for all extents below 2**14
+    rounded = math.floor(np.float32(extent) * np.float32(scale))
+    exact = math.floor(extent * Fraction(scale))
+    # An exporter that rounded the scale knows the size that it stands for.
+    return bool(rounded != exact) and _extent(node.outputs[0], axis) != rounded
+
+
+def _is_one_too_large(node: ir.Node) -> bool:
+    scales = None if ORIGIN_KEY in node.metadata_props else _scales(node)
+    return scales is not None and any(
+        _may_round_up(node, axis, scale)
+        for axis, scale in zip(_axes(node, scales), scales, strict=False)
+    )
+
+
+def _rewrite_resize(new: ReplacementBuilder) -> None:
+    """Cut off what is past the exact product of extents and scales."""
+    node = new.node
+    scales = _scales(node) or []
+    axes = _axes(node, scales)
+    (resized,) = new.add_with("Resize", node.inputs, 1, node.attributes)
+    ends = _exact_sizes(new, axes, scales)
+    starts = new.constant(np.zeros(len(axes), np.int64))
+    new.replace(new.add("Slice", [resized, starts, ends, new.constant(np.array(axes))]))
+
+
+def _exact_sizes(new: ReplacementBuilder, axes: Sequence[int], scales: Sequence[float]) -> ir.Value:
+    x = new.node.inputs[0]
+    extents = [_extent(x, axis) for axis in axes]
+    ratios = [Fraction(scale) for scale in scales]
+    if None not in extents:
+        exact = [math.floor(e * r) for e, r in zip(extents, ratios, strict=True) if e is not None]
+        return new.constant(np.array(exact))
+    whole = ir.DataType.INT64
+    shape = new.add("Shape", [x], whole)
+    chosen = new.add("Gather", [shape, new.constant(np.array(axes))], whole)
+    above = new.constant(np.array([ratio.numerator for ratio in ratios]))
+    below = new.constant(np.array([ratio.denominator for ratio in ratios]))
+    return new.add("Div", [new.add("Mul", [chosen, above], whole), below], whole)
+
+
+def resize_reason(node: ir.Node) -> str:
+    """Explain how TensorRT miscompiles a Resize that no rule rewrites; empty if it does not."""
+    coordinates = node.attributes.get_string("coordinate_transformation_mode", "half_pixel")
+    if len(node.inputs) == 2:  # opset 10
+        coordinates = "asymmetric"
+    nearest = node.attributes.get_string("mode", "nearest") == "nearest"
+    ceil = node.attributes.get_string("nearest_mode", "round_prefer_floor") == "ceil"
+    if nearest and ceil and coordinates == "align_corners":
+        return "nearest_mode ceil with align_corners picks other elements; use another nearest_mode"
+    scales = _scales(node)
+    if scales is None or coordinates in _FREE_OF_SIZE:
+        return ""
+    for axis, scale in zip(_axes(node, scales), scales, strict=False):
+        extent = _extent(node.inputs[0], axis)
+        ratio = Fraction(scale)
+        whole = ratio.denominator == 1 if extent is None else (extent * ratio).denominator == 1
+        if not whole:
+            return (
+                f"with {coordinates} a scale of {scale:g} that may give no whole number of elements"
+                " is rounded first; give sizes instead of scales"
+            )
+    return ""
+
+
+# Others
+
+
+def _loses_output_padding(node: ir.Node) -> bool:
+    padded = any(node.attributes.get_ints("output_padding", []))
+    return padded and node.attributes.get_string("auto_pad", "NOTSET") == "VALID"
+
+
+def _rewrite_auto_pad(new: ReplacementBuilder) -> None:
+    """Give no padding explicitly: with auto_pad VALID TensorRT ignores output_padding."""
+    del new.node.attributes["auto_pad"]
+
+
+def _has_new_mode(node: ir.Node) -> bool:
+    return node.attributes.get_string("mode", "linear") in _MODES
+
+
+def _rewrite_grid_sample(new: ReplacementBuilder) -> None:
+    """Give the mode its older name: some parsers take the one of opset 20 as nearest."""
+    mode = new.node.attributes.get_string("mode", "linear")
+    new.node.attributes["mode"] = ir.AttrString("mode", _MODES[mode])
+
+
+def _renames_condition(node: ir.Node) -> bool:
+    condition = input_of(node, 1)
+    return condition is not None and (condition.is_graph_input() or condition.is_graph_output())
+
+
+def _rewrite_loop(new: ReplacementBuilder) -> None:
+    """Copy the condition: TensorRT gives it the name that it has in the body."""
+    node = new.node
+    inputs = list(node.inputs)
+    inputs[1] = new.add("Identity", [inputs[1]], ir.DataType.BOOL)
+    new.insert_before()
+    node.replace_input_with(1, inputs[1])
+
+
+def _has_other_scale_type(node: ir.Node) -> bool:
+    kinds = [dtype_of(value) for value in node.inputs[:2]]
+    return None not in kinds and len(set(kinds)) > 1
+
+
+def _rewrite_rms_norm(new: ReplacementBuilder) -> None:
+    """Compute in FP32 and cast to the type of the scale; TensorRT takes that of the input."""
+    node = new.node
+    kind = dtype_of(node.inputs[1])
+    wide = [new.add("Cast", [value], FLOAT, to=FLOAT) for value in node.inputs]
+    (normed,) = new.add_with(node.op_type, wide, 1, node.attributes, FLOAT)
+    new.replace(new.add("Cast", [normed], kind, to=kind))
+
+
+POOL_PADDING = RewriteRule(_rounds_up_too_far, _rewrite_pool)
+RESIZE_BY_SCALES = RewriteRule(_is_one_too_large, _rewrite_resize)
+CONV_TRANSPOSE_PADDING = RewriteRule(_loses_output_padding, _rewrite_auto_pad)
+GRID_SAMPLE_MODE = RewriteRule(_has_new_mode, _rewrite_grid_sample)
+LOOP_CONDITION = RewriteRule(_renames_condition, _rewrite_loop)
+RMS_NORM_TYPES = RewriteRule(_has_other_scale_type, _rewrite_rms_norm)
