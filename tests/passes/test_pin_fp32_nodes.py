@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 import pytest
-from helpers.text_models import group_norm, model
+from helpers.text_models import group_norm, model, normal
 
 from trt_native.config import BuildConfig, Precision
 from trt_native.graph.types import is_reduced
@@ -57,10 +57,12 @@ def test_pins_are_marks_on_nodes_and_survive_a_file(tmp_path):
 def test_reasons_of_strongly_typed_plans_pin_nothing():
     """TensorRT-RTX's activations, and generators, whose types only a typed graph states."""
     original = model(
-        """(float[4] x) => (float[4] y, float[4] z) {
-            [sigmoid] y = Sigmoid(x)
-            [noise] r = RandomNormalLike(x)
-            [sum] z = Add(x, r)
-        }"""
+        """(float[2, 4] x) => (float[2, 4] y, float[2, 4] z) {
+            [product] p = MatMul(x, w)
+            [sigmoid] y = Sigmoid(p)
+            [noise] r = RandomNormalLike(p)
+            [sum] z = Add(p, r)
+        }""",
+        w=normal(0, 4, 4),
     )
     assert fp32_node_names(original) == frozenset()

@@ -557,11 +557,10 @@ def test_products_with_scales_for_each_channel_stay_in_fp32(weight, keep, expres
     assert {v.dtype for v in (*product.inputs, *product.outputs)} == {FLOAT}
     scales = {n.inputs[1].dtype for n in original.graph if n.op_type.endswith("izeLinear")}
     assert scales == {FLOAT}
-    assert report.reduced["Relu"] == 1
+    assert report.kept["input"] == {"Relu": 1}
     pinned = {} if keep else {product.op_type: 1}
     kept = {"QuantizeLinear": 1, "DequantizeLinear": 2, **pinned}
     assert report.kept["accumulator"] == kept
-    # What is left in FP16 is the Relu, which Q makes coarser than that.
     np.testing.assert_allclose(run(original, x=x), expected, rtol=1e-2, atol=0.1)
 
 

@@ -42,7 +42,8 @@ from trt_native.graph.opset import raise_opset, require_opset
 from trt_native.graph.patterns import match_nodes
 from trt_native.graph.types import is_reduced, nodes_with_functions
 from trt_native.graph.validity import wraps_graph_errors
-from trt_native.passes.autocast_rules import Label, NodeClassifier, Reason, scale_is_lost
+from trt_native.passes.autocast_operators import folded_statistics
+from trt_native.passes.autocast_rules import NodeClassifier, Reason, scale_is_lost
 from trt_native.passes.base import GraphPass
 from trt_native.passes.quantize_arrays import read_tensor, requantize_lazily, round_scale
 from trt_native.passes.replacement import NameAuthority
@@ -54,7 +55,8 @@ _TARGETS = {Precision.FP16: FLOAT16, Precision.BF16: BFLOAT16}
 _LARGEST = {FLOAT16: 65504.0, BFLOAT16: float.fromhex("0x1.fep127")}
 _CLIP_OPSET = 11  # bounds are inputs since then
 _QDQ_OPSET = 19  # Q/DQ know FP16 and BF16 since then
-_COUNTED_ELEMENTS = 65536  # larger weights are clamped too, but are not read just to count
+_MASK = 32752.0  # scores may be added to it in FP16
+_EXAMPLES = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +72,9 @@ class PrecisionReport:
         weights: Number of initializers converted, constants among them.
         weight_bytes_before: Size of those initializers in FP32.
         weight_bytes_after: Size of those initializers as converted.
-        clamped: Number of finite weights beyond the target's range, set to its largest value.
-            Counted in initializers of up to 65536 elements; larger ones are clamped all the same.
+        examples: Names of the first nodes that stay in FP32, by :class:`Reason` value.
+        clamped: Masks beyond the target's range, which are clamped: for each constant the number
+            of its elements that are, and 0 for a mask that is computed while the plan runs.
         patterns: For each ``keep_fp32`` pattern, the number of nodes that match.
         opset: The opset the model was raised to, or None where it was left alone.
         skipped: The model was reduced already, so that nothing was changed.
@@ -85,7 +88,8 @@ class PrecisionReport:
     weights: int = 0
     weight_bytes_before: int = 0
     weight_bytes_after: int = 0
-    clamped: int = 0
+    examples: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    clamped: Mapping[str, int] = dataclasses.field(default_factory=dict)
     patterns: Mapping[str, int] = dataclasses.field(default_factory=dict)
     opset: int | None = None
     skipped: bool = False
@@ -144,9 +148,8 @@ def autocast(
     opset = raise_opset(model) if target == BFLOAT16 else None
     if any(node.op_type in QDQ for node in model.graph):
         opset = require_opset(model, _QDQ_OPSET, "FP16 and BF16 scales") or opset
-    rewriter = _Rewriter(
-        model, NodeClassifier(model, target, matches), FLOAT16 if io_precision == "fp16" else FLOAT
-    )
+    io_type = FLOAT16 if io_precision == "fp16" else FLOAT
+    rewriter = _Rewriter(model, NodeClassifier(model, target, matches, io_type), io_type)
     rewriter.run()
     return PrecisionReport(
         target=_SUFFIX[target], io_precision=io_precision, patterns=counts, opset=opset,
@@ -187,7 +190,14 @@ class Autocast(GraphPass):
             return f"FP32 arithmetic in {record['target']}"
         reduced = sum(record["reduced"].values())
         kept = sum(sum(operators.values()) for operators in record["kept"].values())
-        return f"{record['target']}: {reduced} nodes; {kept} stay FP32, {record['casts']} casts"
+        lines = [f"{record['target']}: {reduced} nodes; {kept} stay FP32, {record['casts']} casts"]
+        for reason, names in record["examples"].items():
+            count = sum(record["kept"][reason].values())
+            more = ", ..." if count > len(names) else ""
+            lines.append(f"FP32 for {reason}: {count} ({', '.join(names)}{more})")
+        for name, count in record["clamped"].items():
+            lines.append(f"clamped mask: {name}" + (f" ({count} elements)" if count else ""))
+        return "\n".join(lines)
 
     def ensures(self, model: ir.Model) -> None:
         """Nothing: a graph may have no node that can be reduced."""
@@ -223,7 +233,9 @@ class _Rewriter:
         self.casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         self.reduced: Counter[str] = Counter()
         self.kept: dict[str, Counter[str]] = {}
-        self.weights: list[tuple[int, int, int]] = []  # bytes before, bytes after, clamped
+        self.examples: dict[str, list[str]] = {}
+        self.clamped: dict[str, int] = {}
+        self.weights: list[tuple[int, int]] = []  # bytes before and after
         self.scales: dict[ir.Value, ir.Value] = {}  # each that FP16 would lose, as it becomes
         self.names = NameAuthority(model)
 
@@ -251,9 +263,10 @@ class _Rewriter:
             "kept": {reason: dict(operators) for reason, operators in self.kept.items()},
             "casts": len(self.casts),
             "weights": len(self.weights),
-            "weight_bytes_before": sum(before for before, _, _ in self.weights),
-            "weight_bytes_after": sum(after for _, after, _ in self.weights),
-            "clamped": sum(clamped for _, _, clamped in self.weights),
+            "weight_bytes_before": sum(before for before, _ in self.weights),
+            "weight_bytes_after": sum(after for _, after in self.weights),
+            "examples": self.examples,
+            "clamped": self.clamped,
         }
 
     def _assign_types(self) -> None:
@@ -344,6 +357,9 @@ class _Rewriter:
         elif used:
             reason = self.analysis.kept.get(node, Reason.NEIGHBORS).value
             self.kept.setdefault(reason, Counter())[node.op_type] += 1
+            names = self.examples.setdefault(reason, [])
+            if len(names) < _EXAMPLES:
+                names.append(node.name or f"the {node.op_type} of {node.outputs[0].name}")
 
     def _retype_attribute(self, node: ir.Node, dtype: ir.DataType) -> None:
         if node.op_type == "Cast":
@@ -351,7 +367,9 @@ class _Rewriter:
         elif node.op_type == "ConstantOfShape" and dtype != FLOAT:
             given = node.attributes.get("value")
             array = given.as_tensor().numpy() if given else np.zeros(1, np.float32)
-            node.attributes["value"] = ir.AttrTensor("value", _rounded(ir.tensor(array), dtype))
+            node.attributes["value"] = ir.AttrTensor(
+                "value", _rounded(ir.tensor(array), dtype, _LARGEST[dtype])
+            )
 
     def _cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         if (value, dtype) in self.casts:
@@ -361,6 +379,7 @@ class _Rewriter:
             source = producer.inputs[0] or value
         elif dtype == FLOAT16 and self._overflows(value):
             # A mask's -1e9 must not turn into an infinity: a row of those is NaN after Softmax.
+            self.clamped[value.name or ""] = 0
             nodes.append(self._clip(value))
             source = nodes[0].outputs[0]
         result = self.names.value(value, _SUFFIX[dtype], dtype)
@@ -373,8 +392,9 @@ class _Rewriter:
         return result
 
     def _overflows(self, value: ir.Value) -> bool:
-        clips = self.analysis.opset >= _CLIP_OPSET
-        return clips and self.analysis.labels.get(value) == Label.WIDE
+        magnitudes = self.analysis.magnitudes
+        masks = value in magnitudes.masks and magnitudes.exceeds(value)
+        return masks and self.analysis.opset >= _CLIP_OPSET
 
     def _clip(self, value: ir.Value) -> ir.Node:
         limit = np.float32(np.finfo(np.float16).max)
@@ -402,31 +422,34 @@ class _Rewriter:
         own = FLOAT if FLOAT in needs else next(iter(needs))
         own = self.io_type if value.is_graph_output() else own
         for dtype in needs.keys() - {own}:
-            copy = self.names.initializer(
-                f"{value.name}__{_SUFFIX[dtype]}", self._lazy(tensor, dtype)
-            )
+            name = f"{value.name}__{_SUFFIX[dtype]}"
+            copy = self.names.initializer(name, self._lazy(value, tensor, dtype))
             _replace_all(needs[dtype], copy)
         if own != FLOAT:
-            value.const_value = self._lazy(tensor, own)
+            value.const_value = self._lazy(value, tensor, own)
             value.dtype = own
 
-    def _lazy(self, tensor: ir.TensorProtocol, dtype: ir.DataType) -> ir.LazyTensor:
+    def _lazy(
+        self, value: ir.Value, tensor: ir.TensorProtocol, dtype: ir.DataType
+    ) -> ir.LazyTensor:
+        limit = _LARGEST.get(dtype, np.inf)
+        if dtype != FLOAT and (clamped := self.analysis.magnitudes.masks.get(value)):
+            self.clamped[value.name or ""] = clamped
+            limit = min(limit, _MASK) if dtype == FLOAT16 else limit
         lazy = ir.LazyTensor(
-            functools.partial(_rounded, tensor, dtype), dtype, ir.Shape(tensor.shape.numpy())
+            functools.partial(_rounded, tensor, dtype, limit),
+            dtype,
+            ir.Shape(tensor.shape.numpy()),
         )
         if dtype != FLOAT:
-            small = tensor.size <= _COUNTED_ELEMENTS
-            clamped = int(_round(read_tensor(tensor), dtype)[1].sum()) if small else 0
-            self.weights.append((tensor.nbytes, lazy.nbytes, clamped))
+            self.weights.append((tensor.nbytes, lazy.nbytes))
         return lazy
 
     def _fold_statistics(self, node: ir.Node) -> None:
         """Leave a ``BatchNormalization`` mean 0 and variance 1, which no type can lose."""
-        old = [v for v in node.inputs[1:] if v is not None and v.const_value is not None]
-        tensors = [v.const_value for v in old if v.const_value is not None]
-        scale, bias, mean, variance = (read_tensor(t).astype(np.float64) for t in tensors)
-        factor = scale / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
-        folded = factor, bias - mean * factor, np.zeros_like(mean), np.ones_like(mean)
+        old = [value for value in node.inputs[1:] if value is not None]
+        factor, shift = folded_statistics(node)
+        folded = factor, shift, np.zeros_like(factor), np.ones_like(factor)
         for i, name in enumerate(("scale", "bias", "mean", "var")):
             tensor = ir.tensor(folded[i].astype(np.float32))
             folded_name = f"{node.name or node.outputs[0].name}__{name}"
@@ -482,15 +505,12 @@ def _is_integer(value: ir.Value | None) -> bool:
     return dtype is not None and (dtype.is_integer() or dtype == ir.DataType.BOOL)
 
 
-def _round(array: _Array, dtype: ir.DataType) -> tuple[_Array, _Array]:
-    """Round to a type, and say which finite values beyond its range were clamped to it."""
+def _rounded(tensor: ir.TensorProtocol, dtype: ir.DataType, limit: float) -> ir.Tensor[Any]:
+    """Round to a type, with finite values beyond a limit clamped to it."""
+    array = read_tensor(tensor)
     with np.errstate(over="ignore", under="ignore"):
         rounded = array.astype(dtype.numpy())
-    clamped = np.isinf(rounded) & np.isfinite(array)
-    if clamped.any():
-        rounded[clamped] = np.copysign(_LARGEST[dtype], array[clamped]).astype(rounded.dtype)
-    return rounded, clamped
-
-
-def _rounded(tensor: ir.TensorProtocol, dtype: ir.DataType) -> ir.Tensor[Any]:
-    return ir.Tensor(_round(read_tensor(tensor), dtype)[0], dtype=dtype)
+        beyond = np.isfinite(array) & ~(np.abs(rounded) <= limit)
+    if beyond.any():
+        rounded[beyond] = np.copysign(limit, array[beyond]).astype(rounded.dtype)
+    return ir.Tensor(rounded, dtype=dtype)

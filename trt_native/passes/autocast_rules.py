@@ -1,36 +1,69 @@
 """The nodes of an FP32 graph that keep computing in FP32 when the rest is reduced.
 
-The rules keep norms, softmax and other statistics in FP32, whether fused or spelled out in
-arithmetic; what is computed from integers; and what FP16 cannot hold.
+The rules follow the data: what is computed from inputs and integers, what positions are computed
+from, statistics however they are spelled, and what FP16 cannot hold.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping
+import functools
+import operator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from trt_native.graph.nodes import (
-    BFLOAT16,
     CASTS,
     DATA_MOVEMENT_OPS,
     FLOAT,
     FLOAT16,
-    PRODUCTS,
     QDQ,
     SHAPES,
     allowed_types,
     bodies,
     constant_of,
     free_inputs,
+    input_of,
     is_fp32,
-    op_set,
     opset_of,
     scale_of,
     schema_of,
+)
+from trt_native.passes.autocast_magnitudes import Fault, Magnitudes
+from trt_native.passes.autocast_operators import (
+    ACCUMULATES_UNSCALED,
+    ARITHMETIC,
+    COARSE,
+    ELEMENTWISE,
+    FP32_IN_TENSORRT,
+    GENERATORS,
+    LENGTHS,
+    MAKES_POSITIONS,
+    MATRIX_PRODUCTS,
+    NORMS,
+    POSITION_INPUTS,
+    RECURRENT,
+    REDUCTIONS,
+    SOFTMAX,
+    SPECTRA,
+    TRANSCENDENTAL,
+    TRIGONOMETRIC,
+    WEIGHTED,
+    WINDOWS,
+    averages,
+    compares_exactly,
+    ends_walk,
+    folds,
+    follows_product,
+    from_integers,
+    has_constant,
+    multiplies_itself,
+    quantized_levels,
+    squares,
+    to_integers,
 )
 
 
@@ -38,11 +71,12 @@ class Reason(str, enum.Enum):
     """Why a node computes in FP32."""
 
     KEEP_FP32 = "keep_fp32"  # the user asked for it
+    POSITIONS = "positions"  # positions, indices, ids, and what they are computed from
+    INPUT = "input"  # computed from inputs alone, before the first product
     STATISTICS = "statistics"  # a reduction, norm, softmax or power, and what mixes it back in
     ARGUMENT = "argument"  # feeds one of those and nothing else, or feeds a sine
     INTEGERS = "integers"  # computed from integers alone, such as timesteps and positions
     RANGE = "range"  # has or makes numbers that FP16 cannot hold
-    COORDINATES = "coordinates"  # sampling positions need more than 11 bits
     ACTIVATION = "activation"  # a sigmoid or GELU, of which TensorRT's FP16 form is coarse
     ACCUMULATOR = "accumulator"  # a quantized product sums up more than FP16 can hold
     GENERATOR = "generator"  # random numbers, identity matrices, windows, reinterpreted bits
@@ -54,54 +88,28 @@ class Reason(str, enum.Enum):
 
 
 class Label(enum.Enum):
-    """A property of a value that decides about the nodes that read it."""
+    """What a value is made of, which decides about the nodes that read it."""
 
-    STATISTIC = enum.auto()  # made from statistics alone: nodes that read it compute in FP32
-    INTEGER = enum.auto()  # made from integers and constants alone
-    WIDE = enum.auto()  # may exceed FP16
+    STATISTIC = enum.auto()  # statistics alone: nodes that read it compute in FP32
+    INTEGER = enum.auto()  # integers and constants alone, or positions
+    INPUT = enum.auto()  # FP32 inputs, without a product
+    MEAN = enum.auto()  # averages over windows or by weights; a difference of two is a statistic
     AFFINE = enum.auto()  # normalised; constants that scale and shift it stay with the norm
     GATE = enum.auto()  # a sigmoid or an error function, up to the product with what it gates
 
 
-_NORMS = op_set("LayerNormalization RMSNormalization LpNormalization MeanVarianceNormalization")
-# TensorRT takes the statistics of these in FP32 for tensors of any type; casts around them would
-# cost its kernel of one pass.
-_NORMS_WITH_OWN_STATISTICS = op_set("GroupNormalization InstanceNormalization")
-_SOFTMAX = op_set("Softmax LogSoftmax NegativeLogLikelihoodLoss SoftmaxCrossEntropyLoss")
-# Global pooling sums over a whole image, which overflows like any other sum; windows do not.
-_REDUCTIONS = op_set(
-    "ReduceMean ReduceSum ReduceSumSquare ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp "
-    "ReduceProd GlobalAveragePool GlobalLpPool"
-)
-_SCANS = op_set("CumSum CumProd DFT STFT")
-_TRIGONOMETRIC = op_set("Sin Cos Tan")
-_GROWING = op_set("Exp Pow Sinh Cosh")
-_TRANSCENDENTAL = (
-    _GROWING | _TRIGONOMETRIC | op_set("Log Sqrt Reciprocal Asin Acos Atan Asinh Acosh Atanh")
-)
-_ARITHMETIC = op_set(
-    "Add Sub Mul Div Neg Abs Min Max Sum Mean Where Clip Floor Ceil Round Sign Mod"
-)
-_BOUNDED = op_set("Sigmoid HardSigmoid Tanh Erf Softsign Sign")
-_ACTIVATIONS = _BOUNDED | op_set("Relu LeakyRelu PRelu Elu Selu Celu Gelu Softplus Mish HardSwish")
-# In FP16 TensorRT-RTX takes tanh.approx for these, good to 2^-11 of one: more than rounding costs.
-_COARSE = op_set("Sigmoid Erf Gelu")
-_ELEMENTWISE = _TRANSCENDENTAL | _ARITHMETIC | _ACTIVATIONS
-_SELECTING = op_set("ReduceMax ReduceMin MaxPool GlobalMaxPool TopK")
-# TensorRT rounds what these add up in INT8 or FP8 to the type of the node before it multiplies by
-# scales for each channel; by one scale for all it multiplies first, and convolutions always stay
-# in FP32 till then. A K of 256 reaches 256 * 127 * 127.
-ACCUMULATES_UNSCALED = op_set("MatMul Gemm")
-_COORDINATES = op_set("GridSample RoiAlign MaxRoiPool AffineGrid")
-_GENERATORS = op_set(
-    "RandomNormal RandomNormalLike RandomUniform RandomUniformLike Bernoulli Multinomial EyeLike "
-    "HannWindow HammingWindow BlackmanWindow MelWeightMatrix BitCast Constant"
-)
-# What TensorRT-RTX 1.6 refuses to parse or build in these types, though ONNX has them.
-_FP32_IN_TENSORRT = {
-    FLOAT16: op_set("Celu"),
-    BFLOAT16: op_set("Celu ConvTranspose GRU HardSwish LpPool Mish"),
-}
+class _Need(enum.Flag):
+    """What the readers of a value need, passed on to what it is computed from."""
+
+    NONE = 0
+    EXACT = enum.auto()  # FP32 up to a product with weights, a norm or an input
+    PHASE = enum.auto()  # the same, as far as each node has one operand that was computed
+    POWER = enum.auto()  # the squares that it may be made of
+    ROOT = enum.auto()  # FP32 up to a product with weights, and that product too
+
+
+_EXACT = frozenset({Label.STATISTIC, Label.INTEGER, Label.INPUT})
+_COPIES = DATA_MOVEMENT_OPS | CASTS
 _LARGEST_FP16 = 65504.0
 _SCALE_TOLERANCE = 2.0**-10  # what FP16 loses of a number that is not subnormal, and a bit more
 
@@ -109,34 +117,115 @@ _SCALE_TOLERANCE = 2.0**-10  # what FP16 loses of a number that is not subnormal
 class NodeClassifier:
     """Decides which nodes of the main graph compute in FP32.
 
-    A walk down the graph labels values and keeps what their labels demand; a walk up keeps what
-    feeds those nodes. Nodes that only move values are looked through: their type follows from
-    their neighbours'.
+    Three walks: up the graph from what reads positions; down the graph, to label what values are
+    made of, estimate how large they are, and keep what these demand; up again from what was kept.
+    Nodes that only move values are looked through: their type follows from their neighbours'.
 
     Args:
         model: The model, with types on the values of its main graph and functions inlined.
         target: The type that the rest of the graph is reduced to.
         matches: Further nodes to keep, by the pattern that names them.
+        io_type: The type that the graph's FP32 inputs will have.
+        measured: For values by name, the largest magnitude that was measured; it replaces the
+            estimate.
 
     Attributes:
         kept: The nodes to compute in FP32, with the reason.
-        labels: What is known of FP32 values.
+        labels: What FP32 values are made of, as far as it matters.
+        magnitudes: How large they are.
     """
 
     def __init__(
-        self, model: ir.Model, target: ir.DataType, matches: Mapping[str, Iterable[ir.Node]]
+        self,
+        model: ir.Model,
+        target: ir.DataType,
+        matches: Mapping[str, Iterable[ir.Node]],
+        io_type: ir.DataType = FLOAT,
+        measured: Mapping[str, float] | None = None,
     ) -> None:
         self.opset = opset_of(model)
         self.target = target
         self.graph = model.graph
         self.kept: dict[ir.Node, Reason] = {}
         self.labels: dict[ir.Value, Label] = {}
+        self.magnitudes = Magnitudes(model.graph, target, measured)
+        self._needs: dict[ir.Value, _Need] = {}
         pinned = {node for nodes in matches.values() for node in nodes}
+        for node in _upwards(self.graph):
+            self._pass_needs(node, self._position_needs(node))
+        for value in self.graph.inputs:
+            if is_fp32(value) and (io_type == FLOAT or self._is_position(value)):
+                self.labels[value] = Label.INPUT
         for node in self.graph:
             self._walk_down(node, pinned)
         for node in reversed(self.graph):
-            if node not in self.kept and (reason := self._needed_above(node)):
-                self.kept[node] = reason
+            self._walk_up(node)
+
+    # What positions are computed from
+
+    def _position_needs(self, node: ir.Node) -> dict[int, _Need]:
+        """The needs of a node that reads positions, indices or ids, by input."""
+        if node.domain:
+            return {}
+        indices: Iterable[int] = ()
+        if node.op_type in POSITION_INPUTS and not compares_exactly(node):
+            chosen = POSITION_INPUTS[node.op_type]
+            indices = range(len(node.inputs)) if chosen is None else chosen
+        elif node.op_type == "Cast" and to_integers(node):
+            indices = (0,)
+        elif any(self._is_position(v) for body in bodies(node) for v in body.inputs):
+            indices = range(len(node.inputs))
+        return dict.fromkeys(indices, _Need.EXACT)
+
+    def _is_position(self, value: ir.Value) -> bool:
+        return _Need.EXACT in self._needs.get(value, _Need.NONE)
+
+    def _holds_positions(self, node: ir.Node) -> bool:
+        """Whether a node computes positions, or something of them that must be exact."""
+        made = any(map(self._is_position, node.outputs)) and not self._ends_walk(node)
+        return (made and node.op_type not in _COPIES) or bool(self._position_needs(node))
+
+    def _pass_needs(self, node: ir.Node, own: Mapping[int, _Need]) -> None:
+        """Hand the needs of a node's readers, and its own, on to its inputs."""
+        passed = self._passed(node, self._readers_need(node))
+        for i, value in enumerate(node.inputs):
+            need = passed | own.get(i, _Need.NONE)
+            if need and value is not None and value.dtype in (FLOAT, None):
+                self._needs[value] = self._needs.get(value, _Need.NONE) | need
+
+    def _readers_need(self, node: ir.Node) -> _Need:
+        return functools.reduce(
+            operator.or_, (self._needs.get(v, _Need.NONE) for v in node.outputs), _Need.NONE
+        )
+
+    def _passed(self, node: ir.Node, needs: _Need) -> _Need:
+        """The needs of a node's readers that its inputs have to meet, too."""
+        if not needs or self._ends_walk(node):
+            return _Need.NONE
+        passed = needs & (_Need.EXACT | _Need.ROOT)
+        if _Need.PHASE in needs and self._has_one_origin(node):
+            passed |= _Need.PHASE
+        if _Need.POWER in needs and squares(node):
+            passed |= _Need.ROOT
+        elif _Need.POWER in needs and node.op_type not in TRANSCENDENTAL:
+            passed |= _Need.POWER
+        return passed
+
+    def _ends_walk(self, node: ir.Node) -> bool:
+        """Whether a walk up ends at a node, which is not a product of exact values alone."""
+        if node.op_type in MATRIX_PRODUCTS and not node.domain:
+            kinds = {self.labels.get(v) for v in free_inputs(node)}
+            return ends_walk(node) and not (kinds and kinds <= _EXACT)
+        return ends_walk(node)
+
+    def _has_one_origin(self, node: ir.Node) -> bool:
+        """Whether all operands but one are exact, so that FP32 does not climb along a residual."""
+        if node.op_type in _COPIES:
+            return True
+        computed = [v for v in free_inputs(node) if self.labels.get(v) not in _EXACT]
+        return len(computed) <= (0 if node.op_type == "MatMul" else 1)
+
+    # Down: what values are made of, and how large they are
 
     def _walk_down(self, node: ir.Node, pinned: set[ir.Node]) -> None:
         if not any(map(is_fp32, (*node.inputs, *node.outputs))):
@@ -144,13 +233,88 @@ class NodeClassifier:
         obstacle = self._obstacle(node)
         reason, label = None, None
         if obstacle not in (Reason.CUSTOM, Reason.SUBGRAPH):
-            reason, label = self._numerics(node, {self.labels.get(v) for v in free_inputs(node)})
+            kinds = {self.labels.get(v) for v in free_inputs(node)}
+            fault = self.magnitudes.constant_fault(node)
+            self.magnitudes.estimate(
+                node,
+                computed=bool(kinds & {None, Label.INPUT, Label.MEAN}),
+                normalised=self._is_normalised(node),
+                fault=fault,
+            )
+            reason, label = self._numerics(node, kinds, fault)
         if node in pinned:
             reason = Reason.KEEP_FP32
         if reason := reason or obstacle:
             self.kept[node] = reason
-        if label:
-            self.labels.update((v, label) for v in node.outputs if is_fp32(v))
+        for value in filter(is_fp32, node.outputs):
+            if found := Label.INTEGER if self._is_position(value) else label:
+                self.labels[value] = found
+
+    def _is_normalised(self, node: ir.Node) -> bool:
+        """Whether a node scales values by a statistic of them."""
+        statistics = [v for v in free_inputs(node) if self.labels.get(v) is Label.STATISTIC]
+        scales = node.op_type in ("Mul", "Div") and len(free_inputs(node)) > len(statistics)
+        return scales and any(not self.magnitudes.exceeds(v) for v in statistics)
+
+    def _numerics(
+        self, node: ir.Node, kinds: set[Label | None], fault: Fault | None
+    ) -> tuple[Reason | None, Label | None]:
+        """Whether numbers keep a node in FP32, and the label of its outputs."""
+        op = node.op_type
+        if op in QDQ:
+            return self._quantizer(node)
+        if op in SHAPES:
+            return None, None
+        if self._is_scaled_late(node):
+            return Reason.ACCUMULATOR, None
+        if op in RECURRENT and input_of(node, LENGTHS) is not None:
+            return Reason.TENSORRT, None
+        if self._holds_positions(node):
+            return Reason.POSITIONS, Label.INTEGER if op in MAKES_POSITIONS else None
+        if op in NORMS or op in SPECTRA:
+            return Reason.STATISTICS, Label.AFFINE
+        if op in SOFTMAX or (op == "BatchNormalization" and not folds(node)):
+            return Reason.STATISTICS, None
+        if op in REDUCTIONS:
+            return Reason.STATISTICS, Label.STATISTIC
+        if op in GENERATORS:
+            return Reason.GENERATOR, None
+        if op in CASTS and from_integers(node):
+            return None, Label.INTEGER
+        if op in ELEMENTWISE:
+            return self._elementwise(node, kinds, fault)
+        if op in WEIGHTED | WINDOWS:
+            return self._product(node, kinds, fault)
+        return self._other(node, kinds, fault)
+
+    def _other(
+        self, node: ir.Node, kinds: set[Label | None], fault: Fault | None
+    ) -> tuple[Reason | None, Label | None]:
+        label = _merged(kinds)
+        if not any(map(is_fp32, node.outputs)) and kinds & _EXACT:
+            return Reason.INTEGERS, None
+        if fault or (self.magnitudes.is_wide(node) and node.op_type not in _COPIES):
+            return Reason.RANGE, Label.STATISTIC if fault is Fault.LOST else label
+        if node.op_type in _COPIES:
+            return None, label
+        if kinds and kinds <= _EXACT and not ends_walk(node):
+            return (Reason.INPUT if Label.INPUT in kinds else Reason.INTEGERS), label
+        return None, None
+
+    def _product(
+        self, node: ir.Node, kinds: set[Label | None], fault: Fault | None
+    ) -> tuple[Reason | None, Label | None]:
+        """Decide about products with weights, of two values, and about averages."""
+        if multiplies_itself(node):
+            return Reason.STATISTICS, Label.STATISTIC
+        average = averages(node)
+        if average and kinds and kinds <= _EXACT:
+            return Reason.STATISTICS, _merged(kinds)
+        if average and self.magnitudes.is_wide(node):
+            return Reason.STATISTICS, Label.STATISTIC
+        if fault or self.magnitudes.is_wide(node):
+            return Reason.RANGE, Label.STATISTIC if fault is Fault.LOST else None
+        return None, Label.MEAN if average else None
 
     def _obstacle(self, node: ir.Node) -> Reason | None:
         """Find an obstacle in ONNX to the target type."""
@@ -159,7 +323,7 @@ class NodeClassifier:
         schema = None if node.domain else schema_of(node.op_type, self.opset)
         if schema is None:
             return Reason.CUSTOM
-        if node.op_type in _FP32_IN_TENSORRT[self.target]:
+        if node.op_type in FP32_IN_TENSORRT[self.target]:
             return Reason.TENSORRT
         if any(
             v is not None and v.type is not None and not isinstance(v.type, ir.TensorType)
@@ -172,42 +336,6 @@ class NodeClassifier:
         # An output decides: an input of fixed type, such as Resize's scales, is cast alone.
         return None if all(slots) else Reason.SCHEMA
 
-    def _numerics(
-        self, node: ir.Node, kinds: set[Label | None]
-    ) -> tuple[Reason | None, Label | None]:
-        """Whether numbers keep a node in FP32, and the label of its outputs."""
-        op = node.op_type
-        if op in QDQ:
-            return self._quantizer(node)
-        if self._is_scaled_late(node):
-            return Reason.ACCUMULATOR, None
-        if op in _NORMS or op in _SCANS:
-            return Reason.STATISTICS, Label.AFFINE
-        if op in _NORMS_WITH_OWN_STATISTICS:
-            return (Reason.RANGE if Label.WIDE in kinds else None), None
-        if op in _SOFTMAX or (op == "BatchNormalization" and not _folds(node)):
-            return Reason.STATISTICS, None
-        if op in _REDUCTIONS:
-            return Reason.STATISTICS, Label.STATISTIC
-        if op in _COORDINATES:
-            return Reason.COORDINATES, None
-        if op in _GENERATORS:
-            return Reason.GENERATOR, None
-        if op == "Range" or (op in CASTS and _from_integers(node)):
-            return None, Label.INTEGER
-        if op in _ELEMENTWISE:
-            return self._elementwise(node, kinds)
-        careful = kinds & {Label.STATISTIC, Label.INTEGER, Label.WIDE}
-        if careful and not any(map(is_fp32, node.outputs)) and op not in SHAPES:
-            return Reason.RANGE if Label.WIDE in careful else Reason.INTEGERS, None
-        if scalar := self._scalar(node):
-            return Reason.RANGE, scalar
-        if op in DATA_MOVEMENT_OPS or op in CASTS:
-            return None, _merged(kinds)
-        if op in _SELECTING and Label.WIDE in kinds:
-            return Reason.RANGE, Label.WIDE
-        return None, None
-
     def _quantizer(self, node: ir.Node) -> tuple[Reason | None, Label | None]:
         """Decide about Q/DQ: ``QuantizeLinear`` saturates, so only the scale may not fit FP16."""
         packed = node.outputs[0] if node.op_type == "QuantizeLinear" else node.inputs[0]
@@ -215,9 +343,8 @@ class NodeClassifier:
         if self.target != FLOAT16 or packed is None or scale is None or not scale.size:
             return None, None
         scales = scale.numpy()
-        levels = 128 if packed.dtype == ir.DataType.INT8 else 448
-        if float(scales.max()) * levels > _LARGEST_FP16:
-            return Reason.RANGE, Label.WIDE
+        if float(scales.max()) * quantized_levels(node) > _LARGEST_FP16:
+            return Reason.RANGE, None
         fixed = packed.is_initializer() and not _can_be_scaled_anew(node, scale)
         return (Reason.RANGE if fixed and scale_is_lost(scales) else None), None
 
@@ -230,68 +357,88 @@ class NodeClassifier:
         return len(known) == 2 and any(scale.shape is None or scale.shape.rank() for scale in known)
 
     def _elementwise(
-        self, node: ir.Node, kinds: set[Label | None]
+        self, node: ir.Node, kinds: set[Label | None], fault: Fault | None
     ) -> tuple[Reason | None, Label | None]:
         op = node.op_type
-        scalar = self._scalar(node)
-        if scalar == Label.WIDE and op in ("Clip", "Min", "Max"):
-            return Reason.RANGE, None  # a bound: the values are no larger for it
-        if scalar == Label.WIDE or Label.WIDE in kinds:
+        exact = bool(kinds) and kinds <= _EXACT
+        square = self.magnitudes.is_square(node)
+        if self._are_means(free_inputs(node)) and not fault:
+            if op == "Sub" or Label.STATISTIC in kinds:
+                return Reason.STATISTICS, Label.STATISTIC
+            if op in ARITHMETIC:
+                return (Reason.STATISTICS if square else None), Label.MEAN
+        if fault is Fault.BEYOND and op in ("Clip", "Min", "Max"):
+            return Reason.RANGE, _merged(kinds) if exact else None  # no larger for the bound
+        if fault is Fault.LOST and not self.magnitudes.is_wide(node):
+            return Reason.RANGE, Label.STATISTIC
+        if not exact and (fault or self.magnitudes.is_wide(node)):
             reason = Reason.STATISTICS if Label.STATISTIC in kinds else Reason.RANGE
-            return reason, Label.WIDE if self._stays_wide(node) else Label.AFFINE
-        if scalar:
-            return Reason.RANGE, scalar
-        if op in _COARSE and self.target == FLOAT16 and not _follows_product(node):
-            return Reason.ACTIVATION, None if op == "Gelu" else Label.GATE
-        if op in _ARITHMETIC and Label.GATE in kinds:
-            return Reason.ACTIVATION, Label.GATE if _has_constant(node) else None
-        if kinds and kinds <= {Label.STATISTIC}:
-            return Reason.STATISTICS, Label.STATISTIC
-        if op in _TRANSCENDENTAL and kinds <= {Label.STATISTIC, Label.INTEGER}:
-            return Reason.INTEGERS if kinds else Reason.STATISTICS, Label.INTEGER
-        if op in _TRANSCENDENTAL:
-            wide = None in kinds and op in _GROWING and not _shrinks(node)
-            wide = wide and self.target == FLOAT16
-            return Reason.STATISTICS, Label.WIDE if wide else Label.AFFINE
-        if kinds and kinds <= {Label.STATISTIC, Label.INTEGER}:
+            return reason, None if self.magnitudes.makes_wide(node) else Label.AFFINE
+        if exact:
+            if fault:
+                return Reason.RANGE, _merged(kinds)
+            if Label.INPUT in kinds:
+                return Reason.INPUT, Label.INPUT
+            if kinds == {Label.STATISTIC}:
+                return Reason.STATISTICS, Label.STATISTIC
             return Reason.INTEGERS, Label.INTEGER
-        if op in _ARITHMETIC and Label.STATISTIC in kinds:
+        if op in COARSE and self.target == FLOAT16 and not follows_product(node):
+            return Reason.ACTIVATION, None if op == "Gelu" else Label.GATE
+        if op in ARITHMETIC and Label.GATE in kinds:
+            return Reason.ACTIVATION, Label.GATE if has_constant(node) else None
+        if op in TRANSCENDENTAL and not kinds:
+            return Reason.STATISTICS, Label.INTEGER
+        if op in TRANSCENDENTAL or square:
+            return Reason.STATISTICS, None if self.magnitudes.makes_wide(node) else Label.AFFINE
+        if op in ARITHMETIC and Label.STATISTIC in kinds:
             return Reason.STATISTICS, Label.AFFINE
-        if kinds == {Label.AFFINE} and op in ("Add", "Sub", "Mul", "Div") and _has_constant(node):
+        if kinds == {Label.AFFINE} and op in ("Add", "Sub", "Mul", "Div") and has_constant(node):
             # The shift comes last; nodes after it are not part of the norm.
             return Reason.STATISTICS, Label.AFFINE if op in ("Mul", "Div") else None
         return None, None
 
-    def _stays_wide(self, node: ir.Node) -> bool:
-        """Whether a node with a wide operand can itself exceed FP16."""
-        kinds = [self.labels.get(v) for v in free_inputs(node)]
-        if node.op_type in _BOUNDED or Label.STATISTIC in kinds:
-            return False
-        if node.op_type in _TRANSCENDENTAL:
-            return node.op_type in _GROWING
-        if node.op_type == "Div" and node.inputs[0] is not None:
-            return self.labels.get(node.inputs[0]) == Label.WIDE
-        return True
+    # Up again: what feeds the nodes that were kept
 
-    def _scalar(self, node: ir.Node) -> Label | None:
-        """Label for a scalar operand that FP16 cannot hold: too large, or lost below it."""
-        if self.target != FLOAT16 or node.op_type in PRODUCTS:
+    def _walk_up(self, node: ir.Node) -> None:
+        needs = self._readers_need(node)
+        if node not in self.kept:
+            reason = self._needed_by_readers(node, needs) or self._needed_above(node)
+            if reason:
+                self.kept[node] = reason
+        self._pass_needs(node, self._needs_of_kept(node))
+
+    def _needed_by_readers(self, node: ir.Node, needs: _Need) -> Reason | None:
+        if node.op_type in _COPIES or not any(map(is_fp32, node.outputs)):
             return None
-        tensors = [constant_of(v) for v in node.inputs if v is not None and is_fp32(v)]
-        if node.op_type == "ConstantOfShape" and "value" in node.attributes:
-            tensors.append(node.attributes["value"].as_tensor())
-        found = None
-        for tensor in tensors:
-            if tensor is None or tensor.size != 1:
-                continue
-            value = float(tensor.numpy().reshape(()))
-            with np.errstate(over="ignore"):
-                half = float(np.float16(value))
-            if np.isfinite(value) and not np.isfinite(half):
-                return Label.WIDE
-            if abs(half - value) > 0.01 * abs(value):  # 1e-5 passes, 1e-6 does not
-                found = Label.STATISTIC
-        return found
+        if _Need.ROOT in needs and (node.op_type in WEIGHTED or not ends_walk(node)):
+            return Reason.RANGE
+        passed = self._passed(node, needs)
+        if _Need.EXACT in passed:
+            return Reason.POSITIONS if self._is_position(node.outputs[0]) else Reason.STATISTICS
+        return Reason.ARGUMENT if _Need.PHASE in passed else None
+
+    def _needs_of_kept(self, node: ir.Node) -> dict[int, _Need]:
+        """The needs of a node that follow from the first two walks, by input."""
+        op, free = node.op_type, free_inputs(node)
+        need = _Need.NONE
+        if op in TRIGONOMETRIC:
+            need = _Need.PHASE
+        elif (op in WEIGHTED and self.kept.get(node) is Reason.RANGE) or (
+            op in ("Add", "Sum") and len(free) > 1 and all(map(self._made_by_square, free))
+        ):
+            need = _Need.POWER
+        elif op in ARITHMETIC and node in self.kept and self._are_means(free):
+            need = _Need.EXACT
+        return dict.fromkeys(range(len(node.inputs)), need) if need else {}
+
+    def _are_means(self, values: Iterable[ir.Value]) -> bool:
+        kinds = {self.labels.get(value) for value in values}
+        return Label.MEAN in kinds and kinds <= {Label.MEAN, Label.STATISTIC}
+
+    def _made_by_square(self, value: ir.Value) -> bool:
+        while (node := value.producer()) is not None and node.op_type in _COPIES and node.inputs[0]:
+            value = node.inputs[0]
+        return node is not None and squares(node) and self.magnitudes.exceeds(value)
 
     def _readers(self, node: ir.Node) -> set[ir.Node | None]:
         """The nodes that use a node's outputs, past those that move them; None is the outside."""
@@ -313,29 +460,18 @@ class NodeClassifier:
         return readers
 
     def _needed_above(self, node: ir.Node) -> Reason | None:
-        """Whether what reads a node's outputs wants them computed in FP32."""
+        """Whether all that reads a node's outputs wants them computed in FP32."""
         op = node.op_type
-        if op not in _ARITHMETIC and op not in QDQ and op != "MatMul":
-            return None
-        readers = self._readers(node)
         if op in QDQ:
+            readers = self._readers(node)
             late = any(r is not None and self._is_scaled_late(r) for r in readers)
             late = late or Reason.ACCUMULATOR in [self.kept.get(r) for r in readers if r]
             return Reason.ACCUMULATOR if late else None
-        free = free_inputs(node)
-        plain = [v for v in free if self.labels.get(v) not in (Label.INTEGER, Label.STATISTIC)]
-        sines = any(self._is(r, _TRIGONOMETRIC) for r in readers)
-        if op == "MatMul":  # rotary embeddings multiply positions and frequencies this way
-            return Reason.ARGUMENT if sines and free and not plain else None
-        if sines and len(plain) <= 1:
-            return Reason.ARGUMENT
-        if op == "Mul" and len(free) == 2 and free[0] is free[1]:
-            summed = any(self._is(r, _REDUCTIONS | {"Sqrt"}) for r in readers)
-            return Reason.ARGUMENT if summed else None
         if op not in ("Add", "Sub", "Mul", "Div", "Neg", "Abs"):
             return None
         # All of them: a residual sum has other readers, and FP32 must not climb along it.
-        direct = all(self._is(r, _REDUCTIONS | _TRANSCENDENTAL) for r in readers)
+        readers = self._readers(node)
+        direct = all(self._is(r, REDUCTIONS | TRANSCENDENTAL) for r in readers)
         return Reason.ARGUMENT if readers and direct else None
 
     def _is(self, reader: ir.Node | None, ops: frozenset[str]) -> bool:
@@ -373,44 +509,15 @@ def _is_zero(tensor: ir.TensorProtocol | None) -> bool:
 
 def _merged(kinds: set[Label | None]) -> Label | None:
     """Label of values that hold values of several labels."""
-    if Label.WIDE in kinds:
-        return Label.WIDE
-    if kinds == {Label.STATISTIC, Label.INTEGER}:
-        return Label.INTEGER
-    return next(iter(kinds)) if len(kinds) == 1 else None
+    if not kinds <= _EXACT:
+        return next(iter(kinds)) if len(kinds) == 1 else None
+    order = (Label.INPUT, Label.INTEGER, Label.STATISTIC)
+    return next((label for label in order if label in kinds), None)
 
 
-def _from_integers(node: ir.Node) -> bool:
-    source = node.inputs[0].dtype if node.inputs[0] else None
-    return source is not None and source.is_integer() and node.outputs[0].dtype == FLOAT
-
-
-def _has_constant(node: ir.Node) -> bool:
-    return len(free_inputs(node)) < sum(map(is_fp32, node.inputs))
-
-
-def _follows_product(node: ir.Node) -> bool:
-    """Whether TensorRT can compute a node of one operand in the kernel of a product before it."""
-    while True:
-        producers = [p for v in free_inputs(node)[:1] if (p := v.producer()) is not None]
-        if len(free_inputs(node)) != 1 or not producers:
-            return False
-        node = producers[0]
-        if node.op_type in PRODUCTS:
-            return True
-        scales = node.op_type in ("Add", "Sub", "Mul", "Div") and _has_constant(node)
-        if not scales and node.op_type != "BatchNormalization":
-            return False
-
-
-def _shrinks(node: ir.Node) -> bool:
-    """Whether a node is a power that brings large values down, such as ``x ** -0.5``."""
-    exponent = constant_of(node.inputs[1]) if node.op_type == "Pow" and node.inputs[1] else None
-    return exponent is not None and exponent.size == 1 and float(exponent.numpy().item()) <= 1
-
-
-def _folds(node: ir.Node) -> bool:
-    """Whether a ``BatchNormalization`` is a constant scale and shift."""
-    training = node.attributes.get_int("training_mode", 0)
-    constants = all(v is not None and constant_of(v) is not None for v in node.inputs[1:])
-    return not training and constants and not any(v.uses() for v in node.outputs[1:])
+def _upwards(graph: ir.Graph) -> Iterator[ir.Node]:
+    """The nodes of a graph and of the bodies in it, readers before what they read."""
+    for node in reversed(graph):
+        for body in bodies(node):
+            yield from _upwards(body)
+        yield node

@@ -19,7 +19,7 @@ from trt_native.errors import SpecError
 from trt_native.graph.nodes import BFLOAT16, FLOAT, FLOAT16, all_nodes, op_set
 from trt_native.graph.patterns import match_nodes
 from trt_native.graph.quantizable import QUANTIZABLE_OPS, constant_values, residual_adds
-from trt_native.passes.autocast_rules import ACCUMULATES_UNSCALED
+from trt_native.passes.autocast_operators import ACCUMULATES_UNSCALED
 
 __all__ = [
     "COPY_OPS",
