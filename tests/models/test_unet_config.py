@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from helpers import DATA
 
 from trt_native.errors import SpecError
-from trt_native.models.latentsync import UNetConfig
+from trt_native.models.latentsync import UNET_PRESETS, UNetConfig
 
 
 class TestConfig:
     def test_round_trip(self):
-        for preset in ("latentsync-1.6", "small"):
+        for preset in UNET_PRESETS:
             config = UNetConfig.load(preset)
             assert UNetConfig.from_mapping(json.loads(json.dumps(config.to_dict()))) == config
 
@@ -31,6 +32,40 @@ class TestConfig:
         path = tmp_path / "unet.yaml"
         path.write_text(f"data: {{num_frames: 16}}\nmodel:\n{text}\n")
         assert UNetConfig.load(path) == UNetConfig.load("small")
+
+    def test_keys_of_latentsync_1_0_alone(self):
+        own = {
+            "custom_audio_layer": False,
+            "audio_condition_method": "cross_attn",
+            "unet_use_cross_frame_attention": False,
+            "unet_use_temporal_attention": False,
+        }
+        same = UNetConfig.load("latentsync-1.0")
+        assert UNetConfig.from_mapping({**same.to_dict(), **own}) == same
+        others = dict(zip(own, (True, "group_norm", True, True), strict=True))
+        with pytest.raises(SpecError) as caught:
+            UNetConfig.from_mapping({**same.to_dict(), **others})
+        for name in others:
+            assert f"{name}={others[name]!r} is not supported, only {own[name]!r}" in str(
+                caught.value
+            )
+
+    def test_without_the_motion_modules_that_a_checkpoint_lacks(self):
+        config = replace(UNetConfig(), motion_module_mid_block=True)
+        down = [f"down_blocks.{n}.motion_modules.0.x" for n in range(4)]
+        up = [f"up_blocks.{n}.motion_modules.2.x" for n in range(4)]
+        mid = ["mid_block.motion_modules.0.x"]
+        for names, changes in (
+            ([*down, *up, *mid], {}),
+            ([*down, *up], {"motion_module_mid_block": False}),
+            ([*up, *mid], {"motion_module_decoder_only": True}),
+            (mid, {"motion_module_resolutions": (), "motion_module_decoder_only": True}),
+            ([*down[:2], *up[2:], *mid], {"motion_module_resolutions": (1, 2)}),
+            (["conv_in.weight"], {"use_motion_module": False}),
+        ):
+            assert config.with_motion_of(names) == replace(config, **changes)
+        without = UNetConfig.load("latentsync-1.0")
+        assert without.with_motion_of([*down, *up]) == without
 
     def test_all_problems_come_at_once(self):
         data = {**json.loads((DATA / "unet_small.json").read_text())}

@@ -24,6 +24,8 @@ __all__ = ["Checkpoint", "LoadReport", "load_checkpoint", "load_into"]
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _SHOWN = 5  # keys of each kind in an error
+_NAMES_OF_1_0 = re.compile(r"(?<=\.)audio_cross_attn\.(norm|attn)(?=\.)")
+_RENAMED = {"norm": "norm2", "attn": "attn2"}
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,12 @@ def _without_prefix(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 
 
+def _current_names(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The state dict with what LatentSync 1.0 named differently under today's names."""
+    names = {name: _NAMES_OF_1_0.sub(lambda part: _RENAMED[part[1]], name) for name in state}
+    return {name if new in state else new: state[name] for name, new in names.items()}
+
+
 def load_into(
     module: nn.Module,
     state_dict: Mapping[str, Tensor],
@@ -173,6 +181,9 @@ def load_into(
     progress: ByteProgress | None = None,
 ) -> LoadReport:
     """Put weights into a module, converted to its dtype and device.
+
+    The names of LatentSync 1.0's weights are known: what it calls ``audio_cross_attn.norm`` and
+    ``.attn`` is ``norm2`` and ``attn2`` here, as in later releases.
 
     Tensors that need no conversion are used as they are, not copied: those of a mapped file stay
     on disk, and later changes to the module's weights show in ``state_dict``. A module on the
@@ -192,6 +203,7 @@ def load_into(
         ModelError: the state dict does not fit the module; all mismatches are in this one error.
     """
     own = module.state_dict()
+    state_dict = _current_names(state_dict)
     shared = own.keys() & state_dict.keys()
     wrong = {name for name in shared if own[name].shape != state_dict[name].shape}
     report = LoadReport(

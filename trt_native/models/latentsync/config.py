@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ _SHORT.maxlevel = 2
 DOWN_BLOCKS = ("CrossAttnDownBlock3D", "DownBlock3D")
 UP_BLOCKS = ("CrossAttnUpBlock3D", "UpBlock3D")
 
+_MOTION_MODULE = re.compile(r"^(down|mid|up)_blocks?\.?(\d*)\.motion_modules\.", re.MULTILINE)
+
 # Keys of the original whose other values this U-Net does not implement: (accepted values).
 _FIXED: dict[str, tuple[Any, ...]] = {
     "act_fn": ("silu", "swish"),
@@ -39,6 +42,11 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "class_embed_type": (None,),
     "num_class_embeds": (None,),
     "motion_module_type": ("Vanilla", None),
+    # Of LatentSync 1.0 only.
+    "custom_audio_layer": (False,),
+    "audio_condition_method": ("cross_attn",),
+    "unet_use_cross_frame_attention": (False,),
+    "unet_use_temporal_attention": (False,),
 }
 _FIXED_MOTION: dict[str, tuple[Any, ...]] = {
     "cross_frame_attention_mode": (None,),
@@ -69,7 +77,7 @@ class MotionConfig:
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Everything that decides the U-Net's structure. The defaults are LatentSync 1.6.
+    """Everything that decides the U-Net's structure. The defaults are LatentSync 1.6 and 1.5.
 
     Attributes:
         sample_size: Latent height and width the model was trained for.
@@ -159,7 +167,7 @@ class UNetConfig:
 
     @classmethod
     def load(cls, source: str | Path) -> UNetConfig:
-        """Read a preset (``latentsync-1.6``, ``small``) or a YAML or JSON file.
+        """Read a preset (a key of :data:`UNET_PRESETS`) or a YAML or JSON file.
 
         A file holds the section itself, or has it under ``model:`` as LatentSync's files do.
 
@@ -176,6 +184,32 @@ class UNetConfig:
             return cls.from_mapping(data)
         except SpecError as error:
             raise error.restated(f"{path}: {error.message}", SpecError) from None
+
+    def with_motion_of(self, names: Collection[str]) -> UNetConfig:
+        """The configuration without the motion modules that a checkpoint does not have.
+
+        LatentSync's own module starts with motion modules that add zero, so those that its
+        checkpoint lacks change nothing.
+
+        Args:
+            names: Names of the checkpoint's weights.
+        """
+        if not self.use_motion_module:
+            return self
+        found = set(_MOTION_MODULE.findall("\n".join(names)))
+        last = len(self.block_out_channels) - 1
+        absent = {2**level for level in range(last + 1) if ("up", str(last - level)) not in found}
+        levels = tuple(n for n in self.motion_module_resolutions if n not in absent)
+        in_middle = self.motion_module_mid_block and ("mid", "") in found
+        if not levels and not in_middle:
+            return dataclasses.replace(self, use_motion_module=False)
+        return dataclasses.replace(
+            self,
+            motion_module_resolutions=levels,
+            motion_module_mid_block=in_middle,
+            motion_module_decoder_only=self.motion_module_decoder_only
+            or not any(part == "down" for part, _ in found),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as JSON can hold it; :meth:`from_mapping` reads it back."""
@@ -356,6 +390,11 @@ def _divisor_problems(config: UNetConfig) -> list[str]:
 
 UNET_PRESETS: Mapping[str, UNetConfig] = {
     "latentsync-1.6": UNetConfig(),
+    "latentsync-1.5": UNetConfig(),
+    "latentsync-1.0": UNetConfig(
+        use_motion_module=False,
+        motion_module_kwargs=MotionConfig(temporal_position_encoding_max_len=16),
+    ),
     "small": UNetConfig(
         sample_size=16,
         block_out_channels=(32, 32, 64, 32),
@@ -365,4 +404,7 @@ UNET_PRESETS: Mapping[str, UNetConfig] = {
         motion_module_kwargs=MotionConfig(num_attention_heads=4),
     ),
 }
-"""Configurations known by name: the published model, and a tiny one of the same structure."""
+"""Configurations known by name: the published models, and a tiny one of the same structure.
+
+1.5 and 1.6 differ in their weights alone: 1.5 is trained on 256 x 256 pixels, 1.6 on 512 x 512.
+"""
