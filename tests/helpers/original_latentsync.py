@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 import types
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ def original_modules(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     for name, contents in _stand_ins().items():
         module = types.ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None)  # importlib.util.find_spec needs one
         vars(module).update(contents)
         monkeypatch.setitem(sys.modules, name, module)
     unet = importlib.import_module("latentsync.models.unet")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,23 +48,6 @@ class TestConfig:
             assert f"{name}={others[name]!r} is not supported, only {own[name]!r}" in str(
                 caught.value
             )
-
-    def test_without_the_motion_modules_that_a_checkpoint_lacks(self):
-        config = replace(UNetConfig(), motion_module_mid_block=True)
-        down = [f"down_blocks.{n}.motion_modules.0.x" for n in range(4)]
-        up = [f"up_blocks.{n}.motion_modules.2.x" for n in range(4)]
-        mid = ["mid_block.motion_modules.0.x"]
-        for names, changes in (
-            ([*down, *up, *mid], {}),
-            ([*down, *up], {"motion_module_mid_block": False}),
-            ([*up, *mid], {"motion_module_decoder_only": True}),
-            (mid, {"motion_module_resolutions": (), "motion_module_decoder_only": True}),
-            ([*down[:2], *up[2:], *mid], {"motion_module_resolutions": (1, 2)}),
-            (["conv_in.weight"], {"use_motion_module": False}),
-        ):
-            assert config.with_motion_of(names) == replace(config, **changes)
-        without = UNetConfig.load("latentsync-1.0")
-        assert without.with_motion_of([*down, *up]) == without
 
     def test_all_problems_come_at_once(self):
         data = {**json.loads((DATA / "unet_small.json").read_text())}

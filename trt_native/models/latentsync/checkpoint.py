@@ -18,14 +18,13 @@ from torch import Tensor, nn
 
 from trt_native.errors import ModelError
 from trt_native.files import open_regular_file, sha256_of_file
+from trt_native.models.latentsync.releases import current_names
 from trt_native.progress import ByteProgress, no_progress
 
 __all__ = ["Checkpoint", "LoadReport", "load_checkpoint", "load_into"]
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _SHOWN = 5  # keys of each kind in an error
-_NAMES_OF_1_0 = re.compile(r"(?<=\.)audio_cross_attn\.(norm|attn)(?=\.)")
-_RENAMED = {"norm": "norm2", "attn": "attn2"}
 
 
 @dataclass(frozen=True)
@@ -167,12 +166,6 @@ def _without_prefix(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 
 
-def _current_names(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The state dict with what LatentSync 1.0 named differently under today's names."""
-    names = {name: _NAMES_OF_1_0.sub(lambda part: _RENAMED[part[1]], name) for name in state}
-    return {name if new in state else new: state[name] for name, new in names.items()}
-
-
 def load_into(
     module: nn.Module,
     state_dict: Mapping[str, Tensor],
@@ -203,7 +196,7 @@ def load_into(
         ModelError: the state dict does not fit the module; all mismatches are in this one error.
     """
     own = module.state_dict()
-    state_dict = _current_names(state_dict)
+    state_dict = current_names(state_dict)
     shared = own.keys() & state_dict.keys()
     wrong = {name for name in shared if own[name].shape != state_dict[name].shape}
     report = LoadReport(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import reprlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,6 @@ _SHORT.maxlevel = 2
 
 DOWN_BLOCKS = ("CrossAttnDownBlock3D", "DownBlock3D")
 UP_BLOCKS = ("CrossAttnUpBlock3D", "UpBlock3D")
-
-_MOTION_MODULE = re.compile(r"^(down|mid|up)_blocks?\.?(\d*)\.motion_modules\.", re.MULTILINE)
 
 # Keys of the original whose other values this U-Net does not implement: (accepted values).
 _FIXED: dict[str, tuple[Any, ...]] = {
@@ -184,32 +181,6 @@ class UNetConfig:
             return cls.from_mapping(data)
         except SpecError as error:
             raise error.restated(f"{path}: {error.message}", SpecError) from None
-
-    def with_motion_of(self, names: Collection[str]) -> UNetConfig:
-        """The configuration without the motion modules that a checkpoint does not have.
-
-        LatentSync's own module starts with motion modules that add zero, so those that its
-        checkpoint lacks change nothing.
-
-        Args:
-            names: Names of the checkpoint's weights.
-        """
-        if not self.use_motion_module:
-            return self
-        found = set(_MOTION_MODULE.findall("\n".join(names)))
-        last = len(self.block_out_channels) - 1
-        absent = {2**level for level in range(last + 1) if ("up", str(last - level)) not in found}
-        levels = tuple(n for n in self.motion_module_resolutions if n not in absent)
-        in_middle = self.motion_module_mid_block and ("mid", "") in found
-        if not levels and not in_middle:
-            return dataclasses.replace(self, use_motion_module=False)
-        return dataclasses.replace(
-            self,
-            motion_module_resolutions=levels,
-            motion_module_mid_block=in_middle,
-            motion_module_decoder_only=self.motion_module_decoder_only
-            or not any(part == "down" for part, _ in found),
-        )
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as JSON can hold it; :meth:`from_mapping` reads it back."""

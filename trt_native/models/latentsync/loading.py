@@ -17,6 +17,7 @@ from trt_native.models.latentsync.checkpoint import (
     load_into,
 )
 from trt_native.models.latentsync.config import UNetConfig
+from trt_native.models.latentsync.releases import without_absent_motion
 from trt_native.models.latentsync.unet import UNet
 from trt_native.progress import ByteProgress
 
@@ -67,7 +68,7 @@ def load_unet(
     state = weights.state_dict if isinstance(weights, Checkpoint) else weights
     chosen = _chosen(config, own)
     if state is not None:
-        chosen = _without_absent_motion(chosen, state)
+        chosen = without_absent_motion(chosen, state)
     with torch.device("meta"):
         unet = UNet(chosen)
     unet = unet.to(getattr(torch, dtype))
@@ -80,17 +81,6 @@ def load_unet(
             _logger.warning("the checkpoint does not fit: %s", report)
     sha256 = weights.sha256 if isinstance(weights, Checkpoint) else None
     return unet.requires_grad_(False).eval(), sha256
-
-
-def _without_absent_motion(config: UNetConfig, state: Mapping[str, Tensor]) -> UNetConfig:
-    found = config.with_motion_of(state)
-    if found != config:
-        _logger.warning(
-            "the checkpoint has no weights for %s motion modules: they are left out, which changes"
-            " nothing, as they start out adding zero",
-            "some of the" if found.use_motion_module else "the",
-        )
-    return found
 
 
 def _chosen(given: UNetConfig | str | Path | None, own: Mapping[str, object] | None) -> UNetConfig:
