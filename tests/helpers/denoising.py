@@ -10,29 +10,51 @@ from onnx.reference import ReferenceEvaluator
 
 from helpers import ROOT
 from helpers.made_plans import tensor
-from trt_native.models.latentsync.pipeline import UNetOutput
+from trt_native.models.latentsync import DeepCacheFull, DeepCacheShallow
+from trt_native.models.latentsync.pipeline import LatentSyncUNet, UNetOutput
 
 STEPS, GUIDANCE, SIZE, TOKENS = 20, 1.5, 8, 50
 
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+DPM_SOLVER = "DPMSolverMultistepScheduler"
+WHOLE_TIMESTEPS = {
+    "DDIM": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}),
+    "DPM++ Karras": (DPM_SOLVER, {"use_karras_sigmas": True}),
+    "DPM++ SDE": (DPM_SOLVER, {"algorithm_type": "sde-dpmsolver++"}),
+    "UniPC": ("UniPCMultistepScheduler", {}),
+    "LCM": ("LCMScheduler", {}),
+    "PNDM": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "PNDM with Runge-Kutta steps": ("PNDMScheduler", {}),
+}
+FRACTIONAL_TIMESTEPS = {
+    "Euler": ("EulerDiscreteScheduler", {}),
+    "Euler ancestral": ("EulerAncestralDiscreteScheduler", {}),
+    "Heun": ("HeunDiscreteScheduler", {}),
+    "KDPM2": ("KDPM2DiscreteScheduler", {}),
+    "KDPM2 ancestral": ("KDPM2AncestralDiscreteScheduler", {}),
+}
+SCHEDULERS = {**WHOLE_TIMESTEPS, **FRACTIONAL_TIMESTEPS}
+"""Classes of diffusers and their arguments besides LatentSync's."""
 
-def scheduler(steps=STEPS):
-    """diffusers' DDIM as LatentSync sets it up; our own of the scripts where it is not installed.
 
-    test_latentsync_unet.py compares the two.
+def diffusers_scheduler(name="DDIM"):
+    """A scheduler of diffusers with the settings of LatentSync's DDIM; timesteps are not set."""
+    import diffusers
+
+    kind, arguments = SCHEDULERS[name]
+    return getattr(diffusers, kind)(**BETAS, steps_offset=1, **arguments)
+
+
+def scheduler(steps=STEPS, name="DDIM"):
+    """A scheduler of diffusers; the DDIM of the scripts where diffusers is not installed.
+
+    test_pipeline.py compares the two.
     """
     try:
-        from diffusers import DDIMScheduler
+        made = diffusers_scheduler(name)
     except ImportError:
         print("diffusers is not installed: DDIM of scripts/latentsync_small.py")
         return OwnDdim(steps)
-    made = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
     made.set_timesteps(steps)
     return made
 
@@ -49,6 +71,13 @@ class OwnDdim:
             sys.path.remove(scripts)
         self._ddim = Ddim(steps)
         self.timesteps = self._ddim.timesteps
+        self.init_noise_sigma = 1.0
+
+    def set_timesteps(self, steps):
+        assert steps == len(self.timesteps)
+
+    def scale_model_input(self, latents, _timestep):
+        return latents
 
     def step(self, noise, timestep, latents):
         return UNetOutput(self._ddim.step(noise.cpu(), timestep, latents.cpu()).to(noise.device))
@@ -62,11 +91,13 @@ def video(frames, size=SIZE, seed=0, features=24):
     return condition, torch.randn(frames, TOKENS, features, generator=random)
 
 
-def denoise(unet, condition, audio, *, guidance=GUIDANCE, chunk=2, seed=0):
+def denoise(
+    unet, condition, audio, *, guidance=GUIDANCE, chunk=2, seed=0, steps=STEPS, schedule="DDIM"
+):
     """Denoise a video in chunks, the last one perhaps shorter, as LatentSync's pipeline does.
 
     The unet is called with the scheduler's own 0-d timesteps, and with both halves of guidance in
-    one call.
+    one call. Schedulers draw their noise from torch's default generator, which is seeded.
 
     Returns:
         The latents, (1, 4, frames, height, width), in the type of ``condition``.
@@ -74,21 +105,24 @@ def denoise(unet, condition, audio, *, guidance=GUIDANCE, chunk=2, seed=0):
     random = torch.Generator().manual_seed(seed)
     shape = (1, 4, 1, *condition.shape[-2:])
     start = torch.randn(shape, generator=random).to(condition.device, condition.dtype)
-    ddim, done = scheduler(), []
+    torch.manual_seed(seed)
+    noises, done = scheduler(steps, schedule), []
     for first in range(0, condition.shape[2], chunk):
         part = condition[:, :, first : first + chunk]
         heard = audio[first : first + chunk]
-        latents = start.repeat(1, 1, part.shape[2], 1, 1)
+        if done:  # schedulers of more than one stage remember where they are
+            noises.set_timesteps(steps)
+        latents = start.repeat(1, 1, part.shape[2], 1, 1) * noises.init_noise_sigma
         if guidance > 1:
             part, heard = torch.cat([part] * 2), torch.cat([torch.zeros_like(heard), heard])
-        for step in ddim.timesteps:
-            halves = torch.cat([latents] * len(part))
+        for step in noises.timesteps:
+            halves = noises.scale_model_input(torch.cat([latents] * len(part)), step)
             given = torch.cat([halves, part], dim=1)
             noise = unet(given, step.to(given.device), encoder_hidden_states=heard).sample
             if guidance > 1:
                 without, with_audio = noise.chunk(2)
                 noise = without + guidance * (with_audio - without)
-            latents = ddim.step(noise, step, latents)[0]
+            latents = noises.step(noise, step, latents)[0]
         done.append(latents)
     return torch.cat(done, dim=2)
 
@@ -184,6 +218,32 @@ def plan_tensors(
     return (*inputs, *outputs)
 
 
+def of_kind(kind, unet):
+    """The U-Net with its weights as another class of the package."""
+    step = kind(unet.config).eval().requires_grad_(False)
+    step.load_state_dict(unet.state_dict())
+    return step.to(next(unet.parameters()).dtype)
+
+
+def drop_in(unet, **tensors):
+    """LatentSyncUNet with a U-Net of the package in the plan's place."""
+    return LatentSyncUNet(
+        TorchStepRunner("unet.plan", unet, plan_tensors(**tensors)), config=unet.config
+    )
+
+
+def deepcache_drop_in(unet, interval=3, **tensors):
+    """LatentSyncUNet with DeepCache's two steps in PyTorch, and the two runners."""
+    full, shallow = (
+        TorchStepRunner(name, of_kind(kind, unet), plan_tensors(step, **tensors))
+        for name, kind, step in (
+            ("unet.plan", DeepCacheFull, "full"),
+            ("unet.shallow.plan", DeepCacheShallow, "shallow"),
+        )
+    )
+    return LatentSyncUNet(full, shallow, config=unet.config, interval=interval), full, shallow
+
+
 def with_cached_modules(unet, interval, timesteps):
     """DeepCache as published: outputs of all modules but the outermost ones are kept and reused.
 
@@ -191,7 +251,7 @@ def with_cached_modules(unet, interval, timesteps):
     ResNet block, transformer, sampler and block of a U-Net. The step's number is the place of its
     timestep among the scheduler's ``timesteps``.
     """
-    places = [int(step) for step in timesteps]
+    places = [float(step) for step in timesteps]
     current = {"full": True}
     kept = {}
     last = unet.up_blocks[-1]
@@ -216,7 +276,7 @@ def with_cached_modules(unet, interval, timesteps):
         wrap(module)
 
     def run(latents, timestep, encoder_hidden_states):
-        current["full"] = places.index(int(timestep)) % interval == 0
+        current["full"] = places.index(float(timestep)) % interval == 0
         return unet(latents, timestep, encoder_hidden_states)
 
     return run

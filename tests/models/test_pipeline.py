@@ -10,10 +10,15 @@ import pytest
 import torch
 from helpers import DATA, denoising
 from helpers.denoising import (
+    FRACTIONAL_TIMESTEPS,
+    SCHEDULERS,
     InPyTorch,
     OnnxStepRunner,
     TorchStepRunner,
+    deepcache_drop_in,
     denoise,
+    drop_in,
+    of_kind,
     plan_tensors,
     psnr,
     video,
@@ -25,8 +30,6 @@ from helpers.metrics import relative_error
 from trt_native import LatentSyncUNet
 from trt_native.errors import ClosedError, PlanError, SpecError, UnsupportedError
 from trt_native.models.latentsync import (
-    DeepCacheFull,
-    DeepCacheShallow,
     UNet,
     UNetConfig,
     load_unet,
@@ -43,26 +46,6 @@ def unet():
     return load_unet(config="small", checkpoint=DATA / "unet_small.pt")[0]
 
 
-def of_kind(kind, unet):
-    step = kind(unet.config).eval().requires_grad_(False)
-    step.load_state_dict(unet.state_dict())
-    return step.to(next(unet.parameters()).dtype)
-
-
-def drop_in(unet, **ranges):
-    return LatentSyncUNet(TorchStepRunner("unet.plan", unet, plan_tensors(**ranges)), config=SMALL)
-
-
-def pair(unet, interval=3, **ranges):
-    full = TorchStepRunner(
-        "unet.plan", of_kind(DeepCacheFull, unet), plan_tensors("full", **ranges)
-    )
-    shallow = TorchStepRunner(
-        "unet.shallow.plan", of_kind(DeepCacheShallow, unet), plan_tensors("shallow", **ranges)
-    )
-    return LatentSyncUNet(full, shallow, config=SMALL, interval=interval), full, shallow
-
-
 def inputs(batch=1, frames=2, height=8, width=8, seed=0, dtype=torch.float32):
     random = torch.Generator().manual_seed(seed)
     sample = torch.randn(batch, 13, frames, height, width, generator=random)
@@ -74,10 +57,24 @@ class TestTheLoopOfLatentSync:
     def test_in_one_type(self, unet, guidance):
         # Two chunks of 2 frames, and a last one of 1.
         condition, audio = video(5)
-        expected = denoise(InPyTorch(unet), condition, audio, guidance=guidance)
-        found = denoise(drop_in(unet), condition, audio, guidance=guidance)
+        options = {"guidance": guidance, "steps": 8}
+        expected = denoise(InPyTorch(unet), condition, audio, **options)
+        found = denoise(drop_in(unet), condition, audio, **options)
         assert found.shape == (1, 4, 5, 8, 8)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("schedule", SCHEDULERS)
+    def test_schedulers(self, unet, schedule):
+        pytest.importorskip("diffusers")
+        condition, audio = video(2)
+        options = {"schedule": schedule, "steps": 5, "guidance": 1}
+        kind = "float32" if schedule in FRACTIONAL_TIMESTEPS else "int64"
+        expected = denoise(InPyTorch(unet), condition, audio, **options)
+        found = denoise(drop_in(unet, timestep=kind), condition, audio, **options)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        if kind != "int64":
+            with pytest.raises(SpecError, match="is not an integer"):
+                denoise(drop_in(unet), condition, audio, **options)
 
     def test_an_fp16_pipeline_on_a_plan_with_fp32_inputs(self, unet):
         condition, audio = video(2)
@@ -418,6 +415,52 @@ class TestAsAModule:
         with pytest.raises(UnsupportedError, match="is on cpu and cannot be moved to"):
             move(drop_in(unet))
 
+    def test_methods_of_diffusers_models(self, unet):
+        replacement = drop_in(unet)
+        assert replacement.num_parameters() == sum(p.numel() for p in unet.parameters())
+        assert replacement.num_parameters(only_trainable=True) == 0
+        sample, audio = inputs()
+        before = replacement(sample, 1, audio).sample
+        assert replacement.enable_xformers_memory_efficient_attention() is None
+        assert replacement.set_attention_slice("auto") is None
+        assert replacement.half() is replacement.float() is replacement
+        assert torch.equal(replacement(sample, 1, audio).sample, before)
+        with pytest.raises(UnsupportedError, match=r"the weights are inside unet\.plan: export"):
+            replacement.load_state_dict({}, strict=False)
+
+    @pytest.mark.parametrize("fullgraph", [False, True])
+    def test_compilers_leave_it_alone(self, unet, fullgraph):
+        sample, audio = inputs()
+        expected = unet(sample, 1, audio)
+        replacement = drop_in(unet)
+        runner = replacement._full
+        graphs = []
+
+        def compile_graph(graph, _example):
+            graphs.append(graph)
+            return graph.forward
+
+        compiled = torch.compile(replacement, backend=compile_graph)
+        assert torch.equal(compiled(sample, 1, encoder_hidden_states=audio).sample, expected)
+        assert compiled.config.sample_size == 16
+        assert not graphs
+        around = torch.compile(
+            lambda: replacement(sample + 0, 1, audio).sample * 2,
+            backend=compile_graph,
+            fullgraph=fullgraph,
+        )
+        if fullgraph:
+            with pytest.raises(torch._dynamo.exc.Unsupported):
+                around()
+            return
+        assert torch.equal(around(), expected * 2)
+        assert len(graphs) == 2, "before and behind the plan"
+        replacement.compile(backend=compile_graph)
+        assert torch.equal(replacement(sample, 1, audio).sample, expected)
+        undisturbed = torch.compiler.disable(replacement)
+        assert torch.equal(undisturbed(sample, 1, audio).sample, expected)
+        assert len(runner.runs) == 4
+
     def test_deepcaches_own_helper_is_directed_to_from_plans(self, unet):
         replacement = drop_in(unet)
         assert not hasattr(replacement, "up_blocks")
@@ -430,9 +473,9 @@ class TestAsAModule:
 class TestDeepCache:
     @pytest.mark.parametrize("interval", [2, 3])
     def test_step_by_step_over_chunks(self, unet, interval):
-        """Two chunks and a short one; as 20 is not a multiple of 3, each restarts the schedule."""
-        replacement, full, shallow = pair(unet, interval)
-        timesteps = denoising.scheduler().timesteps
+        """Two chunks and a short one; 7 is not a multiple of 2 or 3: each restarts the schedule."""
+        replacement, full, shallow = deepcache_drop_in(unet, interval)
+        timesteps = denoising.scheduler(7).timesteps
         reference = InPyTorch(with_cached_modules(of_kind(UNet, unet), interval, timesteps))
         for chunk, frames in enumerate((2, 2, 1)):
             full.runs.clear()
@@ -446,20 +489,23 @@ class TestDeepCache:
             assert len(full.runs) == len(timesteps[::interval])
             assert len(shallow.runs) == len(timesteps) - len(full.runs)
 
-    @pytest.mark.parametrize("guidance", [1.5, 1.0])
-    def test_the_loop_of_latentsync(self, unet, guidance):
+    @pytest.mark.parametrize(
+        ("guidance", "schedule"), [(1.5, "DDIM"), (1.0, "DDIM"), (1.5, "PNDM")]
+    )
+    def test_the_loop_of_latentsync(self, unet, guidance, schedule):
         condition, audio = video(5)
-        timesteps = denoising.scheduler().timesteps
+        options = {"guidance": guidance, "schedule": schedule, "steps": 8}
+        timesteps = denoising.scheduler(8, schedule).timesteps
         reference = InPyTorch(with_cached_modules(of_kind(UNet, unet), 3, timesteps))
-        expected = denoise(reference, condition, audio, guidance=guidance)
-        found = denoise(pair(unet)[0], condition, audio, guidance=guidance)
+        expected = denoise(reference, condition, audio, **options)
+        found = denoise(deepcache_drop_in(unet)[0], condition, audio, **options)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-        every = denoise(drop_in(unet), condition, audio, guidance=guidance)
+        every = denoise(drop_in(unet), condition, audio, **options)
         assert relative_error(every, expected) > 1e-2
 
     def kinds(self, unet, steps, interval=3):
         """F or S for each of (timestep, frames) in turn."""
-        replacement, full, shallow = pair(unet, interval)
+        replacement, full, shallow = deepcache_drop_in(unet, interval)
         kinds = ""
         for timestep, frames in steps:
             before = len(full.runs)
@@ -475,7 +521,9 @@ class TestDeepCache:
             ([9, 7, 5, 3, 1], "FSSFS"),
             ([9, 7, 5, 3, 1, 9, 7], "FSSFSFS"),  # a new chunk
             ([9, 7, 9, 7, 5, 3], "FSFSSF"),  # the run before was given up
-            ([9, 9, 7, 7, 5, 5, 3, 3], "FFSSSSFF"),  # each half of guidance by itself
+            ([9, 7, 7, 5, 3, 1], "FSSFSS"),  # PNDM repeats its second timestep
+            ([9, 7, 7, 5, 5, 3, 3], "FSSFFSS"),  # Heun repeats all but the first
+            ([9, 7, 5, 6], "FSSF"),
             ([9, 9, 9], "FFF"),  # chunks of one step
             ([1, 3, 5], "FFF"),  # rising timesteps are never skipped
             ([torch.tensor(9), torch.tensor([7]), 5.0, torch.tensor(3)], "FSSF"),
@@ -484,12 +532,24 @@ class TestDeepCache:
     def test_which_steps_are_full(self, unet, timesteps, kinds):
         assert self.kinds(unet, [(timestep, 2) for timestep in timesteps]) == kinds
 
+    @pytest.mark.parametrize("name", SCHEDULERS)
+    def test_steps_are_those_of_the_helper_for_every_scheduler(self, name):
+        """DeepCache's helper looks a timestep up in the scheduler's list, which finds the first."""
+        pytest.importorskip("diffusers")
+        for steps in (4, 10, 20):  # of 10, KDPM2's ancestral timesteps rise by rounding
+            timesteps = [float(step) for step in denoising.scheduler(steps, name).timesteps]
+            for interval in (1, 2, 3, 5):
+                expected = [timesteps.index(step) % interval == 0 for step in timesteps]
+                schedule = pipeline._Schedule(interval)
+                found = [schedule.is_full(step, {}) for step in [*timesteps, *timesteps]]
+                assert found == [*expected, *expected], (steps, interval)
+
     def test_other_shapes_begin_a_chunk(self, unet):
         steps = [(9, 2), (7, 2), (5, 1), (3, 1), (1, 2)]
         assert self.kinds(unet, steps) == "FSFSF"
 
     def test_the_features_are_not_copied(self, unet):
-        replacement, full, shallow = pair(unet)
+        replacement, full, shallow = deepcache_drop_in(unet)
         for timestep in (9, 7, 5):
             sample, audio = inputs()
             replacement(sample, timestep, audio)
@@ -499,7 +559,7 @@ class TestDeepCache:
             assert given["latents"] is full.runs[0][0]["latents"]
 
     def test_after_a_failure_and_a_reset_comes_a_full_step(self, unet):
-        replacement, full, shallow = pair(unet)
+        replacement, full, shallow = deepcache_drop_in(unet)
         sample, audio = inputs()
         replacement(sample, 9, audio)
         with pytest.raises(SpecError, match="are required"):
@@ -512,8 +572,8 @@ class TestDeepCache:
         assert (len(full.runs), len(shallow.runs)) == (3, 1)
 
     def test_shapes_that_only_one_of_the_plans_takes(self, unet):
-        _, full, _ = pair(unet)
-        _, _, shallow = pair(unet, frames="2")
+        _, full, _ = deepcache_drop_in(unet)
+        _, _, shallow = deepcache_drop_in(unet, frames="2")
         replacement = LatentSyncUNet(full, shallow, config=SMALL, interval=3)
         sample, audio = inputs(frames=4)
         with pytest.raises(SpecError, match=r"^unet\.shallow\.plan takes .*dims frames=1:2:4"):
@@ -521,7 +581,7 @@ class TestDeepCache:
         assert not full.runs, "found before the first step, not at the second"
 
     def test_plans_that_are_not_a_pair(self, unet):
-        _, full, shallow = pair(unet)
+        _, full, shallow = deepcache_drop_in(unet)
         single = TorchStepRunner("unet.plan", unet, plan_tensors())
         with pytest.raises(SpecError, match=r"shallow step of DeepCache, which .* takes second"):
             LatentSyncUNet(shallow, full, config=SMALL)
@@ -538,7 +598,7 @@ class TestDeepCache:
             LatentSyncUNet(full, other, config=SMALL)
 
     def test_the_full_plan_alone_is_a_whole_unet(self, unet):
-        replacement = LatentSyncUNet(pair(unet)[1], config=SMALL)
+        replacement = LatentSyncUNet(deepcache_drop_in(unet)[1], config=SMALL)
         for timestep in (9, 7):
             sample, audio = inputs(seed=timestep)
             expected = unet(sample, timestep, audio)

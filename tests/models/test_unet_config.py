@@ -10,7 +10,7 @@ import pytest
 from helpers import DATA
 
 from trt_native.errors import SpecError
-from trt_native.models.latentsync import UNetConfig
+from trt_native.models.latentsync import UNET_PRESETS, UNetConfig
 
 
 class TestConfig:
@@ -28,7 +28,7 @@ class TestConfig:
             UNetConfig.from_mapping({**UNetConfig.load("small").to_dict(), "freq_shift": 16})
 
     def test_round_trip(self):
-        for preset in ("latentsync-1.6", "small"):
+        for preset in UNET_PRESETS:
             config = UNetConfig.load(preset)
             assert UNetConfig.from_mapping(json.loads(json.dumps(config.to_dict()))) == config
 
@@ -44,6 +44,23 @@ class TestConfig:
         path = tmp_path / "unet.yaml"
         path.write_text(f"data: {{num_frames: 16}}\nmodel:\n{text}\n")
         assert UNetConfig.load(path) == UNetConfig.load("small")
+
+    def test_keys_of_latentsync_1_0_alone(self):
+        own = {
+            "custom_audio_layer": False,
+            "audio_condition_method": "cross_attn",
+            "unet_use_cross_frame_attention": False,
+            "unet_use_temporal_attention": False,
+        }
+        same = UNetConfig.load("latentsync-1.0")
+        assert UNetConfig.from_mapping({**same.to_dict(), **own}) == same
+        others = dict(zip(own, (True, "group_norm", True, True), strict=True))
+        with pytest.raises(SpecError) as caught:
+            UNetConfig.from_mapping({**same.to_dict(), **others})
+        for name in others:
+            assert f"{name}={others[name]!r} is not supported, only {own[name]!r}" in str(
+                caught.value
+            )
 
     def test_all_problems_come_at_once(self):
         data = {**json.loads((DATA / "unet_small.json").read_text())}

@@ -88,7 +88,7 @@ def fallback_configs(
     smallest = min(workspace_bytes, 32 * _MIB)
     last = (workspace_bytes, level)
     for divisor, highest in ((4, level), (16, min(level, 2)), (64, 0)):
-        highest = highest if has_levels else level  # noqa: PLW2901
+        highest = highest if has_levels else level
         rung = (max(workspace_bytes // divisor, smallest), highest)
         if rung != last:
             changed = config.optimization_level if highest == level else highest

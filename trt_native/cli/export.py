@@ -44,7 +44,8 @@ def latentsync(
     config: Annotated[
         str | None,
         typer.Option(
-            help="The model's YAML or JSON, or a preset: latentsync-1.6, small."
+            help="The model's YAML or JSON, or a preset: latentsync-1.6, latentsync-1.5,"
+            " latentsync-1.0, small."
             " \\[default: the checkpoint's own, else latentsync-1.6]"
         ),
     ] = None,

@@ -24,6 +24,7 @@ import onnx_ir as ir
 
 from trt_native.errors import ModelError, UnsupportedError
 from trt_native.files import open_regular_file, sha256_of_file
+from trt_native.models.latentsync.releases import current_names
 from trt_native.progress import ByteProgress, no_progress
 
 if TYPE_CHECKING:
@@ -277,6 +278,9 @@ def load_into(
 ) -> LoadReport:
     """Put weights into a module, converted to its dtype and device.
 
+    The names of LatentSync 1.0's weights are known: what it calls ``audio_cross_attn.norm`` and
+    ``.attn`` is ``norm2`` and ``attn2`` here, as in later releases.
+
     Tensors that need no conversion are used as they are, not copied: those of a mapped file stay
     on disk, and later changes to the module's weights show in ``state_dict``. A module on the
     meta device takes the weights' device.
@@ -295,6 +299,7 @@ def load_into(
         ModelError: the state dict does not fit the module; all mismatches are in this one error.
     """
     own = module.state_dict()
+    state_dict = current_names(state_dict)
     shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
     found = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
     report = check_fit(shapes, found, strict=strict)

@@ -39,6 +39,11 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "class_embed_type": (None,),
     "num_class_embeds": (None,),
     "motion_module_type": ("Vanilla", None),
+    # Of LatentSync 1.0 only.
+    "custom_audio_layer": (False,),
+    "audio_condition_method": ("cross_attn",),
+    "unet_use_cross_frame_attention": (False,),
+    "unet_use_temporal_attention": (False,),
 }
 _FIXED_MOTION: dict[str, tuple[Any, ...]] = {
     "cross_frame_attention_mode": (None,),
@@ -74,7 +79,7 @@ class MotionConfig:
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Everything that decides the U-Net's structure. The defaults are LatentSync 1.6.
+    """Everything that decides the U-Net's structure. The defaults are LatentSync 1.6 and 1.5.
 
     Attributes:
         sample_size: Latent height and width the model was trained for.
@@ -164,7 +169,7 @@ class UNetConfig:
 
     @classmethod
     def load(cls, source: str | Path) -> UNetConfig:
-        """Read a preset (``latentsync-1.6``, ``small``) or a YAML or JSON file.
+        """Read a preset (a key of :data:`UNET_PRESETS`) or a YAML or JSON file.
 
         A file holds the section itself, or has it under ``model:`` as LatentSync's files do.
 
@@ -370,6 +375,11 @@ def _divisor_problems(config: UNetConfig) -> list[str]:
 
 UNET_PRESETS: Mapping[str, UNetConfig] = {
     "latentsync-1.6": UNetConfig(),
+    "latentsync-1.5": UNetConfig(),
+    "latentsync-1.0": UNetConfig(
+        use_motion_module=False,
+        motion_module_kwargs=MotionConfig(temporal_position_encoding_max_len=16),
+    ),
     "small": UNetConfig(
         sample_size=16,
         block_out_channels=(32, 32, 64, 32),
@@ -379,4 +389,7 @@ UNET_PRESETS: Mapping[str, UNetConfig] = {
         motion_module_kwargs=MotionConfig(num_attention_heads=4),
     ),
 }
-"""Configurations known by name: the published model, and a tiny one of the same structure."""
+"""Configurations known by name: the published models, and a tiny one of the same structure.
+
+1.5 and 1.6 differ in their weights alone: 1.5 is trained on 256 x 256 pixels, 1.6 on 512 x 512.
+"""

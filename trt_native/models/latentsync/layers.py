@@ -7,6 +7,7 @@ of norms and softmax are taken in FP32 regardless of the module's type, and stay
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -15,7 +16,11 @@ from torch.nn import functional
 
 from trt_native.models.latentsync.config import MotionConfig, UNetConfig
 
-__all__ = ["BatchFrames", "GroupNorm", "Motion", "Positions", "Transformer", "silu"]
+__all__ = ["BatchFrames", "GroupNorm", "Motion", "Positions", "Transformer", "is_exporting", "silu"]
+
+# torch before 2.7, such as LatentSync's, has no such function, and is not one that exports this.
+is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
+"""Whether the call is traced by ``torch.export``."""
 
 BatchFrames = tuple[int, int]
 """(batch, frames): how the leading axis of an activation is made up."""
@@ -95,7 +100,7 @@ class _Attention(nn.Module):
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax(q k^T / sqrt(head size)) v over (n, heads, tokens, head size)."""
-    if not torch.compiler.is_exporting():
+    if not is_exporting():
         return functional.scaled_dot_product_attention(q, k, v)
     # The operators TensorRT fuses, with the softmax in FP32.
     scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5

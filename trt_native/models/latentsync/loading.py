@@ -9,8 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trt_native.models.latentsync.checkpoint import Checkpoint, load_checkpoint, load_into
+from trt_native.models.latentsync.checkpoint import (
+    Checkpoint,
+    LoadReport,
+    load_checkpoint,
+    load_into,
+)
 from trt_native.models.latentsync.config import UNetConfig
+from trt_native.models.latentsync.releases import without_absent_motion
 from trt_native.models.latentsync.unet import UNet
 from trt_native.models.latentsync.weights import check_source, choose_config
 from trt_native.progress import ByteProgress
@@ -30,6 +36,9 @@ def load_unet(
     progress: ByteProgress | None = None,
 ) -> tuple[UNet, str | None]:
     """Make a U-Net on the CPU, in evaluation mode, without a second copy of its weights.
+
+    Motion modules that a checkpoint has no weights of are left out, which the log and the
+    module's configuration say: LatentSync's own module starts with ones that change nothing.
 
     Args:
         config: A configuration, its YAML or JSON file, or a preset's name. Default: the
@@ -54,15 +63,19 @@ def load_unet(
     if isinstance(weights, str | Path):
         weights = load_checkpoint(weights, progress)
     own = weights.config if isinstance(weights, Checkpoint) else None
+    state = weights.state_dict if isinstance(weights, Checkpoint) else weights
+    chosen = choose_config(config, own)
+    if state is not None:
+        chosen = without_absent_motion(chosen, state)
     with torch.device("meta"):
-        unet = UNet(choose_config(config, own))
+        unet = UNet(chosen)
     unet = unet.to(getattr(torch, dtype))
-    if weights is None or allow_mismatch:
+    if state is None or allow_mismatch:
         unet.to_empty(device="cpu")
         unet.init_random(random_seed or 0)
-    if weights is not None:
-        state = weights.state_dict if isinstance(weights, Checkpoint) else weights
-        if skipped := str(load_into(unet, state, strict=not allow_mismatch, progress=progress)):
-            _logger.warning("the checkpoint does not fit: %s", skipped)
+    if state is not None:
+        report = load_into(unet, state, strict=not allow_mismatch, progress=progress)
+        if report != LoadReport():
+            _logger.warning("the checkpoint does not fit: %s", report)
     sha256 = weights.sha256 if isinstance(weights, Checkpoint) else None
     return unet.requires_grad_(False).eval(), sha256

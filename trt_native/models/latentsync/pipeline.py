@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 from trt_native.errors import ClosedError, PlanError, SpecError, UnsupportedError
 from trt_native.models.latentsync.config import UNetConfig
@@ -37,6 +37,7 @@ __all__ = ["AttrDict", "LatentSyncUNet", "StepRunner", "UNetOutput", "gpu_ordina
 _LATENTS, _TIMESTEP, _AUDIO = "latents", "timestep", "encoder_hidden_states"
 _NOISE, _FEATURES = "noise_pred", "deep_features"
 _AXES = {"batch": 0, "frames": 2, "height": 3, "width": 4}  # of the latents
+_ROUNDING = 1e-3  # of timesteps up to 1000 in float32
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -117,7 +118,8 @@ class LatentSyncUNet(nn.Module):
 
     Its device and precision are the plan's: ``.to`` another device is an error, ``.to`` another
     type only logs a warning. It has no parameters and cannot be trained; ``train()`` and
-    ``eval()`` set the flag that pipelines read. One thread at a time may call it.
+    ``eval()`` set the flag that pipelines read. ``torch.compile`` leaves it as it is and compiles
+    what is around it. One thread at a time may call it.
 
     Args:
         full: Runs full steps.
@@ -196,7 +198,8 @@ class LatentSyncUNet(nn.Module):
         The steps are those of DeepCache's helper with ``cache_interval=interval`` and
         ``cache_branch_id=0``: the first timestep of a chunk and every ``interval``-th after it
         run in full, the others reuse the deep features, which stay in the GPU's memory and are not
-        copied. A call with the timestep of the previous call counts with it. A chunk begins
+        copied. Each call is an entry in the scheduler's list of timesteps; entries that repeat a
+        timestep, as PNDM's do, have the number of its first entry, as in the helper. A chunk begins
         where the timestep rises, the shapes change, a step has failed, or :meth:`reset_cache` was
         called.
 
@@ -249,6 +252,7 @@ class LatentSyncUNet(nn.Module):
         dtype: torch.dtype = torch_dtype(_tensor(self._full, _LATENTS).dtype)
         return dtype
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator,unused-ignore]
     def forward(
         self,
         sample: Tensor,
@@ -321,6 +325,44 @@ class LatentSyncUNet(nn.Module):
     def cpu(self) -> LatentSyncUNet:
         """Check the device, as :meth:`to`."""
         return self.to("cpu")
+
+    def num_parameters(
+        self,
+        only_trainable: bool = False,
+        exclude_embeddings: bool = False,  # noqa: ARG002
+    ) -> int:
+        """The number of weights of the U-Net in the plan.
+
+        Args:
+            only_trainable: Whether to count trainable ones only: none is.
+            exclude_embeddings: As for diffusers' models; the U-Net has no embedding tables.
+        """
+        from trt_native.models.latentsync.unet import UNet
+
+        if only_trainable:
+            return 0
+        with torch.device("meta"):
+            return sum(weight.numel() for weight in UNet(self._config).parameters())
+
+    def enable_xformers_memory_efficient_attention(self, attention_op: Any = None) -> None:
+        """Do nothing: TensorRT chose the plan's attention kernels when it built the plan."""
+
+    def disable_xformers_memory_efficient_attention(self) -> None:
+        """Do nothing, as :meth:`enable_xformers_memory_efficient_attention`."""
+
+    def set_attention_slice(self, slice_size: str | int | list[int] | None = "auto") -> None:
+        """Do nothing, as :meth:`enable_xformers_memory_efficient_attention`."""
+
+    def load_state_dict(self, *_args: Any, **_kwargs: Any) -> NoReturn:
+        """Raise, because the weights are in the plan.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError(
+            f"the weights are inside {self._full.name}: export and build the other checkpoint, or"
+            " put its weights into a refittable plan with trt_native.refit_plan, and load that plan"
+        )
 
     def close(self) -> None:
         """Free the plans and their memory. Idempotent."""
@@ -477,8 +519,9 @@ class _Memory:
 class _Schedule:
     """Choice of full timesteps, as DeepCache makes it for uniform intervals.
 
-    Its helper looks the timestep up in the scheduler's list. Without a scheduler, this counts the
-    distinct timesteps since the start of the chunk; within a chunk they decrease.
+    Its helper takes a timestep's first place in the scheduler's list. Without a scheduler, this
+    counts the calls since the start of the chunk; within a chunk timesteps do not rise, except by
+    rounding where a scheduler interpolates them.
     """
 
     def __init__(self, interval: int) -> None:
@@ -486,18 +529,20 @@ class _Schedule:
         self.reset()
 
     def reset(self) -> None:
-        self._count = 0
+        self._calls = self._place = 0
         self._timestep: float | None = None
         self._shapes: Mapping[str, Any] | None = None
 
     def is_full(self, timestep: float, shapes: Mapping[str, Any]) -> bool:
         last = self._timestep
-        if last is None or timestep > last or shapes != self._shapes:
-            self._count = 0
-        elif timestep < last:
-            self._count += 1
+        if last is None or timestep > last + _ROUNDING or shapes != self._shapes:
+            self._calls = self._place = 0
+        else:
+            self._calls += 1
+            if timestep != last:
+                self._place = self._calls
         self._timestep, self._shapes = timestep, shapes
-        return self._count % self._interval == 0
+        return self._place % self._interval == 0
 
 
 def _config_of(plan: Plan) -> UNetConfig:

@@ -13,11 +13,13 @@ import onnx_ir as ir
 from trt_native.errors import SpecError
 from trt_native.models.latentsync.checkpoint import (
     Checkpoint,
+    LoadReport,
     check_fit,
     load_checkpoint,
     load_safetensors,
 )
 from trt_native.models.latentsync.config import UNetConfig
+from trt_native.models.latentsync.releases import current_names, without_absent_motion
 from trt_native.models.latentsync.structure import parameter_shapes, random_parameters
 from trt_native.progress import ByteProgress
 
@@ -69,6 +71,8 @@ def load_weights(
     tensors = {}
     if checkpoint is not None:
         given = checkpoint.state_dict if isinstance(checkpoint, Checkpoint) else checkpoint
+        given = current_names(given)
+        chosen = without_absent_motion(chosen, given)
         tensors = _fitting(chosen, given, strict=not allow_mismatch)
     missing = parameter_shapes(chosen).keys() - tensors.keys()
     if missing:
@@ -87,8 +91,9 @@ def _fitting(
     own = parameter_shapes(config)
     tensors = {name: ir.tensor(value, name=name) for name, value in given.items()}
     found = {name: tuple(tensor.shape.numpy()) for name, tensor in tensors.items()}
-    if skipped := str(check_fit(own, found, strict=strict)):
-        _logger.warning("the checkpoint does not fit: %s", skipped)
+    report = check_fit(own, found, strict=strict)
+    if report != LoadReport():
+        _logger.warning("the checkpoint does not fit: %s", report)
     return {name: tensor for name, tensor in tensors.items() if own.get(name) == found[name]}
 
 
