@@ -1,4 +1,4 @@
-"""Settings to retry a failed build with, where it lacked memory or an implementation."""
+"""Settings to retry a failed build with: after a lack of memory, workspace or implementation."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from trt_native.backends.workspace_shortage import WorkspaceShortage, find_shortage
 from trt_native.config import BuildConfig
 from trt_native.errors import BuildError, TrtNativeError
-from trt_native.units import format_bytes
+from trt_native.units import INT64_MAX, format_bytes
 
-__all__ = ["Attempt", "ResourceError", "fallback_configs", "retry_cause"]
+__all__ = ["RETRIES", "Attempt", "FallbackLadder", "ResourceError", "resource_error"]
+
+RETRIES = 3
+"""How often a build is tried again."""
 
 _MIB = 2**20
 _DEFAULT_LEVEL = 3  # TensorRT's builder optimization level
@@ -28,7 +32,7 @@ _CAUSES = {
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A failed build that was retried with less.
+    """A failed build that was retried with other settings.
 
     Attributes:
         workspace_bytes: Scratch memory one layer could take.
@@ -51,26 +55,77 @@ class Attempt:
 
 
 class ResourceError(BuildError):
-    """A build failed for lack of memory or of an implementation."""
+    """A build failed for lack of memory, of workspace or of an implementation.
 
-    def __init__(self, error: TrtNativeError, cause: str, workspace_bytes: int) -> None:
+    Attributes:
+        cause: Cause of the failure, in a few words.
+        workspace_bytes: The workspace that the build had.
+        shortage: Set where that was too small.
+    """
+
+    def __init__(
+        self,
+        error: TrtNativeError,
+        cause: str,
+        workspace_bytes: int,
+        shortage: WorkspaceShortage | None = None,
+    ) -> None:
         super().__init__(
             error.message, error.details, options=error.options, problems=error.problems
         )
         self.cause = cause
         self.workspace_bytes = workspace_bytes
+        self.shortage = shortage
 
 
-def fallback_configs(config: BuildConfig, workspace_bytes: int) -> Iterator[BuildConfig]:
-    """Configurations to try after a failed build, in order.
+def resource_error(error: BuildError, workspace_bytes: int) -> ResourceError | None:
+    """The error as a :class:`ResourceError`; None if other settings would not help."""
+    shortage = find_shortage(error.details)
+    if shortage is not None:
+        return ResourceError(error, str(shortage), workspace_bytes, shortage)
+    text = str(error).lower()
+    cause = next((cause for sign, cause in _CAUSES.items() if sign in text), None)
+    return None if cause is None else ResourceError(error, cause, workspace_bytes)
 
-    Each has a quarter of the workspace of the one before. The second also lowers the optimization
-    level to 2 at most, the third to 0.
 
-    Args:
-        config: The configuration that failed.
-        workspace_bytes: The workspace it had.
+class FallbackLadder:
+    """Chooses the configuration to try after each failed attempt, :data:`RETRIES` times at most.
+
+    Where the workspace was too small, the next one is a larger power of two: what TensorRT says it
+    needs, and at least twice as much. Otherwise each has a quarter of the workspace of the one
+    before; the second also lowers the optimization level to 2 at most, the third to 0. Sizes that
+    were too small, or too large, are not tried again.
     """
+
+    def __init__(self) -> None:
+        self._down: Iterator[BuildConfig] | None = None
+        self._too_small, self._too_large = 0, INT64_MAX
+        self._left = RETRIES
+
+    def next_config(self, config: BuildConfig, failure: ResourceError) -> BuildConfig | None:
+        """The configuration to try next; None if there is none.
+
+        Args:
+            config: The configuration that failed last.
+            failure: How it failed.
+        """
+        if not self._left:
+            return None
+        self._left -= 1
+        tried = failure.workspace_bytes
+        if failure.shortage is not None:
+            self._too_small = max(self._too_small, tried)
+            larger = failure.shortage.larger_workspace(tried)
+            return replace(config, workspace_bytes=larger) if larger < self._too_large else None
+        self._too_large = min(self._too_large, tried)
+        self._down = self._down or _smaller_configs(config, tried)
+        smaller = next(self._down, None)
+        if smaller is None or (smaller.workspace_bytes or 0) <= self._too_small:
+            return None
+        return smaller
+
+
+def _smaller_configs(config: BuildConfig, workspace_bytes: int) -> Iterator[BuildConfig]:
     level = _DEFAULT_LEVEL if config.optimization_level is None else config.optimization_level
     smallest = min(workspace_bytes, 32 * _MIB)
     last = (workspace_bytes, level)
@@ -80,9 +135,3 @@ def fallback_configs(config: BuildConfig, workspace_bytes: int) -> Iterator[Buil
             changed = config.optimization_level if highest == level else highest
             yield replace(config, workspace_bytes=rung[0], optimization_level=changed)
         last = rung
-
-
-def retry_cause(error: TrtNativeError) -> str | None:
-    """Reason why a smaller workspace or a lower level may help; None if it would not."""
-    text = str(error).lower()
-    return next((cause for sign, cause in _CAUSES.items() if sign in text), None)
