@@ -66,7 +66,9 @@ def latentsync(
             " features, and NAME.shallow.onnx, which takes them.",
         ),
     ] = False,
-    opset: Annotated[int | None, typer.Option(help="ONNX operator-set version.")] = None,
+    opset: Annotated[
+        int | None, typer.Option(help="ONNX operator-set version. \\[default: 18; 22 for bf16]")
+    ] = None,
     allow_mismatch: Annotated[
         bool,
         typer.Option(
