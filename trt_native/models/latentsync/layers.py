@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from trt_native.models.latentsync.config import MotionConfig, UNetConfig
 
-__all__ = ["BatchFrames", "GroupNorm", "Motion", "Positions", "Transformer", "silu"]
+__all__ = ["BatchFrames", "GroupNorm", "Motion", "Positions", "Transformer", "is_exporting", "silu"]
 
 BatchFrames = tuple[int, int]
 """(batch, frames): how the leading axis of an activation is made up."""
@@ -93,9 +93,14 @@ class _Attention(nn.Module):
         return cast(Tensor, self.to_out[0](_attend(q, k, v).permute(2, 0, 1, 3).flatten(-2)))
 
 
+def is_exporting() -> bool:
+    """Whether ``torch.export`` traces this; PyTorch before 2.7 has no function that says so."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+
+
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax(q k^T / sqrt(head size)) v over (n, heads, tokens, head size)."""
-    if not torch.compiler.is_exporting():
+    if not is_exporting():
         return functional.scaled_dot_product_attention(q, k, v)
     # The operators TensorRT fuses, with the softmax in FP32.
     scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5

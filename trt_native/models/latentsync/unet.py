@@ -24,6 +24,7 @@ from trt_native.models.latentsync.layers import (
     Motion,
     Positions,
     Transformer,
+    is_exporting,
     silu,
 )
 
@@ -92,7 +93,7 @@ class UNet(nn.Module):
 
         With ``deep_features`` these are taken for the latter, and what leads to them is skipped.
         """
-        if not torch.compiler.is_exporting():
+        if not is_exporting():
             timestep, audio = _checked_inputs(self, latents, timestep, audio)
         batch, channels, frames, height, width = latents.shape
         clip = (batch, frames)
