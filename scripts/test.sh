@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Everything that must pass: lint, types, import contract, tests, and the backend tests once more on
-# the real TensorRT 10 and 11 Python bindings (tests/lanes). Needs Python 3.10 or later.
+# Everything that must pass: lint, types, import contract, tests; the backend tests once more on the
+# real TensorRT 10 and 11 Python bindings, and the tests of what LatentSync's pipeline calls once more
+# with the versions that it pins (tests/lanes). Needs Python 3.10 or later.
 #
 #   scripts/test.sh                all of it
 #   scripts/test.sh ARGUMENT…      only pytest, with these arguments
@@ -17,16 +18,28 @@ logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 step() { printf '\n== %s\n' "$1"; }
 
+# made COMMAND...: run a script that makes a lane; 75 where it cannot be made here.
+made() {
+  local status=0
+  PYTHON=$PWD/$bin/python "$@" || status=$?
+  ((status != 75)) || echo "skipped: see the reason above"
+  return "$status"
+}
+
 # The backend tests on the Python API of one other TensorRT.
 lane() {
-  local status=0
-  PYTHON=$PWD/$bin/python tests/lanes/make_lane.sh "$1" ".lanes/$1" || status=$?
-  if ((status == 75)); then
-    echo "skipped: see the reason above"
-    return
-  fi
-  ((status == 0)) || return "$status"
+  made tests/lanes/make_lane.sh "$1" ".lanes/$1" || return
   PYTHONPATH=.lanes/$1 TRT_NATIVE_BACKEND=tensorrt "$bin/pytest" tests/backends
+}
+
+# The tests of the drop-in, and of what it stands on, with LatentSync's versions.
+latentsync_lane() {
+  local python=.lanes/latentsync/bin/python
+  made tests/lanes/make_latentsync_env.sh .lanes/latentsync || return
+  "$python" -c 'import cv2, diffusers, numpy, torch; from trt_native import LatentSyncUNet
+print(*(f"{m.__name__} {m.__version__}" for m in (cv2, diffusers, numpy, torch)), sep=", ")'
+  OMP_NUM_THREADS=1 "$python" -m pytest -p no:cacheprovider -m "not slow and not gpu" \
+    tests/models tests/plans tests/runtime tests/test_arrays.py
 }
 
 step "lint"
@@ -55,12 +68,18 @@ echo "coverage: $("$bin/coverage" report --format=total) % of the lines of trt_n
 
 lane trt10 >"$logs/trt10" 2>&1 & trt10=$!
 lane trt11 >"$logs/trt11" 2>&1 & trt11=$!
-for name in trt10 trt11; do
+latentsync_lane >"$logs/latentsync" 2>&1 & latentsync=$!
+declare -A titles=(
+  [trt10]="backend tests on the real Python API of TensorRT 10"
+  [trt11]="backend tests on the real Python API of TensorRT 11"
+  [latentsync]="tests of the drop-in with LatentSync's versions"
+)
+for name in trt10 trt11 latentsync; do
   status=0
   wait "${!name}" || status=$?
-  step "backend tests on the real Python API of TensorRT ${name#trt}"
+  step "${titles[$name]}"
   cat "$logs/$name"
-  ((status == 0)) || exit "$status"
+  ((status == 0 || status == 75)) || exit "$status"
 done
 echo
 echo "everything passed"
