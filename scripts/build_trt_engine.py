@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
-"""Build a TensorRT plan from ONNX: `trt-native build` under the familiar name."""
+"""Build a TensorRT plan of the LatentSync U-Net: `trt-native guide build`."""
 
 import sys
 
+import environment  # noqa: F401  (ends with one line where the package is not installed)
+
 from trt_native.cli import main
 
-main(["build", *sys.argv[1:]])
+main(["guide", "build", *sys.argv[1:]])

@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import environment  # noqa: F401  (ends with one line where the package is not installed)
 import typer
 
 from trt_native.cli.console import print_json, report_errors, stderr, table

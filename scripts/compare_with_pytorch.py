@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import environment  # noqa: F401  (ends with one line where the package is not installed)
 import typer
 
 from trt_native.cli.console import report_errors, stdout

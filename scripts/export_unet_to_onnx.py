@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
-"""Export the LatentSync U-Net to ONNX: `trt-native export latentsync` under the familiar name."""
+"""Export the LatentSync U-Net to ONNX: `trt-native guide export`."""
 
 import sys
 
+import environment  # noqa: F401  (ends with one line where the package is not installed)
+
 from trt_native.cli import main
 
-main(["export", "latentsync", *sys.argv[1:]])
+main(["guide", "export", *sys.argv[1:]])

@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
-"""Run a TensorRT plan: `trt-native run` under the familiar name."""
+"""Run the plan of the LatentSync U-Net on random inputs: `trt-native guide infer`."""
 
 import sys
 
+import environment  # noqa: F401  (ends with one line where the package is not installed)
+
 from trt_native.cli import main
 
-main(["run", *sys.argv[1:]])
+main(["guide", "infer", *sys.argv[1:]])

@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated, Any
 
+import environment  # noqa: F401  (ends with one line where the package is not installed)
 import numpy as np
 import onnx
 import typer

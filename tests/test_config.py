@@ -87,7 +87,10 @@ def test_a_quantization_that_contradicts_itself(precision, options, message):
     [
         ({"optimization_level": 6}, "0 to 5"),
         ({"max_aux_streams": -1}, "negative"),
-        ({"workspace_bytes": 0}, "positive"),
+        ({"workspace_bytes": 0}, "at least 1 MiB$"),
+        ({"workspace_bytes": 8}, "at least 1 MiB; 8GiB?"),
+        ({"workspace_bytes": 4096}, "at least 1 MiB; 4096MiB?"),
+        ({"workspace_bytes": 2**63}, "at least 1 MiB$"),
         ({"precision": Precision.TF32, "tf32": False}, "contradicts"),
         ({"compute_capabilities": ("sm89",)}, "write it as"),
     ],

@@ -29,6 +29,7 @@ __all__ = [
 QUANTIZED_OPS = ("Conv", "MatMul", "Gemm")
 """Operators whose inputs Q/DQ nodes are written for."""
 
+_MIN_WORKSPACE = 2**20
 _E = TypeVar("_E", bound="_Choice")
 
 
@@ -356,8 +357,9 @@ class BuildConfig:
         keep_fp32: Shell patterns of ONNX node names (``*/norm*``) or operators (``op:Resize``)
             that keep FP32 arithmetic in a reduced-precision plan.
         quantization: See :class:`QuantizationSpec`; for a quantized ``precision`` alone.
-        workspace_bytes: Upper limit for scratch memory of one layer. None is 8 GiB, or where the
-            GPU has less free, the largest power of two that fits.
+        workspace_bytes: Upper limit for the scratch memory of one layer, at least 1 MiB. With
+            TensorRT-RTX, which compiles a network as a whole, it holds for all activations. None is
+            8 GiB, or where the GPU has less free, the largest power of two that fits.
         optimization_level: 0 (fastest build) to 5 (most thorough). None is TensorRT's default.
         max_aux_streams: Extra streams one inference may use. None lets TensorRT decide.
         tf32: Whether FP32 layers may use TF32. None: yes, unless ``precision`` is FP32. Where it is
@@ -417,7 +419,8 @@ class BuildConfig:
     workspace_bytes: int | None = field(
         default=None,
         metadata=_option(
-            "Most scratch memory one layer may take.",
+            "Most scratch memory one layer may take; with TensorRT-RTX, most memory that all"
+            " activations may take. At least 1MiB.",
             _TUNING,
             parse=parse_bytes,
             flag="workspace",
@@ -496,11 +499,8 @@ class BuildConfig:
                 f"max_aux_streams {self.max_aux_streams}: it cannot be negative, or above 2^31",
                 options=("max_aux_streams",),
             )
-        if self.workspace_bytes is not None and not 0 < self.workspace_bytes <= INT64_MAX:
-            raise SpecError(
-                f"workspace of {self.workspace_bytes} bytes: it must be positive",
-                options=("workspace_bytes",),
-            )
+        if self.workspace_bytes is not None:
+            _check_workspace(self.workspace_bytes)
         if self.precision is Precision.TF32 and self.tf32 is False:
             raise SpecError(
                 "precision tf32 contradicts tf32=False; use precision fp32",
@@ -557,6 +557,16 @@ class BuildConfig:
             raise
         except Exception as error:  # cattrs and what it converts to raise many kinds
             raise SpecError(f"build options cannot be read: {error}") from None
+
+
+def _check_workspace(count: int) -> None:
+    if _MIN_WORKSPACE <= count <= INT64_MAX:
+        return
+    meant = f"; {count}{'GiB' if count < 1024 else 'MiB'}?" if 0 < count < _MIN_WORKSPACE else ""
+    raise SpecError(
+        f"workspace of {count} bytes: it must be at least 1 MiB{meant}",
+        options=("workspace_bytes",),
+    )
 
 
 def _changed(config: BuildConfig | QuantizationSpec) -> dict[str, Any]:

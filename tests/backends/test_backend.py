@@ -6,6 +6,8 @@ TensorRT 10 and 11.
 
 from __future__ import annotations
 
+import dataclasses
+
 import onnx
 import onnx_ir as ir
 import pytest
@@ -91,8 +93,18 @@ def test_a_missing_profile_is_tensorrts_own_error(backend, request_for):
 
 
 def test_too_little_workspace_is_reported(backend, request_for):
-    with pytest.raises(BuildError, match=r"(?i)workspace"):
+    with pytest.raises(BuildError, match=r"the workspace is too small, the limit is 1\.0 KiB"):
         build(backend, request_for(shapes=DYNAMIC, workspace_bytes=1024))
+
+
+def test_out_of_memory_by_the_workspace_limit_names_what_it_needs(backend, request_for):
+    request = request_for(tiny_models.wide_convs, workspace_bytes=64 << 20)
+    with pytest.raises(BuildError, match=r"it needs (?P<need>\d\d\.\d) MiB") as caught:
+        build(backend, request)
+    assert "the limit is 64.0 MiB; allow 128.0 MiB" in caught.value.message
+    assert caught.value.options == ("workspace_bytes",)
+    assert any("OutOfMemory (Requested size was" in line for line in caught.value.details)
+    build(backend, dataclasses.replace(request, workspace_bytes=128 << 20))
 
 
 @pytest.mark.parametrize(

@@ -310,12 +310,12 @@ def test_the_temporary_rewritten_model_is_gone_afterwards(tmp_path, monkeypatch)
 
 def test_decisions_without_a_build(tmp_path):
     path = tiny_models.coupled(tmp_path / "m.onnx")
-    planned = decide(path, config("batch=1:2:2", "frames=16", workspace_bytes=99), backend="rtx")
+    planned = decide(path, config("batch=1:2:2", "frames=16", workspace_bytes=2**20), backend="rtx")
     assert planned.fixed == {"x": (None, 16, 4), "z": (None, 4)}
     assert planned.precision.applied is Precision.FP16
     assert planned.precision.strongly_typed
     assert [record["name"] for record in planned.passes] == ["autocast"]
-    assert planned.workspace_bytes == 99
+    assert planned.workspace_bytes == 2**20
 
 
 def test_errors_come_before_tensorrt_is_asked(tmp_path):

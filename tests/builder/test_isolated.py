@@ -20,8 +20,9 @@ from helpers import tiny_models
 from helpers.planted_builds import PLANT
 from onnx import helper
 
-from trt_native.builder.isolated import Job
+from trt_native.builder.isolated import Job, build_with_retries
 from trt_native.config import BuildConfig, Precision
+from trt_native.errors import BuildError
 from trt_native.shapes import ProfileSpec
 
 DIMS = ("--dim", "batch=1:2:4", "--dim", "height=8", "--dim", "width=8")
@@ -349,6 +350,28 @@ class TestRetries:
         result = build("--retry", body=NO_ROOM.format(room=2**31))
         assert "workspace 2.0 GiB, optimization level the default" in result.stdout
         assert "workspace 8.0 GiB" in result.stdout
+
+    def test_a_workspace_that_is_too_small_grows(self, tmp_path):
+        pytest.importorskip("tensorrt_rtx")
+        path = tiny_models.wide_convs(tmp_path / "m.onnx")
+        job = Job(
+            model=path,
+            target=tmp_path / "m.plan",
+            config=BuildConfig(workspace_bytes=16 << 20),
+            backend="rtx",
+            cache=None,
+            cache_bytes=None,
+        )
+        with pytest.raises(BuildError, match=r"limit is 16\.0 MiB; allow 64\.0 MiB") as caught:
+            build_with_retries(job, None)
+        assert caught.value.details[-1] == "hint: a retry builds again with a larger workspace"
+        assert caught.value.options == ("workspace_bytes", "retry")
+        outcome = build_with_retries(job, None, retry=True)
+        (attempt,) = outcome.attempts
+        assert attempt.workspace_bytes == 16 << 20
+        assert "the workspace is too small, it needs" in attempt.cause
+        assert outcome.manifest.options["workspace_bytes"] == 64 << 20
+        assert "optimization_level" not in outcome.manifest.options
 
     def test_only_on_request(self, build, tmp_path):
         message = failed(build(body=NO_ROOM.format(room=2**29)))

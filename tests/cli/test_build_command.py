@@ -85,6 +85,7 @@ class TestBuild:
             ),
             (["--precision", "fast"], "none of: auto, fp32"),
             (["--workspace", "lots"], "not a size"),
+            (["--workspace", "8"], "must be at least 1 MiB; 8GiB? (--workspace)"),
             (["--dim", "batch"], "not NAME=RANGE"),
             (["--dim", "depth=1"], "'depth' is not one of the model's"),
             (["--shape", "x=1x3x8"], "has 4 axes"),

@@ -52,7 +52,7 @@ def test_a_field_has_one_flag_in_all_commands():
     [
         ("tf32", False, ["--no-tf32"]),
         ("add_opt_shape_profiles", True, ["--add-opt-shape-profiles"]),
-        ("workspace_bytes", 1024, ["--workspace", "1024"]),
+        ("workspace_bytes", 2**20, ["--workspace", "1048576"]),
         ("ops", ["Conv", "Gemm"], ["--quantize-ops", "Conv,Gemm"]),
         ("exclude", ["a", "b"], ["--quantize-exclude", "a", "--quantize-exclude", "b"]),
     ],

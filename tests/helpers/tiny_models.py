@@ -36,6 +36,23 @@ def conv(path, shape=("batch", 3, "height", "width"), operator="Relu"):
     )
 
 
+def wide_convs(path):
+    """Three convolutions of little weight whose activations take 40 MiB in FP16, 72 MiB in FP32."""
+    kernel = np.full((64, 64, 3, 3), 0.01, np.float32)
+    nodes = [
+        helper.make_node("Conv", [f"x{i}", "kernel"], [f"x{i + 1}"], pads=[1, 1, 1, 1])
+        for i in range(3)
+    ]
+    shape = [2, 64, 256, 256]
+    return save(
+        path,
+        nodes,
+        [tensor("x0", FLOAT, shape)],
+        [tensor("x3", FLOAT, shape)],
+        {"kernel": kernel},
+    )
+
+
 def conv_chain(path, length=500):
     """So many convolutions that a build takes seconds."""
     random = np.random.default_rng(0)

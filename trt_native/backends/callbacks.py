@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -35,7 +36,7 @@ class Log:
 
     def __init__(self) -> None:
         self.tensorrt_logger: Any = None
-        self._sinks: list[list[str]] = []
+        self._sinks: list[tuple[list[str], re.Pattern[str] | None]] = []
         self.interrupt: BaseException | None = None
 
     def write(self, severity: int, message: str) -> None:
@@ -44,26 +45,30 @@ class Log:
         if self.recorder is not None:
             self.recorder(text)
         level = _LEVELS[min(severity, 4)]
-        if level == logging.ERROR and self._sinks:
-            for sink in list(self._sinks):
-                if text not in sink:
-                    sink.append(text)
+        error = level == logging.ERROR
+        for sink, also in list(self._sinks):
+            if (error or (also is not None and also.search(text))) and text not in sink:
+                sink.append(text)
+        if error and self._sinks:
             level = logging.DEBUG  # it reaches the user with the exception that follows
         _LOGGER.log(level, "%s", text)
 
     @contextlib.contextmanager
-    def collect_errors(self) -> Iterator[list[str]]:
+    def collect_errors(self, also: re.Pattern[str] | None = None) -> Iterator[list[str]]:
         """Collect errors, each once, while the block runs.
+
+        Args:
+            also: Lines of lower severity to collect too, because they explain an error.
 
         Raises a KeyboardInterrupt that came meanwhile in one of TensorRT's calls to the log.
         """
         sink: list[str] = []
-        self._sinks.append(sink)
+        self._sinks.append((sink, also))
         try:
             yield sink
         finally:
             # By identity: two empty lists are equal.
-            self._sinks = [other for other in self._sinks if other is not sink]
+            self._sinks = [entry for entry in self._sinks if entry[0] is not sink]
         interrupt, self.interrupt = self.interrupt, None
         if interrupt is not None:
             raise interrupt

@@ -26,11 +26,13 @@ from trt_native.backends.callbacks import (
     make_profiler,
 )
 from trt_native.backends.interface import interface_problems
+from trt_native.backends.workspace_shortage import BUDGET_LINE, find_shortage
 from trt_native.config import BuildConfig
 from trt_native.errors import BuildError, PlanError, SpecError, UnsupportedError
 from trt_native.files import atomic_write, open_regular_file
 from trt_native.plans.manifest import PlanTensor
 from trt_native.progress import Progress
+from trt_native.units import format_bytes
 
 __all__ = ["TENSORRT_UNSUPPORTED_OPTIONS", "TensorRTBackend"]
 
@@ -297,17 +299,30 @@ class TensorRTBackend:
     ) -> memoryview:
         monitor = make_monitor(self._trt, progress, cancelled)
         config.progress_monitor = monitor
-        with self._log.collect_errors() as errors:
+        with self._log.collect_errors(also=BUDGET_LINE) as errors:
             serialized = builder.build_serialized_network(network, config)
         if monitor.failure is not None:
             raise monitor.failure
         if cancelled.is_set():
             raise BuildError("the build was cancelled")
         if serialized is None:
-            raise BuildError(
-                f"{self.product} {self.version} failed to build the network", _relevant(errors)
+            raise self._build_error(
+                errors, config.get_memory_pool_limit(self._trt.MemoryPoolType.WORKSPACE)
             )
         return memoryview(serialized).cast("B")
+
+    def _build_error(self, lines: list[str], workspace_bytes: int) -> BuildError:
+        message = f"{self.product} {self.version} failed to build the network"
+        shortage = find_shortage(lines)
+        if shortage is None:
+            return BuildError(message, _relevant(lines))
+        larger = format_bytes(shortage.larger_workspace(workspace_bytes))
+        return BuildError(
+            f"{message}: {shortage}, the limit is {format_bytes(workspace_bytes)}; allow {larger},"
+            " or lower the maxima of the profiles",
+            _relevant(lines),
+            options=("workspace_bytes",),
+        )
 
     # Timing cache
 

@@ -44,7 +44,7 @@ def build_plan(
             loaded backend can be given then.
         timeout_s: Longest time in seconds that an isolated build may take.
         retry: Repeat an isolated build with a smaller workspace and a lower optimization level
-            where memory or an implementation is lacking.
+            where memory or an implementation is lacking, with a larger workspace where that is.
 
     Returns:
         The plan with its manifest, not yet saved. To reuse built plans, call

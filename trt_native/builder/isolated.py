@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trt_native.errors
-from trt_native.builder.fallback import Attempt, ResourceError, fallback_configs, retry_cause
+from trt_native.builder.fallback import Attempt, FallbackLadder, ResourceError, resource_error
 from trt_native.builder.plan_cache import FOLDERS as CACHE_FOLDERS
 from trt_native.config import BuildConfig
 from trt_native.errors import BuildError, TrtNativeError
@@ -63,7 +63,8 @@ _BOOT = (
     "import sys; sys.path[:] = sys.argv[2:];"
     " from trt_native.builder.worker import main; main(int(sys.argv[1]))"
 )
-_RETRY_HINT = (
+_RETRY_LARGER_HINT = "hint: a retry builds again with a larger workspace"
+_RETRY_SMALLER_HINT = (
     "hint: a retry builds again with a smaller workspace and a lower optimization level; smaller"
     " maxima of the profiles need less memory, too"
 )
@@ -114,13 +115,13 @@ class Outcome:
 def build_with_retries(
     job: Job, progress: Progress | None, *, timeout_s: float | None = None, retry: bool = False
 ) -> Outcome:
-    """Build in a child process; on lack of memory or an implementation, retry with less.
+    """Build in a child process; on lack of memory, workspace or an implementation, retry.
 
     Args:
         job: The build.
         progress: Receives progress callbacks.
         timeout_s: Longest time in seconds, for all attempts together.
-        retry: Whether to build again; at most three times, see :func:`fallback_configs`.
+        retry: Whether to build again with other settings; see :class:`FallbackLadder`.
 
     Raises:
         TrtNativeError: the error that the build raised, and :class:`BuildError` where it
@@ -130,22 +131,20 @@ def build_with_retries(
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     job, asked = replace(job, retry=retry), job.config
     attempts: list[Attempt] = []
-    ladder: Iterator[BuildConfig] | None = None
+    ladder = FallbackLadder()
     while True:
         try:
             return build_in_child(job, progress, deadline=deadline)
         except ResourceError as failure:
             if not retry:
+                hint = _RETRY_SMALLER_HINT if failure.shortage is None else _RETRY_LARGER_HINT
                 raise failure.restated(
-                    failure.message, BuildError, details=[_RETRY_HINT], options=["retry"]
+                    failure.message, BuildError, details=[hint], options=["retry"]
                 ) from None
             attempt = Attempt(failure.workspace_bytes, job.config.optimization_level, failure.cause)
             attempts.append(attempt)
             _LOGGER.warning("attempt %d failed with %s", len(attempts), attempt)
-            ladder = ladder or fallback_configs(
-                job.config, failure.workspace_bytes, has_levels=failure.has_levels
-            )
-            config = next(ladder, None)
+            config = ladder.next_config(job.config, failure)
             if config is None:
                 tried = [f"attempt {i}: {attempt}" for i, attempt in enumerate(attempts, 1)]
                 raise failure.restated(failure.message, BuildError, details=tried) from None
@@ -169,8 +168,8 @@ def build_isolated(
         backend: ``auto``, ``tensorrt`` or ``rtx``.
         progress: Receives progress callbacks.
         timeout_s: Longest time in seconds, for all attempts together.
-        retry: Build again with less where memory or an implementation is lacking; see
-            :func:`~trt_native.builder.fallback.fallback_configs`.
+        retry: Build again with other settings where memory, workspace or an implementation is
+            lacking; see :class:`~trt_native.builder.fallback.FallbackLadder`.
 
     Returns:
         The plan with its manifest, not yet saved. The plan owns its data, which is a mapping of a
@@ -335,7 +334,12 @@ class _Child:
         self._read_remaining_output()
         code = self._process.returncode
         if code == -signal.SIGKILL:
-            raise self._resource_error(self._killed(), "killed for lack of memory")
+            raise ResourceError(
+                self._killed(),
+                "killed for lack of memory",
+                self._workspace_bytes,
+                has_levels=self._has_levels,
+            )
         raise self._lacking(self._crashed(code))
 
     def _raise(self, error: dict[str, Any]) -> None:
@@ -352,11 +356,10 @@ class _Child:
 
     def _lacking(self, failure: TrtNativeError) -> TrtNativeError:
         """The failure, as a :class:`ResourceError` if a retry may help."""
-        cause = retry_cause(failure) if isinstance(failure, BuildError) else None
-        return self._resource_error(failure, cause) if cause else failure
-
-    def _resource_error(self, failure: TrtNativeError, cause: str) -> ResourceError:
-        return ResourceError(failure, cause, self._workspace_bytes, has_levels=self._has_levels)
+        if not isinstance(failure, BuildError):
+            return failure
+        found = resource_error(failure, self._workspace_bytes, has_levels=self._has_levels)
+        return found or failure
 
     def _read_remaining_output(self) -> None:
         """Read the rest of a dead child's standard output."""

@@ -32,7 +32,7 @@ __all__ = ["main"]
 
 _LOGGER = logging.getLogger(__name__)
 _STEP_INTERVAL_S = 0.05
-_LESS = ("workspace_bytes", "optimization_level")  # what a retry lowers
+_FALLBACK_FIELDS = ("workspace_bytes", "optimization_level")  # what a retry changes
 _FEW = 30  # so few steps that each is reported
 
 
@@ -112,7 +112,7 @@ def _build_and_save(job: Job, report: _Report) -> dict[str, Any]:
     else:
         built = cache.build_plan(job.model, config, backend=backend, progress=progress)
         if job.asked is not None:
-            settings = {name: getattr(config, name) for name in _LESS}
+            settings = {name: getattr(config, name) for name in _FALLBACK_FIELDS}
             cache.record_fallback(
                 job.model, job.asked, {"failed": failed, **settings}, backend=backend
             )
@@ -129,7 +129,7 @@ def _reuse_fallback(
     fallback = cache.find_fallback(job.model, job.config, backend=backend)
     if fallback is None:
         return job.config, []
-    config = replace(job.config, **{name: fallback[name] for name in _LESS})
+    config = replace(job.config, **{name: fallback[name] for name in _FALLBACK_FIELDS})
     used = Attempt(config.workspace_bytes or 0, config.optimization_level, "it worked")
     _LOGGER.warning(
         "reusing the settings that worked in an earlier build (%s); clear the cache to retry the"

@@ -17,6 +17,7 @@ from trt_native.cli.deploy import deploy_app
 from trt_native.cli.diff import diff
 from trt_native.cli.doctor import doctor
 from trt_native.cli.export import export_app
+from trt_native.cli.guide import guide_app
 from trt_native.cli.inspect import inspect
 from trt_native.cli.quantize import quantize
 from trt_native.cli.refit import refit
@@ -57,6 +58,7 @@ def options(
 
 
 app.add_typer(export_app)
+app.add_typer(guide_app)
 app.command()(quantize)
 app.add_typer(cache_app)
 app.command()(build)

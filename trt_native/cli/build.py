@@ -86,8 +86,9 @@ def build(
         bool,
         typer.Option(
             "--retry",
-            help="When memory or an implementation is lacking, build again, at most three times,"
-            " with a smaller workspace and a lower optimization level.",
+            help="Build again, at most three times: with a larger workspace where that was too"
+            " small; where memory or an implementation is lacking, with a smaller one and a lower"
+            " optimization level.",
             rich_help_panel=_PROCESS,
         ),
     ] = False,
