@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from helpers import DATA
 from helpers.metrics import relative_error
+from onnx.reference import ReferenceEvaluator
 
 from trt_native.errors import ModelError
 from trt_native.models.latentsync import UNetConfig, load_unet
+from trt_native.models.latentsync.export import export_latentsync
 from trt_native.models.latentsync.releases import without_absent_motion
 
 
@@ -43,15 +47,40 @@ def without_motion(state):
     return {name: tensor for name, tensor in state.items() if ".motion_modules." not in name}
 
 
-@pytest.mark.parametrize("allow_mismatch", [False, True])
-@pytest.mark.parametrize("preset", ["small", "without motion"])
-def test_a_checkpoint_of_latentsync_1_0(state, caplog, preset, allow_mismatch):
-    old = {
-        re.sub(r"\.(norm|attn)2\.", r".audio_cross_attn.\1.", name) if ".attentions." in name
+@pytest.fixture(scope="module")
+def old(state):
+    """The checkpoint as 1.0 would have it."""
+    named = {
+        re.sub(r"\.(norm|attn)2\.", r".audio_cross_attn.\1.", name)
+        if ".attentions." in name
         else name: tensor
         for name, tensor in without_motion(state).items()
-    }  # fmt: skip
-    assert sum("audio_cross_attn.norm." in name for name in old) > 10
+    }
+    assert sum("audio_cross_attn.norm." in name for name in named) > 10
+    return named
+
+
+def test_the_written_graph_of_a_checkpoint_of_latentsync_1_0(tmp_path, old, caplog):
+    path = tmp_path / "unet.onnx"
+    export_latentsync(path, config="small", checkpoint=old)
+    assert "has no weights for the motion modules: they are left out" in caplog.text
+    entries = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    assert json.loads(entries["trt_native.config"])["use_motion_module"] is False
+    generator = np.random.default_rng(0)
+    inputs = {
+        "latents": generator.standard_normal((1, 13, 2, 16, 16), np.float32),
+        "timestep": np.array([7]),
+        "encoder_hidden_states": generator.standard_normal((2, 50, 24), np.float32),
+    }
+    (found,) = ReferenceEvaluator(str(path)).run(None, inputs)
+    unet, _ = load_unet(config="small", checkpoint=old)
+    expected = unet(*map(torch.from_numpy, inputs.values()))
+    assert relative_error(found, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("allow_mismatch", [False, True])
+@pytest.mark.parametrize("preset", ["small", "without motion"])
+def test_a_checkpoint_of_latentsync_1_0(old, caplog, preset, allow_mismatch):
     config = UNetConfig.load("small")
     if preset != "small":
         config = replace(config, use_motion_module=False)
