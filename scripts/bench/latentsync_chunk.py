@@ -36,7 +36,7 @@ from trt_native.models.latentsync.build_folder import (
     FRAMES,
     VAE_FRAMES,
     FolderOptions,
-    Weights,
+    ModelSources,
     build_latentsync,
 )
 
@@ -105,7 +105,7 @@ def prepare(
     started = time.perf_counter()
     reports = build_latentsync(
         setup.plans,
-        Weights(random_seed=0, config=config, vae_config=vae_config),
+        ModelSources(random_seed=0, config=config, vae_config=vae_config),
         FolderOptions(resolution=setup.size, vae_frames=vae_frames),
     )
     rows = [(r.plan.name, r.plan_bytes / 2**20, r.export_s, r.build_s) for r in reports]

@@ -107,7 +107,7 @@ def build_latentsync(
 
     reports = build_folder.build_latentsync(
         output,
-        build_folder.Weights(
+        build_folder.ModelSources(
             checkpoint=checkpoint,
             vae=vae,
             random_seed=random_weights,

@@ -40,6 +40,7 @@ __all__ = [
     "DEFAULT_OPSET",
     "ExportReport",
     "export_module",
+    "require_torch",
     "writing",
 ]
 
@@ -183,7 +184,7 @@ def _exported_model(
     progress: ByteProgress = no_progress,
 ) -> ir.Model:
     """The module as an ONNX model in memory, its weights those of the module, not copied."""
-    _require_torch()
+    require_torch()
     _check_opset(opset)
     named = _named_inputs(module, inputs)
     names = _matched(input_names, list(named), "input_names")
@@ -207,7 +208,7 @@ def _exported_model(
     return model
 
 
-def _require_torch() -> None:
+def require_torch() -> None:
     """Raise :class:`UnsupportedError` where torch or onnxscript is not installed."""
     try:
         import onnxscript  # noqa: F401
