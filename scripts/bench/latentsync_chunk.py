@@ -41,6 +41,7 @@ from trt_native.models.latentsync.build_folder import (
 )
 
 INTERVAL = 3
+PLANS = ("unet.plan", "unet.shallow.plan", "vae.encoder.plan", "vae.decoder.plan")
 CONTENDERS = ("original", "ours", "ours-overlap", "original-full", "ours-full")
 """``-full`` runs every step in full; ``-overlap`` decodes on a stream of its own."""
 
@@ -99,7 +100,7 @@ def prepare(
 ) -> None:
     """Export with random weights and build the plans; those that are there are used again."""
     setup = Setup(work, config, vae_config, resolution)
-    if any(setup.plans.glob("*.plan")):
+    if all((setup.plans / name).exists() for name in PLANS):
         stdout.print(f"{setup.plans}: has plans already")
         return
     started = time.perf_counter()

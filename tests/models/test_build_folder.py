@@ -85,14 +85,16 @@ class TestBuilds:
 
     def test_the_unet_alone(self, exports, tmp_path):
         weights = ModelSources(checkpoint=DATA / "unet_small.pt", config="small")
-        options = FolderOptions(vae=False, deepcache=False, guidance=False, resolution=64)
+        options = FolderOptions(
+            vae=False, deepcache=False, guidance=False, resolution=64, float_timestep=True
+        )
         build_latentsync(tmp_path, weights, options)
         assert plans(tmp_path) == ["unet.plan"]
         assert profiles(tmp_path / "unet.plan")[0] == "1x13x1x8x8:1x13x16x8x8:1x13x16x8x8"
         ((kind, given),) = exports
         assert kind == "latentsync"
         assert given["checkpoint"].sha256
-        assert given["precision"] == "fp16"
+        assert (given["precision"], given["timestep_dtype"]) == ("fp16", "float32")
 
 
 def test_an_export_that_fails_leaves_nothing(exports, tmp_path, monkeypatch):

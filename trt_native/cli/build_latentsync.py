@@ -65,6 +65,14 @@ def build_latentsync(
         bool,
         typer.Option(help="Build for guidance scales above 1; without, for 1 and less alone."),
     ] = True,
+    float_timestep: Annotated[
+        bool,
+        typer.Option(
+            "--float-timestep",
+            help="Take the timestep in float32 instead of int64, for schedulers whose timesteps"
+            " have fractions, such as Euler, Heun and KDPM2.",
+        ),
+    ] = False,
     vae_frames: Annotated[
         int,
         typer.Option(
@@ -120,6 +128,7 @@ def build_latentsync(
             precision=precision,
             deepcache=deepcache,
             guidance=guidance,
+            float_timestep=float_timestep,
             vae=not no_vae,
             vae_frames=vae_frames,
             backend=backend,

@@ -76,6 +76,7 @@ class FolderOptions:
         deepcache: Also build the shallow step of DeepCache.
         guidance: Build for classifier-free guidance, whose batch is 2, with any batch from 1 on.
             False: for batch 1 alone.
+        float_timestep: Take the timestep in FP32, for schedulers whose timesteps have fractions.
         vae: Whether to build the VAE too.
         vae_frames: Frames that pass through the VAE at a time; more take more memory.
         backend: ``auto``, ``tensorrt`` or ``rtx``.
@@ -86,6 +87,7 @@ class FolderOptions:
     precision: str = "fp16"
     deepcache: bool = True
     guidance: bool = True
+    float_timestep: bool = False
     vae: bool = True
     vae_frames: int = VAE_FRAMES
     backend: str = "auto"
@@ -260,6 +262,7 @@ class _FolderBuild:
                 checkpoint=weights.checkpoint,
                 random_seed=weights.random_seed,
                 precision=self.options.precision,
+                timestep_dtype="float32" if self.options.float_timestep else "int64",
                 allow_mismatch=weights.allow_mismatch,
                 progress=progress,
             )
