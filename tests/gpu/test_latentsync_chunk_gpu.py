@@ -143,6 +143,16 @@ def test_a_video_with_a_short_last_chunk(loop, folder, vae, interval, guidance, 
     assert torch.equal(found, again)
 
 
+def test_lengths_that_compile_nothing(loop, folder, vae):
+    pipeline = SimpleNamespace(vae=vae[0], unet=InPyTorch(unet()))
+    expected = run(loop, pipeline, 1.5)
+    options = {"interval": 1, "compile_new_shapes": False}
+    with LatentSyncPipelineEngines.from_folder(folder, **options) as engines:
+        engines.install(pipeline)
+        found = run(loop, pipeline, 1.5)
+    assert (found.int() - expected.int()).abs().float().mean() <= 1
+
+
 def test_resolutions_that_were_not_built(folder):
     with LatentSyncPipelineEngines.from_folder(folder) as engines:
         with pytest.raises(SpecError, match=r"takes image of 4x3x128x128"):

@@ -13,10 +13,10 @@ from onnx import helper
 from trt_native.errors import ExportError, ModelError, SpecError
 from trt_native.export import ExportReport
 from trt_native.models.latentsync import build_folder
-from trt_native.models.latentsync.build_folder import FolderOptions, Weights, build_latentsync
+from trt_native.models.latentsync.build_folder import FolderOptions, ModelSources, build_latentsync
 from trt_native.plans.plan import Plan
 
-RANDOM = Weights(random_seed=0, config="small", vae_config="small")
+RANDOM = ModelSources(random_seed=0, config="small", vae_config="small")
 NAMES = ["unet.plan", "unet.shallow.plan", "vae.decoder.plan", "vae.encoder.plan"]
 
 
@@ -84,15 +84,17 @@ class TestBuilds:
         assert others == {".build-latentsync.lock"}
 
     def test_the_unet_alone(self, exports, tmp_path):
-        weights = Weights(checkpoint=DATA / "unet_small.pt", config="small")
-        options = FolderOptions(vae=False, deepcache=False, guidance=False, resolution=64)
+        weights = ModelSources(checkpoint=DATA / "unet_small.pt", config="small")
+        options = FolderOptions(
+            vae=False, deepcache=False, guidance=False, resolution=64, float_timestep=True
+        )
         build_latentsync(tmp_path, weights, options)
         assert plans(tmp_path) == ["unet.plan"]
         assert profiles(tmp_path / "unet.plan")[0] == "1x13x1x8x8:1x13x16x8x8:1x13x16x8x8"
         ((kind, given),) = exports
         assert kind == "latentsync"
         assert given["checkpoint"].sha256
-        assert given["precision"] == "fp16"
+        assert (given["precision"], given["timestep_dtype"]) == ("fp16", "float32")
 
 
 def test_an_export_that_fails_leaves_nothing(exports, tmp_path, monkeypatch):
@@ -111,14 +113,14 @@ def test_an_export_that_fails_leaves_nothing(exports, tmp_path, monkeypatch):
 class TestRefusals:
     def test_weights(self, tmp_path):
         with pytest.raises(SpecError, match="either a checkpoint or a random_seed"):
-            build_latentsync(tmp_path, Weights())
+            build_latentsync(tmp_path, ModelSources())
         with pytest.raises(SpecError, match="exactly where it is built and not random"):
-            build_latentsync(tmp_path, Weights(random_seed=0, vae=tmp_path))
+            build_latentsync(tmp_path, ModelSources(random_seed=0, vae=tmp_path))
         with pytest.raises(SpecError, match="exactly where it is built and not random"):
-            build_latentsync(tmp_path, Weights(checkpoint=tmp_path / "unet.pt"))
+            build_latentsync(tmp_path, ModelSources(checkpoint=tmp_path / "unet.pt"))
         with pytest.raises(ModelError, match=r"unet\.pt: cannot be read"):
             build_latentsync(
-                tmp_path / "new", Weights(checkpoint=tmp_path / "unet.pt", vae=tmp_path)
+                tmp_path / "new", ModelSources(checkpoint=tmp_path / "unet.pt", vae=tmp_path)
             )
         assert os.listdir(tmp_path) == []
 

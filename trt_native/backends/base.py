@@ -220,13 +220,17 @@ class Backend(Protocol):
             PlanError: TensorRT rejected the plan.
         """
 
-    def contexts(self, engine: Any, cached: bytes) -> ContextFactory:
+    def contexts(
+        self, engine: Any, cached: bytes, *, compile_new_shapes: bool = True
+    ) -> ContextFactory:
         """Create the factory for execution contexts of an engine.
 
         Args:
             engine: What :meth:`deserialize` returned.
             cached: What :meth:`ContextFactory.cache` returned in an earlier process, or nothing.
                 Bytes that the library does not accept are ignored.
+            compile_new_shapes: Compile kernels for each shape in a profile's range when it is
+                first run, where the library can; else run those for the whole range.
         """
         ...
 

@@ -394,7 +394,13 @@ class TensorRTBackend:
             )
         return engine
 
-    def contexts(self, engine: Any, cached: bytes) -> ContextFactory:  # noqa: ARG002
+    def contexts(
+        self,
+        engine: Any,
+        cached: bytes,  # noqa: ARG002
+        *,
+        compile_new_shapes: bool = True,  # noqa: ARG002
+    ) -> ContextFactory:
         """See :meth:`trt_native.backends.base.Backend.contexts`."""
         return _StaticContextFactory(self._trt, engine)
 

@@ -82,9 +82,11 @@ class RtxBackend(TensorRTBackend):
             member = "SM" + target.replace(".", "")
             config.set_compute_capability(getattr(self._trt.ComputeCapability, member), index)
 
-    def contexts(self, engine: Any, cached: bytes) -> ContextFactory:
+    def contexts(
+        self, engine: Any, cached: bytes, *, compile_new_shapes: bool = True
+    ) -> ContextFactory:
         """See :meth:`trt_native.backends.base.Backend.contexts`."""
-        return _CompilingContextFactory(self._trt, engine, cached)
+        return _CompilingContextFactory(self._trt, engine, cached, compile_new_shapes)
 
     def _load_error(self, runtime: Any, data: bytes | memoryview) -> str | None:
         validity, diagnostics = runtime.get_engine_validity(data)
@@ -98,16 +100,17 @@ class RtxBackend(TensorRTBackend):
 class _CompilingContextFactory:
     """Creates contexts that compile kernels on the current GPU, and share a runtime cache.
 
-    Kernels for new shapes are compiled at once, in the first run with these shapes: by default
-    they come some runs later, and a CUDA graph would keep the slower ones for good.
+    Kernels for new shapes are compiled at once, in the first run with these shapes, or not at all:
+    by default they come some runs later, and a CUDA graph would keep the slower ones for good.
     """
 
-    def __init__(self, trt: Any, engine: Any, cached: bytes) -> None:
+    def __init__(self, trt: Any, engine: Any, cached: bytes, compile_new_shapes: bool) -> None:
         self._trt = trt
         self._engine = engine
         self._config = engine.create_runtime_config()
+        strategies = trt.DynamicShapesKernelSpecializationStrategy
         self._config.dynamic_shapes_kernel_specialization_strategy = (
-            trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            strategies.EAGER if compile_new_shapes else strategies.NONE
         )
         self._cache = self._config.create_runtime_cache()
         if cached:

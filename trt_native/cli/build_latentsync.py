@@ -65,6 +65,14 @@ def build_latentsync(
         bool,
         typer.Option(help="Build for guidance scales above 1; without, for 1 and less alone."),
     ] = True,
+    float_timestep: Annotated[
+        bool,
+        typer.Option(
+            "--float-timestep",
+            help="Take the timestep in float32 instead of int64, for schedulers whose timesteps"
+            " have fractions, such as Euler, Heun and KDPM2.",
+        ),
+    ] = False,
     vae_frames: Annotated[
         int,
         typer.Option(
@@ -107,7 +115,7 @@ def build_latentsync(
 
     reports = build_folder.build_latentsync(
         output,
-        build_folder.Weights(
+        build_folder.ModelSources(
             checkpoint=checkpoint,
             vae=vae,
             random_seed=random_weights,
@@ -120,6 +128,7 @@ def build_latentsync(
             precision=precision,
             deepcache=deepcache,
             guidance=guidance,
+            float_timestep=float_timestep,
             vae=not no_vae,
             vae_frames=vae_frames,
             backend=backend,

@@ -40,6 +40,9 @@ class Engine:
         runtime_cache: Keep the kernels that TensorRT-RTX compiles in ``PLAN.cache`` next to the
             plan, so that the next process need not compile them. No effect with other backends,
             nor for a plan that is not a file.
+        compile_new_shapes: Let TensorRT-RTX compile kernels for each shape in a profile's range
+            when it is first run, which takes seconds. False: run kernels for the whole range, which
+            are slower. No effect with other backends.
 
     An engine may be shared by sessions in any number of threads.
 
@@ -64,6 +67,7 @@ class Engine:
         ordinal: int = 0,
         weight_budget_bytes: int | None = None,
         runtime_cache: bool = True,
+        compile_new_shapes: bool = True,
     ) -> None:
         self._native: Any = None
         self._lock = threading.Lock()
@@ -79,7 +83,9 @@ class Engine:
             RuntimeCacheFile.of(self.plan, self.backend, gpu) if runtime_cache else None
         )
         self._contexts: Any = self.backend.contexts(
-            self._native, self._cache_file.read() if self._cache_file else b""
+            self._native,
+            self._cache_file.read() if self._cache_file else b"",
+            compile_new_shapes=compile_new_shapes,
         )
         self._finalizer = weakref.finalize(
             self, save_runtime_cache_file, self._contexts, self._cache_file

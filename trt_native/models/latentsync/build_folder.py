@@ -15,9 +15,11 @@ from trt_native.builder.isolated import Job, build_with_retries
 from trt_native.config import BuildConfig, Precision
 from trt_native.errors import SpecError
 from trt_native.export.module import require_torch
+from trt_native.models.latentsync.checkpoint import Checkpoint
 from trt_native.models.latentsync.config import UNetConfig
 from trt_native.models.latentsync.export import export_deepcache, export_latentsync
 from trt_native.models.latentsync.vae_export import export_vae
+from trt_native.models.latentsync.weights import choose_config, open_checkpoint
 from trt_native.progress import ByteProgress, Progress
 from trt_native.shapes import ProfileSpec
 
@@ -27,10 +29,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from trt_native.export import ExportReport
-    from trt_native.models.latentsync.checkpoint import Checkpoint
     from trt_native.models.latentsync.vae import VaeConfig
 
-__all__ = ["BuiltPart", "FolderOptions", "Weights", "build_latentsync"]
+__all__ = ["BuiltPart", "FolderOptions", "ModelSources", "build_latentsync"]
 
 FRAMES = 16
 """Frames of a chunk, the most that the U-Net's plan takes."""
@@ -44,7 +45,7 @@ _SHALLOW = "unet.shallow.plan"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weights:
+class ModelSources:
     """Where the weights of the models come from.
 
     Attributes:
@@ -75,6 +76,7 @@ class FolderOptions:
         deepcache: Also build the shallow step of DeepCache.
         guidance: Build for classifier-free guidance, whose batch is 2, with any batch from 1 on.
             False: for batch 1 alone.
+        float_timestep: Take the timestep in FP32, for schedulers whose timesteps have fractions.
         vae: Whether to build the VAE too.
         vae_frames: Frames that pass through the VAE at a time; more take more memory.
         backend: ``auto``, ``tensorrt`` or ``rtx``.
@@ -85,6 +87,7 @@ class FolderOptions:
     precision: str = "fp16"
     deepcache: bool = True
     guidance: bool = True
+    float_timestep: bool = False
     vae: bool = True
     vae_frames: int = VAE_FRAMES
     backend: str = "auto"
@@ -118,7 +121,7 @@ class BuiltPart:
 
 def build_latentsync(
     folder: str | Path,
-    weights: Weights,
+    weights: ModelSources,
     options: FolderOptions | None = None,
     *,
     exporting: Callable[[], AbstractContextManager[ByteProgress | None]] | None = None,
@@ -159,7 +162,7 @@ def build_latentsync(
         return [*run.unet(latents), *vae]
 
 
-def _check(folder: Path, weights: Weights, options: FolderOptions) -> None:
+def _check(folder: Path, weights: ModelSources, options: FolderOptions) -> None:
     if (weights.checkpoint is None) == (weights.random_seed is None):
         raise SpecError("give either a checkpoint or a random_seed for the weights")
     if (weights.vae is not None) != (options.vae and weights.random_seed is None):
@@ -183,27 +186,25 @@ def _check(folder: Path, weights: Weights, options: FolderOptions) -> None:
 
 
 def _opened(
-    weights: Weights, exporting: Callable[[], AbstractContextManager[ByteProgress | None]]
-) -> Weights:
+    weights: ModelSources, exporting: Callable[[], AbstractContextManager[ByteProgress | None]]
+) -> ModelSources:
     """Open the checkpoint first: without it, minutes for the VAE would be wasted."""
-    require_torch()
     if not isinstance(weights.checkpoint, str | Path):
         return weights
-    from trt_native.models.latentsync.checkpoint import load_checkpoint
-
     with exporting() as progress:
-        return replace(weights, checkpoint=load_checkpoint(weights.checkpoint, progress))
+        return replace(weights, checkpoint=open_checkpoint(weights.checkpoint, progress))
 
 
-def _downscale(weights: Weights) -> int:
+def _downscale(weights: ModelSources) -> int:
     """Pixels per latent, of the VAE that is built."""
+    require_torch()
     from trt_native.models.latentsync.vae import VaeConfig
 
     config = weights.vae or weights.vae_config or "sd"
     return (config if isinstance(config, VaeConfig) else VaeConfig.load(config)).downscale
 
 
-def _latent_size(weights: Weights, resolution: int | None, scale: int) -> int:
+def _latent_size(weights: ModelSources, resolution: int | None, scale: int) -> int:
     """Height and width of the latents; by default what the U-Net was trained for."""
     if resolution is not None:
         if resolution < scale or resolution % scale:
@@ -212,11 +213,9 @@ def _latent_size(weights: Weights, resolution: int | None, scale: int) -> int:
                 options=("resolution",),
             )
         return resolution // scale
-    config, checkpoint = weights.config, weights.checkpoint
-    if config is None and (own := getattr(checkpoint, "config", None)):
-        config = UNetConfig.from_mapping(own)
-    config = config or "latentsync-1.6"
-    size = (config if isinstance(config, UNetConfig) else UNetConfig.load(config)).sample_size
+    checkpoint = weights.checkpoint
+    own = checkpoint.config if isinstance(checkpoint, Checkpoint) else None
+    size = choose_config(weights.config, own).sample_size
     if size is None:
         raise SpecError(
             "the configuration has no sample_size; give a resolution in pixels",
@@ -248,7 +247,7 @@ def _silent() -> Iterator[None]:
 @dataclass(frozen=True)
 class _FolderBuild:
     folder: Path
-    weights: Weights
+    weights: ModelSources
     options: FolderOptions
     exporting: Callable[[], AbstractContextManager[ByteProgress | None]]
     building: Callable[[], AbstractContextManager[Progress | None]]
@@ -263,6 +262,7 @@ class _FolderBuild:
                 checkpoint=weights.checkpoint,
                 random_seed=weights.random_seed,
                 precision=self.options.precision,
+                timestep_dtype="float32" if self.options.float_timestep else "int64",
                 allow_mismatch=weights.allow_mismatch,
                 progress=progress,
             )

@@ -59,6 +59,7 @@ class LatentSyncPipelineEngines:
         *,
         interval: int | None = None,
         overlap: bool = False,
+        compile_new_shapes: bool = True,
         backend: str = "auto",
         device: torch.device | int | str | None = None,
     ) -> LatentSyncPipelineEngines:
@@ -74,6 +75,8 @@ class LatentSyncPipelineEngines:
             overlap: Decode a chunk on a stream of its own while the next one is encoded and
                 denoised; the decoder then has activation memory of its own. See
                 :class:`LatentSyncVAE`.
+            compile_new_shapes: As for :class:`~trt_native.Engine`; here new shapes are last chunks
+                of lengths that did not occur before.
             backend: As for :class:`~trt_native.Engine`.
             device: The GPU; by default torch's current one.
 
@@ -91,7 +94,12 @@ class LatentSyncPipelineEngines:
         with ExitStack() as undo:
             engines = {}
             for name in names:
-                engine = Engine(Plan.load(path / name), backend=backend, ordinal=ordinal)
+                engine = Engine(
+                    Plan.load(path / name),
+                    backend=backend,
+                    ordinal=ordinal,
+                    compile_new_shapes=compile_new_shapes,
+                )
                 undo.callback(engine.close)
                 engines[name] = engine
             configs = _unet_config(engines), _vae_config(engines)

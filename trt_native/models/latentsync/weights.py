@@ -26,7 +26,7 @@ from trt_native.progress import ByteProgress
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Weights", "check_source", "choose_config", "load_weights"]
+__all__ = ["Weights", "check_source", "choose_config", "load_weights", "open_checkpoint"]
 
 _DEFAULT_PRESET = "latentsync-1.6"
 _logger = logging.getLogger(__name__)
@@ -64,8 +64,7 @@ def load_weights(
     """
     check_source(checkpoint, random_seed)
     if isinstance(checkpoint, str | Path):
-        is_safetensors = Path(checkpoint).suffix == ".safetensors"
-        checkpoint = (load_safetensors if is_safetensors else load_checkpoint)(checkpoint, progress)
+        checkpoint = open_checkpoint(checkpoint, progress)
     whole = checkpoint if isinstance(checkpoint, Checkpoint) else None
     chosen = choose_config(config, whole.config if whole else None)
     tensors = {}
@@ -82,6 +81,16 @@ def load_weights(
             if name in missing
         }
     return Weights(chosen, tensors, whole.sha256 if whole else None)
+
+
+def open_checkpoint(path: str | Path, progress: ByteProgress | None = None) -> Checkpoint:
+    """Read a checkpoint, without PyTorch unless it is in its format.
+
+    Raises:
+        ModelError: as :func:`trt_native.models.latentsync.load_checkpoint`.
+    """
+    is_safetensors = Path(path).suffix == ".safetensors"
+    return (load_safetensors if is_safetensors else load_checkpoint)(path, progress)
 
 
 def _fitting(
