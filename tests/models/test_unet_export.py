@@ -26,10 +26,10 @@ from trt_native.passes.autocast import autocast
 
 class TestUNet:
     @staticmethod
-    def errors(path):
+    def errors(path, *cases):
         evaluator = ReferenceEvaluator(str(path))
         arrays = np.load(DATA / "unet_small.npz")
-        for case in ("case0", "case1", "case2"):
+        for case in cases:
             inputs = {
                 "latents": arrays[f"{case}.latents"],
                 "timestep": arrays[f"{case}.timestep"].reshape(1),
@@ -40,7 +40,7 @@ class TestUNet:
 
     @pytest.mark.slow
     def test_golden_outputs_through_onnx(self, golden_onnx):
-        assert max(self.errors(golden_onnx)) <= 1e-4
+        assert max(self.errors(golden_onnx, "case0", "case1", "case2")) <= 1e-4
 
     @pytest.mark.slow
     def test_golden_outputs_of_the_graph_rewritten_in_fp16(self, golden_onnx, tmp_path):
@@ -48,7 +48,8 @@ class TestUNet:
         autocast(model, ir.DataType.FLOAT16)
         path = tmp_path / "fp16.onnx"
         ir.save(model, path)
-        assert max(self.errors(path)) <= 1e-2
+        # NumPy multiplies FP16 slowly; the GPU tests have all cases.
+        assert max(self.errors(path, "case0")) <= 1e-2
 
     def test_the_contract(self, tmp_path):
         path, checkpoint, config = (tmp_path / name for name in ("u.onnx", "u.pt", "u.json"))
