@@ -246,6 +246,7 @@ def test_an_output_cannot_have_the_name_of_an_input(tmp_path):
     ("make", "message"),
     [
         (lambda x: x * int(x.shape[0]), r"n \(axis 0 of x\) is always 4"),
+        (lambda x: x * 2 if x.shape[0] == 1 else x * 3, r"at n=1 .* right only where Ne\(n, 1\)"),
         (lambda x: x * 2 if x.shape[0] > 3 else x * 3, "at n=1 .* right only where n > 3"),
         (lambda x: x * 2 if x.shape[0] < 100 else x * 3, "at n=100 .* right only where n < 100"),
         (lambda x: x * 2 if x.shape[0] % 2 == 0 else x * 3, r"right only where Eq\(Mod\(n, 2\)"),

@@ -13,6 +13,7 @@ import logging
 import math
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trt_native.errors import ExportError
@@ -25,6 +26,7 @@ __all__ = ["check_assumptions", "plain_output"]
 
 _LOGGER = logging.getLogger(__name__)
 _OWN_CHECKS = "_tie_dimensions"  # the function that declares the dimensions to the tracer
+_CALLER = "nn/modules/module.py"  # calls forward; innermost for code without a file
 _SMALL = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16)
 _MOST_ELEMENTS = 1 << 24  # of the inputs, to try other extents with
 _TOLERANCE = 1e-2  # relative L2 error: the same operations, in any type
@@ -91,12 +93,20 @@ def _check_at(
 
 
 def _assumptions(program: ExportedProgram) -> Iterator[Any]:
-    """The guards that torch noted, but for those of declared dimensions."""
+    """The guards that torch noted of the module's own branches, and equalities of torch's code.
+
+    The other guards of torch's code are about its strides; they do not change the graph.
+    """
+    import torch
+
+    package = str(Path(torch.__file__).parent)
     for node in program.graph.nodes:
         for extent in getattr(node.meta.get("val"), "shape", ()):
             if not isinstance(extent, int):
                 for guard in extent.node.shape_env.guards:
-                    if _OWN_CHECKS not in str(guard.sloc):
+                    place = str(guard.sloc.framework_loc)
+                    own = package not in place or _CALLER in place
+                    if _OWN_CHECKS not in place and (own or guard.expr.func.__name__ == "Equality"):
                         yield guard.expr
                 return
 
