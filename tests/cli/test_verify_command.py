@@ -209,9 +209,13 @@ class TestLayers:
         assert "Compared 6 of 6 tensors; plans built: 1." in out
         assert "warning" not in err
         # Room for one tensor at a time: more plans, the same answer.
-        report = json.loads(verify(*base, "--memory", "512", "--json")[1])["layers"]
+        document = json.loads(verify(*base, "--memory", "512", "--json")[1])
+        report = document["layers"]
         assert report["first"]["node"] == "/dense.1"
         assert report["plans"] > 1
+        runner = f"onnx.reference {onnx.__version__}"
+        assert document["reference_runner"] == runner
+        assert report["reference"] == f"{tmp_path / 'm.onnx'}, run by {runner}"
 
     def test_a_golden_file_needs_the_model_next_to_the_plan(self, built, runs, verify, tmp_path):
         runs(tmp_path / "wrong.onnx")

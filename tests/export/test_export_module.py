@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -178,3 +180,101 @@ def test_an_opset_that_does_not_exist_is_refused_before_the_work(tmp_path, opset
 
     with pytest.raises(SpecError, match=f"opset {opset}: choose one from 7 to"):
         export_module(Untraceable(), [torch.zeros(2)], path=tmp_path / "m.onnx", opset=opset)
+
+
+class Difference(nn.Module):
+    def forward(self, a, b):
+        return a - b
+
+
+def run(path, *inputs):
+    evaluator = ReferenceEvaluator(str(path))
+    arrays = dict(zip(evaluator.input_names, (x.numpy() for x in inputs), strict=True))
+    return dict(zip(evaluator.output_names, evaluator.run(None, arrays), strict=True))
+
+
+def test_one_tensor_as_the_example_of_two_inputs(tmp_path):
+    x, a, b = torch.randn(3, 2, 3)
+    export_module(Difference(), {"a": x, "b": x}, path=tmp_path / "m.onnx")
+    np.testing.assert_array_equal(run(tmp_path / "m.onnx", a, b)["output"], a - b)
+
+
+@dataclasses.dataclass
+class Scores:
+    score: torch.Tensor
+    missing: torch.Tensor | None
+    boxes: tuple[torch.Tensor, torch.Tensor]
+
+
+class Outputs(nn.Module):
+    def __init__(self, make):
+        super().__init__()
+        self.make = make
+
+    def forward(self, x):
+        return self.make(x)
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (lambda x: {"logits": x + 1, "hidden": (x + 2, {"last": x + 3})}, None),
+        (lambda x: Scores(x + 1, None, (x + 2, x + 3)), ["score", "boxes_0", "boxes_1"]),
+        (lambda x: (x + 1, [x + 2, x + 3]), ["output_0", "output_1_0", "output_1_1"]),
+        (lambda x: {"x": x + 1, 7: x + 2, "z": x + 3}, ["x_output", "7", "z"]),
+    ],
+)
+def test_outputs_are_named_by_their_keys(tmp_path, make, names):
+    path = tmp_path / "m.onnx"
+    export_module(Outputs(make), [torch.zeros(2)], path=path)
+    found = run(path, torch.zeros(2))
+    assert list(found) == (names or ["logits", "hidden_0", "hidden_1_last"])
+    assert [array.tolist() for array in found.values()] == [[1, 1], [2, 2], [3, 3]]
+
+
+def test_an_output_cannot_have_the_name_of_an_input(tmp_path):
+    with pytest.raises(SpecError, match="output_names: x is the name of an input"):
+        export_module(
+            Outputs(lambda x: x + 1),
+            [torch.zeros(2)],
+            path=tmp_path / "m.onnx",
+            output_names=["x"],
+        )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda x: x * int(x.shape[0]), r"n \(axis 0 of x\) is always 4"),
+        (lambda x: x * 2 if x.shape[0] == 1 else x * 3, r"at n=1 .* right only where Ne\(n, 1\)"),
+        (lambda x: x * 2 if x.shape[0] > 3 else x * 3, "at n=1 .* right only where n > 3"),
+        (lambda x: x * 2 if x.shape[0] < 100 else x * 3, "at n=100 .* right only where n < 100"),
+        (lambda x: x * 2 if x.shape[0] % 2 == 0 else x * 3, r"right only where Eq\(Mod\(n, 2\)"),
+        (lambda x: torch.cat([t * i for i, t in enumerate(x.split(2))]), "at n=1 .* right only"),
+    ],
+)
+def test_code_that_depends_on_a_dynamic_extent_is_refused(tmp_path, make, message):
+    with pytest.raises(ExportError, match=message):
+        export_module(
+            Outputs(make),
+            [torch.randn(4, 3)],
+            path=tmp_path / "m.onnx",
+            dynamic={"x": {0: "n"}},
+        )
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: x.reshape(4, -1),  # fails at other extents, as the module does
+        lambda x: x * 2 if x.shape[0] > 3 else x + x,
+        lambda x: nn.functional.pad(x, (0, 0, 0, -x.shape[0] % 8)),
+    ],
+)
+def test_assumptions_that_change_nothing_are_taken(tmp_path, make):
+    path = tmp_path / "m.onnx"
+    export_module(Outputs(make), [torch.randn(4, 3)], path=path, dynamic={"x": {0: "n"}})
+    for extent in (4, 12):
+        x = torch.randn(extent, 3)
+        np.testing.assert_allclose(run(path, x)["output"], make(x), rtol=1e-6)

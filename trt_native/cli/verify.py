@@ -455,10 +455,10 @@ def _print_layers(report: LayerReport, passed: bool) -> None:
         ),
     )
     stdout.print(
-        f"Compared {report.compared} of {report.tensors} tensors with {report.reference}; plans"
-        f" built: {report.plans}.",
+        f"Compared {report.compared} of {report.tensors} tensors; plans built: {report.plans}.",
         markup=False,
     )
+    stdout.print(f"Their reference: {report.reference}.", markup=False, highlight=False)
     if report.too_large:
         stdout.print(
             f"{len(report.too_large)} tensors are larger than --memory: {report.too_large[0]}"

@@ -26,6 +26,7 @@ from onnx_ir.passes import common
 
 from trt_native._version import __version__
 from trt_native.errors import ExportError, SpecError, UnsupportedError
+from trt_native.export.assumptions import check_assumptions, plain_output
 from trt_native.files import check_writable
 from trt_native.graph.onnx_file import save_model, tensor_specs
 from trt_native.progress import ByteProgress, no_progress
@@ -138,7 +139,9 @@ def export_module(
             ``"batch*frames"`` is allowed. The example's extents there must be 2 or more, and
             large enough that none of them shrinks to 1 on its way through the module.
         input_names: Names in the ONNX. Default: the names of ``forward``'s parameters.
-        output_names: Names in the ONNX. Default: ``output``, or ``output_0``, ``output_1``, ...
+        output_names: Names in the ONNX. Default: the keys of a mapping or the fields of a
+            dataclass, ``output`` for a tensor, else ``output_0``, ``output_1``, ...; parts of
+            nested outputs are joined by ``_``. Outputs that are None are left out.
         opset: ONNX operator-set version; :data:`DEFAULT_OPSET` (:data:`BFLOAT16_OPSET`) if None.
         metadata: Entries for the model's own key-value pairs.
         progress: Receives the phase and, where weights are written, the number of bytes.
@@ -149,7 +152,7 @@ def export_module(
     Raises:
         SpecError: the inputs, names or dimensions do not fit the module or each other.
         ExportError: torch cannot export the module, a dimension declared dynamic is a constant
-            in it, or the file cannot be written.
+            in it, it computes something else at other extents, or the file cannot be written.
         UnsupportedError: torch or onnxscript is not installed.
     """
     started = time.perf_counter()
@@ -197,10 +200,11 @@ def _exported_model(
         program = _trace(module, named, by_parameter)
         _check_extents(program)
         symbols = _symbol_names(program, by_parameter)
+        check_assumptions(program, module, named, by_parameter, symbols)
         progress("Translating to ONNX", 0, 0)
         model = _translate(program, opset or _default_opset(module))
-    _fold(model)
-    _name_tensors(model, names, output_names)
+        _fold(model)
+    _name_tensors(model, names, output_names, _default_names(program, names))
     _name_dimensions(model, symbols, axes)
     _name_nodes(model)
     model.producer_name, model.producer_version = "trt-native", __version__
@@ -237,7 +241,8 @@ def _named_inputs(
     wrong = [name for name, value in bound.arguments.items() if not isinstance(value, torch.Tensor)]
     if wrong:
         raise SpecError(f"inputs must be tensors, one per parameter; not so: {', '.join(wrong)}")
-    return dict(bound.arguments)
+    # Copies: torch takes one tensor in two places for one input.
+    return {name: value.detach().clone() for name, value in bound.arguments.items()}
 
 
 def _matched(given: Sequence[str] | None, default: list[str], what: str) -> list[str]:
@@ -320,6 +325,7 @@ def _trace(
     hook = module.register_forward_pre_hook(
         lambda _module, _args, kwargs: _tie_dimensions(kwargs, axes), with_kwargs=True
     )
+    end_hook = module.register_forward_hook(lambda _module, _args, output: plain_output(output))
     try:
         # Leaves extents that are 1 in this run symbols, for _check_extents to see.
         with torch.no_grad(), tracing.patch(backed_size_oblivious=True):
@@ -330,6 +336,7 @@ def _trace(
         ) from error
     finally:
         hook.remove()
+        end_hook.remove()
 
 
 def _tie_dimensions(inputs: Mapping[str, Tensor], axes: Mapping[str, Mapping[int, str]]) -> None:
@@ -451,8 +458,12 @@ def _fold(model: ir.Model) -> None:
     from onnxscript.optimizer import fold_constants_ir
 
     _fold_transposed_weights(model)
-    with _quiet():
+    try:
         fold_constants_ir(model)
+    except Exception as error:  # of any kind, for nodes that it does not expect
+        raise ExportError(
+            f"onnxscript cannot fold the constants of the module: {_brief(error)}", _lines(error)
+        ) from error
     for step in (
         common.RemoveUnusedNodesPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
@@ -486,10 +497,34 @@ def _fold_transposed_weights(model: ir.Model) -> None:
         graph.remove(node, safe=True)
 
 
-def _name_tensors(model: ir.Model, inputs: list[str], outputs: Sequence[str] | None) -> None:
-    count = len(model.graph.outputs)
-    default = ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
+def _default_names(program: ExportedProgram, inputs: Sequence[str]) -> list[str]:
+    """Names of the outputs, by where they are in what the module returns."""
+    from torch.utils import _pytree as tree
+
+    spec = program.call_spec.out_spec
+    count = len(program.graph_signature.user_outputs)
+    paths = (
+        []
+        if spec is None
+        else tree.tree_leaves_with_path(tree.tree_unflatten(range(spec.num_leaves), spec))
+    )
+    names = []
+    for path, _ in paths:
+        keys = [str(getattr(e, "key", getattr(e, "idx", getattr(e, "name", "")))) for e in path]
+        named = bool(path) and not isinstance(path[0], tree.SequenceKey)
+        name = "_".join(keys if named else ["output", *keys])
+        names.append(f"{name}_output" if name in inputs else name)
+    if len(names) != count or len(set(names)) != count:
+        names = ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
+    return ["output"] if names == ["output_0"] else names
+
+
+def _name_tensors(
+    model: ir.Model, inputs: list[str], outputs: Sequence[str] | None, default: list[str]
+) -> None:
     names = _matched(outputs, default, "output_names")
+    if both := sorted(set(names) & set(inputs)):
+        raise SpecError(f"output_names: {', '.join(both)} is the name of an input")
     for value, name in zip(model.graph.inputs, inputs, strict=True):
         value.name = name
     for value, name in zip(model.graph.outputs, names, strict=True):
