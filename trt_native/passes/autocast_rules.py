@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import functools
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -150,6 +150,7 @@ class NodeClassifier:
         self.labels: dict[ir.Value, Label] = {}
         self.magnitudes = Magnitudes(model.graph, target, measured)
         self._needs: dict[ir.Value, _Need] = {}
+        self._averages = {node for node in _upwards(self.graph) if averages(node)}
         pinned = {node for nodes in matches.values() for node in nodes}
         for node in _upwards(self.graph):
             self._pass_needs(node, self._position_needs(node))
@@ -212,11 +213,11 @@ class NodeClassifier:
         return passed
 
     def _ends_walk(self, node: ir.Node) -> bool:
-        """Whether a walk up ends at a node, which is not a product of exact values alone."""
-        if node.op_type in MATRIX_PRODUCTS and not node.domain:
-            kinds = {self.labels.get(v) for v in free_inputs(node)}
-            return ends_walk(node) and not (kinds and kinds <= _EXACT)
-        return ends_walk(node)
+        """Whether a walk up ends at a node: not at averages, nor products of exact values alone."""
+        if not ends_walk(node) or node in self._averages:
+            return False
+        kinds = {self.labels.get(v) for v in free_inputs(node)}
+        return node.op_type not in MATRIX_PRODUCTS or not kinds or not kinds <= _EXACT
 
     def _has_one_origin(self, node: ir.Node) -> bool:
         """Whether all operands but one are exact, so that FP32 does not climb along a residual."""
@@ -307,7 +308,7 @@ class NodeClassifier:
         """Decide about products with weights, of two values, and about averages."""
         if multiplies_itself(node):
             return Reason.STATISTICS, Label.STATISTIC
-        average = averages(node)
+        average = node in self._averages
         if average and kinds and kinds <= _EXACT:
             return Reason.STATISTICS, _merged(kinds)
         if average and self.magnitudes.is_wide(node):
@@ -423,13 +424,18 @@ class NodeClassifier:
         need = _Need.NONE
         if op in TRIGONOMETRIC:
             need = _Need.PHASE
-        elif (op in WEIGHTED and self.kept.get(node) is Reason.RANGE) or (
-            op in ("Add", "Sum") and len(free) > 1 and all(map(self._made_by_square, free))
-        ):
+        elif self._reads_power(node, free) and not self.magnitudes.measured:
             need = _Need.POWER
         elif op in ARITHMETIC and node in self.kept and self._are_means(free):
             need = _Need.EXACT
         return dict.fromkeys(range(len(node.inputs)), need) if need else {}
+
+    def _reads_power(self, node: ir.Node, free: Sequence[ir.Value]) -> bool:
+        """Whether a node reads a power that FP16 cannot hold, or adds squares up to one."""
+        sums = node.op_type in ("Add", "Sum") and len(free) > 1
+        return (node.op_type in WEIGHTED and self.kept.get(node) is Reason.RANGE) or (
+            sums and all(map(self._made_by_square, free))
+        )
 
     def _are_means(self, values: Iterable[ir.Value]) -> bool:
         kinds = {self.labels.get(value) for value in values}
