@@ -25,9 +25,9 @@ def gaussian(size: int, channels: int = 1) -> np.ndarray:
     return np.broadcast_to(window, (channels, 1, size, size)).astype(np.float32)
 
 
-PIXELS = np.stack(np.meshgrid(np.arange(600), np.arange(4)), -1)[None].astype(np.float32)
+PIXELS = np.stack(np.meshgrid(np.arange(600), np.arange(2)), -1)[None].astype(np.float32)
 BASE_GRID = (
-    np.stack(np.broadcast_arrays(np.linspace(-1, 1, 600), np.linspace(-1, 1, 4)[:, None], 1), -1)
+    np.stack(np.broadcast_arrays(np.linspace(-1, 1, 600), np.linspace(-1, 1, 2)[:, None], 1), -1)
     .reshape(1, -1, 3)
     .astype(np.float32)
 )
@@ -35,7 +35,7 @@ BASE_GRID = (
 # Name: text, weights, inputs. A product comes first where inputs alone would keep it all in FP32.
 POSITIONS = {
     "flow by a network, to a grid": (
-        """(float[1, 2, 4, 600] x) => (float[1, 2, 4, 600] y) {
+        """(float[1, 2, 2, 600] x) => (float[1, 2, 2, 600] y) {
             f = Conv<pads = [1, 1, 1, 1]>(x, w)
             t = Transpose<perm = [0, 2, 3, 1]>(f)
             p = Add(t, pixels)
@@ -44,11 +44,11 @@ POSITIONS = {
             y = GridSample<align_corners = 1, mode = "linear">(x, g)
         }""",
         {"w": normal(0, 2, 2, 3, 3, scale=0.2), "pixels": PIXELS, "one": f32(1),
-         "scale": f32(2 / 599, 2 / 3)},
-        {"x": normal(1, 1, 2, 4, 600)},
+         "scale": f32(2 / 599, 2)},
+        {"x": normal(1, 1, 2, 2, 600)},
     ),
     "an affine grid by products": (
-        """(float[1, 1, 4, 600] x, float[1, 8] z) => (float[1, 1, 4, 600] y) {
+        """(float[1, 1, 2, 600] x, float[1, 8] z) => (float[1, 1, 2, 600] y) {
             t = MatMul(z, w)
             t2 = Tanh(t)
             m = Reshape(t2, theta_shape)
@@ -58,8 +58,8 @@ POSITIONS = {
             y = GridSample<align_corners = 1, mode = "linear">(x, g4)
         }""",
         {"w": normal(0, 8, 6, scale=0.03), "theta_shape": i64(1, 3, 2), "base": BASE_GRID,
-         "identity": np.eye(3, 2, dtype=np.float32)[None], "grid_shape": i64(1, 4, 600, 2)},
-        {"x": normal(1, 1, 1, 4, 600), "z": normal(2, 1, 8)},
+         "identity": np.eye(3, 2, dtype=np.float32)[None], "grid_shape": i64(1, 2, 600, 2)},
+        {"x": normal(1, 1, 1, 2, 600), "z": normal(2, 1, 8)},
     ),
     "interpolation between floors": (
         """(float[1, 8] x, float[4000] table) => (float[1, 8] y) {
@@ -166,8 +166,8 @@ STATISTICS = {
             s = Sqrt(e)
             y = Div(d, s)
         }""",
-        {"w": np.ones((1, 1, 1, 1), np.float32) * 2, "eps": f32(1e-5)},
-        {"x": np.float32(5) + normal(1, 1, 1, 16, 16)},
+        {"w": f32(2).reshape(1, 1, 1, 1), "eps": f32(1e-5)},
+        {"x": np.float32(500) + normal(1, 1, 1, 16, 16, scale=100)},
     ),
     "covariance by box filters": (
         """(float[1, 2, 16, 16] x) => (float[1, 1, 12, 12] y) {
@@ -187,7 +187,7 @@ STATISTICS = {
             y = Div(c, e)
         }""",
         {"w": normal(0, 2, 2, 1, 1), "box": box(5), "eps": f32(1e-4)},
-        {"x": np.float32(6) + normal(1, 1, 2, 16, 16)},
+        {"x": np.float32(600) + normal(1, 1, 2, 16, 16, scale=100)},
     ),
     "similarity by Gaussian windows": (
         """(float[1, 1, 16, 16] x) => (float[1, 1, 6, 6] y) {
