@@ -9,7 +9,7 @@ from helpers.autocast_checks import BF16, FP16
 from helpers.text_models import normal
 
 from trt_native.passes import autocast_constants
-from trt_native.passes.autocast_constants import constant_range, is_average, is_finite
+from trt_native.passes.autocast_constants import constant_range, is_average, is_finite, is_sum
 
 
 @pytest.fixture(params=[1 << 22, 7], ids=["one chunk", "many chunks"])
@@ -65,3 +65,18 @@ def test_empty_constants_have_no_range():
 )
 def test_averages_are_known_by_their_weights(weight, average):
     assert is_average(ir.tensor(weight.astype(np.float32))) == average
+
+
+@pytest.mark.parametrize(
+    ("weight", "total"),
+    [
+        (np.ones((256, 1)), True),
+        (np.ones((1, 1000)), True),
+        (np.full((256, 1), 1 / 256), False),
+        (np.ones((8, 1)), False),
+        (np.eye(300), False),
+        (np.abs(normal(0, 300, 1)), False),
+    ],
+)
+def test_sums_are_known_by_their_weights(weight, total):
+    assert is_sum(ir.tensor(weight.astype(np.float32))) == total

@@ -213,6 +213,9 @@ def _made_constants(node: ir.Node) -> list[ir.TensorProtocol]:
     """The constants of a node that are not its inputs, or not as they are."""
     if node.op_type == "ConstantOfShape" and "value" in node.attributes:
         return [node.attributes["value"].as_tensor()]
+    if node.op_type == "Gemm":
+        factors = (node.attributes.get_float(name, 1.0) for name in ("alpha", "beta"))
+        return [ir.tensor(np.float32(factor)) for factor in factors]
     if node.op_type == "BatchNormalization" and folds(node):
         return [ir.tensor(array) for array in folded_statistics(node)]
     return []

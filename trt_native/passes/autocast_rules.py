@@ -63,6 +63,7 @@ from trt_native.passes.autocast_operators import (
     multiplies_itself,
     quantized_levels,
     squares,
+    sums,
     to_integers,
 )
 
@@ -306,7 +307,7 @@ class NodeClassifier:
         self, node: ir.Node, kinds: set[Label | None], fault: Fault | None
     ) -> tuple[Reason | None, Label | None]:
         """Decide about products with weights, of two values, and about averages."""
-        if multiplies_itself(node):
+        if multiplies_itself(node) or sums(node):
             return Reason.STATISTICS, Label.STATISTIC
         average = node in self._averages
         if average and kinds and kinds <= _EXACT:
