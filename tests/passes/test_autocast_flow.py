@@ -104,6 +104,21 @@ def test_a_residual_does_not_carry_the_need_of_a_sine_upwards():
     assert found == {"scaled": "argument", "sine": "statistics", "square": "statistics"}
 
 
+def test_squares_of_bounded_values_are_not_large():
+    found = kept(
+        """(float[1, 8, 16] x) => (float[1, 8, 16] y, float[1, 8, 8] z) {
+            [sine] n = Sin(x)
+            [square] q = Mul(n, n)
+            [last] y = Conv(q, w)
+            [tanh] t = Tanh(y)
+            [cube] c = Pow(t, three)
+            [product] z = MatMul(c, m)
+        }""",
+        w=normal(0, 8, 8, 1), m=normal(1, 16, 8), three=f32(3),
+    )  # fmt: skip
+    assert found == {"sine": "input", "square": "input", "cube": "statistics"}
+
+
 def test_measured_magnitudes_decide_instead_of_estimates():
     text, weights, inputs = WIDE["squared activations"]
     original = model(text, **weights)

@@ -37,6 +37,7 @@ from trt_native.graph.nodes import (
     allowed_types,
     bodies,
     is_fp32,
+    op_set,
     schema_of,
 )
 from trt_native.graph.opset import raise_opset, require_opset
@@ -56,6 +57,7 @@ _TARGETS = {Precision.FP16: FLOAT16, Precision.BF16: BFLOAT16}
 _LARGEST = {FLOAT16: 65504.0, BFLOAT16: float.fromhex("0x1.fep127")}
 _CLIP_OPSET = 11  # bounds are inputs since then
 _QDQ_OPSET = 19  # Q/DQ know FP16 and BF16 since then
+_LOOKUPS = op_set("Gather GatherElements GatherND")
 _DONE_KEY = "trt_native.autocast"
 _MASK = 32752.0  # scores may be added to it in FP16
 _EXAMPLES = 3
@@ -375,7 +377,10 @@ class _Rewriter:
         # Not Q: it shares its scale with a DQ, and both need it in one type.
         follows = not any(map(is_fp32, node.outputs)) and node.op_type not in QDQ
         follows = follows and FLOAT in free
-        if follows or (mover and free and set(free) == {FLOAT}):
+        # A table is better read in the reduced type, and a cast put behind it.
+        table = not free and node.op_type in _LOOKUPS
+        table = table and not any(map(self.analysis.is_position, node.outputs))
+        if follows or (mover and set(free) <= {FLOAT} and not table):
             return fp32
         inputs, outputs = allowed_types(schema, node, self.target)
         return (

@@ -28,6 +28,7 @@ from trt_native.passes.autocast_operators import (
     SOFTMAX,
     SPECTRA,
     TRANSCENDENTAL,
+    TRIGONOMETRIC,
     WEIGHTED,
     ends_walk,
     folded_statistics,
@@ -79,7 +80,8 @@ class Magnitudes:
         self._ranges: dict[ir.Value, ConstantRange] = {}
         self._peaks = {v: self.measured.get(v.name or "", 1.0) for v in graph.inputs}
         self._masking = _leading_to(graph, MASKED, PASSES_MASKS)
-        self._bounded = _leading_to(graph, BOUNDED, ARITHMETIC | DATA_MOVEMENT_OPS)
+        self._small: set[ir.Value] = set()  # made by a function with few or small results
+        self._to_bounded = _leading_to(graph, BOUNDED, ARITHMETIC | DATA_MOVEMENT_OPS)
 
     def exceeds(self, value: ir.Value) -> bool:
         """Whether a computed value may be too large for FP16."""
@@ -107,7 +109,7 @@ class Magnitudes:
 
     def is_square(self, node: ir.Node) -> bool:
         """Whether a node squares values that no bounded function takes next."""
-        bounded = node.op_type == "Mul" and node.outputs[0] in self._bounded
+        bounded = node.op_type == "Mul" and node.outputs[0] in self._to_bounded
         return squares(node) and not bounded
 
     def constant_fault(self, node: ir.Node) -> Fault | None:
@@ -152,6 +154,9 @@ class Magnitudes:
             fault is Fault.BEYOND and (node.op_type == "Where" or result in self._masking)
         )
         peak = 1.0 if normalised else self._peak(node, computed)
+        copies = node.op_type in DATA_MOVEMENT_OPS and self._small.issuperset(free_inputs(node))
+        if copies or node.op_type in BOUNDED | SOFTMAX | TRIGONOMETRIC:
+            self._small.update(node.outputs)
         for value in filter(is_fp32, node.outputs):
             self._peaks[value] = self.measured.get(value.name or "", peak)
             if masks and self.exceeds(value):
@@ -162,7 +167,9 @@ class Magnitudes:
         grows = (op in GROWING and not shrinks(node)) or self.is_square(node)
         if op in SPECTRA or op == "ReduceSumSquare" or multiplies_itself(node):
             return np.inf
-        if grows and (computed or any(map(self.exceeds, free_inputs(node)))):
+        free = free_inputs(node)
+        computed = computed and not self._small.issuperset(free)
+        if grows and (computed or any(map(self.exceeds, free))):
             return np.inf
         sizes = [self._size(v) for v in node.inputs if v is not None and is_fp32(v)]
         if op == "DequantizeLinear":

@@ -104,6 +104,7 @@ class _Need(enum.Flag):
 
     NONE = 0
     EXACT = enum.auto()  # FP32 up to a product with weights, a norm or an input
+    MEANS = enum.auto()  # the same, for the difference of two averages
     PHASE = enum.auto()  # the same, as far as each node has one operand that was computed
     POWER = enum.auto()  # the squares that it may be made of
     ROOT = enum.auto()  # FP32 up to a product with weights, and that product too
@@ -156,7 +157,7 @@ class NodeClassifier:
         for node in _upwards(self.graph):
             self._pass_needs(node, self._position_needs(node))
         for value in self.graph.inputs:
-            if is_fp32(value) and (io_type == FLOAT or self._is_position(value)):
+            if is_fp32(value) and (io_type == FLOAT or self.is_position(value)):
                 self.labels[value] = Label.INPUT
         for node in self.graph:
             self._walk_down(node, pinned)
@@ -175,16 +176,17 @@ class NodeClassifier:
             indices = range(len(node.inputs)) if chosen is None else chosen
         elif node.op_type == "Cast" and to_integers(node):
             indices = (0,)
-        elif any(self._is_position(v) for body in bodies(node) for v in body.inputs):
+        elif any(self.is_position(v) for body in bodies(node) for v in body.inputs):
             indices = range(len(node.inputs))
         return dict.fromkeys(indices, _Need.EXACT)
 
-    def _is_position(self, value: ir.Value) -> bool:
+    def is_position(self, value: ir.Value) -> bool:
+        """Whether a value is a position, index or id, or one is computed from it."""
         return _Need.EXACT in self._needs.get(value, _Need.NONE)
 
     def _holds_positions(self, node: ir.Node) -> bool:
         """Whether a node computes positions, or something of them that must be exact."""
-        made = any(map(self._is_position, node.outputs)) and not self._ends_walk(node)
+        made = any(map(self.is_position, node.outputs)) and not self._ends_walk(node)
         return (made and node.op_type not in _COPIES) or bool(self._position_needs(node))
 
     def _pass_needs(self, node: ir.Node, own: Mapping[int, _Need]) -> None:
@@ -204,7 +206,7 @@ class NodeClassifier:
         """The needs of a node's readers that its inputs have to meet, too."""
         if not needs or self._ends_walk(node):
             return _Need.NONE
-        passed = needs & (_Need.EXACT | _Need.ROOT)
+        passed = needs & (_Need.EXACT | _Need.MEANS | _Need.ROOT)
         if _Need.PHASE in needs and self._has_one_origin(node):
             passed |= _Need.PHASE
         if _Need.POWER in needs and squares(node):
@@ -249,7 +251,7 @@ class NodeClassifier:
         if reason := reason or obstacle:
             self.kept[node] = reason
         for value in filter(is_fp32, node.outputs):
-            if found := Label.INTEGER if self._is_position(value) else label:
+            if found := Label.INTEGER if self.is_position(value) else label:
                 self.labels[value] = found
 
     def _is_normalised(self, node: ir.Node) -> bool:
@@ -416,7 +418,9 @@ class NodeClassifier:
             return Reason.RANGE
         passed = self._passed(node, needs)
         if _Need.EXACT in passed:
-            return Reason.POSITIONS if self._is_position(node.outputs[0]) else Reason.STATISTICS
+            return Reason.POSITIONS
+        if _Need.MEANS in passed:
+            return Reason.STATISTICS
         return Reason.ARGUMENT if _Need.PHASE in passed else None
 
     def _needs_of_kept(self, node: ir.Node) -> dict[int, _Need]:
@@ -428,7 +432,7 @@ class NodeClassifier:
         elif self._reads_power(node, free) and not self.magnitudes.measured:
             need = _Need.POWER
         elif op in ARITHMETIC and node in self.kept and self._are_means(free):
-            need = _Need.EXACT
+            need = _Need.MEANS
         return dict.fromkeys(range(len(node.inputs)), need) if need else {}
 
     def _reads_power(self, node: ir.Node, free: Sequence[ir.Value]) -> bool:
