@@ -149,6 +149,7 @@ class HardwareCompatibility(_Choice):
 
 
 _TYPES, _TUNING, _TARGET = "Precision", "Memory and tuning", "Target"
+_MEASURING = {"calibration_data", "calibration_runner", "calibration_memory_bytes"}
 _QUANTIZATION = "Quantization (precision int8, fp8, int8-weights)"
 
 
@@ -234,7 +235,8 @@ class QuantizationSpec:
     calibration_data: str | None = field(
         default=None,
         metadata=_option(
-            "Calibration data to find the ranges with, instead of a cache.",
+            "Calibration data to find the ranges with, instead of a cache. For fp16: sample inputs"
+            " that show which values FP16 cannot hold.",
             _QUANTIZATION,
             metavar="DIR|FILE.npz|FILE.py:FUNCTION",
         ),
@@ -356,7 +358,8 @@ class BuildConfig:
         io_precision: See :class:`IoPrecision`.
         keep_fp32: Shell patterns of ONNX node names (``*/norm*``) or operators (``op:Resize``)
             that keep FP32 arithmetic in a reduced-precision plan.
-        quantization: See :class:`QuantizationSpec`; for a quantized ``precision`` alone.
+        quantization: See :class:`QuantizationSpec`; for a quantized ``precision``. Its calibration
+            data, runner and memory also serve FP16, where measured magnitudes replace estimates.
         workspace_bytes: Upper limit for the scratch memory of one layer, at least 1 MiB. With
             TensorRT-RTX, which compiles a network as a whole, it holds for all activations. None is
             8 GiB, or where the GPU has less free, the largest power of two that fits.
@@ -515,18 +518,29 @@ class BuildConfig:
                 )
 
     def _check_quantization(self) -> None:
-        if not self.precision.quantized and self.quantization != QuantizationSpec():
-            given = ", ".join(_changed(self.quantization))
+        spec, changed = self.quantization, list(_changed(self.quantization))
+        if self.precision in (Precision.AUTO, Precision.FP16):
+            self._check_measuring()
+            changed = [name for name in changed if name not in _MEASURING]
+        if not self.precision.quantized and changed:
             raise SpecError(
-                f"{given}: no effect at precision {self.precision}; this is for precision int8,"
-                " fp8 and int8-weights",
-                options=("precision", *_changed(self.quantization)),
+                f"{', '.join(changed)}: no effect at precision {self.precision}; this is"
+                " for precision int8, fp8 and int8-weights, and calibration data for fp16, too",
+                options=("precision", *changed),
             )
-        spec = self.quantization
+        if not self.precision.quantized:
+            return
         if (spec.calibration_cache or spec.calibration_data) and not self.precision.needs_ranges:
             raise SpecError(
                 f"calibration: no effect at precision {self.precision}, which needs no ranges",
                 options=("precision", "calibration_cache", "calibration_data"),
+            )
+
+    def _check_measuring(self) -> None:
+        if self.quantization.calibration_runner is CalibrationRunner.ENGINE_FP16:
+            raise SpecError(
+                "calibration runner engine-fp16 cannot show what FP16 does not hold; use engine",
+                options=("calibration_runner",),
             )
 
     @property

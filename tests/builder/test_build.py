@@ -22,6 +22,7 @@ from trt_native import BuildConfig, IoPrecision, Plan, Precision, ProfileSpec, b
 from trt_native.backends.registry import load_backend
 from trt_native.backends.rtx import RtxBackend
 from trt_native.builder.build import build_prepared, decide, lower, prepare
+from trt_native.config import CalibrationRunner, QuantizationSpec
 from trt_native.errors import BuildError, ModelError, SpecError, UnsupportedError
 from trt_native.graph.dims import write_limits
 
@@ -258,6 +259,75 @@ def test_a_graph_with_reduced_types_stays_as_it_is(tmp_path):
         build(path, precision=Precision.FP32)
     with pytest.raises(SpecError, match="keep_fp32: no effect"):
         build(path, keep_fp32=("relu",))
+
+
+def test_products_in_fp32_next_to_an_fp16_value_are_reduced_on_request(tmp_path):
+    make, kind = onnx.helper.make_node, onnx.TensorProto
+    path = tiny_models.save(
+        tmp_path / "m.onnx",
+        [
+            make("MatMul", ["x", "w"], ["a"], name="product"),
+            make("Cast", ["a"], ["b"], name="down", to=kind.FLOAT16),
+            make("Cast", ["b"], ["y"], name="up", to=kind.FLOAT),
+        ],
+        [tiny_models.tensor("x", kind.FLOAT, [2, 8])],
+        [tiny_models.tensor("y", kind.FLOAT, [2, 8])],
+        {"w": np.eye(8, dtype=np.float32)},
+    )
+    assert build(path).manifest.precision["applied"] == "as in the model"
+    manifest = build(path, precision=Precision.FP16).manifest
+    assert manifest.precision["applied"] == "fp16"
+    (record,) = (one for one in manifest.passes if one["name"] == "autocast")
+    assert record["reduced"]["MatMul"] == 1
+
+
+def test_sample_inputs_choose_what_stays_in_fp32(tmp_path):
+    """Squares that a product reads stay in FP32 by rule, and not where data shows them small."""
+    make, kind = onnx.helper.make_node, onnx.TensorProto
+    path = tiny_models.save(
+        tmp_path / "m.onnx",
+        [
+            make("MatMul", ["x", "w"], ["a"], name="first"),
+            make("Mul", ["a", "a"], ["q"], name="square"),
+            make("Softmax", ["mask_row"], ["s"], name="masked"),
+            make("Add", ["q", "s"], ["b"], name="add"),
+            make("MatMul", ["b", "w"], ["y"], name="second"),
+        ],
+        [tiny_models.tensor("x", kind.FLOAT, [2, 8])],
+        [tiny_models.tensor("y", kind.FLOAT, [2, 8])],
+        {
+            "w": np.random.default_rng(0).standard_normal((8, 8), np.float32),
+            "mask_row": np.array([[0, 1, 2, 3, -np.inf, 5, 6, 7]], np.float32),
+        },
+    )
+
+    def record(scale):
+        np.savez(tmp_path / "x.npz", x=np.full((2, 8), scale, np.float32))
+        spec = QuantizationSpec(
+            calibration_data=str(tmp_path / "x.npz"), calibration_runner=CalibrationRunner.REFERENCE
+        )
+        plan = build(path, precision=Precision.FP16, quantization=spec)
+        return next(one for one in plan.manifest.passes if one["name"] == "autocast")
+
+    assert "MatMul" not in record(1.0)["kept"].get("range", {})
+    assert record(1.0)["measured"]["batches"] == 1
+    loud = record(100.0)
+    assert loud["kept"]["range"]["MatMul"] == 1
+    assert set(loud["overflows"]) == {"q", "b", "y"}
+    assert "measured too large for FP16: 3 (q " in loud["summary"]
+
+
+def test_sample_inputs_for_a_graph_with_reduced_types_are_refused(tmp_path):
+    path = tiny_models.save(
+        tmp_path / "m.onnx",
+        [onnx.helper.make_node("Relu", ["x"], ["y"], name="relu")],
+        [tiny_models.tensor("x", onnx.TensorProto.FLOAT16, [2])],
+        [tiny_models.tensor("y", onnx.TensorProto.FLOAT16, [2])],
+    )
+    np.savez(tmp_path / "x.npz", x=np.ones(2, np.float16))
+    spec = QuantizationSpec(calibration_data=str(tmp_path / "x.npz"))
+    with pytest.raises(SpecError, match="calibration_data: no effect, because the types of"):
+        build(path, quantization=spec)
 
 
 def test_coupled_dimensions_stay_consistent(tmp_path):

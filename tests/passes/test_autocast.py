@@ -213,6 +213,34 @@ def test_reduced_graphs_are_left_alone():
     assert reduced_types(quantized) == {"quantized"}
 
 
+ISLAND = """(float[2, 8] x) => (float[2, 8] y) {
+    [first] a = MatMul(x, w)
+    [relu] r = Relu(a)
+    [second] b = MatMul(r, w)
+    [down] c = Cast<to = 10>(b)
+    [island] d = Mul(c, c)
+    [up] e = Cast<to = 1>(d)
+    [last] y = MatMul(e, w)
+}"""
+
+
+@pytest.mark.parametrize("target", [FP16, BF16])
+def test_what_is_fp32_in_a_model_with_an_fp16_value_is_reduced(target):
+    original = model(ISLAND, 22, w=normal(0, 8, 8, scale=0.3))
+    assert is_reduced(original)
+    converted, report = convert(original, target)
+    assert not report.skipped
+    assert report.reduced["MatMul"] == 3
+    kinds = types(converted)
+    assert {kinds[name] for name in ("first", "relu", "second", "last")} == {target.name}
+    assert kinds["island"] == "FLOAT16"
+    x = normal(1, 2, 8)
+    assert relative_error(run(converted, x=x)[0], run(original, x=x)[0]) < TOLERANCE[target] * 2
+    before = ir.to_proto(converted).SerializeToString()
+    assert autocast(converted, target).skipped
+    assert ir.to_proto(converted).SerializeToString() == before
+
+
 def test_keep_fp32_patterns():
     original = attention(fused=True)
     converted, report = convert(original, keep_fp32=["op:Transpose", "[qk]", "sco*"])

@@ -22,11 +22,13 @@ from trt_native.backends.base import Backend, BuildRequest, BuildResult, Calibra
 from trt_native.backends.building import default_workspace, run_interruptible, save_temporary
 from trt_native.backends.registry import load_backend
 from trt_native.builder.engine_calibration import activation_source
+from trt_native.builder.magnitudes import measure_magnitudes
 from trt_native.calibration.batches import Batches, read_batches
 from trt_native.calibration.model_ranges import NO_RANGES, Ranges, find_ranges, load_ranges
 from trt_native.config import (
     BuildConfig,
     CalibrationMethod,
+    CalibrationRunner,
     IoPrecision,
     Precision,
     QuantizationSpec,
@@ -53,8 +55,9 @@ from trt_native.graph.onnx_file import (
 )
 from trt_native.graph.quantizable import quantizable_tensors
 from trt_native.graph.refit_signature import refit_signature
-from trt_native.graph.types import fp32_products, is_reduced, reduced_types
-from trt_native.passes.base import GraphPass, PassContext, ResolvedPrecision, count_text
+from trt_native.graph.types import is_reduced, reduced_types
+from trt_native.passes.autocast import can_be_reduced
+from trt_native.passes.base import GraphPass, PassContext, ResolvedPrecision
 from trt_native.passes.pin_fp32_nodes import pinned_nodes
 from trt_native.passes.pipelines import BUILD, describe_passes, run_passes, select_passes
 from trt_native.passes.quantize import Quantize
@@ -406,7 +409,7 @@ def _resolve_precision(
     if writes_qdq or _has_qdq(graph):
         _check_quantizing(backend)
     # Q/DQ nodes alone say what is quantized where types come from the graph.
-    from_graph = applied is None or writes_qdq or _has_qdq(graph)
+    from_graph = applied is None or writes_qdq or is_reduced(graph) or _has_qdq(graph)
     strongly_typed = not backend.capabilities.weakly_typed or from_graph or config.weight_streaming
     return ResolvedPrecision(
         applied=applied,
@@ -447,25 +450,12 @@ def _has_qdq(graph: ir.Model) -> bool:
     return "quantized" in reduced_types(graph)
 
 
-def _check_all_reduced(graph: ir.Model, wanted: Precision, path: Path) -> None:
-    """Refuse a request for a type that only a part of the model has, and the rest would not get."""
-    left = fp32_products(graph)
-    if left:
-        raise SpecError(
-            f"{path.name} has {_REDUCED[wanted]} values already, so that its types stay as they"
-            f" are, but {count_text(left)} in FP32, which precision {wanted} would not change; use"
-            " precision auto to build it as it is, or export it in FP32 or all in"
-            f" {_REDUCED[wanted]}",
-            options=("precision",),
-        )
-
-
 def _lowered_to(graph: ir.Model, applied: Precision | None) -> Precision | None:
     """The type that FP32 arithmetic of a graph is reduced to; None where it stays."""
     if applied in _REDUCED:
         return applied
     quantized = applied is not None and applied.quantized
-    return Precision.FP16 if quantized and not is_reduced(graph) else None
+    return Precision.FP16 if quantized and can_be_reduced(graph) else None
 
 
 def _applied_precision(graph: ir.Model, config: BuildConfig, path: Path) -> Precision | None:
@@ -483,9 +473,8 @@ def _applied_precision(graph: ir.Model, config: BuildConfig, path: Path) -> Prec
     elif not is_reduced(graph):
         applied = Precision.FP16 if wanted is Precision.AUTO else wanted
     elif wanted is Precision.AUTO or _REDUCED.get(wanted) in present:
-        applied = None
-        if wanted is not Precision.AUTO:
-            _check_all_reduced(graph, wanted, path)
+        reduces = wanted is not Precision.AUTO and can_be_reduced(graph)
+        applied = wanted if reduces else None
     else:
         raise SpecError(
             f"{path.name} already has {', '.join(sorted(present))} types, which precision {wanted}"
@@ -495,6 +484,7 @@ def _applied_precision(graph: ir.Model, config: BuildConfig, path: Path) -> Prec
         without_effect = {
             "keep_fp32": config.keep_fp32,
             "io_precision": config.io_precision is not IoPrecision.KEEP,
+            "calibration_data": config.quantization.calibration_data is not None,
         }
         useless = " and ".join(name for name, given in without_effect.items() if given)
         if useless:
@@ -572,6 +562,8 @@ def _any_ranges(prepared: PreparedBuild) -> Ranges:
 def _calibrated_ranges(prepared: PreparedBuild, progress: Progress | None) -> Ranges:
     """The ranges of the activations, found with the calibration data if there is any."""
     quantize = next((one for one in prepared.passes if isinstance(one, Quantize)), None)
+    if prepared.batches is not None and not prepared.config.precision.quantized:
+        return _measured_magnitudes(prepared, prepared.batches, progress)
     if prepared.batches is None or quantize is None:
         return prepared.ranges
     config, backend, spec = prepared.config, prepared.backend, prepared.config.quantization
@@ -590,6 +582,20 @@ def _calibrated_ranges(prepared: PreparedBuild, progress: Progress | None) -> Ra
             ops=quantize.ops(),
             source=source,
         )
+
+
+def _measured_magnitudes(
+    prepared: PreparedBuild, batches: Batches, progress: Progress | None
+) -> Ranges:
+    """The magnitudes of all values, by which FP16 is chosen."""
+    spec, runner = prepared.config.quantization, prepared.config.quantization.calibration_runner
+    if runner is CalibrationRunner.AUTO and prepared.gpu is not None:
+        runner = CalibrationRunner.ENGINE  # which never takes FP16, as AUTO may
+    source = activation_source(
+        runner, backend=prepared.backend, memory_bytes=spec.calibration_memory_bytes
+    )
+    with phase(progress, f"Measuring magnitudes with {source.name}"):
+        return measure_magnitudes(prepared.path, batches, source, progress)
 
 
 def _own_metadata(metadata: Mapping[str, str]) -> dict[str, str]:

@@ -24,18 +24,20 @@ import onnx_ir as ir
 
 from trt_native.config import Precision
 from trt_native.errors import SpecError
-from trt_native.graph.inference import infer_types
+from trt_native.graph.inference import infer_types, infer_values
 from trt_native.graph.nodes import (
     BFLOAT16,
     CASTS,
     DATA_MOVEMENT_OPS,
     FLOAT,
     FLOAT16,
+    PRODUCTS,
     QDQ,
     SHAPES,
     allowed_types,
     bodies,
     is_fp32,
+    op_set,
     schema_of,
 )
 from trt_native.graph.opset import raise_opset, require_opset
@@ -48,13 +50,15 @@ from trt_native.passes.base import GraphPass
 from trt_native.passes.quantize_arrays import read_tensor, requantize_lazily, round_scale
 from trt_native.passes.replacement import NameAuthority
 
-__all__ = ["Autocast", "PrecisionReport", "autocast", "match_fp32_patterns"]
+__all__ = ["Autocast", "PrecisionReport", "autocast", "can_be_reduced", "match_fp32_patterns"]
 logger = logging.getLogger(__name__)
 _SUFFIX = {FLOAT: "fp32", FLOAT16: "fp16", BFLOAT16: "bf16"}
 _TARGETS = {Precision.FP16: FLOAT16, Precision.BF16: BFLOAT16}
 _LARGEST = {FLOAT16: 65504.0, BFLOAT16: float.fromhex("0x1.fep127")}
 _CLIP_OPSET = 11  # bounds are inputs since then
 _QDQ_OPSET = 19  # Q/DQ know FP16 and BF16 since then
+_LOOKUPS = op_set("Gather GatherElements GatherND")
+_DONE_KEY = "trt_native.autocast"
 _MASK = 32752.0  # scores may be added to it in FP16
 _EXAMPLES = 3
 
@@ -75,6 +79,7 @@ class PrecisionReport:
         examples: Names of the first nodes that stay in FP32, by :class:`Reason` value.
         clamped: Masks beyond the target's range, which are clamped: for each constant the number
             of its elements that are, and 0 for a mask that is computed while the plan runs.
+        overflows: Measured magnitudes that are too large for FP16, by value.
         patterns: For each ``keep_fp32`` pattern, the number of nodes that match.
         opset: The opset the model was raised to, or None where it was left alone.
         skipped: The model was reduced already, so that nothing was changed.
@@ -90,6 +95,7 @@ class PrecisionReport:
     weight_bytes_after: int = 0
     examples: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     clamped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    overflows: Mapping[str, float] = dataclasses.field(default_factory=dict)
     patterns: Mapping[str, int] = dataclasses.field(default_factory=dict)
     opset: int | None = None
     skipped: bool = False
@@ -106,6 +112,7 @@ def autocast(
     *,
     keep_fp32: Sequence[str] = (),
     io_precision: Literal["keep", "fp32", "fp16"] = "keep",
+    measured: Mapping[str, float] | None = None,
 ) -> PrecisionReport:
     """Rewrite an FP32 model, in place, to compute in FP16 or BF16 where that is safe.
 
@@ -118,8 +125,8 @@ def autocast(
     if its operators need that, and can be unchanged.
 
     Converted weights are read from their source when they are serialised: save the model under
-    another external data path than the one it was loaded from. A model that :func:`is_reduced`
-    is left alone.
+    another external data path than the one it was loaded from. A model without anything that
+    :func:`can_be_reduced` is left alone.
 
     Args:
         model: The model, normalized, with its weights in memory or on disk.
@@ -128,6 +135,8 @@ def autocast(
             on operator types (``op:Resize``), of further nodes to keep in FP32.
         io_precision: Type of the graph's FP32 inputs and outputs from now on: ``"keep"`` and
             ``"fp32"`` leave them; ``"fp16"`` makes them FP16, for a BF16 model too.
+        measured: For values by name, the largest magnitude that was measured; for FP16 it replaces
+            what operators and constants suggest. Half of FP16's range is left for other data.
 
     Raises:
         SpecError: A pattern matches no node, or an argument is none of the above.
@@ -141,7 +150,7 @@ def autocast(
         )
     matches = match_fp32_patterns(model, keep_fp32)
     counts = {pattern: len(nodes) for pattern, nodes in matches.items()}
-    if is_reduced(model):
+    if not can_be_reduced(model):
         logger.info("The model has reduced precision already; it is left as it is.")
         return PrecisionReport(_SUFFIX[target], io_precision, patterns=counts, skipped=True)
     infer_types(model)
@@ -149,8 +158,10 @@ def autocast(
     if any(node.op_type in QDQ for node in model.graph):
         opset = require_opset(model, _QDQ_OPSET, "FP16 and BF16 scales") or opset
     io_type = FLOAT16 if io_precision == "fp16" else FLOAT
-    rewriter = _Rewriter(model, NodeClassifier(model, target, matches, io_type), io_type)
+    analysis = NodeClassifier(model, target, matches, io_type, measured)
+    rewriter = _Rewriter(model, analysis, io_type)
     rewriter.run()
+    model.graph.metadata_props[_DONE_KEY] = _SUFFIX[target]
     return PrecisionReport(
         target=_SUFFIX[target], io_precision=io_precision, patterns=counts, opset=opset,
         **rewriter.counts(),
@@ -165,8 +176,8 @@ class Autocast(GraphPass):
     typed = True
 
     def needed(self, model: ir.Model) -> bool:
-        """Whether the graph is in FP32, and is to be reduced."""
-        return self.context.precision.lowered_to is not None and not is_reduced(model)
+        """Whether the graph has FP32 arithmetic that is to be reduced."""
+        return self.context.precision.lowered_to is not None and can_be_reduced(model)
 
     def rewrite(self, model: ir.Model) -> Mapping[str, Any]:
         """Reduce the graph; see :func:`autocast`."""
@@ -177,8 +188,11 @@ class Autocast(GraphPass):
             _TARGETS[lowered_to],
             keep_fp32=config.keep_fp32,
             io_precision=config.io_precision.value,
+            measured=None if config.precision.quantized else self.context.ranges.amax,
         )
-        return {"nodes": dict(report.reduced), **report.to_dict()}
+        origin = {} if config.precision.quantized else dict(self.context.ranges.origin)
+        measured = {"measured": origin} if origin else {}
+        return {"nodes": dict(report.reduced), **report.to_dict(), **measured}
 
     def preview(self, model: ir.Model) -> Mapping[str, Any]:  # noqa: ARG002
         """The type, which is all that is known before the analysis."""
@@ -195,12 +209,33 @@ class Autocast(GraphPass):
             count = sum(record["kept"][reason].values())
             more = ", ..." if count > len(names) else ""
             lines.append(f"FP32 for {reason}: {count} ({', '.join(names)}{more})")
+        if "measured" in record:
+            large = [f"{name} {peak:.2g}" for name, peak in record["overflows"].items()]
+            more = ", ..." if len(large) > _EXAMPLES else ""
+            found = f"{len(large)} ({', '.join(large[:_EXAMPLES])}{more})" if large else "none"
+            lines.append(f"measured too large for FP16: {found}")
         for name, count in record["clamped"].items():
             lines.append(f"clamped mask: {name}" + (f" ({count} elements)" if count else ""))
         return "\n".join(lines)
 
     def ensures(self, model: ir.Model) -> None:
         """Nothing: a graph may have no node that can be reduced."""
+
+
+@wraps_graph_errors
+def can_be_reduced(model: ir.Model) -> bool:
+    """Whether a model is in FP32, or computes products in FP32 next to reduced types.
+
+    Fills in missing value types. A model that :func:`autocast` rewrote is not reduced again.
+    """
+    if _DONE_KEY in model.graph.metadata_props:
+        return False
+    if not is_reduced(model) or model.functions:  # without types before they are inlined
+        return True
+    if any(value.type is None for node in model.graph for value in node.outputs):
+        infer_values(model)
+    products = (node for node in model.graph if node.op_type in PRODUCTS and not node.domain)
+    return any(is_fp32(value) for node in products for value in node.outputs)
 
 
 def match_fp32_patterns(model: ir.Model, patterns: Sequence[str]) -> dict[str, set[ir.Node]]:
@@ -267,6 +302,7 @@ class _Rewriter:
             "weight_bytes_after": sum(after for _, after in self.weights),
             "examples": self.examples,
             "clamped": self.clamped,
+            "overflows": self.analysis.magnitudes.overflows(),
         }
 
     def _assign_types(self) -> None:
@@ -341,7 +377,10 @@ class _Rewriter:
         # Not Q: it shares its scale with a DQ, and both need it in one type.
         follows = not any(map(is_fp32, node.outputs)) and node.op_type not in QDQ
         follows = follows and FLOAT in free
-        if follows or (mover and free and set(free) == {FLOAT}):
+        # A table is better read in the reduced type, and a cast put behind it.
+        table = not free and node.op_type in _LOOKUPS
+        table = table and not any(map(self.analysis.is_position, node.outputs))
+        if follows or (mover and set(free) <= {FLOAT} and not table):
             return fp32
         inputs, outputs = allowed_types(schema, node, self.target)
         return (

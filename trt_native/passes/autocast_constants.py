@@ -13,13 +13,14 @@ import onnx_ir as ir
 from trt_native.graph.nodes import BFLOAT16, FLOAT16
 from trt_native.passes.quantize_arrays import read_tensor
 
-__all__ = ["LIMITS", "ConstantRange", "constant_range", "is_average"]
+__all__ = ["LIMITS", "ConstantRange", "constant_range", "is_average", "is_finite", "is_sum"]
 
 LIMITS = {FLOAT16: 65520.0, BFLOAT16: float.fromhex("0x1.ffp127")}
 """Smallest magnitude that a type rounds to infinity."""
 
 _CHUNK = 1 << 22  # elements read at a time, so that weights stay on disk
-_SAMPLE = 64  # the first weights, which almost always show that they are no average
+_SAMPLE = 64  # the first weights: almost always one is negative
+_MANY = 256
 _FLUSHED = 2.0**-25  # FP16 rounds what is below to zero
 
 _Array = npt.NDArray[Any]
@@ -70,22 +71,48 @@ def constant_range(tensor: ir.TensorProtocol, dtype: ir.DataType) -> ConstantRan
     return ConstantRange(largest, smallest, beyond, lost)
 
 
+def is_finite(tensor: ir.TensorProtocol) -> bool:
+    """Whether no element of a constant is infinite or NaN."""
+    return all(bool(np.isfinite(chunk).all()) for chunk in _chunks(tensor))
+
+
 def is_average(weight: ir.TensorProtocol) -> bool:
-    """Whether a product with a weight takes averages: equal weights, or shares that add up to 1."""
+    """Whether a product with a weight takes averages.
+
+    The elements for each output are several, none negative, and equal or shares of 1.
+    """
+    return any(
+        elements > 1 and (equal or bool(np.allclose(totals, 1.0, atol=1e-3)))
+        for elements, totals, equal in _shares(weight)
+    )
+
+
+def is_sum(weight: ir.TensorProtocol) -> bool:
+    """Whether a product with a weight adds up so many values that it may leave FP16's range."""
+    return any(
+        equal and elements >= _MANY and bool((totals > 1.5).any())
+        for elements, totals, equal in _shares(weight)
+    )
+
+
+def _shares(weight: ir.TensorProtocol) -> Iterator[tuple[int, _Array, bool]]:
+    """For each axis that may be that of the outputs: the fewest elements, totals, and equality.
+
+    Nothing for a weight with negative elements.
+    """
     sample = next(_chunks(weight), np.zeros(0, np.float32))[:_SAMPLE]
     if weight.size < 2 or (sample < 0).any():
-        return False
+        return
     whole = read_tensor(weight)
-    used = whole[whole != 0]
-    if not used.size or not (used > 0).all():
-        return False
-    if bool((used == used[0]).all()):
-        return True
-    axes = range(whole.ndim)
-    sums: Iterator[_Array] = (
-        whole.sum(tuple(other for other in axes if other != axis)) for axis in axes
-    )
-    return any(np.allclose(total, 1.0, atol=1e-3) for total in sums)
+    whole = whole if whole.ndim > 1 else whole[:, None]
+    used = whole != 0
+    if (whole < 0).any() or not used.any():
+        return
+    equal = bool(np.ptp(whole[used]) == 0)
+    axes = set(range(whole.ndim))
+    for axis in axes:
+        others = tuple(axes - {axis})
+        yield int(used.sum(others).min()), whole.sum(others), equal
 
 
 def _is_lost(tensor: ir.TensorProtocol) -> bool:

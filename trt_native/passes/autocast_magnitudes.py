@@ -28,6 +28,7 @@ from trt_native.passes.autocast_operators import (
     SOFTMAX,
     SPECTRA,
     TRANSCENDENTAL,
+    TRIGONOMETRIC,
     WEIGHTED,
     ends_walk,
     folded_statistics,
@@ -39,6 +40,8 @@ from trt_native.passes.autocast_operators import (
 )
 
 __all__ = ["Fault", "Magnitudes"]
+
+_SMALLEST_NORMAL = 2.0**-14
 
 
 class Fault(enum.Enum):
@@ -63,6 +66,7 @@ class Magnitudes:
     Attributes:
         masks: Values too large for FP16 that are clamped where they become FP16, since they say
             what to leave out; for constants, the number of elements that FP16 cannot hold.
+        measured: As given.
     """
 
     def __init__(
@@ -70,26 +74,34 @@ class Magnitudes:
     ) -> None:
         self.masks: dict[ir.Value, int] = {}
         self._target = target
-        self._measured = measured or {}
+        self.measured = (measured or {}) if target == FLOAT16 else {}
         # Data does not show the largest magnitudes of all.
         self._limit = LIMITS[FLOAT16] / (2 if measured else 1)
         self._ranges: dict[ir.Value, ConstantRange] = {}
-        self._peaks = {v: self._measured.get(v.name or "", 1.0) for v in graph.inputs}
+        self._peaks = {v: self.measured.get(v.name or "", 1.0) for v in graph.inputs}
         self._masking = _leading_to(graph, MASKED, PASSES_MASKS)
-        self._bounded = _leading_to(graph, BOUNDED, ARITHMETIC | DATA_MOVEMENT_OPS)
+        self._small: set[ir.Value] = set()  # made by a function with few or small results
+        self._to_bounded = _leading_to(graph, BOUNDED, ARITHMETIC | DATA_MOVEMENT_OPS)
 
     def exceeds(self, value: ir.Value) -> bool:
         """Whether a computed value may be too large for FP16."""
         return self._target == FLOAT16 and self._peaks.get(value, 1.0) >= self._limit
 
+    def overflows(self) -> dict[str, float]:
+        """Measured magnitudes that are too large for FP16, by value."""
+        return {name: peak for name, peak in self.measured.items() if peak >= self._limit}
+
     def is_wide(self, node: ir.Node) -> bool:
-        """Whether a node reads or makes values too large for FP16; products read clamped masks."""
+        """Whether a node reads or makes values that FP16 cannot hold; products read masks."""
         product = node.op_type in WEIGHTED
-        reads = (
-            v for v in free_inputs(node) if self.exceeds(v) and not (product and v in self.masks)
-        )
-        grows = node.op_type in GROWING or self.is_square(node)
-        return any(reads) or (self.makes_wide(node) and not grows)
+        free, grows = free_inputs(node), node.op_type in GROWING or self.is_square(node)
+        reads = any(self.exceeds(v) and not (product and v in self.masks) for v in free)
+        vanishes = any(map(self._vanishes, (*free, *node.outputs)))
+        return reads or vanishes or (self.makes_wide(node) and not grows)
+
+    def _vanishes(self, value: ir.Value) -> bool:
+        """Whether nothing was measured of a value that FP16 holds with all its bits."""
+        return 0 < self.measured.get(value.name or "", 0) < _SMALLEST_NORMAL
 
     def makes_wide(self, node: ir.Node) -> bool:
         """Whether a node makes values too large for FP16."""
@@ -97,7 +109,7 @@ class Magnitudes:
 
     def is_square(self, node: ir.Node) -> bool:
         """Whether a node squares values that no bounded function takes next."""
-        bounded = node.op_type == "Mul" and node.outputs[0] in self._bounded
+        bounded = node.op_type == "Mul" and node.outputs[0] in self._to_bounded
         return squares(node) and not bounded
 
     def constant_fault(self, node: ir.Node) -> Fault | None:
@@ -142,8 +154,11 @@ class Magnitudes:
             fault is Fault.BEYOND and (node.op_type == "Where" or result in self._masking)
         )
         peak = 1.0 if normalised else self._peak(node, computed)
+        copies = node.op_type in DATA_MOVEMENT_OPS and self._small.issuperset(free_inputs(node))
+        if copies or node.op_type in BOUNDED | SOFTMAX | TRIGONOMETRIC:
+            self._small.update(node.outputs)
         for value in filter(is_fp32, node.outputs):
-            self._peaks[value] = self._measured.get(value.name or "", peak)
+            self._peaks[value] = self.measured.get(value.name or "", peak)
             if masks and self.exceeds(value):
                 self.masks[value] = 0
 
@@ -152,7 +167,9 @@ class Magnitudes:
         grows = (op in GROWING and not shrinks(node)) or self.is_square(node)
         if op in SPECTRA or op == "ReduceSumSquare" or multiplies_itself(node):
             return np.inf
-        if grows and computed:
+        free = free_inputs(node)
+        computed = computed and not self._small.issuperset(free)
+        if grows and (computed or any(map(self.exceeds, free))):
             return np.inf
         sizes = [self._size(v) for v in node.inputs if v is not None and is_fp32(v)]
         if op == "DequantizeLinear":
@@ -203,6 +220,9 @@ def _made_constants(node: ir.Node) -> list[ir.TensorProtocol]:
     """The constants of a node that are not its inputs, or not as they are."""
     if node.op_type == "ConstantOfShape" and "value" in node.attributes:
         return [node.attributes["value"].as_tensor()]
+    if node.op_type == "Gemm":
+        factors = (node.attributes.get_float(name, 1.0) for name in ("alpha", "beta"))
+        return [ir.tensor(np.float32(factor)) for factor in factors]
     if node.op_type == "BatchNormalization" and folds(node):
         return [ir.tensor(array) for array in folded_statistics(node)]
     return []

@@ -19,7 +19,7 @@ from trt_native.graph.nodes import (
     is_fp32,
     op_set,
 )
-from trt_native.passes.autocast_constants import is_average
+from trt_native.passes.autocast_constants import is_average, is_sum
 from trt_native.passes.quantize_arrays import read_tensor
 
 NORMS = op_set("LayerNormalization RMSNormalization LpNormalization MeanVarianceNormalization")
@@ -62,6 +62,8 @@ POSITION_INPUTS: dict[str, tuple[int, ...] | None] = {
     "AffineGrid": (0,),
     "OneHot": (0,),
     "Range": None,
+    "Loop": None,
+    "Scan": None,
     **dict.fromkeys(SCANS, (0,)),
     **dict.fromkeys(ROUNDING | COMPARISONS, None),
 }
@@ -139,12 +141,20 @@ def _origin(value: ir.Value) -> ir.Value:
 
 def averages(node: ir.Node) -> bool:
     """Whether a node takes averages: over windows, or by its weights."""
-    if node.op_type in WINDOWS:
-        return True
+    return node.op_type in WINDOWS or any(map(is_average, _weights(node)))
+
+
+def sums(node: ir.Node) -> bool:
+    """Whether a product is a sum: over an index that an Einsum drops, or by many equal weights."""
     if node.op_type == "Einsum" and len(node.inputs) == 1:
         return True
-    weights = [constant_of(v) for v in node.inputs[:2] if v is not None]
-    return node.op_type in WEIGHTED and any(w is not None and is_average(w) for w in weights)
+    return any(map(is_sum, _weights(node)))
+
+
+def _weights(node: ir.Node) -> list[ir.TensorProtocol]:
+    if node.op_type not in WEIGHTED:
+        return []
+    return [tensor for v in node.inputs[:2] if v is not None and (tensor := constant_of(v))]
 
 
 def quantized_levels(node: ir.Node) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import functools
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -63,6 +63,7 @@ from trt_native.passes.autocast_operators import (
     multiplies_itself,
     quantized_levels,
     squares,
+    sums,
     to_integers,
 )
 
@@ -103,6 +104,7 @@ class _Need(enum.Flag):
 
     NONE = 0
     EXACT = enum.auto()  # FP32 up to a product with weights, a norm or an input
+    MEANS = enum.auto()  # the same, for the difference of two averages
     PHASE = enum.auto()  # the same, as far as each node has one operand that was computed
     POWER = enum.auto()  # the squares that it may be made of
     ROOT = enum.auto()  # FP32 up to a product with weights, and that product too
@@ -150,11 +152,12 @@ class NodeClassifier:
         self.labels: dict[ir.Value, Label] = {}
         self.magnitudes = Magnitudes(model.graph, target, measured)
         self._needs: dict[ir.Value, _Need] = {}
+        self._averages = {node for node in _upwards(self.graph) if averages(node)}
         pinned = {node for nodes in matches.values() for node in nodes}
         for node in _upwards(self.graph):
             self._pass_needs(node, self._position_needs(node))
         for value in self.graph.inputs:
-            if is_fp32(value) and (io_type == FLOAT or self._is_position(value)):
+            if is_fp32(value) and (io_type == FLOAT or self.is_position(value)):
                 self.labels[value] = Label.INPUT
         for node in self.graph:
             self._walk_down(node, pinned)
@@ -173,16 +176,17 @@ class NodeClassifier:
             indices = range(len(node.inputs)) if chosen is None else chosen
         elif node.op_type == "Cast" and to_integers(node):
             indices = (0,)
-        elif any(self._is_position(v) for body in bodies(node) for v in body.inputs):
+        elif any(self.is_position(v) for body in bodies(node) for v in body.inputs):
             indices = range(len(node.inputs))
         return dict.fromkeys(indices, _Need.EXACT)
 
-    def _is_position(self, value: ir.Value) -> bool:
+    def is_position(self, value: ir.Value) -> bool:
+        """Whether a value is a position, index or id, or one is computed from it."""
         return _Need.EXACT in self._needs.get(value, _Need.NONE)
 
     def _holds_positions(self, node: ir.Node) -> bool:
         """Whether a node computes positions, or something of them that must be exact."""
-        made = any(map(self._is_position, node.outputs)) and not self._ends_walk(node)
+        made = any(map(self.is_position, node.outputs)) and not self._ends_walk(node)
         return (made and node.op_type not in _COPIES) or bool(self._position_needs(node))
 
     def _pass_needs(self, node: ir.Node, own: Mapping[int, _Need]) -> None:
@@ -202,7 +206,7 @@ class NodeClassifier:
         """The needs of a node's readers that its inputs have to meet, too."""
         if not needs or self._ends_walk(node):
             return _Need.NONE
-        passed = needs & (_Need.EXACT | _Need.ROOT)
+        passed = needs & (_Need.EXACT | _Need.MEANS | _Need.ROOT)
         if _Need.PHASE in needs and self._has_one_origin(node):
             passed |= _Need.PHASE
         if _Need.POWER in needs and squares(node):
@@ -212,11 +216,11 @@ class NodeClassifier:
         return passed
 
     def _ends_walk(self, node: ir.Node) -> bool:
-        """Whether a walk up ends at a node, which is not a product of exact values alone."""
-        if node.op_type in MATRIX_PRODUCTS and not node.domain:
-            kinds = {self.labels.get(v) for v in free_inputs(node)}
-            return ends_walk(node) and not (kinds and kinds <= _EXACT)
-        return ends_walk(node)
+        """Whether a walk up ends at a node: not at averages, nor products of exact values alone."""
+        if not ends_walk(node) or node in self._averages:
+            return False
+        kinds = {self.labels.get(v) for v in free_inputs(node)}
+        return node.op_type not in MATRIX_PRODUCTS or not kinds or not kinds <= _EXACT
 
     def _has_one_origin(self, node: ir.Node) -> bool:
         """Whether all operands but one are exact, so that FP32 does not climb along a residual."""
@@ -247,7 +251,7 @@ class NodeClassifier:
         if reason := reason or obstacle:
             self.kept[node] = reason
         for value in filter(is_fp32, node.outputs):
-            if found := Label.INTEGER if self._is_position(value) else label:
+            if found := Label.INTEGER if self.is_position(value) else label:
                 self.labels[value] = found
 
     def _is_normalised(self, node: ir.Node) -> bool:
@@ -305,9 +309,9 @@ class NodeClassifier:
         self, node: ir.Node, kinds: set[Label | None], fault: Fault | None
     ) -> tuple[Reason | None, Label | None]:
         """Decide about products with weights, of two values, and about averages."""
-        if multiplies_itself(node):
+        if multiplies_itself(node) or sums(node):
             return Reason.STATISTICS, Label.STATISTIC
-        average = averages(node)
+        average = node in self._averages
         if average and kinds and kinds <= _EXACT:
             return Reason.STATISTICS, _merged(kinds)
         if average and self.magnitudes.is_wide(node):
@@ -414,7 +418,9 @@ class NodeClassifier:
             return Reason.RANGE
         passed = self._passed(node, needs)
         if _Need.EXACT in passed:
-            return Reason.POSITIONS if self._is_position(node.outputs[0]) else Reason.STATISTICS
+            return Reason.POSITIONS
+        if _Need.MEANS in passed:
+            return Reason.STATISTICS
         return Reason.ARGUMENT if _Need.PHASE in passed else None
 
     def _needs_of_kept(self, node: ir.Node) -> dict[int, _Need]:
@@ -423,13 +429,18 @@ class NodeClassifier:
         need = _Need.NONE
         if op in TRIGONOMETRIC:
             need = _Need.PHASE
-        elif (op in WEIGHTED and self.kept.get(node) is Reason.RANGE) or (
-            op in ("Add", "Sum") and len(free) > 1 and all(map(self._made_by_square, free))
-        ):
+        elif self._reads_power(node, free) and not self.magnitudes.measured:
             need = _Need.POWER
         elif op in ARITHMETIC and node in self.kept and self._are_means(free):
-            need = _Need.EXACT
+            need = _Need.MEANS
         return dict.fromkeys(range(len(node.inputs)), need) if need else {}
+
+    def _reads_power(self, node: ir.Node, free: Sequence[ir.Value]) -> bool:
+        """Whether a node reads a power that FP16 cannot hold, or adds squares up to one."""
+        sums = node.op_type in ("Add", "Sum") and len(free) > 1
+        return (node.op_type in WEIGHTED and self.kept.get(node) is Reason.RANGE) or (
+            sums and all(map(self._made_by_square, free))
+        )
 
     def _are_means(self, values: Iterable[ir.Value]) -> bool:
         kinds = {self.labels.get(value) for value in values}

@@ -37,7 +37,9 @@ _OTHER_REASONS = frozenset(
 
 
 @wraps_graph_errors
-def fp32_node_names(model: ir.Model, keep_fp32: Sequence[str] = ()) -> frozenset[str]:
+def fp32_node_names(
+    model: ir.Model, keep_fp32: Sequence[str] = (), measured: Mapping[str, float] | None = None
+) -> dict[str, Reason]:
     """Find the nodes of the main graph that an FP16 engine should compute in FP32.
 
     The rules are those of :func:`~trt_native.passes.autocast.autocast` for FP16, less those about
@@ -45,15 +47,16 @@ def fp32_node_names(model: ir.Model, keep_fp32: Sequence[str] = ()) -> frozenset
     nothing else.
 
     Returns:
-        Their names; nodes without a name cannot be pinned.
+        Their names, with the reasons; nodes without a name cannot be pinned.
 
     Raises:
         SpecError: A pattern matches no node.
         ModelError: A value's type is unknown.
     """
     infer_types(model)
-    kept = NodeClassifier(model, FLOAT16, match_fp32_patterns(model, keep_fp32)).kept
-    return frozenset(n.name for n, why in kept.items() if n.name and why not in _OTHER_REASONS)
+    matches = match_fp32_patterns(model, keep_fp32)
+    kept = NodeClassifier(model, FLOAT16, matches, measured=measured).kept
+    return {n.name: why for n, why in kept.items() if n.name and why not in _OTHER_REASONS}
 
 
 def pins_nodes(precision: ResolvedPrecision) -> bool:
@@ -82,11 +85,21 @@ class PinFp32Nodes(GraphPass):
 
     def rewrite(self, model: ir.Model) -> Mapping[str, Any]:
         """Mark the nodes in their metadata."""
-        names = fp32_node_names(model, self.context.config.keep_fp32)
+        config = self.context.config
+        measured = None if config.precision.quantized else self.context.ranges.amax
+        names = fp32_node_names(model, config.keep_fp32, measured)
         marked = [node for node in model.graph if node.name in names]
         for node in marked:
             node.metadata_props[_PIN_KEY] = ""
-        return {"nodes": dict(Counter(node.op_type for node in marked))}
+        return {
+            "nodes": dict(Counter(node.op_type for node in marked)),
+            "reasons": dict(Counter(reason.value for reason in names.values())),
+        }
+
+    def summarize(self, record: Mapping[str, Any]) -> str:
+        """Count the nodes by operator, and by reason."""
+        reasons = ", ".join(f"{n} for {reason}" for reason, n in record.get("reasons", {}).items())
+        return "\n".join(filter(None, (super().summarize(record), reasons)))
 
     def ensures(self, model: ir.Model) -> None:
         """Nothing: the graph stays as it is."""

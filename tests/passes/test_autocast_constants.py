@@ -1,0 +1,82 @@
+"""What reduced types make of constants, against NumPy's own rounding."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from helpers.autocast_checks import BF16, FP16
+from helpers.text_models import normal
+
+from trt_native.passes import autocast_constants
+from trt_native.passes.autocast_constants import constant_range, is_average, is_finite, is_sum
+
+
+@pytest.fixture(params=[1 << 22, 7], ids=["one chunk", "many chunks"])
+def _chunks(request, monkeypatch):
+    monkeypatch.setattr(autocast_constants, "_CHUNK", request.param)
+
+
+@pytest.mark.usefixtures("_chunks")
+@pytest.mark.parametrize("scale", [1e-9, 1e-7, 1e-5, 1, 1e4, 1e9])
+@pytest.mark.parametrize("special", [[], [0.0, -np.inf, np.nan], [3e38, -3.4028235e38]])
+@pytest.mark.parametrize("dtype", [FP16, BF16], ids=["fp16", "bf16"])
+def test_ranges_are_those_that_numpy_finds(scale, special, dtype):
+    array = np.append(normal(0, 50, scale=scale), special).astype(np.float32)
+    found = constant_range(ir.tensor(array), dtype)
+    finite = array[np.isfinite(array)]
+    with np.errstate(over="ignore"):
+        rounded = finite.astype(dtype.numpy()).astype(np.float64)
+    assert found.largest == np.abs(finite).max()
+    assert found.smallest == np.abs(finite[finite != 0]).min()
+    assert found.beyond == np.isinf(rounded).sum()
+    if dtype == FP16:
+        assert found.flushes == bool(((rounded == 0) & (finite != 0)).any())
+    loss = np.linalg.norm(rounded - finite.astype(np.float64)) / np.linalg.norm(
+        finite.astype(float)
+    )
+    assert found.lost == (dtype == FP16 and not found.beyond and loss > 0.01)
+    assert is_finite(ir.tensor(array)) == bool(np.isfinite(array).all())
+
+
+def test_empty_constants_have_no_range():
+    found = constant_range(ir.tensor(np.zeros(0, np.float32)), FP16)
+    assert (found.largest, found.beyond, found.lost, found.flushes) == (0, 0, False, False)
+    assert not is_average(ir.tensor(np.zeros((0, 3), np.float32)))
+
+
+@pytest.mark.parametrize(
+    ("weight", "average"),
+    [
+        (np.full((3, 1, 5, 5), 0.04), True),
+        (np.ones((8, 1)), True),
+        (np.ones(8), True),
+        (np.eye(3)[:, :, None] * np.full(5, 0.2), True),
+        (np.array([[0.25, 0.5, 0.25]]), True),
+        (np.array([[0.25, 0.5], [0.75, 0.5]]), True),
+        (np.eye(8), False),
+        (np.eye(8) * 1e5, False),
+        (np.array([[0.5]]), False),
+        (np.zeros((4, 4)), False),
+        (np.array([[0.25, 0.5, 0.3]]), False),
+        (np.array([[-0.5, 1.0, 0.5]]), False),
+        (normal(0, 64, 64), False),
+    ],
+)
+def test_averages_are_known_by_their_weights(weight, average):
+    assert is_average(ir.tensor(weight.astype(np.float32))) == average
+
+
+@pytest.mark.parametrize(
+    ("weight", "total"),
+    [
+        (np.ones((256, 1)), True),
+        (np.ones((1, 1000)), True),
+        (np.full((256, 1), 1 / 256), False),
+        (np.ones((8, 1)), False),
+        (np.eye(300), False),
+        (np.abs(normal(0, 300, 1)), False),
+    ],
+)
+def test_sums_are_known_by_their_weights(weight, total):
+    assert is_sum(ir.tensor(weight.astype(np.float32))) == total
