@@ -454,8 +454,16 @@ def draw_scaled_swishes(rng: random.Random) -> Params:
     """Draw parameters of :func:`scaled_swishes`."""
     return {
         "shape": rng.choice(
-            [(1, 3, 48, 320), (1, 16, 24, 160), (1, 32, 24, 80), (1, 64, 12, 80), (2, 8, 8, 8)]
-            + [(1, 48, 6, 40), (1, 120, 3, 80), (1, 256, 3, 40)]
+            [
+                (1, 3, 48, 320),
+                (1, 16, 24, 160),
+                (1, 32, 24, 80),
+                (1, 64, 12, 80),
+                (2, 8, 8, 8),
+                (1, 48, 6, 40),
+                (1, 120, 3, 80),
+                (1, 256, 3, 40),
+            ]
         ),
         "kernel": rng.choice([1, 3, 5]),
         "depthwise": rng.random() < 0.4,
