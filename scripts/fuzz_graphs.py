@@ -10,7 +10,7 @@ shrunk while it fails, and saved. The seed alone determines a graph.
   fuzz_graphs.py run OUT --build-only                       without one: builds and interfaces
   fuzz_graphs.py pack OUT/plans.zip --count 500             builds here, to run elsewhere
   fuzz_graphs.py execute OUT/plans.zip OUT                  runs packed plans, with a GPU
-  fuzz_graphs.py check MODEL.onnx INPUTS.npz                one saved graph again
+  fuzz_graphs.py check MODEL.onnx SET-0.npz --smallest M.onnx   one graph, and the smallest
 
 OUT gets results.jsonl (what is in it already is not done again), failures.zip, summary.json and
 summary.md.
@@ -323,27 +323,55 @@ def execute(file: Path, out: Path, jobs: Jobs = _CORES, seconds: Seconds = 1e9) 
 @app.command()
 @report_errors
 def check(
-    model: Path, inputs: list[Path], precision: str = "fp32", build_only: bool = False
+    model: Path,
+    inputs: Annotated[list[Path] | None, typer.Argument(help="Each an .npz of one set.")] = None,
+    precision: str = "fp32",
+    dim: Annotated[list[str] | None, typer.Option(help="Without inputs: NAME=EXTENT.")] = None,
+    build_only: Annotated[bool, typer.Option("--build-only", help="Without a GPU.")] = False,
+    smallest: Annotated[Path | None, typer.Option(help="Shrink; write the smallest here.")] = None,
+    seconds: Annotated[float, typer.Option(help="Time to shrink.")] = 60,
 ) -> None:
-    """Build and run one saved graph, with each of its sets of inputs."""
+    """Build and run one graph, with each of its sets of inputs, or with a random one."""
     proto = onnx.load(model)
-    sets = []
-    for path in inputs:
-        with np.load(path) as arrays:
-            sets.append({name: arrays[name] for name in arrays.files})
+    sets = [_arrays(path) for path in inputs or []] or [_random_inputs(proto, dim or [])]
     dims: dict[str, tuple[int, int]] = {}
     for value in proto.graph.input:
-        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-            if dim.dim_param:
-                extents = [one[value.name].shape[axis] for one in sets]
-                dims[dim.dim_param] = extents[0], extents[-1]
+        for axis, one in enumerate(value.type.tensor_type.shape.dim):
+            if one.dim_param and value.name in sets[0]:
+                extents = [arrays[value.name].shape[axis] for arrays in sets]
+                dims[one.dim_param] = extents[0], extents[-1]
     step = "build" if build_only else "run"
     task = Task(precision, step, model=proto.SerializeToString(), inputs=tuple(sets), dims=dims)
     child = Child(work, _PATIENCE_S)
     answer = _ask(child, task)
-    child.close()
     print(answer.status, answer.detail)
+    if answer.status in BAD and smallest is not None:
+        found = shrink(task, lambda one: _ask(child, one).status == answer.status, seconds)
+        smallest.write_bytes(found.model)
+        print("\n".join(_text(onnx.load_from_string(found.model).graph)))
+    child.close()
     raise typer.Exit(answer.status in BAD)
+
+
+def _arrays(path: Path) -> dict[str, Any]:
+    with np.load(path) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def _random_inputs(model: onnx.ModelProto, words: list[str]) -> dict[str, Any]:
+    extents = {name: int(extent) for name, _, extent in (word.partition("=") for word in words)}
+    generator = np.random.default_rng(0)
+    constants = {tensor.name for tensor in model.graph.initializer}
+    arrays = {}
+    for value in model.graph.input:
+        if value.name not in constants:
+            kind = value.type.tensor_type
+            shape = [extents.get(d.dim_param, d.dim_value) for d in kind.shape.dim]
+            numbers = generator.standard_normal(shape)
+            arrays[value.name] = numbers.astype(
+                onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+            )
+    return arrays
 
 
 if __name__ == "__main__":

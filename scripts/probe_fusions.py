@@ -136,11 +136,17 @@ def reduction_pairs(p: Params, net: Net) -> None:
     y = net.place(_first(net, p["first"], x, p["axis"], len(p["shape"])))
     if p["between"] == "scale":
         y = net.add("Mul", [y, net.constant(1.5)])
+    elif p["between"] == "Transpose":
+        perm = [*range(1, len(p["shape"])), 0]
+        y = net.add("Transpose", [y], perm=perm)
     elif p["between"]:
         y = net.add(p["between"], [y])
+    shape = p["shape"]
+    if p["between"] == "Transpose":
+        shape = (*shape[1:], shape[0])
     if p["between"]:
         net.place(y)
-    z = _second(net, p["second"], y, p["axes"], p["shape"], p["keepdims"])
+    z = _second(net, p["second"], y, p["axes"], shape, p["keepdims"])
     net.outputs = [z, net.places[0]] if p["both"] else [z]
 
 
@@ -215,12 +221,16 @@ def draw_reduction_pairs(rng: random.Random) -> Params:
     axes = sorted(rng.sample(others, min(count, len(others))))
     if rng.random() < 0.15:
         axes = sorted({*axes, axis})
+    shape = rng.choice(_RANKS[rank])
+    if rng.random() < 0.6:
+        extents = [2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 17, 32]
+        shape = tuple(rng.choice(extents) for _ in range(rank))
     return {
-        "shape": rng.choice(_RANKS[rank]),
+        "shape": shape,
         "before": rng.choice(["", "", "Relu", "Sigmoid"]),
         "first": rng.choice(_FIRST),
         "axis": axis,
-        "between": rng.choice(["", "", "", "Relu", "scale", "Exp"]),
+        "between": rng.choice(["", "", "", "Relu", "scale", "Exp", "Transpose"]),
         "second": rng.choice(_SECOND),
         "axes": axes,
         "keepdims": rng.choice([0, 1]),
@@ -236,9 +246,10 @@ def shared_reads(p: Params, net: Net) -> None:
         x = net.add(p["before"], [x])
     net.place(x)
     sampled = _sampled(net, p, x, (n, c, h, w))
-    other = _second(net, p["second"], x, p["axes"], p["shape"], 1)
     if p["second"] == "Relu":
         other = net.add("Relu", [x])
+    else:
+        other = _second(net, p["second"], x, p["axes"], p["shape"], 1)
     net.readers[x] = [other]
     net.outputs = [sampled, other]
 
@@ -346,6 +357,71 @@ def draw_transposed_convolutions(rng: random.Random) -> Params:
         "kernel": rng.choice([1, 3, 3, 5]),
         "bias": rng.random() < 0.5,
         "after": rng.choice(["", "back", "back", "Relu"]),
+    }
+
+
+def segment_blocks(p: Params, net: Net) -> None:
+    """The feed-forward part of a transformer with a depthwise convolution between its products."""
+    n, c, side, width = p["batch"], p["channels"], p["side"], p["width"]
+    x = net.input((n, side * side, width))
+    y = x
+    if p["norm"]:
+        scale, bias = net.constant(np.ones(width, np.float32)), net.weight(width)
+        y = net.add("LayerNormalization", [y, scale, bias], axis=-1)
+    y = net.place(net.add("MatMul", [y, _product_weight(net, width, c)]))
+    if p["bias"]:
+        y = net.place(net.add("Add", [y, net.weight(c)]))
+    y = net.place(net.add("Transpose", [y], perm=[0, 2, 1]))
+    y = net.place(net.add("Reshape", [y, _shape(net, p, x, [c, side, side])]))
+    k = p["kernel"]
+    conv = [y, net.weight(c, 1 if p["depthwise"] else c, k, k), net.weight(c)]
+    group = c if p["depthwise"] else 1
+    y = net.place(net.add("Conv", conv, group=group, pads=[k // 2] * 4))
+    y = net.place(net.add("Reshape", [y, _shape(net, p, x, [c, side * side])]))
+    y = net.place(net.add("Transpose", [y], perm=[0, 2, 1]))
+    if p["activation"] == "gelu":
+        e = net.add("Erf", [net.add("Div", [y, net.constant(2**0.5)])])
+        half = net.add("Mul", [net.constant(0.5), net.add("Add", [e, net.constant(1.0)])])
+        y = net.add("Mul", [y, half])
+    elif p["activation"] == "swish":
+        y = net.add("Mul", [y, net.add("Sigmoid", [y])])
+    elif p["activation"]:
+        y = net.add(p["activation"], [y])
+    if p["product behind"]:
+        y = net.add("MatMul", [y, _product_weight(net, c, width)])
+        y = net.add("Add", [y, net.weight(width)])
+        if p["residual"]:
+            y = net.add("Add", [x, y])
+    net.outputs = [y]
+
+
+def _product_weight(net: Net, inner: int, outer: int) -> str:
+    values = net.generator.standard_normal((inner, outer), np.float32)
+    return net.constant(values / np.sqrt(inner))
+
+
+def _shape(net: Net, p: Params, x: str, rest: list[int]) -> str:
+    if not p["runtime batch"]:
+        return net.constant(np.array([0, *rest], np.int64))
+    batch = net.add("Shape", [x], start=0, end=1)
+    return net.add("Concat", [batch, net.constant(np.array(rest, np.int64))], axis=0)
+
+
+def draw_segment_blocks(rng: random.Random) -> Params:
+    """Draw parameters of :func:`segment_blocks`."""
+    return {
+        "batch": rng.choice([1, 2, 2, 4]),
+        "channels": rng.choice([32, 64, 256, 256]),
+        "width": rng.choice([16, 64, 64]),
+        "side": rng.choice([4, 8, 16, 32, 32]),
+        "kernel": rng.choice([1, 3, 3, 3]),
+        "norm": rng.random() < 0.3,
+        "bias": rng.random() < 0.7,
+        "depthwise": rng.random() < 0.85,
+        "runtime batch": rng.random() < 0.6,
+        "activation": rng.choice(["gelu", "gelu", "swish", "Relu", ""]),
+        "product behind": rng.random() < 0.7,
+        "residual": rng.random() < 0.5,
     }
 
 
@@ -480,10 +556,11 @@ def draw_scaled_swishes(rng: random.Random) -> Params:
 FAMILIES: dict[
     str, tuple[Callable[[Params, Net], None], Callable[[random.Random], Params], int]
 ] = {
-    "reduction pairs": (reduction_pairs, draw_reduction_pairs, 50),
-    "shared reads": (shared_reads, draw_shared_reads, 15),
-    "transposed convolutions": (transposed_convolutions, draw_transposed_convolutions, 15),
-    "nearest resizes": (nearest_resizes, draw_nearest_resizes, 6),
+    "reduction pairs": (reduction_pairs, draw_reduction_pairs, 40),
+    "shared reads": (shared_reads, draw_shared_reads, 12),
+    "transposed convolutions": (transposed_convolutions, draw_transposed_convolutions, 8),
+    "segment blocks": (segment_blocks, draw_segment_blocks, 15),
+    "nearest resizes": (nearest_resizes, draw_nearest_resizes, 5),
     "ceil pools": (ceil_pools, draw_ceil_pools, 6),
     "scaled swishes": (scaled_swishes, draw_scaled_swishes, 8),
 }
@@ -543,6 +620,10 @@ def _masked(net: Net, x: str, rank: int) -> str:
     return net.add("Where", [yes, x, net.constant(0.0)])
 
 
+def _constant_mask(net: Net, x: str, rank: int) -> str:
+    return net.add("Where", [net.constant(np.array(True)), x, net.constant(0.0)])
+
+
 def _padded(net: Net, x: str, rank: int) -> str:
     pads = np.zeros(2 * rank, np.int64)
     pads[-1] = 1
@@ -569,6 +650,7 @@ REWRITES: dict[str, Callable[[Net, str, int], str] | None] = {
     "slices joined": _split,
     "gather by a runtime range": _gathered,
     "where on runtime shape": _masked,
+    "where on a constant": _constant_mask,
     "pad and slice": _padded,
     "expand to own shape": _expanded,
     "axis last": None,
@@ -645,7 +727,12 @@ def _respelled(task: Params, rewrite: str) -> Net | None:
     p, net = dict(task["params"]), Net(task["kind"], dynamic=task["dynamic"])
     rank, axes = len(p["shape"]), p["axes"]
     if rewrite == "axis last":
-        if p["axis"] == rank - 1 or p["first"] in ("InstanceNorm", "CumSum") or p["both"]:
+        if (
+            p["axis"] == rank - 1
+            or p["between"] == "Transpose"
+            or p["first"] in ("InstanceNorm", "CumSum")
+            or p["both"]
+        ):
             return None
         x = net.input(p["shape"])
         x = net.add(p["before"], [x]) if p["before"] else x
@@ -656,6 +743,8 @@ def _respelled(task: Params, rewrite: str) -> Net | None:
     else:
         adjacent = all(b - a == 1 for a, b in itertools.pairwise(axes))
         if not p["second"].startswith("Reduce") or not adjacent or p["both"]:
+            return None
+        if p["between"] == "Transpose":
             return None
         x = net.input(p["shape"])
         x = net.add(p["before"], [x]) if p["before"] else x
@@ -874,16 +963,16 @@ def _context(trt: Any, engine: Any) -> Any:
 # ---------------------------------------------------------------- the two stages
 
 
-def tasks(count: int, only: str, *, build_only: bool) -> Iterator[Params]:
+def tasks(count: int, only: str, seed: int, *, build_only: bool) -> Iterator[Params]:
     """The networks of the first stage."""
-    rng = random.Random(3)  # noqa: S311  # the same in every run
+    rng = random.Random(seed)  # noqa: S311  # the same in every run
     for family, (_, draw, share) in FAMILIES.items():
         if only not in family:
             continue
         for _ in range(count * share // 100):
             params = draw(rng)
             kind = "fp16" if family == "scaled swishes" else rng.choice(["fp32", "fp16"])
-            if family == "transposed convolutions":
+            if family in ("transposed convolutions", "segment blocks"):
                 kind = rng.choice(["fp16", "fp16", "fp32"])
             if family == "nearest resizes":
                 kind = "fp32"
@@ -902,6 +991,7 @@ def main(
     jobs: Annotated[int, typer.Option(help="Processes.")] = os.cpu_count() or 1,
     seconds: Annotated[float, typer.Option(help="Time for everything.")] = 170,
     only: Annotated[str, typer.Option(help="Families whose name has this in it.")] = "",
+    seed: Annotated[int, typer.Option(help="Another seed draws other networks.")] = 3,
     output: Annotated[Path, typer.Option(help="All results.")] = Path("probe_fusions.json"),
     build_only: Annotated[bool, typer.Option("--build-only", help="No GPU: build alone.")] = False,
 ) -> None:
@@ -921,7 +1011,7 @@ def main(
 
         return one
 
-    first = list(tasks(count, only, build_only=build_only))
+    first = list(tasks(count, only, seed, build_only=build_only))
     random.Random(1).shuffle(first)  # noqa: S311
     for_each(serve(seconds * 0.55), first, work, jobs=jobs, patience_s=_PATIENCE_S, lifetime=400)
     failing = [r for r in results if r["status"] in ("wrong", "no context", "crashed", "built")]
@@ -945,7 +1035,7 @@ def _second_stage(failing: list[dict[str, Any]]) -> Iterator[Params]:
             task = {k: result[k] for k in ("family", "params", "kind", "dynamic", "build only")}
             for rewrite in REWRITES:
                 respells = rewrite in ("axis last", "merged axes")
-                for place in range(1 if respells else 4):
+                for place in range(1 if respells else 8):
                     yield {**task, "rewrite": rewrite, "place": place, "was": result["status"]}
 
 
@@ -989,7 +1079,7 @@ def _report_rewrites(rows: list[dict[str, Any]]) -> None:
             tried[key] += 1
             good[key] += r["status"] == "right"
     for rewrite in REWRITES:
-        cells = [f"{good[rewrite, i]}/{tried[rewrite, i]}" for i in range(4) if tried[rewrite, i]]
+        cells = [f"{good[rewrite, i]}/{tried[rewrite, i]}" for i in range(8) if tried[rewrite, i]]
         if cells:
             print(f"    {rewrite:28} mends " + "  ".join(cells))
 
