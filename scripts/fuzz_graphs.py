@@ -36,14 +36,15 @@ import numpy as np
 import onnx
 import typer
 from child_process import Child, Lost, for_each
-from fuzzing.judging import BAD, PRECISIONS, Result, Task, work
+from fuzzing.judging import BAD, PRECISIONS, Result, Task, model_of, work
 from fuzzing.shrinking import shrink
+from fuzzing.templates import TEMPLATES
 
 from trt_native.cli.console import report_errors
 from trt_native.cuda import require_gpu
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-_PATIENCE_S = 40
+_PATIENCE_S = 25
 _LIFETIME = 500  # tasks of a process, so that what leaks does not add up
 _FIXED_DATE = (2020, 1, 1, 0, 0, 0)
 
@@ -54,6 +55,9 @@ Nodes = Annotated[int, typer.Option(min=2, help="The most operators of a graph."
 Seconds = Annotated[float, typer.Option(help="Begin no graph after this time.")]
 PrecisionNames = Annotated[
     list[str] | None, typer.Option("--precision", help=f"Of {', '.join(PRECISIONS)}. Repeatable.")
+]
+Without = Annotated[
+    list[str] | None, typer.Option(help="Leave an operator out, such as RoiAlign. Repeatable.")
 ]
 _CORES = os.cpu_count() or 1
 
@@ -96,7 +100,8 @@ class Record:
         task = replace(answer.task, rounding=(), expected=())
         with self._lock:
             self._left -= 1
-            wanted = self._left >= 0 and self._shrink_seconds > 0 and answer.status != "edge"
+            wanted = self._left >= 0 and self._shrink_seconds > 0
+            wanted = wanted and answer.status not in ("edge", "stuck")
         smallest = task
         if wanted:
             smallest = shrink(
@@ -130,11 +135,7 @@ def _known(task: Task) -> Task:
     """The task with its model, of which a lost child gave none."""
     if task.model or task.seed is None or task.plan:
         return task
-    from fuzzing.graphs import random_model
-    from fuzzing.templates import TEMPLATES
-
-    quantized = PRECISIONS[task.precision].quantized
-    made = random_model(task.seed, TEMPLATES, task.nodes, quantized=quantized)
+    made = model_of(task)
     if made is None:
         return task
     return replace(task, model=made.model.SerializeToString(), inputs=made.inputs, dims=made.dims)
@@ -232,10 +233,15 @@ def _precisions(names: list[str] | None) -> list[str]:
     return chosen
 
 
-def _seeds(names: list[str], first: int, count: int, step: str, nodes: int) -> Iterator[Task]:
+def _seeds(
+    names: list[str], first: int, count: int, step: str, nodes: int, without: tuple[str, ...]
+) -> Iterator[Task]:
+    known = {name.lower() for name in TEMPLATES}
+    if unknown := [name for name in without if name.lower() not in known]:
+        raise typer.BadParameter(f"--without {unknown[0]}: not among the operators")
     for seed in range(first, first + count):
         for name in names:
-            yield Task(name, step, seed, nodes)
+            yield Task(name, step, seed, nodes, without)
 
 
 def _served(record: Record, tasks: Iterable[Task], jobs: int, seconds: float) -> None:
@@ -267,13 +273,15 @@ def run(
     shrink_seconds: Annotated[float, typer.Option(help="Time to shrink a failing graph.")] = 20,
     most_shrunk: Annotated[int, typer.Option(help="Number of failing graphs to shrink.")] = 100,
     build_only: Annotated[bool, typer.Option("--build-only", help="Without a GPU.")] = False,
+    without: Without = None,
 ) -> None:
     """Build and run random graphs."""
     if not build_only:
         require_gpu()
     record = Record(out, shrink_seconds, most_shrunk)
     step = "build" if build_only else "run"
-    _served(record, _seeds(_precisions(precision), first, count, step, nodes), jobs, seconds)
+    seeds = _seeds(_precisions(precision), first, count, step, nodes, tuple(without or ()))
+    _served(record, seeds, jobs, seconds)
 
 
 @app.command()
@@ -286,6 +294,7 @@ def pack(
     nodes: Nodes = 8,
     jobs: Jobs = _CORES,
     most_bytes: Annotated[int, typer.Option(help="Size of the file at most.")] = 60 << 20,
+    without: Without = None,
 ) -> None:
     """Build random graphs, and pack the plans with inputs and expected outputs."""
     lock = threading.Lock()
@@ -304,7 +313,8 @@ def pack(
                     data = pickle.dumps(replace(answer, task=answer.task))
                     _write(archive, f"{answer.precision}-{answer.seed}", data)
 
-        tasks = _seeds(_precisions(precision), first, count, "plan", nodes)
+        names = _precisions(precision)
+        tasks = _seeds(names, first, count, "plan", nodes, tuple(without or ()))
         for_each(serve, tasks, work, jobs=jobs, patience_s=_PATIENCE_S, lifetime=_LIFETIME)
     print(", ".join(f"{n} {s}" for s, n in counts.most_common()), f"; {file.stat().st_size} bytes")
 

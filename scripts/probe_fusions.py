@@ -111,9 +111,10 @@ class Net:
         inputs = []
         for name, array in self.inputs.items():
             shape: list[int | str] = list(array.shape)
-            if self.dynamic:
+            if self.dynamic and shape and shape[0] != 1:
                 shape[0] = "n"
-            inputs.append(helper.make_tensor_value_info(name, floats, shape))
+            kind = floats if array.dtype.kind == "f" else TensorProto.BOOL
+            inputs.append(helper.make_tensor_value_info(name, kind, shape))
         outputs = [helper.make_empty_tensor_value_info(name) for name in self.outputs]
         graph = helper.make_graph(self.nodes, "probe", inputs, outputs, self.constants)
         model = helper.make_model(
@@ -425,6 +426,192 @@ def draw_segment_blocks(rng: random.Random) -> Params:
     }
 
 
+def conditionals(p: Params, net: Net) -> None:
+    """An If with elementwise branches, or a Loop, on an input or what is computed from it."""
+    x = net.input(p["shape"])
+    if p["before"]:
+        x = net.add(p["before"], [x])
+    net.place(x)
+    rank = len(p["shape"])
+    kind = _TYPES[net.kind]
+    if p["operator"] == "If":
+        axes = net.constant(np.arange(rank))
+        total = net.add("ReduceSum", [x, axes], keepdims=0)
+        condition = net.place(net.add("Greater", [total, net.constant(0.0)]))
+        if p["condition"] == "input":
+            net.inputs["condition"] = np.array(p["holds"])
+            condition = "condition"
+
+        def branch(operator: str) -> onnx.GraphProto:
+            name = f"in_{operator}"
+            info = helper.make_tensor_value_info(name, kind, [None] * rank)
+            return helper.make_graph(
+                [helper.make_node(operator, [x], [name])], operator, [], [info]
+            )
+
+        first, second = p["branches"]
+        y = net.add("If", [condition], then_branch=branch(first), else_branch=branch(second))
+    else:
+        infos = [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("c", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("s", kind, [None] * rank),
+        ]
+        outputs = [
+            helper.make_tensor_value_info("c_out", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("s_out", kind, [None] * rank),
+        ]
+        nodes = [helper.make_node("Identity", ["c"], ["c_out"])]
+        nodes.append(helper.make_node(p["branches"][0], ["s"], ["s_in"]))
+        nodes.append(helper.make_node("Add", ["s_in", "s_in"], ["s_out"]))
+        body = helper.make_graph(nodes, "body", infos, outputs)
+        trips, go = net.constant(np.array(p["trips"])), net.constant(np.array(True))
+        y = net.add("Loop", [trips, go, x], body=body)
+    net.place(y)
+    net.outputs = [net.add(p["after"], [y]) if p["after"] else y]
+
+
+def draw_conditionals(rng: random.Random) -> Params:
+    """Draw parameters of :func:`conditionals`."""
+    return {
+        "operator": rng.choice(["If", "If", "Loop"]),
+        "shape": rng.choice([(3, 8), (2, 2, 1), (2, 16, 8), (1, 64, 64), (4, 3, 8, 8), (2, 256)]),
+        "before": rng.choice(["", "", "Relu", "Neg"]),
+        "condition": rng.choice(["input", "computed"]),
+        "holds": rng.random() < 0.5,
+        "branches": rng.sample(["Tanh", "Relu", "Neg", "Sigmoid", "Identity", "Sin"], 2),
+        "trips": rng.choice([1, 2, 3]),
+        "after": rng.choice(["", "", "Exp"]),
+    }
+
+
+def broadcast_norms(p: Params, net: Net) -> None:
+    """A reduction of a value, and an elementwise operator that broadcasts it to another."""
+    shape = p["shape"]
+    x = net.input(shape)
+    y = net.input(tuple(1 if i in p["ones"] else e for i, e in enumerate(shape)))
+    if p["before"]:
+        y = net.add(p["before"], [y])
+    if p["first"] == "LayerNorm":
+        y = net.add("LayerNormalization", [y, net.weight(shape[-1])], axis=-1)
+    else:
+        y = _first(net, p["first"], y, p["axis"], len(shape))
+    net.place(y)
+    z = net.add(p["operator"], [x, y] if p["order"] else [y, x])
+    net.outputs = [net.add("Relu", [z]) if p["after"] else z]
+
+
+def draw_broadcast_norms(rng: random.Random) -> Params:
+    """Draw parameters of :func:`broadcast_norms`."""
+    rank = rng.choice([2, 3, 4, 4])
+    extents = [1, 2, 2, 3, 4, 5, 7, 8, 16, 33, 64]
+    shape = tuple(rng.choice(extents) for _ in range(rank))
+    ones = [i for i in range(rank) if rng.random() < 0.3]
+    return {
+        "shape": shape,
+        "ones": ones,
+        "broadcasts": str([shape[i] for i in ones if shape[i] > 1][:1] or "nothing"),
+        "first": rng.choice(
+            ["LayerNorm", "LayerNorm", "Softmax", "center ReduceMean", "ReduceMean"]
+        ),
+        "axis": rng.randrange(rank),
+        "before": rng.choice(["", "", "Relu", "Sigmoid"]),
+        "operator": rng.choice(["Mul", "Mul", "Add", "Sub"]),
+        "order": rng.random() < 0.5,
+        "after": rng.random() < 0.3,
+    }
+
+
+def sampled_chains(p: Params, net: Net) -> None:
+    """GridSample behind movements or casts of an input that is read elsewhere, too."""
+    x = net.input(p["shape"], 2.0)
+    made = net.place(x)
+    value = x
+    for operator in p["chain"]:
+        if operator == "Cast":
+            value = net.place(net.add("Cast", [value], to=TensorProto.INT32))
+            made = value
+            value = net.add("Cast", [value], to=_TYPES[net.kind])
+        elif operator == "Transpose":
+            value = net.add("Transpose", [value], perm=[0, 1, 3, 2])
+        else:
+            value = net.add(operator, [value])
+        net.place(value)
+    n, c, h, w = _shape_after(p)
+    sampled = _sampled(net, {**p, "first": "GridSample"}, value, (n, c, h, w))
+    source = made if p["reads"] == "inside" else x
+    integer = p["reads"] == "inside" and "Cast" in p["chain"]
+    if p["other"] == "output" and source != x:
+        other = source
+    elif integer:
+        other = net.add("Add", [source, source])
+    elif p["other"] == "output":
+        other = net.add("Identity", [source])
+    else:
+        other = net.add(p["other"], [source])
+    net.readers[source] = [other]
+    net.outputs = [sampled, other]
+
+
+def _shape_after(p: Params) -> tuple[int, int, int, int]:
+    n, c, h, w = p["shape"]
+    turns = p["chain"].count("Transpose") % 2
+    return (n, c, w, h) if turns else (n, c, h, w)
+
+
+def draw_sampled_chains(rng: random.Random) -> Params:
+    """Draw parameters of :func:`sampled_chains`."""
+    return {
+        "shape": rng.choice([(1, 2, 2, 2), (2, 3, 8, 8), (1, 16, 32, 32), (3, 4, 8, 7)]),
+        "chain": rng.choice([[], ["Cast"], ["Relu"], ["Transpose"], ["Identity"], ["Sigmoid"]]),
+        "reads": rng.choice(["inside", "input"]),
+        "other": rng.choice(["output", "Neg", "Relu", "Softmax", "Sin", "Round"]),
+        "mode": rng.choice(["linear", "nearest", "cubic"]),
+        "padding": rng.choice(["zeros", "border", "reflection"]),
+        "align": rng.choice([0, 1]),
+        "constant grid": rng.random() < 0.5,
+    }
+
+
+def transposed_products(p: Params, net: Net) -> None:
+    """A ConvTranspose with a bias and an activation, of few and of many channels."""
+    spatial = p["spatial"]
+    x = net.input((p["batch"], p["channels"], *[p["extent"]] * spatial))
+    kernel = [p["kernel"]] * spatial
+    outputs = p["outputs"]
+    inputs = [x, net.weight(p["channels"], outputs // p["groups"], *kernel)]
+    if p["bias"]:
+        inputs.append(net.weight(outputs))
+    attributes: dict[str, Any] = {"strides": [p["stride"]] * spatial, "group": p["groups"]}
+    attributes["pads"] = [p["pad"]] * (2 * spatial)
+    y = net.place(net.add("ConvTranspose", inputs, **attributes))
+    if p["after"] == "Add":
+        y = net.add("Add", [y, net.weight(1, outputs, *[1] * spatial)])
+    elif p["after"]:
+        y = net.add(p["after"], [y])
+    net.outputs = [y]
+
+
+def draw_transposed_products(rng: random.Random) -> Params:
+    """Draw parameters of :func:`transposed_products`."""
+    kernel = rng.choice([1, 2, 3, 4])
+    channels = rng.choice([1, 2, 3, 4, 8, 16, 64])
+    groups = rng.choice([1, 1, channels])
+    return {
+        "spatial": rng.choice([1, 2, 2, 3]),
+        "batch": rng.choice([1, 2]),
+        "channels": channels,
+        "groups": groups,
+        "outputs": groups * rng.choice([1, 2, 8]),
+        "extent": rng.choice([1, 2, 4, 8, 16]),
+        "kernel": kernel,
+        "stride": rng.choice([1, 2, 3]),
+        "pad": rng.choice(range((kernel - 1) // 2 + 1)),
+        "bias": rng.random() < 0.6,
+        "after": rng.choice(["", "", "Erf", "Relu", "Add"]),
+    }
+
+
 def nearest_resizes(p: Params, net: Net) -> None:
     """Resize to the nearest neighbour."""
     x = net.place(net.input(p["shape"]))
@@ -560,6 +747,10 @@ FAMILIES: dict[
     "shared reads": (shared_reads, draw_shared_reads, 12),
     "transposed convolutions": (transposed_convolutions, draw_transposed_convolutions, 8),
     "segment blocks": (segment_blocks, draw_segment_blocks, 15),
+    "conditionals": (conditionals, draw_conditionals, 6),
+    "broadcast norms": (broadcast_norms, draw_broadcast_norms, 20),
+    "sampled chains": (sampled_chains, draw_sampled_chains, 8),
+    "transposed products": (transposed_products, draw_transposed_products, 10),
     "nearest resizes": (nearest_resizes, draw_nearest_resizes, 5),
     "ceil pools": (ceil_pools, draw_ceil_pools, 6),
     "scaled swishes": (scaled_swishes, draw_scaled_swishes, 8),
@@ -777,7 +968,10 @@ def expected_outputs(task: Params) -> list[Array]:
     FAMILIES[task["family"]][0](task["params"], net)
     half = Net(task["kind"])
     FAMILIES[task["family"]][0](task["params"], half)
-    inputs = {name: array.astype(np.float32) for name, array in half.inputs.items()}
+    inputs = {
+        name: array.astype(np.float32) if array.dtype.kind == "f" else array
+        for name, array in half.inputs.items()
+    }
     values = {t.name: t for t in half.constants}
     for tensor in net.constants:
         array = numpy_helper.to_array(values[tensor.name])
@@ -867,8 +1061,9 @@ def build(net: Net) -> bytes | str:
     if net.dynamic:
         profile = _STATE.builder.create_optimization_profile()
         for name, array in net.inputs.items():
-            n, *rest = array.shape
-            profile.set_shape(name, (1, *rest), (n, *rest), (2 * n, *rest))
+            if array.ndim and array.shape[0] != 1:
+                n, *rest = array.shape
+                profile.set_shape(name, (1, *rest), (n, *rest), (2 * n, *rest))
         config.add_optimization_profile(profile)
     if net.debug:
         values = [
@@ -880,7 +1075,7 @@ def build(net: Net) -> bytes | str:
             if value.name in net.debug:
                 network.mark_debug(value)
     data = _STATE.builder.build_serialized_network(network, config)
-    return bytes(data) if data is not None else "; ".join(_STATE.logger.errors)[:200] or "no plan"
+    return bytes(data) if data is not None else "; ".join(_STATE.logger.errors)[:1500] or "no plan"
 
 
 def _logger(trt: Any) -> Any:
@@ -917,7 +1112,7 @@ def executed(plan: bytes, inputs: dict[str, Array]) -> dict[str, Array] | str:
     engine = _STATE.runtime.deserialize_cuda_engine(plan)
     context = _context(trt, engine) if engine is not None else None
     if context is None:
-        return "; ".join(_STATE.logger.errors)[:300] or "no context"
+        return "; ".join(_STATE.logger.errors)[:1500] or "no context"
     pointers: list[Any] = []
     hosts: dict[str, tuple[Any, Array]] = {}
     try:
@@ -941,7 +1136,7 @@ def executed(plan: bytes, inputs: dict[str, Array]) -> dict[str, Array] | str:
             context.set_tensor_address(name, int(pointer))
             hosts[name] = pointer, host
         if not context.execute_async_v3(int(_STATE.stream)):
-            return "; ".join(_STATE.logger.errors)[:300] or "enqueue failed"
+            return "; ".join(_STATE.logger.errors)[:1500] or "enqueue failed"
         call(driver.cuStreamSynchronize, _STATE.stream)
         for pointer, host in hosts.values():
             call(driver.cuMemcpyDtoH, host.ctypes.data, pointer, host.nbytes)
@@ -967,7 +1162,7 @@ def tasks(count: int, only: str, seed: int, *, build_only: bool) -> Iterator[Par
     """The networks of the first stage."""
     rng = random.Random(seed)  # noqa: S311  # the same in every run
     for family, (_, draw, share) in FAMILIES.items():
-        if only not in family:
+        if only and family not in only.split(","):
             continue
         for _ in range(count * share // 100):
             params = draw(rng)
@@ -990,7 +1185,7 @@ def main(
     count: Annotated[int, typer.Option(help="Networks of the first stage.")] = 3000,
     jobs: Annotated[int, typer.Option(help="Processes.")] = os.cpu_count() or 1,
     seconds: Annotated[float, typer.Option(help="Time for everything.")] = 170,
-    only: Annotated[str, typer.Option(help="Families whose name has this in it.")] = "",
+    only: Annotated[str, typer.Option(help="Families, with commas between.")] = "",
     seed: Annotated[int, typer.Option(help="Another seed draws other networks.")] = 3,
     output: Annotated[Path, typer.Option(help="All results.")] = Path("probe_fusions.json"),
     build_only: Annotated[bool, typer.Option("--build-only", help="No GPU: build alone.")] = False,

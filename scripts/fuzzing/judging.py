@@ -15,14 +15,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from fuzzing.graphs import Array, random_model
+from fuzzing.graphs import Array, RandomModel, random_model
 from fuzzing.templates import TEMPLATES
 from trt_native import BuildConfig, Precision, QuantizationSpec, Session, build_plan
 from trt_native.errors import TrtNativeError
 from trt_native.plans.plan import Plan
 from trt_native.shapes import ProfileSpec
 
-__all__ = ["BAD", "PRECISIONS", "Result", "Task", "run_second_reference", "work"]
+__all__ = ["BAD", "PRECISIONS", "Result", "Task", "model_of", "run_second_reference", "work"]
 
 BAD = ("wrong", "edge", "failed", "crashed", "stuck", "error", "interface")
 """Outcomes that are saved."""
@@ -77,6 +77,7 @@ class Task:
         step: ``build`` alone, ``plan`` (build and return it), ``run`` (all), or ``execute`` a plan.
         seed: Seed of a random graph; None where a model is given.
         nodes: The most operators of a random graph.
+        without: Operators that it does not have.
         model: A serialized model.
         inputs: Sets of inputs of it.
         dims: For each dynamic dimension its extents.
@@ -89,6 +90,7 @@ class Task:
     step: str
     seed: int | None = None
     nodes: int = 8
+    without: tuple[str, ...] = ()
     model: bytes = b""
     inputs: tuple[Mapping[str, Array], ...] = ()
     dims: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -131,6 +133,15 @@ def _without_task(items: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return {key: value for key, value in items if key != "task"}
 
 
+def model_of(task: Task) -> RandomModel | None:
+    """The random model of a task's seed; None where none came about."""
+    assert task.seed is not None  # noqa: S101  # for the type checker
+    left_out = {name.lower() for name in task.without}
+    chosen = {name: one for name, one in TEMPLATES.items() if name.lower() not in left_out}
+    quantized = PRECISIONS[task.precision].quantized
+    return random_model(task.seed, chosen, task.nodes, quantized=quantized)
+
+
 def work(task: Task) -> Result:
     """Do one task."""
     logging.getLogger("trt_native").setLevel(logging.CRITICAL)
@@ -147,7 +158,7 @@ def work(task: Task) -> Result:
 def _judged(task: Task) -> Result:
     mode = PRECISIONS[task.precision]
     if task.seed is not None and not task.model:
-        made = random_model(task.seed, TEMPLATES, task.nodes, quantized=mode.quantized)
+        made = model_of(task)
         if made is None:
             return Result(task.seed, task.precision, "none")
         task = replace(
@@ -237,7 +248,7 @@ def _compared(plan: Plan, task: Task, result: Result, mode: Mode) -> Result:
         with Session(plan, cuda_graphs=0) as session:
             sets = [session.run(dict(inputs)) for inputs in task.inputs]
     except TrtNativeError as error:
-        return replace(result, status="failed", detail=str(error)[:600], task=task)
+        return replace(result, status="failed", detail=str(error)[:2500], task=task)
     for found, expected, rounding in zip(sets, task.expected, task.rounding, strict=True):
         for name, array in expected.items():
             off = difference(found[name], array)
