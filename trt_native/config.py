@@ -356,6 +356,8 @@ class BuildConfig:
         keep_fp32: Shell patterns of ONNX node names (``*/norm*``) or operators (``op:Resize``)
             that keep FP32 arithmetic in a reduced-precision plan.
         quantization: See :class:`QuantizationSpec`; for a quantized ``precision`` alone.
+        break_fusions: Names of tensors in the model across which TensorRT must not fuse nodes, as a
+            fused kernel would be wrong or is missing for the GPU.
         workspace_bytes: Upper limit for scratch memory of one layer. None is 8 GiB, or where the
             GPU has less free, the largest power of two that fits.
         optimization_level: 0 (fastest build) to 5 (most thorough). None is TensorRT's default.
@@ -414,6 +416,17 @@ class BuildConfig:
         ),
     )
     quantization: QuantizationSpec = QuantizationSpec()
+    break_fusions: tuple[str, ...] = field(
+        default=(),
+        metadata=_option(
+            "Tensor of the model across which TensorRT must not fuse nodes. Repeatable.",
+            _TUNING,
+            parse=tuple,
+            flag="break-fusion",
+            metavar="TENSOR",
+            repeatable=True,
+        ),
+    )
     workspace_bytes: int | None = field(
         default=None,
         metadata=_option(

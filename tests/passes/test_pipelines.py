@@ -52,6 +52,10 @@ TEXTS = {
         { s = Shape (x) t = Constant <value = int64[2] {-1, 4}> () y = Reshape (x, t) }""",
     "integers": """<ir_version: 9, opset_import: ["": 19]>
         g (int64[4] x) => (int64[4] y) { y = Add (x, x) }""",
+    "reductions in a row": """<ir_version: 9, opset_import: ["": 18]>
+        g (float[2,4,5] x) => (float[2,1,1] y)
+        { a = Softmax <axis = 0> (x) i = Constant <value = int64[2] {1, 2}> ()
+          y = ReduceMax (a, i) }""",
     "several means": """<ir_version: 9, opset_import: ["": 19]>
         g (float[2,16] x) => (float[2,16] y)
         { a = Mean (x, x, x) b = Trilu (a) y = ReduceL1 <noop_with_empty_axes = 1> (b) }""",

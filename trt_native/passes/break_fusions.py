@@ -1,0 +1,302 @@
+"""Prevent TensorRT from fusing nodes across a tensor, where the fused kernel would be wrong.
+
+TensorRT-RTX 1.6 miscompiles some fusions, on the GPU alone: its parser and its network are right
+(``scripts/probe_fusions.py`` maps them). A fusion is broken by a ``Where`` whose condition is
+computed from the tensor's size and always true. TensorRT does not remove that, as it does an
+``Identity``, an ``Expand`` or a pair of ``Transpose``, ``Cast`` or ``Reshape``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from trt_native.errors import SpecError, UnsupportedError
+from trt_native.graph.dims import fixed_extents
+from trt_native.graph.inference import infer_types, infer_values, known_type
+from trt_native.graph.nodes import constant_of, input_of, op_set, opset_of
+from trt_native.graph.validity import wraps_graph_errors
+from trt_native.passes.base import GraphPass
+from trt_native.passes.replacement import NameAuthority
+from trt_native.shapes import Profile
+
+__all__ = ["BreakFusions", "break_fusion"]
+
+_BREAK_KEY = "trt_native.break_fusion"  # in the metadata of the nodes that break one
+_OPSET = 9  # has Where, and Greater for INT64
+_AXES_OF_SOFTMAX = 13  # before this opset the softmax family flattens from its axis on
+_SMALL = 15  # elements; wrong were 2 to 7, right from 8 on
+
+_SOFTMAX = op_set("Softmax LogSoftmax Hardmax")
+_REDUCE = op_set(
+    "ReduceMax ReduceMin ReduceMean ReduceSum ReduceProd ReduceL1 ReduceL2 ReduceLogSum"
+    " ReduceLogSumExp ReduceSumSquare"
+)
+_TRAILING = op_set("LayerNormalization RMSNormalization")
+_SPATIAL = op_set(
+    "InstanceNormalization GroupNormalization GlobalAveragePool GlobalMaxPool GlobalLpPool"
+)
+_REDUCTIONS = (
+    _SOFTMAX | _REDUCE | _TRAILING | _SPATIAL | op_set("LpNormalization MeanVarianceNormalization")
+)
+_ELEMENTWISE = op_set(
+    "Abs Acos Acosh Add And Asin Asinh Atan Atanh Cast CastLike Ceil Celu Clip Cos Cosh Div Dropout"
+    " Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish Identity LeakyRelu"
+    " Less LessOrEqual Log Max Mean Min Mish Mod Mul Neg Not Or PRelu Pow Reciprocal Relu Round"
+    " Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Sub Sum Swish Tan Tanh"
+    " ThresholdedRelu Where Xor"
+)
+_MOVING = op_set("Expand Flatten Reshape Squeeze Transpose Unsqueeze")
+_LOOPS = op_set("CumSum GRU GroupNormalization InstanceNormalization LSTM Loop RNN Scan")
+"""TensorRT computes these by layers of their own, or by loops, rather than in a fusion."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """A tensor, those that read it in a fusion to break, and the reason."""
+
+    value: ir.Value
+    reads: tuple[tuple[ir.Node, int], ...]
+    reason: str
+
+
+@wraps_graph_errors
+def break_fusion(model: ir.Model, name: str) -> None:
+    """Let all nodes that read a tensor of the main graph read an equal one, in place.
+
+    TensorRT fuses no node that makes the tensor with one that reads it. The tensor keeps its name.
+
+    Args:
+        model: The model.
+        name: An input of the graph, or what a node makes.
+
+    Raises:
+        SpecError: there is no such tensor, or no node reads it.
+        ModelError: its type is unknown.
+    """
+    infer_types(model)
+    _break(model, NameAuthority(model), _requested(model, name))
+
+
+class BreakFusions(GraphPass):
+    """Fusions broken on request, and where TensorRT is known to miscompile them."""
+
+    name = "break_fusions"
+    title = "Breaking fusions"
+    typed = True
+
+    def needed(self, model: ir.Model) -> bool:
+        """Whether there is a fusion to break that is not broken yet.
+
+        Raises:
+            SpecError: a tensor that was requested does not exist, or no node reads it.
+            UnsupportedError: there is, and the model's opset lacks the means.
+        """
+        found = bool(self._points(model))
+        if found and opset_of(model) < _OPSET:
+            raise UnsupportedError(
+                f"TensorRT would fuse nodes that it miscompiles together; to prevent that needs"
+                f" opset {_OPSET}, the model has {opset_of(model)}: export it at a newer one"
+            )
+        return found
+
+    def rewrite(self, model: ir.Model) -> Mapping[str, Any]:
+        """Break the fusions; see :func:`break_fusion`."""
+        points, names = self._points(model), NameAuthority(model)
+        for point in points:
+            _break(model, names, point)
+        return _record(points)
+
+    def preview(self, model: ir.Model) -> Mapping[str, Any]:
+        """The tensors at which fusions will be broken."""
+        return _record(self._points(model))
+
+    def summarize(self, record: Mapping[str, Any]) -> str:
+        """The tensors, with the reasons."""
+        return "\n".join(
+            f"fusion broken at {name}: {reason}" for name, reason in record["tensors"].items()
+        )
+
+    def _points(self, model: ir.Model) -> list[_Point]:
+        requested = [_requested(model, name) for name in self.context.config.break_fusions]
+        taken = {point.value.name for point in requested}
+        found = _merged(_miscompiled(model, self.context.profiles))
+        points = [*requested, *(point for point in found if point.value.name not in taken)]
+        return [point for point in points if point.reads]
+
+
+def _record(points: Sequence[_Point]) -> dict[str, Any]:
+    return {"tensors": {str(point.value.name): point.reason for point in points}}
+
+
+def _requested(model: ir.Model, name: str) -> _Point:
+    made = {value.name: value for node in model.graph for value in node.outputs}
+    value = made.get(name) or next((v for v in model.graph.inputs if v.name == name), None)
+    if value is None or name in model.graph.initializers:
+        raise SpecError(
+            f"no node makes a tensor {name!r} at which a fusion could be broken",
+            options=("break_fusions",),
+        )
+    if not value.uses():
+        raise SpecError(
+            f"no node reads tensor {name!r}, so there is no fusion to break",
+            options=("break_fusions",),
+        )
+    reads = tuple((node, i) for node, i in value.uses() if _BREAK_KEY not in node.metadata_props)
+    return _Point(value, reads, "requested")
+
+
+def _break(model: ir.Model, names: NameAuthority, point: _Point) -> None:
+    value, kind = point.value, known_type(point.value)
+    size = names.value(value, "size", ir.DataType.INT64)
+    size.shape = ir.Shape(())
+    known = names.value(size, "known", ir.DataType.BOOL)
+    result = names.value(value, "unfused", kind)
+    least = _scalar(names, f"{value.name}__least", np.array(-1, np.int64))
+    zero = _scalar(names, f"{value.name}__zero", np.zeros((), kind.numpy()))
+    nodes = [
+        ir.node("Size", [value], outputs=[size]),
+        ir.node("Greater", [size, least], outputs=[known]),
+        ir.node("Where", [known, value, zero], outputs=[result]),
+    ]
+    for node in nodes:
+        node.name = f"{value.name}__{node.op_type.lower()}_unfused"
+        node.metadata_props[_BREAK_KEY] = point.reason
+    producer = value.producer()
+    if producer is None:
+        model.graph.insert_before(model.graph[0], nodes)
+    else:
+        model.graph.insert_after(producer, nodes)
+    for reader, index in point.reads:
+        reader.replace_input_with(index, result)
+
+
+def _scalar(names: NameAuthority, name: str, number: np.ndarray[Any, Any]) -> ir.Value:
+    return names.initializer(name, ir.Tensor(number))
+
+
+def _merged(points: Iterator[_Point]) -> list[_Point]:
+    """One point for each tensor."""
+    merged: dict[ir.Value, _Point] = {}
+    for point in points:
+        before = merged.get(point.value)
+        reads = (*(before.reads if before else ()), *point.reads)
+        reason = before.reason if before else point.reason
+        merged[point.value] = _Point(point.value, tuple(dict.fromkeys(reads)), reason)
+    return list(merged.values())
+
+
+def _miscompiled(model: ir.Model, profiles: Sequence[Profile]) -> Iterator[_Point]:
+    yield from _loops_beside_samplers(model)
+    pairs = list(_reduction_pairs(model))
+    if not pairs:
+        return
+    infer_values(model)
+    sizes = _Sizes(model, profiles)
+    for first, second, moved in pairs:
+        same = not moved and sizes.axes(first) == sizes.axes(second) is not None
+        if not same and sizes.is_small(first):
+            value = second.inputs[0]
+            assert value is not None  # noqa: S101  # for the type checker
+            reason = (
+                f"{second.op_type} after {first.op_type} over a few elements of other axes,"
+                " in one kernel"
+            )
+            yield _Point(value, ((second, 0),), reason)
+
+
+def _loops_beside_samplers(model: ir.Model) -> Iterator[_Point]:
+    """A value that a GridSample reads is not there any more for a layer that is not fused."""
+    for sampler in (node for node in model.graph if node.op_type == "GridSample"):
+        for value in filter(None, sampler.inputs):
+            reads = tuple((node, i) for node, i in value.uses() if node.op_type in _LOOPS)
+            if reads and constant_of(value) is None:
+                yield _Point(value, reads, f"{reads[0][0].op_type} and GridSample read it")
+
+
+def _reduction_pairs(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Node, bool]]:
+    """Reductions with elementwise and moving nodes at most between them, and whether axes move."""
+    for second in model.graph:
+        if second.op_type not in _REDUCTIONS or second.domain:
+            continue
+        pending = [(second.inputs[0], False)]
+        seen: set[ir.Value] = set()
+        while pending:
+            value, moved = pending.pop()
+            node = value.producer() if value is not None else None
+            if value is None or node is None or value in seen or _BREAK_KEY in node.metadata_props:
+                continue
+            seen.add(value)
+            if node.op_type in _REDUCTIONS:
+                yield node, second, moved
+            elif node.op_type in _ELEMENTWISE:
+                pending += [(one, moved) for one in node.inputs]
+            elif node.op_type in _MOVING:
+                pending.append((node.inputs[0], True))
+
+
+class _Sizes:
+    """Extents of values, as far as they are known when TensorRT builds."""
+
+    def __init__(self, model: ir.Model, profiles: Sequence[Profile]) -> None:
+        self._opset = opset_of(model)
+        fixed = fixed_extents(profiles)
+        self._dims: dict[str, int] = {}
+        self._static = True
+        for value in model.graph.inputs:
+            extents = fixed.get(str(value.name), ())
+            for axis, dim in enumerate(value.shape or ()):
+                if isinstance(dim, int):
+                    continue
+                extent = extents[axis] if axis < len(extents) else None
+                if extent is None:
+                    self._static = False
+                elif dim.value is not None:
+                    self._dims[dim.value] = extent
+
+    def axes(self, node: ir.Node) -> tuple[int, ...] | None:
+        """The axes that a node reduces, counted from the last, which is -1; None if unknown."""
+        value = node.inputs[0]
+        if value is None or value.shape is None:
+            return None
+        rank = len(value.shape)
+        found = self._given_axes(node, rank)
+        return None if found is None else tuple(sorted({axis % rank - rank for axis in found}))
+
+    def _given_axes(self, node: ir.Node, rank: int) -> Sequence[int] | None:
+        attributes, operator = node.attributes, node.op_type
+        if operator in _SOFTMAX and self._opset < _AXES_OF_SOFTMAX:
+            return range(attributes.get_int("axis", 1) % rank, rank)
+        if operator in _SOFTMAX or operator == "LpNormalization":
+            return [attributes.get_int("axis", -1)]
+        if operator in _TRAILING:
+            return range(attributes.get_int("axis", -1) % rank, rank)
+        if operator in _SPATIAL:
+            return range(2, rank)
+        if operator == "MeanVarianceNormalization":
+            return attributes.get_ints("axes", [0, 2, 3])
+        given = input_of(node, 1)
+        if given is None:
+            return attributes.get_ints("axes", range(rank))
+        constant = constant_of(given)
+        return None if constant is None else [int(axis) for axis in constant.numpy().flat]
+
+    def is_small(self, node: ir.Node) -> bool:
+        """Whether a node may reduce a few elements to one, of a value of static shape."""
+        value, axes = node.inputs[0], self.axes(node)
+        if value is None or value.shape is None or axes is None:
+            return self._static
+        extents = [self._extent(dim) for dim in value.shape]
+        if not self._static and None in extents:
+            return False
+        reduced = [extents[axis] for axis in axes]
+        known = prod(extent for extent in reduced if extent is not None)
+        return known <= _SMALL and (None in reduced or known > 1)
+
+    def _extent(self, dim: int | ir.SymbolicDim) -> int | None:
+        return dim if isinstance(dim, int) else self._dims.get(dim.value or "")
