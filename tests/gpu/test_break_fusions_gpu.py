@@ -22,6 +22,14 @@ MODELS = {
         {{ i = Constant <value = int64[1] {{2}}> () j = Constant <value = int64[2] {{0, 1}}> ()
           k = Constant <value = float {{1.5}}> () m = ReduceMax (x, i) c = Sub (x, m)
           s = Mul (c, k) y = ReduceMean (s, j) }}""",
+    "broadcast norm": f"""{HEADER} g (float[2,1,2,5] z, float[1,1,2,5] x) => (float[2,1,2,5] y)
+        {{ w = Constant <value = float[5] {{0.65, 1.37, -1.29, -2.69, 1.01}}> ()
+          n = LayerNormalization <axis = -1, epsilon = 0.001> (x, w) y = Mul (z, n) }}""",
+    "broadcast softmax": f"""{HEADER} g (float[3,1,64,33] x, float[3,5,64,33] z)
+        => (float[3,5,64,33] y) {{ n = Softmax (x) y = Mul (z, n) }}""",
+    "sampler and its twin": f"""{HEADER} g (float[1,16,32,32] x, float[1,5,6,2] g)
+        => (float[1,16,5,6] s, float[1,16,32,32] y)
+        {{ r = Relu (x) s = GridSample (r, g) y = Relu (x) }}""",
     "sampler and sum": f"""{HEADER} g (float[2,7,8,9] x, float[2,3,3,2] g)
         => (float[2,7,3,3] s, float[2,7,8,9] y)
         {{ k = Constant <value = int64 {{0}}> () s = GridSample (x, g) y = CumSum (x, k) }}""",

@@ -1,15 +1,15 @@
 """Prevent TensorRT from fusing nodes across a tensor, where the fused kernel would be wrong.
 
 TensorRT-RTX 1.6 miscompiles some fusions, on the GPU alone: its parser and its network are right
-(``scripts/probe_fusions.py`` maps them). A fusion is broken by a ``Where`` whose condition is
-computed from the tensor's size and always true. TensorRT does not remove that, as it does an
-``Identity``, an ``Expand`` or a pair of ``Transpose``, ``Cast`` or ``Reshape``.
+(``scripts/probe_fusions.py`` maps them). A fusion is broken by a ``Gather`` of all indices along
+the first axis, which are computed from the tensor's shape. TensorRT does not remove that, as it
+does an ``Identity``, an ``Expand`` or a pair of ``Transpose``, ``Cast`` or ``Reshape``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -28,7 +28,7 @@ from trt_native.shapes import Profile
 __all__ = ["BreakFusions", "break_fusion"]
 
 _BREAK_KEY = "trt_native.break_fusion"  # in the metadata of the nodes that break one
-_OPSET = 9  # has Where, and Greater for INT64
+_OPSET = 11  # has Range
 _AXES_OF_SOFTMAX = 13  # before this opset the softmax family flattens from its axis on
 _SMALL = 15  # elements; wrong were 2 to 7, right from 8 on
 
@@ -54,15 +54,28 @@ _ELEMENTWISE = op_set(
 _MOVING = op_set("Expand Flatten Reshape Squeeze Transpose Unsqueeze")
 _LOOPS = op_set("CumSum GRU GroupNormalization InstanceNormalization LSTM Loop RNN Scan")
 """TensorRT computes these by layers of their own, or by loops, rather than in a fusion."""
+_NORMS = (
+    _SOFTMAX
+    | _TRAILING
+    | op_set("LpNormalization MeanVarianceNormalization InstanceNormalization GroupNormalization")
+)
 
 
 @dataclass(frozen=True, slots=True)
 class _Point:
-    """A tensor, those that read it in a fusion to break, and the reason."""
+    """A fusion to break.
+
+    Attributes:
+        value: The tensor.
+        reads: Nodes that are to read another one, and which of their inputs it is.
+        reason: The reason.
+        copied: Whether the other one is a copy that TensorRT cannot remove, or an ``Identity``.
+    """
 
     value: ir.Value
     reads: tuple[tuple[ir.Node, int], ...]
     reason: str
+    copied: bool = True
 
 
 @wraps_graph_errors
@@ -70,6 +83,7 @@ def break_fusion(model: ir.Model, name: str) -> None:
     """Let all nodes that read a tensor of the main graph read an equal one, in place.
 
     TensorRT fuses no node that makes the tensor with one that reads it. The tensor keeps its name.
+    It costs a copy of the tensor.
 
     Args:
         model: The model.
@@ -97,7 +111,7 @@ class BreakFusions(GraphPass):
             SpecError: a tensor that was requested does not exist, or no node reads it.
             UnsupportedError: there is, and the model's opset lacks the means.
         """
-        found = bool(self._points(model))
+        found = bool(self._points(model, infer=not self.record))
         if found and opset_of(model) < _OPSET:
             raise UnsupportedError(
                 f"TensorRT would fuse nodes that it miscompiles together; to prevent that needs"
@@ -107,14 +121,14 @@ class BreakFusions(GraphPass):
 
     def rewrite(self, model: ir.Model) -> Mapping[str, Any]:
         """Break the fusions; see :func:`break_fusion`."""
-        points, names = self._points(model), NameAuthority(model)
+        points, names = self._points(model, infer=True), NameAuthority(model)
         for point in points:
             _break(model, names, point)
         return _record(points)
 
     def preview(self, model: ir.Model) -> Mapping[str, Any]:
         """The tensors at which fusions will be broken."""
-        return _record(self._points(model))
+        return _record(self._points(model, infer=False))
 
     def summarize(self, record: Mapping[str, Any]) -> str:
         """The tensors, with the reasons."""
@@ -122,10 +136,10 @@ class BreakFusions(GraphPass):
             f"fusion broken at {name}: {reason}" for name, reason in record["tensors"].items()
         )
 
-    def _points(self, model: ir.Model) -> list[_Point]:
+    def _points(self, model: ir.Model, *, infer: bool) -> list[_Point]:
         requested = [_requested(model, name) for name in self.context.config.break_fusions]
         taken = {point.value.name for point in requested}
-        found = _merged(_miscompiled(model, self.context.profiles))
+        found = _merged(_miscompiled(model, self.context.profiles, infer=infer))
         points = [*requested, *(point for point in found if point.value.name not in taken)]
         return [point for point in points if point.reads]
 
@@ -153,20 +167,23 @@ def _requested(model: ir.Model, name: str) -> _Point:
 
 def _break(model: ir.Model, names: NameAuthority, point: _Point) -> None:
     value, kind = point.value, known_type(point.value)
-    size = names.value(value, "size", ir.DataType.INT64)
-    size.shape = ir.Shape(())
-    known = names.value(size, "known", ir.DataType.BOOL)
-    result = names.value(value, "unfused", kind)
-    least = _scalar(names, f"{value.name}__least", np.array(-1, np.int64))
-    zero = _scalar(names, f"{value.name}__zero", np.zeros((), kind.numpy()))
-    nodes = [
-        ir.node("Size", [value], outputs=[size]),
-        ir.node("Greater", [size, least], outputs=[known]),
-        ir.node("Where", [known, value, zero], outputs=[result]),
-    ]
-    for node in nodes:
-        node.name = f"{value.name}__{node.op_type.lower()}_unfused"
-        node.metadata_props[_BREAK_KEY] = point.reason
+    nodes: list[ir.Node] = []
+
+    def add(
+        operator: str, inputs: list[ir.Value], dtype: ir.DataType, **attributes: Any
+    ) -> ir.Value:
+        name = names.unique(f"{value.name}__{operator.lower()}_unfused")
+        output = ir.Value(name=name, type=ir.TensorType(dtype))
+        nodes.append(ir.node(operator, inputs, attributes, outputs=[output], name=name))
+        nodes[-1].metadata_props[_BREAK_KEY] = point.reason
+        return output
+
+    def constant(number: Any) -> ir.Value:
+        array = np.array(number, np.int64)
+        return names.initializer(f"{value.name}__unfused", ir.Tensor(array))
+
+    result = _copied(add, constant, value, kind) if point.copied else add("Identity", [value], kind)
+    result.shape = None if value.shape is None else ir.Shape(value.shape)
     producer = value.producer()
     if producer is None:
         model.graph.insert_before(model.graph[0], nodes)
@@ -176,27 +193,49 @@ def _break(model: ir.Model, names: NameAuthority, point: _Point) -> None:
         reader.replace_input_with(index, result)
 
 
-def _scalar(names: NameAuthority, name: str, number: np.ndarray[Any, Any]) -> ir.Value:
-    return names.initializer(name, ir.Tensor(number))
+def _copied(
+    add: Callable[..., ir.Value],
+    constant: Callable[[Any], ir.Value],
+    value: ir.Value,
+    kind: ir.DataType,
+) -> ir.Value:
+    """All elements of a tensor, by indices that are computed from its shape."""
+    scalar = value.shape is not None and len(value.shape) == 0
+    source = add("Reshape", [value, constant([1])], kind) if scalar else value
+    zero, one = constant(0), constant(1)
+    shape = add("Shape", [source], ir.DataType.INT64)
+    count = add("Gather", [shape, zero], ir.DataType.INT64)
+    indices = add("Range", [zero, count, one], ir.DataType.INT64)
+    result = add("Gather", [source, indices], kind, axis=0)
+    return add("Reshape", [result, constant(np.zeros(0))], kind) if scalar else result
 
 
 def _merged(points: Iterator[_Point]) -> list[_Point]:
     """One point for each tensor."""
-    merged: dict[ir.Value, _Point] = {}
+    merged: dict[tuple[ir.Value, bool], _Point] = {}
     for point in points:
-        before = merged.get(point.value)
-        reads = (*(before.reads if before else ()), *point.reads)
-        reason = before.reason if before else point.reason
-        merged[point.value] = _Point(point.value, tuple(dict.fromkeys(reads)), reason)
+        key = point.value, point.copied
+        before = merged.get(key, point)
+        reads = tuple(dict.fromkeys((*before.reads, *point.reads)))
+        merged[key] = replace(before, reads=reads)
     return list(merged.values())
 
 
-def _miscompiled(model: ir.Model, profiles: Sequence[Profile]) -> Iterator[_Point]:
-    yield from _loops_beside_samplers(model)
-    pairs = list(_reduction_pairs(model))
-    if not pairs:
-        return
-    infer_values(model)
+def _miscompiled(model: ir.Model, profiles: Sequence[Profile], *, infer: bool) -> Iterator[_Point]:
+    """The fusions that TensorRT miscompiles.
+
+    Args:
+        model: The model.
+        profiles: The optimization profiles.
+        infer: Whether to infer shapes that are lacking.
+    """
+    yield from _shared_with_samplers(model)
+    yield from _states_of_loops(model)
+    pairs, spreads = list(_reduction_pairs(model)), list(_spread_norms(model))
+    values = [v for _, node, _ in pairs for v in node.inputs[:1]]
+    values += [v for node, _, _ in spreads for v in (*node.inputs, *node.outputs)]
+    if infer and any(v is not None and v.shape is None for v in values):
+        infer_values(model)
     sizes = _Sizes(model, profiles)
     for first, second, moved in pairs:
         same = not moved and sizes.axes(first) == sizes.axes(second) is not None
@@ -208,36 +247,111 @@ def _miscompiled(model: ir.Model, profiles: Sequence[Profile]) -> Iterator[_Poin
                 " in one kernel"
             )
             yield _Point(value, ((second, 0),), reason)
+    for reader, index, norms in spreads:
+        value = reader.inputs[index]
+        assert value is not None  # noqa: S101  # for the type checker
+        others = [other for other in reader.inputs if other is not None and other is not value]
+        spread = any(_is_spread(value, other) for other in others)
+        if spread and any(_is_norm(norm, value) for norm in norms):
+            yield _Point(
+                value, ((reader, index),), f"{reader.op_type} that broadcasts a norm or softmax"
+            )
 
 
-def _loops_beside_samplers(model: ir.Model) -> Iterator[_Point]:
-    """A value that a GridSample reads is not there any more for a layer that is not fused."""
+def _shared_with_samplers(model: ir.Model) -> Iterator[_Point]:
+    """What a GridSample reads is not there any more for some of the others that read it."""
     for sampler in (node for node in model.graph if node.op_type == "GridSample"):
-        for value in filter(None, sampler.inputs):
-            reads = tuple((node, i) for node, i in value.uses() if node.op_type in _LOOPS)
-            if reads and constant_of(value) is None:
-                yield _Point(value, reads, f"{reads[0][0].op_type} and GridSample read it")
+        for index, value in enumerate(sampler.inputs):
+            if value is None or constant_of(value) is not None:
+                continue
+            loops = tuple((node, i) for node, i in value.uses() if node.op_type in _LOOPS)
+            if loops:
+                yield _Point(value, loops, f"{loops[0][0].op_type} and GridSample read it")
+            if _comes_out(value):
+                yield _Point(value, ((sampler, index),), "an output, and GridSample reads it")
+
+
+def _states_of_loops(model: ir.Model) -> Iterator[_Point]:
+    """A Loop with a dynamic shape that begins with an input of the model."""
+    for loop in (node for node in model.graph if node.op_type in ("Loop", "Scan")):
+        for index, value in enumerate(loop.inputs):
+            if value is not None and value.is_graph_input() and constant_of(value) is None:
+                reason = f"{loop.op_type} that begins with an input"
+                yield _Point(value, ((loop, index),), reason, copied=False)
+
+
+def _comes_out(value: ir.Value) -> bool:
+    """Whether a value is an output, or fused with one: by its elementwise node, or an equal one."""
+    node = value.producer()
+    if value.is_graph_output():
+        return node is None or _BREAK_KEY not in node.metadata_props
+    if node is None or node.op_type not in _ELEMENTWISE:
+        return False
+    sources = [source for source in node.inputs if source is not None]
+    twins = [
+        reader
+        for source in sources
+        for reader, _ in source.uses()
+        if reader is not node and reader.op_type == node.op_type
+    ]
+    made = [source for source in sources if source.producer() is not None]
+    return any(source.is_graph_output() for source in made) or bool(twins)
+
+
+def _back(
+    values: Sequence[ir.Value | None], operators: frozenset[str]
+) -> Iterator[tuple[ir.Node, bool]]:
+    """Nodes of some operators behind elementwise and moving nodes alone; whether axes move."""
+    pending = [(value, False) for value in values]
+    seen: set[ir.Value] = set()
+    while pending:
+        value, moved = pending.pop()
+        node = value.producer() if value is not None else None
+        if value is None or node is None or value in seen or _BREAK_KEY in node.metadata_props:
+            continue
+        seen.add(value)
+        if node.op_type in operators:
+            yield node, moved
+        elif node.op_type in _ELEMENTWISE:
+            pending += [(one, moved) for one in node.inputs]
+        elif node.op_type in _MOVING:
+            pending.append((node.inputs[0], True))
 
 
 def _reduction_pairs(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Node, bool]]:
     """Reductions with elementwise and moving nodes at most between them, and whether axes move."""
     for second in model.graph:
-        if second.op_type not in _REDUCTIONS or second.domain:
+        if second.op_type in _REDUCTIONS and not second.domain:
+            for first, moved in _back(second.inputs[:1], _REDUCTIONS):
+                yield first, second, moved
+
+
+def _spread_norms(model: ir.Model) -> Iterator[tuple[ir.Node, int, list[ir.Node]]]:
+    """Elementwise nodes, an input that may be broadcast, and the reductions before that."""
+    for node in model.graph:
+        if node.op_type not in _ELEMENTWISE or node.domain or len(node.inputs) < 2:
             continue
-        pending = [(second.inputs[0], False)]
-        seen: set[ir.Value] = set()
-        while pending:
-            value, moved = pending.pop()
-            node = value.producer() if value is not None else None
-            if value is None or node is None or value in seen or _BREAK_KEY in node.metadata_props:
-                continue
-            seen.add(value)
-            if node.op_type in _REDUCTIONS:
-                yield node, second, moved
-            elif node.op_type in _ELEMENTWISE:
-                pending += [(one, moved) for one in node.inputs]
-            elif node.op_type in _MOVING:
-                pending.append((node.inputs[0], True))
+        for index, value in enumerate(node.inputs):
+            norms = [norm for norm, _ in _back([value], _NORMS | _REDUCE)]
+            if norms:
+                yield node, index, norms
+
+
+def _is_norm(node: ir.Node, value: ir.Value) -> bool:
+    """Whether a norm or softmax, or what a reduction was expanded to again, makes a value."""
+    if node.op_type in _NORMS:
+        return True
+    reduced = node.outputs[0].shape
+    return reduced is None or value.shape is None or _is_spread(node.outputs[0], value)
+
+
+def _is_spread(value: ir.Value, other: ir.Value) -> bool:
+    """Whether a value is broadcast along an axis of another, as far as shapes are known."""
+    if value.shape is None or other.shape is None:
+        return False
+    one, two = [*value.shape], [*other.shape]
+    one, two = [1] * (len(two) - len(one)) + one, [1] * (len(one) - len(two)) + two
+    return any(a == 1 and b != 1 for a, b in zip(one, two, strict=True))
 
 
 class _Sizes:
