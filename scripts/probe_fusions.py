@@ -10,6 +10,8 @@ go to stdout, everything to a JSON file.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
 import json
 import os
@@ -863,7 +865,7 @@ def rewritten(net: Net, place: str, rewrite: str, rank: int) -> bool:
         return True
     make = REWRITES[rewrite]
     assert make is not None  # noqa: S101  # for the type checker
-    readers = [n for n in net.nodes if place in n.input]
+    readers = [n for n in net.nodes if place in _reads(n)]
     wanted = net.readers.get(place)
     if wanted:
         readers = [n for n in readers if set(n.output) & set(wanted)]
@@ -874,15 +876,20 @@ def rewritten(net: Net, place: str, rewrite: str, rank: int) -> bool:
     made = net.nodes[start:]
     del net.nodes[start:]
     for node in readers:
-        names = [new if name == place else name for name in node.input]
-        del node.input[:]
-        node.input.extend(names)
+        for one in (node, *(inner for a in node.attribute for inner in a.g.node)):
+            names = [new if name == place else name for name in one.input]
+            del one.input[:]
+            one.input.extend(names)
     producer = [i for i, n in enumerate(net.nodes) if place in n.output]
     net.nodes[(producer[0] + 1 if producer else 0) : (producer[0] + 1 if producer else 0)] = made
     return True
 
 
 # ---------------------------------------------------------------- running
+
+
+def _reads(node: onnx.NodeProto) -> set[str]:
+    return {n for one in (node, *(i for a in node.attribute for i in a.g.node)) for n in one.input}
 
 
 def built(task: Params) -> Net | None:
@@ -962,16 +969,30 @@ def _respelled(task: Params, rewrite: str) -> Net | None:
     return net
 
 
-def expected_outputs(task: Params) -> list[Array]:
-    """The outputs of a task's network without a rewrite, computed in FP32."""
-    net = Net("fp32", dynamic=False)
-    FAMILIES[task["family"]][0](task["params"], net)
-    half = Net(task["kind"])
-    FAMILIES[task["family"]][0](task["params"], half)
-    inputs = {
-        name: array.astype(np.float32) if array.dtype.kind == "f" else array
-        for name, array in half.inputs.items()
+def input_sets(net: Net) -> list[dict[str, Array]]:
+    """The inputs, and where they are dynamic also twice as many, for one context in turn."""
+    if not net.dynamic:
+        return [net.inputs]
+    doubled = {
+        name: np.concatenate([array, -array]) if array.ndim and array.shape[0] != 1 else array
+        for name, array in net.inputs.items()
     }
+    return [net.inputs, doubled]
+
+
+def expected_outputs(task: Params) -> list[list[Array]]:
+    """The outputs of a task's network without a rewrite, computed in FP32, for each set.
+
+    A network whose constants hold the first axis has no second set.
+    """
+    net = Net("fp32", dynamic=task["dynamic"])
+    FAMILIES[task["family"]][0](task["params"], net)
+    half = Net(task["kind"], dynamic=task["dynamic"])
+    FAMILIES[task["family"]][0](task["params"], half)
+    sets = [
+        {n: a.astype(np.float32) if a.dtype.kind == "f" else a for n, a in inputs.items()}
+        for inputs in input_sets(half)
+    ]
     values = {t.name: t for t in half.constants}
     for tensor in net.constants:
         array = numpy_helper.to_array(values[tensor.name])
@@ -988,11 +1009,15 @@ def expected_outputs(task: Params) -> list[Array]:
         session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        return list(session.run(None, inputs))
+        run = functools.partial(session.run, None)
     except ImportError:
         from onnx.reference import ReferenceEvaluator
 
-        return list(ReferenceEvaluator(model).run(None, inputs))
+        run = functools.partial(ReferenceEvaluator(model).run, None)
+    found = [list(run(sets[0]))]
+    with contextlib.suppress(Exception):  # the constants do not fit twice as much
+        found += [list(run(inputs)) for inputs in sets[1:]]
+    return found
 
 
 _STATE = types.SimpleNamespace()
@@ -1015,16 +1040,20 @@ def work(task: Params) -> tuple[str, str, float]:
         return "error", f"{type(error).__name__}: {error}"[:300], 0.0
 
 
-def judged(net: Net, plan: bytes, expected: list[Array], limit: float) -> tuple[str, str, float]:
+def judged(
+    net: Net, plan: bytes, expected: list[list[Array]], limit: float
+) -> tuple[str, str, float]:
     """Run a plan and compare it."""
-    found = executed(plan, net.inputs)
+    sets = input_sets(net)[: len(expected)]
+    found = executed(plan, sets)
     if isinstance(found, str):
         return "no context", found, 0.0
     worst, detail = 0.0, ""
-    for name, array in zip(net.outputs, expected, strict=False):
-        error = difference(found[name], array)
-        if error >= worst:
-            worst, detail = error, f"{name}: {error:.2g}"
+    for number, (outputs, arrays) in enumerate(zip(found, expected, strict=True)):
+        for name, array in zip(net.outputs, arrays, strict=False):
+            error = difference(outputs[name], array)
+            if error >= worst:
+                worst, detail = error, f"{name}, run {number}: {error:.2g}"
     return ("right" if worst <= limit else "wrong"), detail, worst
 
 
@@ -1091,59 +1120,70 @@ def _logger(trt: Any) -> Any:
     return Logger()
 
 
-def executed(plan: bytes, inputs: dict[str, Array]) -> dict[str, Array] | str:
-    """The outputs of a plan, or TensorRT's reason for having none."""
+def executed(plan: bytes, sets: list[dict[str, Array]]) -> list[dict[str, Array]] | str:
+    """The outputs of a plan for each set of inputs, or TensorRT's reason for having none."""
     import tensorrt_rtx as trt
     from cuda.bindings import driver
 
-    def call(function: Any, *arguments: Any) -> Any:
-        status, *rest = function(*arguments)
-        if int(status):
-            raise RuntimeError(f"{function.__name__}: {status}")
-        return rest[0] if rest else None
-
     if not hasattr(_STATE, "runtime"):
-        call(driver.cuInit, 0)
-        device = call(driver.cuDeviceGet, 0)
-        call(driver.cuCtxSetCurrent, call(driver.cuDevicePrimaryCtxRetain, device))
-        _STATE.stream = call(driver.cuStreamCreate, 0)
+        _call(driver.cuInit, 0)
+        device = _call(driver.cuDeviceGet, 0)
+        _call(driver.cuCtxSetCurrent, _call(driver.cuDevicePrimaryCtxRetain, device))
+        _STATE.stream = _call(driver.cuStreamCreate, 0)
         _STATE.runtime = trt.Runtime(_STATE.logger)
     _STATE.logger.errors.clear()
     engine = _STATE.runtime.deserialize_cuda_engine(plan)
     context = _context(trt, engine) if engine is not None else None
     if context is None:
         return "; ".join(_STATE.logger.errors)[:1500] or "no context"
+    found = []
+    for inputs in sets:
+        outputs = _run(trt, driver, engine, context, inputs)
+        if outputs is None:
+            return "; ".join(_STATE.logger.errors)[:1500] or "enqueue failed"
+        found.append(outputs)
+    return found
+
+
+def _call(function: Any, *arguments: Any) -> Any:
+    status, *rest = function(*arguments)
+    if int(status):
+        raise RuntimeError(f"{function.__name__}: {status}")
+    return rest[0] if rest else None
+
+
+def _run(
+    trt: Any, driver: Any, engine: Any, context: Any, inputs: dict[str, Array]
+) -> dict[str, Array] | None:
     pointers: list[Any] = []
     hosts: dict[str, tuple[Any, Array]] = {}
     try:
         for name, array in inputs.items():
             context.set_input_shape(name, array.shape)
-            pointer = call(driver.cuMemAlloc, max(array.nbytes, 256))
+            pointer = _call(driver.cuMemAlloc, max(array.nbytes, 256))
             pointers.append(pointer)
-            call(
-                driver.cuMemcpyHtoD, pointer, np.ascontiguousarray(array).ctypes.data, array.nbytes
-            )
+            data = np.ascontiguousarray(array).ctypes.data
+            _call(driver.cuMemcpyHtoD, pointer, data, array.nbytes)
             context.set_tensor_address(name, int(pointer))
         for index in range(engine.num_io_tensors):
             name = engine.get_tensor_name(index)
             if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
                 continue
-            host = np.empty(
-                tuple(context.get_tensor_shape(name)), trt.nptype(engine.get_tensor_dtype(name))
-            )
-            pointer = call(driver.cuMemAlloc, max(host.nbytes, 256))
+            shape = tuple(context.get_tensor_shape(name))
+            host = np.empty(shape, trt.nptype(engine.get_tensor_dtype(name)))
+            pointer = _call(driver.cuMemAlloc, max(host.nbytes, 256))
             pointers.append(pointer)
             context.set_tensor_address(name, int(pointer))
             hosts[name] = pointer, host
         if not context.execute_async_v3(int(_STATE.stream)):
-            return "; ".join(_STATE.logger.errors)[:1500] or "enqueue failed"
-        call(driver.cuStreamSynchronize, _STATE.stream)
+            return None
+        _call(driver.cuStreamSynchronize, _STATE.stream)
         for pointer, host in hosts.values():
-            call(driver.cuMemcpyDtoH, host.ctypes.data, pointer, host.nbytes)
+            _call(driver.cuMemcpyDtoH, host.ctypes.data, pointer, host.nbytes)
         return {name: host for name, (_, host) in hosts.items()}
     finally:
         for pointer in pointers:
-            call(driver.cuMemFree, pointer)
+            _call(driver.cuMemFree, pointer)
 
 
 def _context(trt: Any, engine: Any) -> Any:
