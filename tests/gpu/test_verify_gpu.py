@@ -99,7 +99,7 @@ def relative_error(out):
 def test_a_plan_agrees_with_its_model_and_with_torch(model, tmp_path, verify, precision):
     plan = build(model, precision)
     limit = ("--max-relative-error", FP32_PRODUCTS) if precision is Precision.FP32 else ()
-    given = ("--random", 0, "--batches", 2, "--shape", "x=3x3x16x16", "--json", *limit)
+    given = ("--random", 0, "--seeds", 2, "--shape", "x=3x3x16x16", "--json", *limit)
     golden = tmp_path / "g.npz"
     code, out, err = verify(plan, "--against", model, *given, "--save", golden)
     assert code == 0, out + err
