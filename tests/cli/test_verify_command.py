@@ -273,7 +273,8 @@ class TestLayers:
         assert (
             "First mismatch: p1 (output of Gemm '/dense.1'); all inputs of that node match." in out
         )
-        assert "Compared 6 of 6 tensors; plans built: 1." in out
+        # One of the tensors, one of none, and two in which a fusion around the node is broken.
+        assert "Compared 6 of 6 tensors; plans built: 4." in out
         assert "warning" not in err
         # Room for one tensor at a time: more plans, the same answer.
         report = json.loads(verify(*base, "--memory", "512", "--json")[1])["layers"]
@@ -316,6 +317,34 @@ class TestLayers:
         )
         missing = verify(built, *base, "--layers", "--model", tmp_path / "none.onnx")[2]
         assert "none.onnx: cannot be read: No such file" in missing
+
+    def test_a_fusion_to_break(self, built, verify, tmp_path, monkeypatch):
+        """Plans whose output is wrong unless they were built without the fusion across p1."""
+        model = tmp_path / "wrong.onnx"
+
+        @contextlib.contextmanager
+        def open_session(plan):
+            names = [tensor.name for tensor in plan.manifest.outputs]
+            broken = "p1" in plan.manifest.options.get("break_fusions", ())
+            runner = ReferenceRunner(read_model(model), names)
+
+            def run(batch):
+                factor = np.float32(1 if broken or "p1" in names else 2)
+                found = runner(batch)
+                return {n: a * factor if n == "h3" else a for n, a in found}
+
+            yield OpenPlan(plan.manifest.inputs, plan.manifest.outputs, run)
+
+        monkeypatch.setattr(check, "open_session", open_session)
+        monkeypatch.setattr(layers, "open_session", open_session)
+        base = (built, "--against", model, "--random", 0, "--seeds", 1, "--no-corners")
+        code, out, _ = verify(*base, "--layers")
+        assert code == 1
+        assert (
+            "The outputs match where TensorRT does not fuse nodes across p1: build the plan with"
+            " --break-fusion p1" in out
+        )
+        assert json.loads(verify(*base, "--layers", "--json")[1])["layers"]["break_fusion"] == "p1"
 
     @pytest.fixture
     def plan_of_others(self, built, tmp_path):

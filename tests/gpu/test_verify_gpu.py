@@ -130,7 +130,8 @@ def test_layers_name_the_perturbed_node(model, verify, precision, memory):
     assert "y fails: relative L2" in out
     assert "First mismatch: c1 (output of Conv '/conv.1'); all inputs of that node match." in out
     plans = int(re.search(r"plans built: (\d+)", out)[1])
-    assert plans == 1 if not memory else 1 < plans <= 4
+    tries = 1 + 2  # without tensors, and without the fusion with what the node reads or makes
+    assert plans == 1 + tries if not memory else 1 < plans - tries <= 4
 
 
 def test_layers_of_a_plan_that_agrees(model, verify):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -195,7 +196,7 @@ def verify(
         _saving(save, source.several(opened)) as on_case,
     ):
         found = verify_plan(opened.run, cases, thresholds, on_case=on_case)
-    report = search.run(found.worst_inputs, thresholds) if search else None
+    report = search.run(found.worst_inputs, thresholds, found.passed) if search else None
     name = str(reference) if isinstance(reference, Path) else reference.name
     if json:
         print_json(_document(plan, name, found, origin, save, report))
@@ -382,21 +383,27 @@ class _Layers:
         return chosen
 
     def run(
-        self, inputs: Mapping[str, np.ndarray[Any, Any]], thresholds: Thresholds
+        self, inputs: Mapping[str, np.ndarray[Any, Any]], thresholds: Thresholds, passed: bool
     ) -> LayerReport:
         from trt_native.cli.progress import BuildProgress
         from trt_native.verify import first_mismatch as layers
 
         with BuildProgress(stderr) as progress:
+            opened = partial(
+                layers.open_with_extra_outputs,
+                self.model,
+                self.config,
+                backend=self.backend,
+                progress=progress,
+            )
             return layers.find_first_mismatch(
                 self.model,
                 inputs,
-                lambda names: layers.open_with_extra_outputs(
-                    self.model, self.config, names, backend=self.backend, progress=progress
-                ),
+                opened,
                 thresholds,
                 reference=self.reference,
                 memory_bytes=self.memory_bytes,
+                open_broken=None if passed else lambda names: opened((), broken=names),
                 progress=progress,
             )
 
@@ -522,17 +529,27 @@ def _print_layers(report: LayerReport, passed: bool) -> None:
             f"{' and others' if len(report.too_large) > 1 else ''}",
             markup=False,
         )
+    for line in _conclusions(report, passed):
+        stdout.print(line, markup=False, highlight=False)
+
+
+def _conclusions(report: LayerReport, passed: bool) -> Iterator[str]:
     first = report.first
     if first is not None:
-        stdout.print(
+        yield (
             f"First mismatch: {first.name} (output of {first.operator} {first.node!r}); all inputs"
-            " of that node match.",
-            markup=False,
+            " of that node match."
         )
     elif passed:
-        stdout.print("No mismatch: all tensors are within the tolerance.")
-    else:
-        stdout.print(
+        yield "No mismatch: all tensors are within the tolerance."
+    elif report.break_fusion is None:
+        yield (
             "No intermediate tensor exceeds the tolerance when it is marked as an output: the plan"
             " was built from another model, or the difference comes from layer fusion."
+        )
+    if report.break_fusion is not None:
+        option = shlex.join(["--break-fusion", report.break_fusion])
+        yield (
+            f"The outputs match where TensorRT does not fuse nodes across {report.break_fusion}:"
+            f" build the plan with {option}"
         )
