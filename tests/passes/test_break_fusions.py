@@ -203,6 +203,51 @@ def test_a_request_changes_no_value(kind, name, shape, rng):
     assert readers(model, name) == ({"Shape", "Gather"} if shape else {"Reshape"})
 
 
+@pytest.mark.parametrize(
+    ("operator", "shapes", "attributes"),
+    [
+        ("Conv", ("1,2,5,5", "2,2,3,3"), "pads = [1, 1, 1, 1]"),
+        ("ConvTranspose", ("1,2,3", "2,2,2"), "strides = [2]"),
+    ],
+)
+def test_the_bias_of_a_convolution_is_apart(operator, shapes, attributes, rng):
+    image, weight = shapes
+    proto = parsed(
+        f"c = {operator} <{attributes}> (x, w, b) y = Relu (c)",
+        f"float[{image}] x, float[{weight}] w, float[2] b",
+        "float[" + ",".join("ABCD"[: image.count(",") + 1]) + "] y",
+    )
+    found, model = broken(proto, "c")
+    assert found == ["c"]
+    (product,) = [node for node in model.graph if node.op_type == operator]
+    assert len(product.inputs) == 2
+    assert {node.op_type for node, _ in product.outputs[0].uses()} == {"Shape", "Gather"}
+    inputs = {
+        name: rng.standard_normal([int(n) for n in text.split(",")]).astype(np.float32)
+        for name, text in (("x", image), ("w", weight), ("b", "2"))
+    }
+    (expected,) = ReferenceEvaluator(proto).run(None, inputs)
+    (values,) = ReferenceEvaluator(ir.to_proto(model)).run(None, inputs)
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
+
+
+def test_the_bias_of_an_output():
+    proto = parsed(
+        "y = Conv (x, w, b)", "float[1,1,4] x, float[1,1,1] w, float[1] b", "float[A,B,C] y"
+    )
+    found, model = broken(proto, "y")
+    assert found == ["y"]
+    assert [n.op_type for n in model.graph] == [
+        "Conv",
+        "Shape",
+        "Gather",
+        "Range",
+        "Gather",
+        "Reshape",
+        "Add",
+    ]
+
+
 def test_bodies_read_the_other_tensor():
     proto = parsed(
         """a = Neg (x) y = If (c) <then_branch = t () => (float[2] p) { p = Exp (a) },

@@ -10,7 +10,7 @@ from trt_native.config import BuildConfig
 from trt_native.errors import BuildError, TrtNativeError
 from trt_native.units import format_bytes
 
-__all__ = ["Attempt", "ResourceError", "fallback_configs", "retry_cause"]
+__all__ = ["Attempt", "FusionError", "ResourceError", "fallback_configs", "retry_cause"]
 
 _MIB = 2**20
 _DEFAULT_LEVEL = 3  # TensorRT's builder optimization level
@@ -59,6 +59,31 @@ class ResourceError(BuildError):
         )
         self.cause = cause
         self.workspace_bytes = workspace_bytes
+
+
+class FusionError(BuildError):
+    """A plan has a fusion for which TensorRT has no kernel on the GPU of this machine.
+
+    Attributes:
+        fusion: The fusion in TensorRT's words.
+        tensors: Tensors across which it may go.
+        workspace_bytes: The workspace that the build had.
+    """
+
+    def __init__(
+        self, error: TrtNativeError, fusion: str, tensors: tuple[str, ...], workspace_bytes: int
+    ) -> None:
+        super().__init__(
+            error.message, error.details, options=error.options, problems=error.problems
+        )
+        self.fusion = fusion
+        self.tensors = tensors
+        self.workspace_bytes = workspace_bytes
+
+    @property
+    def cause(self) -> str:
+        """The reason for a retry."""
+        return f"no kernel on this GPU for the fusion {self.fusion}"
 
 
 def fallback_configs(config: BuildConfig, workspace_bytes: int) -> Iterator[BuildConfig]:

@@ -87,7 +87,8 @@ def build(
         typer.Option(
             "--retry",
             help="When memory or an implementation is lacking, build again, at most three times,"
-            " with a smaller workspace and a lower optimization level.",
+            " with a smaller workspace and a lower optimization level. Where there is a GPU, also"
+            " run the plan once, and build again with a fusion broken that has no kernel there.",
             rich_help_panel=_PROCESS,
         ),
     ] = False,

@@ -22,7 +22,7 @@ from trt_native.graph.inference import infer_types, infer_values, known_type
 from trt_native.graph.nodes import constant_of, input_of, op_set, opset_of
 from trt_native.graph.validity import wraps_graph_errors
 from trt_native.passes.base import GraphPass
-from trt_native.passes.replacement import NameAuthority
+from trt_native.passes.replacement import NameAuthority, ReplacementBuilder
 from trt_native.shapes import Profile
 
 __all__ = ["BreakFusions", "break_fusion"]
@@ -83,7 +83,8 @@ def break_fusion(model: ir.Model, name: str) -> None:
     """Let all nodes that read a tensor of the main graph read an equal one, in place.
 
     TensorRT fuses no node that makes the tensor with one that reads it. The tensor keeps its name.
-    It costs a copy of the tensor.
+    It costs a copy of the tensor. The bias of a convolution that makes it is added on its own, to
+    another copy.
 
     Args:
         model: The model.
@@ -94,7 +95,11 @@ def break_fusion(model: ir.Model, name: str) -> None:
         ModelError: its type is unknown.
     """
     infer_types(model)
-    _break(model, NameAuthority(model), _requested(model, name))
+    names = NameAuthority(model)
+    _separate_bias(model, names, _requested(model, name).value)
+    point = _requested(model, name)
+    if point.reads:
+        _break(model, names, point)
 
 
 class BreakFusions(GraphPass):
@@ -121,10 +126,12 @@ class BreakFusions(GraphPass):
 
     def rewrite(self, model: ir.Model) -> Mapping[str, Any]:
         """Break the fusions; see :func:`break_fusion`."""
-        points, names = self._points(model, infer=True), NameAuthority(model)
-        for point in points:
+        names, record = NameAuthority(model), _record(self._points(model, infer=True))
+        for name in self.context.config.break_fusions:
+            _separate_bias(model, names, _requested(model, name).value)
+        for point in self._points(model, infer=False):
             _break(model, names, point)
-        return _record(points)
+        return record
 
     def preview(self, model: ir.Model) -> Mapping[str, Any]:
         """The tensors at which fusions will be broken."""
@@ -141,7 +148,7 @@ class BreakFusions(GraphPass):
         taken = {point.value.name for point in requested}
         found = _merged(_miscompiled(model, self.context.profiles, infer=infer))
         points = [*requested, *(point for point in found if point.value.name not in taken)]
-        return [point for point in points if point.reads]
+        return [point for point in points if point.reads or _has_bias(point.value)]
 
 
 def _record(points: Sequence[_Point]) -> dict[str, Any]:
@@ -156,13 +163,28 @@ def _requested(model: ir.Model, name: str) -> _Point:
             f"no node makes a tensor {name!r} at which a fusion could be broken",
             options=("break_fusions",),
         )
-    if not value.uses():
+    if not (value.uses() or _has_bias(value) or _is_broken(value)):
         raise SpecError(
             f"no node reads tensor {name!r}, so there is no fusion to break",
             options=("break_fusions",),
         )
     reads = tuple((node, i) for node, i in value.uses() if _BREAK_KEY not in node.metadata_props)
     return _Point(value, reads, "requested")
+
+
+def _is_broken(value: ir.Value) -> bool:
+    """Whether the last of the nodes that break a fusion makes a value."""
+    node = value.producer()
+    return node is not None and _BREAK_KEY in node.metadata_props
+
+
+def _has_bias(value: ir.Value) -> bool:
+    """Whether a convolution with a bias makes a value, which can be added apart."""
+    node = value.producer()
+    if node is None or node.op_type not in ("Conv", "ConvTranspose"):
+        return False
+    weight = input_of(node, 1)
+    return input_of(node, 2) is not None and weight is not None and weight.shape is not None
 
 
 def _break(model: ir.Model, names: NameAuthority, point: _Point) -> None:
@@ -193,11 +215,32 @@ def _break(model: ir.Model, names: NameAuthority, point: _Point) -> None:
         reader.replace_input_with(index, result)
 
 
+def _separate_bias(model: ir.Model, names: NameAuthority, value: ir.Value) -> None:
+    """Add the bias of a convolution that makes a value by a node of its own, to a copy."""
+    if not _has_bias(value):
+        return
+    node = value.producer()
+    assert node is not None  # noqa: S101  # for the type checker
+    weight, bias = node.inputs[1:3]
+    assert weight is not None  # noqa: S101
+    assert weight.shape is not None  # noqa: S101
+    new = ReplacementBuilder(node, names, opset_of(model))
+    (product,) = new.add_with(node.op_type, node.inputs[:2], 1, node.attributes)
+    copy = _copied(new.add, lambda number: new.constant(np.array(number, np.int64)), product, None)
+    shape = [1, -1, *[1] * (len(weight.shape) - 2)]
+    assert bias is not None  # noqa: S101
+    total = new.add("Add", [copy, new.reshaped(bias, shape)])
+    new.replace(total)
+    node = total.producer()
+    assert node is not None  # noqa: S101
+    node.metadata_props[_BREAK_KEY] = "requested"
+
+
 def _copied(
     add: Callable[..., ir.Value],
     constant: Callable[[Any], ir.Value],
     value: ir.Value,
-    kind: ir.DataType,
+    kind: ir.DataType | None,
 ) -> ir.Value:
     """All elements of a tensor, by indices that are computed from its shape."""
     scalar = value.shape is not None and len(value.shape) == 0
