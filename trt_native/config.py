@@ -360,6 +360,8 @@ class BuildConfig:
             that keep FP32 arithmetic in a reduced-precision plan.
         quantization: See :class:`QuantizationSpec`; for a quantized ``precision``. Its calibration
             data, runner and memory also serve FP16, where measured magnitudes replace estimates.
+        break_fusions: Names of tensors in the model across which TensorRT must not fuse nodes, as a
+            fused kernel would be wrong or is missing for the GPU.
         workspace_bytes: Upper limit for the scratch memory of one layer, at least 1 MiB. With
             TensorRT-RTX, which compiles a network as a whole, it holds for all activations. None is
             8 GiB, or where the GPU has less free, the largest power of two that fits.
@@ -419,6 +421,17 @@ class BuildConfig:
         ),
     )
     quantization: QuantizationSpec = QuantizationSpec()
+    break_fusions: tuple[str, ...] = field(
+        default=(),
+        metadata=_option(
+            "Tensor of the model across which TensorRT must not fuse nodes. Repeatable.",
+            _TUNING,
+            parse=tuple,
+            flag="break-fusion",
+            metavar="TENSOR",
+            repeatable=True,
+        ),
+    )
     workspace_bytes: int | None = field(
         default=None,
         metadata=_option(

@@ -15,11 +15,14 @@ import sys
 import time
 from pathlib import Path
 
+import onnx
 import pytest
 from helpers import tiny_models
 from helpers.planted_builds import PLANT
 from onnx import helper
 
+from trt_native.builder import isolated
+from trt_native.builder.fallback import FusionError
 from trt_native.builder.isolated import Job, build_with_retries
 from trt_native.config import BuildConfig, Precision
 from trt_native.errors import BuildError
@@ -407,6 +410,60 @@ class TestRetries:
         message = failed(build("--retry", path=tmp_path / "broken.onnx"))
         assert "not an ONNX" in message
         assert "attempt" not in message
+
+
+NO_KERNEL = """
+    import trt_native.builder.trial_run as trial_run
+    from trt_native.errors import CudaError
+    def run_once(plan):
+        if not plan.manifest.options.get("break_fusions"):
+            words = "No valid engine configs for ConvFwd_ADD_"
+            raise CudaError("no kernel for a fusion", ["Error Code 1: Myelin (" + words])
+    trial_run.run_once = run_once
+    return build()
+"""
+
+
+class TestMissingKernels:
+    @pytest.mark.backend
+    def test_the_fusion_is_broken(self, build, model):
+        fused = onnx.load(model)
+        fused.graph.node[1].output[0] = "product"
+        fused.graph.node.append(helper.make_node("Sigmoid", ["product"], ["y"], name="sigmoid"))
+        onnx.save(fused, model)
+        result = build("--retry", "--json", "--no-cache", body=NO_KERNEL)
+        assert result.returncode == 0, result.stderr
+        printed = json.loads(result.stdout)
+        (attempt,) = printed["failed_attempts"]
+        assert attempt["cause"] == "no kernel on this GPU for the fusion ConvFwd_ADD"
+        (record,) = [one for one in printed["passes"] if one["name"] == "break_fusions"]
+        assert list(record["tensors"]) == printed["options"]["break_fusions"] == ["product"]
+        assert "building again with fusions broken at" in " ".join(result.stderr.split())
+
+    def test_it_gives_up_where_that_does_not_help(self, monkeypatch):
+        tried = []
+
+        def build_in_child(job, progress, *, deadline):
+            tried.append(job.config.break_fusions)
+            raise FusionError(BuildError("no kernel"), "Conv_ADD", ("a", "b"), 2**30)
+
+        monkeypatch.setattr(isolated, "build_in_child", build_in_child)
+        job = Job(
+            model=Path("m"),
+            target=Path("t"),
+            config=BuildConfig(break_fusions=("b",)),
+            backend="rtx",
+            cache=None,
+            cache_bytes=None,
+        )
+        with pytest.raises(BuildError) as caught:
+            isolated.build_with_retries(job, None, retry=True)
+        assert tried == [("b",), ("b", "a")]
+        assert type(caught.value) is BuildError
+        assert caught.value.details[-1] == (
+            "attempt 2: workspace 1.0 GiB, optimization level the default: no kernel on this GPU"
+            " for the fusion Conv_ADD"
+        )
 
 
 def test_a_job_survives_the_way_to_the_child():

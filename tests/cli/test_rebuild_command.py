@@ -50,6 +50,7 @@ def test_the_rebuild_command_has_every_option(plan, tmp_path):
         ),
         io_precision=IoPrecision.FP32,
         keep_fp32=("*/norm*", "op:Resize; rm -rf"),
+        break_fusions=("/norm/out put", "x"),
         workspace_bytes=1 << 30,
         optimization_level=2,
         max_aux_streams=1,

@@ -126,7 +126,7 @@ def test_limits(model, plan, runs, verify, tmp_path):
 def test_several_batches_and_a_golden_file(model, plan, runs, verify, tmp_path):
     runs(model)
     golden = tmp_path / "golden.npz"
-    given = ("--random", 7, "--batches", 3, "--shape", "h0=4x64")
+    given = ("--random", 7, "--seeds", 3, "--shape", "h0=4x64")
     code, out, err = verify(plan, "--against", model, *given, "--save", golden)
     assert (code, err) == (0, f"written to {golden}\n")
     assert "the worst of 3 batches" in out
@@ -144,6 +144,73 @@ def test_several_batches_and_a_golden_file(model, plan, runs, verify, tmp_path):
     code, out, _ = verify(plan, "--against", golden)
     assert code == 1
     assert "(batch 0); relative L2 0.02 > 0.01 (batch 1); relative L2" in out
+
+
+@pytest.fixture
+def run_shapes(monkeypatch, model):
+    """Shapes that a plan was run with; its outputs are those of the model."""
+    shapes = []
+
+    @contextlib.contextmanager
+    def open_session(plan):
+        runner = ReferenceRunner(read_model(model), ["h2"])
+
+        def run(batch):
+            shapes.append(batch["h0"].shape)
+            return dict(runner(batch))
+
+        yield OpenPlan(plan.manifest.inputs, plan.manifest.outputs, run)
+
+    monkeypatch.setattr(check, "open_session", open_session)
+    return shapes
+
+
+def test_random_inputs_go_to_the_corners(model, plan, run_shapes, verify):
+    report = json.loads(verify(plan, "--against", model, "--random", 5, "--json")[1])
+    assert run_shapes == [(n, 64) for n in (2, 2, 1, 1, 4, 4)]
+    assert report["labels"] == [
+        f"{corner}, seed {seed}" for corner in ("opt", "batch=1", "batch=4") for seed in (5, 6)
+    ]
+    assert report["skipped"] == {}
+    errors = [batch[0]["relative_l2"] for batch in report["batches"]]
+    assert len(errors) == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "shapes"),
+    [
+        (["--seeds", 1], [2, 1, 4]),
+        (["--no-corners"], [2, 2]),
+        (["--no-corners", "--seeds", 3], [2, 2, 2]),
+        (["--shape", "h0=3x64"], [3, 3]),
+        (["--corners", "--seeds", 1], [2, 1, 4]),
+    ],
+)
+def test_what_decides_on_the_corners(model, plan, run_shapes, verify, options, shapes):
+    assert verify(plan, "--against", model, "--random", 0, *options)[0] == 0
+    assert run_shapes == [(n, 64) for n in shapes]
+
+
+def test_a_fault_at_one_corner(model, plan, runs, verify, monkeypatch):
+    runs(model)
+    right = check.open_session
+
+    @contextlib.contextmanager
+    def wrong_at_four(plan):
+        with right(plan) as opened:
+
+            def run(batch):
+                factor = np.float32(1.5 if batch["h0"].shape[0] == 4 else 1)
+                return {name: array * factor for name, array in opened.run(batch).items()}
+
+            yield OpenPlan(opened.inputs, opened.outputs, run)
+
+    monkeypatch.setattr(check, "open_session", wrong_at_four)
+    code, out, _ = verify(plan, "--against", model, "--random", 0)
+    assert code == 1
+    fails = "h2 fails: relative L2 0.5 > 0.01 (batch=4, seed 0); relative L2 0.5 > 0.01 (batch=4,"
+    assert fails in " ".join(out.split())
+    assert verify(plan, "--against", model, "--random", 0, "--no-corners")[0] == 0
 
 
 def test_batches_of_data(model, plan, runs, verify, tmp_path, rng):
@@ -179,8 +246,8 @@ def test_against_a_function(model, plan, runs, verify, tmp_path):
     assert verify(*base, f"{tmp_path}/ref.py:off")[0] == 1
     code, out, _ = verify(*base, f"{tmp_path}/ref.py:broken")
     assert code == 1
-    assert "0 / 128" in out
-    assert "h2 fails: 128 NaN or infinite on one side alone" in out
+    assert "0 / 896" in out  # of 2 seeds at 2, 1 and 4 rows
+    assert "h2 fails: 128 NaN or infinite on one side alone (opt, seed 0)" in out
 
 
 @pytest.fixture
@@ -206,7 +273,8 @@ class TestLayers:
         assert (
             "First mismatch: p1 (output of Gemm '/dense.1'); all inputs of that node match." in out
         )
-        assert "Compared 6 of 6 tensors; plans built: 1." in out
+        # One of the tensors, one of none, and two in which a fusion around the node is broken.
+        assert "Compared 6 of 6 tensors; plans built: 4." in out
         assert "warning" not in err
         # Room for one tensor at a time: more plans, the same answer.
         document = json.loads(verify(*base, "--memory", "512", "--json")[1])
@@ -254,6 +322,34 @@ class TestLayers:
         missing = verify(built, *base, "--layers", "--model", tmp_path / "none.onnx")[2]
         assert "none.onnx: cannot be read: No such file" in missing
 
+    def test_a_fusion_to_break(self, built, verify, tmp_path, monkeypatch):
+        """Plans whose output is wrong unless they were built without the fusion across p1."""
+        model = tmp_path / "wrong.onnx"
+
+        @contextlib.contextmanager
+        def open_session(plan):
+            names = [tensor.name for tensor in plan.manifest.outputs]
+            broken = "p1" in plan.manifest.options.get("break_fusions", ())
+            runner = ReferenceRunner(read_model(model), names)
+
+            def run(batch):
+                factor = np.float32(1 if broken or "p1" in names else 2)
+                found = runner(batch)
+                return {n: a * factor if n == "h3" else a for n, a in found}
+
+            yield OpenPlan(plan.manifest.inputs, plan.manifest.outputs, run)
+
+        monkeypatch.setattr(check, "open_session", open_session)
+        monkeypatch.setattr(layers, "open_session", open_session)
+        base = (built, "--against", model, "--random", 0, "--seeds", 1, "--no-corners")
+        code, out, _ = verify(*base, "--layers")
+        assert code == 1
+        assert (
+            "The outputs match where TensorRT does not fuse nodes across p1: build the plan with"
+            " --break-fusion p1" in out
+        )
+        assert json.loads(verify(*base, "--layers", "--json")[1])["layers"]["break_fusion"] == "p1"
+
     @pytest.fixture
     def plan_of_others(self, built, tmp_path):
         copy = tmp_path / "other.plan"
@@ -281,7 +377,15 @@ class TestLayers:
             "h0 was given before",
         ),
         (["--against", "m.onnx", "--random", "-1"], "--random -1: a seed must not be negative"),
-        (["--against", "m.onnx", "--random", "0", "--batches", "0"], "0: must be at least 1"),
+        (["--against", "m.onnx", "--data", "d", "--batches", "0"], "0: must be at least 1"),
+        (["--against", "m.onnx", "--random", "0", "--batches", "2"], "--batches: no effect"),
+        (["--against", "m.onnx", "--random", "0", "--seeds", "0"], "0: must be at least 1"),
+        (["--against", "m.onnx", "--input", "g.npz", "--seeds", "2"], "--seeds: no effect"),
+        (["--against", "m.onnx", "--input", "g.npz", "--corners"], "--corners: no effect without"),
+        (
+            ["--against", "m.onnx", "--random", "0", "--shape", "h0=1x64", "--corners"],
+            "--corners: no effect with --input or --shape",
+        ),
         (["--against", "m.onnx", "--input", "g.npz", "--batches", "2"], "--batches: no effect"),
         (["--against", "m.onnx", "--random", "0", "--data", "d"], "leave --input and --random out"),
         (["--against", "m.onnx", "--data", "d"], "d: no such calibration data"),

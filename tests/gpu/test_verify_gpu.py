@@ -99,7 +99,7 @@ def relative_error(out):
 def test_a_plan_agrees_with_its_model_and_with_torch(model, tmp_path, verify, precision):
     plan = build(model, precision)
     limit = ("--max-relative-error", FP32_PRODUCTS) if precision is Precision.FP32 else ()
-    given = ("--random", 0, "--batches", 2, "--shape", "x=3x3x16x16", "--json", *limit)
+    given = ("--random", 0, "--seeds", 2, "--shape", "x=3x3x16x16", "--json", *limit)
     golden = tmp_path / "g.npz"
     code, out, err = verify(plan, "--against", model, *given, "--save", golden)
     assert code == 0, out + err
@@ -130,7 +130,8 @@ def test_layers_name_the_perturbed_node(model, verify, precision, memory):
     assert "y fails: relative L2" in out
     assert "First mismatch: c1 (output of Conv '/conv.1'); all inputs of that node match." in out
     plans = int(re.search(r"plans built: (\d+)", out)[1])
-    assert plans == 1 if not memory else 1 < plans <= 4
+    tries = 1 + 2  # without tensors, and without the fusion with what the node reads or makes
+    assert plans == 1 + tries if not memory else 1 < plans - tries <= 4
 
 
 def test_layers_of_a_plan_that_agrees(model, verify):

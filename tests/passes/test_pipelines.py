@@ -56,6 +56,13 @@ TEXTS = {
         g (float[2,2] x) => (float[2,2] y)
         { c = Constant <value = double[2] {0.1, 3.0}> () d = Sqrt (c) e = Cast <to = 11> (x)
           f = Mul (e, d) y = Cast <to = 1> (f) }""",
+    "reductions in a row": """<ir_version: 9, opset_import: ["": 18]>
+        g (float[2,4,5] x) => (float[2,1,1] y)
+        { a = Softmax <axis = 0> (x) i = Constant <value = int64[2] {1, 2}> ()
+          y = ReduceMax (a, i) }""",
+    "a broadcast softmax": """<ir_version: 9, opset_import: ["": 18]>
+        g (float[n,1,6] x, float[n,3,6] z) => (float[n,3,6] y)
+        { a = Softmax (x) y = Mul (a, z) }""",
     "several means": """<ir_version: 9, opset_import: ["": 19]>
         g (float[2,16] x) => (float[2,16] y)
         { a = Mean (x, x, x) b = Trilu (a) y = ReduceL1 <noop_with_empty_axes = 1> (b) }""",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from trt_native.errors import SpecError
-from trt_native.verify.check import verify_plan
+from trt_native.verify.check import Case, verify_plan
 from trt_native.verify.metrics import Thresholds
 
 EXPECTED = {"y": np.array([3.0, 4.0]), "z": np.array([1.0, 1.0])}
@@ -113,3 +113,39 @@ def test_shapes_that_differ():
     other = [({"x": 0.0}, lambda: {**EXPECTED, "y": np.zeros(3)})]
     with pytest.raises(SpecError, match="'y' has the shape 2 in the plan and 3 in the reference"):
         verify_plan(plan, other, LIMITS)
+
+
+class TestCases:
+    def test_labels_take_the_place_of_numbers(self):
+        found = verify_plan(
+            plan,
+            [Case(*case, label) for case, label in zip(cases(1, 2), "ab", strict=True)],
+            LIMITS,
+        )
+        assert found.labels == ("a", "b")
+        assert found.problems()["y"] == ["relative L2 0.2 > 0.15 (a)", "relative L2 0.4 > 0.15 (b)"]
+
+    def test_an_optional_case_without_a_reference_is_skipped(self):
+        def reference():
+            raise SpecError("1 and 4 cannot be added")
+
+        def run(inputs):
+            assert inputs["x"] == 0.5, "the plan ran what the model does not allow"
+            return plan(inputs)
+
+        given = [*cases(0.5), Case({"x": 9}, reference, "corner", optional=True)]
+        found = verify_plan(run, given, LIMITS)
+        assert found.passed
+        assert (found.labels, found.skipped) == (
+            ("batch 0",),
+            {"corner": "1 and 4 cannot be added"},
+        )
+        with pytest.raises(SpecError, match="cannot be added"):
+            verify_plan(plan, [*cases(0.5), Case({"x": 9.0}, reference, "corner")], LIMITS)
+
+    def test_an_optional_case_that_only_the_plan_lacks_is_an_error(self):
+        def run(_):
+            raise SpecError("the plan cannot")
+
+        with pytest.raises(SpecError, match="the plan cannot"):
+            verify_plan(run, [Case(*cases(0.5)[0], "corner", optional=True)], LIMITS)

@@ -109,6 +109,61 @@ def test_no_mismatch(tmp_path, x):
     assert report.to_json()["first"] is None
 
 
+class FusedRuns(Runs):
+    """As a plan whose outputs are wrong unless one of these tensors is an output of it."""
+
+    def __init__(self, path, outputs, mending):
+        super().__init__(path, outputs)
+        self.mending = set(mending)
+
+    @contextlib.contextmanager
+    def __call__(self, names):
+        with super().__call__(names) as run:
+
+            def wrong(batch):
+                factor = 1 if self.mending & set(names) else 1.5
+                found = run(batch)
+                return {n: a * factor if n in self.outputs else a for n, a in found.items()}
+
+            yield wrong
+
+
+class TestRemedies:
+    @pytest.mark.parametrize("mending", ["m0", "t7", "m18"])
+    def test_the_tensor_that_as_an_output_hides_the_fault(self, tmp_path, x, mending):
+        model = chain(tmp_path / "m.onnx", 20)
+        runs, broken = (FusedRuns(model, ["t19"], [mending]) for _ in range(2))
+        report = find_first_mismatch(model, x, runs, LIMITS, open_broken=broken)
+        assert report.first is None
+        assert report.break_fusion == mending
+        assert broken.extra_outputs == [[mending]]
+        assert report.plans == len(runs.extra_outputs) + 1
+        assert report.plans <= 2 + 2 * 6 + 1  # 39 tensors: six halvings
+        assert report.to_json()["break_fusion"] == mending
+
+    def test_what_only_hides_the_fault_is_not_proposed(self, tmp_path, x):
+        model = chain(tmp_path / "m.onnx", 20)
+        runs, broken = FusedRuns(model, ["t19"], ["t7"]), FusedRuns(model, ["t19"], [])
+        report = find_first_mismatch(model, x, runs, LIMITS, open_broken=broken)
+        assert report.break_fusion is None
+        assert broken.extra_outputs == [["t7"]]
+
+    def test_what_the_first_wrong_node_reads(self, tmp_path, x):
+        """A fault that stays where its tensors are outputs."""
+        model = chain(tmp_path / "m.onnx", 20)
+        runs = Runs(perturbed(model, "w5"), ["t19"])
+        broken = FusedRuns(model, ["t19"], ["t4"])
+        report = find_first_mismatch(model, x, runs, LIMITS, reference=model, open_broken=broken)
+        assert (report.first.name, report.break_fusion) == ("m5", "t4")
+
+    def test_a_plan_whose_model_is_right(self, tmp_path, x):
+        model = chain(tmp_path / "m.onnx", 4)
+        runs, broken = Runs(model, ["t3"]), Runs(model, ["t3"])
+        report = find_first_mismatch(model, x, runs, LIMITS, open_broken=broken)
+        assert report.break_fusion is None
+        assert broken.extra_outputs == []
+
+
 @pytest.mark.parametrize("weight", ["left3", "right3", "join"])
 @pytest.mark.parametrize("tensors_per_plan", [1, 3, 1000])
 def test_branches(tmp_path, x, weight, tensors_per_plan):

@@ -11,7 +11,14 @@ from trt_native.config import BuildConfig
 from trt_native.errors import BuildError, TrtNativeError
 from trt_native.units import INT64_MAX, format_bytes
 
-__all__ = ["RETRIES", "Attempt", "FallbackLadder", "ResourceError", "resource_error"]
+__all__ = [
+    "RETRIES",
+    "Attempt",
+    "FallbackLadder",
+    "FusionError",
+    "ResourceError",
+    "resource_error",
+]
 
 RETRIES = 3
 """How often a build is tried again."""
@@ -80,6 +87,31 @@ class ResourceError(BuildError):
         self.workspace_bytes = workspace_bytes
         self.shortage = shortage
         self.has_levels = has_levels
+
+
+class FusionError(BuildError):
+    """A plan has a fusion for which TensorRT has no kernel on the GPU of this machine.
+
+    Attributes:
+        fusion: The fusion in TensorRT's words.
+        tensors: Tensors across which it may go.
+        workspace_bytes: The workspace that the build had.
+    """
+
+    def __init__(
+        self, error: TrtNativeError, fusion: str, tensors: tuple[str, ...], workspace_bytes: int
+    ) -> None:
+        super().__init__(
+            error.message, error.details, options=error.options, problems=error.problems
+        )
+        self.fusion = fusion
+        self.tensors = tensors
+        self.workspace_bytes = workspace_bytes
+
+    @property
+    def cause(self) -> str:
+        """The reason for a retry."""
+        return f"no kernel on this GPU for the fusion {self.fusion}"
 
 
 def resource_error(

@@ -22,13 +22,20 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trt_native.errors
-from trt_native.builder.fallback import Attempt, FallbackLadder, ResourceError, resource_error
+from trt_native.builder.fallback import (
+    RETRIES,
+    Attempt,
+    FallbackLadder,
+    FusionError,
+    ResourceError,
+    resource_error,
+)
 from trt_native.builder.plan_cache import FOLDERS as CACHE_FOLDERS
 from trt_native.config import BuildConfig
 from trt_native.errors import BuildError, TrtNativeError
@@ -117,6 +124,9 @@ def build_with_retries(
 ) -> Outcome:
     """Build in a child process; on lack of memory, workspace or an implementation, retry.
 
+    With ``retry`` on a machine with a GPU the plan also runs once there. Where TensorRT has no
+    kernel for a fusion in it, it is built again with that broken.
+
     Args:
         job: The build.
         progress: Receives progress callbacks.
@@ -146,9 +156,30 @@ def build_with_retries(
             _LOGGER.warning("attempt %d failed with %s", len(attempts), attempt)
             config = ladder.next_config(job.config, failure)
             if config is None:
-                tried = [f"attempt {i}: {attempt}" for i, attempt in enumerate(attempts, 1)]
-                raise failure.restated(failure.message, BuildError, details=tried) from None
+                raise _given_up(failure, attempts) from None
+            config = replace(config, break_fusions=job.config.break_fusions)
             job = replace(job, config=config, asked=asked, failed=tuple(attempts))
+        except FusionError as failure:
+            attempts.append(
+                Attempt(failure.workspace_bytes, job.config.optimization_level, failure.cause)
+            )
+            broken = job.config.break_fusions
+            more = tuple(name for name in failure.tensors if name not in broken)
+            if not more or len(attempts) > RETRIES:
+                raise _given_up(failure, attempts) from None
+            _LOGGER.warning(
+                "attempt %d: %s; building again with fusions broken at %s",
+                len(attempts),
+                failure.cause,
+                ", ".join(more),
+            )
+            config = replace(job.config, break_fusions=(*broken, *more))
+            job = replace(job, config=config, asked=asked, failed=tuple(attempts))
+
+
+def _given_up(failure: BuildError, attempts: Sequence[Attempt]) -> TrtNativeError:
+    tried = [f"attempt {i}: {attempt}" for i, attempt in enumerate(attempts, 1)]
+    return failure.restated(failure.message, BuildError, details=tried)
 
 
 def build_isolated(
@@ -230,6 +261,7 @@ class _Child:
         self._has_levels = True
         self._result: dict[str, Any] | None = None
         self._error: dict[str, Any] | None = None
+        self._missing: tuple[str, list[str]] | None = None
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
 
     def __enter__(self) -> _Child:
@@ -352,6 +384,9 @@ class _Child:
             options=error["options"],
             problems=error["problems"],
         )
+        if self._missing is not None:
+            fusion, tensors = self._missing
+            raise FusionError(failure, fusion, tuple(tensors), self._workspace_bytes)
         raise self._lacking(failure)
 
     def _lacking(self, failure: TrtNativeError) -> TrtNativeError:
@@ -440,6 +475,9 @@ class _Child:
     def _on_backend(self, name: str, workspace_bytes: int, has_levels: bool) -> None:
         self._backend, self._workspace_bytes = name, workspace_bytes
         self._has_levels = has_levels
+
+    def _on_missing_kernel(self, fusion: str, tensors: list[str]) -> None:
+        self._missing = fusion, tensors
 
     def _on_result(self, result: dict[str, Any]) -> None:
         self._result = result

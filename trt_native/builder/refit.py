@@ -178,6 +178,7 @@ def _rewriting(
         precision=config.precision,
         io_precision=config.io_precision,
         keep_fp32=config.keep_fp32,
+        break_fusions=config.break_fusions,
         quantization=replace(
             config.quantization,
             calibration_cache=None if calibration_cache is None else Path(calibration_cache),

@@ -27,12 +27,17 @@ if TYPE_CHECKING:
     from trt_native.backends.base import Backend
     from trt_native.builder.plan_cache import EngineCache
     from trt_native.config import BuildConfig
+    from trt_native.plans.plan import Plan
 
 __all__ = ["main"]
 
 _LOGGER = logging.getLogger(__name__)
 _STEP_INTERVAL_S = 0.05
-_FALLBACK_FIELDS = ("workspace_bytes", "optimization_level")  # what a retry changes
+_FALLBACK_FIELDS = (
+    "workspace_bytes",
+    "optimization_level",
+    "break_fusions",
+)  # what a retry changes
 _FEW = 30  # so few steps that each is reported
 
 
@@ -111,15 +116,41 @@ def _build_and_save(job: Job, report: _Report) -> dict[str, Any]:
         built = BuiltPlan(build_plan(job.model, config, backend=backend, progress=progress))
     else:
         built = cache.build_plan(job.model, config, backend=backend, progress=progress)
-        if job.asked is not None:
-            settings = {name: getattr(config, name) for name in _FALLBACK_FIELDS}
-            cache.record_fallback(
-                job.model, job.asked, {"failed": failed, **settings}, backend=backend
-            )
+    if job.retry:
+        _check_kernels(job.model, built.plan, report, progress)
+    if cache is not None and job.asked is not None:
+        settings = {name: getattr(config, name) for name in _FALLBACK_FIELDS}
+        cache.record_fallback(job.model, job.asked, {"failed": failed, **settings}, backend=backend)
     # From here on a cancel comes too late: the plan is written, and the parent reads the result.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     built.plan.save(job.target)
     return {"manifest": built.manifest.to_json(), "cached": built.cached, "failed": failed}
+
+
+def _check_kernels(model: Path, plan: Plan, report: _Report, progress: _Progress) -> None:
+    """Run a plan once on this machine's GPU, and report a fusion without a kernel.
+
+    Raises:
+        BuildError: there is one.
+    """
+    from trt_native.backends.missing_kernels import missing_kernel
+    from trt_native.builder.trial_run import run_once
+    from trt_native.graph.onnx_file import read_model
+    from trt_native.passes.normalize import normalize
+    from trt_native.progress import phase
+
+    try:
+        with phase(progress, "Trying the plan"):
+            run_once(plan)
+    except errors.TrtNativeError as error:
+        missing = missing_kernel(error.details)
+        if missing is None:  # too little memory, or a plan for another GPU: not the plan's fault
+            _LOGGER.info("the plan cannot be tried here: %s", error.message)
+            return
+        graph = read_model(model)
+        normalize(graph)
+        report("missing_kernel", str(missing), missing.tensors(graph))
+        raise errors.BuildError(error.message, error.details, options=error.options) from error
 
 
 def _reuse_fallback(
@@ -129,7 +160,9 @@ def _reuse_fallback(
     fallback = cache.find_fallback(job.model, job.config, backend=backend)
     if fallback is None:
         return job.config, []
-    config = replace(job.config, **{name: fallback[name] for name in _FALLBACK_FIELDS})
+    settings = {name: fallback[name] for name in _FALLBACK_FIELDS}
+    settings["break_fusions"] = tuple(settings["break_fusions"])  # JSON has lists
+    config = replace(job.config, **settings)
     used = Attempt(config.workspace_bytes or 0, config.optimization_level, "it worked")
     _LOGGER.warning(
         "reusing the settings that worked in an earlier build (%s); clear the cache to retry the"

@@ -88,7 +88,8 @@ def build(
             "--retry",
             help="Build again, at most three times: with a larger workspace where that was too"
             " small; where memory or an implementation is lacking, with a smaller one and a lower"
-            " optimization level.",
+            " optimization level. Where there is a GPU, also run the plan once, and build again"
+            " with a fusion broken that has no kernel there.",
             rich_help_panel=_PROCESS,
         ),
     ] = False,

@@ -107,8 +107,12 @@ def fill_random(
     given: dict[str, np.ndarray[Any, Any]],
     shapes: dict[str, Shape],
     generator: np.random.Generator,
+    *,
+    values: Mapping[str, Shape] | None = None,
 ) -> dict[str, np.ndarray[Any, Any]]:
     """Random values for inputs that were not given: normal for floats, 0 or 1 for the rest.
+
+    An input that is itself a shape gets its ``values``, or else the profile's optimum.
 
     Raises:
         SpecError: a shape is not of an input, is of one that is given, or is outside the profiles.
@@ -127,7 +131,8 @@ def fill_random(
         if tensor.name in given:
             continue
         if tensor.values:
-            filled[tensor.name] = np.array(tensor.values[0].opt, tensor.dtype).reshape(tensor.shape)
+            numbers = (values or {}).get(tensor.name, tensor.values[0].opt)
+            filled[tensor.name] = np.array(numbers, tensor.dtype).reshape(tensor.shape)
             continue
         ranges = tensor.profiles or (ShapeRange(tensor.shape, tensor.shape, tensor.shape),)
         shape = shapes.get(tensor.name, ranges[0].opt)

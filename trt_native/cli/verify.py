@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -34,11 +35,14 @@ if TYPE_CHECKING:
     from trt_native.plans.plan import Plan
     from trt_native.verify import LayerReport, OutputComparison, Reference, Thresholds, Verification
     from trt_native.verify.check import Case, OpenPlan
+    from trt_native.verify.corners import Corner
 
 __all__ = ["verify"]
 
 _INPUTS, _LIMITS, _LAYERS = "Inputs", "Limits", "Layers"
 _MEMORY = "8GiB"
+_SEEDS = 2
+_MOST_CORNERS = 16
 
 
 @report_errors
@@ -76,7 +80,25 @@ def verify(
         int | None,
         typer.Option(
             metavar="N",
-            help="Number of random batches, or the first N of --data. \\[default: 1, or all]",
+            help="The first N batches of --data. \\[default: all]",
+            rich_help_panel=_INPUTS,
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Number of seeds, from that of --random on, for each shape. \\[default: 2]",
+            rich_help_panel=_INPUTS,
+        ),
+    ] = None,
+    corners: Annotated[
+        bool | None,
+        typer.Option(
+            "--corners/--no-corners",
+            help="Random inputs of every combination of the profiles' smallest and largest"
+            f" extents, at most {_MOST_CORNERS} for each profile, besides the optimum.",
+            show_default="corners, without --input and --shape",
             rich_help_panel=_INPUTS,
         ),
     ] = None,
@@ -142,7 +164,7 @@ def verify(
     if not layers and (model is not None or memory_bytes is not None):
         raise SpecError("--model and --memory are for --layers, which is not given")
     limit = parse_bytes(memory_bytes or _MEMORY)
-    source = _Source(inputs or [], random, shape or [], data, batches)
+    source = _Source(inputs or [], random, shape or [], data, batches, seeds, corners)
 
     from trt_native.files import check_writable
     from trt_native.plans.plan import Plan
@@ -171,10 +193,10 @@ def verify(
     with (
         check.open_session(loaded) as opened,
         source.cases(reference, opened) as cases,
-        _saving(save, source) as on_case,
+        _saving(save, source.several(opened)) as on_case,
     ):
         found = verify_plan(opened.run, cases, thresholds, on_case=on_case)
-    report = search.run(found.worst_inputs, thresholds) if search else None
+    report = search.run(found.worst_inputs, thresholds, found.passed) if search else None
     name = str(reference) if isinstance(reference, Path) else reference.name
     runner = None if isinstance(reference, Path) else reference.runner
     if json:
@@ -197,23 +219,33 @@ class _Source:
         shapes: list[str],
         data: str | None,
         count: int | None,
+        seeds: int | None,
+        corners: bool | None,
     ) -> None:
         if data is not None and (inputs or seed is not None):
             raise SpecError("--data provides all inputs; leave --input and --random out")
-        if count is not None and count < 1:
-            raise SpecError(f"--batches {count}: must be at least 1")
-        if count is not None and data is None and seed is None:
-            raise SpecError("--batches: no effect without --random SEED or --data")
+        for option, number in (("--batches", count), ("--seeds", seeds)):
+            if number is not None and number < 1:
+                raise SpecError(f"{option} {number}: must be at least 1")
+        if count is not None and data is None:
+            raise SpecError("--batches: no effect without --data; --seeds is for --random")
+        if seed is None and (seeds is not None or corners is not None):
+            option = "--corners" if seeds is None else "--seeds"
+            raise SpecError(f"{option}: no effect without --random SEED")
+        if corners and (inputs or shapes):
+            raise SpecError("--corners: no effect with --input or --shape, which say the shapes")
         self.given = load_inputs(inputs)
         warn_of_nonfinite(self.given)
         self.shapes: dict[str, Shape] = read_shapes(shapes)
         check_seed(seed, self.shapes)
         self.seed, self.data, self.count = seed, data, count
+        self.seeds = seeds or _SEEDS
+        self.corners = not (inputs or shapes) if corners is None else corners
 
-    @property
-    def several(self) -> bool:
+    def several(self, opened: OpenPlan) -> bool:
         """Whether there may be more than one batch."""
-        return self.data is not None or (self.count or 1) > 1
+        random = self.seed is not None and self.seeds * len(self._corners(opened.inputs)) > 1
+        return self.data is not None or random
 
     def check(self, stored: bool) -> None:
         """Reject inputs with a reference that stores its own, and no inputs with any other."""
@@ -228,32 +260,58 @@ class _Source:
     @contextlib.contextmanager
     def cases(self, reference: Reference | Path, opened: OpenPlan) -> Iterator[Iterator[Case]]:
         """The batches, each with a function that computes its reference outputs."""
+        from trt_native.verify.check import Case
+
         outputs = [tensor.name for tensor in opened.outputs]
         if isinstance(reference, Path):
             from trt_native.verify import GoldenFile
 
             with GoldenFile.open(reference, opened.inputs, outputs) as golden:
-                yield golden.cases()
+                yield (Case(*case) for case in golden.cases())
         else:
             batches = self._batches(opened.inputs)
-            yield ((batch, partial(reference, batch, outputs)) for batch in batches)
+            yield (
+                case._replace(reference=partial(reference, case.inputs, outputs))
+                for case in batches
+            )
 
-    def _batches(
-        self, tensors: tuple[PlanTensor, ...]
-    ) -> Iterator[Mapping[str, np.ndarray[Any, Any]]]:
-        import numpy as np
+    def _batches(self, tensors: tuple[PlanTensor, ...]) -> Iterator[Case]:
+        """The cases, but for their reference."""
+        from trt_native.verify.check import Case
 
         if self.data is not None:
             from trt_native.calibration import read_batches
 
-            yield from read_batches(self.data, [_spec(t) for t in tensors], limit=self.count)
-            return
-        generator = np.random.default_rng(self.seed)
-        for _ in range(self.count or 1):
-            if self.seed is None:
-                yield self.given
-            else:
-                yield fill_random(tensors, self.given, self.shapes, generator)
+            for batch in read_batches(self.data, [_spec(t) for t in tensors], limit=self.count):
+                yield Case(batch, dict)
+        elif self.seed is None:
+            yield Case(self.given, dict)
+        else:
+            yield from self._random(tensors, self.seed)
+
+    def _random(self, tensors: tuple[PlanTensor, ...], first: int) -> Iterator[Case]:
+        import numpy as np
+
+        from trt_native.verify.check import Case
+
+        for corner in self._corners(tensors):
+            for seed in range(first, first + self.seeds):
+                batch = fill_random(
+                    tensors,
+                    self.given,
+                    {**corner.shapes, **self.shapes},
+                    np.random.default_rng(seed),
+                    values=corner.values,
+                )
+                label = f"{corner.label}, seed {seed}" if self.seeds > 1 else corner.label
+                yield Case(batch, dict, label, corner.mixed)
+
+    def _corners(self, tensors: tuple[PlanTensor, ...]) -> list[Corner]:
+        from trt_native.verify.corners import Corner, profile_corners
+
+        if not self.corners:
+            return [Corner("shapes as given" if self.shapes else "opt")]
+        return profile_corners(tensors, _MOST_CORNERS)
 
 
 def _spec(tensor: PlanTensor) -> TensorSpec:
@@ -266,13 +324,13 @@ def _spec(tensor: PlanTensor) -> TensorSpec:
 
 
 @contextlib.contextmanager
-def _saving(path: Path | None, source: _Source) -> Iterator[Callable[..., None] | None]:
+def _saving(path: Path | None, several: bool) -> Iterator[Callable[..., None] | None]:
     if path is None:
         yield None
         return
     from trt_native.verify.reference import golden_writer
 
-    with golden_writer(path, several=source.several) as write:
+    with golden_writer(path, several=several) as write:
         yield write
 
 
@@ -326,21 +384,27 @@ class _Layers:
         return chosen
 
     def run(
-        self, inputs: Mapping[str, np.ndarray[Any, Any]], thresholds: Thresholds
+        self, inputs: Mapping[str, np.ndarray[Any, Any]], thresholds: Thresholds, passed: bool
     ) -> LayerReport:
         from trt_native.cli.progress import BuildProgress
         from trt_native.verify import first_mismatch as layers
 
         with BuildProgress(stderr) as progress:
+            opened = partial(
+                layers.open_with_extra_outputs,
+                self.model,
+                self.config,
+                backend=self.backend,
+                progress=progress,
+            )
             return layers.find_first_mismatch(
                 self.model,
                 inputs,
-                lambda names: layers.open_with_extra_outputs(
-                    self.model, self.config, names, backend=self.backend, progress=progress
-                ),
+                opened,
                 thresholds,
                 reference=self.reference,
                 memory_bytes=self.memory_bytes,
+                open_broken=None if passed else lambda names: opened((), broken=names),
                 progress=progress,
             )
 
@@ -370,6 +434,8 @@ def _document(
         },
         "outputs": [{**c.to_json(), "problems": problems[c.name]} for c in found.worst()],
         "batches": [[c.to_json() for c in batch] for batch in found.batches],
+        "labels": list(found.labels),
+        "skipped": dict(found.skipped),
         "saved": str(saved) if saved else None,
         "layers": report.to_json() if report else None,
     }
@@ -428,6 +494,8 @@ def _print(reference: str, found: Verification, origin: str, saved: Path | None)
         if reasons:
             more = f", and {len(reasons) - 3} more" if len(reasons) > 3 else ""
             stdout.print(f"{name} fails: {'; '.join(reasons[:3])}{more}", markup=False)
+    for label, reason in found.skipped.items():
+        stdout.print(f"not compared: {label}: {reason}", markup=False, highlight=False)
     failed = sum(map(bool, problems.values()))
     stdout.print(
         "PASSED: all outputs are within the tolerance."
@@ -465,17 +533,27 @@ def _print_layers(report: LayerReport, passed: bool) -> None:
             f"{' and others' if len(report.too_large) > 1 else ''}",
             markup=False,
         )
+    for line in _conclusions(report, passed):
+        stdout.print(line, markup=False, highlight=False)
+
+
+def _conclusions(report: LayerReport, passed: bool) -> Iterator[str]:
     first = report.first
     if first is not None:
-        stdout.print(
+        yield (
             f"First mismatch: {first.name} (output of {first.operator} {first.node!r}); all inputs"
-            " of that node match.",
-            markup=False,
+            " of that node match."
         )
     elif passed:
-        stdout.print("No mismatch: all tensors are within the tolerance.")
-    else:
-        stdout.print(
+        yield "No mismatch: all tensors are within the tolerance."
+    elif report.break_fusion is None:
+        yield (
             "No intermediate tensor exceeds the tolerance when it is marked as an output: the plan"
             " was built from another model, or the difference comes from layer fusion."
+        )
+    if report.break_fusion is not None:
+        option = shlex.join(["--break-fusion", report.break_fusion])
+        yield (
+            f"The outputs match where TensorRT does not fuse nodes across {report.break_fusion}:"
+            f" build the plan with {option}"
         )

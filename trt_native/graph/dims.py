@@ -32,6 +32,7 @@ from trt_native.shapes import (
 
 __all__ = [
     "LIMIT_KEY",
+    "dimension_symbols",
     "evaluate_dimension",
     "fixed_axes",
     "fixed_extents",
@@ -220,10 +221,11 @@ def _names(axis: int | str | None) -> set[str]:
     """The text of an axis, and the names it is an expression of."""
     if not isinstance(axis, str):
         return set()
-    return {axis} | _symbols(axis)
+    return {axis} | dimension_symbols(axis)
 
 
-def _symbols(text: str) -> set[str]:
+def dimension_symbols(text: str) -> set[str]:
+    """The names in an expression of dimensions; the text itself where it is a name."""
     expression = _expression(text)
     return {text} if expression is None else set(expression.free_symbols())
 
@@ -289,7 +291,7 @@ def _axis_range(
         return None
     if axis in ranges:
         return ranges[axis]
-    missing = sorted(_symbols(axis) - set(ranges))
+    missing = sorted(dimension_symbols(axis) - set(ranges))
     for name in missing:
         add(f"dimension {name!r} has no range: give one as {name}=MIN:OPT:MAX")
     return None if missing else _evaluate(axis, ranges, add)
@@ -380,7 +382,7 @@ def _expression_problems(extents: Mapping[str, tuple[int, str]]) -> list[str]:
     values = {text: extent for text, (extent, _) in extents.items()}
     problems = []
     for text, (extent, place) in extents.items():
-        names = _symbols(text)
+        names = dimension_symbols(text)
         if text in names or not names <= set(values):
             continue
         expected = evaluate_dimension(text, values)

@@ -11,6 +11,7 @@ from trt_native.errors import TrtNativeError
 from trt_native.graph.validity import wraps_graph_errors
 from trt_native.passes.autocast import Autocast
 from trt_native.passes.base import GraphPass, PassContext
+from trt_native.passes.break_fusions import BreakFusions
 from trt_native.passes.bypass_quantizers import BypassQuantizers
 from trt_native.passes.decompose_norms import DecomposeNorms
 from trt_native.passes.mark_outputs import MarkOutputs
@@ -37,6 +38,7 @@ BUILD: tuple[type[GraphPass], ...] = (
     Autocast,
     ParserWorkarounds,
     SplitFp32Products,
+    BreakFusions,
     MarkOutputs,
 )
 """For a plan."""
@@ -48,6 +50,7 @@ CALIBRATE: tuple[type[GraphPass], ...] = (
     Autocast,
     DecomposeNorms,
     ParserWorkarounds,
+    BreakFusions,
 )
 """For an engine that returns the tensors inside a model."""
 

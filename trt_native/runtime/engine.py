@@ -7,11 +7,12 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from trt_native.backends.base import NUMPY_DTYPES, Backend
+from trt_native.backends.missing_kernels import missing_kernel
 from trt_native.backends.registry import load_backend
 from trt_native.cuda import GpuInfo, memory_info, require_gpu
 from trt_native.errors import ClosedError, CudaError, PlanError, SpecError, UnsupportedError
@@ -136,6 +137,7 @@ class Engine:
         with self._lock, self.backend.collected_errors() as errors:
             context = self._contexts.create(user_managed=user_managed)
         if context is None:
+            check_kernels(errors, self.backend.product)
             free, total = memory_info()
             raise CudaError(
                 f"{self.backend.product} failed to create an execution context: too little"
@@ -243,6 +245,23 @@ class Engine:
                 for index in profiles
                 if host and (bounds := engine.get_tensor_profile_values(index, name))
             ),
+        )
+
+
+def check_kernels(errors: Sequence[str], product: str) -> None:
+    """Raise an error of its own where TensorRT has no kernel for a fusion on this GPU.
+
+    Raises:
+        CudaError: lines of its log say so.
+    """
+    missing = missing_kernel(errors)
+    if missing is not None:
+        raise CudaError(
+            f"{product} has no kernel on this GPU for the fusion {missing} in the plan; build the"
+            " plan again without it: name a tensor inside it to break it at, or let a retry on this"
+            " machine find one",
+            errors,
+            options=("break_fusions", "retry"),
         )
 
 

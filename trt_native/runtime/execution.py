@@ -15,7 +15,7 @@ from trt_native.cuda import DeviceBuffer, Event, Graph, Stream, is_capturing
 from trt_native.errors import CudaError
 from trt_native.plans.manifest import PlanTensor
 from trt_native.runtime.activation_memory import ActivationMemory, StreamSerializer
-from trt_native.runtime.engine import Engine
+from trt_native.runtime.engine import Engine, check_kernels
 from trt_native.runtime.graph_cache import GraphCache
 from trt_native.runtime.input_checks import check_views, host_values, native_order
 from trt_native.runtime.tensor_views import TensorView
@@ -248,6 +248,7 @@ class ExecutionContext:
     def _enqueue(self, stream: int) -> None:
         with self.engine.backend.collected_errors() as errors:
             if not self._context.execute_async_v3(stream):
+                check_kernels(errors, self.engine.backend.product)
                 raise CudaError("TensorRT failed to run the engine", errors)
 
     def _bind(self, bound: BoundShapes, addresses: tuple[int, ...]) -> None:

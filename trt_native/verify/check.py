@@ -6,10 +6,10 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from trt_native.arrays import Array, Batch
-from trt_native.errors import SpecError
+from trt_native.errors import SpecError, TrtNativeError
 from trt_native.plans.manifest import PlanTensor
 from trt_native.plans.plan import Plan
 from trt_native.runtime import Session
@@ -20,8 +20,23 @@ __all__ = ["Case", "OpenPlan", "RunFn", "Verification", "open_session", "verify_
 
 RunFn: TypeAlias = Callable[[Batch], Mapping[str, Array]]
 """Runs a plan: arrays by input name in, arrays by output name out."""
-Case: TypeAlias = tuple[Batch, Callable[[], Mapping[str, Array]]]
-"""Inputs, and a function that computes the expected outputs."""
+
+
+class Case(NamedTuple):
+    """One run to compare.
+
+    Attributes:
+        inputs: The inputs.
+        reference: Computes the expected outputs.
+        label: What distinguishes it from the others; empty for its number.
+        optional: Whether the model may have no outputs for such inputs. Where the reference fails,
+            the case is skipped then.
+    """
+
+    inputs: Batch
+    reference: Callable[[], Mapping[str, Array]]
+    label: str = ""
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +73,15 @@ class Verification:
         batches: The comparison of each output, batch by batch.
         thresholds: The limits they were judged by.
         worst_inputs: Inputs of the first batch that fails, or else of that with the largest error.
+        labels: What distinguishes each batch.
+        skipped: For each optional case that the reference has no outputs for its label and why.
     """
 
     batches: tuple[tuple[OutputComparison, ...], ...]
     thresholds: Thresholds
     worst_inputs: Batch
+    labels: tuple[str, ...]
+    skipped: Mapping[str, str]
 
     @property
     def passed(self) -> bool:
@@ -78,8 +97,8 @@ class Verification:
     def problems(self) -> dict[str, list[str]]:
         """The limits that each output exceeds, with the batch where there are several."""
         problems: dict[str, list[str]] = {found.name: [] for found in self.batches[0]}
-        for number, batch in enumerate(self.batches):
-            where = f" (batch {number})" if len(self.batches) > 1 else ""
+        for label, batch in zip(self.labels, self.batches, strict=True):
+            where = f" ({label})" if len(self.batches) > 1 else ""
             for found in batch:
                 problems[found.name] += [f"{t}{where}" for t in self.thresholds.problems(found)]
         return problems
@@ -87,7 +106,7 @@ class Verification:
 
 def verify_plan(
     run: RunFn,
-    cases: Iterable[Case],
+    cases: Iterable[Case | tuple[Batch, Callable[[], Mapping[str, Array]]]],
     thresholds: Thresholds,
     *,
     on_case: Callable[[Batch, Mapping[str, Array]], None] | None = None,
@@ -105,21 +124,40 @@ def verify_plan(
         SpecError: there are no cases, or the arrays cannot be compared.
     """
     batches: list[tuple[OutputComparison, ...]] = []
+    labels: list[str] = []
+    skipped: dict[str, str] = {}
     worst: tuple[tuple[bool, float], Batch] | None = None
-    for inputs, reference in cases:
-        found = run(inputs)
-        expected = reference()
+    for number, given in enumerate(cases):
+        case = Case(*given)
+        label = case.label or f"batch {number}"
+        outputs = _outputs(run, case)
+        if isinstance(outputs, str):
+            skipped[label] = outputs
+            continue
+        found, expected = outputs
         compared = tuple(
             compare_outputs(name, found[name], expected[name], floor=thresholds.floor)
             for name in found
         )
         if on_case is not None:
-            on_case(inputs, expected)
+            on_case(case.inputs, expected)
         fails = any(thresholds.problems(comparison) for comparison in compared)
         rank = fails, -1.0 if fails else max((c.relative_l2 for c in compared), default=0.0)
         if worst is None or rank > worst[0]:
-            worst = rank, inputs
+            worst = rank, case.inputs
         batches.append(compared)
+        labels.append(label)
     if worst is None:
         raise SpecError("there are no inputs to verify with")
-    return Verification(tuple(batches), thresholds, worst[1])
+    return Verification(tuple(batches), thresholds, worst[1], tuple(labels), skipped)
+
+
+def _outputs(run: RunFn, case: Case) -> tuple[Mapping[str, Array], Mapping[str, Array]] | str:
+    """Outputs of plan and reference; for an optional case that has none, the reason."""
+    if not case.optional:
+        return run(case.inputs), case.reference()
+    try:
+        expected = case.reference()
+    except TrtNativeError as error:
+        return error.message
+    return run(case.inputs), expected

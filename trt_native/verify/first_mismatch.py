@@ -29,7 +29,14 @@ from trt_native.calibration.reference_runner import ReferenceRunner
 from trt_native.config import BuildConfig, ProfilingVerbosity
 from trt_native.errors import CudaError, SpecError, UnsupportedError
 from trt_native.graph.inference import infer_types
-from trt_native.graph.nodes import DATA_MOVEMENT_OPS, all_nodes, bodies, is_fp32, op_set
+from trt_native.graph.nodes import (
+    DATA_MOVEMENT_OPS,
+    all_nodes,
+    bodies,
+    constant_of,
+    is_fp32,
+    op_set,
+)
 from trt_native.progress import Progress, phase
 from trt_native.units import format_bytes
 from trt_native.verify.check import RunFn, open_session
@@ -55,6 +62,7 @@ OpenRunner: TypeAlias = Callable[[Sequence[str]], AbstractContextManager[RunFn]]
 _LOGGER = logging.getLogger(__name__)
 _MOST_OUTPUTS = 256  # of one plan, beyond the model's own: each of them prevents a fusion
 _LISTED = 10
+_MOST_REMEDIES = 4
 # What these make of large numbers can be small, and then is as inexact as they are.
 _ADDING = op_set("Add Sub Sum Mean ReduceSum ReduceMean GlobalAveragePool AveragePool")
 # What comes out is as exact as what goes in.
@@ -105,6 +113,8 @@ class LayerReport:
         plans: Number of plans built.
         too_large: Names of tensors that alone exceed the memory allowed; never compared.
         reference: What the tensors were compared with.
+        break_fusion: A tensor with which the outputs match where TensorRT does not fuse nodes
+            across it. None if there is none, or it was not looked for.
     """
 
     first: TensorResult | None
@@ -114,10 +124,12 @@ class LayerReport:
     plans: int
     too_large: tuple[str, ...]
     reference: str
+    break_fusion: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON can hold it."""
         return {
+            "break_fusion": self.break_fusion,
             "first": self.first.to_json() if self.first else None,
             "worst": [result.to_json() for result in self.worst],
             "tensors": self.tensors,
@@ -134,12 +146,14 @@ def open_with_extra_outputs(
     config: BuildConfig,
     names: Sequence[str],
     *,
+    broken: Sequence[str] = (),
     backend: str | Backend = "auto",
     progress: Progress | None = None,
 ) -> Iterator[RunFn]:
     """Build a model with tensors among its outputs, and load it, for the time of a block.
 
-    Options without a use here, such as stripped weights, are left out of the build.
+    TensorRT does not fuse nodes across the ``broken`` tensors. Options without a use here, such as
+    stripped weights, are left out of the build.
 
     Raises:
         As :func:`~trt_native.builder.build_plan.build_plan` and
@@ -151,6 +165,7 @@ def open_with_extra_outputs(
         strip_weights=False,
         version_compatible=False,
         profiling_verbosity=ProfilingVerbosity.LAYER_NAMES_ONLY,
+        break_fusions=tuple(dict.fromkeys((*config.break_fusions, *broken))),
     )
     plan = build_plan(model, wanted, backend=backend, progress=progress, extra_outputs=names)
     with open_session(plan) as opened:
@@ -165,6 +180,7 @@ def find_first_mismatch(
     *,
     reference: Path | None = None,
     memory_bytes: int = 8 << 30,
+    open_broken: OpenRunner | None = None,
     progress: Progress | None = None,
 ) -> LayerReport:
     """Find the first tensor inside a model that does not match ``onnx.reference``.
@@ -184,6 +200,8 @@ def find_first_mismatch(
             name.
         memory_bytes: Most bytes that the outputs of one plan may take; the reference's values
             are kept in temporary files.
+        open_broken: Runs the model with TensorRT's fusions across these tensors broken. Given for
+            a plan whose outputs do not match, it is used to find one tensor that mends them.
         progress: Receives progress callbacks of the reference.
 
     Raises:
@@ -199,7 +217,11 @@ def find_first_mismatch(
         compared_with = _typed(reference or model)
         expected = _Expected(Path(folder), compared_with, tensors.names, inputs, progress)
         search = _Search(tensors, expected, inputs, open_runner, thresholds, memory_bytes)
-        return search.run(f"{reference or model}, run by {RUNNER}")
+        report = search.run(f"{reference or model}, run by {RUNNER}")
+        if open_broken is None:
+            return report
+        remedy = search.remedy(open_broken)
+        return replace(report, break_fusion=remedy, plans=search.plans)
 
 
 def _typed(path: Path) -> ir.Model:
@@ -263,6 +285,7 @@ class _Expected:
                 " the ONNX file that the plan was built from"
             )
         self.bytes: dict[str, int] = {}
+        self.outputs = [str(v.name) for v in model.graph.outputs if v.name in set(wanted)]
         self.rms = {name: root_mean_square(array) for name, array in inputs.items()}
         self._files: dict[str, Path] = {}
         with phase(progress, "Running the reference", len(wanted)) as step:
@@ -344,6 +367,56 @@ class _Search:
             plans=self.plans,
             too_large=tuple(self.tensors.names[i] for i in self.too_large),
             reference=reference,
+        )
+
+    def remedy(self, open_broken: OpenRunner) -> str | None:
+        """The tensor across which a fusion must not go for the outputs to match; None if none."""
+        outputs = [name for name in self.expected.outputs if name in self.tensors.number]
+        if not outputs or self._matches(self.open_runner, (), outputs):
+            return None
+        first = self._first()
+        if first is None:
+            candidates = self._mending(outputs)
+        else:
+            node = self.tensors.nodes[first]
+            values = [v for v in (*node.inputs, *node.outputs) if v is not None]
+            candidates = [str(value.name) for value in values if _breakable(value)]
+        tries = candidates[:_MOST_REMEDIES]
+        return next((name for name in tries if self._matches(open_broken, (name,), outputs)), None)
+
+    def _mending(self, outputs: Sequence[str]) -> list[str]:
+        """As few tensors as halving leaves with which as outputs the outputs match."""
+        values = [v for node in self.tensors.nodes for v in node.outputs if _breakable(v)]
+        known = {self.tensors.names[i] for i in self.results} - {*outputs}
+        names = [str(value.name) for value in dict.fromkeys(values) if value.name in known]
+        if not names or not self._matches(self.open_runner, names, outputs):
+            return []
+        while len(names) > 1:
+            half = len(names) // 2
+            parts = (names[:half], names[half:])
+            fitting = (part for part in parts if self._matches(self.open_runner, part, outputs))
+            chosen = next(fitting, None)
+            if chosen is None:
+                return names
+            names = chosen
+        return names
+
+    def _matches(
+        self, open_runner: OpenRunner, names: Sequence[str], outputs: Sequence[str]
+    ) -> bool:
+        with open_runner(names) as run:
+            self.plans += 1
+            found = run(self.inputs)
+        return all(
+            not self.thresholds.problems(
+                compare_outputs(
+                    name,
+                    found[name],
+                    self.expected[name],
+                    floor=self.floors[self.tensors.number[name]],
+                )
+            )
+            for name in outputs
         )
 
     def _first(self) -> int | None:
@@ -436,6 +509,11 @@ class _Search:
                     floor = max(floor, floors[i] * min(1.0, rms[name] / rms[read]))
             floors.append(floor)
         return floors
+
+
+def _breakable(value: ir.Value) -> bool:
+    """Whether a fusion across a value can be broken."""
+    return is_fp32(value) and constant_of(value) is None and bool(value.uses())
 
 
 def _badness(result: TensorResult) -> tuple[bool, int, float]:

@@ -1,0 +1,1 @@
+"""Random ONNX graphs, their references, and the smallest graph that still fails."""

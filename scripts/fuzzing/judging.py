@@ -1,0 +1,365 @@
+"""What a random graph computes by the references, and whether a plan of it computes that, too."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from fuzzing.graphs import Array, RandomModel, random_model
+from fuzzing.templates import TEMPLATES
+from trt_native import BuildConfig, Precision, QuantizationSpec, Session, build_plan
+from trt_native.errors import TrtNativeError
+from trt_native.plans.plan import Plan
+from trt_native.shapes import ProfileSpec
+
+__all__ = ["BAD", "PRECISIONS", "Result", "Task", "model_of", "run_second_reference", "work"]
+
+BAD = ("wrong", "edge", "failed", "crashed", "stuck", "error", "interface")
+"""Outcomes that are saved."""
+
+_AGREE = 1e-4
+_NOISE = 2.0**-20
+_ALLOWANCE = 4.0
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How a precision is asked for, and judged.
+
+    Attributes:
+        precision: The precision of the build.
+        limit: Largest relative L2 error of an output.
+        rounding: ONNX type in which the rounding reference holds all values; None: noise.
+        noise: Relative size of the noise.
+        quantized: Whether the graphs have Q/DQ pairs.
+        quantization: What the build quantizes.
+    """
+
+    precision: Precision
+    limit: float
+    rounding: int | None = None
+    noise: float = _NOISE
+    quantized: bool = False
+    quantization: QuantizationSpec = field(default_factory=QuantizationSpec)
+
+
+PRECISIONS = {
+    "fp32": Mode(Precision.FP32, 1e-3),
+    "fp16": Mode(Precision.FP16, 1e-2, TensorProto.FLOAT16),
+    "bf16": Mode(Precision.BF16, 5e-2, TensorProto.BFLOAT16),
+    "int8": Mode(Precision.FP32, 5e-2, noise=2.0**-10, quantized=True),
+    "int8-weights": Mode(
+        Precision.INT8_WEIGHTS,
+        1e-1,
+        TensorProto.FLOAT16,
+        quantization=QuantizationSpec(min_coverage=0),
+    ),
+}
+"""Precisions by name. ``int8`` is for graphs with Q/DQ pairs, which say what is rounded how."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a child does.
+
+    Attributes:
+        precision: One of :data:`PRECISIONS`.
+        step: ``build`` alone, ``plan`` (build and return it), ``run`` (all), or ``execute`` a plan.
+        seed: Seed of a random graph; None where a model is given.
+        nodes: The most operators of a random graph.
+        without: Operators that it does not have.
+        model: A serialized model.
+        inputs: Sets of inputs of it.
+        dims: For each dynamic dimension its extents.
+        plan: A plan to execute.
+        expected: The outputs for each set, for a plan.
+        rounding: For each set and output the error of the rounding reference, for a plan.
+    """
+
+    precision: str
+    step: str
+    seed: int | None = None
+    nodes: int = 8
+    without: tuple[str, ...] = ()
+    model: bytes = b""
+    inputs: tuple[Mapping[str, Array], ...] = ()
+    dims: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    plan: bytes = b""
+    expected: tuple[Mapping[str, Array], ...] = ()
+    rounding: tuple[Mapping[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Result:
+    """Outcome of a task.
+
+    Attributes:
+        seed: The seed.
+        precision: The precision.
+        status: ``right``, ``refused``, ``wrong``, ``edge`` (no further from the reference than one
+            that rounds), ``failed`` (a plan that does not run), ``crashed``, ``stuck``, ``error``
+            (an exception that is not one of the package's), ``interface`` (the plan's tensors are
+            not the model's), ``unjudged`` (the references disagree), ``none`` (no graph),
+            ``built``.
+        detail: The error, or the worst output's.
+        operators: The operators of the graph.
+        task: The task with its model, where the outcome is one of :data:`BAD`; with its plan
+            where that was asked for.
+    """
+
+    seed: int | None
+    precision: str
+    status: str
+    detail: str = ""
+    operators: tuple[str, ...] = ()
+    task: Task | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON can hold it, without the task."""
+        return asdict(replace(self, task=None), dict_factory=_without_task)
+
+
+def _without_task(items: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    return {key: value for key, value in items if key != "task"}
+
+
+def model_of(task: Task) -> RandomModel | None:
+    """The random model of a task's seed; None where none came about."""
+    assert task.seed is not None  # noqa: S101  # for the type checker
+    left_out = {name.lower() for name in task.without}
+    chosen = {name: one for name, one in TEMPLATES.items() if name.lower() not in left_out}
+    quantized = PRECISIONS[task.precision].quantized
+    return random_model(task.seed, chosen, task.nodes, quantized=quantized)
+
+
+def work(task: Task) -> Result:
+    """Do one task."""
+    logging.getLogger("trt_native").setLevel(logging.CRITICAL)
+    try:
+        return _executed(task) if task.step == "execute" else _judged(task)
+    except Exception as error:  # an outcome, too
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        text = (
+            f"{type(error).__name__}: {error} ({os.path.basename(where.filename)}:{where.lineno})"
+        )
+        return Result(task.seed, task.precision, "error", text[:600], task=task)
+
+
+def _judged(task: Task) -> Result:
+    mode = PRECISIONS[task.precision]
+    if task.seed is not None and not task.model:
+        made = model_of(task)
+        if made is None:
+            return Result(task.seed, task.precision, "none")
+        task = replace(
+            task,
+            model=made.model.SerializeToString(),
+            inputs=made.inputs,
+            expected=made.expected,
+            dims=made.dims,
+        )
+    model = onnx.load_from_string(task.model)
+    result = Result(
+        task.seed, task.precision, "", operators=tuple(n.op_type for n in model.graph.node)
+    )
+    try:
+        expected = run_second_reference(model, task.inputs)
+        first = task.expected or _first_reference(model, task.inputs)
+    except Exception as error:  # of either reference
+        return replace(result, status="unjudged", detail=str(error)[:200])
+    task = replace(task, expected=tuple(expected))
+    for one, other in zip(expected, first, strict=True):
+        worst = max((difference(one[name], other[name]), name) for name in one)
+        if worst[0] > _AGREE:
+            text = f"the references disagree on {worst[1]}: {worst[0]:.1e}"
+            return replace(result, status="unjudged", detail=text)
+    return _built(task, result, mode, model)
+
+
+def _built(task: Task, result: Result, mode: Mode, model: onnx.ModelProto) -> Result:
+    config = BuildConfig(
+        precision=mode.precision,
+        profiles=_profiles(task.dims),
+        quantization=mode.quantization,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(task.model)
+        try:
+            plan = build_plan(path, config)
+        except TrtNativeError as error:
+            return replace(result, status="refused", detail=str(error)[:600])
+        except Exception as error:  # one of the package's was due
+            text = f"{type(error).__name__}: {error}"[:600]
+            return replace(result, status="error", detail=text, task=task)
+    problem = _interface_problem(plan, task)
+    if problem:
+        return replace(result, status="interface", detail=problem, task=task)
+    if task.step == "build":
+        return replace(result, status="built")
+    task = replace(task, rounding=_rounding(model, task, mode))
+    if task.step == "plan":
+        made = replace(task, plan=bytes(plan.data), model=b"", step="execute")
+        return replace(result, status="built", task=made)
+    return _compared(plan, task, result, mode)
+
+
+def _profiles(dims: Mapping[str, tuple[int, int]]) -> tuple[ProfileSpec, ...]:
+    words = [f"{name}={min(pair)}:{pair[0]}:{max(pair)}" for name, pair in dims.items()]
+    return (ProfileSpec.parse(words),) if words else ()
+
+
+def _interface_problem(plan: Plan, task: Task) -> str:
+    """The first difference between the tensors of a plan and those of the references."""
+    assert plan.manifest is not None  # noqa: S101  # of a plan just built
+    tensors = {tensor.name: tensor for tensor in plan.manifest.tensors}
+    for inputs, expected in zip(task.inputs, task.expected, strict=True):
+        for name, array in {**inputs, **expected}.items():
+            tensor = tensors.get(name)
+            if tensor is None:
+                return f"no tensor {name}"
+            if tensor.dtype != str(array.dtype):
+                return f"{name}: {tensor.dtype} for {array.dtype}"
+            if len(tensor.shape) != array.ndim or any(
+                e not in (-1, wanted) for e, wanted in zip(tensor.shape, array.shape, strict=True)
+            ):
+                return f"{name}: {tensor.shape} for {array.shape}"
+    return ""
+
+
+def _executed(task: Task) -> Result:
+    result = Result(task.seed, task.precision, "")
+    return _compared(Plan(task.plan), task, result, PRECISIONS[task.precision])
+
+
+def _compared(plan: Plan, task: Task, result: Result, mode: Mode) -> Result:
+    status, worst = "right", (0.0, "")
+    try:
+        with Session(plan, cuda_graphs=0) as session:
+            sets = [session.run(dict(inputs)) for inputs in task.inputs]
+    except TrtNativeError as error:
+        return replace(result, status="failed", detail=str(error)[:2500], task=task)
+    for found, expected, rounding in zip(sets, task.expected, task.rounding, strict=True):
+        for name, array in expected.items():
+            off = difference(found[name], array)
+            worst = max(worst, (off, name))
+            if not off <= mode.limit:
+                edge = off <= _ALLOWANCE * rounding[name]
+                status = "wrong" if status == "wrong" or not edge else "edge"
+    detail = f"{worst[1]}: {worst[0]:.2g}" if worst[1] else ""
+    return replace(result, status=status, detail=detail, task=task if status in BAD else None)
+
+
+def difference(found: Array, expected: Array) -> float:
+    """The relative L2 error; infinite where shapes, infinities or NaNs differ."""
+    if found.shape != expected.shape:
+        return float("inf")
+    f, e = found.astype(np.float64), expected.astype(np.float64)
+    finite = np.isfinite(e)
+    if not np.array_equal(f[~finite], e[~finite], equal_nan=True):
+        return float("inf")
+    if not np.isfinite(f[finite]).all():
+        return float("inf")
+    norm = float(np.linalg.norm(e[finite]))
+    floor: float = 1e-3 * max(1, e.size) ** 0.5
+    return float(np.linalg.norm((f - e)[finite])) / max(norm, floor)
+
+
+# ---------------------------------------------------------------- references
+
+
+def _first_reference(
+    model: onnx.ModelProto, sets: Sequence[Mapping[str, Array]]
+) -> list[dict[str, Array]]:
+    from onnx.reference import ReferenceEvaluator
+
+    evaluator = ReferenceEvaluator(model)
+    names = [output.name for output in model.graph.output]
+    with np.errstate(all="ignore"):
+        return [
+            dict(zip(names, map(np.asarray, evaluator.run(None, dict(inputs))), strict=True))
+            for inputs in sets
+        ]
+
+
+def run_second_reference(
+    model: onnx.ModelProto, sets: Sequence[Mapping[str, Array]]
+) -> list[dict[str, Array]]:
+    """By ONNX Runtime, which has no part in the package, without its own fusions."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    names = [output.name for output in model.graph.output]
+    return [dict(zip(names, session.run(None, dict(inputs)), strict=True)) for inputs in sets]
+
+
+def _rounding(model: onnx.ModelProto, task: Task, mode: Mode) -> tuple[Mapping[str, float], ...]:
+    """The errors of a reference in which every value is rounded, or has noise in its last bits."""
+    nothing: tuple[Mapping[str, float], ...] = tuple(
+        dict.fromkeys(expected, 0.0) for expected in task.expected
+    )
+    try:
+        found = run_second_reference(_rounded(model, mode), task.inputs)
+    except Exception:  # without it there is no excuse for an error
+        return nothing
+    return tuple(
+        {name: difference(one[name], expected[name]) for name in expected}
+        for one, expected in zip(found, task.expected, strict=True)
+    )
+
+
+def _rounded(model: onnx.ModelProto, mode: Mode) -> onnx.ModelProto:
+    typed = onnx.shape_inference.infer_shapes(model).graph
+    floats = {
+        v.name
+        for v in (*typed.value_info, *typed.output, *typed.input)
+        if v.type.tensor_type.elem_type == TensorProto.FLOAT
+    }
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    del result.graph.node[:]
+    generator = np.random.default_rng(5)
+    renamed = {}
+    for value in model.graph.input:
+        if value.name in floats:
+            renamed[value.name] = f"{value.name}__in"
+            _add_rounding(result.graph, value.name, renamed[value.name], mode, generator)
+    for node in model.graph.node:
+        new = onnx.NodeProto()
+        new.CopyFrom(node)
+        new.input[:] = [renamed.get(name, name) for name in node.input]
+        new.output[:] = [f"{n}__raw" if n in floats else n for n in node.output]
+        result.graph.node.append(new)
+        for name in node.output:
+            if name in floats:
+                _add_rounding(result.graph, f"{name}__raw", name, mode, generator)
+    return result
+
+
+def _add_rounding(
+    graph: onnx.GraphProto, source: str, target: str, mode: Mode, generator: np.random.Generator
+) -> None:
+    if mode.rounding is not None:
+        low = f"{target}__low"
+        graph.node.append(helper.make_node("Cast", [source], [low], to=mode.rounding))
+        graph.node.append(helper.make_node("Cast", [low], [target], to=TensorProto.FLOAT))
+        return
+    factor = np.float32(1 + generator.choice([-1, 1]) * mode.noise)
+    graph.initializer.append(numpy_helper.from_array(factor, f"{target}__noise"))
+    graph.node.append(helper.make_node("Mul", [source, f"{target}__noise"], [target]))

@@ -1,0 +1,72 @@
+"""Fusions that TensorRT miscompiles, on the GPU, and the same models without the pass."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from helpers.passes import pass_records
+from onnx.reference import ReferenceEvaluator
+
+from trt_native import BuildConfig, Precision, Session, build_plan
+from trt_native.passes.break_fusions import BreakFusions
+
+pytestmark = [pytest.mark.gpu, pytest.mark.backend]
+
+HEADER = '<ir_version: 8, opset_import: ["": 18]>'
+MODELS = {
+    "softmax and minimum": f"""{HEADER} g (float[1,2,2,2] x) => (float[1,2,2,1] y)
+        {{ i = Constant <value = int64[2] {{0, 3}}> () a = Softmax <axis = 2> (x)
+          y = ReduceMin (a, i) }}""",
+    "centered mean": f"""{HEADER} g (float[2,8,2,5] x) => (float[1,1,2,5] y)
+        {{ i = Constant <value = int64[1] {{2}}> () j = Constant <value = int64[2] {{0, 1}}> ()
+          k = Constant <value = float {{1.5}}> () m = ReduceMax (x, i) c = Sub (x, m)
+          s = Mul (c, k) y = ReduceMean (s, j) }}""",
+    "broadcast norm": f"""{HEADER} g (float[2,1,2,5] z, float[1,1,2,5] x) => (float[2,1,2,5] y)
+        {{ w = Constant <value = float[5] {{0.65, 1.37, -1.29, -2.69, 1.01}}> ()
+          n = LayerNormalization <axis = -1, epsilon = 0.001> (x, w) y = Mul (z, n) }}""",
+    "broadcast softmax": f"""{HEADER} g (float[3,1,64,33] x, float[3,5,64,33] z)
+        => (float[3,5,64,33] y) {{ n = Softmax (x) y = Mul (z, n) }}""",
+    "sampler and its twin": f"""{HEADER} g (float[1,16,32,32] x, float[1,5,6,2] g)
+        => (float[1,16,5,6] s, float[1,16,32,32] y)
+        {{ r = Relu (x) s = GridSample (r, g) y = Relu (x) }}""",
+    "sampler and sum": f"""{HEADER} g (float[2,7,8,9] x, float[2,3,3,2] g)
+        => (float[2,7,3,3] s, float[2,7,8,9] y)
+        {{ k = Constant <value = int64 {{0}}> () s = GridSample (x, g) y = CumSum (x, k) }}""",
+}
+
+
+def error_of(path, inputs):
+    with Session(build_plan(path, BuildConfig(precision=Precision.FP32))) as session:
+        found = session.run(inputs)
+    expected = ReferenceEvaluator(str(path)).run(None, inputs)
+    names = [output.name for output in onnx.load(path).graph.output]
+    return max(
+        float(np.linalg.norm(found[n] - e) / np.linalg.norm(e))
+        for n, e in zip(names, expected, strict=True)
+    )
+
+
+@pytest.fixture(params=MODELS)
+def case(request, tmp_path, rng):
+    proto = onnx.parser.parse_model(MODELS[request.param])
+    path = tmp_path / "m.onnx"
+    onnx.save(proto, path)
+    inputs = {
+        value.name: rng.uniform(-0.9, 0.9, [d.dim_value for d in value.type.tensor_type.shape.dim])
+        for value in proto.graph.input
+    }
+    return path, {name: array.astype(np.float32) for name, array in inputs.items()}
+
+
+def test_they_are_right(case):
+    path, inputs = case
+    plan = build_plan(path, BuildConfig(precision=Precision.FP32))
+    assert pass_records(plan.manifest)["break_fusions"]["tensors"]
+    assert error_of(path, inputs) < 1e-5
+
+
+def test_the_defect_is_still_there(case, monkeypatch):
+    """Where this fails, the pass is not needed for this TensorRT any more."""
+    monkeypatch.setattr(BreakFusions, "needed", lambda *_: False)
+    assert error_of(*case) > 1e-3

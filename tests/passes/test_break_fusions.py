@@ -1,0 +1,288 @@
+"""Fusions broken on request, and where TensorRT miscompiles them."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from helpers.passes import normalized
+from onnx.reference import ReferenceEvaluator
+
+from trt_native.config import BuildConfig
+from trt_native.errors import SpecError, UnsupportedError
+from trt_native.passes.base import PassContext, ResolvedPrecision
+from trt_native.passes.break_fusions import BreakFusions, break_fusion
+from trt_native.shapes import Profile, ShapeRange
+
+
+def parsed(body, inputs="float[2,4,5] x", outputs="float[N] y", opset=18):
+    text = f'<ir_version: 8, opset_import: ["": {opset}]> g ({inputs}) => ({outputs}) {{ {body} }}'
+    return onnx.parser.parse_model(text)
+
+
+def broken(proto, *names, profiles=()):
+    """Tensors at which the pass breaks fusions, after it did."""
+    model = normalized(proto)
+    one = BreakFusions(
+        PassContext(
+            config=BuildConfig(break_fusions=names),
+            precision=ResolvedPrecision(),
+            profiles=profiles,
+        )
+    )
+    if not one.needed(model):
+        return [], model
+    preview = one.preview(model)
+    one(model)
+    assert one.record == preview
+    return list(one.record["tensors"]), model
+
+
+def readers(model, name):
+    """Operators that read a tensor."""
+    return {node.op_type for node in model.graph if any(v and v.name == name for v in node.inputs)}
+
+
+AXES = "i = Constant <value = int64[{n}] {{{axes}}}> () "
+
+
+def reduction(first, second, axes, between=""):
+    counted = AXES.format(n=len(axes), axes=", ".join(map(str, axes)))
+    middle = between or "b = Identity (a)"
+    return f"{counted} a = {first} {middle} y = {second} (b, i)"
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (reduction("Softmax <axis = 0> (x)", "ReduceMax", [1]), ["b"]),
+        (reduction("LogSoftmax <axis = 1> (x)", "ReduceMean", [-1], "b = Exp (a)"), ["b"]),
+        (reduction("Softmax <axis = 2> (x)", "ReduceSum", [0, 1]), ["b"]),
+        (reduction("LpNormalization <axis = 0> (x)", "ReduceMin", [0, 1]), ["b"]),
+        (reduction("Softmax <axis = 1> (x)", "ReduceMax", [1]), []),  # the same axis
+        (reduction("Softmax <axis = -2> (x)", "ReduceMax", [1]), []),
+        # The same number, of an axis that has moved.
+        (reduction("Softmax <axis = 1> (x)", "ReduceMax", [1], "b = Transpose (a)"), ["b"]),
+        # A product in between ends the kernel.
+        (
+            reduction(
+                "Softmax <axis = 0> (x)", "ReduceMax", [2], "t = Transpose (x) b = MatMul (a, t)"
+            ),
+            [],
+        ),
+    ],
+)
+def test_a_reduction_after_one_over_a_few_elements(body, expected):
+    inputs = "float[2,4,5] x" if "MatMul" not in body else "float[4,4,4] x"
+    found, model = broken(parsed(body, inputs, "float[A,B,C] y"))
+    assert found == expected
+    for name in found:
+        assert readers(model, name) == {"Shape", "Gather"}
+
+
+@pytest.mark.parametrize(
+    ("extent", "profiles", "expected"),
+    [
+        ("7", (), ["a"]),
+        ("15", (), ["a"]),
+        ("16", (), []),
+        ("1", (), []),
+        ("n", (), []),  # with dynamic shapes TensorRT computes the two apart
+        ("n", ((3, 3, 3),), ["a"]),
+        ("n", ((64, 64, 64),), []),
+        ("n", ((3, 3, 4),), []),
+    ],
+)
+def test_extents_that_the_build_knows(extent, profiles, expected):
+    proto = parsed(
+        "i = Constant <value = int64[1] {1}> () a = Softmax <axis = 0> (x) y = ReduceMax (a, i)",
+        f"float[{extent},4] x",
+        "float[N,1] y",
+    )
+    ranges = tuple(
+        Profile({"x": ShapeRange(*((extent, 4) for extent in triple))}) for triple in profiles
+    )
+    assert broken(proto, profiles=ranges)[0] == expected
+
+
+def test_the_flattening_softmax_of_old_opsets():
+    body = "a = Softmax <axis = 1> (x) y = ReduceMax <axes = [0]> (a)"
+    assert broken(parsed(body, outputs="float[1,4,5] y", opset=11))[0] == []  # over 20 elements
+    assert broken(parsed(body, "float[2,3,2] x", "float[1,3,2] y", opset=11))[0] == ["a"]
+
+
+def test_a_sampler_and_a_loop_that_read_one_value():
+    body = """k = Constant <value = int64 {1}> () r = Relu (x)
+        s = GridSample (r, g) c = CumSum (r, k) n = Neg (r) y = Sum (c, n)"""
+    proto = parsed(body, "float[1,2,4,4] x, float[1,3,3,2] g", "float[1,2,3,3] s, float[1,2,4,4] y")
+    found, model = broken(proto)
+    assert found == ["r"]
+    assert readers(model, "r") == {"Shape", "Gather", "GridSample", "Neg"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "r = Relu (x) s = GridSample (r, g) y = Identity (r)",
+        "q = Relu (x) r = Relu (x) s = GridSample (r, g) y = Neg (q)",  # equal: made once
+    ],
+)
+def test_a_sampler_of_an_output(body):
+    inputs = "float[1,2,4,4] x, float[1,3,3,2] g"
+    found, model = broken(
+        parsed(body, inputs, "float[1,2,3,3] s, float[1,2,4,4] y, float[A,B,C,D] r")
+    )
+    assert found == ["r"]
+    assert "GridSample" not in readers(model, "r")
+    body = "r = Relu (x) s = GridSample (r, g) y = Neg (r)"
+    assert broken(parsed(body, inputs, "float[1,2,3,3] s, float[1,2,4,4] y"))[0] == []
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("n = LayerNormalization (x, w) y = Mul (z, n)", ["n"]),
+        ("n = Softmax (x) r = Relu (n) y = Sub (r, z)", ["r"]),
+        ("n = Softmax (x) y = Add (n, x)", []),  # of the same shape
+        ("m = ReduceMean (x, i) c = Sub (x, m) y = Mul (c, z)", ["c"]),  # a norm in its parts
+        ("m = ReduceMean (x, i) y = Sub (x, m)", []),
+        ("m = ReduceMean (x, i) y = Mul (z, m)", []),
+        ("r = Relu (x) y = Mul (z, r)", []),
+    ],
+)
+def test_a_norm_that_is_broadcast(body, expected):
+    weights = "w = Constant <value = float[16] {" + ", ".join(["1.0"] * 16) + "}> () "
+    axes = "i = Constant <value = int64[1] {-1}> () "
+    proto = parsed(weights + axes + body, "float[n,1,16] x, float[n,7,16] z", "float[A,B,C] y")
+    found, model = broken(proto)
+    assert found == expected
+    for name in found:
+        assert readers(model, name) == {"Shape", "Gather"}
+
+
+def test_a_loop_that_begins_with_an_input():
+    body = """t = Constant <value = int64 {2}> () c = Constant <value = bool {1}> ()
+        y = Loop (t, c, x) <body = b (int64 i, bool d, float[n,8] s) => (bool e, float[n,8] u)
+        { e = Identity (d) u = Sin (s) }>"""
+    proto = parsed(body, "float[n,8] x", "float[n,8] y")
+    found, model = broken(proto)
+    assert found == ["x"]
+    assert readers(model, "x") == {"Identity"}
+
+
+VALUES = {"float": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+
+
+@pytest.mark.parametrize("kind", [*VALUES, "int64"])
+@pytest.mark.parametrize("name", ["x", "a"])
+@pytest.mark.parametrize("shape", [(2, 3), ()], ids=["matrix", "scalar"])
+def test_a_request_changes_no_value(kind, name, shape, rng):
+    dtype = onnx.TensorProto.DataType.Value(kind.upper())
+    x, y, a = (onnx.helper.make_tensor_value_info(name, dtype, shape) for name in "xya")
+    nodes = [
+        onnx.helper.make_node("Add", ["x", "x"], ["a"]),
+        onnx.helper.make_node("Neg", ["a"], ["b"]),
+        onnx.helper.make_node("Sub", ["b", "a"], ["y"]),
+    ]
+    opsets = [onnx.helper.make_opsetid("", 18)]
+    graph = onnx.helper.make_graph(nodes, "g", [x], [y, a])
+    proto = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    x = np.asarray(rng.standard_normal(shape)).astype(VALUES.get(kind, np.int64))
+    if kind != "int64":
+        x.flat[0] = np.inf
+    found, model = broken(proto, name)
+    assert found == [name]
+    made = ir.to_proto(model)
+    onnx.checker.check_model(made, full_check=True)
+    expected = ReferenceEvaluator(proto).run(None, {"x": x})
+    for f, e in zip(ReferenceEvaluator(made).run(None, {"x": x}), expected, strict=True):
+        assert f.dtype == e.dtype
+        np.testing.assert_array_equal(f, e)
+    assert readers(model, name) == ({"Shape", "Gather"} if shape else {"Reshape"})
+
+
+@pytest.mark.parametrize(
+    ("operator", "shapes", "attributes"),
+    [
+        ("Conv", ("1,2,5,5", "2,2,3,3"), "pads = [1, 1, 1, 1]"),
+        ("ConvTranspose", ("1,2,3", "2,2,2"), "strides = [2]"),
+    ],
+)
+def test_the_bias_of_a_convolution_is_apart(operator, shapes, attributes, rng):
+    image, weight = shapes
+    proto = parsed(
+        f"c = {operator} <{attributes}> (x, w, b) y = Relu (c)",
+        f"float[{image}] x, float[{weight}] w, float[2] b",
+        "float[" + ",".join("ABCD"[: image.count(",") + 1]) + "] y",
+    )
+    found, model = broken(proto, "c")
+    assert found == ["c"]
+    (product,) = [node for node in model.graph if node.op_type == operator]
+    assert len(product.inputs) == 2
+    assert {node.op_type for node, _ in product.outputs[0].uses()} == {"Shape", "Gather"}
+    inputs = {
+        name: rng.standard_normal([int(n) for n in text.split(",")]).astype(np.float32)
+        for name, text in (("x", image), ("w", weight), ("b", "2"))
+    }
+    (expected,) = ReferenceEvaluator(proto).run(None, inputs)
+    (values,) = ReferenceEvaluator(ir.to_proto(model)).run(None, inputs)
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
+
+
+def test_the_bias_of_an_output():
+    proto = parsed(
+        "y = Conv (x, w, b)", "float[1,1,4] x, float[1,1,1] w, float[1] b", "float[A,B,C] y"
+    )
+    found, model = broken(proto, "y")
+    assert found == ["y"]
+    assert [n.op_type for n in model.graph] == [
+        "Conv",
+        "Shape",
+        "Gather",
+        "Range",
+        "Gather",
+        "Reshape",
+        "Add",
+    ]
+
+
+def test_bodies_read_the_other_tensor():
+    proto = parsed(
+        """a = Neg (x) y = If (c) <then_branch = t () => (float[2] p) { p = Exp (a) },
+        else_branch = e () => (float[2] q) { q = Sin (a) }>""",
+        "float[2] x, bool c",
+        "float[2] y",
+    )
+    model = normalized(proto)
+    break_fusion(model, "a")
+    made = ir.to_proto(model)
+    onnx.checker.check_model(made, full_check=True)
+    x = np.array([1, 2], np.float32)
+    for c in (True, False):
+        inputs = {"x": x, "c": np.array(c)}
+        (found,) = ReferenceEvaluator(made).run(None, inputs)
+        np.testing.assert_array_equal(found, np.exp(-x) if c else np.sin(-x))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none", "no node makes a tensor 'none' at which a fusion could be broken"),
+        ("w", "no node makes a tensor 'w' at which"),
+        ("y", "no node reads tensor 'y', so there is no fusion to break"),
+    ],
+)
+def test_requests_without_sense(name, message):
+    proto = parsed("w = Constant <value = float[1] {2.0}> () a = Mul (x, w) y = Neg (a)")
+    with pytest.raises(SpecError, match=message) as caught:
+        broken(proto, name)
+    assert caught.value.options == ("break_fusions",)
+
+
+def test_an_opset_without_the_means():
+    proto = parsed("a = Neg (x) y = Neg (a)", opset=8)
+    with pytest.raises(UnsupportedError, match="needs opset 11, the model has 8"):
+        broken(proto, "a")
+    assert broken(proto)[0] == []
