@@ -56,8 +56,9 @@ POSITIONS = {
             g4 = Reshape(g, grid_shape)
             y = GridSample<align_corners = 1, mode = "linear">(x, g4)
         }""",
-        {"w": normal(0, 8, 6, scale=0.03), "theta_shape": i64(1, 3, 2), "base": BASE_GRID, "base_shape": i64(1, 1200, 3),
-         "identity": np.eye(3, 2, dtype=np.float32)[None], "grid_shape": i64(1, 2, 600, 2)},
+        {"w": normal(0, 8, 6, scale=0.03), "theta_shape": i64(1, 3, 2), "base": BASE_GRID,
+         "base_shape": i64(1, 1200, 3), "identity": np.eye(3, 2, dtype=np.float32)[None],
+         "grid_shape": i64(1, 2, 600, 2)},
         {"x": normal(1, 1, 1, 2, 600), "z": normal(2, 1, 8)},
     ),
     "interpolation between floors": (
