@@ -70,7 +70,9 @@ def test_numbers_that_come_as_int8_are_refused():
         }}""",
         opset=21, wq=WEIGHT, **SCALE,
     )  # fmt: skip
-    with pytest.raises(UnsupportedError, match="Conv product multiplies INT8 numbers that are not"):
+    with pytest.raises(
+        UnsupportedError, match="Conv 'product' multiplies INT8 numbers that are not"
+    ):
         bypass_quantizers(products(graph))
 
 

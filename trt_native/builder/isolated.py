@@ -258,7 +258,7 @@ class _Child:
         self._phases: list[str] = []
         self._backend = "TensorRT"
         self._workspace_bytes = 0
-        self._has_levels = True
+        self._has_levels = False  # nothing is known of the backend yet
         self._result: dict[str, Any] | None = None
         self._error: dict[str, Any] | None = None
         self._missing: tuple[str, list[str]] | None = None
