@@ -86,3 +86,20 @@ def test_later_profile_entries_win():
     merged = first.overridden_by(later)
     assert merged.dims == {"a": DimRange(1, 1, 1), "b": DimRange(3, 3, 3)}
     assert merged.shapes == first.shapes
+
+
+@pytest.mark.parametrize(
+    ("dims", "shapes", "problem"),
+    [
+        (["n=1:2:4", "n=2"], [], "n is given twice, as 1:2:4 and as 2; give it once"),
+        ([], ["x=1x2", "m=1", "x=2x2"], "x is given twice, as 1x2 and as 2x2; give it once"),
+    ],
+)
+def test_ranges_that_contradict_each_other(dims, shapes, problem):
+    with pytest.raises(SpecError) as caught:
+        ProfileSpec.parse(dims, shapes)
+    assert str(caught.value) == problem
+
+
+def test_the_same_range_twice_is_one():
+    assert ProfileSpec.parse(["n=2", "n=2:2:2"]) == ProfileSpec.parse(["n=2"])

@@ -253,10 +253,16 @@ def _parse_entries(
         if not separator or not name.strip():
             problems.append(f"{entry!r} is not NAME=RANGE; write for example {example}")
             continue
+        name = name.strip()
         try:
-            parsed[name.strip()] = parse(text)
+            value = parse(text)
         except SpecError as error:
-            problems.append(f"{name.strip()}: {error}")
+            problems.append(f"{name}: {error}")
+            continue
+        if parsed.setdefault(name, value) != value:
+            problems.append(
+                f"{name} is given twice, as {parsed[name]} and as {value}; give it once"
+            )
     return parsed
 
 

@@ -110,6 +110,10 @@ def test_too_little_workspace_is_reported(backend, request_for):
 )
 def test_options_are_accepted(backend, request_for, options):
     config = BuildConfig(**options)
+    if backend.capabilities.unsupported_options.keys() & options.keys():
+        with pytest.raises(UnsupportedError, match="it has no effect"):
+            backend.check(config)
+        return
     backend.check(config)
     assert len(build(backend, request_for(shapes=DYNAMIC, config=config)).data) > 0
 
@@ -120,6 +124,8 @@ def test_unsupported_options_are_refused_with_the_reason(backend):
         "version_compatible": {"version_compatible": True},
         "hardware_compatibility": {"hardware_compatibility": HardwareCompatibility.AMPERE_PLUS},
         "compute_capabilities": {"compute_capabilities": ("8.9",)},
+        "optimization_level": {"optimization_level": 3},
+        "sparse_weights": {"sparse_weights": True},
     }
     assert set(backend.capabilities.unsupported_options) <= set(requests)
     for option, reason in backend.capabilities.unsupported_options.items():

@@ -23,6 +23,7 @@ from trt_native.backends.registry import load_backend
 from trt_native.backends.rtx import RtxBackend
 from trt_native.builder.build import build_prepared, decide, lower, prepare
 from trt_native.errors import BuildError, ModelError, SpecError, UnsupportedError
+from trt_native.graph.dims import write_limits
 
 tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
 pytestmark = pytest.mark.backend
@@ -424,3 +425,39 @@ def test_sparse_constants_are_built_as_dense_ones(tmp_path, precision):
         (found,) = ReferenceEvaluator(onnx.load(lowered.path)).run(None, {"x": x})
     np.testing.assert_array_equal(found, [1, 1, 4, 1])
     assert build(path, precision=precision).manifest.outputs[0].shape == (4,)
+
+
+ISLAND = """<ir_version: 10, opset_import: ["": 18]> g (float[2,4] x) => (float[2,4] y)
+    <float[4,4] w> { h = Cast<to = 10> (x) r = Relu (h) s = Cast<to = 1> (r) y = MatMul (s, w) }"""
+ALL_FP16 = """<ir_version: 10, opset_import: ["": 18]> g (float16[2,4] x) => (float[2,4] y)
+    <float16[4,4] w> { m = MatMul (x, w) f = Cast<to = 1> (m) y = Softmax (f) }"""
+
+
+def island(path, text, kind=np.float32):
+    proto = onnx.parser.parse_model(text)
+    weight = onnx.numpy_helper.from_array(np.eye(4).astype(kind), "w")
+    proto.graph.initializer.append(weight)
+    del proto.graph.value_info[:]
+    onnx.save(proto, path)
+    return path
+
+
+def test_a_type_that_only_a_part_of_the_model_has_is_not_enough(tmp_path):
+    path = island(tmp_path / "m.onnx", ISLAND)
+    with pytest.raises(SpecError, match=r"but 1 MatMul in FP32, which precision fp16 would not"):
+        decide(path, config(precision=Precision.FP16), backend="rtx")
+    assert decide(path, config(), backend="rtx").precision.applied is None
+    other = island(tmp_path / "other.onnx", ALL_FP16, np.float16)
+    assert decide(other, config(precision=Precision.FP16), backend="rtx").precision.applied is None
+
+
+def test_limits_in_the_metadata_of_a_model_are_enforced(tmp_path):
+    path = tiny_models.conv(tmp_path / "m.onnx")
+    proto = onnx.load(path)
+    helper.set_model_props(proto, write_limits({"batch": 3}))
+    onnx.save(proto, path)
+    with pytest.raises(SpecError, match="'batch' reaches 4, but the model has at most 3"):
+        decide(path, config(*DIMS), backend="rtx")
+    assert build(path, "batch=1:2:3", *DIMS[1:]).manifest.model["metadata"] == {
+        "trt_native.max.batch": "3"
+    }

@@ -11,8 +11,9 @@ from trt_native.errors import BuildError
 
 def rungs(**options):
     workspace = options.pop("workspace_bytes", 2**33)
-    config = BuildConfig(**options)
-    return [(c.workspace_bytes, c.optimization_level) for c in fallback_configs(config, workspace)]
+    has_levels = options.pop("has_levels", True)
+    configs = fallback_configs(BuildConfig(**options), workspace, has_levels=has_levels)
+    return [(c.workspace_bytes, c.optimization_level) for c in configs]
 
 
 def test_the_ladder_goes_down_in_three_steps():
@@ -23,6 +24,12 @@ def test_the_ladder_goes_down_in_three_steps():
     assert rungs(workspace_bytes=32 * mib) == [(32 * mib, 2), (32 * mib, 0)]
     assert rungs(workspace_bytes=1000) == [(1000, 2), (1000, 0)]
     assert rungs(workspace_bytes=1000, optimization_level=0) == []
+
+
+def test_levels_without_effect_stay():
+    mib = 2**20
+    assert rungs(has_levels=False) == [(2048 * mib, None), (512 * mib, None), (128 * mib, None)]
+    assert rungs(has_levels=False, workspace_bytes=1000) == []
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ class TestHits:
             config(precision=Precision.FP32),
             config(keep_fp32=("conv",)),
             config(workspace_bytes=2**30),
-            config(optimization_level=0),
+            config(max_aux_streams=0),
             config(compute_capabilities=("8.9",)),
         ],
         ids=lambda c: ",".join(c.options()),
@@ -354,7 +354,7 @@ class TestUnusableFolders:
 
 class TestSize:
     def test_what_was_not_used_for_longest_goes_first(self, build, cache):
-        levels = [config(optimization_level=level) for level in range(3)]
+        levels = [config(max_aux_streams=level) for level in range(3)]
         for options in levels:
             build(options=options)
         entries = cache.entries()
@@ -372,7 +372,7 @@ class TestSize:
         build()
         (entry,) = cache.entries()
         age(cache.folder / "engines" / f"{entry.key}.plan")
-        build(options=config(optimization_level=0), size=entry.bytes + 100)
+        build(options=config(max_aux_streams=0), size=entry.bytes + 100)
         (left,) = cache.entries()
         assert left.key != entry.key
 

@@ -11,9 +11,10 @@ import pytest
 from helpers import tiny_models
 from onnx.reference import ReferenceEvaluator
 
+from trt_native.backends.registry import load_backend
 from trt_native.builder.quantize_file import quantize_onnx
 from trt_native.config import Precision, QuantizationSpec
-from trt_native.errors import CalibrationError, ModelError, SpecError
+from trt_native.errors import CalibrationError, ModelError, SpecError, UnsupportedError
 from trt_native.graph import onnx_file
 from trt_native.passes.quantize import METADATA_KEY
 from trt_native.shapes import ProfileSpec
@@ -119,3 +120,21 @@ def test_large_weights_lie_beside_the_file(tmp_path, monkeypatch):
     found = ReferenceEvaluator(str(result.path)).run(None, {"x": x})[0]
     weight = np.fromfile(tmp_path / "weights.bin", np.float32).reshape(64, 64)
     assert np.abs(found - x @ weight).max() <= 64 * np.abs(weight).max() / 127 / 2
+
+
+@pytest.mark.backend
+def test_what_the_backend_does_not_build_is_left_alone(tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    backend = load_backend("rtx")
+    built = backend.capabilities.quantized_ops[Precision.INT8]
+    path = tiny_models.conv_and_dense(tmp_path / "m.onnx")
+    cache = tiny_models.calibration(path, tmp_path / "m.calib", {"x": 4.0, "c": 4.0})
+    spec = QuantizationSpec(calibration_cache=cache)
+    found = quantize_onnx(path, tmp_path / "q.onnx", Precision.INT8, spec, backend=backend)
+    assert found.report.quantized == {op: 1 for op in ("Conv", "MatMul") if op in built}
+    anywhere = quantize_onnx(path, tmp_path / "q.onnx", Precision.INT8, spec)
+    assert anywhere.report.quantized == {"Conv": 1, "MatMul": 1}
+    if "Conv" not in built:
+        named = QuantizationSpec(calibration_cache=cache, ops=("Conv",))
+        with pytest.raises(UnsupportedError, match="Conv in int8 is not supported"):
+            quantize_onnx(path, tmp_path / "q.onnx", Precision.INT8, named, backend=backend)

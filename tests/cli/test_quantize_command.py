@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
+import numpy as np
 import pytest
+from helpers import tiny_models
 from helpers.program import failing as fails
 from helpers.program import trt_native
+
+from trt_native.backends.registry import load_backend
+
+ROOT = Path(__file__).parents[2]
 
 
 class TestQuantize:
@@ -78,3 +85,26 @@ class TestQuantize:
         error = fails("quantize", dense, "-o", "q.onnx", *options, cwd=tmp_path)
         assert message in " ".join(error.split())
         assert sorted(os.listdir(tmp_path)) == ["d.calib", "d.calib.json", "d.onnx"]
+
+
+@pytest.mark.backend
+def test_the_three_steps_of_the_documentation(tmp_path):
+    """Its commands with the names of a small model, whose convolution TensorRT-RTX may lack."""
+    text = (ROOT / "docs/quantization.md").read_text().split("## In three steps")[1]
+    commands = [line[2:] for line in text.split("```")[1].splitlines() if line.startswith("$ ")]
+    assert [command.split()[1] for command in commands] == ["calibrate", "quantize", "build"]
+    tiny_models.conv_and_dense(tmp_path / "unet.onnx")
+    data = tmp_path / "calib_data/mine"
+    data.mkdir(parents=True)
+    x = np.random.default_rng(0).standard_normal((2, 32, 16, 64), np.float32)
+    np.savez(data / "0.npz", x=x)
+    for command in commands:
+        command = command.replace("--quantize-preset diffusion-unet", "")
+        words = command.replace("--dim …", "--dim batch=1:2:4 --backend rtx").split()
+        result = trt_native(*words[1:], cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+    records = {
+        p["name"]: p for p in json.loads((tmp_path / "unet.plan.json").read_text())["passes"]
+    }
+    if load_backend("rtx").capabilities.int8_unsupported:
+        assert records["bypass_quantizers"]["nodes"] == {"Conv": 1}

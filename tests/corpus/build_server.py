@@ -33,7 +33,7 @@ def profile(path):
 
 def build(path, backend):
     given = profile(path)
-    config = BuildConfig(profiles=(given,) if given.dims else (), optimization_level=0)
+    config = BuildConfig(profiles=(given,) if given.dims else ())
     return {"bytes": len(build_plan(path, config, backend=backend).data)}
 
 

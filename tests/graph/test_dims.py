@@ -4,13 +4,15 @@ import json
 
 import pytest
 
-from trt_native.errors import SpecError
+from trt_native.errors import ModelError, SpecError
 from trt_native.graph.dims import (
     fixed_axes,
+    read_limits,
     read_profile_file,
     resolve_profiles,
     shape_problems,
     with_opt_shape_profiles,
+    write_limits,
 )
 from trt_native.shapes import DimRange, ProfileSpec, ShapeRange, TensorSpec
 
@@ -249,3 +251,38 @@ def test_shapes_that_do_not_fit():
     square = TensorSpec("square", "float32", ("n", None, "n"))
     faults = shape_problems([square, TensorSpec("any", "float32", None)], {"square": (3, 7, 4)})
     assert faults == ["dimension 'n' is 3 in square[0], but 4 in square[2]"]
+
+
+class TestLimits:
+    INPUTS = (
+        TensorSpec("x", "float32", ("batch", "frames")),
+        TensorSpec("y", "float32", ("batch*frames", 4)),
+    )
+
+    def test_limits_come_back_from_metadata(self):
+        metadata = write_limits({"frames": 24, "tokens": 77})
+        assert metadata == {"trt_native.max.frames": "24", "trt_native.max.tokens": "77"}
+        assert read_limits({**metadata, "other": "x"}) == {"frames": 24, "tokens": 77}
+
+    @pytest.mark.parametrize("text", ["", "many", "-1", "2.5", "9" * 30])
+    def test_a_limit_that_is_not_a_number_is_an_error(self, text):
+        with pytest.raises(ModelError, match=r"trt_native\.max\.frames is"):
+            read_limits({"trt_native.max.frames": text})
+
+    @pytest.mark.parametrize(
+        "spec",
+        [
+            ProfileSpec.parse(["batch=1", "frames=1:16:25"]),
+            ProfileSpec.parse(shapes=["x=1x1:2x8:2x32", "y=1x4:16x4:64x4"]),
+        ],
+        ids=["dimension", "shape"],
+    )
+    def test_a_profile_above_a_limit_is_refused(self, spec):
+        with pytest.raises(SpecError, match=r"'frames' reaches \d+, but the model has at most 24"):
+            resolve_profiles(self.INPUTS, [spec], {"frames": 24})
+        assert resolve_profiles(self.INPUTS, [spec])
+
+    def test_a_profile_at_the_limit_is_taken(self):
+        spec = ProfileSpec.parse(["batch=1", "frames=1:16:24"])
+        (profile,) = resolve_profiles(self.INPUTS, [spec], {"frames": 24, "other": 1})
+        assert profile.shapes["x"].max == (1, 24)

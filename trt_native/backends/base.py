@@ -67,6 +67,10 @@ class Capabilities:
             Otherwise the graph must be rewritten to get them; see
             :func:`~trt_native.passes.split_fp32_products.split_fp32_products`.
         targets: Compute capabilities a build may name, such as ``8.9``; empty where it may not.
+        int8_unsupported: Operators of products that it parses between INT8 Q/DQ nodes, and then
+            fails to build.
+        quantizing_needs_gpu: Plans of models with Q/DQ nodes can be built only on a machine with a
+            GPU, also where others can be built without.
         quantized_ops: Precision to the operators that the backend builds in it.
         unsupported_options: Name of a :class:`BuildConfig` field to the reason why this backend
             does not support it, and what to do instead.
@@ -80,6 +84,8 @@ class Capabilities:
     targets: tuple[str, ...]
     quantized_ops: Mapping[Precision, frozenset[str]]
     unsupported_options: Mapping[str, str]
+    int8_unsupported: frozenset[str] = frozenset()
+    quantizing_needs_gpu: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

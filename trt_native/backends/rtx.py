@@ -13,6 +13,8 @@ from trt_native.errors import UnsupportedError
 __all__ = ["RtxBackend"]
 
 _FIRST_WITH_INT8_CONV = (1, 7)
+_FIRST_TO_QUANTIZE_WITHOUT_GPU = (1, 5)
+_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 _UNSUPPORTED_OPTIONS = {
     "timing_cache": (
         "it does not time tactics at build time, so there is nothing to keep; kernels are"
@@ -22,6 +24,10 @@ _UNSUPPORTED_OPTIONS = {
         "the package does not contain the lean runtime (libnvinfer_lean) that such plans need;"
         " build with the version that will load the plan"
     ),
+    "optimization_level": (
+        "it has no effect: nothing is timed at build, and every level gives the same plan"
+    ),
+    "sparse_weights": "it has no effect: the plan is the same with and without it",
     "hardware_compatibility": (
         "its plans run on every supported GPU; narrow them with compute_capabilities instead"
     ),
@@ -38,8 +44,7 @@ class RtxBackend(TensorRTBackend):
         members = self._trt.ComputeCapability.__members__
         targets = (name.removeprefix("SM") for name in members if name.startswith("SM"))
         release = tuple(int(part) for part in self.version.split(".")[:2])
-        # Earlier ones parse a Conv between INT8 Q/DQ nodes and then fail to build it.
-        unsupported = frozenset() if release >= _FIRST_WITH_INT8_CONV else frozenset({"Conv"})
+        unsupported = frozenset() if release >= _FIRST_WITH_INT8_CONV else _CONVOLUTIONS
         return Capabilities(
             weakly_typed=False,
             timing_cache=False,
@@ -52,6 +57,8 @@ class RtxBackend(TensorRTBackend):
                 Precision.INT8: ALL_QUANTIZED_OPS[Precision.INT8] - unsupported,
             },
             unsupported_options=_UNSUPPORTED_OPTIONS,
+            int8_unsupported=unsupported,
+            quantizing_needs_gpu=release < _FIRST_TO_QUANTIZE_WITHOUT_GPU,
         )
 
     def check(self, config: BuildConfig) -> None:

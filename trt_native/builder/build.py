@@ -32,9 +32,14 @@ from trt_native.config import (
     QuantizationSpec,
 )
 from trt_native.cuda import GpuInfo, gpu_info
-from trt_native.errors import ModelError, SpecError, TrtNativeError
+from trt_native.errors import ModelError, SpecError, TrtNativeError, UnsupportedError
 from trt_native.files import check_writable, sha256_of_file
-from trt_native.graph.dims import fixed_extents, resolve_profiles, with_opt_shape_profiles
+from trt_native.graph.dims import (
+    fixed_extents,
+    read_limits,
+    resolve_profiles,
+    with_opt_shape_profiles,
+)
 from trt_native.graph.interface import ModelInterface, model_interface
 from trt_native.graph.onnx_file import (
     CHANGED_KEY,
@@ -48,8 +53,8 @@ from trt_native.graph.onnx_file import (
 )
 from trt_native.graph.quantizable import quantizable_tensors
 from trt_native.graph.refit_signature import refit_signature
-from trt_native.graph.types import is_reduced, reduced_types
-from trt_native.passes.base import GraphPass, PassContext, ResolvedPrecision
+from trt_native.graph.types import fp32_products, is_reduced, reduced_types
+from trt_native.passes.base import GraphPass, PassContext, ResolvedPrecision, count_text
 from trt_native.passes.pin_fp32_nodes import pinned_nodes
 from trt_native.passes.pipelines import BUILD, describe_passes, run_passes, select_passes
 from trt_native.passes.quantize import Quantize
@@ -377,7 +382,8 @@ def _decide(
     path: Path, graph: ir.Model, config: BuildConfig, backend: Backend, gpu: GpuInfo | None
 ) -> BuildDecisions:
     summary = summarize(path, graph)
-    profiles = resolve_profiles(summary.inputs, config.profiles)
+    limits = read_limits(summary.metadata)
+    profiles = resolve_profiles(summary.inputs, config.profiles, limits)
     if config.add_opt_shape_profiles:
         profiles = with_opt_shape_profiles(profiles)
     return BuildDecisions(
@@ -397,6 +403,8 @@ def _resolve_precision(
     applied = _applied_precision(graph, config, path)
     calibrates = _calibrates(graph, config, backend)
     writes_qdq = config.precision.quantized and not calibrates
+    if writes_qdq or _has_qdq(graph):
+        _check_quantizing(backend)
     # Q/DQ nodes alone say what is quantized where types come from the graph.
     from_graph = applied is None or writes_qdq or _has_qdq(graph)
     strongly_typed = not backend.capabilities.weakly_typed or from_graph or config.weight_streaming
@@ -407,6 +415,14 @@ def _resolve_precision(
         writes_qdq=writes_qdq,
         calibrates=calibrates,
     )
+
+
+def _check_quantizing(backend: Backend) -> None:
+    if backend.capabilities.quantizing_needs_gpu and gpu_info() is None:
+        raise UnsupportedError(
+            f"{backend.product} {backend.version} builds models with Q/DQ nodes only on a machine"
+            " with a GPU; use a later version, or build without quantization"
+        )
 
 
 def _calibrates(graph: ir.Model, config: BuildConfig, backend: Backend) -> bool:
@@ -429,6 +445,19 @@ def _calibrates(graph: ir.Model, config: BuildConfig, backend: Backend) -> bool:
 
 def _has_qdq(graph: ir.Model) -> bool:
     return "quantized" in reduced_types(graph)
+
+
+def _check_all_reduced(graph: ir.Model, wanted: Precision, path: Path) -> None:
+    """Refuse a request for a type that only a part of the model has, and the rest would not get."""
+    left = fp32_products(graph)
+    if left:
+        raise SpecError(
+            f"{path.name} has {_REDUCED[wanted]} values already, so that its types stay as they"
+            f" are, but {count_text(left)} in FP32, which precision {wanted} would not change; use"
+            " precision auto to build it as it is, or export it in FP32 or all in"
+            f" {_REDUCED[wanted]}",
+            options=("precision",),
+        )
 
 
 def _lowered_to(graph: ir.Model, applied: Precision | None) -> Precision | None:
@@ -455,6 +484,8 @@ def _applied_precision(graph: ir.Model, config: BuildConfig, path: Path) -> Prec
         applied = Precision.FP16 if wanted is Precision.AUTO else wanted
     elif wanted is Precision.AUTO or _REDUCED.get(wanted) in present:
         applied = None
+        if wanted is not Precision.AUTO:
+            _check_all_reduced(graph, wanted, path)
     else:
         raise SpecError(
             f"{path.name} already has {', '.join(sorted(present))} types, which precision {wanted}"

@@ -51,17 +51,29 @@ class Attempt:
 
 
 class ResourceError(BuildError):
-    """A build failed for lack of memory or of an implementation."""
+    """A build failed for lack of memory or of an implementation.
 
-    def __init__(self, error: TrtNativeError, cause: str, workspace_bytes: int) -> None:
+    Args:
+        error: The error of the build.
+        cause: Cause of the failure.
+        workspace_bytes: The workspace it had.
+        has_levels: Whether optimization levels have an effect on the backend.
+    """
+
+    def __init__(
+        self, error: TrtNativeError, cause: str, workspace_bytes: int, *, has_levels: bool = True
+    ) -> None:
         super().__init__(
             error.message, error.details, options=error.options, problems=error.problems
         )
         self.cause = cause
         self.workspace_bytes = workspace_bytes
+        self.has_levels = has_levels
 
 
-def fallback_configs(config: BuildConfig, workspace_bytes: int) -> Iterator[BuildConfig]:
+def fallback_configs(
+    config: BuildConfig, workspace_bytes: int, *, has_levels: bool = True
+) -> Iterator[BuildConfig]:
     """Configurations to try after a failed build, in order.
 
     Each has a quarter of the workspace of the one before. The second also lowers the optimization
@@ -70,11 +82,13 @@ def fallback_configs(config: BuildConfig, workspace_bytes: int) -> Iterator[Buil
     Args:
         config: The configuration that failed.
         workspace_bytes: The workspace it had.
+        has_levels: Whether optimization levels have an effect on the backend; else they stay.
     """
     level = _DEFAULT_LEVEL if config.optimization_level is None else config.optimization_level
     smallest = min(workspace_bytes, 32 * _MIB)
     last = (workspace_bytes, level)
     for divisor, highest in ((4, level), (16, min(level, 2)), (64, 0)):
+        highest = highest if has_levels else level
         rung = (max(workspace_bytes // divisor, smallest), highest)
         if rung != last:
             changed = config.optimization_level if highest == level else highest

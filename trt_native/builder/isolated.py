@@ -142,7 +142,9 @@ def build_with_retries(
             attempt = Attempt(failure.workspace_bytes, job.config.optimization_level, failure.cause)
             attempts.append(attempt)
             _LOGGER.warning("attempt %d failed with %s", len(attempts), attempt)
-            ladder = ladder or fallback_configs(job.config, failure.workspace_bytes)
+            ladder = ladder or fallback_configs(
+                job.config, failure.workspace_bytes, has_levels=failure.has_levels
+            )
             config = next(ladder, None)
             if config is None:
                 tried = [f"attempt {i}: {attempt}" for i, attempt in enumerate(attempts, 1)]
@@ -226,6 +228,7 @@ class _Child:
         self._phases: list[str] = []
         self._backend = "TensorRT"
         self._workspace_bytes = 0
+        self._has_levels = False  # nothing is known of the backend yet
         self._result: dict[str, Any] | None = None
         self._error: dict[str, Any] | None = None
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
@@ -320,10 +323,10 @@ class _Child:
             failed = (Attempt(**attempt) for attempt in self._result["failed"])
             return Outcome(manifest, bool(self._result["cached"]), tuple(failed))
         if timed_out:
+            lower = ", or lower the optimization level" if self._has_levels else ""
             raise BuildError(
-                f"the build took too long and was stopped {self._place()}; allow more time,"
-                " or lower the optimization level",
-                options=("timeout_s", "optimization_level"),
+                f"the build took too long and was stopped {self._place()}; allow more time{lower}",
+                options=("timeout_s", *(["optimization_level"] if self._has_levels else [])),
             )
         if self._error is not None:
             self._raise(self._error)
@@ -332,7 +335,7 @@ class _Child:
         self._read_remaining_output()
         code = self._process.returncode
         if code == -signal.SIGKILL:
-            raise ResourceError(self._killed(), "killed for lack of memory", self._workspace_bytes)
+            raise self._resource_error(self._killed(), "killed for lack of memory")
         raise self._lacking(self._crashed(code))
 
     def _raise(self, error: dict[str, Any]) -> None:
@@ -350,7 +353,10 @@ class _Child:
     def _lacking(self, failure: TrtNativeError) -> TrtNativeError:
         """The failure, as a :class:`ResourceError` if a retry may help."""
         cause = retry_cause(failure) if isinstance(failure, BuildError) else None
-        return ResourceError(failure, cause, self._workspace_bytes) if cause else failure
+        return self._resource_error(failure, cause) if cause else failure
+
+    def _resource_error(self, failure: TrtNativeError, cause: str) -> ResourceError:
+        return ResourceError(failure, cause, self._workspace_bytes, has_levels=self._has_levels)
 
     def _read_remaining_output(self) -> None:
         """Read the rest of a dead child's standard output."""
@@ -428,8 +434,9 @@ class _Child:
     def _on_log(self, level: int, name: str, text: str) -> None:
         logging.getLogger(name).log(level, "%s", text)
 
-    def _on_backend(self, name: str, workspace_bytes: int) -> None:
+    def _on_backend(self, name: str, workspace_bytes: int, has_levels: bool) -> None:
         self._backend, self._workspace_bytes = name, workspace_bytes
+        self._has_levels = has_levels
 
     def _on_result(self, result: dict[str, Any]) -> None:
         self._result = result

@@ -12,6 +12,8 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
+from trt_native.backends.base import Backend
+from trt_native.backends.registry import load_backend
 from trt_native.calibration.model_ranges import NO_RANGES, load_ranges
 from trt_native.config import BuildConfig, Precision, QuantizationSpec
 from trt_native.errors import ModelError, SpecError
@@ -64,6 +66,7 @@ def quantize_onnx(
     spec: QuantizationSpec,
     *,
     dims: ProfileSpec | None = None,
+    backend: str | Backend | None = None,
 ) -> QuantizedFile:
     """Write a quantized copy of an ONNX file, whole or not at all.
 
@@ -74,13 +77,17 @@ def quantize_onnx(
         spec: What to quantize, with which calibration cache.
         dims: Extents to count multiply-adds for, where they are not to be those of the
             calibration.
+        backend: The TensorRT that will build the file, as for
+            :func:`~trt_native.builder.build_plan.build_plan`: operators that it does not build in
+            the format are left alone, or refused where ``spec`` names them. None: any.
 
     Raises:
+        UnsupportedError: no such TensorRT is installed, or it lacks what ``spec`` names; or the
+            model's opset is too old and cannot be raised.
         SpecError: no calibration cache where one is needed; or see
             :func:`~trt_native.passes.quantize.quantize_model`.
         CalibrationError: the cache cannot be read, or was made for another model.
         ModelError: the model cannot be read, or the output cannot be written; or as above.
-        UnsupportedError: the model's opset is too old and cannot be raised.
     """
     started = time.perf_counter()
     if precision.needs_ranges and spec.calibration_cache is None:
@@ -89,6 +96,10 @@ def quantize_onnx(
             " or quantize to int8-weights, which needs none",
             options=("calibration_cache",),
         )
+    config = BuildConfig(precision=precision, quantization=spec)
+    chosen = None if backend is None else load_backend(backend)
+    if chosen is not None:
+        chosen.check(config)
     check_writable(output, reads=[model])
     graph = read_model(model)
     check_not_quantized(graph)
@@ -97,7 +108,8 @@ def quantize_onnx(
         ranges = load_ranges(spec.calibration_cache, hash_files(model, graph), precision)
     shapes = _shapes(graph, dims) if dims is not None else ranges.shapes
     context = PassContext(
-        config=BuildConfig(precision=precision, quantization=spec),
+        config=config,
+        backend=chosen,
         precision=ResolvedPrecision(applied=precision, writes_qdq=True),
         ranges=dataclasses.replace(ranges, shapes=shapes),
     )

@@ -104,7 +104,8 @@ def _build_and_save(job: Job, report: _Report) -> dict[str, Any]:
     if cache is not None and job.retry and not failed:
         config, failed = _reuse_fallback(cache, job, backend)
     workspace = config.workspace_bytes or default_workspace(gpu_info())
-    report("backend", f"{backend.product} {backend.version}", workspace)
+    has_levels = "optimization_level" not in backend.capabilities.unsupported_options
+    report("backend", f"{backend.product} {backend.version}", workspace, has_levels)
     progress = _Progress(report)
     if cache is None:
         built = BuiltPlan(build_plan(job.model, config, backend=backend, progress=progress))

@@ -44,6 +44,13 @@ def quantize(
             help="Extent to count multiply-adds for. Repeatable. \\[default: calibration's]",
         ),
     ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            help="auto, tensorrt or rtx: leave alone what that TensorRT does not build in the"
+            " format. \\[default: quantize for any]"
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     **options: Any,
 ) -> None:
@@ -58,7 +65,7 @@ def quantize(
 
     extents = ProfileSpec.parse(dims) if dims else None
     with stderr.status(f"quantizing to {precision}") as status:
-        result = quantize_onnx(model, output, precision, spec, dims=extents)
+        result = quantize_onnx(model, output, precision, spec, dims=extents, backend=backend)
         status.stop()
     if json:
         print_json(result.to_dict())

@@ -18,7 +18,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from trt_native.errors import SpecError
+from trt_native.errors import ModelError, SpecError
 from trt_native.files import read_text_file
 from trt_native.shapes import (
     DimRange,
@@ -31,25 +31,64 @@ from trt_native.shapes import (
 )
 
 __all__ = [
+    "LIMIT_KEY",
     "evaluate_dimension",
     "fixed_axes",
     "fixed_extents",
+    "read_limits",
     "read_profile_file",
     "resolve_profiles",
     "shape_problems",
     "with_opt_shape_profiles",
+    "write_limits",
 ]
 
 _LONGEST = 200  # letters of an expression
 
 
+LIMIT_KEY = "trt_native.max."
+"""Prefix of metadata of an ONNX file that limits a dimension, as ``trt_native.max.frames: 24``."""
+
+
+def write_limits(limits: Mapping[str, int]) -> dict[str, str]:
+    """The metadata of an ONNX file with which a build refuses larger extents of dimensions."""
+    return {f"{LIMIT_KEY}{name}": str(limit) for name, limit in limits.items()}
+
+
+def read_limits(metadata: Mapping[str, str]) -> dict[str, int]:
+    """Read the largest extents of dimensions from the metadata of an ONNX file.
+
+    Raises:
+        ModelError: a limit is not a whole number.
+    """
+    given = {
+        key.removeprefix(LIMIT_KEY): text
+        for key, text in metadata.items()
+        if key.startswith(LIMIT_KEY)
+    }
+    for name, text in given.items():
+        if not re.fullmatch(r"[0-9]{1,18}", text):
+            raise ModelError(
+                f"the model's metadata {LIMIT_KEY}{name} is {text!r}, which is not a number of"
+                " elements; export the model again"
+            )
+    return {name: int(text) for name, text in given.items()}
+
+
 def resolve_profiles(
-    inputs: Sequence[TensorSpec], specs: Sequence[ProfileSpec]
+    inputs: Sequence[TensorSpec],
+    specs: Sequence[ProfileSpec],
+    limits: Mapping[str, int] | None = None,
 ) -> tuple[Profile, ...]:
     """Work out the shapes of every input in every profile.
 
     Within one profile a range for an input's shape wins over ranges for dimensions, and binds the
     dimensions that this input names, so that other inputs follow it.
+
+    Args:
+        inputs: The model's inputs.
+        specs: The requested profiles.
+        limits: Dimension to the largest extent that the model can have.
 
     Returns:
         One resolved profile for each of ``specs``, with every input whose shape is dynamic. An
@@ -62,7 +101,7 @@ def resolve_profiles(
     problems: list[str] = []
     many = len(specs) > 1
     profiles = tuple(
-        _resolve(inputs, spec, f"profile {index}: " if many else "", problems)
+        _resolve(inputs, spec, f"profile {index}: " if many else "", problems, limits or {})
         for index, spec in enumerate(specs or (ProfileSpec(),))
     )
     if problems:
@@ -93,7 +132,11 @@ def _optima(ranges: Mapping[str, ShapeRange]) -> dict[str, ShapeRange]:
 
 
 def _resolve(
-    inputs: Sequence[TensorSpec], spec: ProfileSpec, where: str, problems: list[str]
+    inputs: Sequence[TensorSpec],
+    spec: ProfileSpec,
+    where: str,
+    problems: list[str],
+    limits: Mapping[str, int],
 ) -> Profile:
     add = partial(_add_problem, problems, where)
     by_name = {tensor.name: tensor for tensor in inputs}
@@ -109,6 +152,9 @@ def _resolve(
         else:
             given[name] = shapes
     ranges = _bind_dimensions(inputs, spec.dims, given, add)
+    for name, limit in limits.items():
+        if name in ranges and ranges[name].max > limit:
+            add(f"dimension {name!r} reaches {ranges[name].max}, but the model has at most {limit}")
     resolved = {}
     for tensor in inputs:
         if not tensor.is_static:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import onnx_ir as ir
 
+from trt_native.graph.inference import infer_values
 from trt_native.graph.nodes import (
     BFLOAT16,
     CASTS,
     FLOAT16,
+    PRODUCTS,
     QDQ,
     all_nodes,
+    is_fp32,
     op_set,
+    scale_of,
 )
 from trt_native.graph.validity import wraps_graph_errors
 
-__all__ = ["is_reduced", "nodes_with_functions", "reduced_types"]
+__all__ = ["fp32_products", "is_reduced", "nodes_with_functions", "reduced_types"]
 
 
 _QUANTIZED = QDQ | op_set(
@@ -78,6 +84,24 @@ def reduced_types(model: ir.Model) -> frozenset[str]:
     names = {dtype.name.lower() for dtype in types & _REDUCED_TYPES}
     quantized = any(node.op_type in _QUANTIZED for node in nodes)
     return frozenset(names | {"quantized"} if quantized else names)
+
+
+@wraps_graph_errors
+def fp32_products(model: ir.Model) -> dict[str, int]:
+    """Count the matrix products and convolutions of FP32 values, by operator.
+
+    Products of dequantized values are left out.
+    """
+    infer_values(model)
+    found = (
+        node.op_type
+        for node in all_nodes(model.graph)
+        if node.op_type in PRODUCTS
+        and not node.domain
+        and all(map(is_fp32, node.inputs[:2]))
+        and not all(scale_of(value) for value in node.inputs[:2])
+    )
+    return dict(Counter(found))
 
 
 def nodes_with_functions(model: ir.Model) -> list[ir.Node]:

@@ -18,9 +18,9 @@ from trt_native.graph.nodes import FLOAT16, all_nodes
 from trt_native.graph.validity import wraps_graph_errors
 from trt_native.passes.autocast import match_fp32_patterns
 from trt_native.passes.autocast_rules import NodeClassifier, Reason
-from trt_native.passes.base import GraphPass
+from trt_native.passes.base import GraphPass, ResolvedPrecision
 
-__all__ = ["PinFp32Nodes", "fp32_node_names", "pinned_nodes"]
+__all__ = ["PinFp32Nodes", "fp32_node_names", "pinned_nodes", "pins_nodes"]
 
 _PIN_KEY = "trt_native.fp32"
 # Reasons in ONNX's types and in TensorRT-RTX's FP16, which a weakly typed TensorRT does not have.
@@ -56,6 +56,12 @@ def fp32_node_names(model: ir.Model, keep_fp32: Sequence[str] = ()) -> frozenset
     return frozenset(n.name for n, why in kept.items() if n.name and why not in _OTHER_REASONS)
 
 
+def pins_nodes(precision: ResolvedPrecision) -> bool:
+    """Whether layers take reduced types from builder flags, so that some must be pinned."""
+    reduced = precision.calibrates or precision.applied in (Precision.FP16, Precision.BF16)
+    return reduced and not precision.strongly_typed
+
+
 def pinned_nodes(model: ir.Model) -> frozenset[str]:
     """Names of the nodes that are marked, and of those that took the place of one."""
     marked = (node for node in all_nodes(model.graph) if _PIN_KEY in node.metadata_props)
@@ -72,9 +78,7 @@ class PinFp32Nodes(GraphPass):
 
     def needed(self, model: ir.Model) -> bool:  # noqa: ARG002
         """Whether the layers take reduced types from builder flags."""
-        precision = self.context.precision
-        reduced = precision.calibrates or precision.applied in (Precision.FP16, Precision.BF16)
-        return reduced and not precision.strongly_typed
+        return pins_nodes(self.context.precision)
 
     def rewrite(self, model: ir.Model) -> Mapping[str, Any]:
         """Mark the nodes in their metadata."""

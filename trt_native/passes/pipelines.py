@@ -11,8 +11,10 @@ from trt_native.errors import TrtNativeError
 from trt_native.graph.validity import wraps_graph_errors
 from trt_native.passes.autocast import Autocast
 from trt_native.passes.base import GraphPass, PassContext
+from trt_native.passes.bypass_quantizers import BypassQuantizers
 from trt_native.passes.decompose_norms import DecomposeNorms
 from trt_native.passes.mark_outputs import MarkOutputs
+from trt_native.passes.name_nodes import NameNodes
 from trt_native.passes.normalize import Normalize
 from trt_native.passes.parser_workarounds import ParserWorkarounds
 from trt_native.passes.pin_fp32_nodes import PinFp32Nodes
@@ -28,6 +30,8 @@ BUILD: tuple[type[GraphPass], ...] = (
     Normalize,
     ReplaceTypes,
     RejectUnsupported,
+    BypassQuantizers,
+    NameNodes,
     PinFp32Nodes,
     Quantize,
     Autocast,
