@@ -11,7 +11,7 @@ from helpers.backend_builds import build
 
 from trt_native import BuildConfig, Precision, ProfileSpec, build_plan
 from trt_native.errors import UnsupportedError
-from trt_native.graph.interface import model_interface
+from trt_native.graph.model_interface import model_interface
 from trt_native.graph.onnx_file import read_model
 from trt_native.passes.normalize import normalize
 from trt_native.shapes import Profile, ShapeRange

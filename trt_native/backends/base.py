@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from trt_native.config import QUANTIZED_OPS, BuildConfig, Precision
 from trt_native.errors import SpecError
-from trt_native.graph.interface import ModelInterface
+from trt_native.graph.model_interface import ModelInterface
 from trt_native.plans.manifest import PlanTensor
 from trt_native.progress import Progress
 from trt_native.shapes import Profile

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from trt_native.backends.base import NUMPY_DTYPES
-from trt_native.graph.interface import Corner, Extents, ModelInterface
+from trt_native.graph.model_interface import Corner, Extents, ModelInterface
 from trt_native.shapes import TensorSpec
 
 __all__ = ["interface_problems"]

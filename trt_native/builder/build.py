@@ -40,7 +40,7 @@ from trt_native.graph.dims import (
     resolve_profiles,
     with_opt_shape_profiles,
 )
-from trt_native.graph.interface import ModelInterface, model_interface
+from trt_native.graph.model_interface import ModelInterface, model_interface
 from trt_native.graph.onnx_file import (
     CHANGED_KEY,
     ModelSummary,

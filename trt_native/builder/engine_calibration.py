@@ -38,8 +38,8 @@ from trt_native.config import BuildConfig, CalibrationRunner, Precision, Profili
 from trt_native.cuda import GpuInfo, gpu_info, require_gpu
 from trt_native.errors import CalibrationError, CudaError, UnsupportedError
 from trt_native.graph.dims import fixed_extents, resolve_profiles
-from trt_native.graph.interface import model_interface
 from trt_native.graph.macs import static_shapes
+from trt_native.graph.model_interface import model_interface
 from trt_native.graph.onnx_file import operator_names, tensor_specs
 from trt_native.graph.types import is_reduced
 from trt_native.passes.base import PassContext, ResolvedPrecision

@@ -6,7 +6,6 @@ What TensorRT's parser makes of the model is compared with them, see
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from trt_native.shapes import Profile, Shape, TensorSpec
 
 __all__ = ["Corner", "ModelInterface", "model_interface"]
 
+_WITHOUT_INFERENCE = ("GroupNormalization", "MeanVarianceNormalization")  # as the input is
 _SMALL = 1024  # elements of a tensor that may say something about shapes
 _MOST_ROUNDS = 32
 
@@ -143,6 +143,10 @@ def _skeleton(model: ir.Model) -> onnx.ModelProto:
         value.type.tensor_type.ClearField("shape")
     for node in proto.graph.node:
         _round_down(node)
+        if node.op_type in _WITHOUT_INFERENCE and not node.domain:
+            node.op_type = "Identity"
+            del node.input[1:]
+            del node.attribute[:]
     return proto
 
 
@@ -190,10 +194,6 @@ def _outputs(
         if all(extents is not None and None not in extents for extents in found.values()):
             break
         if not _fold(bound, inferred):
-            # Only while it checks types does ONNX look into operators defined by others.
-            with contextlib.suppress(shape_inference.InferenceError):
-                inferred = shape_inference.infer_shapes(bound, check_type=True, data_prop=True)
-            found = {value.name: _extents(value) for value in inferred.graph.output}
             break
     for value in inferred.graph.output:
         if kind := value.type.tensor_type.elem_type:
