@@ -150,6 +150,7 @@ def test_a_sampler_of_an_output(body):
         ("m = ReduceMean (x, i) y = Sub (x, m)", []),
         ("m = ReduceMean (x, i) y = Mul (z, m)", []),
         ("r = Relu (x) y = Mul (z, r)", []),
+        ("n = Softmax (z) t = CastLike (w, n) y = Mul (n, t)", []),  # reads the type alone
     ],
 )
 def test_a_norm_that_is_broadcast(body, expected):

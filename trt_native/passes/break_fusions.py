@@ -356,9 +356,14 @@ def _back(
         if node.op_type in operators:
             yield node, moved
         elif node.op_type in _ELEMENTWISE:
-            pending += [(one, moved) for one in node.inputs]
+            pending += [(one, moved) for one in _read_values(node)]
         elif node.op_type in _MOVING:
             pending.append((node.inputs[0], True))
+
+
+def _read_values(node: ir.Node) -> Sequence[ir.Value | None]:
+    """The inputs of an elementwise node, but for one of which it reads the type alone."""
+    return node.inputs[:1] if node.op_type == "CastLike" else node.inputs
 
 
 def _reduction_pairs(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Node, bool]]:
@@ -372,7 +377,7 @@ def _reduction_pairs(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Node, bool]]
 def _spread_norms(model: ir.Model) -> Iterator[tuple[ir.Node, int, list[ir.Node]]]:
     """Elementwise nodes, an input that may be broadcast, and the reductions before that."""
     for node in model.graph:
-        if node.op_type not in _ELEMENTWISE or node.domain or len(node.inputs) < 2:
+        if node.op_type not in _ELEMENTWISE or node.domain or len(_read_values(node)) < 2:
             continue
         for index, value in enumerate(node.inputs):
             norms = [norm for norm, _ in _back([value], _NORMS | _REDUCE)]

@@ -1,0 +1,54 @@
+"""The random graphs of ``scripts/fuzz_graphs.py``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx.reference import ReferenceEvaluator
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+
+
+@pytest.fixture
+def draw(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    from fuzzing.graphs import random_model
+    from fuzzing.templates import TEMPLATES
+
+    yield lambda seed, **options: random_model(seed, TEMPLATES, 6, **options)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "fuzzing"]:
+        del sys.modules[name]
+
+
+def test_a_seed_alone_determines_a_graph(draw):
+    for seed in range(5):
+        first, second = draw(seed), draw(seed)
+        assert first.model.SerializeToString() == second.model.SerializeToString()
+        for one, other in zip(first.inputs, second.inputs, strict=True):
+            assert all(np.array_equal(one[name], other[name]) for name in one)
+    assert len({draw(seed).model.SerializeToString() for seed in range(5)}) == 5
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_graphs_compute_what_they_were_built_from(draw):
+    operators, dynamic, inputs = set(), 0, set()
+    for seed in range(40):
+        made = draw(seed, quantized=seed % 4 == 0)
+        if made is None:
+            continue
+        onnx.checker.check_model(made.model, full_check=True)
+        operators |= {node.op_type for node in made.model.graph.node}
+        dynamic += bool(made.dims)
+        inputs.add(len(made.inputs[0]))
+        evaluator = ReferenceEvaluator(made.model)
+        for given, expected in zip(made.inputs, made.expected, strict=True):
+            found = evaluator.run(None, given)
+            for array, wanted in zip(found, expected.values(), strict=True):
+                np.testing.assert_array_equal(array, wanted)
+    assert len(operators) > 60
+    assert dynamic > 5
+    assert len(inputs) > 1
