@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from helpers import tiny_models
+from helpers.passes import pass_records
 from onnx import numpy_helper
 from typer.testing import CliRunner
 
@@ -16,9 +17,16 @@ from trt_native import BuildConfig, Precision, ProfileSpec, build_plan, refit_pl
 from trt_native.builder.build import lower, prepare
 from trt_native.calibration.caches import CalibrationCache
 from trt_native.cli.app import app
-from trt_native.config import IoPrecision, QuantizationSpec
+from trt_native.config import CalibrationRunner, IoPrecision, QuantizationSpec
 from trt_native.cuda import gpu_info
-from trt_native.errors import CudaError, PlanError, SpecError, TrtNativeError, UnsupportedError
+from trt_native.errors import (
+    CalibrationError,
+    CudaError,
+    PlanError,
+    SpecError,
+    TrtNativeError,
+    UnsupportedError,
+)
 from trt_native.graph.onnx_file import read_model
 from trt_native.graph.refit_signature import refit_signature
 
@@ -142,6 +150,21 @@ def test_every_way_of_rewriting_is_repeated(tmp_path, config):
     model = tiny_models.norm(tmp_path / "m.onnx")
     plan = as_refittable(model, config)
     reaches_the_gpu(plan, changed(tmp_path / "n.onnx", lambda _, a: a * 2, model))
+
+
+def test_sample_inputs_show_the_magnitudes_of_the_new_model_too(tmp_path):
+    model = tiny_models.norm(tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", x=np.ones((2, 16), np.float32))
+    spec = QuantizationSpec(
+        calibration_data=str(tmp_path / "x.npz"), calibration_runner=CalibrationRunner.REFERENCE
+    )
+    config = BuildConfig(profiles=(PROFILE,), precision=Precision.FP16, quantization=spec)
+    plan = as_refittable(model, config)
+    assert pass_records(plan.manifest)["autocast"]["measured"]["batches"] == 1
+    reaches_the_gpu(plan, changed(tmp_path / "n.onnx", lambda _, a: a * 2, model))
+    (tmp_path / "x.npz").unlink()
+    with pytest.raises(CalibrationError, match="no such calibration data"):
+        refit_plan(plan, model)
 
 
 def test_int8_needs_the_ranges_of_the_new_model(tmp_path):

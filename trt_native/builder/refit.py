@@ -174,17 +174,20 @@ def _rewriting(
             f"a calibration cache has no effect on a plan of precision {config.precision}",
             options=("calibration_cache",),
         )
+    spec = config.quantization
+    if config.precision.quantized:  # else its data measures the magnitudes of the new model, too
+        spec = replace(
+            spec,
+            calibration_cache=None if calibration_cache is None else Path(calibration_cache),
+            calibration_data=None,
+            calibration_method=None,
+        )
     return BuildConfig(
         precision=config.precision,
         io_precision=config.io_precision,
         keep_fp32=config.keep_fp32,
         break_fusions=config.break_fusions,
-        quantization=replace(
-            config.quantization,
-            calibration_cache=None if calibration_cache is None else Path(calibration_cache),
-            calibration_data=None,
-            calibration_method=None,
-        ),
+        quantization=spec,
         tf32=config.tf32,
         compute_capabilities=config.compute_capabilities,
         weight_streaming=config.weight_streaming,

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
+from trt_native.arrays import Array
 from trt_native.graph.nodes import BFLOAT16, FLOAT16
 from trt_native.passes.quantize_arrays import read_tensor
 
-__all__ = ["LIMITS", "ConstantRange", "constant_range", "is_average", "is_finite", "is_sum"]
+__all__ = [
+    "LIMITS",
+    "ConstantRange",
+    "constant_range",
+    "is_average",
+    "is_finite",
+    "is_sum",
+    "may_be_shares",
+]
 
 LIMITS = {FLOAT16: 65520.0, BFLOAT16: float.fromhex("0x1.ffp127")}
 """Smallest magnitude that a type rounds to infinity."""
@@ -22,8 +29,6 @@ _CHUNK = 1 << 22  # elements read at a time, so that weights stay on disk
 _SAMPLE = 64  # the first weights: almost always one is negative
 _MANY = 256
 _FLUSHED = 2.0**-25  # FP16 rounds what is below to zero
-
-_Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,43 +81,35 @@ def is_finite(tensor: ir.TensorProtocol) -> bool:
     return all(bool(np.isfinite(chunk).all()) for chunk in _chunks(tensor))
 
 
-def is_average(weight: ir.TensorProtocol) -> bool:
-    """Whether a product with a weight takes averages.
+def is_average(shares: Array) -> bool:
+    """Whether weights take averages: several for each output, and equal or shares of 1.
 
-    The elements for each output are several, none negative, and equal or shares of 1.
+    Args:
+        shares: float[outputs, elements], not negative.
     """
-    return any(
-        elements > 1 and (equal or bool(np.allclose(totals, 1.0, atol=1e-3)))
-        for elements, totals, equal in _shares(weight)
-    )
+    totals = shares.sum(1)
+    several = bool((np.count_nonzero(shares, 1) > 1).all())
+    return several and (_is_equal(shares) or bool(np.allclose(totals, 1.0, atol=1e-3)))
 
 
-def is_sum(weight: ir.TensorProtocol) -> bool:
-    """Whether a product with a weight adds up so many values that it may leave FP16's range."""
-    return any(
-        equal and elements >= _MANY and bool((totals > 1.5).any())
-        for elements, totals, equal in _shares(weight)
-    )
+def is_sum(shares: Array) -> bool:
+    """Whether weights add up so many values that the sum may leave FP16's range.
 
-
-def _shares(weight: ir.TensorProtocol) -> Iterator[tuple[int, _Array, bool]]:
-    """For each axis that may be that of the outputs: the fewest elements, totals, and equality.
-
-    Nothing for a weight with negative elements.
+    Args:
+        shares: float[outputs, elements], not negative.
     """
-    sample = next(_chunks(weight), np.zeros(0, np.float32))[:_SAMPLE]
-    if weight.size < 2 or (sample < 0).any():
-        return
-    whole = read_tensor(weight)
-    whole = whole if whole.ndim > 1 else whole[:, None]
-    used = whole != 0
-    if (whole < 0).any() or not used.any():
-        return
-    equal = bool(np.ptp(whole[used]) == 0)
-    axes = set(range(whole.ndim))
-    for axis in axes:
-        others = tuple(axes - {axis})
-        yield int(used.sum(others).min()), whole.sum(others), equal
+    many = bool((np.count_nonzero(shares, 1) >= _MANY).all())
+    return many and _is_equal(shares) and bool((shares.sum(1) > 1.5).any())
+
+
+def may_be_shares(tensor: ir.TensorProtocol) -> bool:
+    """Whether none of the first elements of a constant is negative."""
+    sample = next(_chunks(tensor), np.zeros(0, np.float32))[:_SAMPLE]
+    return tensor.size > 1 and bool((sample >= 0).all())
+
+
+def _is_equal(shares: Array) -> bool:
+    return bool(np.ptp(shares[shares != 0]) == 0)
 
 
 def _is_lost(tensor: ir.TensorProtocol) -> bool:
@@ -126,7 +123,7 @@ def _is_lost(tensor: ir.TensorProtocol) -> bool:
     return bool(error**0.5 > 0.01 * norm**0.5)
 
 
-def _chunks(tensor: ir.TensorProtocol) -> Iterator[_Array]:
+def _chunks(tensor: ir.TensorProtocol) -> Iterator[Array]:
     flat = read_tensor(tensor).reshape(-1)
     for start in range(0, flat.size, _CHUNK):
         yield flat[start : start + _CHUNK]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import onnx_ir as ir
 
@@ -19,7 +21,7 @@ from trt_native.graph.nodes import (
     is_fp32,
     op_set,
 )
-from trt_native.passes.autocast_constants import is_average, is_sum
+from trt_native.passes.autocast_constants import is_average, is_sum, may_be_shares
 from trt_native.passes.quantize_arrays import read_tensor
 
 NORMS = op_set("LayerNormalization RMSNormalization LpNormalization MeanVarianceNormalization")
@@ -141,20 +143,40 @@ def _origin(value: ir.Value) -> ir.Value:
 
 def averages(node: ir.Node) -> bool:
     """Whether a node takes averages: over windows, or by its weights."""
-    return node.op_type in WINDOWS or any(map(is_average, _weights(node)))
+    return node.op_type in WINDOWS or any(map(is_average, _shares(node)))
 
 
 def sums(node: ir.Node) -> bool:
     """Whether a product is a sum: over an index that an Einsum drops, or by many equal weights."""
     if node.op_type == "Einsum" and len(node.inputs) == 1:
         return True
-    return any(map(is_sum, _weights(node)))
+    return any(map(is_sum, _shares(node)))
 
 
-def _weights(node: ir.Node) -> list[ir.TensorProtocol]:
+def _shares(node: ir.Node) -> Iterator[Array]:
+    """The constant operands of a product without negative elements, float[outputs, elements]."""
     if node.op_type not in WEIGHTED:
-        return []
-    return [tensor for v in node.inputs[:2] if v is not None and (tensor := constant_of(v))]
+        return
+    for index, value in enumerate(node.inputs[:2]):
+        tensor = constant_of(value) if value is not None else None
+        if tensor is not None and may_be_shares(tensor):
+            weight = read_tensor(tensor)
+            if not (weight < 0).any():
+                yield _by_output(node, index, weight)
+
+
+def _by_output(node: ir.Node, index: int, weight: Array) -> Array:
+    op = node.op_type
+    if op == "Einsum" or weight.ndim == 1:
+        return weight.reshape(1, -1)
+    if op == "Conv":
+        return weight.reshape(len(weight), -1)
+    if op == "ConvTranspose":
+        return np.moveaxis(weight, 1, 0).reshape(weight.shape[1], -1)
+    turned = bool(node.attributes.get_int("transB" if index else "transA", 0))
+    elements_last = turned if index else not turned
+    matrix = weight if elements_last else np.swapaxes(weight, -1, -2)
+    return matrix.reshape(-1, matrix.shape[-1])
 
 
 def quantized_levels(node: ir.Node) -> int:
