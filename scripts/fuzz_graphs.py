@@ -8,8 +8,6 @@ shrunk while it fails, and saved. The seed alone determines a graph.
 
   fuzz_graphs.py run OUT --precision fp32 --count 5000      all of it, on a machine with a GPU
   fuzz_graphs.py run OUT --build-only                       without one: builds and interfaces
-  fuzz_graphs.py pack OUT/plans.zip --count 500             builds here, to run elsewhere
-  fuzz_graphs.py execute OUT/plans.zip OUT                  runs packed plans, with a GPU
   fuzz_graphs.py check MODEL.onnx SET-0.npz --smallest M.onnx   one graph, and the smallest
 
 OUT gets results.jsonl (what is in it already is not done again), failures.zip, summary.json and
@@ -21,7 +19,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import pickle
 import re
 import threading
 import time
@@ -133,7 +130,7 @@ def _ask(child: Child, task: Task) -> Result:
 
 def _known(task: Task) -> Task:
     """The task with its model, of which a lost child gave none."""
-    if task.model or task.seed is None or task.plan:
+    if task.model or task.seed is None:
         return task
     made = model_of(task)
     if made is None:
@@ -286,52 +283,6 @@ def run(
 
 @app.command()
 @report_errors
-def pack(
-    file: Path,
-    precision: PrecisionNames = None,
-    count: Count = 500,
-    first: First = 0,
-    nodes: Nodes = 8,
-    jobs: Jobs = _CORES,
-    most_bytes: Annotated[int, typer.Option(help="Size of the file at most.")] = 60 << 20,
-    without: Without = None,
-) -> None:
-    """Build random graphs, and pack the plans with inputs and expected outputs."""
-    lock = threading.Lock()
-    counts: Counter[str] = Counter()
-    with zipfile.ZipFile(file, "w") as archive:
-
-        def serve(child: Child, task: Task) -> None:
-            assert archive.fp is not None  # noqa: S101  # it is open
-            if archive.fp.tell() > most_bytes - (2 << 20):
-                counts["beyond the size"] += 1
-                return
-            answer = _ask(child, task)
-            counts[answer.status] += 1
-            if answer.status == "built" and answer.task is not None:
-                with lock:
-                    data = pickle.dumps(replace(answer, task=answer.task))
-                    _write(archive, f"{answer.precision}-{answer.seed}", data)
-
-        names = _precisions(precision)
-        tasks = _seeds(names, first, count, "plan", nodes, tuple(without or ()))
-        for_each(serve, tasks, work, jobs=jobs, patience_s=_PATIENCE_S, lifetime=_LIFETIME)
-    print(", ".join(f"{n} {s}" for s, n in counts.most_common()), f"; {file.stat().st_size} bytes")
-
-
-@app.command()
-@report_errors
-def execute(file: Path, out: Path, jobs: Jobs = _CORES, seconds: Seconds = 1e9) -> None:
-    """Run packed plans. The file is a pickle: run only your own."""
-    require_gpu()
-    with zipfile.ZipFile(file) as archive:
-        packed = [pickle.loads(archive.read(name)) for name in archive.namelist()]  # noqa: S301
-    tasks = [answer.task for answer in packed]
-    _served(Record(out, 0, 0), tasks, jobs, seconds)
-
-
-@app.command()
-@report_errors
 def check(
     model: Path,
     inputs: Annotated[list[Path] | None, typer.Argument(help="Each an .npz of one set.")] = None,
@@ -364,7 +315,7 @@ def check(
 
 
 def _arrays(path: Path) -> dict[str, Any]:
-    with np.load(path) as arrays:
+    with np.load(path, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}
 
 

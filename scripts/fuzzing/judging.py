@@ -74,16 +74,15 @@ class Task:
 
     Attributes:
         precision: One of :data:`PRECISIONS`.
-        step: ``build`` alone, ``plan`` (build and return it), ``run`` (all), or ``execute`` a plan.
+        step: ``build`` alone, or ``run``: all.
         seed: Seed of a random graph; None where a model is given.
         nodes: The most operators of a random graph.
         without: Operators that it does not have.
         model: A serialized model.
         inputs: Sets of inputs of it.
         dims: For each dynamic dimension its extents.
-        plan: A plan to execute.
-        expected: The outputs for each set, for a plan.
-        rounding: For each set and output the error of the rounding reference, for a plan.
+        expected: The outputs for each set.
+        rounding: For each set and output the error of the rounding reference.
     """
 
     precision: str
@@ -94,7 +93,6 @@ class Task:
     model: bytes = b""
     inputs: tuple[Mapping[str, Array], ...] = ()
     dims: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    plan: bytes = b""
     expected: tuple[Mapping[str, Array], ...] = ()
     rounding: tuple[Mapping[str, float], ...] = ()
 
@@ -113,8 +111,7 @@ class Result:
             ``built``.
         detail: The error, or the worst output's.
         operators: The operators of the graph.
-        task: The task with its model, where the outcome is one of :data:`BAD`; with its plan
-            where that was asked for.
+        task: The task with its model, where the outcome is one of :data:`BAD`.
     """
 
     seed: int | None
@@ -146,7 +143,7 @@ def work(task: Task) -> Result:
     """Do one task."""
     logging.getLogger("trt_native").setLevel(logging.CRITICAL)
     try:
-        return _executed(task) if task.step == "execute" else _judged(task)
+        return _judged(task)
     except Exception as error:  # an outcome, too
         where = traceback.extract_tb(error.__traceback__)[-1]
         text = (
@@ -208,9 +205,6 @@ def _built(task: Task, result: Result, mode: Mode, model: onnx.ModelProto) -> Re
     if task.step == "build":
         return replace(result, status="built")
     task = replace(task, rounding=_rounding(model, task, mode))
-    if task.step == "plan":
-        made = replace(task, plan=bytes(plan.data), model=b"", step="execute")
-        return replace(result, status="built", task=made)
     return _compared(plan, task, result, mode)
 
 
@@ -235,11 +229,6 @@ def _interface_problem(plan: Plan, task: Task) -> str:
             ):
                 return f"{name}: {tensor.shape} for {array.shape}"
     return ""
-
-
-def _executed(task: Task) -> Result:
-    result = Result(task.seed, task.precision, "")
-    return _compared(Plan(task.plan), task, result, PRECISIONS[task.precision])
 
 
 def _compared(plan: Plan, task: Task, result: Result, mode: Mode) -> Result:

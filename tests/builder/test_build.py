@@ -512,10 +512,10 @@ def island(path, text, kind=np.float32):
     return path
 
 
-def test_a_type_that_only_a_part_of_the_model_has_is_not_enough(tmp_path):
+def test_a_type_that_a_part_of_the_model_has_can_be_requested_for_the_rest(tmp_path):
     path = island(tmp_path / "m.onnx", ISLAND)
-    with pytest.raises(SpecError, match=r"but 1 MatMul in FP32, which precision fp16 would not"):
-        decide(path, config(precision=Precision.FP16), backend="rtx")
+    requested = decide(path, config(precision=Precision.FP16), backend="rtx")
+    assert requested.precision.applied is Precision.FP16
     assert decide(path, config(), backend="rtx").precision.applied is None
     other = island(tmp_path / "other.onnx", ALL_FP16, np.float16)
     assert decide(other, config(precision=Precision.FP16), backend="rtx").precision.applied is None

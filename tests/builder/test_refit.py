@@ -188,7 +188,8 @@ def test_all_weights_that_do_not_fit_are_listed(made, tmp_path):
     model, plan = made
     other = onnx.load(model)
     kinds = {w.name: w for w in other.graph.initializer}
-    kinds["w"].CopyFrom(numpy_helper.from_array(np.ones((16, 16, 1), np.float32), "w"))
+    weights = np.arange(256, dtype=np.float32).reshape(16, 16, 1)
+    kinds["w"].CopyFrom(numpy_helper.from_array(weights, "w"))
     kinds["bias"].name = other.graph.node[0].input[2] = "beta"
     onnx.save(other, tmp_path / "n.onnx")
     with pytest.raises(SpecError, match="do not fit the plan") as caught:

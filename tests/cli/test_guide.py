@@ -78,7 +78,7 @@ def test_the_guide_without_arguments(tmp_path):
     assert "latentsync_unet.plan" in result.stdout
     manifest = json.loads((tmp_path / "latentsync_unet.plan.json").read_text())
     assert manifest["precision"]["applied"] == "fp16"
-    again = script(BUILD, "--fp16", cwd=tmp_path)
+    again = script(BUILD, cwd=tmp_path)
     assert "Unchanged: from the cache" in again.stdout
     result = script(INFER, cwd=tmp_path)
     if HAS_GPU:
