@@ -61,7 +61,7 @@ def test_precision_comes_from_builder_flags(trt10, tmp_path, monkeypatch, name):
         flags.extend(key for key, flag in members.items() if native_config.get_flag(flag))
 
     monkeypatch.setattr(trt10, "_set_precision", spy)
-    path = tiny_models.conv(tmp_path / "m.onnx")
+    path = tiny_models.lone_conv(tmp_path / "m.onnx")
     plan = build_plan(path, config(*CONV, precision=Precision(name)), backend=trt10)
     assert set(flags) & {"FP16", "BF16", "INT8"} == {name.upper()}
     assert plan.manifest.precision["applied"] == name

@@ -457,7 +457,7 @@ def image_batches(tmp_path):
     rng = np.random.default_rng(0)
     arrays = [{"x": rng.standard_normal((3, 3, 8, 8), np.float32)} for _ in range(4)]
     write_batches(tmp_path / "images", arrays, model="conv")
-    inputs, _ = tensor_specs(read_model(tiny_models.conv(tmp_path / "conv.onnx")))
+    inputs, _ = tensor_specs(read_model(tiny_models.lone_conv(tmp_path / "conv.onnx")))
     return read_batches(tmp_path / "images", inputs)
 
 

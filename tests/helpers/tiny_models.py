@@ -36,6 +36,16 @@ def conv(path, shape=("batch", 3, "height", "width"), operator="Relu"):
     )
 
 
+def lone_conv(path, shape=("batch", 3, "height", "width")):
+    """A 3x3 convolution of 3 to 8 channels, with no node that FP16 leaves in FP32."""
+    kernel = np.random.default_rng(0).standard_normal((8, 3, 3, 3), np.float32)
+    node = helper.make_node("Conv", ["x", "kernel"], ["y"], name="conv", pads=[1, 1, 1, 1])
+    out = [shape[0], 8, *shape[2:]]
+    return save(
+        path, [node], [tensor("x", FLOAT, shape)], [tensor("y", FLOAT, out)], {"kernel": kernel}
+    )
+
+
 def wide_convs(path):
     """Three convolutions of little weight whose activations take 40 MiB in FP16, 72 MiB in FP32."""
     kernel = 0.01 * np.random.default_rng(0).standard_normal((64, 64, 3, 3), np.float32)
