@@ -14,7 +14,7 @@ import pytest
 import torch
 from helpers import DATA, ROOT
 from helpers.denoising import TorchStepRunner, plan_tensors
-from helpers.golden_unet import cases
+from helpers.golden_unet import cases, two_level_config
 
 from trt_native import LatentSyncUNet
 from trt_native.models.latentsync import (
@@ -375,7 +375,9 @@ def test_plans_are_packed_and_unpacked(script, tmp_path):
 @pytest.mark.no_cover
 def test_the_naive_export(script, tmp_path):
     files = script("unet_files")
-    setup = files.Setup(tmp_path, config="small", frames=2, size=16)
+    config = tmp_path / "two_levels.json"
+    config.write_text(json.dumps(two_level_config()))
+    setup = files.Setup(tmp_path, config=str(config), frames=2, size=16)
     files.export(setup, "naive")
     model = onnx.load(tmp_path / "naive.onnx")
     onnx.checker.check_model(model)

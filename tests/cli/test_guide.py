@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx
 import pytest
 from helpers import DATA
+from helpers.golden_unet import two_level_config
 from helpers.program import HAS_GPU, failing, trt_native
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -65,11 +66,13 @@ def profiles_of(folder, *arguments):
 def test_the_guide_without_arguments(tmp_path):
     torch = pytest.importorskip("torch")
     pytest.importorskip("tensorrt_rtx")
-    small = torch.load(DATA / "unet_small.pt", weights_only=True)
-    config = json.loads((DATA / "unet_small.json").read_text())
+    from trt_native.models.latentsync import UNetConfig, load_unet
+
+    config = two_level_config()
+    unet, _ = load_unet(config=UNetConfig.from_mapping(config), random_seed=0)
     (tmp_path / "checkpoints").mkdir()
     torch.save(
-        {"config": config, "state_dict": small["state_dict"]},
+        {"config": config, "state_dict": unet.state_dict()},
         tmp_path / "checkpoints" / "latentsync_unet.pt",
     )
     for name in (EXPORT, BUILD):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import onnx_ir as ir
 
@@ -12,6 +14,16 @@ from trt_native.models.latentsync.graph import Dims
 from trt_native.models.latentsync.weights import load_weights
 
 DIMS = ("batch=1:2:2", "frames=1:4:16", "height=8:16:32", "width=8:16:32", "tokens=5:5:10")
+
+
+def two_level_config():
+    """The golden configuration with two of its four levels, for what need not have its outputs."""
+    return {
+        **json.loads((DATA / "unet_small.json").read_text()),
+        "block_out_channels": [32, 32],
+        "down_block_types": ["CrossAttnDownBlock3D", "DownBlock3D"],
+        "up_block_types": ["UpBlock3D", "CrossAttnUpBlock3D"],
+    }
 
 
 def cases():

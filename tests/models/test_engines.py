@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import sys
@@ -28,6 +29,8 @@ pytest.importorskip("diffusers")
 from helpers.autoencoders import SMALL, diffusers_vae, runners
 
 UNET = UNetConfig.load("small")
+# A stream of its own takes CUDA; tests/models/test_side_stream.py has one without.
+from_folder = functools.partial(LatentSyncPipelineEngines.from_folder, overlap=False)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -201,7 +204,7 @@ class TestFolder:
 
     def test_all_plans(self, folder, loop, theirs):
         expected = run(loop, theirs)
-        parts = LatentSyncPipelineEngines.from_folder(folder, interval=1)
+        parts = from_folder(folder, interval=1)
         parts.install(theirs)
         assert (run(loop, theirs).int() - expected.int()).abs().max() <= 1
         (memory,) = {runner.memory for n, runner in self.runners.items() if "shallow" not in n}
@@ -214,35 +217,35 @@ class TestFolder:
         assert memory.closed
 
     def test_deepcache_where_its_plan_is_there(self, folder):
-        parts = LatentSyncPipelineEngines.from_folder(folder)
+        parts = from_folder(folder)
         assert parts.unet._schedule._interval == 3
         (folder / "unet.shallow.plan").unlink()
-        assert LatentSyncPipelineEngines.from_folder(folder).unet._schedule is None
+        assert from_folder(folder).unet._schedule is None
         with pytest.raises(PlanError, match=r"lacks unet\.shallow\.plan; .* build-latentsync"):
-            LatentSyncPipelineEngines.from_folder(folder, interval=2)
+            from_folder(folder, interval=2)
 
     def test_without_a_vae(self, folder):
         (folder / "vae.encoder.plan").unlink()
         with pytest.raises(PlanError, match=r"lacks vae\.encoder\.plan"):
-            LatentSyncPipelineEngines.from_folder(folder)
+            from_folder(folder)
         (folder / "vae.decoder.plan").unlink()
-        assert LatentSyncPipelineEngines.from_folder(folder).vae is None
+        assert from_folder(folder).vae is None
 
     def test_plans_of_different_models(self, folder):
         tensors = self.runners["vae.decoder.plan"].tensors
         plan_of(folder / "vae.decoder.plan", tensors, noted(SMALL, seed="1"))
         with pytest.raises(SpecError, match=r"vae\.encoder\.plan and vae\.decoder\.plan are of"):
-            LatentSyncPipelineEngines.from_folder(folder)
+            from_folder(folder)
         assert all(opened.closed for opened in self.opened)
 
     def test_a_plan_of_something_else(self, folder):
         tensors = self.runners["unet.plan"].tensors
         plan_of(folder / "unet.plan", tensors, {})
         with pytest.raises(PlanError, match=r"unet\.plan: no configuration in its manifest"):
-            LatentSyncPipelineEngines.from_folder(folder)
+            from_folder(folder)
         plan_of(folder / "unet.plan", tensors, {"trt_native.config": "[]"})
         with pytest.raises(PlanError, match=r"unet\.plan: the configuration in its manifest"):
-            LatentSyncPipelineEngines.from_folder(folder, interval=1)
+            from_folder(folder, interval=1)
 
     def test_no_gpu(self, folder, monkeypatch):
         from trt_native.models.latentsync.pipeline import gpu_ordinal
@@ -250,4 +253,4 @@ class TestFolder:
         monkeypatch.setattr(engines, "gpu_ordinal", gpu_ordinal)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         with pytest.raises(UnsupportedError, match="finds no GPU"):
-            LatentSyncPipelineEngines.from_folder(folder)
+            from_folder(folder)

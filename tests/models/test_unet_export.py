@@ -13,6 +13,7 @@ import pytest
 import torch
 from helpers import DATA
 from helpers.denoising import with_cached_modules
+from helpers.golden_unet import two_level_config
 from helpers.metrics import relative_error
 from helpers.onnx_dims import dims
 from onnx.reference import ReferenceEvaluator
@@ -53,13 +54,7 @@ class TestUNet:
 
     def test_the_contract(self, tmp_path):
         path, checkpoint, config = (tmp_path / name for name in ("u.onnx", "u.pt", "u.json"))
-        small = json.loads((DATA / "unet_small.json").read_text())
-        two_levels = {
-            "block_out_channels": [32, 32],
-            "down_block_types": ["CrossAttnDownBlock3D", "DownBlock3D"],
-            "up_block_types": ["UpBlock3D", "CrossAttnUpBlock3D"],
-        }
-        config.write_text(json.dumps({**small, **two_levels}))
+        config.write_text(json.dumps(two_level_config()))
         state = UNet(UNetConfig.load(config)).state_dict()
         torch.save({"global_step": 1, "state_dict": state}, checkpoint)
         report = export_latentsync(path, config=config, checkpoint=checkpoint, precision="fp16")
@@ -78,6 +73,7 @@ class TestUNet:
         ]
         metadata = {p.key: p.value for p in onnx.load(path).metadata_props}
         assert metadata["trt_native.checkpoint_sha256"] == load_checkpoint(checkpoint).sha256
+        assert metadata["trt_native.max.frames"] == "24"
         recorded = json.loads(metadata["trt_native.config"])
         assert UNetConfig.from_mapping(recorded) == UNetConfig.load(config)
 

@@ -58,7 +58,7 @@ class LatentSyncPipelineEngines:
         folder: str | os.PathLike[str],
         *,
         interval: int | None = None,
-        overlap: bool = False,
+        overlap: bool = True,
         compile_new_shapes: bool = True,
         backend: str = "auto",
         device: torch.device | int | str | None = None,

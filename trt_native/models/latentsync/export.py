@@ -18,6 +18,7 @@ from trt_native._version import __version__
 from trt_native.errors import SpecError
 from trt_native.export.module import BFLOAT16_OPSET, DEFAULT_OPSET, ExportReport, writing
 from trt_native.files import check_writable
+from trt_native.graph.dims import write_limits
 from trt_native.graph.onnx_file import save_model, save_models
 from trt_native.models.latentsync.config import UNetConfig
 from trt_native.models.latentsync.graph import OLDEST_OPSET, Dims, write_graph
@@ -175,6 +176,8 @@ def unet_model(
         weights, dims, dtype=dtype, timestep=timestep, opset=opset, deepcache=deepcache
     )
     entries = {f"trt_native.{k}": str(v) for k, v in (metadata or {}).items() if v is not None}
+    if weights.config.max_frames is not None and dims.frames == "frames":
+        entries |= write_limits({"frames": weights.config.max_frames})
     model = ir.Model(
         graph,
         ir_version=_IR_VERSION,
