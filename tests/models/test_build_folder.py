@@ -16,6 +16,8 @@ from trt_native.models.latentsync import build_folder
 from trt_native.models.latentsync.build_folder import FolderOptions, ModelSources, build_latentsync
 from trt_native.plans.plan import Plan
 
+pytest.importorskip("onnxscript")  # LatentSync's own environment has none
+
 RANDOM = ModelSources(random_seed=0, config="small", vae_config="small")
 NAMES = ["unet.plan", "unet.shallow.plan", "vae.decoder.plan", "vae.encoder.plan"]
 
