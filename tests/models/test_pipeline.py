@@ -613,12 +613,13 @@ class TestLoading:
         """Puts PyTorch in the place of the GPU, as of there."""
         made = []
 
-        def open_runner(plan, backend, ordinal):
+        def open_engine(plan, *, backend, ordinal):
             made.append(TorchStepRunner(plan.path.name, unet, plan.manifest.tensors))
             assert (backend, ordinal) == ("auto", 0)
             return made[-1]
 
-        monkeypatch.setattr(pipeline, "_PlanStepRunner", open_runner)
+        monkeypatch.setattr(pipeline, "Engine", open_engine)
+        monkeypatch.setattr(pipeline, "EngineRunner", lambda engine: engine)
         monkeypatch.setattr(pipeline, "gpu_ordinal", lambda device: 0)
         return made
 
