@@ -167,7 +167,7 @@ def _agree(program: ExportedProgram, module: nn.Module, inputs: dict[str, Tensor
 
     try:
         expected = run(module, **inputs)
-    except Exception as error:  # whatever the module's code raises
+    except Exception as error:  # the module's code may raise any
         _LOGGER.debug("the module itself fails at other extents: %s", error)
         return True
     graph: Any = torch.fx.Interpreter(program.module(check_guards=False))
