@@ -41,11 +41,6 @@ AUDIO = (denoising.TOKENS, 24)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def unet():
-    return load_unet(config="small", checkpoint=DATA / "unet_small.pt")[0]
-
-
 def inputs(batch=1, frames=2, height=8, width=8, seed=0, dtype=torch.float32):
     random = torch.Generator().manual_seed(seed)
     sample = torch.randn(batch, 13, frames, height, width, generator=random)
