@@ -1316,7 +1316,7 @@ def _report_rewrites(rows: list[dict[str, Any]]) -> None:
     for rewrite in REWRITES:
         cells = [f"{good[rewrite, i]}/{tried[rewrite, i]}" for i in range(8) if tried[rewrite, i]]
         if cells:
-            print(f"    {rewrite:28} mends " + "  ".join(cells))
+            print(f"    {rewrite:28} prevents " + "  ".join(cells))
 
 
 if __name__ == "__main__":

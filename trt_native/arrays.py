@@ -31,9 +31,9 @@ Batch: TypeAlias = Mapping[str, Array]
 """Input name to array, for one run of a model."""
 
 
-def is_float(array: Array) -> bool:
-    """Whether the elements are floating-point numbers, ``ml_dtypes``' bfloat16 and so on too."""
-    return array.dtype.kind == "f" or "float" in array.dtype.name
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether elements are floating-point numbers, ``ml_dtypes``' bfloat16 and so on too."""
+    return dtype.kind == "f" or "float" in dtype.name
 
 
 def load_arrays(path: Path) -> Array | dict[str, Array]:

@@ -33,12 +33,12 @@ from trt_native.cli.console import report_errors, stdout, table
 from trt_native.errors import SpecError
 from trt_native.models.latentsync import UNetConfig, VaeConfig, load_unet, load_vae
 from trt_native.models.latentsync.build_folder import (
-    FRAMES,
     VAE_FRAMES,
     FolderOptions,
     ModelSources,
     build_latentsync,
 )
+from trt_native.models.latentsync.profile import FRAMES
 
 INTERVAL = 3
 PLANS = ("unet.plan", "unet.shallow.plan", "vae.encoder.plan", "vae.decoder.plan")

@@ -23,6 +23,17 @@ def backend():
         pytest.skip(error.message)
 
 
+@pytest.fixture(scope="module")
+def trt10():
+    try:
+        backend = load_backend("tensorrt")
+    except UnsupportedError as error:
+        pytest.skip(error.message)
+    if backend.name != "trt10":
+        pytest.skip(f"this is {backend.name}")
+    return backend
+
+
 @pytest.fixture
 def request_for(tmp_path):
     def make(make_model=tiny_models.conv, shapes=None, **changes):

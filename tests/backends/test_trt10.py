@@ -7,24 +7,12 @@ from helpers import tiny_models
 from helpers.passes import pass_records
 
 from trt_native import BuildConfig, ProfileSpec, build_plan
-from trt_native.backends.registry import load_backend
 from trt_native.builder.build import decide
 from trt_native.builder.quantize_file import quantize_onnx
 from trt_native.config import Precision, QuantizationSpec
-from trt_native.errors import BuildError, UnsupportedError
+from trt_native.errors import BuildError
 
 pytestmark = pytest.mark.backend
-
-
-@pytest.fixture(scope="module")
-def trt10():
-    try:
-        backend = load_backend("tensorrt")
-    except UnsupportedError as error:
-        pytest.skip(error.message)
-    if backend.name != "trt10":
-        pytest.skip(f"this is {backend.name}")
-    return backend
 
 
 def test_a_quantized_graph_is_strongly_typed(trt10, tmp_path):

@@ -64,17 +64,6 @@ class TestHeader:
 
 
 @pytest.fixture(scope="module")
-def trt10():
-    try:
-        backend = load_backend("tensorrt")
-    except UnsupportedError as error:
-        pytest.skip(error.message)
-    if backend.name != "trt10":
-        pytest.skip(f"this is {backend.name}")
-    return backend
-
-
-@pytest.fixture(scope="module")
 def driver(tmp_path_factory):
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
     if compiler is None:

@@ -21,7 +21,12 @@ from trt_native.models.latentsync import load_unet
 pytest.importorskip("diffusers")
 from helpers.autoencoders import diffusers_vae
 
-pytestmark = [pytest.mark.gpu, pytest.mark.backend, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.backend,
+    pytest.mark.slow,
+    pytest.mark.usefixtures("exact_fp32"),
+]
 
 SIZE, LATENTS, CHUNK = 128, 16, 4
 GPU = torch.device("cuda")
@@ -58,15 +63,6 @@ def loop():
         yield importlib.import_module("latentsync_loop")
         for name in ("latentsync_loop", "naive_unet"):
             sys.modules.pop(name, None)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _exact_fp32():
-    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, conv.allow_tf32
-    matmul.allow_tf32 = conv.allow_tf32 = False
-    yield
-    matmul.allow_tf32, conv.allow_tf32 = before
 
 
 def unet():

@@ -18,7 +18,12 @@ from trt_native import LatentSyncUNet, Plan
 from trt_native.errors import SpecError, UnsupportedError
 from trt_native.models.latentsync import load_unet
 
-pytestmark = [pytest.mark.gpu, pytest.mark.backend, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.backend,
+    pytest.mark.slow,
+    pytest.mark.usefixtures("exact_fp32"),
+]
 
 DIMS = {"batch": "1:2:2", "frames": "1:4:16", "height": "8:16:32", "width": "8:16:32"}
 # Not smaller: of 8 x 8 latents one pixel is left at the deepest level. With few frames its norms
@@ -67,15 +72,6 @@ def plans(tmp_path_factory):
     with ThreadPoolExecutor() as pool:
         one, two = pool.submit(single), pool.submit(pair)
         return one.result(), two.result()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _exact_fp32():
-    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, conv.allow_tf32
-    matmul.allow_tf32 = conv.allow_tf32 = False
-    yield
-    matmul.allow_tf32, conv.allow_tf32 = before
 
 
 def fresh():

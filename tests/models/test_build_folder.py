@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from types import SimpleNamespace
 
+import onnx
 import pytest
 from helpers import DATA
 from helpers.tiny_models import FLOAT, save, tensor
@@ -15,6 +17,7 @@ from trt_native.export import ExportReport
 from trt_native.models.latentsync import build_folder
 from trt_native.models.latentsync.build_folder import FolderOptions, ModelSources, build_latentsync
 from trt_native.plans.plan import Plan
+from trt_native.shapes import DimRange
 
 pytest.importorskip("onnxscript")  # LatentSync's own environment has none
 
@@ -97,6 +100,32 @@ class TestBuilds:
         assert kind == "latentsync"
         assert given["checkpoint"].sha256
         assert (given["precision"], given["timestep_dtype"]) == ("fp16", "float32")
+
+
+@pytest.mark.parametrize(("positions", "frames"), [(8, 8), (24, 16), (None, 16)])
+def test_no_more_frames_than_positions(exports, tmp_path, monkeypatch, positions, frames):
+    export, jobs = build_folder.export_latentsync, []
+
+    def export_with_limit(path, **options):
+        report = export(path, **options)
+        model = onnx.load(report.path)
+        if positions is not None:
+            helper.set_model_props(model, {"trt_native.max.frames": str(positions)})
+        onnx.save(model, report.path)
+        return report
+
+    def build(job, progress):
+        jobs.append(job)
+        manifest = SimpleNamespace(plan_bytes=1, seconds={"total": 1.0})
+        return SimpleNamespace(manifest=manifest, cached=False)
+
+    monkeypatch.setattr(build_folder, "export_latentsync", export_with_limit)
+    monkeypatch.setattr(build_folder, "build_with_retries", build)
+    weights = ModelSources(random_seed=0, config="small")
+    options = FolderOptions(deepcache=False, vae=False)
+    build_latentsync(tmp_path, weights, options)
+    ((profile,),) = [job.config.profiles for job in jobs]
+    assert profile.dims["frames"] == DimRange(1, frames, frames)
 
 
 def test_an_export_that_fails_leaves_nothing(exports, tmp_path, monkeypatch):

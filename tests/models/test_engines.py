@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import DATA, ROOT
+from helpers import ROOT
 from helpers.denoising import TorchStepRunner, plan_tensors
 from helpers.made_plans import GOLDEN, make_plan
 
@@ -21,8 +21,6 @@ from trt_native.models.latentsync import (
     DeepCacheShallow,
     UNetConfig,
     engines,
-    load_unet,
-    load_vae,
 )
 
 pytest.importorskip("diffusers")
@@ -46,16 +44,6 @@ def loop():
         yield importlib.import_module("latentsync_loop")
         for name in names:
             sys.modules.pop(name, None)
-
-
-@pytest.fixture(scope="module")
-def unet():
-    return load_unet(config="small", checkpoint=DATA / "unet_small.pt")[0]
-
-
-@pytest.fixture(scope="module")
-def vae():
-    return load_vae(config=SMALL, random_seed=3)[0]
 
 
 @pytest.fixture

@@ -14,11 +14,6 @@ from trt_native.models.latentsync import UNetConfig, load_checkpoint, load_unet
 CHECKPOINT = DATA / "unet_small.pt"
 
 
-@pytest.fixture(scope="module")
-def state():
-    return torch.load(CHECKPOINT, weights_only=True)["state_dict"]
-
-
 def test_the_weights_are_those_of_the_file(state):
     unet, sha256 = load_unet(config="small", checkpoint=CHECKPOINT)
     assert sha256 == hashlib.sha256(CHECKPOINT.read_bytes()).hexdigest()

@@ -41,11 +41,6 @@ AUDIO = (denoising.TOKENS, 24)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def unet():
-    return load_unet(config="small", checkpoint=DATA / "unet_small.pt")[0]
-
-
 def inputs(batch=1, frames=2, height=8, width=8, seed=0, dtype=torch.float32):
     random = torch.Generator().manual_seed(seed)
     sample = torch.randn(batch, 13, frames, height, width, generator=random)
@@ -613,12 +608,13 @@ class TestLoading:
         """Puts PyTorch in the place of the GPU, as of there."""
         made = []
 
-        def open_runner(plan, backend, ordinal):
+        def open_engine(plan, *, backend, ordinal):
             made.append(TorchStepRunner(plan.path.name, unet, plan.manifest.tensors))
             assert (backend, ordinal) == ("auto", 0)
             return made[-1]
 
-        monkeypatch.setattr(pipeline, "_PlanStepRunner", open_runner)
+        monkeypatch.setattr(pipeline, "Engine", open_engine)
+        monkeypatch.setattr(pipeline, "EngineRunner", lambda engine: engine)
         monkeypatch.setattr(pipeline, "gpu_ordinal", lambda device: 0)
         return made
 

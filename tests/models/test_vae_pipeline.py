@@ -7,18 +7,12 @@ import torch
 
 from trt_native import LatentSyncVAE
 from trt_native.errors import ClosedError, SpecError, UnsupportedError
-from trt_native.models.latentsync import load_vae
 
 pytest.importorskip("diffusers")
-from helpers.autoencoders import SMALL, diffusers_vae, runners
+from helpers.autoencoders import diffusers_vae, runners
 from helpers.made_plans import tensor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def vae():
-    return load_vae(config=SMALL, random_seed=3)[0]
 
 
 @pytest.fixture(scope="module")

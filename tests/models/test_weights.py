@@ -29,11 +29,6 @@ main(["export", "latentsync", *sys.argv[1:]])
 """
 
 
-@pytest.fixture(scope="module")
-def state():
-    return torch.load(CHECKPOINT, weights_only=True)["state_dict"]
-
-
 def load(checkpoint=None, config="small", seed=None, dtype=ir.DataType.FLOAT, **options):
     return load_weights(
         config=config,

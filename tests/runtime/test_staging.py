@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers.fake_gpu import array_at
 
 from trt_native.cuda import DeviceBuffer, Event, PinnedPool
 from trt_native.errors import CudaError
@@ -34,11 +35,6 @@ class Doubling:
         self.launched.append((bound, stream))
         x, y = (array_at(address, bound.inputs[0]) for address in addresses)
         np.multiply(x, 2, out=y)
-
-
-def array_at(address, shape):
-    floats = ctypes.c_float * int(np.prod(shape))
-    return np.ctypeslib.as_array(floats.from_address(address)).reshape(shape)
 
 
 def shapes_of(shape):

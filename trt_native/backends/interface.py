@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from trt_native.backends.base import NUMPY_DTYPES
-from trt_native.graph.model_interface import Corner, Extents, ModelInterface
+from trt_native.graph.model_interface import Extents, InferredExtents, ModelInterface
 from trt_native.shapes import TensorSpec
 
 __all__ = ["interface_problems"]
@@ -64,7 +64,7 @@ def _tensor_problems(
 
 def _extent_problems(
     outputs: Mapping[str, Any],
-    corner: Corner,
+    corner: InferredExtents,
     declared: Mapping[str, tuple[int | str | None, ...] | None],
 ) -> Iterator[str]:
     where = f" at {corner.name}" if corner.name else ""

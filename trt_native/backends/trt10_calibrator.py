@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from trt_native.arrays import Array
+from trt_native.arrays import Array, is_float
 from trt_native.backends.base import BuildRequest, Calibration
 from trt_native.cuda import DeviceBuffer, PinnedPool, Stream, copy_host
 from trt_native.errors import CalibrationError, SpecError, UnsupportedError
@@ -274,8 +274,7 @@ class _Calibrator:
 
 def _as_tensorrt_reads(array: Array) -> Array:
     """The array as TensorRT reads it: floating-point inputs are FP32, regardless of the model."""
-    is_float = array.dtype.kind == "f" or "float" in array.dtype.name
-    return array.astype(np.float32, copy=False) if is_float else array
+    return array.astype(np.float32, copy=False) if is_float(array.dtype) else array
 
 
 def _read_cache(calibration: Calibration, version: str, algorithm: str) -> bytes | None:

@@ -13,7 +13,7 @@ from typing import Any, overload
 import ml_dtypes  # noqa: F401  (makes bfloat16 and float8 known to NumPy by name)
 import numpy as np
 
-from trt_native.arrays import Array, Batch
+from trt_native.arrays import Array, Batch, is_float
 from trt_native.calibration.folder import DataManifest
 from trt_native.calibration.sources import Source, open_source
 from trt_native.errors import CalibrationError, SpecError
@@ -208,7 +208,7 @@ def _value_problems(tensor: TensorSpec, array: Array) -> list[str]:
         return [f"{tensor.name!r} needs {tensor.dtype}, found {array.dtype}"]
     if array.size == 0:
         return [f"{tensor.name!r} is empty"]
-    if not _is_float(wanted):
+    if not is_float(wanted):
         return []
     values = array if array.dtype.kind == "f" else array.astype(np.float32)
     if wrong := int(np.count_nonzero(~np.isfinite(values))):
@@ -219,13 +219,9 @@ def _value_problems(tensor: TensorSpec, array: Array) -> list[str]:
     return []
 
 
-def _is_float(dtype: np.dtype[Any]) -> bool:
-    return dtype.kind == "f" or "float" in dtype.name
-
-
 def _convertible(found: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
-    if _is_float(wanted):
-        return _is_float(found)
+    if is_float(wanted):
+        return is_float(found)
     return found.kind == wanted.kind and np.can_cast(found, wanted, "safe")
 
 

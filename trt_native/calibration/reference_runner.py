@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from trt_native.arrays import Array, Batch
+from trt_native.arrays import Array, Batch, is_float
 from trt_native.errors import CalibrationError, UnsupportedError
 from trt_native.graph.nodes import all_nodes, bodies
 from trt_native.graph.onnx_file import tensor_specs
@@ -162,7 +162,7 @@ def _converted(batch: Batch, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
     arrays = {}
     for tensor in inputs:
         array, wanted = np.asarray(batch[tensor.name]), np.dtype(tensor.dtype)
-        if array.dtype != wanted and not (_is_float(array.dtype) and _is_float(wanted)):
+        if array.dtype != wanted and not (is_float(array.dtype) and is_float(wanted)):
             raise CalibrationError(f"input {tensor.name!r} needs {wanted}, found {array.dtype}")
         if not _fits(array.shape, tensor):
             raise CalibrationError(
@@ -180,10 +180,6 @@ def _fits(shape: Sequence[int], tensor: TensorSpec) -> bool:
             for extent, wanted in zip(shape, tensor.shape, strict=True)
         )
     )
-
-
-def _is_float(dtype: np.dtype[Any]) -> bool:
-    return dtype.kind == "f" or "float" in dtype.name
 
 
 def _values(graph: ir.Graph) -> Iterator[ir.Value]:

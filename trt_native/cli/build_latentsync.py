@@ -42,8 +42,8 @@ def build_latentsync(
     config: Annotated[
         str | None,
         typer.Option(
-            help="The U-Net's YAML or JSON, or a preset: latentsync-1.6, small."
-            " \\[default: the checkpoint's own, else latentsync-1.6]"
+            help="The U-Net's YAML or JSON, or a preset: latentsync-1.6, latentsync-1.5,"
+            " latentsync-1.0, small. \\[default: the checkpoint's own, else latentsync-1.6]"
         ),
     ] = None,
     vae_config: Annotated[

@@ -83,7 +83,7 @@ def warn_of_nonfinite(arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
     from trt_native.arrays import is_float
 
     for name, array in arrays.items():
-        if not is_float(array):
+        if not is_float(array.dtype):
             continue
         values = array if array.dtype.kind == "f" else array.astype(np.float32)
         if not np.isfinite(values).all():

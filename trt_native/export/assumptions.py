@@ -10,13 +10,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trt_native.errors import ExportError
+from trt_native.graph.dims import evaluate_dimension
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -137,11 +137,9 @@ def _falsifying(
 
 
 def _extent(dim: str, extents: _Extents) -> int:
-    """The extent of a dimension, or of a product of dimensions."""
-    factors = dim.split("*")
-    if len(factors) == 1 or not all(f.isdecimal() or f in extents for f in factors):
-        return extents[dim]
-    return math.prod(int(f) if f.isdecimal() else extents[f] for f in factors)
+    """The extent of a dimension, or of an expression of dimensions."""
+    found = evaluate_dimension(dim, extents)
+    return found if isinstance(found, int) else extents[dim]
 
 
 def _resized(inputs: Mapping[str, Tensor], axes: _Axes, extents: _Extents) -> dict[str, Tensor]:
@@ -169,7 +167,7 @@ def _agree(program: ExportedProgram, module: nn.Module, inputs: dict[str, Tensor
 
     try:
         expected = run(module, **inputs)
-    except Exception as error:  # whatever the module's code raises
+    except Exception as error:  # the module's code may raise any
         _LOGGER.debug("the module itself fails at other extents: %s", error)
         return True
     graph: Any = torch.fx.Interpreter(program.module(check_guards=False))

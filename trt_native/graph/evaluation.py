@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
 
-__all__ = ["Array", "evaluate_node"]
+from trt_native.arrays import Array
+
+__all__ = ["evaluate_node"]
 
 _LOGGER = logging.getLogger(__name__)
-
-Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
 
 def evaluate_node(

@@ -15,13 +15,14 @@ import onnx
 import onnx_ir as ir
 from onnx import numpy_helper, shape_inference
 
-from trt_native.graph.evaluation import Array, evaluate_node
+from trt_native.arrays import Array
+from trt_native.graph.evaluation import evaluate_node
 from trt_native.graph.onnx_file import dtype_name, tensor_specs
 from trt_native.graph.pools import POOLS, end_padding
 from trt_native.graph.validity import wraps_graph_errors
 from trt_native.shapes import Profile, Shape, TensorSpec
 
-__all__ = ["Corner", "ModelInterface", "model_interface"]
+__all__ = ["InferredExtents", "ModelInterface", "model_interface"]
 
 _WITHOUT_INFERENCE = ("GroupNormalization", "MeanVarianceNormalization")  # as the input is
 _SMALL = 1024  # elements of a tensor that may say something about shapes
@@ -32,7 +33,7 @@ Extents = tuple[int | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Corner:
+class InferredExtents:
     """The extents of a model's outputs for one set of input shapes.
 
     Attributes:
@@ -58,7 +59,7 @@ class ModelInterface:
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    corners: tuple[Corner, ...]
+    corners: tuple[InferredExtents, ...]
 
     def with_types(self, types: Mapping[str, str]) -> ModelInterface:
         """The same with other element types, by name of the type."""
@@ -89,7 +90,8 @@ def model_interface(
             proto.graph.output.append(onnx.ValueInfoProto(name=name))
     types: dict[str, str] = {}
     corners = tuple(
-        Corner(where, shapes, _outputs(proto, shapes, types)) for where, shapes in _points(profiles)
+        InferredExtents(where, shapes, _outputs(proto, shapes, types))
+        for where, shapes in _points(profiles)
     )
     named = (
         replace(spec, dtype=types.get(spec.name, "unknown"))

@@ -39,16 +39,16 @@ from trt_native.passes.autocast_operators import (
     squares,
 )
 
-__all__ = ["Fault", "Magnitudes"]
+__all__ = ["Magnitudes", "RangeProblem"]
 
 _SMALLEST_NORMAL = 2.0**-14
 
 
-class Fault(enum.Enum):
+class RangeProblem(enum.Enum):
     """What FP16 would do to a constant."""
 
-    BEYOND = enum.auto()  # some of its elements become infinite
-    LOST = enum.auto()  # it is too small for FP16
+    OVERFLOW = enum.auto()  # some of its elements become infinite
+    UNDERFLOW = enum.auto()  # it is too small for FP16
 
 
 class Magnitudes:
@@ -112,12 +112,12 @@ class Magnitudes:
         bounded = node.op_type == "Mul" and node.outputs[0] in self._to_bounded
         return squares(node) and not bounded
 
-    def constant_fault(self, node: ir.Node) -> Fault | None:
+    def constant_problem(self, node: ir.Node) -> RangeProblem | None:
         """Say what FP16 would do to the constants of a node. Masks are clamped instead."""
         if node.op_type in QDQ | SHAPES:
             return None
         weights = node.op_type in WEIGHTED
-        faults = set()
+        problems = set()
         for i, value in enumerate(node.inputs):
             found = self._range(value)
             if value is None or found is None or node.op_type == "BatchNormalization":
@@ -125,19 +125,20 @@ class Magnitudes:
             if found.beyond and (self._target != FLOAT16 or self._is_mask(node, value)):
                 self.masks[value] = found.beyond  # BF16 lacks nothing but the last of FP32's range
             elif found.beyond:
-                faults.add(Fault.BEYOND)
+                problems.add(RangeProblem.OVERFLOW)
             flushed = self._target == FLOAT16 and node.op_type in ("Mul", "Div") and found.flushes
             small = found.lost or flushed
             if small and not (weights and i > 1):  # a bias that is lost does not matter
-                faults.add(Fault.LOST)
+                problems.add(RangeProblem.UNDERFLOW)
         for tensor in _made_constants(node):
             found = constant_range(tensor, self._target)
             wide = found.beyond and self._target == FLOAT16
-            faults |= {Fault.BEYOND} if wide else {Fault.LOST} if found.lost else set()
-        return min(faults, key=lambda fault: fault.value, default=None)
+            if wide or found.lost:
+                problems.add(RangeProblem.OVERFLOW if wide else RangeProblem.UNDERFLOW)
+        return min(problems, key=lambda problem: problem.value, default=None)
 
     def estimate(
-        self, node: ir.Node, *, computed: bool, normalised: bool, fault: Fault | None
+        self, node: ir.Node, *, computed: bool, normalised: bool, problem: RangeProblem | None
     ) -> None:
         """Note how large the outputs of a node are, and whether they are masks.
 
@@ -145,13 +146,14 @@ class Magnitudes:
             node: The node; those before it were noted.
             computed: Whether it reads values that may have any size, as activations do.
             normalised: Whether it scales values to an ordinary size.
-            fault: The result of :meth:`constant_fault`.
+            problem: The result of :meth:`constant_problem`.
         """
         if self._target != FLOAT16:
             return
         result = node.outputs[0]
         masks = any(v in self.masks and self.exceeds(v) for v in free_inputs(node)) or (
-            fault is Fault.BEYOND and (node.op_type == "Where" or result in self._masking)
+            problem is RangeProblem.OVERFLOW
+            and (node.op_type == "Where" or result in self._masking)
         )
         peak = 1.0 if normalised else self._peak(node, computed)
         copies = node.op_type in DATA_MOVEMENT_OPS and self._small.issuperset(free_inputs(node))

@@ -32,7 +32,7 @@ from trt_native.graph.nodes import (
     scale_of,
     schema_of,
 )
-from trt_native.passes.autocast_magnitudes import Fault, Magnitudes
+from trt_native.passes.autocast_magnitudes import Magnitudes, RangeProblem
 from trt_native.passes.autocast_operators import (
     ACCUMULATES_UNSCALED,
     ARITHMETIC,
@@ -238,14 +238,14 @@ class NodeClassifier:
         reason, label = None, None
         if obstacle not in (Reason.CUSTOM, Reason.SUBGRAPH):
             kinds = {self.labels.get(v) for v in free_inputs(node)}
-            fault = self.magnitudes.constant_fault(node)
+            problem = self.magnitudes.constant_problem(node)
             self.magnitudes.estimate(
                 node,
                 computed=bool(kinds & {None, Label.INPUT, Label.MEAN}),
                 normalised=self._is_normalised(node),
-                fault=fault,
+                problem=problem,
             )
-            reason, label = self._numerics(node, kinds, fault)
+            reason, label = self._numerics(node, kinds, problem)
         if node in pinned:
             reason = Reason.KEEP_FP32
         if reason := reason or obstacle:
@@ -261,7 +261,7 @@ class NodeClassifier:
         return scales and any(not self.magnitudes.exceeds(v) for v in statistics)
 
     def _numerics(
-        self, node: ir.Node, kinds: set[Label | None], fault: Fault | None
+        self, node: ir.Node, kinds: set[Label | None], problem: RangeProblem | None
     ) -> tuple[Reason | None, Label | None]:
         """Whether numbers keep a node in FP32, and the label of its outputs."""
         op = node.op_type
@@ -286,19 +286,19 @@ class NodeClassifier:
         if op in CASTS and from_integers(node):
             return None, Label.INTEGER
         if op in ELEMENTWISE:
-            return self._elementwise(node, kinds, fault)
+            return self._elementwise(node, kinds, problem)
         if op in WEIGHTED | WINDOWS:
-            return self._product(node, kinds, fault)
-        return self._other(node, kinds, fault)
+            return self._product(node, kinds, problem)
+        return self._other(node, kinds, problem)
 
     def _other(
-        self, node: ir.Node, kinds: set[Label | None], fault: Fault | None
+        self, node: ir.Node, kinds: set[Label | None], problem: RangeProblem | None
     ) -> tuple[Reason | None, Label | None]:
         label = _merged(kinds)
         if not any(map(is_fp32, node.outputs)) and kinds & _EXACT:
             return Reason.INTEGERS, None
-        if fault or (self.magnitudes.is_wide(node) and node.op_type not in _COPIES):
-            return Reason.RANGE, Label.STATISTIC if fault is Fault.LOST else label
+        if problem or (self.magnitudes.is_wide(node) and node.op_type not in _COPIES):
+            return Reason.RANGE, Label.STATISTIC if problem is RangeProblem.UNDERFLOW else label
         if node.op_type in _COPIES:
             return None, label
         if kinds and kinds <= _EXACT and not ends_walk(node):
@@ -306,7 +306,7 @@ class NodeClassifier:
         return None, None
 
     def _product(
-        self, node: ir.Node, kinds: set[Label | None], fault: Fault | None
+        self, node: ir.Node, kinds: set[Label | None], problem: RangeProblem | None
     ) -> tuple[Reason | None, Label | None]:
         """Decide about products with weights, of two values, and about averages."""
         if multiplies_itself(node) or sums(node):
@@ -316,8 +316,8 @@ class NodeClassifier:
             return Reason.STATISTICS, _merged(kinds)
         if average and self.magnitudes.is_wide(node):
             return Reason.STATISTICS, Label.STATISTIC
-        if fault or self.magnitudes.is_wide(node):
-            return Reason.RANGE, Label.STATISTIC if fault is Fault.LOST else None
+        if problem or self.magnitudes.is_wide(node):
+            return Reason.RANGE, Label.STATISTIC if problem is RangeProblem.UNDERFLOW else None
         return None, Label.MEAN if average else None
 
     def _obstacle(self, node: ir.Node) -> Reason | None:
@@ -361,25 +361,25 @@ class NodeClassifier:
         return len(known) == 2 and any(scale.shape is None or scale.shape.rank() for scale in known)
 
     def _elementwise(
-        self, node: ir.Node, kinds: set[Label | None], fault: Fault | None
+        self, node: ir.Node, kinds: set[Label | None], problem: RangeProblem | None
     ) -> tuple[Reason | None, Label | None]:
         op = node.op_type
         exact = bool(kinds) and kinds <= _EXACT
         square = self.magnitudes.is_square(node)
-        if self._are_means(free_inputs(node)) and not fault:
+        if self._are_means(free_inputs(node)) and not problem:
             if op == "Sub" or Label.STATISTIC in kinds:
                 return Reason.STATISTICS, Label.STATISTIC
             if op in ARITHMETIC:
                 return (Reason.STATISTICS if square else None), Label.MEAN
-        if fault is Fault.BEYOND and op in ("Clip", "Min", "Max"):
+        if problem is RangeProblem.OVERFLOW and op in ("Clip", "Min", "Max"):
             return Reason.RANGE, _merged(kinds) if exact else None  # no larger for the bound
-        if fault is Fault.LOST and not self.magnitudes.is_wide(node):
+        if problem is RangeProblem.UNDERFLOW and not self.magnitudes.is_wide(node):
             return Reason.RANGE, Label.STATISTIC
-        if not exact and (fault or self.magnitudes.is_wide(node)):
+        if not exact and (problem or self.magnitudes.is_wide(node)):
             reason = Reason.STATISTICS if Label.STATISTIC in kinds else Reason.RANGE
             return reason, None if self.magnitudes.makes_wide(node) else Label.AFFINE
         if exact:
-            if fault:
+            if problem:
                 return Reason.RANGE, _merged(kinds)
             if Label.INPUT in kinds:
                 return Reason.INPUT, Label.INPUT

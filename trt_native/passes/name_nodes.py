@@ -1,4 +1,4 @@
-"""Names for the nodes that have none, so that a weakly typed TensorRT can be told about them."""
+"""Names for the nodes that have none, by which a weakly typed TensorRT pins them."""
 
 from __future__ import annotations
 

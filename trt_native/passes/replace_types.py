@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from trt_native.arrays import Array
 from trt_native.errors import UnsupportedError
-from trt_native.graph.evaluation import Array, evaluate_node
+from trt_native.graph.evaluation import evaluate_node
 from trt_native.graph.inference import infer_values
 from trt_native.graph.nodes import CASTS, DATA_MOVEMENT_OPS, SHAPES, all_nodes, dtype_of, op_set
 from trt_native.graph.onnx_file import dtype_name

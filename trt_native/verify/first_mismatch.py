@@ -201,7 +201,7 @@ def find_first_mismatch(
         memory_bytes: Most bytes that the outputs of one plan may take; the reference's values
             are kept in temporary files.
         open_broken: Runs the model with TensorRT's fusions across these tensors broken. Given for
-            a plan whose outputs do not match, it is used to find one tensor that mends them.
+            a plan whose outputs do not match, it is used to find one tensor that makes them match.
         progress: Receives progress callbacks of the reference.
 
     Raises:

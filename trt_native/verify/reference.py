@@ -312,7 +312,7 @@ class GoldenFile:
     def _input(self, tensor: PlanTensor, prefix: str) -> Array:
         array = self._archive[prefix + tensor.name]
         wanted = np.dtype(tensor.dtype)
-        both = is_float(array) and is_float(np.empty(0, wanted))
+        both = is_float(array.dtype) and is_float(np.dtype(wanted))
         return array.astype(wanted, copy=False) if both else array
 
     def _check(self) -> tuple[str, ...]:

@@ -15,9 +15,12 @@ from trt_native.builder.isolated import Job, build_with_retries
 from trt_native.config import BuildConfig, Precision
 from trt_native.errors import SpecError
 from trt_native.export.module import require_torch
+from trt_native.graph.dims import read_limits
+from trt_native.graph.onnx_file import read_model
 from trt_native.models.latentsync.checkpoint import Checkpoint
 from trt_native.models.latentsync.config import UNetConfig
 from trt_native.models.latentsync.export import export_deepcache, export_latentsync
+from trt_native.models.latentsync.profile import FRAMES
 from trt_native.models.latentsync.vae_export import export_vae
 from trt_native.models.latentsync.weights import choose_config, open_checkpoint
 from trt_native.progress import ByteProgress, Progress
@@ -32,9 +35,6 @@ if TYPE_CHECKING:
     from trt_native.models.latentsync.vae import VaeConfig
 
 __all__ = ["BuiltPart", "FolderOptions", "ModelSources", "build_latentsync"]
-
-FRAMES = 16
-"""Frames of a chunk, the most that the U-Net's plan takes."""
 
 VAE_FRAMES = 4
 """Default number of frames that pass through the VAE at a time."""
@@ -224,6 +224,12 @@ def _latent_size(weights: ModelSources, resolution: int | None, scale: int) -> i
     return size
 
 
+def _most_frames(model: Path) -> int:
+    """Frames of a chunk, or fewer where the exported U-Net has fewer positions."""
+    limits = read_limits(read_model(model).metadata_props)
+    return min(FRAMES, limits.get("frames", FRAMES))
+
+
 @contextmanager
 def _only_builder(folder: Path) -> Iterator[None]:
     """Work in the folder alone, and leave no ONNX files in it."""
@@ -267,9 +273,10 @@ class _FolderBuild:
                 progress=progress,
             )
         batch = "1:2:2" if self.options.guidance else "1"
-        dims = [f"batch={batch}", f"frames=1:{FRAMES}:{FRAMES}"]
-        dims += [f"height={latents}", f"width={latents}"]
         reports = written if isinstance(written, tuple) else (written,)
+        frames = _most_frames(reports[0].path)
+        dims = [f"batch={batch}", f"frames=1:{frames}:{frames}"]
+        dims += [f"height={latents}", f"width={latents}"]
         return self._built(reports, [dims] * len(reports))
 
     def vae(self, latents: int, scale: int) -> list[BuiltPart]:

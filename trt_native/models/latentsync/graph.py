@@ -29,7 +29,12 @@ from trt_native.models.latentsync.graph_layers import (
     as_videos,
 )
 from trt_native.models.latentsync.graph_writer import Extent, GraphWriter
-from trt_native.models.latentsync.structure import Block, unet_blocks
+from trt_native.models.latentsync.structure import (
+    MOTION_GROUPS,
+    TRANSFORMER_EPS,
+    UNetBlock,
+    unet_blocks,
+)
 from trt_native.models.latentsync.weights import Weights
 
 __all__ = ["DEEP_FEATURES", "OLDEST_OPSET", "Dims", "write_graph"]
@@ -38,9 +43,6 @@ DEEP_FEATURES = "deep_features"
 
 OLDEST_OPSET = 17
 """The first with LayerNormalization."""
-
-_TRANSFORMER_EPS = 1e-6
-_MOTION_GROUPS = 32  # regardless of norm_num_groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +189,7 @@ class _UNetGraph:
 
     # Blocks --------------------------------------------------------------------------------------
 
-    def _way_down(self, blocks: list[Block], skips: list[tuple[ir.Value, Size]]) -> ir.Value:
+    def _way_down(self, blocks: list[UNetBlock], skips: list[tuple[ir.Value, Size]]) -> ir.Value:
         x, size = skips[0]
         for block in blocks:
             for index in range(len(block.inputs)):
@@ -198,7 +200,7 @@ class _UNetGraph:
                 skips.append((x, size))
         return x
 
-    def _mid(self, block: Block, x: ir.Value, size: Size) -> ir.Value:
+    def _mid(self, block: UNetBlock, x: ir.Value, size: Size) -> ir.Value:
         scale, channels = self._config.mid_block_scale_factor, block.channels
         x = self._resnet(f"{block.name}.resnets.0", x, channels, channels, size, scale)
         x = self._transformer(f"{block.name}.attentions.0", x, channels, block.heads, size)
@@ -207,7 +209,7 @@ class _UNetGraph:
         return self._resnet(f"{block.name}.resnets.1", x, channels, channels, size, scale)
 
     def _up_layers(
-        self, block: Block, layers: range, x: ir.Value, skips: list[tuple[ir.Value, Size]]
+        self, block: UNetBlock, layers: range, x: ir.Value, skips: list[tuple[ir.Value, Size]]
     ) -> ir.Value:
         for index in layers:
             skip, size = skips.pop()
@@ -216,7 +218,7 @@ class _UNetGraph:
             x = self._layer(block, index, x, size)
         return x
 
-    def _layer(self, block: Block, index: int, x: ir.Value, size: Size) -> ir.Value:
+    def _layer(self, block: UNetBlock, index: int, x: ir.Value, size: Size) -> ir.Value:
         name, channels = block.name, block.channels
         x = self._resnet(f"{name}.resnets.{index}", x, block.inputs[index], channels, size)
         if block.attentions:
@@ -233,7 +235,7 @@ class _UNetGraph:
         smaller = replace(size, height=height, width=width, pixels=pixels)
         return add_conv(self._w, module, x, channels, smaller, stride=2), smaller
 
-    def _upsampled(self, block: Block, x: ir.Value, skip: tuple[ir.Value, Size]) -> ir.Value:
+    def _upsampled(self, block: UNetBlock, x: ir.Value, skip: tuple[ir.Value, Size]) -> ir.Value:
         """Double height and width, less one where the skip came from an odd size."""
         assert block.sampler is not None  # noqa: S101  # for the type checker
         size = skip[1]
@@ -284,7 +286,7 @@ class _UNetGraph:
     ) -> ir.Value:
         """Attention over the pixels of each image, and to the audio of that frame."""
         writer, groups = self._w, self._config.norm_num_groups
-        h = add_group_norm(writer, f"{module}.norm", x, channels, size, groups, _TRANSFORMER_EPS)
+        h = add_group_norm(writer, f"{module}.norm", x, channels, size, groups, TRANSFORMER_EPS)
         h = add_conv(writer, f"{module}.proj_in", h, channels, size, kernel=1)
         # Tokens are (pixels, images, channels): TensorRT's attention takes what products give.
         h = writer.reshape(module, h, (size.images, channels, size.pixels))
@@ -321,7 +323,7 @@ class _UNetGraph:
         inner = config.inner_channels(channels)
         # (images, channels, height, width) -> (frames, batch*pixels, channels), and back
         h = add_group_norm(
-            writer, f"{module}.norm", x, channels, size, _MOTION_GROUPS, _TRANSFORMER_EPS
+            writer, f"{module}.norm", x, channels, size, MOTION_GROUPS, TRANSFORMER_EPS
         )
         h = writer.reshape(module, h, (batch, frames, channels, pixels))
         h = writer.transpose(module, h, 1, 0, 3, 2)

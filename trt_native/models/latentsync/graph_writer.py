@@ -288,7 +288,7 @@ def _converted(
     """
     array = source.numpy()
     with np.errstate(over="ignore"):
-        numbers = array.astype(rounded)  # a copy, whatever its type
+        numbers = array.astype(rounded)  # a copy, of any type
     limit = float(ml_dtypes.finfo(rounded).max)  # type: ignore[no-untyped-call]
     if rounded.itemsize < array.dtype.itemsize and not np.isfinite(numbers).all():
         largest = np.abs(array[np.isfinite(array)]).max(initial=0)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trt_native.models.latentsync.config import MotionConfig, UNetConfig
+from trt_native.models.latentsync.structure import MOTION_GROUPS, TRANSFORMER_EPS
 
 __all__ = ["BatchFrames", "GroupNorm", "Motion", "Positions", "Transformer", "is_exporting", "silu"]
 
@@ -24,9 +25,6 @@ is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambd
 
 BatchFrames = tuple[int, int]
 """(batch, frames): how the leading axis of an activation is made up."""
-
-_TRANSFORMER_EPS = 1e-6
-_MOTION_GROUPS = 32  # regardless of norm_num_groups
 
 
 class GroupNorm(nn.GroupNorm):
@@ -138,7 +136,7 @@ class Transformer(nn.Module):
     def __init__(self, config: UNetConfig, channels: int, heads: int) -> None:
         super().__init__()
         audio = config.cross_attention_dim if config.add_audio_layer else None
-        self.norm = GroupNorm(config.norm_num_groups, channels, _TRANSFORMER_EPS)
+        self.norm = GroupNorm(config.norm_num_groups, channels, TRANSFORMER_EPS)
         self.proj_in = nn.Conv2d(channels, channels, 1)
         self.transformer_blocks = nn.ModuleList([_TransformerBlock(channels, heads, audio)])
         self.proj_out = nn.Conv2d(channels, channels, 1)
@@ -192,7 +190,7 @@ class _TemporalTransformer(nn.Module):
         super().__init__()
         heads = config.num_attention_heads
         inner = channels // heads // config.temporal_attention_dim_div * heads
-        self.norm = GroupNorm(_MOTION_GROUPS, channels, _TRANSFORMER_EPS)
+        self.norm = GroupNorm(MOTION_GROUPS, channels, TRANSFORMER_EPS)
         self.proj_in = nn.Linear(channels, inner)
         self.transformer_blocks = nn.ModuleList(
             _TemporalBlock(config, inner) for _ in range(config.num_transformer_block)

@@ -12,27 +12,34 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn
 
 from trt_native.errors import ClosedError, PlanError, SpecError, UnsupportedError
 from trt_native.models.latentsync.config import UNetConfig
 from trt_native.models.latentsync.inputs import fractional_timestep
 from trt_native.plans.manifest import PlanTensor
 from trt_native.plans.plan import Plan
-from trt_native.runtime import Session
 from trt_native.runtime.engine import Engine
-from trt_native.runtime.tensor_views import torch_dtype, torch_stream
+from trt_native.runtime.tensor_views import torch_dtype
 
 try:
     import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 except ImportError:
     raise UnsupportedError(
         "LatentSyncUNet needs PyTorch, which is not installed: install LatentSync's requirements,"
         " or pip install 'trt-native[export]'"
     ) from None
 
-__all__ = ["AttrDict", "LatentSyncUNet", "StepRunner", "UNetOutput", "gpu_ordinal"]
+from trt_native.models.latentsync.plan_module import (
+    AttrDict,
+    EngineRunner,
+    PlanModule,
+    StepRunner,
+    gpu_ordinal,
+)
+
+__all__ = ["LatentSyncUNet", "UNetOutput", "gpu_ordinal"]
 
 _LATENTS, _TIMESTEP, _AUDIO = "latents", "timestep", "encoder_hidden_states"
 _NOISE, _FEATURES = "noise_pred", "deep_features"
@@ -51,62 +58,7 @@ class UNetOutput(NamedTuple):
     sample: Tensor
 
 
-class AttrDict(dict[str, Any]):
-    """The U-Net's configuration, by item and by attribute like diffusers' ``FrozenDict``."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(f"the configuration has no {name!r}") from None
-
-
-class StepRunner(Protocol):
-    """Runs the steps of one plan.
-
-    Attributes:
-        name: Name for errors.
-        tensors: Inputs and outputs.
-        device: Device of all tensors.
-    """
-
-    name: str
-    tensors: tuple[PlanTensor, ...]
-    device: torch.device
-
-    def run(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
-        """Write ``outputs`` in place, in the order of torch's current stream."""
-
-    def close(self) -> None:
-        """Free the plan. Idempotent."""
-
-
-class _PlanStepRunner:
-    """A :class:`StepRunner` of a plan on a GPU."""
-
-    def __init__(self, plan: Plan | str | os.PathLike[str], backend: str, ordinal: int) -> None:
-        loaded = plan if isinstance(plan, Plan) else Plan.load(plan)
-        self.name = loaded.path.name if loaded.path else "the plan"
-        self.manifest = loaded.manifest
-        self.device = torch.device("cuda", ordinal)
-        self._engine = Engine(loaded, backend=backend, ordinal=ordinal)
-        try:
-            self._session = Session(self._engine)
-        except BaseException:
-            self._engine.close()
-            raise
-        self.tensors = self._engine.tensors
-
-    def run(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
-        stream = torch_stream(self._engine.ordinal)
-        self._session.run(inputs, out=outputs, stream=stream)
-
-    def close(self) -> None:
-        self._session.close()
-        self._engine.close()
-
-
-class LatentSyncUNet(nn.Module):
+class LatentSyncUNet(PlanModule):
     """LatentSync's U-Net as a plan, with the interface of the module it replaces.
 
     ``pipeline.unet = LatentSyncUNet.from_plan("unet.plan")``, or passed to ``LipsyncPipeline``
@@ -143,8 +95,8 @@ class LatentSyncUNet(nn.Module):
         config: UNetConfig,
         interval: int = 1,
     ) -> None:
-        super().__init__()
         _check_plans(full, shallow, config, interval)
+        super().__init__(full, _tensor(full, _LATENTS).dtype)
         self._config = config
         self.config = AttrDict(config.to_dict())
         self.add_audio_layer = config.add_audio_layer
@@ -154,7 +106,6 @@ class LatentSyncUNet(nn.Module):
         self._memory: _Memory | None = None
         self._stream: torch.cuda.Stream | None = None
         self._closed = False
-        self.eval()
         _warn_of_fixed_frames(full)
 
     @classmethod
@@ -231,26 +182,16 @@ class LatentSyncUNet(nn.Module):
         configs = [given or _config_of(plan) for plan in loaded]
         _check_origins(loaded, configs)
         ordinal = gpu_ordinal(device)
-        runners: list[_PlanStepRunner] = []
+        runners: list[EngineRunner] = []
         try:
             for plan in loaded:
-                runners.append(_PlanStepRunner(plan, backend, ordinal))  # noqa: PERF401
+                engine = Engine(plan, backend=backend, ordinal=ordinal)
+                runners.append(EngineRunner(engine))
             return cls(*runners, config=configs[0], interval=interval)
         except BaseException:
             for runner in runners:
                 runner.close()
             raise
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the plan."""
-        return self._full.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type of the plan's latents."""
-        dtype: torch.dtype = torch_dtype(_tensor(self._full, _LATENTS).dtype)
-        return dtype
 
     @torch.compiler.disable  # type: ignore[untyped-decorator,unused-ignore]
     def forward(
@@ -301,31 +242,6 @@ class LatentSyncUNet(nn.Module):
         if self._schedule is not None:
             self._schedule.reset()
 
-    def to(self, *args: Any, **kwargs: Any) -> LatentSyncUNet:
-        """Check that the plan is on the requested device; types are converted in each call.
-
-        Raises:
-            UnsupportedError: it is on another device.
-        """
-        for value in (*args, kwargs.get("device"), kwargs.get("dtype"), kwargs.get("tensor")):
-            if isinstance(value, Tensor):
-                self.to(value.device, value.dtype)
-            elif isinstance(value, torch.dtype):
-                self._warn_of_type(value)
-            elif isinstance(value, (str, torch.device)):
-                self._check_device(torch.device(value))
-            elif isinstance(value, int) and not isinstance(value, bool):
-                self._check_device(torch.device("cuda", value))
-        return self
-
-    def cuda(self, device: torch.device | int | str | None = None) -> LatentSyncUNet:
-        """Check the device, as :meth:`to`."""
-        return self.to("cuda" if device is None else device)
-
-    def cpu(self) -> LatentSyncUNet:
-        """Check the device, as :meth:`to`."""
-        return self.to("cpu")
-
     def num_parameters(
         self,
         only_trainable: bool = False,
@@ -371,12 +287,6 @@ class LatentSyncUNet(nn.Module):
         self._full.close()
         if self._shallow is not None:
             self._shallow.close()
-
-    def __enter__(self) -> LatentSyncUNet:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def __getattr__(self, name: str) -> Any:
         if name in ("down_blocks", "mid_block", "up_blocks"):
@@ -491,24 +401,6 @@ class LatentSyncUNet(nn.Module):
             values = values.round()
         buffer.copy_(values[:1])
 
-    def _check_device(self, device: torch.device) -> None:
-        index = self.device.index if device.index is None else device.index
-        if (device.type, index) != (self.device.type, self.device.index):
-            raise UnsupportedError(
-                f"the plan is on {self.device} and cannot be moved to {device}; load it there with"
-                " LatentSyncUNet.from_plan(..., device=...), and keep it out of CPU offloading"
-            )
-
-    def _warn_of_type(self, dtype: torch.dtype) -> None:
-        if dtype != self.dtype:
-            _LOGGER.warning(
-                "%s takes %s, not %s: inputs are converted in each step; a plan's types are fixed"
-                " when it is exported and built",
-                self._full.name,
-                self.dtype,
-                dtype,
-            )
-
 
 @dataclass(frozen=True, slots=True)
 class _Memory:
@@ -573,19 +465,6 @@ def _check_origins(plans: list[Plan], configs: list[UNetConfig]) -> None:
             "the two plans are of different U-Nets, by the checkpoint and configuration in their"
             " manifests; build both from one call of export_deepcache"
         )
-
-
-def gpu_ordinal(device: torch.device | int | str | None) -> int:
-    """CUDA ordinal of a device that plans can run on; by default torch's current one."""
-    if not torch.cuda.is_available():
-        raise UnsupportedError(
-            "PyTorch finds no GPU, and a plan runs on one"
-            f" (torch {torch.__version__}, CUDA {torch.version.cuda})"
-        )
-    chosen = torch.device("cuda" if device is None else device)
-    if chosen.type != "cuda":
-        raise SpecError(f"a plan runs on a GPU, not on {chosen}")
-    return torch.cuda.current_device() if chosen.index is None else chosen.index
 
 
 def _check_plans(

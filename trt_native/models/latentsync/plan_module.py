@@ -4,20 +4,51 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from trt_native.errors import UnsupportedError
-from trt_native.models.latentsync.pipeline import StepRunner
+from trt_native.errors import SpecError, UnsupportedError
+from trt_native.plans.manifest import PlanTensor
 from trt_native.runtime import ActivationMemory, Session
 from trt_native.runtime.engine import Engine
 from trt_native.runtime.tensor_views import torch_dtype, torch_stream
 
-__all__ = ["EngineRunner", "PlanModule"]
+__all__ = ["AttrDict", "EngineRunner", "PlanModule", "StepRunner", "gpu_ordinal"]
 
 _LOGGER = logging.getLogger(__name__)
+_Module = TypeVar("_Module", bound="PlanModule")
+
+
+class AttrDict(dict[str, Any]):
+    """A model's configuration, by item and by attribute like diffusers' ``FrozenDict``."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"the configuration has no {name!r}") from None
+
+
+class StepRunner(Protocol):
+    """Runs the steps of one plan.
+
+    Attributes:
+        name: Name for errors.
+        tensors: Inputs and outputs.
+        device: Device of all tensors.
+    """
+
+    name: str
+    tensors: tuple[PlanTensor, ...]
+    device: torch.device
+
+    def run(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
+        """Write ``outputs`` in place, in the order of torch's current stream."""
+
+    def close(self) -> None:
+        """Free the plan. Idempotent."""
 
 
 class EngineRunner:
@@ -34,7 +65,11 @@ class EngineRunner:
         self.device = torch.device("cuda", engine.ordinal)
         self.tensors = engine.tensors
         self._engine = engine
-        self._session = Session(engine, activation_memory=memory)
+        try:
+            self._session = Session(engine, activation_memory=memory)
+        except BaseException:
+            engine.close()
+            raise
 
     def run(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
         """See :class:`StepRunner`."""
@@ -74,7 +109,7 @@ class PlanModule(nn.Module):
         """The type of the plan's inputs."""
         return self._dtype
 
-    def to(self, *args: Any, **kwargs: Any) -> PlanModule:
+    def to(self: _Module, *args: Any, **kwargs: Any) -> _Module:
         """Check that the plan is on the requested device; types are converted in each call.
 
         Raises:
@@ -91,13 +126,23 @@ class PlanModule(nn.Module):
                 self._check_device(torch.device("cuda", value))
         return self
 
-    def cuda(self, device: torch.device | int | str | None = None) -> PlanModule:
+    def cuda(self: _Module, device: torch.device | int | str | None = None) -> _Module:
         """Check the device, as :meth:`to`."""
         return self.to("cuda" if device is None else device)
 
-    def cpu(self) -> PlanModule:
+    def cpu(self: _Module) -> _Module:
         """Check the device, as :meth:`to`."""
         return self.to("cpu")
+
+    def close(self) -> None:
+        """Free the plans and their memory. Idempotent."""
+        raise NotImplementedError
+
+    def __enter__(self: _Module) -> _Module:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def _check_device(self, device: torch.device) -> None:
         index = self.device.index if device.index is None else device.index
@@ -116,3 +161,16 @@ class PlanModule(nn.Module):
                 self.dtype,
                 dtype,
             )
+
+
+def gpu_ordinal(device: torch.device | int | str | None) -> int:
+    """CUDA ordinal of a device that plans can run on; by default torch's current one."""
+    if not torch.cuda.is_available():
+        raise UnsupportedError(
+            "PyTorch finds no GPU, and a plan runs on one"
+            f" (torch {torch.__version__}, CUDA {torch.version.cuda})"
+        )
+    chosen = torch.device("cuda" if device is None else device)
+    if chosen.type != "cuda":
+        raise SpecError(f"a plan runs on a GPU, not on {chosen}")
+    return torch.cuda.current_device() if chosen.index is None else chosen.index

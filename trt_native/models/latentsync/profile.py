@@ -10,9 +10,11 @@ from trt_native.graph.onnx_file import read_model, tensor_specs
 from trt_native.models.latentsync.config import UNetConfig
 from trt_native.shapes import DimRange
 
-__all__ = ["pipeline_dims", "profile_dims"]
+__all__ = ["FRAMES", "pipeline_dims", "profile_dims"]
 
-_FRAMES = 16  # of a chunk; the last chunk of a video may have any number down to 1
+FRAMES = 16
+"""Frames of a chunk; the last chunk of a video may have any number down to 1."""
+
 _SAMPLE_SIZE = 64
 _PIXELS_PER_LATENT = 8
 
@@ -41,7 +43,7 @@ def pipeline_dims(config: UNetConfig, resolution: int | None = None) -> dict[str
             )
         extent = resolution // _PIXELS_PER_LATENT
         size = DimRange(extent, extent, extent)
-    frames = min(_FRAMES, config.max_frames or _FRAMES)
+    frames = min(FRAMES, config.max_frames or FRAMES)
     return {
         "batch": DimRange(1, 2, 2),
         "frames": DimRange(1, frames, frames),

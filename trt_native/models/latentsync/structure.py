@@ -15,18 +15,27 @@ import numpy.typing as npt
 from trt_native.models.latentsync.config import MotionConfig, UNetConfig
 
 __all__ = [
-    "Block",
+    "MOTION_GROUPS",
+    "TRANSFORMER_EPS",
+    "UNetBlock",
+    "has_motion",
     "is_position",
     "parameter_shapes",
     "random_parameters",
     "unet_blocks",
 ]
 
+MOTION_GROUPS = 32
+"""Groups of the norms in motion modules, regardless of ``norm_num_groups``."""
+
+TRANSFORMER_EPS = 1e-6
+"""Epsilon of the norms in front of transformers and motion modules."""
+
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class UNetBlock:
     """The ResNet blocks of one level, or those in the middle.
 
     Attributes:
@@ -48,23 +57,23 @@ class Block:
     sampler: str | None = None
 
 
-def unet_blocks(config: UNetConfig) -> tuple[list[Block], Block, list[Block]]:
+def unet_blocks(config: UNetConfig) -> tuple[list[UNetBlock], UNetBlock, list[UNetBlock]]:
     """The blocks on the way down, in the middle and on the way up."""
     levels = range(len(config.block_out_channels))
     channels, heads = config.block_out_channels[-1], config.heads[-1]
     motions = int(config.use_motion_module and config.motion_module_mid_block)
-    mid = Block("mid_block", (channels, channels), channels, heads, 1, motions)
+    mid = UNetBlock("mid_block", (channels, channels), channels, heads, 1, motions)
     down = [_down_block(config, level) for level in levels]
     up = [_up_block(config, level) for level in reversed(levels)]
     return down, mid, up
 
 
-def _down_block(config: UNetConfig, level: int) -> Block:
+def _down_block(config: UNetConfig, level: int) -> UNetBlock:
     channels, count = config.block_out_channels, config.layers_per_block
     name = f"down_blocks.{level}"
     attention = config.down_block_types[level] == "CrossAttnDownBlock3D"
-    motion = _has_motion(config, level) and not config.motion_module_decoder_only
-    return Block(
+    motion = has_motion(config, level) and not config.motion_module_decoder_only
+    return UNetBlock(
         name,
         (channels[max(level - 1, 0)], *[channels[level]] * (count - 1)),
         channels[level],
@@ -75,25 +84,26 @@ def _down_block(config: UNetConfig, level: int) -> Block:
     )
 
 
-def _up_block(config: UNetConfig, level: int) -> Block:
+def _up_block(config: UNetConfig, level: int) -> UNetBlock:
     channels, count = config.block_out_channels, config.layers_per_block
     last = len(channels) - 1
     name = f"up_blocks.{last - level}"
     # Skips arrive in reverse: this level's own, then what entered it from the level above.
     skips = [*[channels[level]] * count, channels[max(level - 1, 0)]]
     arriving = [channels[min(level + 1, last)], *[channels[level]] * count]
-    return Block(
+    return UNetBlock(
         name,
         tuple(x + skip for x, skip in zip(arriving, skips, strict=True)),
         channels[level],
         config.heads[level],
         (count + 1) * (config.up_block_types[last - level] == "CrossAttnUpBlock3D"),
-        (count + 1) * _has_motion(config, level),
+        (count + 1) * has_motion(config, level),
         f"{name}.upsamplers.0.conv" if level else None,
     )
 
 
-def _has_motion(config: UNetConfig, level: int) -> bool:
+def has_motion(config: UNetConfig, level: int) -> bool:
+    """Whether a level has motion modules on the way up."""
     return config.use_motion_module and 2**level in config.motion_module_resolutions
 
 
@@ -128,7 +138,7 @@ def _layer(name: str, weight: tuple[int, ...]) -> Shapes:
     yield f"{name}.bias", weight[:1]
 
 
-def _block(config: UNetConfig, block: Block) -> Shapes:
+def _block(config: UNetConfig, block: UNetBlock) -> Shapes:
     time = 4 * config.block_out_channels[0]
     for index, inputs in enumerate(block.inputs):
         yield from _resnet(f"{block.name}.resnets.{index}", inputs, block.channels, time)

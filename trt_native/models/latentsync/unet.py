@@ -27,6 +27,7 @@ from trt_native.models.latentsync.layers import (
     is_exporting,
     silu,
 )
+from trt_native.models.latentsync.structure import has_motion
 
 __all__ = ["DeepCacheFull", "DeepCacheShallow", "UNet"]
 
@@ -284,7 +285,7 @@ class _DownBlock(_Block):
             level,
             [channels[max(level - 1, 0)]] + [channels[level]] * (config.layers_per_block - 1),
             attention=config.down_block_types[level] == "CrossAttnDownBlock3D",
-            motion=_has_motion(config, level) and not config.motion_module_decoder_only,
+            motion=has_motion(config, level) and not config.motion_module_decoder_only,
         )
         is_last = level == len(channels) - 1
         self.downsamplers = None if is_last else nn.ModuleList([_Downsample(channels[level])])
@@ -333,7 +334,7 @@ class _UpBlock(_Block):
             level,
             [x + skip for x, skip in zip(arriving, skips, strict=True)],
             attention=config.up_block_types[last - level] == "CrossAttnUpBlock3D",
-            motion=_has_motion(config, level),
+            motion=has_motion(config, level),
         )
         self.upsamplers = nn.ModuleList([_Upsample(channels[level])]) if level else None
 
@@ -356,10 +357,6 @@ class _UpBlock(_Block):
     ) -> Tensor:
         index = len(self.resnets) - 1
         return self._layer(index, torch.cat((x, skips.pop()), dim=1), time, audio, clip)
-
-
-def _has_motion(config: UNetConfig, level: int) -> bool:
-    return config.use_motion_module and 2**level in config.motion_module_resolutions
 
 
 class _Downsample(nn.Module):

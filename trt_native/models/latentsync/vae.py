@@ -283,7 +283,7 @@ class _Encoder(nn.Module):
             _Level(config, a, b, config.layers_per_block, "down" * (level < len(channels) - 1))
             for level, (a, b) in enumerate(pairs)
         )
-        self.mid_block = _MidBlock(config, channels[-1])
+        self.mid_block = _VaeMidBlock(config, channels[-1])
         self.conv_norm_out = GroupNorm(config.norm_num_groups, channels[-1], _EPS)
         self.conv_out = _conv(channels[-1], 2 * config.latent_channels)
 
@@ -299,7 +299,7 @@ class _Decoder(nn.Module):
         super().__init__()
         channels = config.block_out_channels[::-1]
         self.conv_in = _conv(config.latent_channels, channels[0])
-        self.mid_block = _MidBlock(config, channels[0])
+        self.mid_block = _VaeMidBlock(config, channels[0])
         pairs = zip((channels[0], *channels), channels, strict=False)
         self.up_blocks = nn.ModuleList(
             _Level(config, a, b, config.layers_per_block + 1, "up" * (level < len(channels) - 1))
@@ -336,7 +336,7 @@ class _Level(nn.Module):
         return x
 
 
-class _MidBlock(nn.Module):
+class _VaeMidBlock(nn.Module):
     def __init__(self, config: VaeConfig, channels: int) -> None:
         super().__init__()
         has_attention = config.mid_block_add_attention

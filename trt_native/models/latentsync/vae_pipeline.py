@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from trt_native.errors import ClosedError, SpecError, UnsupportedError
-from trt_native.models.latentsync.pipeline import AttrDict, StepRunner
-from trt_native.models.latentsync.plan_module import PlanModule
+from trt_native.models.latentsync.plan_module import AttrDict, PlanModule, StepRunner
 from trt_native.models.latentsync.side_stream import SideStream
 from trt_native.models.latentsync.vae import VaeConfig
 from trt_native.models.latentsync.vae_export import IMAGE, LATENTS, MOMENTS
@@ -153,12 +152,6 @@ class LatentSyncVAE(PlanModule):
         self._closed = True
         self._encode.close()
         self._decode.close()
-
-    def __enter__(self) -> LatentSyncVAE:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def _run(self, runner: _FrameRunner, x: Tensor) -> Tensor:
         if self._closed:
