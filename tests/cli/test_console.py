@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from trt_native.cli.app import app
+from trt_native.cli.console import print_json, stderr, stdout, table
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,18 @@ def test_a_line_end_in_a_name_ends_no_line(arguments):
     (line,) = [line for line in result.stderr.splitlines() if "error" in line]
     assert line.startswith("error: ")
     assert r"\n" in line
+
+
+def test_words_between_colons_stay_what_they_are(capsys):
+    for console in (stdout, stderr):
+        console.print("b=1:100:200 a:b:c [x]")
+    table("1:100:200", ["a:b:c"], [["[x] 1:100:200"]])
+    print_json({"b": "1:100:200"})
+    captured = capsys.readouterr()
+    assert captured.err == "b=1:100:200 a:b:c [x]\n"
+    assert captured.out.count(":100:") == 4
+    assert captured.out.count("a:b:c") == 2
+    assert captured.out.count("[x]") == 2
 
 
 def test_a_closed_pipe_is_silent(model):

@@ -119,8 +119,9 @@ def test_an_expression_that_falls_is_refused():
 
 def test_an_axis_without_a_name_needs_a_shape():
     unnamed = TensorSpec("x", "float32", (None, 3))
-    with pytest.raises(SpecError, match=r"axis 0 of x: float32.* has no name"):
+    with pytest.raises(SpecError, match=r"axis 0 of x: float32.* has no name") as caught:
         resolve(inputs=(unnamed,))
+    assert caught.value.lines[-1] == "the model's dimensions: none has a name"
     (profile,) = resolve(ProfileSpec.parse((), ["x=1x3:2x3:4x3"]), inputs=(unnamed,))
     assert str(profile.shapes["x"]) == "1x3:2x3:4x3"
 

@@ -55,7 +55,8 @@ class TestCheckpoint:
         [
             ("c.pt", None, "No such file"),
             ("c.pt", b"", "is empty"),
-            ("c.pt", b"hello world", "not a checkpoint"),
+            ("c.pt", b"hello world", "not a checkpoint: torch.save writes other first bytes$"),
+            ("c.pt", b"\x08\x0a an ONNX file", "not a checkpoint: torch.save writes other first"),
             ("c.safetensors", b"hello world", "not a safetensors file"),
         ],
     )

@@ -301,6 +301,16 @@ class TestTypes:
                 export(tmp_path / "unet.onnx", **given, precision="fp16")
             assert list(tmp_path.iterdir()) == []
 
+    @pytest.mark.parametrize("precision", ["fp32", "fp16"])
+    @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+    def test_weights_that_are_not_finite(self, tmp_path, precision, value):
+        state = dict(unet_of(json.dumps(NARROW)).state_dict())
+        state["conv_in.bias"] = torch.tensor([1.0, value, 0.0, 0.0])
+        given = {"config": UNetConfig.from_mapping(NARROW), "checkpoint": state}
+        with pytest.raises(ExportError, match=r"conv_in\.bias has NaN or infinite values"):
+            export_latentsync(tmp_path / "unet.onnx", **given, precision=precision)
+        assert list(tmp_path.iterdir()) == []
+
     def test_autocast_keeps_the_timestep_in_fp32(self):
         for timestep in (ir.DataType.INT64, FLOAT):
             model = written(unet_of(json.dumps(NARROW)), timestep=timestep)

@@ -36,7 +36,10 @@ def printable(text: str) -> str:
 
 
 class _Console(Console):
-    """A console on which strings are only text."""
+    """A console on which strings are only text: no markup, no emoji for words between colons."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(soft_wrap=True, markup=False, emoji=False, **options)
 
     def print(self, *objects: Any, **options: Any) -> None:
         super().print(*(printable(o) if isinstance(o, str) else o for o in objects), **options)
@@ -47,8 +50,8 @@ class _Formatter(logging.Formatter):
         return printable(super().format(record))
 
 
-stdout = _Console(soft_wrap=True)
-stderr = _Console(stderr=True, soft_wrap=True)
+stdout = _Console()
+stderr = _Console(stderr=True)
 
 _F = TypeVar("_F", bound=Callable[..., None])
 _verbosity = 0

@@ -320,7 +320,9 @@ def _known_dimensions(inputs: Sequence[TensorSpec]) -> str:
             if isinstance(axis, str):
                 places.setdefault(axis, []).append(f"{tensor.name}[{index}]")
     listing = ", ".join(f"{name} ({', '.join(where)})" for name, where in places.items())
-    return f"the model's dimensions: {listing or 'none, every input is static'}"
+    unnamed = any(axis is None for tensor in inputs for axis in tensor.shape or ())
+    none = "none has a name" if unnamed else "none, every input is static"
+    return f"the model's dimensions: {listing or none}"
 
 
 def fixed_axes(profiles: Sequence[Profile], name: str) -> tuple[int | None, ...]:

@@ -10,6 +10,7 @@ import functools
 import json
 import mmap
 import os
+import pickle
 import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
@@ -163,7 +164,10 @@ def _read_torch_or_safetensors(path: Path) -> Any:
 
         return {**_safetensors_metadata(path), "state_dict": load_file(path)}
     with path.open("rb") as file:  # torch's format before 1.6 cannot be mapped
-        can_map = file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
+        start = file.read(len(_ZIP_MAGIC))
+    can_map = start == _ZIP_MAGIC
+    if not can_map and start[:1] != pickle.PROTO:
+        raise ModelError(f"{path}: not a checkpoint: torch.save writes other first bytes")
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=can_map)
     except UnpicklingError as error:

@@ -284,19 +284,21 @@ def _converted(
     """Read a parameter, round it to one type and return it in another.
 
     Raises:
-        ExportError: it has numbers that the type cannot hold.
+        ExportError: it has NaN or infinite values, or numbers that the type cannot hold.
     """
     array = source.numpy()
+    if not np.isfinite(array).all():
+        raise ExportError(
+            f"{source.name} has NaN or infinite values; export a checkpoint without such weights"
+        )
     with np.errstate(over="ignore"):
         numbers = array.astype(rounded)  # a copy, of any type
     limit = float(ml_dtypes.finfo(rounded).max)  # type: ignore[no-untyped-call]
     if rounded.itemsize < array.dtype.itemsize and not np.isfinite(numbers).all():
-        largest = np.abs(array[np.isfinite(array)]).max(initial=0)
-        if largest > limit:
-            raise ExportError(
-                f"{source.name} has values up to {largest:.4g}, beyond {rounded}'s {limit:.4g};"
-                " export in FP32 or BF16"
-            )
+        raise ExportError(
+            f"{source.name} has values up to {np.abs(array).max():.4g}, beyond {rounded}'s"
+            f" {limit:.4g}; export in FP32 or BF16"
+        )
     if not array.flags.owndata:  # mapped
         page_out(array.ctypes.data, array.nbytes)
     numbers = numbers.T if transposed else numbers.reshape(-1)[: math.prod(shape)].reshape(shape)
