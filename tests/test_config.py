@@ -7,6 +7,8 @@ import pytest
 
 from trt_native.config import (
     BuildConfig,
+    CalibrationMethod,
+    CalibrationRunner,
     HardwareCompatibility,
     IoPrecision,
     Precision,
@@ -98,6 +100,46 @@ def test_a_quantization_that_contradicts_itself(precision, options, message):
 def test_a_build_config_checks_itself(options, message):
     with pytest.raises(SpecError, match=message):
         BuildConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "fp17"}, "precision: 'fp17' is none of: auto, fp32"),
+        ({"precision": None}, "precision: None is none of"),
+        ({"io_precision": "fp8"}, "io_precision: 'fp8' is none of: keep, fp32, fp16"),
+        ({"keep_fp32": "*/norm"}, r"keep_fp32: not a list: '\*/norm'; write \['\*/norm'\]"),
+        ({"break_fusions": 3}, "break_fusions: 'int' object is not iterable"),
+        ({"workspace_bytes": "8GiB"}, "workspace_bytes: not a whole number: '8GiB'"),
+        ({"workspace_bytes": 2.0**30}, "workspace_bytes: not a whole number"),
+        ({"optimization_level": True}, "optimization_level: not a whole number: True"),
+        ({"max_aux_streams": "2"}, "max_aux_streams: not a whole number: '2'"),
+    ],
+    ids=str,
+)
+def test_values_of_other_types(options, message):
+    with pytest.raises(SpecError, match=message) as caught:
+        BuildConfig(**options)
+    assert caught.value.options == tuple(options)
+
+
+def test_choices_may_be_texts_and_tuples_lists():
+    spec = {"calibration_data": "d", "calibration_method": "MSE", "calibration_runner": "engine"}
+    given = BuildConfig(
+        precision="int8",
+        io_precision="fp32",
+        keep_fp32=["*/norm"],
+        hardware_compatibility="ampere-plus",
+        profiling_verbosity="none",
+        quantization=QuantizationSpec(**spec, ops=["Conv"]),
+    )
+    assert given.precision is Precision.INT8
+    assert given.io_precision is IoPrecision.FP32
+    assert given.hardware_compatibility is HardwareCompatibility.AMPERE_PLUS
+    assert given.profiling_verbosity is ProfilingVerbosity.NONE
+    assert given.quantization.calibration_method is CalibrationMethod.MSE
+    assert given.quantization.calibration_runner is CalibrationRunner.ENGINE
+    assert (given.keep_fp32, given.quantization.ops) == (("*/norm",), ("Conv",))
 
 
 def test_tf32_is_allowed_except_in_fp32():

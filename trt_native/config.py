@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -193,12 +194,46 @@ def parse_ops(text: str) -> tuple[str, ...]:
     Raises:
         SpecError: no operator is named.
     """
-    ops = tuple(filter(None, (operator.strip() for operator in text.split(","))))
+    ops = tuple(filter(None, (name.strip() for name in text.split(","))))
     if not ops:
         raise SpecError(
             f"{text!r} names no operator; write for example Conv,MatMul,Gemm", options=("ops",)
         )
     return ops
+
+
+def _read_fields(config: BuildConfig | QuantizationSpec) -> None:
+    """Make choices of their texts, and tuples of lists, in a new configuration.
+
+    Raises:
+        SpecError: a choice is unknown, a text is in the place of a list, or anything else in that
+            of a whole number.
+    """
+    for name, described in config.__dataclass_fields__.items():
+        value = getattr(config, name)
+        if described.default is None and value is None:
+            continue
+        try:
+            value = _read_field(described.metadata.get("option"), described.default, value)
+        except (SpecError, TypeError) as error:
+            message = error.message if isinstance(error, SpecError) else str(error)
+            raise SpecError(f"{name}: {message}", options=(name,)) from None
+        object.__setattr__(config, name, value)
+
+
+def _read_field(option: CommandOption | None, default: Any, value: Any) -> Any:
+    choices = getattr(option and option.parse, "__self__", None)
+    if isinstance(choices, type) and issubclass(choices, _Choice):
+        return choices.parse(value)
+    if isinstance(default, tuple):
+        if isinstance(value, str):
+            raise SpecError(f"not a list: {value!r}; write [{value!r}]")
+        return tuple(value)
+    if option is not None and (option.type is int or option.parse is parse_bytes):
+        if isinstance(value, bool | str | float):
+            raise SpecError(f"not a whole number: {value!r}")
+        return operator.index(value)
+    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,7 +345,8 @@ class QuantizationSpec:
     )
 
     def __post_init__(self) -> None:
-        unknown = [operator for operator in self.ops if operator not in QUANTIZED_OPS]
+        _read_fields(self)
+        unknown = [name for name in self.ops if name not in QUANTIZED_OPS]
         if unknown:
             raise SpecError(
                 f"operators to quantize: {', '.join(unknown)}; choose from"
@@ -349,6 +385,8 @@ class QuantizationSpec:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildConfig:
     """Options of a build, apart from the model and the backend.
+
+    Choices may be given as their texts (``precision="fp16"``), tuples as lists.
 
     Attributes:
         profiles: Optimization profiles; none are needed where every input is static.
@@ -505,6 +543,7 @@ class BuildConfig:
     )
 
     def __post_init__(self) -> None:
+        _read_fields(self)
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
             raise SpecError(
                 f"optimization level {self.optimization_level}: it goes from 0 to 5",

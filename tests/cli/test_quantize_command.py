@@ -71,7 +71,7 @@ class TestQuantize:
             ),
             (
                 ("--calibration-cache", "d.calib", "--quantize-exclude", "x*"),
-                "skip pattern 'x*' matches no node name",
+                "pattern 'x*' matches no node name (--quantize-exclude)",
             ),
             (
                 ("--calibration-cache", "d.calib", "--quantize-min-coverage", "40"),

@@ -28,7 +28,7 @@ def names(nodes):
 
 
 def test_patterns_of_names():
-    found = match_nodes(NODES, ["*/to_[qk]", "/down.?/norm", "*norm"], "keep_fp32")
+    found = match_nodes(NODES, ["*/to_[qk]", "/down.?/norm", "*norm"], ("keep_fp32",))
     assert list(found) == ["*/to_[qk]", "/down.?/norm", "*norm"]
     assert names(found["*/to_[qk]"]) == {"/down.0/to_q", "/down.0/to_k"}
     assert names(found["/down.?/norm"]) == {"/down.1/norm"}
@@ -36,7 +36,7 @@ def test_patterns_of_names():
 
 
 def test_patterns_of_operator_types_find_nodes_without_a_name():
-    found = match_nodes(NODES, ["op:MatMul", "op:*Normalization"], "keep_fp32")
+    found = match_nodes(NODES, ["op:MatMul", "op:*Normalization"], ("keep_fp32",))
     assert names(found["op:MatMul"]) == {"/down.0/to_q", "/down.0/to_k", None}
     assert names(found["op:*Normalization"]) == {"/down.1/norm", "/up.0/Norm"}
 
@@ -45,29 +45,33 @@ def test_patterns_of_operator_types_find_nodes_without_a_name():
 def test_patterns_match_as_fnmatch_says(pattern):
     expected = {node.name for node in NODES if fnmatch.fnmatchcase(node.name or "", pattern)}
     if expected:
-        assert names(match_nodes(NODES, [pattern], "skip")[pattern]) == expected
+        assert names(match_nodes(NODES, [pattern], ("exclude",))[pattern]) == expected
     else:
         with pytest.raises(SpecError):
-            match_nodes(NODES, [pattern], "skip")
+            match_nodes(NODES, [pattern], ("exclude",))
 
 
 def test_no_patterns_match_nothing():
-    assert match_nodes(NODES, [], "skip") == {}
+    assert match_nodes(NODES, [], ("exclude",)) == {}
 
 
 def test_nodes_may_be_an_iterator():
-    found = match_nodes(iter(NODES), ["op:Resize", "op:MatMul"], "skip")
+    found = match_nodes(iter(NODES), ["op:Resize", "op:MatMul"], ("exclude",))
     assert [len(nodes) for nodes in found.values()] == [1, 3]
 
 
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [
-        ("/up.0/resise", r"skip pattern '/up.0/resise' matches no node name; close: /up.0/resize"),
-        ("op:matmul", r"skip pattern 'op:matmul' matches no operator type; close: MatMul"),
-        ("zzzzzzzz", r"skip pattern 'zzzzzzzz' matches no node name$"),
+        (
+            "/up.0/resise",
+            r"exclude pattern '/up.0/resise' matches no node name; close: /up.0/resize",
+        ),
+        ("op:matmul", r"exclude pattern 'op:matmul' matches no operator type; close: MatMul"),
+        ("zzzzzzzz", r"exclude pattern 'zzzzzzzz' matches no node name$"),
     ],
 )
 def test_a_pattern_without_a_match_is_an_error(pattern, message):
-    with pytest.raises(SpecError, match=message):
-        match_nodes(NODES, ["op:Resize", pattern], "skip")
+    with pytest.raises(SpecError, match=message) as caught:
+        match_nodes(NODES, ["op:Resize", pattern], ("exclude",))
+    assert caught.value.options == ("exclude",)

@@ -12,7 +12,7 @@ from helpers import DATA
 from helpers.tiny_models import FLOAT, save, tensor
 from onnx import helper
 
-from trt_native.errors import ExportError, ModelError, SpecError
+from trt_native.errors import ExportError, ModelError, SpecError, UnsupportedError
 from trt_native.export import ExportReport
 from trt_native.models.latentsync import build_folder
 from trt_native.models.latentsync.build_folder import FolderOptions, ModelSources, build_latentsync
@@ -168,6 +168,18 @@ class TestRefusals:
         with pytest.raises(SpecError, match=message):
             build_latentsync(tmp_path / "new", RANDOM, FolderOptions(**options))
         assert os.listdir(tmp_path) == []
+
+    def test_an_unknown_backend(self, tmp_path):
+        with pytest.raises(UnsupportedError, match="no backend 'nope'"):
+            build_latentsync(tmp_path / "new", RANDOM, FolderOptions(backend="nope"))
+        assert os.listdir(tmp_path) == []
+
+    @pytest.mark.parametrize("name", ["file", "file/plans"])
+    def test_a_folder_that_is_a_file(self, tmp_path, name):
+        (tmp_path / "file").write_text("mine")
+        with pytest.raises(SpecError, match=r"cannot write to .*: .*/file is not a folder"):
+            build_latentsync(tmp_path / name, RANDOM)
+        assert (tmp_path / "file").read_text() == "mine"
 
     def test_a_shallow_plan_that_would_not_fit(self, tmp_path):
         (tmp_path / "unet.shallow.plan").write_text("")

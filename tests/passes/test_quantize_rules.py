@@ -70,7 +70,9 @@ def test_patterns_and_operators():
     _, report = quantize(original, skip=["out", "sc*"])
     assert report.skipped["skip"] == {"MatMul": 2}
     assert report.patterns == {"out": 1, "sc*": 1}
-    with pytest.raises(SpecError, match=r"skip pattern 'outt' matches no node name; close: out"):
+    with pytest.raises(
+        SpecError, match=r"exclude or keep_fp32 pattern 'outt' matches no node name; close: out"
+    ):
         quantize(original, skip=["outt"])
     with pytest.raises(SpecError, match="operators to quantize: Softmax; choose from Conv, MatMul"):
         quantize(original, ops=["Softmax"])

@@ -14,7 +14,7 @@ __all__ = ["match_nodes"]
 
 
 def match_nodes(
-    nodes: Iterable[ir.Node], patterns: Sequence[str], option: str
+    nodes: Iterable[ir.Node], patterns: Sequence[str], options: Sequence[str]
 ) -> dict[str, set[ir.Node]]:
     """Find the nodes that each pattern names.
 
@@ -22,7 +22,7 @@ def match_nodes(
         nodes: The nodes to choose from.
         patterns: Shell patterns (``fnmatch``, case-sensitive) of node names, or with the prefix
             ``op:`` of operator types (``op:Resize``).
-        option: What the patterns are for, named in the error.
+        options: The options that the patterns may come from, for the error.
 
     Raises:
         SpecError: a pattern matches no node.
@@ -37,5 +37,8 @@ def match_nodes(
             close = difflib.get_close_matches(wanted, sorted(set(names.values())), n=3, cutoff=0.4)
             hint = f"; close: {', '.join(close)}" if close else ""
             kind = "operator type" if by_op else "node name"
-            raise SpecError(f"{option} pattern {pattern!r} matches no {kind}{hint}")
+            origin = " or ".join(options)
+            raise SpecError(
+                f"{origin} pattern {pattern!r} matches no {kind}{hint}", options=options
+            )
     return matches

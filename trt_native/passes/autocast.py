@@ -246,7 +246,7 @@ def match_fp32_patterns(model: ir.Model, patterns: Sequence[str]) -> dict[str, s
     """
     # Q/DQ nodes are named after tensors, and those after the nodes that make them.
     nodes = [node for node in nodes_with_functions(model) if node.op_type not in QDQ]
-    return match_nodes(nodes, patterns, "keep_fp32")
+    return match_nodes(nodes, patterns, ("keep_fp32",))
 
 
 _Replace: TypeAlias = Callable[[ir.Value], None]

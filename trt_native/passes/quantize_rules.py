@@ -182,7 +182,7 @@ class ProductSelection:
         self.skipped: dict[ir.Node, SkipReason] = {}
         self.without_range: dict[str, None] = {}
         nodes = list(all_nodes(model.graph))
-        matches = match_nodes(nodes, skip, "skip")
+        matches = match_nodes(nodes, skip, ("exclude", "keep_fp32"))
         self.patterns = {pattern: len(found) for pattern, found in matches.items()}
         self._unwanted = {node for found in matches.values() for node in found}
         self._constants = constant_values(model.graph)

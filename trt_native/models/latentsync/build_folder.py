@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from trt_native.backends.registry import load_backend
 from trt_native.builder.isolated import Job, build_with_retries
 from trt_native.config import BuildConfig, Precision
 from trt_native.errors import SpecError
@@ -145,7 +146,9 @@ def build_latentsync(
         A record of each plan.
 
     Raises:
-        SpecError: options are contradictory, or another process builds in the folder.
+        SpecError: options are contradictory, the folder cannot be one, or another process builds
+            in it.
+        UnsupportedError: the backend is unknown or not installed.
         TrtNativeError: as the exports and :func:`trt_native.builder.isolated.build_with_retries`.
     """
     options = options or FolderOptions()
@@ -177,6 +180,10 @@ def _check(folder: Path, weights: ModelSources, options: FolderOptions) -> None:
         )
     if options.vae_frames < 1:
         raise SpecError(f"vae_frames {options.vae_frames}: must be 1 or more")
+    in_the_way = next((p for p in (folder, *folder.parents) if p.exists() and not p.is_dir()), None)
+    if in_the_way is not None:
+        raise SpecError(f"cannot write to {folder}: {in_the_way} is not a folder; name another")
+    load_backend(options.backend)  # before minutes of export
     if not options.deepcache and (folder / _SHALLOW).exists():
         raise SpecError(
             f"{folder / _SHALLOW} is from an earlier build with DeepCache and would be used with"
