@@ -10,7 +10,6 @@ import functools
 import json
 import mmap
 import os
-import pickle
 import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
@@ -42,6 +41,7 @@ __all__ = [
 ]
 
 _ZIP_MAGIC = b"PK\x03\x04"
+_PICKLE_MAGIC = b"\x80"
 _SHOWN = 5  # keys of each kind in an error
 _SAFETENSORS_TYPES: Mapping[str, Any] = {
     "F64": np.float64,
@@ -166,7 +166,7 @@ def _read_torch_or_safetensors(path: Path) -> Any:
     with path.open("rb") as file:  # torch's format before 1.6 cannot be mapped
         start = file.read(len(_ZIP_MAGIC))
     can_map = start == _ZIP_MAGIC
-    if not can_map and start[:1] != pickle.PROTO:
+    if not can_map and start[:1] != _PICKLE_MAGIC:
         raise ModelError(f"{path}: not a checkpoint: torch.save writes other first bytes")
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=can_map)
