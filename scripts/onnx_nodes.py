@@ -26,6 +26,7 @@ import environment  # noqa: F401  (ends with one line where the package is not i
 import numpy as np
 import onnx
 import typer
+from differences import difference
 from onnx import numpy_helper
 
 from trt_native import BuildConfig, Precision, Session, build_plan
@@ -129,21 +130,6 @@ def built(model: onnx.ModelProto, inputs: Arrays, path: Path) -> tuple[Any, Arra
         fixed.graph.initializer.extend(numpy_helper.from_array(inputs[n], n) for n in rest)
         onnx.save(fixed, path)
         return build_plan(path, config), {first: inputs[first]}
-
-
-def difference(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> float:
-    """The relative L2 error; infinite where shapes, infinities or NaNs differ."""
-    if found.shape != expected.shape:
-        return float("inf")
-    f, e = found.astype(np.float64), expected.astype(np.float64)
-    finite = np.isfinite(e)
-    if (
-        not np.array_equal(f[~finite], e[~finite], equal_nan=True)
-        or not np.isfinite(f[finite]).all()
-    ):
-        return float("inf")
-    norm = float(np.linalg.norm(e[finite]))
-    return float(np.linalg.norm((f - e)[finite])) / (norm or 1.0)
 
 
 def supervise(names: queue.SimpleQueue[str | None], results: list[Result]) -> None:

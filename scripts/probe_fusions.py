@@ -28,6 +28,7 @@ import numpy as np
 import onnx
 import typer
 from child_process import Child, Lost, for_each
+from differences import difference
 from onnx import TensorProto, helper, numpy_helper
 
 OPSET = 20
@@ -1055,20 +1056,6 @@ def judged(
             if error >= worst:
                 worst, detail = error, f"{name}, run {number}: {error:.2g}"
     return ("right" if worst <= limit else "wrong"), detail, worst
-
-
-def difference(found: Array, expected: Array) -> float:
-    """The relative L2 error; infinite where shapes, infinities or NaNs differ."""
-    if found.shape != expected.shape:
-        return float("inf")
-    f, e = found.astype(np.float64), expected.astype(np.float64)
-    finite = np.isfinite(e)
-    if (
-        not np.array_equal(f[~finite], e[~finite], equal_nan=True)
-        or not np.isfinite(f[finite]).all()
-    ):
-        return float("inf")
-    return float(np.linalg.norm((f - e)[finite]) / (np.linalg.norm(e[finite]) or 1.0))
 
 
 def build(net: Net) -> bytes | str:

@@ -43,7 +43,7 @@ def parse_shape(text: str) -> Shape:
     return tuple(int(axis) for axis in axes)
 
 
-def format_shape(shape: Iterable[int]) -> str:
+def format_shape(shape: Iterable[int | str]) -> str:
     """Write a shape as ``1x3x8x8``; the empty one is ``scalar``."""
     return "x".join(map(str, shape)) or "scalar"
 

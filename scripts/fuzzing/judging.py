@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from differences import difference
 from onnx import TensorProto, helper, numpy_helper
 
 from fuzzing.graphs import Array, RandomModel, random_model
@@ -30,6 +31,7 @@ BAD = ("wrong", "edge", "failed", "crashed", "stuck", "error", "interface")
 _AGREE = 1e-4
 _NOISE = 2.0**-20
 _ALLOWANCE = 4.0
+_FLOOR = 1e-3
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,7 @@ def _judged(task: Task) -> Result:
         return replace(result, status="unjudged", detail=str(error)[:200])
     task = replace(task, expected=tuple(expected))
     for one, other in zip(expected, first, strict=True):
-        worst = max((difference(one[name], other[name]), name) for name in one)
+        worst = max((difference(one[name], other[name], floor=_FLOOR), name) for name in one)
         if worst[0] > _AGREE:
             text = f"the references disagree on {worst[1]}: {worst[0]:.1e}"
             return replace(result, status="unjudged", detail=text)
@@ -240,28 +242,13 @@ def _compared(plan: Plan, task: Task, result: Result, mode: Mode) -> Result:
         return replace(result, status="failed", detail=str(error)[:2500], task=task)
     for found, expected, rounding in zip(sets, task.expected, task.rounding, strict=True):
         for name, array in expected.items():
-            off = difference(found[name], array)
+            off = difference(found[name], array, floor=_FLOOR)
             worst = max(worst, (off, name))
             if not off <= mode.limit:
                 edge = off <= _ALLOWANCE * rounding[name]
                 status = "wrong" if status == "wrong" or not edge else "edge"
     detail = f"{worst[1]}: {worst[0]:.2g}" if worst[1] else ""
     return replace(result, status=status, detail=detail, task=task if status in BAD else None)
-
-
-def difference(found: Array, expected: Array) -> float:
-    """The relative L2 error; infinite where shapes, infinities or NaNs differ."""
-    if found.shape != expected.shape:
-        return float("inf")
-    f, e = found.astype(np.float64), expected.astype(np.float64)
-    finite = np.isfinite(e)
-    if not np.array_equal(f[~finite], e[~finite], equal_nan=True):
-        return float("inf")
-    if not np.isfinite(f[finite]).all():
-        return float("inf")
-    norm = float(np.linalg.norm(e[finite]))
-    floor: float = 1e-3 * max(1, e.size) ** 0.5
-    return float(np.linalg.norm((f - e)[finite])) / max(norm, floor)
 
 
 # ---------------------------------------------------------------- references
@@ -308,7 +295,7 @@ def _rounding(model: onnx.ModelProto, task: Task, mode: Mode) -> tuple[Mapping[s
     except Exception:  # without it there is no excuse for an error
         return nothing
     return tuple(
-        {name: difference(one[name], expected[name]) for name in expected}
+        {name: difference(one[name], expected[name], floor=_FLOOR) for name in expected}
         for one, expected in zip(found, task.expected, strict=True)
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from trt_native.backends.base import NUMPY_DTYPES
 from trt_native.graph.model_interface import Extents, InferredExtents, ModelInterface
-from trt_native.shapes import TensorSpec
+from trt_native.shapes import TensorSpec, format_shape
 
 __all__ = ["interface_problems"]
 
@@ -96,7 +96,7 @@ def _shape(tensor: Any) -> Extents | None:
 
 
 def _text(extents: Extents) -> str:
-    return "x".join("?" if extent is None else str(extent) for extent in extents) or "scalar"
+    return format_shape("?" if extent is None else extent for extent in extents)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,7 +153,7 @@ def build_latentsync(
     """
     options = options or FolderOptions()
     target = Path(folder)
-    exporting, building = exporting or _silent, building or _silent
+    exporting, building = exporting or nullcontext, building or nullcontext
     _check(target, weights, options)
     weights = _opened(weights, exporting)
     scale = _downscale(weights) if options.vae else _USUAL_DOWNSCALE
@@ -250,11 +250,6 @@ def _only_builder(folder: Path) -> Iterator[None]:
                 shutil.rmtree(folder / _ONNX, ignore_errors=True)
     except Timeout:
         raise SpecError(f"{folder}: another process builds there; wait for it to end") from None
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    yield None
 
 
 @dataclass(frozen=True)
