@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from trt_native.models.latentsync.checkpoint import Checkpoint
 
-__all__ = ["AUDIO_TOKENS", "export_deepcache", "export_latentsync", "unet_model"]
+__all__ = ["AUDIO_TOKENS", "export_deepcache", "export_latentsync", "graph_dtype", "unet_model"]
 
 AUDIO_TOKENS = 50
 """Audio features per frame that the LatentSync U-Net is exported for."""
@@ -189,6 +189,20 @@ def unet_model(
     return model
 
 
+def graph_dtype(precision: str) -> ir.DataType:
+    """The type of a graph in ``fp32``, ``fp16`` or ``bf16``.
+
+    Raises:
+        SpecError: it is none of these.
+    """
+    if precision not in _PRECISIONS:
+        raise SpecError(
+            f"precision {precision!r} cannot be exported: use fp32, fp16 or bf16",
+            options=["precision"],
+        )
+    return _PRECISIONS[precision]
+
+
 @dataclass(frozen=True, slots=True)
 class _Options:
     """The types of a model, and the opset."""
@@ -200,11 +214,7 @@ class _Options:
 
     @classmethod
     def checked(cls, precision: str, opset: int | None, timestep: str) -> _Options:
-        if precision not in _PRECISIONS:
-            raise SpecError(
-                f"precision {precision!r} cannot be exported: use fp32, fp16 or bf16",
-                options=["precision"],
-            )
+        dtype = graph_dtype(precision)
         if timestep not in _TIMESTEPS:
             raise SpecError(
                 f"timestep of {timestep!r}: use int64 or float32", options=["timestep_dtype"]
@@ -219,7 +229,7 @@ class _Options:
                 f" the default is {default}",
                 options=["opset"],
             )
-        return cls(precision, _PRECISIONS[precision], _TIMESTEPS[timestep], opset or default)
+        return cls(precision, dtype, _TIMESTEPS[timestep], opset or default)
 
     def model(
         self,

@@ -36,6 +36,7 @@ from trt_native.models.latentsync.plan_module import (
     EngineRunner,
     PlanModule,
     StepRunner,
+    StreamFollower,
     gpu_ordinal,
 )
 
@@ -104,7 +105,7 @@ class LatentSyncUNet(PlanModule):
         self._shallow = shallow
         self._schedule = None if shallow is None else _Schedule(interval)
         self._memory: _Memory | None = None
-        self._stream: torch.cuda.Stream | None = None
+        self._streams = StreamFollower(self.device)
         self._closed = False
         _warn_of_fixed_frames(full)
 
@@ -298,7 +299,7 @@ class LatentSyncUNet(PlanModule):
         return super().__getattr__(name)
 
     def _step(self, sample: Tensor, timestep: Tensor | float, audio: Tensor | None) -> Tensor:
-        self._follow_stream()
+        self._streams.follow(self._memory.tensors.values() if self._memory else ())
         shapes = self._shapes(sample, audio)
         if self._memory is None or self._memory.shapes != shapes:
             self._check_shapes(shapes)
@@ -321,16 +322,6 @@ class LatentSyncUNet(PlanModule):
             return self._full
         value = timestep.flatten()[0].item() if isinstance(timestep, Tensor) else timestep
         return self._full if self._schedule.is_full(value, shapes) else self._shallow
-
-    def _follow_stream(self) -> None:
-        """Order calls on different streams, which share the buffers."""
-        if self.device.type == "cuda":
-            stream = torch.cuda.current_stream(self.device)
-            if self._stream is not None and self._stream != stream:
-                stream.wait_stream(self._stream)
-                for tensor in self._memory.tensors.values() if self._memory else ():
-                    tensor.record_stream(stream)
-            self._stream = stream
 
     def _shapes(self, sample: Tensor, audio: Tensor | None) -> dict[str, tuple[int, ...]]:
         """Derive the shapes of all tensors of a step from the caller's."""

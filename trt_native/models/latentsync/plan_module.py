@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -15,7 +15,7 @@ from trt_native.runtime import ActivationMemory, Session
 from trt_native.runtime.engine import Engine
 from trt_native.runtime.tensor_views import torch_dtype, torch_stream
 
-__all__ = ["AttrDict", "EngineRunner", "PlanModule", "StepRunner", "gpu_ordinal"]
+__all__ = ["AttrDict", "EngineRunner", "PlanModule", "StepRunner", "StreamFollower", "gpu_ordinal"]
 
 _LOGGER = logging.getLogger(__name__)
 _Module = TypeVar("_Module", bound="PlanModule")
@@ -80,6 +80,29 @@ class EngineRunner:
         """See :class:`StepRunner`."""
         self._session.close()
         self._engine.close()
+
+
+class StreamFollower:
+    """Orders calls on different streams of torch that share buffers.
+
+    Args:
+        device: Device of the buffers; without effect on the CPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream: torch.cuda.Stream | None = None
+
+    def follow(self, buffers: Iterable[Tensor]) -> None:
+        """Let the current stream wait for the calls before, which used the same buffers."""
+        if self._device.type != "cuda":
+            return
+        stream = torch.cuda.current_stream(self._device)
+        if self._stream is not None and self._stream != stream:
+            stream.wait_stream(self._stream)
+            for tensor in buffers:
+                tensor.record_stream(stream)
+        self._stream = stream
 
 
 class PlanModule(nn.Module):

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trt_native.errors import SpecError
 from trt_native.export.module import ExportReport, export_module, require_torch
 from trt_native.files import check_writable
+from trt_native.graph.onnx_file import dtype_name
+from trt_native.models.latentsync.export import graph_dtype
 from trt_native.progress import ByteProgress
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ __all__ = ["IMAGE", "LATENTS", "MOMENTS", "export_vae", "vae_paths"]
 
 IMAGE, LATENTS, MOMENTS = "image", "latents", "moments"
 """Tensors of the two graphs."""
-
-_PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def vae_paths(path: str | Path) -> tuple[Path, Path]:
@@ -71,13 +70,11 @@ def export_vae(
 
     from trt_native.models.latentsync.vae import VaeConfig, VaeDecoder, VaeEncoder, load_vae
 
-    if precision not in _PRECISIONS:
-        raise SpecError(f"precision {precision!r} cannot be exported: use fp32, fp16 or bf16")
+    dtype = dtype_name(graph_dtype(precision))
     paths = vae_paths(path)
     for file in paths:
         check_writable(file)
     given = VaeConfig.load(config) if isinstance(config, str | Path) else config
-    dtype = _PRECISIONS[precision]
     vae, sha256 = load_vae(config=given, folder=folder, random_seed=random_seed, dtype=dtype)
     found = {
         "config": json.dumps(vae.config.to_dict()),

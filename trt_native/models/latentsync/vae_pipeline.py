@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 
 from trt_native.errors import ClosedError, SpecError, UnsupportedError
-from trt_native.models.latentsync.plan_module import AttrDict, PlanModule, StepRunner
+from trt_native.models.latentsync.plan_module import (
+    AttrDict,
+    PlanModule,
+    StepRunner,
+    StreamFollower,
+)
 from trt_native.models.latentsync.side_stream import SideStream
 from trt_native.models.latentsync.vae import VaeConfig
 from trt_native.models.latentsync.vae_export import IMAGE, LATENTS, MOMENTS
@@ -192,12 +197,12 @@ class _FrameRunner:
         self._runner = runner
         self._channels, self._ratio = channels, ratio
         self._buffers: dict[Shape, tuple[Tensor, Tensor]] = {}
-        self._stream: torch.cuda.Stream | None = None
+        self._streams = StreamFollower(runner.device)
 
     def __call__(self, x: Tensor) -> Tensor:
         ranges = self._ranges_for(x)
         most = max(allowed.max[0] for allowed in ranges)
-        self._follow_stream()
+        self._streams.follow(tensor for pair in self._buffers.values() for tensor in pair)
         found = torch.empty(self._result_shape(x.shape), dtype=x.dtype, device=x.device)
         for start in range(0, len(x), most):
             piece = x[start : start + most]
@@ -250,13 +255,3 @@ class _FrameRunner:
                 ),
             )
         return self._buffers[shape]
-
-    def _follow_stream(self) -> None:
-        """Order calls on different streams, which share the buffers."""
-        if self._runner.device.type == "cuda":
-            stream = torch.cuda.current_stream(self._runner.device)
-            if self._stream is not None and self._stream != stream:
-                stream.wait_stream(self._stream)
-                for tensor in (t for pair in self._buffers.values() for t in pair):
-                    tensor.record_stream(stream)
-            self._stream = stream
