@@ -17,6 +17,7 @@ __all__ = [
     "FallbackLadder",
     "FusionError",
     "ResourceError",
+    "RetryableError",
     "resource_error",
 ]
 
@@ -61,13 +62,27 @@ class Attempt:
         return f"workspace {workspace}, optimization level {level}: {self.cause}"
 
 
-class ResourceError(BuildError):
-    """A build failed for lack of memory, of workspace or of an implementation.
+class RetryableError(BuildError):
+    """A build failed in a way that another one with other settings may not.
 
     Attributes:
         cause: Cause of the failure, in a few words.
         workspace_bytes: The workspace that the build had.
-        shortage: Set where that was too small.
+    """
+
+    def __init__(self, error: TrtNativeError, cause: str, workspace_bytes: int) -> None:
+        super().__init__(
+            error.message, error.details, options=error.options, problems=error.problems
+        )
+        self.cause = cause
+        self.workspace_bytes = workspace_bytes
+
+
+class ResourceError(RetryableError):
+    """A build failed for lack of memory, of workspace or of an implementation.
+
+    Attributes:
+        shortage: Set where the workspace was too small.
         has_levels: Whether optimization levels have an effect on the backend.
     """
 
@@ -80,38 +95,24 @@ class ResourceError(BuildError):
         *,
         has_levels: bool = True,
     ) -> None:
-        super().__init__(
-            error.message, error.details, options=error.options, problems=error.problems
-        )
-        self.cause = cause
-        self.workspace_bytes = workspace_bytes
+        super().__init__(error, cause, workspace_bytes)
         self.shortage = shortage
         self.has_levels = has_levels
 
 
-class FusionError(BuildError):
+class FusionError(RetryableError):
     """A plan has a fusion for which TensorRT has no kernel on the GPU of this machine.
 
     Attributes:
-        fusion: The fusion in TensorRT's words.
-        tensors: Tensors across which it may go.
-        workspace_bytes: The workspace that the build had.
+        tensors: Tensors across which the fusion may go.
     """
 
     def __init__(
         self, error: TrtNativeError, fusion: str, tensors: tuple[str, ...], workspace_bytes: int
     ) -> None:
-        super().__init__(
-            error.message, error.details, options=error.options, problems=error.problems
-        )
-        self.fusion = fusion
+        cause = f"no kernel on this GPU for the fusion {fusion}"
+        super().__init__(error, cause, workspace_bytes)
         self.tensors = tensors
-        self.workspace_bytes = workspace_bytes
-
-    @property
-    def cause(self) -> str:
-        """The reason for a retry."""
-        return f"no kernel on this GPU for the fusion {self.fusion}"
 
 
 def resource_error(
