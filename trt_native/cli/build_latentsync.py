@@ -9,6 +9,7 @@ import typer
 
 from trt_native.builder.plan_cache import FOLDER_VARIABLE, EngineCache
 from trt_native.cli.console import print_json, report_errors, stderr, table
+from trt_native.cli.export import AllowMismatch, FloatTimestep
 from trt_native.cli.progress import BuildProgress, ExportProgress
 from trt_native.errors import SpecError
 from trt_native.units import format_bytes
@@ -65,14 +66,7 @@ def build_latentsync(
         bool,
         typer.Option(help="Build for guidance scales above 1; without, for 1 and less alone."),
     ] = True,
-    float_timestep: Annotated[
-        bool,
-        typer.Option(
-            "--float-timestep",
-            help="Take the timestep in float32 instead of int64, for schedulers whose timesteps"
-            " have fractions, such as Euler, Heun and KDPM2.",
-        ),
-    ] = False,
+    float_timestep: FloatTimestep = False,
     vae_frames: Annotated[
         int,
         typer.Option(
@@ -93,14 +87,7 @@ def build_latentsync(
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Build even what is in the cache.")
     ] = False,
-    allow_mismatch: Annotated[
-        bool,
-        typer.Option(
-            "--allow-mismatch",
-            help="Go on with a checkpoint that has missing or unexpected keys; missing ones get"
-            " random values.",
-        ),
-    ] = False,
+    allow_mismatch: AllowMismatch = False,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Build all of LatentSync that runs as plans: U-Net, DeepCache's shallow step, and VAE.

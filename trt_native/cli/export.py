@@ -16,13 +16,30 @@ from trt_native.units import format_bytes
 if TYPE_CHECKING:
     from trt_native.export import ExportReport
 
-__all__ = ["export_app"]
+__all__ = ["AllowMismatch", "FloatTimestep", "export_app"]
 
 _DIMENSIONS = ("batch", "frames", "height", "width")
 
 export_app = typer.Typer(
     name="export", help="Turn a PyTorch model into ONNX.", no_args_is_help=True
 )
+
+FloatTimestep = Annotated[
+    bool,
+    typer.Option(
+        "--float-timestep",
+        help="Take the timestep in float32 instead of int64, for schedulers whose timesteps"
+        " have fractions (Euler, Heun, KDPM2).",
+    ),
+]
+AllowMismatch = Annotated[
+    bool,
+    typer.Option(
+        "--allow-mismatch",
+        help="Go on with a checkpoint that has missing or unexpected keys; missing ones get"
+        " random values.",
+    ),
+]
 
 
 @export_app.callback()
@@ -67,14 +84,7 @@ def latentsync(
             " features, and NAME.shallow.onnx, which takes them.",
         ),
     ] = False,
-    float_timestep: Annotated[
-        bool,
-        typer.Option(
-            "--float-timestep",
-            help="Take the timestep in float32 instead of int64, for schedulers whose timesteps"
-            " have fractions (Euler, Heun, KDPM2).",
-        ),
-    ] = False,
+    float_timestep: FloatTimestep = False,
     opset: Annotated[
         int | None,
         typer.Option(
@@ -82,14 +92,7 @@ def latentsync(
             " \\[default: 18, and 22 for bf16]"
         ),
     ] = None,
-    allow_mismatch: Annotated[
-        bool,
-        typer.Option(
-            "--allow-mismatch",
-            help="Go on with a checkpoint that has missing or unexpected keys; missing ones get"
-            " random values.",
-        ),
-    ] = False,
+    allow_mismatch: AllowMismatch = False,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Export the LatentSync U-Net: latents, timestep and audio in, predicted noise out."""
