@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import torch
@@ -194,8 +195,8 @@ def _times(
 ) -> Iterator[Row]:
     started = time.perf_counter()
     scheduler = SCHEDULERS["DDIM"]()
+    vae, unet = load(setup, name, scheduler, device, dtype)
     scheduler.set_timesteps(setup.steps, device=device)
-    vae, unet = load(setup, name, scheduler.timesteps, device, dtype)
     yield {"load_s": round(time.perf_counter() - started, 1)}
     common: dict[str, Any] = {"chunk": FRAMES, "guidance": setup.guidance}
     common |= {"device": device, "dtype": dtype}
@@ -220,9 +221,9 @@ def _times(
 
 
 def load(
-    setup: Setup, name: str, timesteps: torch.Tensor, device: torch.device, dtype: torch.dtype
+    setup: Setup, name: str, scheduler: Any, device: torch.device, dtype: torch.dtype
 ) -> tuple[Any, Any]:
-    """The VAE and the U-Net of a contender."""
+    """The VAE and the U-Net of a contender; ours are installed beside the scheduler."""
     interval = 1 if name.endswith("-full") else INTERVAL
     if name.startswith("ours"):
         from trt_native import LatentSyncPipelineEngines
@@ -233,6 +234,7 @@ def load(
             overlap=name.endswith("-overlap"),
             compile_new_shapes=name != "ours-generic",
         )
+        engines.install(SimpleNamespace(vae=engines.vae, scheduler=scheduler))
         return engines.vae, engines.unet
     kind = str(dtype).removeprefix("torch.")
     made, _ = load_unet(config=setup.config, random_seed=0, dtype=kind)
@@ -240,7 +242,9 @@ def load(
         unet = NaiveUNet(made.config)
     unet.load_state_dict(made.state_dict(), assign=True)
     unet = unet.to(device).requires_grad_(False).eval()
-    return original_vae(setup).to(dtype).to(device), SkippingUNet(unet, timesteps, interval)
+    scheduler.set_timesteps(setup.steps)
+    skipping = SkippingUNet(unet, scheduler.timesteps, interval)
+    return original_vae(setup).to(dtype).to(device), skipping
 
 
 def original_vae(setup: Setup) -> Any:

@@ -128,6 +128,16 @@ def test_a_vae_of_another_kind(theirs, unet, vae):
     assert theirs.unet is before
 
 
+def test_timesteps_stay_on_the_host(loop, theirs, unet, vae):
+    theirs.scheduler, expected = (loop.SCHEDULERS["DPM++"]() for _ in range(2))
+    made(unet, vae).install(theirs)
+    theirs.scheduler.set_timesteps(7, device="meta")
+    expected.set_timesteps(7)
+    assert theirs.scheduler.timesteps.equal(expected.timesteps)
+    theirs.scheduler.set_timesteps(5, "meta")
+    assert theirs.scheduler.timesteps.is_cpu
+
+
 def test_without_a_vae(theirs, unet, vae):
     own = theirs.vae
     LatentSyncPipelineEngines(made(unet, vae).unet).install(theirs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import os
 from collections.abc import Callable
@@ -129,7 +131,9 @@ class LatentSyncPipelineEngines:
     def install(self, pipeline: Any) -> None:
         """Replace the U-Net and the VAE of a pipeline.
 
-        The VAE keeps the scaling and shift factors that the pipeline's own has.
+        The VAE keeps the scaling and shift factors that the pipeline's own has. The scheduler's
+        timesteps stay on the host from then on: read from the GPU, each would make the host wait
+        for the step before it, and the GPU then for the host.
 
         Args:
             pipeline: A ``LipsyncPipeline``, on the GPU of the plans.
@@ -141,6 +145,8 @@ class LatentSyncPipelineEngines:
             self._take_factors(getattr(pipeline, "vae", None))
             pipeline.vae = self.vae
         pipeline.unet = self.unet
+        if hasattr(pipeline, "scheduler"):
+            _keep_timesteps_on_the_host(pipeline.scheduler)
 
     def close(self) -> None:
         """Free the plans and their memory. Idempotent."""
@@ -169,6 +175,20 @@ class LatentSyncPipelineEngines:
                 )
         own.scaling_factor = config.scaling_factor
         own.shift_factor = getattr(config, "shift_factor", None) or 0.0
+
+
+def _keep_timesteps_on_the_host(scheduler: Any) -> None:
+    """Let ``set_timesteps`` ignore its device. Schedulers compute the same from either place."""
+    original = scheduler.set_timesteps
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def set_timesteps(*args: Any, **kwargs: Any) -> None:
+        given = signature.bind(*args, **kwargs)
+        given.arguments.pop("device", None)
+        original(*given.args, **given.kwargs)
+
+    scheduler.set_timesteps = set_timesteps
 
 
 def _listed(value: Any) -> Any:

@@ -370,11 +370,9 @@ class LatentSyncUNet(PlanModule):
 
     def _fill_timestep(self, buffer: Tensor, timestep: Tensor | float, batch: int) -> None:
         takes_fractions = buffer.dtype == torch.float32
+        kind = str(buffer.dtype).removeprefix("torch.")
         if not isinstance(timestep, Tensor):
-            if not takes_fractions and not float(timestep).is_integer():
-                raise fractional_timestep(timestep, str(buffer.dtype).removeprefix("torch."))
-            buffer.fill_(float(timestep))
-            return
+            timestep = torch.tensor(timestep, dtype=torch.float64)
         values = timestep.detach().reshape(-1)
         if timestep.ndim > 1 or len(values) not in (1, batch):
             raise SpecError(
@@ -386,11 +384,12 @@ class LatentSyncUNet(PlanModule):
             )
         if values.is_floating_point() and not takes_fractions:
             if bool((values != values.round()).any()):
-                raise fractional_timestep(
-                    values[0].item(), str(buffer.dtype).removeprefix("torch.")
-                )
+                raise fractional_timestep(values[0].item(), kind)
             values = values.round()
-        buffer.copy_(values[:1])
+        if values.is_cpu:
+            buffer.fill_(values[0].item())  # a copy would wait for the GPU
+        else:
+            buffer.copy_(values[:1])
 
 
 @dataclass(frozen=True, slots=True)
