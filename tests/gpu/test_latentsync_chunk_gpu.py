@@ -14,9 +14,13 @@ from helpers import DATA, ROOT, denoising
 from helpers.denoising import InPyTorch, with_cached_modules
 from helpers.metrics import relative_error
 
-from trt_native import LatentSyncPipelineEngines
+from trt_native import BuildConfig, Engine, LatentSyncPipelineEngines, build_plan
 from trt_native.errors import SpecError
 from trt_native.models.latentsync import load_unet
+from trt_native.models.latentsync.plan_module import EngineRunner
+from trt_native.models.latentsync.whisper import load_whisper
+from trt_native.models.latentsync.whisper_export import export_whisper
+from trt_native.models.latentsync.whisper_pipeline import LatentSyncWhisperEncoder
 
 pytest.importorskip("diffusers")
 from helpers.autoencoders import diffusers_vae
@@ -107,6 +111,22 @@ class TestVae:
             engines.vae.encode(randn(4, 3, SIZE, SIZE))
         for image, chunk in zip(found, chunks, strict=True):
             close(image, vae[0].decode(chunk).sample * 0.5 + 1, 2e-2)
+
+
+def test_whispers_encoder(tmp_path):
+    """Whisper tiny with random weights, a segment of 30 s in FP16."""
+    module = load_whisper(random_seed=1)[0].to(GPU)
+    export_whisper(tmp_path / "whisper.onnx", random_seed=1, precision="fp16")
+    plan = build_plan(tmp_path / "whisper.onnx", BuildConfig())
+    mel = randn(1, 80, 3000)
+    with torch.no_grad():
+        features, embeddings = module(mel)
+    with LatentSyncWhisperEncoder(EngineRunner(Engine(plan)), config=module.config) as encoder:
+        found = encoder(mel.half(), include_embeddings=True)
+        again = encoder(mel.half(), include_embeddings=True)
+    close(found[0], features, 5e-3)
+    close(torch.from_numpy(found[1]), embeddings, 5e-3)
+    assert torch.equal(found[0], again[0])
 
 
 def run(loop, parts, guidance, frames=10, unet=None):

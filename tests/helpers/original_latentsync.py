@@ -23,14 +23,10 @@ def original_modules(monkeypatch):
     Skips the test where there is no checkout of github.com/bytedance/LatentSync in the folder
     that TRT_NATIVE_LATENTSYNC names.
     """
-    folder = os.environ.get(CHECKOUT)
-    if not folder:
-        pytest.skip(f"set {CHECKOUT} to a checkout of github.com/bytedance/LatentSync")
-    if not (Path(folder) / "latentsync/pipelines/lipsync_pipeline.py").is_file():
-        pytest.fail(f"{CHECKOUT}={folder}: no latentsync/pipelines/lipsync_pipeline.py there")
+    folder = _checkout()
     for name in ("diffusers", "einops"):
         pytest.importorskip(name)
-    monkeypatch.syspath_prepend(folder)
+    monkeypatch.syspath_prepend(str(folder))
     for name in [name for name in sys.modules if name.partition(".")[0] == "latentsync"]:
         monkeypatch.delitem(sys.modules, name)
     for name, contents in _stand_ins().items():
@@ -42,6 +38,33 @@ def original_modules(monkeypatch):
     pipeline = importlib.import_module("latentsync.pipelines.lipsync_pipeline")
     monkeypatch.setattr(pipeline.subprocess, "run", lambda *_args, **_options: None)
     return unet, pipeline
+
+
+def original_audio_encoder(monkeypatch):
+    """LatentSync's ``AudioEncoder``, without what its file imports for text."""
+    folder = _checkout()
+    package = "original_whisper"
+    parent = types.ModuleType(package)
+    parent.__path__ = [str(folder / "latentsync/whisper/whisper")]
+    monkeypatch.setitem(sys.modules, package, parent)
+    for name, contents in (
+        ("transcribe", {"transcribe": None}),
+        ("decoding", {"detect_language": None, "decode": None}),
+    ):
+        module = types.ModuleType(f"{package}.{name}")
+        vars(module).update(contents)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.delitem(sys.modules, f"{package}.model", raising=False)
+    return importlib.import_module(f"{package}.model").AudioEncoder
+
+
+def _checkout():
+    folder = os.environ.get(CHECKOUT)
+    if not folder:
+        pytest.skip(f"set {CHECKOUT} to a checkout of github.com/bytedance/LatentSync")
+    if not (Path(folder) / "latentsync/pipelines/lipsync_pipeline.py").is_file():
+        pytest.fail(f"{CHECKOUT}={folder}: no latentsync/pipelines/lipsync_pipeline.py there")
+    return Path(folder)
 
 
 def _stand_ins():

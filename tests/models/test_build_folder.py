@@ -51,7 +51,11 @@ def exports(monkeypatch):
         shapes = ((path.with_stem(name), ["frames", n, "height", "width"]) for name, n in pairs)
         return tuple(written(*shape) for shape in shapes)
 
-    for function in (export_deepcache, export_latentsync, export_vae):
+    def export_whisper(path, **options):
+        calls.append(("whisper", options))
+        return written(path, [1, 8, 24])
+
+    for function in (export_deepcache, export_latentsync, export_vae, export_whisper):
         monkeypatch.setattr(build_folder, function.__name__, function)
     return calls
 
@@ -88,15 +92,18 @@ class TestBuilds:
         others = {name for name in os.listdir(tmp_path / "plans") if ".plan" not in name}
         assert others == {".build-latentsync.lock"}
 
-    def test_the_unet_alone(self, exports, tmp_path):
-        weights = ModelSources(checkpoint=DATA / "unet_small.pt", config="small")
+    def test_the_unet_and_whisper(self, exports, tmp_path):
+        weights = ModelSources(
+            checkpoint=DATA / "unet_small.pt", config="small", whisper=tmp_path / "tiny.pt"
+        )
         options = FolderOptions(
             vae=False, deepcache=False, guidance=False, resolution=64, float_timestep=True
         )
         build_latentsync(tmp_path, weights, options)
-        assert plans(tmp_path) == ["unet.plan"]
+        assert plans(tmp_path) == ["unet.plan", "whisper.encoder.plan"]
         assert profiles(tmp_path / "unet.plan")[0] == "1x13x1x8x8:1x13x16x8x8:1x13x16x8x8"
-        ((kind, given),) = exports
+        (_, whisper), (kind, given) = exports
+        assert whisper["checkpoint"] == tmp_path / "tiny.pt"
         assert kind == "latentsync"
         assert given["checkpoint"].sha256
         assert (given["precision"], given["timestep_dtype"]) == ("fp16", "float32")

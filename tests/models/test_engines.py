@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import json
@@ -12,7 +13,7 @@ import pytest
 import torch
 from helpers import ROOT
 from helpers.denoising import TorchStepRunner, plan_tensors
-from helpers.made_plans import GOLDEN, make_plan
+from helpers.made_plans import GOLDEN, make_plan, tensor
 
 from trt_native import LatentSyncPipelineEngines, LatentSyncUNet, LatentSyncVAE
 from trt_native.errors import ClosedError, PlanError, SpecError, UnsupportedError
@@ -22,6 +23,7 @@ from trt_native.models.latentsync import (
     UNetConfig,
     engines,
 )
+from trt_native.models.latentsync.whisper import WhisperConfig, load_whisper
 
 pytest.importorskip("diffusers")
 from helpers.autoencoders import SMALL, diffusers_vae, runners
@@ -163,6 +165,19 @@ def plan_of(path, tensors, metadata):
     make_plan(path, tensors, model={**GOLDEN["model"], "metadata": metadata})
 
 
+WHISPER = WhisperConfig(n_mels=8, n_audio_ctx=12, n_audio_state=16, n_audio_head=2, n_audio_layer=2)
+
+
+def whisper_runner():
+    tensors = [
+        tensor("mel", "input", "float32", shape=(1, 8, 24)),
+        tensor("features", "output", "float32", shape=(1, 12, 16)),
+        tensor("embeddings", "output", "float32", shape=(1, 3, 12, 16)),
+    ]
+    module = load_whisper(config=WHISPER, random_seed=0)[0]
+    return TorchStepRunner("whisper.encoder.plan", module, tensors)
+
+
 class TestFolder:
     """Loading, with PyTorch in the engines' places."""
 
@@ -213,6 +228,22 @@ class TestFolder:
         ]
         parts.close()
         assert memory.closed
+
+    def test_whispers_encoder(self, folder, theirs):
+        runner = whisper_runner()
+        self.runners["whisper.encoder.plan"] = runner
+        origin = {"trt_native.config": json.dumps(dataclasses.asdict(WHISPER))}
+        plan_of(folder / "whisper.encoder.plan", runner.tensors, origin)
+        parts = from_folder(folder)
+        with pytest.raises(SpecError, match="the pipeline's Whisper has n_mels None, the plan's"):
+            parts.install(theirs)
+        theirs.audio_encoder = SimpleNamespace(model=SimpleNamespace(dims=WHISPER, encoder=None))
+        parts.install(theirs)
+        assert theirs.audio_encoder.model.encoder is parts.whisper
+        assert theirs.audio_encoder.model.encoder(torch.zeros(1, 8, 24)).shape == (1, 12, 16)
+        parts.close()
+        with pytest.raises(ClosedError):
+            parts.whisper(torch.zeros(1, 8, 24))
 
     def test_deepcache_where_its_plan_is_there(self, folder):
         parts = from_folder(folder)

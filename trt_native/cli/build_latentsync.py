@@ -36,9 +36,16 @@ def build_latentsync(
     no_vae: Annotated[
         bool, typer.Option("--no-vae", help="Build the U-Net alone; the VAE stays in PyTorch.")
     ] = False,
+    whisper: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="LatentSync's checkpoints/whisper/tiny.pt: also build its encoder.",
+        ),
+    ] = None,
     random_weights: Annotated[
         int | None,
-        typer.Option(metavar="SEED", help="Random weights for all, instead of files."),
+        typer.Option(metavar="SEED", help="Random weights for U-Net and VAE, instead of files."),
     ] = None,
     config: Annotated[
         str | None,
@@ -90,7 +97,7 @@ def build_latentsync(
     allow_mismatch: AllowMismatch = False,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Build all of LatentSync that runs as plans: U-Net, DeepCache's shallow step, and VAE.
+    """Build all of LatentSync that runs as plans: U-Net, DeepCache's shallow step, VAE, Whisper.
 
     The folder is for trt_native.LatentSyncPipelineEngines.from_folder.
     """
@@ -105,6 +112,7 @@ def build_latentsync(
         build_folder.ModelSources(
             checkpoint=checkpoint,
             vae=vae,
+            whisper=whisper,
             random_seed=random_weights,
             config=config,
             vae_config=vae_config,

@@ -184,6 +184,48 @@ def latentsync_vae(
         _print(report)
 
 
+@export_app.command()
+@report_errors
+def latentsync_whisper(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The ONNX file to write.")],
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="OpenAI's file, such as LatentSync's checkpoints/whisper/tiny.pt."),
+    ] = None,
+    random_weights: Annotated[
+        int | None, typer.Option(metavar="SEED", help="Random weights instead of a checkpoint.")
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(help="With random weights: tiny or small. \\[default: tiny]"),
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="fp32, fp16 or bf16: types of the ONNX graph.")
+    ] = "fp32",
+    opset: Annotated[int | None, typer.Option(help="ONNX operator-set version.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Export Whisper's audio encoder: a segment's spectrogram in, features of all layers out."""
+    if (checkpoint is None) == (random_weights is None):
+        raise SpecError("give either --checkpoint FILE or --random-weights SEED")
+    from trt_native.models.latentsync.whisper_export import export_whisper
+
+    with ExportProgress(stderr) as progress:
+        report = export_whisper(
+            output,
+            checkpoint=checkpoint,
+            config=config,
+            random_seed=random_weights,
+            precision=precision,
+            opset=opset,
+            progress=progress,
+        )
+    if json:
+        print_json(report.to_dict())
+        return
+    _print(report)
+
+
 def _parse_static(text: str) -> dict[str, int]:
     extents: dict[str, int] = {}
     for entry in text.split(","):

@@ -24,6 +24,7 @@ from trt_native.models.latentsync.export import export_deepcache, export_latents
 from trt_native.models.latentsync.profile import FRAMES
 from trt_native.models.latentsync.vae_export import export_vae
 from trt_native.models.latentsync.weights import choose_config, open_checkpoint
+from trt_native.models.latentsync.whisper_export import export_whisper
 from trt_native.progress import ByteProgress, Progress
 from trt_native.shapes import ProfileSpec
 
@@ -52,7 +53,9 @@ class ModelSources:
     Attributes:
         checkpoint: A U-Net's checkpoint, its file, or a state dict.
         vae: A folder of diffusers' ``AutoencoderKL``.
-        random_seed: Random weights for both that depend on this number alone, instead.
+        whisper: OpenAI's file of Whisper, such as LatentSync's ``tiny.pt``. None: no plan is built
+            of its encoder.
+        random_seed: Random weights for U-Net and VAE that depend on this number alone, instead.
         config: The U-Net's configuration, its file, or a preset's name. Default: the checkpoint's
             own, else ``latentsync-1.6``.
         vae_config: With ``random_seed``: the VAE's; by default Stable Diffusion's.
@@ -61,6 +64,7 @@ class ModelSources:
 
     checkpoint: Checkpoint | Mapping[str, Tensor] | str | Path | None = None
     vae: str | Path | None = None
+    whisper: str | Path | None = None
     random_seed: int | None = None
     config: UNetConfig | str | Path | None = None
     vae_config: VaeConfig | str | Path | None = None
@@ -128,12 +132,12 @@ def build_latentsync(
     exporting: Callable[[], AbstractContextManager[ByteProgress | None]] | None = None,
     building: Callable[[], AbstractContextManager[Progress | None]] | None = None,
 ) -> list[BuiltPart]:
-    """Export and build LatentSync's U-Net and VAE.
+    """Export and build LatentSync's U-Net, VAE and audio encoder.
 
     Writes ``unet.plan``, ``vae.encoder.plan`` and ``vae.decoder.plan``, for DeepCache also
-    ``unet.shallow.plan``, and their manifests. Each is whole or not there; those that an
-    interrupted call finished are taken from the cache by the next one. The ONNX files are
-    temporary.
+    ``unet.shallow.plan``, with a Whisper also ``whisper.encoder.plan``, and their manifests. Each
+    is whole or not there; those that an interrupted call finished are taken from the cache by the
+    next one. The ONNX files are temporary.
 
     Args:
         folder: The folder to write to; it is made where it is missing.
@@ -161,8 +165,10 @@ def build_latentsync(
     target.mkdir(parents=True, exist_ok=True)
     run = _FolderBuild(target, weights, options, exporting, building)
     with _only_builder(target):
+        # The short ones first: what is wrong with their files shows before minutes of the U-Net.
+        whisper = run.whisper() if weights.whisper is not None else []
         vae = run.vae(latents, scale) if options.vae else []
-        return [*run.unet(latents), *vae]
+        return [*run.unet(latents), *vae, *whisper]
 
 
 def _check(folder: Path, weights: ModelSources, options: FolderOptions) -> None:
@@ -295,6 +301,16 @@ class _FolderBuild:
         frames = f"frames={self.options.vae_frames}"
         sizes = (scale * latents, latents)
         return self._built(written, [[frames, f"height={n}", f"width={n}"] for n in sizes])
+
+    def whisper(self) -> list[BuiltPart]:
+        with self.exporting() as progress:
+            written = export_whisper(
+                self.folder / _ONNX / "whisper.encoder.onnx",
+                checkpoint=self.weights.whisper,
+                precision=self.options.precision,
+                progress=progress,
+            )
+        return self._built((written,), [[]])
 
     def _built(self, exports: tuple[ExportReport, ...], dims: list[list[str]]) -> list[BuiltPart]:
         with self.building() as progress:

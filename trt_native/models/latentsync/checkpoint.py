@@ -42,6 +42,8 @@ __all__ = [
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE_MAGIC = b"\x80"
+_CONFIG_KEYS = {"state_dict": "config", "model_state_dict": "dims"}
+"""Keys of a state dict inside a file, and of its configuration; the second is Whisper's."""
 _SHOWN = 5  # keys of each kind in an error
 _SAFETENSORS_TYPES: Mapping[str, Any] = {
     "F64": np.float64,
@@ -101,8 +103,8 @@ class LoadReport:
 def load_checkpoint(path: str | Path, progress: ByteProgress | None = None) -> Checkpoint:
     """Read a ``.safetensors`` file or one that ``torch.save`` wrote, without running its pickle.
 
-    The latter may hold ``{"global_step", "state_dict"}``, ``{"config", "state_dict"}`` or a bare
-    state dict. A common prefix ``module.`` is dropped.
+    The latter may hold ``{"global_step", "state_dict"}``, ``{"config", "state_dict"}``, Whisper's
+    ``{"dims", "model_state_dict"}`` or a bare state dict. A common prefix ``module.`` is dropped.
 
     Raises:
         ModelError: the file is missing, empty, truncated, not a checkpoint, or has pickled code.
@@ -136,12 +138,13 @@ def _load(
         sha256 = sha256_of_file(path, lambda n: report("Hashing the checkpoint", n, size))
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from None
-    has_header = isinstance(data, Mapping) and isinstance(data.get("state_dict"), Mapping)
-    header: Mapping[str, Any] = data if has_header else {}
-    state = header.get("state_dict", data)
+    header: Mapping[str, Any] = data if isinstance(data, Mapping) else {}
+    inside = next((key for key in _CONFIG_KEYS if isinstance(header.get(key), Mapping)), None)
+    state = header[inside] if inside else data
     if not _is_state_dict(state):
         raise ModelError(f"{path}: not a checkpoint: it holds no state dict of named tensors")
-    config, step = header.get("config"), header.get("global_step")
+    config = header.get(_CONFIG_KEYS[inside]) if inside else None
+    step = header.get("global_step") if inside else None
     return Checkpoint(
         state_dict=_without_prefix(state),
         config=dict(config) if isinstance(config, Mapping) else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import json
@@ -19,39 +20,51 @@ from trt_native.models.latentsync.pipeline import LatentSyncUNet, gpu_ordinal
 from trt_native.models.latentsync.plan_module import EngineRunner
 from trt_native.models.latentsync.vae import VaeConfig
 from trt_native.models.latentsync.vae_pipeline import LatentSyncVAE
+from trt_native.models.latentsync.whisper import WhisperConfig
+from trt_native.models.latentsync.whisper_pipeline import LatentSyncWhisperEncoder
 from trt_native.plans.plan import Plan
 from trt_native.runtime import ActivationMemory
 from trt_native.runtime.engine import Engine
 
-__all__ = ["DECODER", "ENCODER", "FULL", "SHALLOW", "LatentSyncPipelineEngines"]
+__all__ = ["DECODER", "ENCODER", "FULL", "SHALLOW", "WHISPER", "LatentSyncPipelineEngines"]
 
 FULL, SHALLOW = "unet.plan", "unet.shallow.plan"
 ENCODER, DECODER = "vae.encoder.plan", "vae.decoder.plan"
+WHISPER = "whisper.encoder.plan"
 """Plans in a folder that ``trt-native build-latentsync`` wrote."""
 
 _DEFAULT_INTERVAL = 3
 _ORIGIN = ("trt_native.config", "trt_native.checkpoint_sha256", "trt_native.random_seed")
-_Config = TypeVar("_Config", UNetConfig, VaeConfig)
+_Config = TypeVar("_Config", UNetConfig, VaeConfig, WhisperConfig)
 
 
 class LatentSyncPipelineEngines:
-    """LatentSync's U-Net and VAE as plans.
+    """LatentSync's U-Net, VAE and audio encoder as plans.
 
-    Give :attr:`unet` and :attr:`vae` to ``LipsyncPipeline`` in place of the originals, or
-    :meth:`install` them in a pipeline that has those. One thread at a time may use them.
+    :meth:`install` puts them into a pipeline in place of the originals. To load no originals at
+    all, give :attr:`unet` and :attr:`vae` to ``LipsyncPipeline`` first. One thread at a time may
+    use them.
 
     Args:
         unet: The U-Net.
         vae: The VAE; None leaves the pipeline's own.
+        whisper: The encoder of Whisper; None leaves the pipeline's own.
 
     Attributes:
         unet: The U-Net.
         vae: The VAE, or None.
+        whisper: The encoder of Whisper, or None.
     """
 
-    def __init__(self, unet: LatentSyncUNet, vae: LatentSyncVAE | None = None) -> None:
+    def __init__(
+        self,
+        unet: LatentSyncUNet,
+        vae: LatentSyncVAE | None = None,
+        whisper: LatentSyncWhisperEncoder | None = None,
+    ) -> None:
         self.unet = unet
         self.vae = vae
+        self.whisper = whisper
         self._memory: ActivationMemory | None = None
 
     @classmethod
@@ -71,7 +84,7 @@ class LatentSyncPipelineEngines:
 
         Args:
             folder: The folder with ``unet.plan``, and perhaps ``unet.shallow.plan``,
-                ``vae.encoder.plan`` and ``vae.decoder.plan``.
+                ``vae.encoder.plan``, ``vae.decoder.plan`` and ``whisper.encoder.plan``.
             interval: DeepCache's number of timesteps per full step; 1 runs every step in full.
                 Default: 3 where the folder has ``unet.shallow.plan``, else 1.
             overlap: Decode a chunk on a stream of its own while the next one is encoded and
@@ -91,6 +104,7 @@ class LatentSyncPipelineEngines:
         shallow = (path / SHALLOW).exists() if interval is None else interval > 1
         has_vae = (path / ENCODER).exists() or (path / DECODER).exists()
         names = [FULL, *[SHALLOW] * shallow, *[ENCODER, DECODER] * has_vae]
+        names += [WHISPER] * (path / WHISPER).exists()
         _check_present(path, names)
         ordinal = gpu_ordinal(device)
         with ExitStack() as undo:
@@ -104,7 +118,7 @@ class LatentSyncPipelineEngines:
                 )
                 undo.callback(engine.close)
                 engines[name] = engine
-            configs = _unet_config(engines), _vae_config(engines)
+            configs = _unet_config(engines), _vae_config(engines), _whisper_config(engines)
             alone = [DECODER] if overlap and has_vae else []
             memory = ActivationMemory(*(e for name, e in engines.items() if name not in alone))
             undo.callback(memory.close)
@@ -119,17 +133,19 @@ class LatentSyncPipelineEngines:
                 config=configs[0],
                 interval=(interval or _DEFAULT_INTERVAL) if shallow else 1,
             )
-            vae = None
+            vae = whisper = None
             if configs[1] is not None:
                 pair = runners[ENCODER], runners[DECODER]
                 vae = LatentSyncVAE(*pair, config=configs[1], overlap=overlap)
-            made = cls(unet, vae)
+            if configs[2] is not None:
+                whisper = LatentSyncWhisperEncoder(runners[WHISPER], config=configs[2])
+            made = cls(unet, vae, whisper)
             made._memory = memory
             undo.pop_all()
         return made
 
     def install(self, pipeline: Any) -> None:
-        """Replace the U-Net and the VAE of a pipeline.
+        """Replace the U-Net, the VAE and the audio encoder of a pipeline.
 
         The VAE keeps the scaling and shift factors that the pipeline's own has. The scheduler's
         timesteps stay on the host from then on: read from the GPU, each would make the host wait
@@ -139,11 +155,16 @@ class LatentSyncPipelineEngines:
             pipeline: A ``LipsyncPipeline``, on the GPU of the plans.
 
         Raises:
-            SpecError: the pipeline's VAE has latents of another kind, or there is none.
+            SpecError: the pipeline's VAE has latents of another kind or its Whisper other
+                dimensions, or there is none.
         """
+        if self.whisper is not None:
+            self._check_dimensions(pipeline)
         if self.vae is not None:
             self._take_factors(getattr(pipeline, "vae", None))
             pipeline.vae = self.vae
+        if self.whisper is not None:
+            pipeline.audio_encoder.model.encoder = self.whisper
         pipeline.unet = self.unet
         if hasattr(pipeline, "scheduler"):
             _keep_timesteps_on_the_host(pipeline.scheduler)
@@ -153,6 +174,8 @@ class LatentSyncPipelineEngines:
         self.unet.close()
         if self.vae is not None:
             self.vae.close()
+        if self.whisper is not None:
+            self.whisper.close()
         if self._memory is not None:
             self._memory.close()
 
@@ -161,6 +184,18 @@ class LatentSyncPipelineEngines:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _check_dimensions(self, pipeline: Any) -> None:
+        assert self.whisper is not None  # noqa: S101  # for the type checker
+        model = getattr(getattr(pipeline, "audio_encoder", None), "model", None)
+        dims: Any = getattr(model, "dims", None)
+        for name, own in dataclasses.asdict(self.whisper.config).items():
+            found = getattr(dims, name, None)
+            if found != own:
+                raise SpecError(
+                    f"the pipeline's Whisper has {name} {found}, the plan's has {own}; build the"
+                    " plan from the Whisper that the pipeline loads"
+                )
 
     def _take_factors(self, replaced: Any) -> None:
         assert self.vae is not None  # noqa: S101  # for the type checker
@@ -213,6 +248,12 @@ def _vae_config(engines: dict[str, Engine]) -> VaeConfig | None:
     if ENCODER not in engines:
         return None
     return _shared_config(engines, [ENCODER, DECODER], VaeConfig.from_mapping)
+
+
+def _whisper_config(engines: dict[str, Engine]) -> WhisperConfig | None:
+    if WHISPER not in engines:
+        return None
+    return _shared_config(engines, [WHISPER], WhisperConfig.from_mapping)
 
 
 def _shared_config(

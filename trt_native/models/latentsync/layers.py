@@ -17,7 +17,16 @@ from torch.nn import functional
 from trt_native.models.latentsync.config import MotionConfig, UNetConfig
 from trt_native.models.latentsync.structure import MOTION_GROUPS, TRANSFORMER_EPS
 
-__all__ = ["BatchFrames", "GroupNorm", "Motion", "Positions", "Transformer", "is_exporting", "silu"]
+__all__ = [
+    "BatchFrames",
+    "GroupNorm",
+    "LayerNorm",
+    "Motion",
+    "Positions",
+    "Transformer",
+    "is_exporting",
+    "silu",
+]
 
 # torch before 2.7, such as LatentSync's, has no such function, and is not one that exports this.
 is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
@@ -69,8 +78,11 @@ def _like(x: Tensor, other: Tensor) -> Tensor:
     return x if x.dtype == other.dtype else x.to(other.dtype)
 
 
-class _LayerNorm(nn.LayerNorm):
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm in FP32, whatever the module's type."""
+
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """Normalise over the last axes."""
         weight, bias = _fp32(self.weight), _fp32(self.bias)
         out = functional.layer_norm(_fp32(input), self.normalized_shape, weight, bias, self.eps)
         return _like(out, input)
@@ -156,12 +168,12 @@ class _TransformerBlock(nn.Module):
 
     def __init__(self, channels: int, heads: int, audio: int | None) -> None:
         super().__init__()
-        self.norm1 = _LayerNorm(channels)
+        self.norm1 = LayerNorm(channels)
         self.attn1 = _Attention(channels, heads)
         if audio is not None:
-            self.norm2 = _LayerNorm(channels)
+            self.norm2 = LayerNorm(channels)
             self.attn2 = _Attention(channels, heads, audio)
-        self.norm3 = _LayerNorm(channels)
+        self.norm3 = LayerNorm(channels)
         self.ff = _FeedForward(channels)
 
     def forward(self, x: Tensor, audio: Tensor | None) -> Tensor:
@@ -215,9 +227,9 @@ class _TemporalBlock(nn.Module):
         super().__init__()
         kinds = config.attention_block_types
         self.attention_blocks = nn.ModuleList(_TemporalAttention(config, channels) for _ in kinds)
-        self.norms = nn.ModuleList(_LayerNorm(channels) for _ in kinds)
+        self.norms = nn.ModuleList(LayerNorm(channels) for _ in kinds)
         self.ff = _FeedForward(channels)
-        self.ff_norm = _LayerNorm(channels)
+        self.ff_norm = LayerNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         for attention, norm in zip(self.attention_blocks, self.norms, strict=True):
