@@ -32,7 +32,7 @@ from processes import PeakMemory, ProcessError, Row, read_lines
 
 from trt_native.cli.console import report_errors, stdout, table
 from trt_native.errors import SpecError
-from trt_native.models.latentsync import UNetConfig, VaeConfig, load_unet, load_vae
+from trt_native.models.latentsync import UNetConfig, VaeConfig, load_unet, load_vae, plan_names
 from trt_native.models.latentsync.build_folder import (
     VAE_FRAMES,
     FolderOptions,
@@ -42,7 +42,7 @@ from trt_native.models.latentsync.build_folder import (
 from trt_native.models.latentsync.profile import FRAMES
 
 INTERVAL = 3
-PLANS = ("unet.plan", "unet.shallow.plan", "vae.encoder.plan", "vae.decoder.plan")
+PLANS = (plan_names.FULL, plan_names.SHALLOW, plan_names.ENCODER, plan_names.DECODER)
 CONTENDERS = ("original", "ours", "ours-overlap", "original-full", "ours-full", "ours-generic")
 """Contenders, the most wanted first.
 

@@ -18,6 +18,7 @@ from trt_native.errors import SpecError
 from trt_native.export.module import require_torch
 from trt_native.graph.dims import read_limits
 from trt_native.graph.onnx_file import read_model
+from trt_native.models.latentsync import plan_names
 from trt_native.models.latentsync.checkpoint import Checkpoint
 from trt_native.models.latentsync.config import UNetConfig
 from trt_native.models.latentsync.export import export_deepcache, export_latentsync
@@ -43,7 +44,6 @@ VAE_FRAMES = 4
 
 _USUAL_DOWNSCALE = 8  # of Stable Diffusion's VAE
 _ONNX = ".onnx-files"
-_SHALLOW = "unet.shallow.plan"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,10 +190,11 @@ def _check(folder: Path, weights: ModelSources, options: FolderOptions) -> None:
     if in_the_way is not None:
         raise SpecError(f"cannot write to {folder}: {in_the_way} is not a folder; name another")
     load_backend(options.backend)  # before minutes of export
-    if not options.deepcache and (folder / _SHALLOW).exists():
+    shallow = folder / plan_names.SHALLOW
+    if not options.deepcache and shallow.exists():
         raise SpecError(
-            f"{folder / _SHALLOW} is from an earlier build with DeepCache and would be used with"
-            " the new unet.plan; remove it, or build for DeepCache again",
+            f"{shallow} is from an earlier build with DeepCache and would be used with the new"
+            f" {plan_names.FULL}; remove it, or build for DeepCache again",
             options=("deepcache",),
         )
 
@@ -271,7 +272,7 @@ class _FolderBuild:
         write = export_deepcache if self.options.deepcache else export_latentsync
         with self.exporting() as progress:
             written = write(
-                self.folder / _ONNX / "unet.onnx",
+                self._onnx(plan_names.FULL),
                 config=weights.config,
                 checkpoint=weights.checkpoint,
                 random_seed=weights.random_seed,
@@ -305,12 +306,15 @@ class _FolderBuild:
     def whisper(self) -> list[BuiltPart]:
         with self.exporting() as progress:
             written = export_whisper(
-                self.folder / _ONNX / "whisper.encoder.onnx",
+                self._onnx(plan_names.WHISPER),
                 checkpoint=self.weights.whisper,
                 precision=self.options.precision,
                 progress=progress,
             )
         return self._built((written,), [[]])
+
+    def _onnx(self, plan: str) -> Path:
+        return (self.folder / _ONNX / plan).with_suffix(".onnx")
 
     def _built(self, exports: tuple[ExportReport, ...], dims: list[list[str]]) -> list[BuiltPart]:
         with self.building() as progress:

@@ -18,6 +18,7 @@ from trt_native.errors import PlanError, SpecError
 from trt_native.models.latentsync.config import UNetConfig
 from trt_native.models.latentsync.pipeline import LatentSyncUNet, gpu_ordinal
 from trt_native.models.latentsync.plan_module import EngineRunner
+from trt_native.models.latentsync.plan_names import DECODER, ENCODER, FULL, SHALLOW, WHISPER
 from trt_native.models.latentsync.vae import VaeConfig
 from trt_native.models.latentsync.vae_pipeline import LatentSyncVAE
 from trt_native.models.latentsync.whisper import WhisperConfig
@@ -26,12 +27,7 @@ from trt_native.plans.plan import Plan
 from trt_native.runtime import ActivationMemory
 from trt_native.runtime.engine import Engine
 
-__all__ = ["DECODER", "ENCODER", "FULL", "SHALLOW", "WHISPER", "LatentSyncPipelineEngines"]
-
-FULL, SHALLOW = "unet.plan", "unet.shallow.plan"
-ENCODER, DECODER = "vae.encoder.plan", "vae.decoder.plan"
-WHISPER = "whisper.encoder.plan"
-"""Plans in a folder that ``trt-native build-latentsync`` wrote."""
+__all__ = ["LatentSyncPipelineEngines"]
 
 _DEFAULT_INTERVAL = 3
 _ORIGIN = ("trt_native.config", "trt_native.checkpoint_sha256", "trt_native.random_seed")
