@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from trt_native.files import open_regular_file, read_text_file
 from trt_native.plans.engine_layers import Layer, LayerTensor, parse_layers, precision_mix
 from trt_native.plans.manifest import Manifest, PlanTensor
 from trt_native.plans.plan import Plan
+from trt_native.plans.prefix import is_plan_file
 from trt_native.runtime.engine import Engine
 
 __all__ = [
@@ -51,6 +53,7 @@ class PlanReport:
         activation_bytes: Device memory that one execution context needs; None without the engine.
         raw_layers: The engine inspector's JSON on each layer; None without the engine.
         layers_error: Reason why the layers are not known.
+        prefix: Metadata in front of the plan, as Ultralytics' exports have it; None without.
     """
 
     path: str
@@ -63,6 +66,7 @@ class PlanReport:
     activation_bytes: int | None = None
     raw_layers: list[dict[str, Any]] | None = field(default=None, repr=False)
     layers_error: str | None = None
+    prefix: dict[str, Any] | None = None
 
     @property
     def layers(self) -> tuple[Layer, ...] | None:
@@ -83,6 +87,7 @@ class PlanReport:
             "activation_bytes": self.activation_bytes,
             "layers": self.raw_layers,
             "layers_unreadable": self.layers_error,
+            "prefix": self.prefix,
         }
 
     @classmethod
@@ -106,6 +111,7 @@ class PlanReport:
                 activation_bytes=data["activation_bytes"],
                 raw_layers=None if layers is None else [dict(layer) for layer in layers],
                 layers_error=data["layers_unreadable"],
+                prefix=data.get("prefix"),
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise PlanError(f"not a report of trt-native inspect: {error}") from None
@@ -138,6 +144,7 @@ def inspect_plan(plan: Plan) -> PlanReport:
         activation_bytes=activation_bytes,
         raw_layers=layers,
         layers_error=layers_error,
+        prefix=plan.prefix,
     )
 
 
@@ -149,8 +156,9 @@ def read_report(path: Path, *, ignore_manifest: bool = False) -> PlanReport:
     """
     try:
         with open_regular_file(path) as file:
-            is_json = file.read(1) == b"{"
-        if not is_json:
+            is_json = file.peek(1)[:1] == b"{"
+            is_plan = is_plan_file(file, os.fstat(file.fileno()).st_size)
+        if is_plan or not is_json:
             return inspect_plan(Plan.load(path, ignore_manifest=ignore_manifest))
         data = json.loads(read_text_file(path))
     except OSError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json as json_module
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -33,8 +35,6 @@ _ONNX_PRECISIONS = {
     "int8": "int8",
 }
 
-_PLAN_TAGS = (b"ftrt", b"vtrt")
-
 
 @report_errors
 def inspect(
@@ -56,6 +56,7 @@ def inspect(
     """Show the contents of an ONNX file or a plan."""
     from trt_native.files import check_writable, open_regular_file
     from trt_native.plans.manifest import manifest_path
+    from trt_native.plans.prefix import is_plan_file
 
     if html is not None:
         check_writable(html, reads=[file, manifest_path(file), times])
@@ -63,7 +64,7 @@ def inspect(
         raise SpecError("--times: it is shown in the page of --html FILE")
     try:
         with open_regular_file(file) as opened:
-            is_plan = opened.read(4) in _PLAN_TAGS
+            is_plan = is_plan_file(opened, os.fstat(opened.fileno()).st_size)
     except OSError as error:
         raise ModelError(f"{file}: cannot be read: {error.strerror}") from None
     if is_plan or file.suffix == ".plan":
@@ -182,6 +183,10 @@ def _inspect_plan(
         ]
     else:
         rows.append(("manifest", "ignored" if ignore_manifest else "none next to the plan"))
+    rows += [
+        (f"in front: {key}", value if isinstance(value, str) else json_module.dumps(value))
+        for key, value in (report.prefix or {}).items()
+    ]
     table(str(path), ("", ""), rows)
     if report.tensors is not None:
         table("Tensors", TENSOR_COLUMNS, tensor_rows(report.tensors))

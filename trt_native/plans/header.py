@@ -29,6 +29,11 @@ class PlanHeader:
     version: tuple[int, int, int, int]
     declared_bytes: int | None
 
+    @staticmethod
+    def tags() -> tuple[bytes, ...]:
+        """The first four bytes of plans."""
+        return tuple(_PRODUCTS)
+
     @classmethod
     def parse(cls, data: bytes | memoryview) -> PlanHeader:
         """Read the header; ``data`` needs the first 32 bytes of a plan.

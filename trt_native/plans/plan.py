@@ -9,11 +9,13 @@ import os
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 from trt_native.errors import PlanError
 from trt_native.files import open_regular_file, save_with_json
 from trt_native.plans.header import HEADER_BYTES, PlanHeader
 from trt_native.plans.manifest import Manifest, manifest_path, read_manifest
+from trt_native.plans.prefix import read_prefix
 from trt_native.units import format_bytes
 
 __all__ = ["Plan"]
@@ -30,11 +32,14 @@ class Plan:
         data: TensorRT's bytes. They may be memory that TensorRT owns; it lives as long as this.
         manifest: What is known of the plan; None for a plan that came without a manifest.
         path: Where it was loaded from, if it was.
+        prefix: Metadata that Ultralytics' exports have in front of the plan in its file; None
+            without. It is no part of ``data``, and not saved.
     """
 
     data: bytes | memoryview = field(repr=False)
     manifest: Manifest | None = None
     path: Path | None = None
+    prefix: dict[str, Any] | None = field(default=None, repr=False)
 
     @property
     def header(self) -> PlanHeader:
@@ -83,7 +88,7 @@ class Plan:
         """Read a plan and the manifest next to it, if there is one; check both.
 
         Args:
-            path: The plan's file.
+            path: The plan's file, with or without metadata in front as in Ultralytics' exports.
             ignore_manifest: Read the plan alone, as if it came from another tool.
 
         Raises:
@@ -94,17 +99,20 @@ class Plan:
         try:
             with open_regular_file(source) as file:
                 size = os.fstat(file.fileno()).st_size
+                offset, prefix = _prefix(source, file, size)
+                file.seek(offset)
+                size -= offset
                 _check_header(source, file.read(HEADER_BYTES), size)
                 manifest = None if ignore_manifest else read_manifest(source)
                 if manifest and manifest.plan_bytes != size:
                     raise _differs(source, f"{size} bytes instead of {manifest.plan_bytes}")
-                file.seek(0)
+                file.seek(offset)
                 data, digest = _read_hashed(file, size, hashed=manifest is not None)
         except OSError as error:
             raise PlanError(f"cannot read {source}: {error.strerror}") from None
         if manifest and manifest.plan_sha256 != digest:
             raise _differs(source, "SHA-256 differs")
-        return cls(data, manifest, source)
+        return cls(data, manifest, source, prefix)
 
 
 def _read_hashed(file: BufferedReader, size: int, *, hashed: bool) -> tuple[memoryview, str]:
@@ -125,6 +133,13 @@ def _read_hashed(file: BufferedReader, size: int, *, hashed: bool) -> tuple[memo
             if hashed:
                 digest.update(chunk)
     return memory.toreadonly(), digest.hexdigest()
+
+
+def _prefix(path: Path, file: BufferedReader, size: int) -> tuple[int, dict[str, Any] | None]:
+    try:
+        return read_prefix(file, size)
+    except PlanError as error:
+        raise PlanError(f"{path}: {error.message}") from None
 
 
 def _check_header(path: Path, head: bytes, size: int) -> None:
