@@ -21,7 +21,7 @@ from onnx import numpy_helper
 from onnx.backend.test.case.node import collect_testcases
 
 from trt_native.cli.console import report_errors, stdout, table
-from trt_native.reference import evaluator
+from trt_native.reference.evaluator import evaluator
 
 LIMIT = 4e-3  # relative L2 error: BF16, whose sums may be rounded in another order
 KNOWN = {

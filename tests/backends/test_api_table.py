@@ -16,6 +16,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import enum
+import functools
 import importlib.util
 import json
 import subprocess
@@ -438,6 +439,7 @@ def named_by_our_enum(path: str, argument: ast.expr) -> Value:
     return None
 
 
+@functools.cache
 def modules() -> dict[str, ast.Module]:
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
@@ -471,7 +473,9 @@ def columns_served(trees: dict[str, ast.Module]) -> dict[str, frozenset[str]]:
     return {name: frozenset(columns or COLUMNS) for name, columns in served.items()}
 
 
-def uses_in(trees: dict[str, ast.Module]) -> dict[str, list[Use]]:
+@functools.cache
+def uses() -> dict[str, list[Use]]:
+    trees = modules()
     helpers = {
         node.name: node
         for name, tree in trees.items()
@@ -490,10 +494,10 @@ def uses_in(trees: dict[str, ast.Module]) -> dict[str, list[Use]]:
     }
 
 
-def missing_uses(uses: list[Use], columns: frozenset[str]) -> list[str]:
+def missing_uses(used: list[Use], columns: frozenset[str]) -> list[str]:
     return [
         f"{use} is not in {', '.join(sorted(missing))}"
-        for use in uses
+        for use in used
         if (missing := columns - MEMBERS.get(use.path, frozenset()))
     ]
 
@@ -502,9 +506,7 @@ def test_backends_use_only_names_that_their_releases_have() -> None:
     trees = modules()
     assert set(BACKENDS) <= set(trees)
     served = columns_served(trees)
-    found = [
-        use for name, uses in uses_in(trees).items() for use in missing_uses(uses, served[name])
-    ]
+    found = [use for name, used in uses().items() for use in missing_uses(used, served[name])]
     assert not found, "\n".join(["TensorRT has no such thing:", *found])
 
 
@@ -515,7 +517,7 @@ def test_each_backend_is_held_against_its_own_releases() -> None:
 
 
 def test_the_walk_sees_the_calls_every_build_makes() -> None:
-    seen = {use.path for uses in uses_in(modules()).values() for use in uses}
+    seen = {use.path for used in uses().values() for use in used}
     assert seen >= {
         "Builder",
         "Builder.build_serialized_network",
@@ -589,8 +591,8 @@ TRT10, TRT11, RTX_1_4, RTX_1_7 = {"tensorrt-10"}, {"tensorrt-11"}, {"rtx-1.4"}, 
 def test_the_walk(source: str, columns: set[str], expected: list[str]) -> None:
     tree = ast.parse(source)
     helpers = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
-    uses = Walk("source", tree, helpers, in_backend=True).uses
-    found = [use.path for use in uses if missing_uses([use], frozenset(columns))]
+    used = Walk("source", tree, helpers, in_backend=True).uses
+    found = [use.path for use in used if missing_uses([use], frozenset(columns))]
     assert found == expected
 
 
@@ -601,7 +603,7 @@ def test_an_installed_release_has_every_used_attribute(package: str) -> None:
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
     trees = modules()
-    served, used = columns_served(trees), uses_in(trees)
+    served, used = columns_served(trees), uses()
     question = {
         column: sorted({use.path for name in trees if column in served[name] for use in used[name]})
         for column in COLUMNS

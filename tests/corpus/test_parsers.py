@@ -143,7 +143,7 @@ BOMB = "a0: &a0 [1, 2]\n" + "".join(
         (".yaml", "? [1, 2]\n: 3\n"),
         (".yaml", "!!python/object/apply:os.system ['id']"),
         (".yaml", "dims: !!python/name:os.system"),
-        (".yaml", "[" * 5000),
+        (".yaml", "[" * 2000),
         (".yaml", "dims: {batch: 2001-13-45}"),
         (".yaml", "a: 1\na: 2\n"),
         (".json", "[" * 100_000),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import helper
 
-from trt_native.reference import evaluator
+from trt_native.reference.evaluator import evaluator
 
 
 def run_node(operator, *inputs, opset=22, outputs=1, **attributes):

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from trt_native.reference import evaluator
+from trt_native.reference.evaluator import evaluator
 
 
 def run(text, *inputs, opset=18):

@@ -16,7 +16,7 @@ from trt_native.arrays import Array, Batch, is_float
 from trt_native.errors import CalibrationError, UnsupportedError
 from trt_native.graph.nodes import all_nodes, bodies
 from trt_native.graph.onnx_file import tensor_specs
-from trt_native.reference import NAME, evaluator
+from trt_native.reference import NAME
 from trt_native.shapes import TensorSpec, format_shape
 
 __all__ = ["ReferenceRunner"]
@@ -192,6 +192,8 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
 def _evaluator(
     model: ir.Model, node: ir.Node, reads: Sequence[ir.Value], writes: Sequence[ir.Value]
 ) -> Callable[[dict[str, Any]], Any]:
+    from trt_native.reference.evaluator import evaluator  # its hundreds of classes only if used
+
     inputs, outputs = ([ir.serde.serialize_value(v) for v in side] for side in (reads, writes))
     graph = onnx.helper.make_graph([ir.serde.serialize_node(node)], "node", inputs, outputs)
     return partial(evaluator(graph, model.opset_imports).run, None)

@@ -51,6 +51,8 @@ def require_gpu(ordinal: int = 0) -> GpuInfo:
     """
     with translated("find a GPU"):
         from cuda.bindings import driver
+
+        check(driver.cuInit(0))  # without a driver this ends here, before the larger import
         from cuda.core import Device
 
         device = Device(ordinal)

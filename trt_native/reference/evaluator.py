@@ -27,9 +27,7 @@ from trt_native.reference import (
 )
 from trt_native.reference.kernels import Kernel, is_narrow, widened
 
-__all__ = ["NAME", "evaluator"]
-
-NAME = "onnx.reference"
+__all__ = ["evaluator"]
 
 _KERNELS: tuple[Kernel, ...] = (
     *control_flow.KERNELS,
