@@ -71,6 +71,8 @@ class Capabilities:
             fails to build.
         quantizing_needs_gpu: Plans of models with Q/DQ nodes can be built only on a machine with a
             GPU, also where others can be built without.
+        dynamic_conditionals: An ``If`` whose result has a dynamic shape is right at every shape
+            that a context runs.
         quantized_ops: Precision to the operators that the backend builds in it.
         unsupported_options: Name of a :class:`BuildConfig` field to the reason why this backend
             does not support it, and what to do instead.
@@ -86,6 +88,7 @@ class Capabilities:
     unsupported_options: Mapping[str, str]
     int8_unsupported: frozenset[str] = frozenset()
     quantizing_needs_gpu: bool = False
+    dynamic_conditionals: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

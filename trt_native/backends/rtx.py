@@ -59,6 +59,7 @@ class RtxBackend(TensorRTBackend):
             unsupported_options=_UNSUPPORTED_OPTIONS,
             int8_unsupported=unsupported,
             quantizing_needs_gpu=release < _FIRST_TO_QUANTIZE_WITHOUT_GPU,
+            dynamic_conditionals=False,
         )
 
     def check(self, config: BuildConfig) -> None:

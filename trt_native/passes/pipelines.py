@@ -14,6 +14,7 @@ from trt_native.passes.base import GraphPass, PassContext
 from trt_native.passes.break_fusions import BreakFusions
 from trt_native.passes.bypass_quantizers import BypassQuantizers
 from trt_native.passes.decompose_norms import DecomposeNorms
+from trt_native.passes.lower_conditionals import LowerConditionals
 from trt_native.passes.mark_outputs import MarkOutputs
 from trt_native.passes.name_nodes import NameNodes
 from trt_native.passes.normalize import Normalize
@@ -31,6 +32,7 @@ BUILD: tuple[type[GraphPass], ...] = (
     Normalize,
     ReplaceTypes,
     RejectUnsupported,
+    LowerConditionals,
     BypassQuantizers,
     NameNodes,
     PinFp32Nodes,
@@ -47,6 +49,7 @@ CALIBRATE: tuple[type[GraphPass], ...] = (
     Normalize,
     ReplaceTypes,
     RejectUnsupported,
+    LowerConditionals,
     Autocast,
     DecomposeNorms,
     ParserWorkarounds,
