@@ -68,7 +68,6 @@ def test_rewritten_operators_compute_the_same(name):
             output_padding=[1, 1],
         ),
         model_of("Trilu", {"x": [4, 4]}, upper=0),
-        model_of("Mean", {"x": [4]}),
         model_of("Attention", {"q": [1, 2, 4, 8], "k": [1, 2, 4, 8], "v": [1, 2, 4, 8]}, opset=24),
         model_of("GlobalLpPool", {"x": [1, 1, 4, 4]}, p=2),
         model_of("ReduceL1", {"x": [4]}, noop_with_empty_axes=0),
@@ -168,3 +167,32 @@ def test_types_inside_bodies_are_inferred(rng):
     assert apply_parser_workarounds(graph) == {"Mean": 1}
     (found,) = ReferenceEvaluator(ir.to_proto(graph)).run(None, {"a": a, "b": b})
     np.testing.assert_allclose(found, 2 * (a + b) / 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("known", ["shape", "repeats"])
+def test_a_value_without_axes_is_not_tiled(known):
+    shape = [] if known == "shape" else None
+    constants = {"r": np.zeros(0, np.int64)} if known == "repeats" else {}
+    model = model_of("Tile", {"x": shape}, constants)
+    if known == "shape":
+        model.graph.node[0].input.append("r")
+        r = helper.make_tensor_value_info("r", TensorProto.INT64, [0])
+        model.graph.input.append(r)
+    graph = normalized(model)
+    assert apply_parser_workarounds(graph) == {"Tile": 1}
+    assert [node.op_type for node in graph.graph] == ["Identity"]
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"strides": [2, 2], "output_padding": [1, 1]},
+        {"strides": [2, 2], "auto_pad": "SAME_UPPER"},
+        {"strides": [1, 1], "pads": [1, 1, 1, 1]},
+        {"strides": [1, 1], "dilations": [2, 2]},
+    ],
+    ids=lambda attributes: ", ".join(attributes),
+)
+def test_pixels_whose_strides_or_padding_matter_are_left_alone(attributes):
+    graph = normalized(model_of("ConvTranspose", {"x": [1, 1, 1, 1]}, {"w": KERNEL}, **attributes))
+    assert not WORKAROUNDS.needed(graph)
