@@ -60,6 +60,8 @@ class RtxBackend(TensorRTBackend):
             int8_unsupported=unsupported,
             quantizing_needs_gpu=release < _FIRST_TO_QUANTIZE_WITHOUT_GPU,
             dynamic_conditionals=False,
+            crashing_operators=frozenset({"RoiAlign"}),
+            small_recurrent=False,
         )
 
     def check(self, config: BuildConfig) -> None:

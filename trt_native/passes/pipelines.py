@@ -24,6 +24,7 @@ from trt_native.passes.quantize import Quantize
 from trt_native.passes.reject_unsupported import RejectUnsupported
 from trt_native.passes.replace_types import ReplaceTypes
 from trt_native.passes.split_fp32_products import SplitFp32Products
+from trt_native.passes.widen_recurrent import WidenRecurrent
 from trt_native.progress import Progress, phase
 
 __all__ = ["BUILD", "CALIBRATE", "QUANTIZE", "describe_passes", "run_passes", "select_passes"]
@@ -33,6 +34,7 @@ BUILD: tuple[type[GraphPass], ...] = (
     ReplaceTypes,
     RejectUnsupported,
     LowerConditionals,
+    WidenRecurrent,
     BypassQuantizers,
     NameNodes,
     PinFp32Nodes,
@@ -50,6 +52,7 @@ CALIBRATE: tuple[type[GraphPass], ...] = (
     ReplaceTypes,
     RejectUnsupported,
     LowerConditionals,
+    WidenRecurrent,
     Autocast,
     DecomposeNorms,
     ParserWorkarounds,
