@@ -521,7 +521,9 @@ def padded_convolutions(p: Params, net: Net) -> None:
         y = net.add(p["after"], [y])
     if p["gathered"]:
         y = net.place(y)
-        y = net.add("Gather", [y, net.constant(np.array([0, 0], np.int64))], axis=1)
+        both = p["gathered"] == "GatherND"
+        indices = net.constant(np.zeros((2, 2, 2) if both else 2, np.int64))
+        y = net.add(p["gathered"], [y, indices], **({} if both else {"axis": 1}))
     net.outputs = [y]
 
 
@@ -537,7 +539,7 @@ def draw_padded_convolutions(rng: random.Random) -> Params:
         "padding": rng.choice(["auto", "auto", "explicit"]),
         "after": rng.choice(["Cast", "Cast", "", "Relu"]),
         "to": rng.choice([TensorProto.INT64, TensorProto.INT32]),
-        "gathered": rng.random() < 0.5,
+        "gathered": rng.choice(["", "Gather", "GatherND", "GatherND"]),
         "tight": rng.random() < 0.6,
         "keeps": rng.random() < 0.5,
     }
