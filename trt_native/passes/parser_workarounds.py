@@ -34,12 +34,12 @@ from trt_native.passes.extent_workarounds import (
     POOL_PADDING,
     RESIZE_BY_SCALES,
     RMS_NORM_TYPES,
+    SAME_PADDING,
 )
 from trt_native.passes.replacement import NameAuthority, ReplacementBuilder, RewriteRule
 
 __all__ = ["ParserWorkarounds", "apply_parser_workarounds"]
 
-_SHAPED = ("ConvTranspose", "Tile")  # the rules for these depend on shapes
 _BFLOAT16_NORM = 22  # since this opset InstanceNormalization takes it
 _BATCH_FIRST = [1, 0, 2]  # swaps the first two axes of a recurrent layer's input, or state
 # (sequence, directions, batch, hidden) and (directions, batch, hidden) to layout 1's orders
@@ -81,7 +81,7 @@ class ParserWorkarounds(GraphPass):
     def needed(self, model: ir.Model) -> bool:
         """Whether any node, in bodies too, is miscompiled."""
         nodes = list(all_nodes(model.graph))
-        if any(n.op_type in _SHAPED and n.inputs[0] and n.inputs[0].shape is None for n in nodes):
+        if any(_lacks_shape(node) for node in nodes):
             infer_values(model)
         return any(_rule(node) for node in nodes)
 
@@ -97,6 +97,14 @@ class ParserWorkarounds(GraphPass):
     def summarize(self, record: Mapping[str, Any]) -> str:
         """The operators that were rewritten."""
         return f"rewritten to work around TensorRT parser bugs: {count_text(record['nodes'])}"
+
+
+def _lacks_shape(node: ir.Node) -> bool:
+    """Whether a rule depends on a shape that is not known yet."""
+    automatic = node.attributes.get_string("auto_pad", "").startswith("SAME")
+    depends = node.op_type in ("ConvTranspose", "Tile") or (node.op_type == "Conv" and automatic)
+    x = input_of(node, 0)
+    return depends and not node.domain and x is not None and x.shape is None
 
 
 def _rewrite_trilu(new: ReplacementBuilder) -> None:
@@ -268,6 +276,7 @@ _RULES = {
     **dict.fromkeys(("MaxPool", "AveragePool", "LpPool"), POOL_PADDING),
     "Resize": RESIZE_BY_SCALES,
     "ConvTranspose": CONV_TRANSPOSE,
+    "Conv": SAME_PADDING,
     "GridSample": GRID_SAMPLE_MODE,
     "Loop": LOOP_CONDITION,
     "RMSNormalization": RMS_NORM_TYPES,
