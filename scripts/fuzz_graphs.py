@@ -94,7 +94,7 @@ class Record:
 
     def _saved(self, child: Child, answer: Result) -> dict[str, Any]:
         assert answer.task is not None  # noqa: S101  # checked by the caller
-        task = replace(answer.task, rounding=(), expected=())
+        task = replace(answer.task, expected=())
         with self._lock:
             self._left -= 1
             wanted = self._left >= 0 and self._shrink_seconds > 0

@@ -51,7 +51,10 @@ class Net:
         inputs: The inputs, by name.
         places: Names of the values at which a rewrite may help.
         readers: Outputs of the nodes that a rewrite at a place is for; all where it is not here.
-        dynamic: Whether the first axis of the inputs is one.
+        dynamic: Whether an axis of the inputs is one.
+        axis: Which.
+        tight: Whether the first shapes are the smallest of the profile.
+        keeps: Whether addresses stay from one run to the next, and are set once.
         marked: Values that are outputs, or ``mark_debug`` tensors, besides the last.
     """
 
@@ -63,6 +66,9 @@ class Net:
     readers: dict[str, list[str]] = field(default_factory=dict)
     outputs: list[str] = field(default_factory=list)
     dynamic: bool = False
+    axis: int = 0
+    tight: bool = False
+    keeps: bool = False
     debug: list[str] = field(default_factory=list)
     generator: np.random.Generator = field(default_factory=lambda: np.random.default_rng(7))
 
@@ -108,14 +114,18 @@ class Net:
         self.places.append(value)
         return value
 
+    def varies(self, array: Array) -> bool:
+        """Whether an input has the dynamic axis."""
+        return self.dynamic and array.ndim > self.axis and array.shape[self.axis] != 1
+
     def model(self) -> onnx.ModelProto:
         """The network as a model."""
         floats = _TYPES[self.kind]
         inputs = []
         for name, array in self.inputs.items():
             shape: list[int | str] = list(array.shape)
-            if self.dynamic and shape and shape[0] != 1:
-                shape[0] = "n"
+            if self.varies(array):
+                shape[self.axis] = "n"
             kind = floats if array.dtype.kind == "f" else TensorProto.BOOL
             inputs.append(helper.make_tensor_value_info(name, kind, shape))
         outputs = [helper.make_empty_tensor_value_info(name) for name in self.outputs]
@@ -431,6 +441,7 @@ def draw_segment_blocks(rng: random.Random) -> Params:
 
 def conditionals(p: Params, net: Net) -> None:
     """An If with elementwise branches, or a Loop, on an input or what is computed from it."""
+    net.tight, net.keeps = p["tight"], p["keeps"]
     x = net.input(p["shape"])
     if p["before"]:
         x = net.add(p["before"], [x])
@@ -485,6 +496,52 @@ def draw_conditionals(rng: random.Random) -> Params:
         "branches": rng.sample(["Tanh", "Relu", "Neg", "Sigmoid", "Identity", "Sin"], 2),
         "trips": rng.choice([1, 2, 3]),
         "after": rng.choice(["", "", "Exp"]),
+        "tight": rng.random() < 0.5,
+        "keeps": rng.random() < 0.5,
+    }
+
+
+def padded_convolutions(p: Params, net: Net) -> None:
+    """A convolution over a dynamic extent, and a cast to integers or another operator."""
+    net.axis, net.tight, net.keeps = 2, p["tight"], p["keeps"]
+    x = net.input((p["batch"], p["channels"], p["extent"]))
+    net.place(x)
+    inputs = [x, net.weight(p["outputs"], p["channels"], p["kernel"])]
+    if p["bias"]:
+        inputs.append(net.weight(p["outputs"]))
+    pads: dict[str, Any] = {"auto_pad": "SAME_UPPER"}
+    if p["padding"] != "auto":
+        total = p["kernel"] - 1
+        pads = {"pads": [total // 2, total - total // 2]}
+    y = net.place(net.add("Conv", inputs, **pads))
+    if p["after"] == "Cast":
+        y = net.place(net.add("Cast", [net.add("Mul", [y, net.constant(40.0)])], to=p["to"]))
+        y = net.add("Cast", [y], to=_TYPES[net.kind])
+    elif p["after"]:
+        y = net.add(p["after"], [y])
+    if p["gathered"]:
+        y = net.place(y)
+        both = p["gathered"] == "GatherND"
+        indices = net.constant(np.zeros((2, 2, 2) if both else 2, np.int64))
+        y = net.add(p["gathered"], [y, indices], **({} if both else {"axis": 1}))
+    net.outputs = [y]
+
+
+def draw_padded_convolutions(rng: random.Random) -> Params:
+    """Draw parameters of :func:`padded_convolutions`."""
+    return {
+        "batch": rng.choice([1, 1, 2]),
+        "channels": rng.choice([1, 1, 4]),
+        "outputs": rng.choice([1, 1, 8]),
+        "extent": rng.choice([6, 8, 16, 33]),
+        "kernel": rng.choice([1, 2, 3, 5]),
+        "bias": rng.random() < 0.6,
+        "padding": rng.choice(["auto", "auto", "explicit"]),
+        "after": rng.choice(["Cast", "Cast", "", "Relu"]),
+        "to": rng.choice([TensorProto.INT64, TensorProto.INT32]),
+        "gathered": rng.choice(["", "Gather", "GatherND", "GatherND"]),
+        "tight": rng.random() < 0.6,
+        "keeps": rng.random() < 0.5,
     }
 
 
@@ -751,6 +808,7 @@ FAMILIES: dict[
     "transposed convolutions": (transposed_convolutions, draw_transposed_convolutions, 8),
     "segment blocks": (segment_blocks, draw_segment_blocks, 15),
     "conditionals": (conditionals, draw_conditionals, 6),
+    "padded convolutions": (padded_convolutions, draw_padded_convolutions, 6),
     "broadcast norms": (broadcast_norms, draw_broadcast_norms, 20),
     "sampled chains": (sampled_chains, draw_sampled_chains, 8),
     "transposed products": (transposed_products, draw_transposed_products, 10),
@@ -975,7 +1033,7 @@ def input_sets(net: Net) -> list[dict[str, Array]]:
     if not net.dynamic:
         return [net.inputs]
     doubled = {
-        name: np.concatenate([array, -array]) if array.ndim and array.shape[0] != 1 else array
+        name: np.concatenate([array, -array], net.axis) if net.varies(array) else array
         for name, array in net.inputs.items()
     }
     return [net.inputs, doubled]
@@ -1046,7 +1104,7 @@ def judged(
 ) -> tuple[str, str, float]:
     """Run a plan and compare it."""
     sets = input_sets(net)[: len(expected)]
-    found = executed(plan, sets)
+    found = executed(net, plan, sets)
     if isinstance(found, str):
         return "no context", found, 0.0
     worst, detail = 0.0, ""
@@ -1077,9 +1135,11 @@ def build(net: Net) -> bytes | str:
     if net.dynamic:
         profile = _STATE.builder.create_optimization_profile()
         for name, array in net.inputs.items():
-            if array.ndim and array.shape[0] != 1:
-                n, *rest = array.shape
-                profile.set_shape(name, (1, *rest), (n, *rest), (2 * n, *rest))
+            if net.varies(array):
+                least, most = list(array.shape), list(array.shape)
+                least[net.axis] = array.shape[net.axis] if net.tight else 1
+                most[net.axis] *= 2
+                profile.set_shape(name, least, array.shape, most)
         config.add_optimization_profile(profile)
     if net.debug:
         values = [
@@ -1107,7 +1167,7 @@ def _logger(trt: Any) -> Any:
     return Logger()
 
 
-def executed(plan: bytes, sets: list[dict[str, Array]]) -> list[dict[str, Array]] | str:
+def executed(net: Net, plan: bytes, sets: list[dict[str, Array]]) -> list[dict[str, Array]] | str:
     """The outputs of a plan for each set of inputs, or TensorRT's reason for having none."""
     import tensorrt_rtx as trt
     from cuda.bindings import driver
@@ -1124,8 +1184,9 @@ def executed(plan: bytes, sets: list[dict[str, Array]]) -> list[dict[str, Array]
     if context is None:
         return "; ".join(_STATE.logger.errors)[:1500] or "no context"
     found = []
+    kept: dict[str, Any] | None = {} if net.keeps else None
     for inputs in sets:
-        outputs = _run(trt, driver, engine, context, inputs)
+        outputs = _run(trt, driver, engine, context, inputs, kept)
         if outputs is None:
             return "; ".join(_STATE.logger.errors)[:1500] or "enqueue failed"
         found.append(outputs)
@@ -1140,28 +1201,40 @@ def _call(function: Any, *arguments: Any) -> Any:
 
 
 def _run(
-    trt: Any, driver: Any, engine: Any, context: Any, inputs: dict[str, Array]
+    trt: Any,
+    driver: Any,
+    engine: Any,
+    context: Any,
+    inputs: dict[str, Array],
+    kept: dict[str, Any] | None,
 ) -> dict[str, Array] | None:
     pointers: list[Any] = []
     hosts: dict[str, tuple[Any, Array]] = {}
+
+    def address(name: str, nbytes: int) -> Any:
+        if kept is not None and name in kept:
+            return kept[name]
+        pointer = _call(driver.cuMemAlloc, max(2 * nbytes, 256))
+        if kept is None:
+            pointers.append(pointer)
+        else:
+            kept[name] = pointer
+        context.set_tensor_address(name, int(pointer))
+        return pointer
+
     try:
         for name, array in inputs.items():
             context.set_input_shape(name, array.shape)
-            pointer = _call(driver.cuMemAlloc, max(array.nbytes, 256))
-            pointers.append(pointer)
+            pointer = address(name, array.nbytes)
             data = np.ascontiguousarray(array).ctypes.data
             _call(driver.cuMemcpyHtoD, pointer, data, array.nbytes)
-            context.set_tensor_address(name, int(pointer))
         for index in range(engine.num_io_tensors):
             name = engine.get_tensor_name(index)
             if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
                 continue
             shape = tuple(context.get_tensor_shape(name))
             host = np.empty(shape, trt.nptype(engine.get_tensor_dtype(name)))
-            pointer = _call(driver.cuMemAlloc, max(host.nbytes, 256))
-            pointers.append(pointer)
-            context.set_tensor_address(name, int(pointer))
-            hosts[name] = pointer, host
+            hosts[name] = address(name, host.nbytes), host
         if not context.execute_async_v3(int(_STATE.stream)):
             return None
         _call(driver.cuStreamSynchronize, _STATE.stream)

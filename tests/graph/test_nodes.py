@@ -28,8 +28,8 @@ from trt_native.graph.nodes import (
     is_fp32,
     opset_of,
     scale_of,
-    schema_of,
 )
+from trt_native.schemas import schema_of
 
 BRANCHES = """(float[4] x, bool c) => (float[4] y) {
     [before] h = Relu(x)
@@ -135,22 +135,6 @@ def test_the_type_of_a_constant_decides_over_a_missing_value_type():
     for dtype, expected in ((np.float32, True), (np.float16, False)):
         value = ir.Value(name="w", const_value=ir.tensor(np.zeros(2, dtype)))
         assert is_fp32(value) == expected
-
-
-@pytest.mark.parametrize(
-    ("name", "opset", "since"),
-    [
-        ("Relu", 13, 13),
-        ("Relu", 17, 14),
-        ("Gelu", 19, None),
-        ("Gelu", 20, 20),
-        ("Softmax", 12, 11),
-        ("NoSuchOperator", 20, None),
-    ],
-)
-def test_schemas_are_those_of_the_opset(name, opset, since):
-    schema = schema_of(name, opset)
-    assert (schema and schema.since_version) == since
 
 
 def test_opset_of():

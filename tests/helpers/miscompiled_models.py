@@ -67,6 +67,26 @@ def _half_mean():
     return _mean(np.float16)
 
 
+def _single_mean():
+    x = _draw(2, 3, 4, kind=np.float16)
+    return _case("Mean", {"x": x}, [x], opset=13)
+
+
+def _transposed_pixel(extents, kernel, strides, kind=np.float32, **options):
+    """Axes of one element, whose stride says nothing."""
+    rank = len(extents)
+    x, w = _draw(2, 3, *extents, kind=kind), _draw(3, 4, *kernel, kind=kind)
+    b = np.linspace(-1, 1, 4).astype(kind)
+    convolve = getattr(torch.nn.functional, f"conv_transpose{rank}d")
+    wide = (torch.tensor(array.astype(np.float64)) for array in (x, w, b))
+    expected = convolve(*wide, stride=strides, **options).numpy().astype(kind)
+    attributes = {"pads": list(options["padding"]) * 2} if "padding" in options else {}
+    return _case(
+        "ConvTranspose", {"x": x}, [expected], constants={"w": w, "b": b}, strides=strides,
+        kernel_shape=kernel, **attributes,
+    )  # fmt: skip
+
+
 def _pool():
     x = _draw(2, 3, 4, 5)
     summed = (np.abs(x) ** 3).sum((2, 3), keepdims=True) ** (1 / 3)
@@ -231,6 +251,13 @@ CASES = {
     "triangle": _triangle,
     "mean": _mean,
     "mean of FP16": _half_mean,
+    "mean of one": _single_mean,
+    "transposed pixel": lambda: _transposed_pixel((1, 1), [2, 3], [1, 1]),
+    "transposed pixel of FP16": lambda: _transposed_pixel((1, 1), [2, 3], [3, 2], np.float16),
+    "transposed line": lambda: _transposed_pixel((1, 4), [3, 2], [2, 3]),
+    "transposed plane": lambda: _transposed_pixel(
+        (5, 1, 3), [2, 3, 1], [2, 3, 1], padding=(0, 1, 0)
+    ),
     "pool": _pool,
     "squares": lambda: _reduction("ReduceSumSquare", np.square),
     "L1": lambda: _reduction("ReduceL1", np.abs),

@@ -108,6 +108,19 @@ POSITIONS = {
         {"w": EYE, "zero": i64(0), "one": i64(1), "axis": i64(1), "half": f32(0.5)},
         {"x": normal(1, 1, 8), "ids": f32(4097, 4096, 4098, 4097, 4097, 4099, 4096, 4097)[None]},
     ),
+    "the smallest of a value": (
+        """(float[4, 8] x) => (float[4, 8] y, float[4, 8] z) {
+            least = ReduceMin(x, axis)
+            first = LessOrEqual(x, least)
+            h = MatMul(x, w)
+            lowest = ReduceMin(h, axis)
+            second = LessOrEqual(h, lowest)
+            y = Where(first, one, zero)
+            z = Where(second, one, zero)
+        }""",
+        {"w": EYE, "axis": i64(1), "one": f32(1), "zero": f32(0)},
+        {"x": normal(1, 4, 8)},
+    ),
     "phases that add up, behind a resize": (
         """(float[1, 8, 50] x) => (float[1, 8, 400] y) {
             h = Conv(x, w)

@@ -68,7 +68,6 @@ def test_rewritten_operators_compute_the_same(name):
             output_padding=[1, 1],
         ),
         model_of("Trilu", {"x": [4, 4]}, upper=0),
-        model_of("Mean", {"x": [4]}),
         model_of("Attention", {"q": [1, 2, 4, 8], "k": [1, 2, 4, 8], "v": [1, 2, 4, 8]}, opset=24),
         model_of("GlobalLpPool", {"x": [1, 1, 4, 4]}, p=2),
         model_of("ReduceL1", {"x": [4]}, noop_with_empty_axes=0),
@@ -168,3 +167,70 @@ def test_types_inside_bodies_are_inferred(rng):
     assert apply_parser_workarounds(graph) == {"Mean": 1}
     (found,) = ReferenceEvaluator(ir.to_proto(graph)).run(None, {"a": a, "b": b})
     np.testing.assert_allclose(found, 2 * (a + b) / 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("known", ["shape", "repeats"])
+def test_a_value_without_axes_is_not_tiled(known):
+    shape = [] if known == "shape" else None
+    constants = {"r": np.zeros(0, np.int64)} if known == "repeats" else {}
+    model = model_of("Tile", {"x": shape}, constants)
+    if known == "shape":
+        model.graph.node[0].input.append("r")
+        r = helper.make_tensor_value_info("r", TensorProto.INT64, [0])
+        model.graph.input.append(r)
+    graph = normalized(model)
+    assert apply_parser_workarounds(graph) == {"Tile": 1}
+    assert [node.op_type for node in graph.graph] == ["Identity"]
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"strides": [2, 2], "output_padding": [1, 1]},
+        {"strides": [2, 2], "auto_pad": "SAME_UPPER"},
+        {"strides": [1, 1], "pads": [1, 1, 1, 1]},
+        {"strides": [1, 1], "dilations": [2, 2]},
+    ],
+    ids=lambda attributes: ", ".join(attributes),
+)
+def test_pixels_whose_strides_or_padding_matter_are_left_alone(attributes):
+    graph = normalized(model_of("ConvTranspose", {"x": [1, 1, 1, 1]}, {"w": KERNEL}, **attributes))
+    assert not WORKAROUNDS.needed(graph)
+
+
+@pytest.mark.parametrize("side", ["SAME_UPPER", "SAME_LOWER"])
+@pytest.mark.parametrize(
+    ("inputs", "kernel", "dilations"),
+    [("1, 1, n", [4], [1]), ("1, 1, h, 6", [3, 2], [1, 3]), ("b, 1, h, w", [2, 5], [2, 1])],
+)
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+def test_padding_of_dynamic_extents_is_given(inputs, kernel, dilations, side, rng):
+    torch = pytest.importorskip("torch")
+    outputs = ", ".join("abcd"[: 2 + len(kernel)])
+    text = f"""<ir_version: 8, opset_import: ["": 18]>
+        g (float[{inputs}] x) => (float[{outputs}] y) <float[2, 1, {str(kernel)[1:-1]}] w>
+        {{ y = Conv <auto_pad = "{side}", dilations = {dilations}> (x, w) }}"""
+    model = onnx.parser.parse_model(text)
+    del model.graph.value_info[:]
+    weights = rng.standard_normal((2, 1, *kernel), np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(weights, "w"))
+    graph = normalized(model)
+    assert WORKAROUNDS.needed(graph)
+    assert apply_parser_workarounds(graph) == {"Conv": 1}
+    assert not WORKAROUNDS.needed(graph)
+    for extent in (6, 9):
+        x = rng.standard_normal((1, 1, extent, 6)[: 2 + len(kernel)], np.float32)
+        found = ReferenceEvaluator(ir.to_proto(graph)).run(None, {"x": x})[0]
+        mirrored = side == "SAME_LOWER"  # PyTorch pads more at the end
+        axes = tuple(range(2, x.ndim)) if mirrored else ()
+        convolve = getattr(torch.nn.functional, f"conv{len(kernel)}d")
+        given = (torch.tensor(np.flip(array, axes).copy()) for array in (x, weights))
+        expected = convolve(*given, padding="same", dilation=dilations).numpy()
+        np.testing.assert_allclose(found, np.flip(expected, axes), rtol=1e-4, atol=1e-5)
+
+
+def test_padding_that_depends_on_extents_is_left_to_tensorrt():
+    for shape, strides in (([1, 1, 8, 8], [1, 1]), ([1, 1, "h", 8], [2, 2])):
+        options = {"auto_pad": "SAME_UPPER", "strides": strides}
+        model = model_of("Conv", {"x": shape}, {"w": KERNEL}, **options)
+        assert not WORKAROUNDS.needed(normalized(model))

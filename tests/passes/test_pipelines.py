@@ -43,6 +43,13 @@ TEXTS = {
         g (float[2,16] x, bool c) => (float[2,16] y)
         { y = If (c) <then_branch = t () => (float[2,16] p) { p = Neg (x) },
           else_branch = e () => (float[2,16] q) { r = Mean (x, x) q = Relu (r) }> }""",
+    "a dynamic branch": """<ir_version: 9, opset_import: ["": 19]>
+        g (float[n,16] x, bool c) => (float[n,16] y)
+        { y = If (c) <then_branch = t () => (float[n,16] p) { p = Neg (x) },
+          else_branch = e () => (float[n,16] q) { q = Relu (x) }> }""",
+    "a small recurrent layer": """<ir_version: 9, opset_import: ["": 17]>
+        g (float[5,1,3] x) => (float[5,1,1,2] y) <float[1,6,3] w, float[1,6,2] r>
+        { y = GRU <hidden_size = 2> (x, w, r) }""",
     "convolution and norm": """<ir_version: 9, opset_import: ["": 21]>
         g (float[1,16,6,6] x) => (float[1,16,6,6] y) <float[16,16,3,3] w, float[16] s, float[16] b>
         { a = Conv <pads = [1,1,1,1]> (x, w) n = GroupNormalization <num_groups = 1> (a, s, b)
@@ -99,6 +106,8 @@ class Weakly:
         targets=(),
         quantized_ops=ALL_QUANTIZED_OPS,
         unsupported_options={},
+        dynamic_conditionals=False,
+        small_recurrent=False,
     )
 
 

@@ -9,6 +9,7 @@ from helpers.one_node_models import KERNEL, SCALE, model_of
 from helpers.passes import normalized
 from onnx import TensorProto, helper, numpy_helper
 
+from trt_native.backends.registry import load_backend
 from trt_native.errors import UnsupportedError
 from trt_native.passes.reject_unsupported import check_parser_support
 
@@ -79,3 +80,42 @@ def test_types_come_from_constants_and_attributes():
     for refused in (model, attribute):
         with pytest.raises(UnsupportedError, match="uint8 is clipped to int8"):
             check_parser_support(normalized(refused))
+
+
+def test_operators_that_end_the_process_are_refused():
+    inputs = {"x": [1, 2, 8, 8], "boxes": [3, 4], "batches": [3]}
+    graph = normalized(model_of("RoiAlign", inputs))
+    check_parser_support(graph)
+    with pytest.raises(UnsupportedError, match=r"'y' \(RoiAlign\): the parser may end the process"):
+        check_parser_support(graph, {"RoiAlign"})
+    capabilities = load_backend("rtx").capabilities
+    assert "RoiAlign" in capabilities.crashing_operators
+
+
+def attention(body, kind="float"):
+    text = f"""<ir_version: 10, opset_import: ["": 23]>
+        g ({kind}[1,2,5,8] x, {kind}[1,2,5,8] v) => ({kind}[1,2,5,8] y) {{ {body} }}"""
+    return normalized(onnx.parser.parse_model(text))
+
+
+@pytest.mark.parametrize(
+    ("body", "refused"),
+    [
+        ("y = Attention (x, x, v)", True),
+        ("k = Identity (x) y = Attention (x, k, x)", True),
+        ("q = Neg (x) k = Neg (x) y = Attention (q, k, v)", True),
+        ("q = Neg (x) k = Abs (x) y = Attention (q, k, v)", False),
+        ("q = LeakyRelu <alpha = 0.1> (x) k = LeakyRelu (x) y = Attention (q, k, v)", False),
+        ("y = Attention (x, v, v)", False),
+    ],
+)
+def test_attention_of_a_value_to_itself_is_refused(body, refused):
+    if not refused:
+        check_parser_support(attention(body))
+        return
+    with pytest.raises(UnsupportedError, match="query and key are one value"):
+        check_parser_support(attention(body))
+
+
+def test_attention_of_fp16_to_itself_is_not_refused():
+    check_parser_support(attention("y = Attention (x, x, v)", "float16"))

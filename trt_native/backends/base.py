@@ -71,6 +71,11 @@ class Capabilities:
             fails to build.
         quantizing_needs_gpu: Plans of models with Q/DQ nodes can be built only on a machine with a
             GPU, also where others can be built without.
+        dynamic_conditionals: An ``If`` whose result has a dynamic shape is right at every shape
+            that a context runs.
+        crashing_operators: Operators whose import ends the process.
+        small_recurrent: A ``GRU`` or ``LSTM`` of a batch of 1 and a few hidden units is built in
+            time.
         quantized_ops: Precision to the operators that the backend builds in it.
         unsupported_options: Name of a :class:`BuildConfig` field to the reason why this backend
             does not support it, and what to do instead.
@@ -86,6 +91,9 @@ class Capabilities:
     unsupported_options: Mapping[str, str]
     int8_unsupported: frozenset[str] = frozenset()
     quantizing_needs_gpu: bool = False
+    dynamic_conditionals: bool = True
+    crashing_operators: frozenset[str] = frozenset()
+    small_recurrent: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -59,6 +59,9 @@ class RtxBackend(TensorRTBackend):
             unsupported_options=_UNSUPPORTED_OPTIONS,
             int8_unsupported=unsupported,
             quantizing_needs_gpu=release < _FIRST_TO_QUANTIZE_WITHOUT_GPU,
+            dynamic_conditionals=False,
+            crashing_operators=frozenset({"RoiAlign"}),
+            small_recurrent=False,
         )
 
     def check(self, config: BuildConfig) -> None:

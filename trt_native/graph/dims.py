@@ -35,6 +35,7 @@ __all__ = [
     "dimension_symbols",
     "evaluate_dimension",
     "fixed_axes",
+    "fixed_dimensions",
     "fixed_extents",
     "read_limits",
     "read_profile_file",
@@ -344,6 +345,30 @@ def fixed_axes(profiles: Sequence[Profile], name: str) -> tuple[int | None, ...]
 def fixed_extents(profiles: Sequence[Profile]) -> dict[str, tuple[int | None, ...]]:
     """:func:`fixed_axes` of every input that the profiles give ranges."""
     return {name: fixed_axes(profiles, name) for name in (profiles[0].shapes if profiles else ())}
+
+
+def fixed_dimensions(
+    inputs: Sequence[ir.Value], profiles: Sequence[Profile]
+) -> tuple[dict[str, int], bool]:
+    """Find the symbolic dimensions that have one extent in all profiles.
+
+    Returns:
+        Name of a dimension to its extent, and whether all dimensions of the inputs are fixed.
+    """
+    fixed = fixed_extents(profiles)
+    dims: dict[str, int] = {}
+    static = True
+    for value in inputs:
+        extents = fixed.get(str(value.name), ())
+        for axis, dim in enumerate(value.shape or ()):
+            if isinstance(dim, int):
+                continue
+            extent = extents[axis] if axis < len(extents) else None
+            if extent is None:
+                static = False
+            elif dim.value is not None:
+                dims[dim.value] = extent
+    return dims, static
 
 
 def shape_problems(inputs: Sequence[TensorSpec], shapes: Mapping[str, Shape]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -72,15 +71,6 @@ def bodies(node: ir.Node) -> Iterator[ir.Graph]:
             yield attribute.as_graph()
         elif attribute.type == ir.AttributeType.GRAPHS:
             yield from attribute.as_graphs()
-
-
-@functools.lru_cache(maxsize=1024)
-def schema_of(op_type: str, opset: int) -> onnx.defs.OpSchema | None:
-    """The ONNX schema of an operator, or None where the opset has no such operator."""
-    try:
-        return onnx.defs.get_schema(op_type, opset)
-    except onnx.defs.SchemaError:
-        return None
 
 
 def opset_of(model: ir.Model) -> int:

@@ -16,8 +16,8 @@ from trt_native.graph.nodes import (
     allowed_types,
     op_set,
     opset_of,
-    schema_of,
 )
+from trt_native.schemas import schema_of
 
 __all__ = ["raise_opset", "require_opset"]
 

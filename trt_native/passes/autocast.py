@@ -38,7 +38,6 @@ from trt_native.graph.nodes import (
     bodies,
     is_fp32,
     op_set,
-    schema_of,
 )
 from trt_native.graph.opset import raise_opset, require_opset
 from trt_native.graph.patterns import match_nodes
@@ -49,6 +48,7 @@ from trt_native.passes.autocast_rules import NodeClassifier, Reason, scale_is_lo
 from trt_native.passes.base import GraphPass
 from trt_native.passes.quantize_arrays import read_tensor, requantize_lazily, round_scale
 from trt_native.passes.replacement import NameAuthority
+from trt_native.schemas import schema_of
 
 __all__ = ["Autocast", "PrecisionReport", "autocast", "can_be_reduced", "match_fp32_patterns"]
 logger = logging.getLogger(__name__)

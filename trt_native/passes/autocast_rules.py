@@ -30,7 +30,6 @@ from trt_native.graph.nodes import (
     is_fp32,
     opset_of,
     scale_of,
-    schema_of,
 )
 from trt_native.passes.autocast_magnitudes import Magnitudes, RangeProblem
 from trt_native.passes.autocast_operators import (
@@ -66,6 +65,7 @@ from trt_native.passes.autocast_operators import (
     sums,
     to_integers,
 )
+from trt_native.schemas import schema_of
 
 
 class Reason(str, enum.Enum):

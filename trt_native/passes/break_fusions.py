@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trt_native.errors import SpecError, UnsupportedError
-from trt_native.graph.dims import fixed_extents
+from trt_native.graph.dims import fixed_dimensions
 from trt_native.graph.inference import infer_types, infer_values, known_type
 from trt_native.graph.nodes import constant_of, input_of, op_set, opset_of
 from trt_native.graph.validity import wraps_graph_errors
@@ -407,19 +407,7 @@ class _Sizes:
 
     def __init__(self, model: ir.Model, profiles: Sequence[Profile]) -> None:
         self._opset = opset_of(model)
-        fixed = fixed_extents(profiles)
-        self._dims: dict[str, int] = {}
-        self._static = True
-        for value in model.graph.inputs:
-            extents = fixed.get(str(value.name), ())
-            for axis, dim in enumerate(value.shape or ()):
-                if isinstance(dim, int):
-                    continue
-                extent = extents[axis] if axis < len(extents) else None
-                if extent is None:
-                    self._static = False
-                elif dim.value is not None:
-                    self._dims[dim.value] = extent
+        self._dims, self._static = fixed_dimensions(model.graph.inputs, profiles)
 
     def axes(self, node: ir.Node) -> tuple[int, ...] | None:
         """The axes that a node reduces, counted from the last, which is -1; None if unknown."""

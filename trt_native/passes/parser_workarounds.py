@@ -26,14 +26,15 @@ from trt_native.graph.nodes import (
 )
 from trt_native.graph.validity import wraps_graph_errors
 from trt_native.passes.base import GraphPass, count_text
+from trt_native.passes.conv_transpose_workarounds import CONV_TRANSPOSE
 from trt_native.passes.decompose_norms import SCALE_PER_CHANNEL
 from trt_native.passes.extent_workarounds import (
-    CONV_TRANSPOSE_PADDING,
     GRID_SAMPLE_MODE,
     LOOP_CONDITION,
     POOL_PADDING,
     RESIZE_BY_SCALES,
     RMS_NORM_TYPES,
+    SAME_PADDING,
 )
 from trt_native.passes.replacement import NameAuthority, ReplacementBuilder, RewriteRule
 
@@ -79,7 +80,10 @@ class ParserWorkarounds(GraphPass):
 
     def needed(self, model: ir.Model) -> bool:
         """Whether any node, in bodies too, is miscompiled."""
-        return any(_rule(node) for node in all_nodes(model.graph))
+        nodes = list(all_nodes(model.graph))
+        if any(_lacks_shape(node) for node in nodes):
+            infer_values(model)
+        return any(_rule(node) for node in nodes)
 
     def rewrite(self, model: ir.Model) -> Mapping[str, Any]:
         """Rewrite the nodes; see :func:`apply_parser_workarounds`."""
@@ -95,15 +99,38 @@ class ParserWorkarounds(GraphPass):
         return f"rewritten to work around TensorRT parser bugs: {count_text(record['nodes'])}"
 
 
+def _lacks_shape(node: ir.Node) -> bool:
+    """Whether a rule depends on a shape that is not known yet."""
+    automatic = node.attributes.get_string("auto_pad", "").startswith("SAME")
+    depends = node.op_type in ("ConvTranspose", "Tile") or (node.op_type == "Conv" and automatic)
+    x = input_of(node, 0)
+    return depends and not node.domain and x is not None and x.shape is None
+
+
 def _rewrite_trilu(new: ReplacementBuilder) -> None:
     """Give ``upper``, without which TensorRT takes the lower triangle."""
     new.node.attributes["upper"] = ir.AttrInt64("upper", 1)
+
+
+def _tiles_a_scalar(node: ir.Node) -> bool:
+    x, repeats = input_of(node, 0), input_of(node, 1)
+    counts = None if repeats is None else constant_of(repeats)
+    axes = None if x is None or x.shape is None else len(x.shape)
+    return axes == 0 or (counts is not None and counts.size == 0)
+
+
+def _rewrite_tile(new: ReplacementBuilder) -> None:
+    """Copy the value: TensorRT crashes where a ``Reshape`` reads what it tiles without axes."""
+    new.replace(new.add("Identity", new.node.inputs[:1]))
 
 
 def _rewrite_mean(new: ReplacementBuilder) -> None:
     """Divide a sum: TensorRT writes the divisor as FP32, and reads it as FP16."""
     node = new.node
     first = next(value for value in node.inputs if value is not None)
+    if len(node.inputs) == 1:
+        new.replace(new.add("Identity", [first]))
+        return
     kind = new.kind or known_type(first)
     count = new.constant(np.array(len(node.inputs), kind.numpy()))
     new.replace(new.add("Div", [new.add("Sum", node.inputs), count]))
@@ -248,11 +275,13 @@ _RULES = {
     "Clip": RewriteRule(_has_reversed_limits, _rewrite_clip),
     **dict.fromkeys(("MaxPool", "AveragePool", "LpPool"), POOL_PADDING),
     "Resize": RESIZE_BY_SCALES,
-    "ConvTranspose": CONV_TRANSPOSE_PADDING,
+    "ConvTranspose": CONV_TRANSPOSE,
+    "Conv": SAME_PADDING,
     "GridSample": GRID_SAMPLE_MODE,
     "Loop": LOOP_CONDITION,
     "RMSNormalization": RMS_NORM_TYPES,
-    "Mean": RewriteRule(lambda node: len(node.inputs) > 1, _rewrite_mean),
+    "Tile": RewriteRule(_tiles_a_scalar, _rewrite_tile),
+    "Mean": RewriteRule(lambda node: bool(node.inputs), _rewrite_mean),
     "GlobalLpPool": RewriteRule(_keeps_signs, _rewrite_global_lp_pool),
     **dict.fromkeys(("ReduceSumSquare", "ReduceL1", "ReduceL2", "ReduceLogSum"), _NOOP_REDUCTION),
     **dict.fromkeys(("LSTM", "GRU", "RNN"), _BATCH_FIRST_RECURRENT),

@@ -14,6 +14,7 @@ from trt_native.passes.base import GraphPass, PassContext
 from trt_native.passes.break_fusions import BreakFusions
 from trt_native.passes.bypass_quantizers import BypassQuantizers
 from trt_native.passes.decompose_norms import DecomposeNorms
+from trt_native.passes.lower_conditionals import LowerConditionals
 from trt_native.passes.mark_outputs import MarkOutputs
 from trt_native.passes.name_nodes import NameNodes
 from trt_native.passes.normalize import Normalize
@@ -23,6 +24,7 @@ from trt_native.passes.quantize import Quantize
 from trt_native.passes.reject_unsupported import RejectUnsupported
 from trt_native.passes.replace_types import ReplaceTypes
 from trt_native.passes.split_fp32_products import SplitFp32Products
+from trt_native.passes.widen_recurrent import WidenRecurrent
 from trt_native.progress import Progress, phase
 
 __all__ = ["BUILD", "CALIBRATE", "QUANTIZE", "describe_passes", "run_passes", "select_passes"]
@@ -31,6 +33,8 @@ BUILD: tuple[type[GraphPass], ...] = (
     Normalize,
     ReplaceTypes,
     RejectUnsupported,
+    LowerConditionals,
+    WidenRecurrent,
     BypassQuantizers,
     NameNodes,
     PinFp32Nodes,
@@ -47,6 +51,8 @@ CALIBRATE: tuple[type[GraphPass], ...] = (
     Normalize,
     ReplaceTypes,
     RejectUnsupported,
+    LowerConditionals,
+    WidenRecurrent,
     Autocast,
     DecomposeNorms,
     ParserWorkarounds,

@@ -1,4 +1,4 @@
-"""Reject nodes that TensorRT's ONNX parser silently miscompiles, and that no pass rewrites.
+"""Reject nodes that TensorRT silently miscompiles or that end its process, and no pass rewrites.
 
 Seen in TensorRT-RTX 1.6, and partly reported for TensorRT 10 (NVIDIA/TensorRT#4756, #4509), whose
 parser is of the same source.
@@ -6,7 +6,7 @@ parser is of the same source.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import onnx_ir as ir
@@ -23,8 +23,12 @@ _MOST_NAMED = 20
 
 
 @wraps_graph_errors
-def check_parser_support(model: ir.Model) -> None:
-    """Reject a normalized model that TensorRT would silently miscompile.
+def check_parser_support(model: ir.Model, crashing: Collection[str] = ()) -> None:
+    """Reject a normalized model that TensorRT would silently miscompile, or not survive.
+
+    Args:
+        model: The model.
+        crashing: Operators that end the process.
 
     Raises:
         UnsupportedError: there is such a node; all of them in one error.
@@ -38,12 +42,12 @@ def check_parser_support(model: ir.Model) -> None:
     found += [
         f"{node.name or node.outputs[0].name!r} ({node.op_type}): {reason}"
         for node in all_nodes(model.graph)
-        if (reason := _unsupported_reason(node))
+        if (reason := _unsupported_reason(node, crashing))
     ]
     if found:
         more = [f"and {len(found) - _MOST_NAMED} more"] if len(found) > _MOST_NAMED else []
         raise UnsupportedError(
-            "TensorRT would silently miscompile these nodes:",
+            "TensorRT would miscompile these nodes without an error, or crash:",
             problems=[*found[:_MOST_NAMED], *more],
         )
 
@@ -59,17 +63,27 @@ class RejectUnsupported(GraphPass):
     def needed(self, model: ir.Model) -> bool:
         """Whether a node has no other form that TensorRT computes correctly."""
         return any(value.is_graph_output() for value in model.graph.inputs) or any(
-            _unsupported_reason(node) for node in all_nodes(model.graph)
+            _unsupported_reason(node, self._crashing) for node in all_nodes(model.graph)
         )
 
     def rewrite(self, model: ir.Model) -> Mapping[str, Any]:
         """Raise the error; see :func:`check_parser_support`."""
-        check_parser_support(model)
+        check_parser_support(model, self._crashing)
         return {}
 
+    @property
+    def _crashing(self) -> Collection[str]:
+        backend = self.context.backend
+        return () if backend is None else backend.capabilities.crashing_operators
 
-def _unsupported_reason(node: ir.Node) -> str:
+
+def _unsupported_reason(node: ir.Node, crashing: Collection[str]) -> str:
     """Explain how TensorRT miscompiles a node, and what to do; empty if it does not."""
+    if not node.domain and node.op_type in crashing:
+        return (
+            "the parser may end the process; write it as GridSample and ReduceMean, or build for"
+            " another TensorRT"
+        )
     rule = None if node.domain else _RULES.get(node.op_type)
     return rule(node) if rule else ""
 
@@ -118,9 +132,38 @@ def _space_to_depth_reason(node: ir.Node) -> str:
 
 
 def _attention_reason(node: ir.Node) -> str:
-    if input_of(node, 6) is None:
-        return ""
-    return "nonpad_kv_seqlen is ignored; give a mask instead"
+    if input_of(node, 6) is not None:
+        return "nonpad_kv_seqlen is ignored; give a mask instead"
+    query, key = _origin(input_of(node, 0)), _origin(input_of(node, 1))
+    if dtype_of(query) in (None, ir.DataType.FLOAT) and _are_equal(query, key):
+        return (
+            "in FP32 the build ends the process where query and key are one value; write it as"
+            " MatMul and Softmax"
+        )
+    return ""
+
+
+def _origin(value: ir.Value | None) -> ir.Value | None:
+    """A value in front of nodes that return it as it is."""
+    while value is not None and (node := value.producer()) and node.op_type == "Identity":
+        value = node.inputs[0]
+    return value
+
+
+def _are_equal(one: ir.Value | None, other: ir.Value | None) -> bool:
+    """Whether two values are one, or made from the same values by equal nodes."""
+    if one is other:
+        return True
+    nodes = [None if value is None else value.producer() for value in (one, other)]
+    first, second = nodes
+    return (
+        first is not None
+        and second is not None
+        and first.op_type == second.op_type
+        and [_origin(v) for v in first.inputs] == [_origin(v) for v in second.inputs]
+        and {n: a.value for n, a in first.attributes.items()}
+        == {n: a.value for n, a in second.attributes.items()}
+    )
 
 
 def _tensor_scatter_reason(node: ir.Node) -> str:  # noqa: ARG001

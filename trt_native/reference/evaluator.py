@@ -14,7 +14,6 @@ from onnx.reference.op_run import OpRun
 from onnx.reference.ops import load_op
 
 from trt_native.arrays import Array
-from trt_native.graph.nodes import op_set, schema_of
 from trt_native.reference import (
     control_flow,
     convolution,
@@ -26,6 +25,7 @@ from trt_native.reference import (
     resampling,
 )
 from trt_native.reference.kernels import Kernel, is_narrow, widened
+from trt_native.schemas import schema_of
 
 __all__ = ["evaluator"]
 
@@ -40,10 +40,28 @@ _KERNELS: tuple[Kernel, ...] = (
     *resampling.KERNELS,
 )
 # In the type of an FP16 or BF16 input, their sums would overflow or lose digits, or they fail.
-_ACCUMULATING = op_set(
-    "ReduceSum ReduceMean ReduceL1 ReduceL2 ReduceSumSquare ReduceLogSum ReduceLogSumExp ReduceProd"
-    " InstanceNormalization LayerNormalization RMSNormalization BatchNormalization Conv Gemm MatMul"
-    " Einsum CumSum AffineGrid Det"
+_ACCUMULATING = frozenset(
+    {
+        "ReduceSum",
+        "ReduceMean",
+        "ReduceL1",
+        "ReduceL2",
+        "ReduceSumSquare",
+        "ReduceLogSum",
+        "ReduceLogSumExp",
+        "ReduceProd",
+        "InstanceNormalization",
+        "LayerNormalization",
+        "RMSNormalization",
+        "BatchNormalization",
+        "Conv",
+        "Gemm",
+        "MatMul",
+        "Einsum",
+        "CumSum",
+        "AffineGrid",
+        "Det",
+    }
 )
 
 

@@ -1,0 +1,100 @@
+"""Rules for transposed convolutions of a single element.
+
+Where an axis has one element, TensorRT-RTX has no kernel for a stride above 1, and an activation
+behind a single pixel was computed wrong in FP16. The stride of such an axis says nothing.
+:class:`~trt_native.passes.parser_workarounds.ParserWorkarounds` applies them.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import onnx_ir as ir
+
+from trt_native.graph.nodes import constant_of, input_of
+from trt_native.passes.extent_workarounds import CONV_TRANSPOSE_PADDING
+from trt_native.passes.replacement import ReplacementBuilder, RewriteRule
+
+__all__ = ["CONV_TRANSPOSE"]
+
+
+def _is_rewritten(node: ir.Node) -> bool:
+    return CONV_TRANSPOSE_PADDING.check(node) or _is_pixel(node) or bool(_idle_strides(node))
+
+
+def _rewrite(new: ReplacementBuilder) -> None:
+    if CONV_TRANSPOSE_PADDING.check(new.node):
+        CONV_TRANSPOSE_PADDING.rewrite(new)
+    elif _is_pixel(new.node):
+        _rewrite_pixel(new)
+    else:
+        _rewrite_strides(new)
+
+
+def _extents(node: ir.Node) -> list[int | ir.SymbolicDim]:
+    x = node.inputs[0]
+    return [] if x is None or x.shape is None else list(x.shape[2:])
+
+
+def _ints(node: ir.Node, name: str) -> list[int]:
+    return list(node.attributes.get_ints(name, []))
+
+
+def _is_padded_otherwise(node: ir.Node) -> bool:
+    """Whether strides or more than the padding say how large the output is."""
+    automatic = node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET"
+    return automatic or "output_shape" in node.attributes or any(_ints(node, "output_padding"))
+
+
+def _idle_strides(node: ir.Node) -> list[int]:
+    """The axes, from the first spatial one on, that have one element and a stride above 1."""
+    if _is_padded_otherwise(node):
+        return []
+    strides = _ints(node, "strides")
+    return [
+        axis
+        for axis, (extent, stride) in enumerate(zip(_extents(node), strides, strict=False))
+        if extent == 1 and stride > 1
+    ]
+
+
+def _rewrite_strides(new: ReplacementBuilder) -> None:
+    """Let these strides be 1."""
+    strides, idle = _ints(new.node, "strides"), _idle_strides(new.node)
+    strides = [1 if axis in idle else stride for axis, stride in enumerate(strides)]
+    new.node.attributes["strides"] = ir.AttrInt64s("strides", strides)
+
+
+def _is_pixel(node: ir.Node) -> bool:
+    """Whether each output is a product of one pixel with the weights, all of which come out."""
+    extents, weight = _extents(node), input_of(node, 1)
+    return (
+        bool(extents)
+        and all(extent == 1 for extent in extents)
+        and weight is not None
+        and constant_of(weight) is not None
+        and node.attributes.get_int("group", 1) == 1
+        and not any(_ints(node, "pads"))
+        and all(dilation == 1 for dilation in _ints(node, "dilations"))
+        and not _is_padded_otherwise(node)
+    )
+
+
+def _rewrite_pixel(new: ReplacementBuilder) -> None:
+    """Multiply the channels by the weights as matrices."""
+    x, weight = new.node.inputs[:2]
+    assert x is not None  # noqa: S101  # for the type checker
+    assert weight is not None  # noqa: S101
+    tensor = constant_of(weight)
+    assert tensor is not None  # noqa: S101
+    channels, outputs, *kernel = (int(extent) for extent in tensor.shape.numpy())
+    rows = new.reshaped(x, [-1, channels])
+    columns = new.reshaped(weight, [channels, outputs * prod(kernel)])
+    y = new.reshaped(new.add("MatMul", [rows, columns]), [-1, outputs, *kernel])
+    bias = input_of(new.node, 2)
+    if bias is not None:
+        y = new.add("Add", [y, new.reshaped(bias, [1, outputs, *[1] * len(kernel)])])
+    new.replace(y)
+
+
+CONV_TRANSPOSE = RewriteRule(_is_rewritten, _rewrite)
