@@ -8,8 +8,7 @@ import onnx
 import pytest
 from helpers.reference_nodes import run_node
 
-from trt_native.reference.evaluator import evaluator
-from trt_native.reference.evaluator import _KERNELS, _operators
+from trt_native.reference.evaluator import _KERNELS, _operators, evaluator
 
 LARGE = np.full((1, 4096), 60, np.float16)
 
