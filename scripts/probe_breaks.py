@@ -27,7 +27,7 @@ from onnx import TensorProto, numpy_helper
 
 from trt_native import BuildConfig, Precision, Session, build_plan
 from trt_native.errors import TrtNativeError
-from trt_native.reference import evaluator
+from trt_native.reference.evaluator import evaluator
 from trt_native.shapes import ProfileSpec
 
 Array = np.ndarray[Any, Any]

@@ -15,7 +15,7 @@ from trt_native import BuildConfig, Precision, build_plan
 from trt_native.backends.registry import load_backend
 from trt_native.passes.base import PassContext, ResolvedPrecision
 from trt_native.passes.widen_recurrent import WidenRecurrent
-from trt_native.reference import evaluator
+from trt_native.reference.evaluator import evaluator
 from trt_native.shapes import Profile, ProfileSpec, ShapeRange
 
 STEPS, INPUTS = 5, 3

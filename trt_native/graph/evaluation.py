@@ -28,7 +28,7 @@ def evaluate_node(
     Returns:
         Its outputs by name; None where it cannot be evaluated.
     """
-    from trt_native.reference import evaluator  # takes half a second to import
+    from trt_native.reference.evaluator import evaluator  # takes half a second to import
 
     graph = onnx.helper.make_graph(
         [node],
