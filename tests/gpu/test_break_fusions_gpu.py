@@ -69,4 +69,4 @@ def test_they_are_right(case):
 def test_the_defect_is_still_there(case, monkeypatch):
     """Where this fails, the pass is not needed for this TensorRT any more."""
     monkeypatch.setattr(BreakFusions, "needed", lambda *_: False)
-    assert error_of(*case) > 1e-3
+    assert not error_of(*case) <= 1e-3  # it may be NaN

@@ -1,4 +1,4 @@
-"""Conditionals of a dynamic shape at a second, larger one, on the GPU."""
+"""Conditionals of a dynamic shape above the optimum, on the GPU."""
 
 from __future__ import annotations
 

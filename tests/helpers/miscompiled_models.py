@@ -255,9 +255,7 @@ CASES = {
     "transposed pixel": lambda: _transposed_pixel((1, 1), [2, 3], [1, 1]),
     "transposed pixel of FP16": lambda: _transposed_pixel((1, 1), [2, 3], [3, 2], np.float16),
     "transposed line": lambda: _transposed_pixel((1, 4), [3, 2], [2, 3]),
-    "transposed plane": lambda: _transposed_pixel(
-        (5, 1, 3), [2, 3, 1], [2, 3, 1], padding=(0, 1, 0)
-    ),
+    "transposed column": lambda: _transposed_pixel((5, 1), [2, 3], [2, 3], padding=(0, 1)),
     "pool": _pool,
     "squares": lambda: _reduction("ReduceSumSquare", np.square),
     "L1": lambda: _reduction("ReduceL1", np.abs),

@@ -72,7 +72,7 @@ class Capabilities:
         quantizing_needs_gpu: Plans of models with Q/DQ nodes can be built only on a machine with a
             GPU, also where others can be built without.
         dynamic_conditionals: An ``If`` whose result has a dynamic shape is right at every shape
-            that a context runs.
+            of the profile.
         crashing_operators: Operators whose import ends the process.
         small_recurrent: A ``GRU`` or ``LSTM`` of a batch of 1 and a few hidden units is built in
             time.

@@ -23,7 +23,6 @@ __all__ = [
     "POOL_PADDING",
     "RESIZE_BY_SCALES",
     "RMS_NORM_TYPES",
-    "SAME_PADDING",
     "resize_reason",
 ]
 
@@ -190,33 +189,6 @@ def resize_reason(node: ir.Node) -> str:
 # Others
 
 
-def _pads_dynamic_extents(node: ir.Node) -> bool:
-    """Whether padding that is computed from extents is the same for all of them."""
-    x, weight = node.inputs[0], input_of(node, 1)
-    if x is None or weight is None or x.shape is None or weight.shape is None:
-        return False
-    return (
-        node.attributes.get_string("auto_pad", "NOTSET").startswith("SAME")
-        and not all(isinstance(extent, int) for extent in x.shape[2:])
-        and all(isinstance(extent, int) for extent in weight.shape[2:])
-        and all(stride == 1 for stride in _ints(node, "strides"))
-    )
-
-
-def _rewrite_same_padding(new: ReplacementBuilder) -> None:
-    """Give the padding, which TensorRT computes from extents and gets wrong for some."""
-    node, weight = new.node, new.node.inputs[1]
-    assert weight is not None  # noqa: S101  # for the type checker
-    assert weight.shape is not None  # noqa: S101
-    kernel = [extent for extent in weight.shape[2:] if isinstance(extent, int)]
-    dilations = _ints(node, "dilations") or [1] * len(kernel)
-    totals = [dilation * (size - 1) for dilation, size in zip(dilations, kernel, strict=True)]
-    fewer, more = [t // 2 for t in totals], [t - t // 2 for t in totals]
-    upper = node.attributes.get_string("auto_pad", "") == "SAME_UPPER"
-    node.attributes["pads"] = ir.AttrInt64s("pads", fewer + more if upper else more + fewer)
-    del node.attributes["auto_pad"]
-
-
 def _loses_output_padding(node: ir.Node) -> bool:
     padded = any(node.attributes.get_ints("output_padding", []))
     return padded and node.attributes.get_string("auto_pad", "NOTSET") == "VALID"
@@ -265,7 +237,6 @@ def _rewrite_rms_norm(new: ReplacementBuilder) -> None:
     new.replace(new.add("Cast", [normed], kind, to=kind))
 
 
-SAME_PADDING = RewriteRule(_pads_dynamic_extents, _rewrite_same_padding)
 POOL_PADDING = RewriteRule(_rounds_up_too_far, _rewrite_pool)
 RESIZE_BY_SCALES = RewriteRule(_is_one_too_large, _rewrite_resize)
 CONV_TRANSPOSE_PADDING = RewriteRule(_loses_output_padding, _rewrite_auto_pad)

@@ -1,7 +1,7 @@
 """Write an ``If`` whose result has a dynamic shape as nodes of the graph around it.
 
-TensorRT-RTX 1.6 computes such an ``If`` correctly at the first shape that a context runs, and
-something else at a larger one. Of a condition that is known the branch that it chooses is left;
+TensorRT-RTX 1.6 computes such an ``If`` correctly up to the optimum shape of the profile, and
+something else at larger ones. Of a condition that is known the branch that it chooses is left;
 else both branches are computed, and a ``Where`` chooses between their results.
 """
 
@@ -102,8 +102,8 @@ class LowerConditionals(GraphPass):
             found.append(_Lowering(node, taken))
         if problems:
             raise UnsupportedError(
-                f"{backend.product} {backend.version} computes an If of a dynamic shape wrong at"
-                " the second shape, and these cannot be written otherwise; build with fixed"
+                f"{backend.product} {backend.version} computes an If of a dynamic shape wrong"
+                " above the optimum shape, and these cannot be written otherwise; build with fixed"
                 " dimensions, or use Where in the model:",
                 problems=problems,
             )

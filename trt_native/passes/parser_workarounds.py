@@ -34,7 +34,6 @@ from trt_native.passes.extent_workarounds import (
     POOL_PADDING,
     RESIZE_BY_SCALES,
     RMS_NORM_TYPES,
-    SAME_PADDING,
 )
 from trt_native.passes.replacement import NameAuthority, ReplacementBuilder, RewriteRule
 
@@ -101,10 +100,9 @@ class ParserWorkarounds(GraphPass):
 
 def _lacks_shape(node: ir.Node) -> bool:
     """Whether a rule depends on a shape that is not known yet."""
-    automatic = node.attributes.get_string("auto_pad", "").startswith("SAME")
-    depends = node.op_type in ("ConvTranspose", "Tile") or (node.op_type == "Conv" and automatic)
     x = input_of(node, 0)
-    return depends and not node.domain and x is not None and x.shape is None
+    depends = node.op_type in ("ConvTranspose", "Tile") and not node.domain
+    return depends and x is not None and x.shape is None
 
 
 def _rewrite_trilu(new: ReplacementBuilder) -> None:
@@ -276,7 +274,6 @@ _RULES = {
     **dict.fromkeys(("MaxPool", "AveragePool", "LpPool"), POOL_PADDING),
     "Resize": RESIZE_BY_SCALES,
     "ConvTranspose": CONV_TRANSPOSE,
-    "Conv": SAME_PADDING,
     "GridSample": GRID_SAMPLE_MODE,
     "Loop": LOOP_CONDITION,
     "RMSNormalization": RMS_NORM_TYPES,
