@@ -54,6 +54,17 @@ def test_extents_are_those_of_the_reference(name):
     assert (y.name, y.dtype) == ("y", "float32")
 
 
+@pytest.mark.parametrize("name", TEXTS)
+def test_constants_may_be_in_another_file(name, tmp_path):
+    ir.save(made(name), tmp_path / "m.onnx", external_data="m.data", size_threshold_bytes=0)
+    graph = ir.load(tmp_path / "m.onnx")
+    assert any(
+        isinstance(v.const_value, ir.ExternalTensor) for v in graph.graph.initializers.values()
+    )
+    expected = model_interface(made(name), [PROFILE])
+    assert model_interface(graph, [PROFILE]) == expected
+
+
 def test_the_model_stays_as_it_is():
     large = np.arange(4096, dtype=np.float32).reshape(4, 1024)
     graph = model(
