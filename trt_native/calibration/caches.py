@@ -362,7 +362,7 @@ def _magnitude(value: Any) -> float:
 
 
 def _provenance_path(cache: Path) -> Path:
-    return cache.with_name(cache.name + ".json")
+    return Path(f"{cache}.json")
 
 
 def _read_provenance(source: Path, cache: CalibrationCache) -> Provenance | None:

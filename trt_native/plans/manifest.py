@@ -325,7 +325,7 @@ def _check_profiles(tensors: Iterable[PlanTensor]) -> None:
 
 def manifest_path(plan: Path) -> Path:
     """Path of a plan's manifest, whether or not it exists."""
-    return plan.with_name(plan.name + ".json")
+    return Path(f"{plan}.json")
 
 
 def read_manifest(plan: Path) -> Manifest | None:
