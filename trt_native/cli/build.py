@@ -95,9 +95,10 @@ def build(
         ),
     ] = False,
     cache: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             envvar=FOLDER_VARIABLE,
+            metavar="FOLDER",
             help="Folder of built plans and layer timings. \\[default: the user's cache folder]",
             show_envvar=True,
             rich_help_panel=_PROCESS,
