@@ -24,6 +24,7 @@ __all__ = [
     "check_writable",
     "is_within",
     "open_regular_file",
+    "open_standard_descriptors",
     "read_text_file",
     "remove_temporaries",
     "save_with_json",
@@ -45,6 +46,22 @@ def is_within(path: Path, folder: Path) -> bool:
         return path.resolve().is_relative_to(folder)
     except RuntimeError:  # before Python 3.13, a loop
         return False
+
+
+def open_standard_descriptors() -> None:
+    """Open the null device as standard input, output or error where the process has none.
+
+    Else the next file that is opened takes the place, and what is printed goes into it.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != descriptor:  # a lower one is closed at the same time by another thread
+                os.dup2(opened, descriptor)
+                os.close(opened)
+            os.set_inheritable(descriptor, True)
 
 
 def open_regular_file(path: Path) -> BufferedReader:

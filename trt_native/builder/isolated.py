@@ -39,7 +39,7 @@ from trt_native.builder.fallback import (
 from trt_native.builder.plan_cache import FOLDERS as CACHE_FOLDERS
 from trt_native.config import BuildConfig
 from trt_native.errors import BuildError, TrtNativeError
-from trt_native.files import remove_temporaries
+from trt_native.files import open_standard_descriptors, remove_temporaries
 from trt_native.plans.manifest import Manifest
 from trt_native.plans.plan import Plan
 from trt_native.units import format_bytes
@@ -265,6 +265,7 @@ class _Child:
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
 
     def __enter__(self) -> _Child:
+        open_standard_descriptors()
         with contextlib.ExitStack() as files:
             self._events, events = os.pipe()
             self._output, output = os.pipe()
