@@ -244,6 +244,9 @@ class Manifest:
             noted = data["model"].get("metadata", {})
             _check_types(noted, dict.fromkeys(noted, (str,)), "model.metadata.")
             _check_types(data["precision"], _PRECISION_TYPES, "precision.")
+            if (found := data["precision"].get("engine_layers")) is not None:
+                optional = {name: (list,) for name in ("int8", "fp8") if name in found}
+                _check_types(found, {"layers": (int,), **optional}, "precision.engine_layers.")
             for item in data["passes"]:
                 _check_types(item, _PASS_TYPES, "passes.")
             if "refit" in data:
