@@ -160,13 +160,31 @@ def save_with_json(
     is_own = _is_own_json(json_path)
     if document is not None and not is_own:
         raise FileExistsError(errno.EEXIST, _not_own(json_path), str(json_path))
-    with contextlib.ExitStack() as files:
-        files.enter_context(atomic_write(path)).write(data)
+    text = b"" if document is None else json.dumps(document, indent=1).encode() + b"\n"
+    with _put_back(json_path), contextlib.ExitStack() as files:
+        opened = files.enter_context(atomic_write(path))
+        opened.write(data)
         if document is not None:
-            text = json.dumps(document, indent=1)
-            files.enter_context(atomic_write(json_path)).write(text.encode() + b"\n")
+            files.enter_context(atomic_write(json_path)).write(text)
+        opened.flush()  # a full disk is noticed before the JSON file takes its place
+        os.fsync(opened.fileno())
     if document is None and is_own:
         json_path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _put_back(path: Path) -> Iterator[None]:
+    """Leave a small file as it was, if the block fails."""
+    before = path.read_bytes() if path.is_file() else None
+    try:
+        yield
+    except BaseException:
+        if before is None:
+            path.unlink(missing_ok=True)
+        elif path.read_bytes() != before:
+            with atomic_write(path) as file:
+                file.write(before)
+        raise
 
 
 def check_companion(path: Path) -> None:

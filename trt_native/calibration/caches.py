@@ -279,7 +279,7 @@ class CalibrationCache:
             save_with_json(target, self.to_bytes(), _provenance_path(target), document)
         except OSError as error:
             raise CalibrationError(
-                f"cannot write {target}: {error.strerror or error}; nothing was left there"
+                f"cannot write {target}: {error.strerror or error}; no partial file was written"
             ) from error
         return target
 
