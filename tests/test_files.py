@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -21,6 +22,7 @@ from trt_native.files import (
     open_regular_file,
     read_text_file,
     remove_temporaries,
+    save_with_json,
     sha256_of_file,
 )
 
@@ -117,6 +119,31 @@ def test_sha256_of_a_file(tmp_path, size):
     assert sha256_of_file(tmp_path / "f") == hashlib.sha256(content).hexdigest()
     assert read == sorted(set(read))
     assert read[-1:] == ([size] if size else [])
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+@pytest.mark.parametrize("exists", [True, False])
+@pytest.mark.parametrize("document", [None, {"producer": "new"}])
+def test_a_file_and_its_json_are_both_new_or_both_as_they_were(
+    tmp_path, monkeypatch, step, exists, document
+):
+    path, json_path = tmp_path / "m.plan", tmp_path / "m.plan.json"
+    if exists:
+        save_with_json(path, b"old", json_path, {"producer": "old"})
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    real = getattr(os, step) if step == "fsync" else Path.replace
+
+    def fail(target, *arguments):
+        name = target.name if step == "replace" else os.readlink(f"/proc/self/fd/{target}")
+        if step == "fsync" or (name.startswith(".m.plan.") and "json" not in name):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(target, *arguments)
+
+    monkeypatch.setattr(os if step == "fsync" else Path, step, fail)
+    with pytest.raises(OSError, match="No space left"):
+        save_with_json(path, b"new", json_path, document)
+    monkeypatch.undo()
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize("durable", [True, False])

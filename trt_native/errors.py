@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 __all__ = [
+    "USER_CODE_ERRORS",
     "BuildError",
     "CalibrationError",
     "ClosedError",
@@ -22,6 +23,9 @@ __all__ = [
     "TrtNativeError",
     "UnsupportedError",
 ]
+
+USER_CODE_ERRORS = (Exception, SystemExit)
+"""The exceptions of a function or module of the user's: ``sys.exit()`` there must not end us."""
 
 
 class TrtNativeError(Exception):

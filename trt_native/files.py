@@ -20,14 +20,18 @@ from trt_native.units import format_bytes
 
 __all__ = [
     "atomic_write",
+    "check_companion",
     "check_writable",
     "is_within",
     "open_regular_file",
+    "open_standard_descriptors",
     "read_text_file",
     "remove_temporaries",
     "save_with_json",
     "set_temporary_tag",
     "sha256_of_file",
+    "source_file",
+    "with_ending",
 ]
 _MAX_TEXT_BYTES = 256 * 2**20
 
@@ -42,6 +46,22 @@ def is_within(path: Path, folder: Path) -> bool:
         return path.resolve().is_relative_to(folder)
     except RuntimeError:  # before Python 3.13, a loop
         return False
+
+
+def open_standard_descriptors() -> None:
+    """Open the null device as standard input, output or error where the process has none.
+
+    Else the next file that is opened takes the place, and what is printed goes into it.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != descriptor:  # a lower one is closed at the same time by another thread
+                os.dup2(opened, descriptor)
+                os.close(opened)
+            os.set_inheritable(descriptor, True)
 
 
 def open_regular_file(path: Path) -> BufferedReader:
@@ -131,18 +151,65 @@ def save_with_json(
     """Write a file, and the JSON file that describes it.
 
     Both are complete on disk or not there at all; a file that was there before stays until both
-    new ones are ready. Without a document, a JSON file that was there before is removed.
+    new ones are ready. Without a document, a JSON file that this package wrote is removed.
 
     Raises:
-        OSError: the folder cannot be written to, or the disk is full.
+        OSError: the folder cannot be written to, the disk is full, or there is a JSON file of
+            another program.
     """
-    with contextlib.ExitStack() as files:
-        files.enter_context(atomic_write(path)).write(data)
+    is_own = _is_own_json(json_path)
+    if document is not None and not is_own:
+        raise FileExistsError(errno.EEXIST, _not_own(json_path), str(json_path))
+    text = b"" if document is None else json.dumps(document, indent=1).encode() + b"\n"
+    with _put_back(json_path), contextlib.ExitStack() as files:
+        opened = files.enter_context(atomic_write(path))
+        opened.write(data)
         if document is not None:
-            text = json.dumps(document, indent=1)
-            files.enter_context(atomic_write(json_path)).write(text.encode() + b"\n")
-    if document is None:
+            files.enter_context(atomic_write(json_path)).write(text)
+        opened.flush()  # a full disk is noticed before the JSON file takes its place
+        os.fsync(opened.fileno())
+    if document is None and is_own:
         json_path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _put_back(path: Path) -> Iterator[None]:
+    """Leave a small file as it was, if the block fails."""
+    before = path.read_bytes() if path.is_file() else None
+    try:
+        yield
+    except BaseException:
+        if before is None:
+            path.unlink(missing_ok=True)
+        elif path.read_bytes() != before:
+            with atomic_write(path) as file:
+                file.write(before)
+        raise
+
+
+def check_companion(path: Path) -> None:
+    """Check that a JSON file that goes with an output would not replace one of another program.
+
+    Raises:
+        SpecError: it would.
+    """
+    if not _is_own_json(path):
+        raise SpecError(f"cannot write {path}: {_not_own(path)}")
+
+
+def _not_own(path: Path) -> str:
+    return f"{path.name} is there and is not from trt-native; move it, or name another output"
+
+
+def _is_own_json(path: Path) -> bool:
+    """Whether a manifest or another JSON file that this package writes is there, or nothing."""
+    try:
+        document = json.loads(read_text_file(path) or b'{"producer": ""}')
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and isinstance(document.get("producer"), str)
 
 
 def _open_unnamed(folder: Path) -> BinaryIO | None:
@@ -177,6 +244,17 @@ def check_writable(path: Path, *, reads: Iterable[Path | None] = ()) -> None:
             pass
     except OSError as error:
         raise SpecError(f"cannot write {path}: {error.strerror} ({path.parent})") from None
+
+
+def source_file(source: str | Path) -> Path:
+    """The file or folder of a source of data, which may be ``FILE.py:FUNCTION``."""
+    file, _, _ = str(source).rpartition(":")
+    return Path(file) if ".py:" in str(source) and not Path(source).exists() else Path(source)
+
+
+def with_ending(path: Path, ending: str) -> Path:
+    """The path with another ending in the place of its suffix; unlike Path's, for any path."""
+    return path.parent / f"{path.stem}{ending}"
 
 
 def _same_file(one: Path, other: Path) -> bool:

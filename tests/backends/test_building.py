@@ -12,7 +12,12 @@ import onnx
 import pytest
 from helpers import tiny_models
 
-from trt_native.backends.building import default_workspace, run_interruptible, save_temporary
+from trt_native.backends.building import (
+    CancelRequest,
+    default_workspace,
+    run_interruptible,
+    save_temporary,
+)
 from trt_native.cuda import GpuInfo
 from trt_native.errors import BuildError
 from trt_native.graph.onnx_file import read_model
@@ -96,3 +101,21 @@ def test_an_interrupt_cancels_and_waits_for_the_end(caplog):
         signal.signal(signal.SIGINT, previous)
     assert events == [True, "ended"]
     assert "press Ctrl-C again to abort immediately" in caplog.text
+
+
+def test_a_request_of_another_process_to_stop_names_no_ctrl_c(caplog):
+    cancelled = threading.Event()
+    request = threading.Timer(0.05, signal.pthread_kill, [threading.get_ident(), signal.SIGINT])
+
+    def handle(*_):
+        raise CancelRequest
+
+    previous = signal.signal(signal.SIGINT, handle)
+    try:
+        request.start()
+        with pytest.raises(KeyboardInterrupt):
+            run_interruptible(lambda: cancelled.wait(60), cancelled)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert cancelled.is_set()
+    assert caplog.text == ""

@@ -141,6 +141,7 @@ class TestCrashes:
     def test_a_crash_while_building_names_signal_and_phase(self, build, tmp_path, scratch, name):
         message = failed(build(body=f"os.kill(os.getpid(), signal.{name})"))
         assert f"crashed with {name} (" in message
+        assert ("the model is damaged" in message) == (name != "SIGABRT")
         assert "in phase 'Building engine'" in message
         assert "TensorRT's last line: " in message
         assert os.listdir(tmp_path) == ["m.onnx"]
@@ -166,6 +167,31 @@ class TestCrashes:
 
     def test_pythons_own_lack_of_memory(self, build):
         assert "the machine has too little memory" in failed(build(body="raise MemoryError"))
+
+
+def test_a_signal_from_outside_is_no_fault_of_the_model(tmp_path, monkeypatch):
+    import resource
+
+    job = Job(
+        model=tmp_path / "m.onnx", target=tmp_path / "m.plan", config=BuildConfig(), backend="rtx",
+        cache=None, cache_bytes=None,
+    )  # fmt: skip
+    child = isolated._Child(job, None)
+    child._phases = ["Building engine"]
+    for code, name in {
+        -signal.SIGTERM: "SIGTERM (Terminated)",
+        -signal.SIGHUP: "SIGHUP (Hangup)",
+        -40: "signal 40",
+        130: "SIGINT (Interrupt)",
+    }.items():
+        message = child._ended_from_outside(code).message
+        assert f"was ended from outside with {name} in phase 'Building engine'" in message
+    for code in (0, 1, 3, -signal.SIGSEGV, -signal.SIGABRT, -signal.SIGKILL):
+        assert child._ended_from_outside(code) is None
+    at_limit = "reached its limit of CPU time in phase 'Building engine'; raise the limit"
+    assert at_limit in child._ended_from_outside(-signal.SIGXCPU).message
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1, 1))  # what the kernel kills at
+    assert at_limit in child._ended_from_outside(-signal.SIGKILL).message
 
 
 @pytest.mark.backend
@@ -263,7 +289,10 @@ class TestEnds:
         # The real build follows after the request to stop: TensorRT itself ends it.
         body = "cancelled.wait(); return build()"
         message = failed(build("--timeout", "3s", body=body))
-        assert "the time is up: cancelling" in message
+        assert (
+            "the time is up: cancelling after the current TensorRT step, in 10 s at most" in message
+        )
+        assert "again" not in message
         assert "took too long and was stopped in phase 'Building engine'" in message
         assert os.listdir(tmp_path) == ["m.onnx"]
         assert os.listdir(scratch) == []

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -410,14 +411,14 @@ class TestSize:
         build()
         engines = cache.folder / "engines"
         (engines / ("0" * 64 + ".plan")).write_bytes(b"no manifest")
-        for name in (".x.plan.aaaa-bb", "1" * 64 + ".json"):
+        for name in (".x.plan.aaaaaaaa-bbbb", "1" * 64 + ".json"):
             (engines / name).write_bytes(b"half")
             age(engines / name, 90_000)
-        (engines / ".y.plan.cccc-dd").write_bytes(b"being written now")
-        (cache.folder / "locks" / "2.lock").touch()
+        (engines / ".y.plan.cccccccc-dddd").write_bytes(b"being written now")
+        (cache.folder / "locks" / f"{'2' * 64}.lock").touch()
         removed = cache.prune()
         assert (removed.plans, removed.files) == (1, 4)
-        assert [p.name for p in engines.glob(".*")] == [".y.plan.cccc-dd"]
+        assert [p.name for p in engines.glob(".*")] == [".y.plan.cccccccc-dddd"]
         assert build().cached
 
     def test_clear_leaves_what_is_not_its_own(self, build, cache):
@@ -427,6 +428,60 @@ class TestSize:
         assert cache.clear().plans == 1
         assert files(cache) == ["CACHEDIR.TAG", "engines/notes.txt", "notes.txt"]
         assert not build().cached
+
+    def test_files_of_other_names_are_neither_listed_nor_removed(self, cache):
+        cache._make(cache.folder / "engines")
+        theirs = (
+            "engines/resnet50.plan",
+            "engines/resnet50.json",
+            "engines/.hidden",
+            f"engines/{'A' * 64}.plan",
+            "timing/mine.cache",
+            "timing/.hidden",
+            "hashes/mine.json",
+            "hashes/.gitignore",
+            "locks/yarn.lock",
+            "notes/monday.json",
+        )
+        for name in theirs:
+            path = cache.folder / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"precious")
+            age(path, 10**7)
+        (cache.folder / "engines" / f"{'3' * 64}.plan").mkdir()
+        assert cache.entries() == cache.timing_caches() == []
+        assert cache.prune(older_than_s=0) == cache.clear() == cache_module.PruneResult()
+        assert files(cache) == sorted(["CACHEDIR.TAG", *theirs])
+
+    @pytest.mark.parametrize("tag", [None, "Signature: 8a477f597d28d172789f06886806bc55\n# pip"])
+    def test_a_folder_of_another_program_is_refused(self, tmp_path, tag, main_in_process, model):
+        folder = tmp_path / "theirs"
+        folder.mkdir()
+        (folder / "engines").mkdir()
+        if tag is not None:
+            (folder / "CACHEDIR.TAG").write_text(tag)
+        message = f"{folder}: is not a cache of trt-native, and not empty"
+        with pytest.raises(SpecError, match=re.escape(message)):
+            EngineCache(folder)
+        for command in (
+            ["cache", "list"],
+            ["cache", "clear"],
+            ["cache", "prune"],
+            ["build", model],
+        ):
+            code, _, error = main_in_process(*command, "--cache", folder)
+            assert code == 1
+            assert message in error
+            code, _, error = main_in_process(*command, "--cache", "")
+            assert code == 1
+            assert "the cache folder has an empty name" in error
+        assert not (folder / "hashes").exists()
+
+    def test_an_empty_folder_becomes_a_cache(self, tmp_path):
+        cache = EngineCache(tmp_path)
+        cache._make(tmp_path / "engines")
+        assert EngineCache(tmp_path).entries() == []
+        assert files(cache) == ["CACHEDIR.TAG"]
 
     def test_nothing_is_listed_or_removed_where_nothing_is(self, tmp_path):
         cache = EngineCache(tmp_path / "none")

@@ -119,6 +119,10 @@ class TestErrors:
             ("return 5", "raised TypeError: 'int' object is not iterable"),
             ("yield {'image': __import__('numpy').zeros((1, 2, 2), 'f')}\n    1 / 0",
              "raised ZeroDivisionError: division by zero (batch 1)"),
+            ("yield {'image': __import__('numpy').zeros((1, 2, 2), 'f')}\n    exit()",
+             "raised SystemExit: None (batch 1)"),
+            ("__import__('sys').exit(0)\n    yield", "raised SystemExit: 0"),
+            ("pass\nraise SystemExit", "data.py raised SystemExit: when it was loaded"),
         ],
     )  # fmt: skip
     def test_functions_that_fail(self, tmp_path, body, problem):

@@ -76,6 +76,13 @@ class TestCheckpoint:
         with pytest.raises(ModelError, match="is a pipe or a device"):
             load_checkpoint(path)
 
+    @pytest.mark.parametrize("key", ["config", "global_step"])
+    def test_deep_json_in_the_metadata(self, tmp_path, state, key):
+        path = tmp_path / "c.safetensors"
+        save_file({"w": torch.zeros(1)}, path, {key: "[" * 100_000})
+        with pytest.raises(ModelError, match=f"the metadata entry '{key}' is not JSON"):
+            load_checkpoint(path)
+
     def test_a_truncated_file(self, tmp_path):
         whole = (DATA / "unet_small.pt").read_bytes()
         path = tmp_path / "c.pt"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ from helpers import DATA
 
 from trt_native.errors import SpecError
 from trt_native.models.latentsync import UNET_PRESETS, UNetConfig
+
+COUNTS = ("sample_size", "in_channels", "out_channels", "norm_num_groups", "cross_attention_dim")
+REALS = ("norm_eps", "mid_block_scale_factor")
 
 
 class TestConfig:
@@ -70,6 +74,27 @@ class TestConfig:
         text = str(caught.value)
         for part in ("in_chanels", "out_channels", "act_fn"):
             assert part in text
+
+    @pytest.mark.parametrize(
+        ("key", "value", "message"),
+        [
+            *((name, n, f"{name} must be at most") for name in COUNTS for n in (2**17, 10**400)),
+            *((name, n, f"{name} must be at least 1") for name in COUNTS for n in (0, -(10**18))),
+            ("layers_per_block", 1000, "layers_per_block must be at most 64"),
+            ("freq_shift", -(10**18), "freq_shift must be at most"),
+            ("block_out_channels", [32] * 20_000, "has 20000 entries, at most 64"),
+            ("attention_head_dim", [4] * 65, "has 65 entries, at most 64"),
+            ("motion_module_kwargs", {"num_transformer_block": 10**9}, "must be at most 64"),
+            ("motion_module_kwargs", {"attention_block_types": ["Temporal_Self"] * 65}, "at most"),
+            ("motion_module_kwargs", {"temporal_position_encoding_max_len": 10**9}, "at most"),
+            *((name, x, f"{name} must be") for name in REALS for x in (-0.0, 1e300, "inf", "nan")),
+        ],
+    )
+    def test_absurd_numbers(self, key, value, message):
+        data = json.loads((DATA / "unet_small.json").read_text())
+        with pytest.raises(SpecError, match=re.escape(message)) as caught:
+            UNetConfig.from_mapping({**data, key: value})
+        assert len(str(caught.value)) < 1000
 
     @pytest.mark.parametrize(
         ("name", "content", "message"),

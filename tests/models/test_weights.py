@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 
@@ -16,7 +17,7 @@ from helpers import DATA
 from safetensors.torch import save_file
 
 from trt_native.errors import ModelError, SpecError
-from trt_native.models.latentsync import UNetConfig
+from trt_native.models.latentsync import UNetConfig, load_unet
 from trt_native.models.latentsync.export import export_latentsync
 from trt_native.models.latentsync.weights import load_weights
 
@@ -131,3 +132,38 @@ class TestWithoutPyTorch:
         assert "unet_small.pt: reading it needs PyTorch, which is not installed" in done.stderr
         assert "Traceback" not in done.stderr
         assert list(tmp_path.iterdir()) == []
+
+
+NAME = "time_embedding.linear_1.weight"
+SPECIAL = {
+    "sparse (torch.sparse_coo)": torch.Tensor.to_sparse,
+    "sparse (torch.sparse_csr)": torch.Tensor.to_sparse_csr,
+    "of torch.qint8": lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8),
+    "without data (of the meta device)": lambda t: t.to("meta"),
+    "of torch.complex64": lambda t: t.to(torch.complex64),
+    "of torch.int8": lambda t: t.to(torch.int8),
+    "of torch.bool": lambda t: t > 0,
+    "nested": lambda t: torch.nested.nested_tensor([t[0], t[1]]),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_tensors_that_are_not_plain_numbers_are_refused(kind, state, tmp_path):
+    path = tmp_path / "c.pt"
+    torch.save({"state_dict": {**state, NAME: SPECIAL[kind](state[NAME])}}, path)
+    with pytest.raises(ModelError, match=re.escape(f"{NAME} is {kind}")):
+        load(path)
+    with pytest.raises(ModelError, match=re.escape(f"{NAME} is {kind}")):
+        load_unet(config="small", checkpoint=path)
+
+
+def test_parameters_are_weights_too(state):
+    given = {name: torch.nn.Parameter(tensor) for name, tensor in state.items()}
+    np.testing.assert_array_equal(load(given).tensors[NAME].numpy(), state[NAME].numpy())
+
+
+def test_more_random_weights_than_any_machine_holds():
+    config = UNetConfig(block_out_channels=(2**15,) * 4)
+    with pytest.raises(SpecError, match=r"has [\d,]+ random weights; at most 10,000,000,000 are"):
+        load(config=config, seed=0)

@@ -143,6 +143,8 @@ def changed(path, value):
         (("tensors",), {}),
         (("options",), []),
         (("gpu",), 7),
+        *((("precision", "engine_layers"), odd) for odd in (5, "x", [], {"layers": "x"})),
+        *((("precision", "engine_layers"), {"layers": 3, name: 5}) for name in ("int8", "fp8")),
     ],
     ids=str,
 )

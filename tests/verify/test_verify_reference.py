@@ -123,6 +123,7 @@ def test_float8_tensors():
             "return 1 / 0",
             r"raised ZeroDivisionError: division by zero; it is called with .*x=float",
         ),
+        ("raise SystemExit(0)", r"raised SystemExit: 0; it is called with"),
     ],
 )
 def test_functions_that_return_something_else(user_code, body, message):
@@ -149,6 +150,7 @@ def test_other_parameter_names(user_code):
         ("bad:f", "bad raised SyntaxError"),
         ("bad.py:f", "bad.py raised SyntaxError"),
         ("lacking:f", "lacking raised ModuleNotFoundError: No module named 'nothing_there'"),
+        ("leaving:f", "leaving raised SystemExit: 0 when it was loaded"),
         ("model.pt", "no such file; name an ONNX file"),
         ("good.py", "no reference; name an ONNX file"),
     ],
@@ -157,6 +159,7 @@ def test_what_names_no_reference(user_code, text, message):
     user_code("def f(x):\n    return x\n", "good")
     user_code("def f(x:\n", "bad")
     user_code("import nothing_there\n", "lacking")
+    user_code("raise SystemExit(0)\n", "leaving")
     with pytest.raises(SpecError, match=message):
         open_reference(text)
 

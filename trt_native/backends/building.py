@@ -15,11 +15,15 @@ from trt_native.cuda import GpuInfo
 from trt_native.errors import BuildError
 from trt_native.graph.validity import wraps_graph_errors
 
-__all__ = ["default_workspace", "run_interruptible", "save_temporary"]
+__all__ = ["CancelRequest", "default_workspace", "run_interruptible", "save_temporary"]
 
 _LOGGER = logging.getLogger(__name__)
 _DEFAULT_WORKSPACE = 8 * 2**30
 _T = TypeVar("_T")
+
+
+class CancelRequest(KeyboardInterrupt):
+    """An interrupt that another process sends, and announces to the user itself."""
 
 
 def default_workspace(gpu: GpuInfo | None) -> int:
@@ -74,11 +78,13 @@ def run_interruptible(work: Callable[[], _T], cancelled: threading.Event) -> _T:
     threading.Thread(target=run, name="trt-native-build", daemon=True).start()
     try:
         ended.wait()
-    except BaseException:
+    except BaseException as error:
         cancelled.set()
-        _LOGGER.warning(
-            "cancelling after the current TensorRT step; press Ctrl-C again to abort immediately"
-        )
+        if not isinstance(error, CancelRequest):
+            _LOGGER.warning(
+                "cancelling after the current TensorRT step; press Ctrl-C again to abort"
+                " immediately"
+            )
         ended.wait()
         raise
     if failure:

@@ -11,7 +11,6 @@ import contextlib
 import json
 import logging
 import os
-import resource
 import secrets
 import selectors
 import shutil
@@ -39,7 +38,7 @@ from trt_native.builder.fallback import (
 from trt_native.builder.plan_cache import FOLDERS as CACHE_FOLDERS
 from trt_native.config import BuildConfig
 from trt_native.errors import BuildError, TrtNativeError
-from trt_native.files import remove_temporaries
+from trt_native.files import open_standard_descriptors, remove_temporaries
 from trt_native.plans.manifest import Manifest
 from trt_native.plans.plan import Plan
 from trt_native.units import format_bytes
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
     from trt_native.progress import Progress
 
 __all__ = [
+    "INTERRUPTED",
     "LINE_BYTES",
     "Job",
     "Outcome",
@@ -59,11 +59,16 @@ __all__ = [
 LINE_BYTES = 1024
 """Room in shared memory for the node that was last parsed, and again for TensorRT's last line."""
 
+INTERRUPTED = 130
+"""Exit code of a child after an interrupt."""
+
 CANCEL_GRACE_S = 10.0
 """Time in seconds that a cancelled child has to end before it is killed."""
 
 _LOGGER = logging.getLogger(__name__)
 _TAIL_LINES = 20
+# A process sends these to itself. SIGABRT may come from outside, too.
+_CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT)
 _LONG_S = 3600.0
 # The child imports from where this process does, not from its working folder.
 _BOOT = (
@@ -239,11 +244,10 @@ def build_in_child(
         try:
             in_time = child.listen(deadline)
         except KeyboardInterrupt:
-            child.cancel()
+            child.cancel("interrupted: {}; press Ctrl-C again to abort immediately")
             raise
         if not in_time:
-            _LOGGER.warning("the time is up: cancelling")
-            child.cancel()
+            child.cancel("the time is up: {}")
         return child.outcome(timed_out=not in_time)
 
 
@@ -265,6 +269,7 @@ class _Child:
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
 
     def __enter__(self) -> _Child:
+        open_standard_descriptors()
         with contextlib.ExitStack() as files:
             self._events, events = os.pipe()
             self._output, output = os.pipe()
@@ -336,9 +341,15 @@ class _Child:
                         selector.unregister(key.fd)
         return True
 
-    def cancel(self) -> None:
-        """Ask the child to stop; return when it has ended or its grace is over."""
+    def cancel(self, notice: str) -> None:
+        """Ask the child to stop; return when it has ended or its grace is over.
+
+        Args:
+            notice: A warning about it, with a place for what happens now.
+        """
         self._progress = None  # it may have been interrupted half-way
+        waiting = f"cancelling after the current TensorRT step, in {CANCEL_GRACE_S:g} s at most"
+        _LOGGER.warning("%s", notice.format(waiting))
         self._process.send_signal(signal.SIGINT)
         self.listen(time.monotonic() + CANCEL_GRACE_S)
 
@@ -365,6 +376,9 @@ class _Child:
             self._process.wait(timeout=CANCEL_GRACE_S)
         self._read_remaining_output()
         code = self._process.returncode
+        ended = self._ended_from_outside(code)
+        if ended is not None:
+            raise ended
         if code == -signal.SIGKILL:
             raise ResourceError(
                 self._killed(),
@@ -415,7 +429,24 @@ class _Child:
         line = os.pread(self._record, LINE_BYTES, slot * LINE_BYTES)
         return line.partition(b"\0")[0].decode(errors="replace")
 
+    def _ended_from_outside(self, code: int | None) -> BuildError | None:
+        """The error for a signal that no defect of a model or of TensorRT sends; else None."""
+        number = signal.SIGINT if code == INTERRUPTED else -(code or 0)
+        if number == signal.SIGXCPU or (number == signal.SIGKILL and _cpu_time_is_up()):
+            return BuildError(
+                f"the building process reached its limit of CPU time {self._place()}; raise the"
+                " limit (ulimit -t)"
+            )
+        if number <= 0 or number in (signal.SIGKILL, *_CRASHES):
+            return None
+        return BuildError(
+            f"the building process was ended from outside with {_signal_text(number)}"
+            f" {self._place()}; build again"
+        )
+
     def _killed(self) -> BuildError:
+        import resource
+
         used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
         return BuildError(
             f"the building process was killed (SIGKILL) {self._place()}. Unless it was killed on"
@@ -429,11 +460,13 @@ class _Child:
         if last:
             details.append(f"TensorRT's last line: {last}")
         if code is not None and code < 0:
-            number = signal.Signals(-code)
-            failure = f"crashed with {number.name} ({signal.strsignal(number)})"
+            failure = f"crashed with {_signal_text(-code)}"
             advice = (
-                "the model is damaged, or meets a defect of this TensorRT: check the model, or try"
-                " another version or backend"
+                "it gave up, or another program ended it: build again, or try another version or"
+                " backend"
+                if code == -signal.SIGABRT
+                else "the model is damaged, or meets a defect of this TensorRT: check the model, or"
+                " try another version or backend"
             )
         else:
             failure = f"ended the building process with exit code {code}"
@@ -484,6 +517,23 @@ class _Child:
 
     def _on_error(self, error: dict[str, Any]) -> None:
         self._error = error
+
+
+def _signal_text(number: int) -> str:
+    """A signal by name, such as ``SIGTERM (Terminated)``; some have none."""
+    try:
+        return f"{signal.Signals(number).name} ({signal.strsignal(number)})"
+    except ValueError:
+        return f"signal {number}"
+
+
+def _cpu_time_is_up() -> bool:
+    """Whether the children of this process may have been killed at the hard limit of CPU time."""
+    import resource
+
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    _, most = resource.getrlimit(resource.RLIMIT_CPU)
+    return bool(most != resource.RLIM_INFINITY and used.ru_utime + used.ru_stime >= most - 1)
 
 
 class _Lines:

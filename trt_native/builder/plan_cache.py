@@ -23,7 +23,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trt_native.errors import PlanError
+from trt_native.errors import PlanError, SpecError
 from trt_native.files import atomic_write, open_regular_file, read_text_file, sha256_of_file
 from trt_native.plans.manifest import MANIFEST_SCHEMA, Manifest
 from trt_native.plans.plan import Plan
@@ -60,7 +60,17 @@ _LOGGER = logging.getLogger(__name__)
 _MOST_BYTES = 20 * 2**30
 _MOST_HASHES = 4096
 _SETTLED_NS = 2 * 10**9  # the coarsest file times of the file systems in use
-_TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache of trt-native.\n"
+_TAG_NAME = "CACHEDIR.TAG"
+_OWNER = "# This folder is a cache of trt-native.\n"
+_TAG = f"Signature: 8a477f597d28d172789f06886806bc55\n{_OWNER}"
+
+# The names of this cache's own files. Any others in its folders are someone else's.
+_PLAN = re.compile(r"[0-9a-f]{64}\.plan")
+_SEAL = re.compile(r"[0-9a-f]{64}\.json")
+_LOCK = re.compile(r"[0-9a-f]{64}\.lock")
+_HASH = re.compile(r"[0-9a-f]{32}\.json")
+_TIMING = re.compile(r"(rtx|trt\d+)-[\w.-]+\.cache")
+_TEMPORARY = re.compile(r"\..{1,50}\.[0-9a-f]{8}-[0-9a-f]{4}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +146,17 @@ class EngineCache:
         folder: Path of the folder.
 
     Raises:
-        SpecError: ``TRT_NATIVE_CACHE_SIZE`` is not a size.
+        SpecError: ``TRT_NATIVE_CACHE_SIZE`` is not a size; or the folder has no name, or holds
+            files but is not such a cache.
     """
 
     def __init__(
         self, folder: str | os.PathLike[str] | None = None, max_bytes: int | None = None
     ) -> None:
+        if folder is not None and not os.fspath(folder):
+            raise SpecError("the cache folder has an empty name; name a folder")
         self.folder = Path(folder) if folder is not None else _default_folder()
+        _check_own(self.folder)
         if max_bytes is None and (text := os.environ.get(SIZE_VARIABLE)):
             max_bytes = parse_bytes(text)
         self._max_bytes = max_bytes
@@ -448,7 +462,7 @@ class EngineCache:
             OSError: the folder cannot be read.
         """
         found = []
-        for file in _files(self._engines, "*.plan"):
+        for file in _files(self._engines, _PLAN):
             seal = file.with_suffix(".json")
             manifest = None
             with contextlib.suppress(OSError, ValueError, PlanError):
@@ -484,19 +498,19 @@ class EngineCache:
         from filelock import FileLock, Timeout
 
         removed = PruneResult()
-        for file in _files(self._locks, "*.lock"):
+        for file in _files(self._locks, _LOCK):
             with contextlib.suppress(Timeout), FileLock(file, blocking=False):
                 removed += _unlink(file)
         day_ago = time.time() - 86400
         for folder in (self._engines, self._timings, self._hashes, self._notes):
-            for file in _files(folder, ".*"):
+            for file in _files(folder, _TEMPORARY):
                 if _modified(file) < day_ago:
                     removed += _unlink(file)
-        for file in _files(self._engines, "*.json"):
+        for file in _files(self._engines, _SEAL):
             if not file.with_suffix(".plan").exists() and _modified(file) < day_ago:
                 removed += _unlink(file)
-        for folder in (self._hashes, self._notes):
-            small = sorted(_files(folder, "*.json"), key=_modified)
+        for folder, pattern in ((self._hashes, _HASH), (self._notes, _SEAL)):
+            small = sorted(_files(folder, pattern), key=_modified)
             for file in small[: max(0, len(small) - _MOST_HASHES)]:
                 removed += _unlink(file)
         return removed
@@ -511,10 +525,10 @@ class EngineCache:
         for entry in self.entries():
             removed += self._remove(entry.key)
         for folder, pattern in (
-            (self._engines, "*.json"),
-            (self._timings, "*.cache"),
-            (self._hashes, "*.json"),
-            (self._notes, "*.json"),
+            (self._engines, _SEAL),
+            (self._timings, _TIMING),
+            (self._hashes, _HASH),
+            (self._notes, _SEAL),
         ):
             for file in _files(folder, pattern):
                 removed += _unlink(file)
@@ -522,15 +536,17 @@ class EngineCache:
 
     def timing_caches(self) -> list[Path]:
         """The timing caches that are kept."""
-        return _files(self._timings, "*.cache")
+        return _files(self._timings, _TIMING)
 
     # Error handling
 
     def _make(self, folder: Path) -> None:
         """Create a folder of the cache, readable by the user alone: plans are run as code."""
-        if not self.folder.exists():
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            (self.folder / "CACHEDIR.TAG").write_text(_TAG)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        tag = self.folder / _TAG_NAME
+        if not tag.exists():
+            with atomic_write(tag, durable=False) as file:
+                file.write(_TAG.encode())
         folder.mkdir(mode=0o700, exist_ok=True)
 
     @contextlib.contextmanager
@@ -616,8 +632,33 @@ def _read_checksummed(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def _files(folder: Path, pattern: str) -> list[Path]:
-    return sorted(folder.glob(pattern))
+def _check_own(folder: Path) -> None:
+    """Refuse a folder with other files than those of such a cache.
+
+    Raises:
+        SpecError: it has some.
+    """
+    try:
+        names = [name for name in os.listdir(folder) if not name.startswith(f".{_TAG_NAME}.")]
+        own = not names or _OWNER in (folder / _TAG_NAME).read_text(errors="replace")
+    except (FileNotFoundError, NotADirectoryError):
+        own = not folder.is_dir()
+    except OSError:  # reported where the cache is used
+        return
+    if not own:
+        raise SpecError(
+            f"{folder}: is not a cache of trt-native, and not empty; name another folder for it"
+        )
+
+
+def _files(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
+    """The files of a form of names."""
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    paths = (folder / name for name in names if pattern.fullmatch(name))
+    return sorted(path for path in paths if path.is_file())
 
 
 def _modified(file: Path) -> float:

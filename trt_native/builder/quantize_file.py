@@ -17,9 +17,9 @@ from trt_native.backends.registry import load_backend
 from trt_native.calibration.model_ranges import NO_RANGES, load_ranges
 from trt_native.config import BuildConfig, Precision, QuantizationSpec
 from trt_native.errors import ModelError, SpecError
-from trt_native.files import check_writable
 from trt_native.graph.dims import resolve_profiles
 from trt_native.graph.onnx_file import hash_files, read_model, save_model, tensor_specs
+from trt_native.graph.outputs import check_outputs
 from trt_native.passes.base import PassContext, ResolvedPrecision
 from trt_native.passes.pipelines import QUANTIZE, run_passes, select_passes
 from trt_native.passes.quantize import QuantizationReport, Quantize, check_not_quantized
@@ -100,7 +100,8 @@ def quantize_onnx(
     chosen = None if backend is None else load_backend(backend)
     if chosen is not None:
         chosen.check(config)
-    check_writable(output, reads=[model])
+    weights = Path(f"{output}.data")
+    check_outputs([output, weights], reads=[spec.calibration_cache], models=[model])
     graph = read_model(model)
     check_not_quantized(graph)
     ranges = NO_RANGES

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from trt_native import errors
 from trt_native.builder.fallback import Attempt
-from trt_native.builder.isolated import LINE_BYTES, Job, folders_written
+from trt_native.builder.isolated import INTERRUPTED, LINE_BYTES, Job, folders_written
 from trt_native.files import remove_temporaries, set_temporary_tag
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def main(request_file: int) -> None:
         request_file: Descriptor of a file that holds the request.
     """
     # A background job may ignore SIGINT, which the parent sends to cancel.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, _cancel)
     with os.fdopen(request_file, "rb") as file:
         request = json.load(file)
     scratch = Path(request["scratch"])
@@ -65,7 +65,7 @@ def main(request_file: int) -> None:
         _record_lines(request["record"])
         report("result", _build(job, scratch, report))
     except KeyboardInterrupt:  # the parent sent it
-        _leave(130)
+        _leave(INTERRUPTED)
     except errors.TrtNativeError as error:
         _LOGGER.debug("", exc_info=True)
         _report_error(report, error)
@@ -78,6 +78,12 @@ def main(request_file: int) -> None:
         traceback.print_exc()
         _leave(1)
     _leave(0)
+
+
+def _cancel(*_: Any) -> NoReturn:
+    from trt_native.backends.building import CancelRequest
+
+    raise CancelRequest
 
 
 def _leave(code: int) -> NoReturn:

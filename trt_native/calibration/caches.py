@@ -279,7 +279,7 @@ class CalibrationCache:
             save_with_json(target, self.to_bytes(), _provenance_path(target), document)
         except OSError as error:
             raise CalibrationError(
-                f"cannot write {target}: {error.strerror or error}; nothing was left there"
+                f"cannot write {target}: {error.strerror or error}; no partial file was written"
             ) from error
         return target
 
@@ -362,7 +362,7 @@ def _magnitude(value: Any) -> float:
 
 
 def _provenance_path(cache: Path) -> Path:
-    return cache.with_name(cache.name + ".json")
+    return Path(f"{cache}.json")
 
 
 def _read_provenance(source: Path, cache: CalibrationCache) -> Provenance | None:

@@ -177,9 +177,9 @@ def write_batches(
         manifest = _write_files(temporary, batches, model, origin or {}, notes)
         temporary.replace(parts)
     except OSError as error:
-        raise CalibrationError(
-            f"cannot write {target}: {error.strerror or error}; nothing was left there"
-        ) from error
+        shutil.rmtree(temporary, ignore_errors=True)
+        left = f"; remove {temporary}" if temporary.exists() else "; no partial file was written"
+        raise CalibrationError(f"cannot write {target}: {error.strerror or error}{left}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return manifest

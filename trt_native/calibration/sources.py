@@ -19,7 +19,7 @@ import numpy as np
 
 from trt_native.arrays import Array, Batch, reading
 from trt_native.calibration.folder import MANIFEST_NAME, DataManifest, read_data_manifest
-from trt_native.errors import CalibrationError
+from trt_native.errors import USER_CODE_ERRORS, CalibrationError
 from trt_native.files import is_within, open_regular_file
 from trt_native.shapes import TensorSpec
 
@@ -232,7 +232,7 @@ class _Function(Source):
         """Yield the function's batches; raise its exceptions as a CalibrationError."""
         try:
             yield from self._function()
-        except Exception as error:
+        except USER_CODE_ERRORS as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise CalibrationError(f"{self._text} raised {reason}") from error
 
@@ -240,7 +240,7 @@ class _Function(Source):
 def _as_array(name: str, value: Any) -> Array:
     try:
         return np.asarray(value)
-    except Exception as error:  # a tensor on a GPU, a ragged list: each has its own kind
+    except USER_CODE_ERRORS as error:  # a tensor on a GPU, a ragged list: each has its own kind
         reason = " ".join(str(error).split())
         raise CalibrationError(f"{name!r} cannot be read as an array: {reason}") from None
 
@@ -270,9 +270,9 @@ def load_function(text: str) -> Callable[..., Any]:
         raise CalibrationError(f"{origin}: no such file")
     try:
         module = _load_file(Path(origin)) if is_file else _load_module(origin)
-    except Exception as error:
-        missing = isinstance(error, ModuleNotFoundError) and not is_file
-        if missing and origin.startswith(str(error.name)):  # type: ignore[attr-defined]
+    except USER_CODE_ERRORS as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) and not is_file else None
+        if missing is not None and origin.startswith(missing):
             raise CalibrationError(f"{text}: there is no module {origin}") from None
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise CalibrationError(f"{origin} raised {reason} when it was loaded") from error

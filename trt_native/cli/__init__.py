@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import sys
@@ -18,9 +17,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: The words after the program's name; those of the process by default.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a name may not exist in the terminal's encoding
-            stream.reconfigure(errors="backslashreplace")
+    from trt_native.cli.streams import prepare_streams
+
+    prepare_streams()
     try:
         signal.signal(signal.SIGTERM, _interrupt)
         from trt_native.cli.app import app
@@ -28,6 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(None if arguments is None else list(arguments), prog_name="trt-native")
     except KeyboardInterrupt:
         interrupted()
+    except OSError as error:  # of standard output: commands report their own
+        print(f"error: standard output: {error.strerror or error}", file=sys.stderr)  # noqa: T201
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # the other cannot be flushed at exit
+        sys.exit(1)
 
 
 def interrupted() -> NoReturn:

@@ -16,7 +16,14 @@ from trt_native.cli.bench_tables import (
     ratio_lines,
 )
 from trt_native.cli.console import print_json, report_errors, stderr, stdout, table
-from trt_native.cli.inputs import INPUT_HELP, check_seed, fill_random, load_inputs, read_shapes
+from trt_native.cli.inputs import (
+    INPUT_HELP,
+    check_seed,
+    fill_random,
+    load_inputs,
+    read_shapes,
+    split_entry,
+)
 from trt_native.cli.options import IgnoreManifest
 from trt_native.shapes import Shape
 
@@ -82,7 +89,8 @@ def bench(
 ) -> None:
     """Measure the speed of a plan on the GPU, and find its bottleneck."""
     from trt_native.bench import BenchOptions, bench_plan
-    from trt_native.files import atomic_write, check_writable
+    from trt_native.files import atomic_write
+    from trt_native.graph.outputs import check_outputs
     from trt_native.plans.plan import Plan
 
     options = BenchOptions(
@@ -97,7 +105,8 @@ def bench(
     check_seed(random, shapes)
     supply = _supply(load_inputs(inputs or []), shapes, random)
     if html is not None:
-        check_writable(html)
+        given = [file for _, file in map(split_entry, inputs or [])]
+        check_outputs([html], reads=[plan, compare, *given])
     loaded = Plan.load(plan, ignore_manifest=ignore_manifest)
     other = None if compare is None else Plan.load(compare, ignore_manifest=ignore_manifest)
     with stderr.status("measuring"):

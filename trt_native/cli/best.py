@@ -13,7 +13,6 @@ from trt_native.cli.console import print_json, stderr, table
 from trt_native.cli.progress import BuildProgress
 from trt_native.config import BuildConfig, QuantizationSpec
 from trt_native.errors import BuildError
-from trt_native.files import check_writable
 from trt_native.units import format_bytes
 
 if TYPE_CHECKING:
@@ -42,7 +41,6 @@ def build_best(
     """
     from trt_native.builder.select_precision import DEFAULT_MAX_ERROR, select_precision
 
-    check_writable(job.target)
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     with BuildProgress(stderr) as progress:
 

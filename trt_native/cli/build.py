@@ -14,7 +14,8 @@ from trt_native.cli.console import print_json, report_errors, stderr
 from trt_native.cli.options import read_fields, with_fields
 from trt_native.config import BuildConfig, QuantizationSpec
 from trt_native.errors import SpecError
-from trt_native.files import check_writable
+from trt_native.files import with_ending
+from trt_native.graph.outputs import check_outputs
 from trt_native.plans.manifest import manifest_path
 from trt_native.shapes import ProfileSpec
 from trt_native.units import parse_bytes, parse_duration
@@ -94,9 +95,10 @@ def build(
         ),
     ] = False,
     cache: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             envvar=FOLDER_VARIABLE,
+            metavar="FOLDER",
             help="Folder of built plans and layer timings. \\[default: the user's cache folder]",
             show_envvar=True,
             rich_help_panel=_PROCESS,
@@ -143,17 +145,19 @@ def build(
         return
     job = Job(
         model=model,
-        target=output or model.with_suffix(".plan"),
+        target=output or with_ending(model, ".plan"),
         config=config,
         backend=backend,
         cache=None if no_cache else EngineCache(cache).folder,
         cache_bytes=parse_bytes(cache_size) if cache_size is not None else None,
     )
-    reads = [model, profile, quantization.calibration_cache, config.timing_cache]
-    if quantization.calibration_data is not None:
-        reads.append(Path(quantization.calibration_data))
-    for file in (job.target, manifest_path(job.target)):
-        check_writable(file, reads=reads)
+    reads = (profile, quantization.calibration_cache, quantization.calibration_data)
+    check_outputs(
+        filter(None, (job.target, config.timing_cache)),
+        reads=reads,
+        models=[model],
+        companions=[manifest_path(job.target)],
+    )
     seconds = parse_duration(timeout_s) if timeout_s is not None else None
     if best:
         from trt_native.cli.best import build_best

@@ -84,9 +84,10 @@ def build_latentsync(
         str, typer.Option(help="auto, tensorrt or rtx; auto reads TRT_NATIVE_BACKEND first.")
     ] = "auto",
     cache: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             envvar=FOLDER_VARIABLE,
+            metavar="FOLDER",
             help="Folder of built plans. \\[default: the user's cache folder]",
             show_envvar=True,
         ),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -26,10 +25,11 @@ cache_app = typer.Typer(
 )
 
 _Folder = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--cache",
         envvar=FOLDER_VARIABLE,
+        metavar="FOLDER",
         show_envvar=True,
         help="Folder of the cache. \\[default: the user's cache folder]",
     ),
@@ -106,7 +106,7 @@ def clear(folder: _Folder = None, json: _Json = False) -> None:
     _tell(cache, cache.clear(), json)
 
 
-def _opened(folder: Path | None, max_bytes: int | None = None) -> EngineCache:
+def _opened(folder: str | None, max_bytes: int | None = None) -> EngineCache:
     cache = EngineCache(folder, max_bytes)
     if cache.folder.exists() and not cache.folder.is_dir():
         raise SpecError(f"{cache.folder} is a file, not a cache folder")

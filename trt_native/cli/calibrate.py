@@ -14,6 +14,7 @@ from trt_native.cli.options import read_fields, with_fields
 from trt_native.cli.progress import BuildProgress
 from trt_native.config import CalibrationMethod, CalibrationRunner, QuantizationSpec
 from trt_native.errors import SpecError
+from trt_native.files import with_ending
 from trt_native.progress import phase
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def calibrate(
         _calibrate(
             model,
             data,
-            output or model.with_suffix(".calib"),
+            output or with_ending(model, ".calib"),
             limit,
             json,
             (by, backend, memory_bytes),
@@ -140,11 +141,10 @@ def _calibrate(
     from trt_native.builder.engine_calibration import activation_source
     from trt_native.calibration.batches import read_batches
     from trt_native.calibration.collect import calibrate
-    from trt_native.files import check_writable
     from trt_native.graph.onnx_file import read_model, tensor_specs
+    from trt_native.graph.outputs import check_outputs
 
-    for file in (output, output.with_name(f"{output.name}.json")):
-        check_writable(file, reads=[model, Path(data)])
+    check_outputs([output], reads=[data], models=[model], companions=[Path(f"{output}.json")])
     started = time.perf_counter()
     with BuildProgress(stderr) as progress:
         inputs, _ = tensor_specs(read_model(model))

@@ -10,7 +10,6 @@ import typer
 from trt_native.cli.console import print_json, report_errors, stderr, table
 from trt_native.cli.progress import ExportProgress
 from trt_native.errors import SpecError
-from trt_native.files import check_writable
 from trt_native.units import format_bytes
 
 if TYPE_CHECKING:
@@ -99,7 +98,6 @@ def latentsync(
     if (checkpoint is None) == (random_weights is None):
         raise SpecError("give either --checkpoint FILE or --random-weights SEED")
     extents = _parse_static(static) if static is not None else None
-    check_writable(output, reads=[checkpoint, Path(config) if config is not None else None])
     from trt_native.models.latentsync.export import export_deepcache, export_latentsync
 
     with ExportProgress(stderr) as progress:

@@ -23,6 +23,7 @@ __all__ = [
     "fill_random",
     "load_inputs",
     "read_shapes",
+    "split_entry",
     "warn_of_nonfinite",
 ]
 
@@ -41,11 +42,11 @@ def load_inputs(entries: list[str]) -> dict[str, np.ndarray[Any, Any]]:
 
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     for entry in entries:
-        name, _, file = entry.partition("=")
-        if not (name and file) and not entry.endswith(".npz"):
+        name, file = split_entry(entry)
+        if not name and not entry.endswith(".npz"):
             raise SpecError(f"--input {entry!r}: write NAME=FILE.npy, or name an .npz file")
-        one = bool(name and file)
-        loaded = load_arrays(Path(file if one else entry))
+        one = bool(name)
+        loaded = load_arrays(Path(file))
         if isinstance(loaded, dict) == one:
             found = "several arrays" if one else "one array without a name"
             raise SpecError(
@@ -57,6 +58,12 @@ def load_inputs(entries: list[str]) -> dict[str, np.ndarray[Any, Any]]:
             raise SpecError(f"--input {entry!r}: {', '.join(twice)} was given before")
         arrays.update(named)
     return arrays
+
+
+def split_entry(entry: str) -> tuple[str, str]:
+    """The name and the file of ``NAME=FILE.npy``; no name for any other form."""
+    name, _, file = entry.partition("=")
+    return (name, file) if name and file else ("", entry)
 
 
 def read_shapes(entries: list[str]) -> dict[str, Shape]:

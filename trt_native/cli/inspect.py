@@ -54,12 +54,10 @@ def inspect(
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Show the contents of an ONNX file or a plan."""
-    from trt_native.files import check_writable, open_regular_file
-    from trt_native.plans.manifest import manifest_path
+    from trt_native.files import open_regular_file
+    from trt_native.graph.outputs import check_outputs
     from trt_native.plans.prefix import is_plan_file
 
-    if html is not None:
-        check_writable(html, reads=[file, manifest_path(file), times])
     if times is not None and html is None:
         raise SpecError("--times: it is shown in the page of --html FILE")
     try:
@@ -67,7 +65,10 @@ def inspect(
             is_plan = is_plan_file(opened, os.fstat(opened.fileno()).st_size)
     except OSError as error:
         raise ModelError(f"{file}: cannot be read: {error.strerror}") from None
-    if is_plan or file.suffix == ".plan":
+    is_plan = is_plan or file.suffix == ".plan"
+    if html is not None:
+        check_outputs([html], reads=[file, times], models=() if is_plan else [file])
+    if is_plan:
         _inspect_plan(file, html, times, ignore_manifest, json)
     elif times is not None:
         raise SpecError("--times: only the layers of a plan have times")

@@ -10,6 +10,7 @@ from typing import Any
 from trt_native.cli.options import flag_words
 from trt_native.config import BuildConfig
 from trt_native.errors import PlanError
+from trt_native.files import with_ending
 from trt_native.plans.compatibility import Environment, targets_gpu
 from trt_native.plans.manifest import Manifest
 
@@ -60,7 +61,7 @@ def _rebuild_command(manifest: Manifest, plan: Path, environment: Environment | 
 def _profile_words(profiles: Any, plan: Path) -> tuple[str, list[str]]:
     """A command to run first, and the words that give a build these profiles."""
     if len(profiles) > 1:
-        file = str(plan.with_suffix(".profiles.json"))
+        file = str(with_ending(plan, ".profiles.json"))
         content = shlex.quote(json.dumps({"profiles": profiles}))
         return f"printf %s {content} > {shlex.quote(file)} && ", ["--profile", file]
     words = []

@@ -11,7 +11,7 @@ from trt_native.cli.console import print_json, report_errors, stderr, table
 from trt_native.cli.options import with_fields
 from trt_native.cli.progress import BuildProgress
 from trt_native.config import QuantizationSpec
-from trt_native.files import check_writable
+from trt_native.graph.outputs import check_outputs
 from trt_native.plans.manifest import Manifest, manifest_path
 from trt_native.units import format_bytes
 
@@ -43,8 +43,8 @@ def refit(
 ) -> None:
     """Put the weights of another checkpoint into a plan, without building it again."""
     calibration_cache = options["calibration_cache"]
-    for file in (output, manifest_path(output)):
-        check_writable(file, reads=[model, calibration_cache])
+    companions = [manifest_path(output)]
+    check_outputs([output], reads=[calibration_cache], models=[model], companions=companions)
     from trt_native.builder.refit import refit_plan
 
     with BuildProgress(stderr) as progress:

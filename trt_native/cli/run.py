@@ -17,6 +17,7 @@ from trt_native.cli.inputs import (
     fill_random,
     load_inputs,
     read_shapes,
+    split_entry,
     warn_of_nonfinite,
 )
 from trt_native.cli.options import IgnoreManifest
@@ -54,14 +55,13 @@ def run(
     import numpy as np
 
     from trt_native.arrays import save_arrays
-    from trt_native.files import check_writable
-    from trt_native.plans.manifest import manifest_path
+    from trt_native.graph.outputs import check_outputs
     from trt_native.plans.plan import Plan
     from trt_native.runtime import Session
 
     if output is not None:
-        given = [Path(text.partition("=")[2]) for text in inputs or []]
-        check_writable(output, reads=[plan, manifest_path(plan), *given])
+        given = [file for _, file in map(split_entry, inputs or [])]
+        check_outputs([output], reads=[plan, *given])
     arrays = load_inputs(inputs or [])
     shapes = read_shapes(shape or [])
     check_seed(random, shapes)

@@ -21,6 +21,7 @@ from trt_native.cli.inputs import (
     fill_random,
     load_inputs,
     read_shapes,
+    split_entry,
     warn_of_nonfinite,
 )
 from trt_native.cli.options import IgnoreManifest
@@ -166,7 +167,7 @@ def verify(
     limit = parse_bytes(memory_bytes or _MEMORY)
     source = _Source(inputs or [], random, shape or [], data, batches, seeds, corners)
 
-    from trt_native.files import check_writable
+    from trt_native.graph.outputs import check_outputs
     from trt_native.plans.plan import Plan
     from trt_native.verify import check, default_thresholds, open_reference
     from trt_native.verify.check import verify_plan
@@ -188,7 +189,9 @@ def verify(
     if save is not None:
         if stored:
             raise SpecError("--save: --against names stored outputs already")
-        check_writable(save)
+        given = [file for _, file in map(split_entry, inputs or [])]
+        onnx = [file for file in (model, Path(against)) if file and file.suffix == ".onnx"]
+        check_outputs([save], reads=[plan, data, against, *given], models=onnx)
     search = _Layers(plan, loaded, model, reference, limit) if layers else None
     with (
         check.open_session(loaded) as opened,

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trt_native.errors import ExportError
+from trt_native.errors import USER_CODE_ERRORS, ExportError
 from trt_native.graph.dims import evaluate_dimension
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def _agree(program: ExportedProgram, module: nn.Module, inputs: dict[str, Tensor
 
     try:
         expected = run(module, **inputs)
-    except Exception as error:  # the module's code may raise any
+    except USER_CODE_ERRORS as error:  # the module's code may raise any
         _LOGGER.debug("the module itself fails at other extents: %s", error)
         return True
     graph: Any = torch.fx.Interpreter(program.module(check_guards=False))

@@ -25,7 +25,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from trt_native._version import __version__
-from trt_native.errors import ExportError, SpecError, UnsupportedError
+from trt_native.errors import USER_CODE_ERRORS, ExportError, SpecError, UnsupportedError
 from trt_native.export.assumptions import check_assumptions, plain_output
 from trt_native.files import check_writable
 from trt_native.graph.onnx_file import save_model, tensor_specs
@@ -330,7 +330,7 @@ def _trace(
         # Leaves extents that are 1 in this run symbols, for _check_extents to see.
         with torch.no_grad(), tracing.patch(backed_size_oblivious=True):
             return torch.export.export(module, (), inputs, dynamic_shapes=shapes, strict=False)
-    except Exception as error:  # anything the module's own code may raise
+    except USER_CODE_ERRORS as error:  # anything the module's own code may raise
         raise ExportError(
             f"torch cannot trace {type(module).__name__}: {_brief(error)}", _lines(error)
         ) from error

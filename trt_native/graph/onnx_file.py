@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import os
 import tempfile
 from collections import Counter
@@ -13,7 +15,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from trt_native.errors import ModelError
+from trt_native.errors import ModelError, SpecError
 from trt_native.files import is_within, open_regular_file, sha256_of_file
 from trt_native.graph.sparse import densify
 from trt_native.graph.validity import (
@@ -311,7 +313,7 @@ def save_model(
         onnx.checker.ValidationError: the model is not valid.
     """
     in_two = _weight_bytes(model) > _MAX_INLINE_BYTES
-    data = path.with_name(f"{path.name}.data") if in_two else None
+    data = Path(f"{path}.data") if in_two else None
     return data, sum(save_models({path: model}, data, progress).values())
 
 
@@ -337,8 +339,14 @@ def save_models(
     Raises:
         OSError: a file cannot be written.
         onnx.checker.ValidationError: a model is not valid.
+        SpecError: the file for the weights holds those of another model.
     """
     first = next(iter(models))
+    if data is not None and (others := _users(data) - set(models)):
+        raise SpecError(
+            f"cannot write {data}: {min(others).name} next to it has its weights there; name"
+            " another output"
+        )
     total = _weight_bytes(models[first])
 
     def on_tensor(tensor: ir.TensorProtocol, info: Any) -> None:
@@ -373,8 +381,22 @@ def _take_shared_weights(model: ir.Model, saved: ir.Model) -> None:
             value.const_value = theirs
 
 
+def _users(data: Path) -> set[Path]:
+    """The ONNX files next to a file of weights that name it."""
+    users = set()
+    for file in data.parent.glob("*.onnx") if data.exists() else ():
+        with (
+            contextlib.suppress(OSError, ValueError),  # an empty file cannot be mapped
+            open_regular_file(file) as opened,
+            mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            if content.find(os.fsencode(data.name)) >= 0:
+                users.add(file)
+    return users
+
+
 def _publish(folder: Path, path: Path) -> dict[Path, int]:
-    """Move the finished files to their place, and remove weights that an earlier export left.
+    """Move the finished files to their place, and remove weights that only the replaced file had.
 
     With weights in a second file the ONNX goes first and comes last: at no moment is there one
     next to weights that are not its own.
@@ -385,14 +407,16 @@ def _publish(folder: Path, path: Path) -> dict[Path, int]:
             os.fsync(opened.fileno())
     targets = {file: path.with_name(file.name) for file in files}
     sizes = {target: file.stat().st_size for file, target in targets.items()}
-    earlier = path.with_name(f"{path.name}.data")  # of an earlier export that was larger
-    weights = {earlier, *(target for target in targets.values() if target.suffix == ".data")}
+    weights = {target for target in targets.values() if target.suffix == ".data"}
+    earlier = Path(f"{path}.data")  # of an earlier export that was larger
+    if earlier not in weights and _users(earlier) == {path}:
+        weights.add(earlier)
     if any(file.exists() for file in weights):
         for target in targets.values():
             if target not in weights:
                 target.unlink(missing_ok=True)
-    if earlier not in targets.values():
-        earlier.unlink(missing_ok=True)
+    for file in weights - set(targets.values()):
+        file.unlink(missing_ok=True)
     for file, target in targets.items():
         file.replace(target)
     descriptor = os.open(path.parent, os.O_RDONLY)

@@ -244,6 +244,9 @@ class Manifest:
             noted = data["model"].get("metadata", {})
             _check_types(noted, dict.fromkeys(noted, (str,)), "model.metadata.")
             _check_types(data["precision"], _PRECISION_TYPES, "precision.")
+            if (found := data["precision"].get("engine_layers")) is not None:
+                optional = {name: (list,) for name in ("int8", "fp8") if name in found}
+                _check_types(found, {"layers": (int,), **optional}, "precision.engine_layers.")
             for item in data["passes"]:
                 _check_types(item, _PASS_TYPES, "passes.")
             if "refit" in data:
@@ -325,7 +328,7 @@ def _check_profiles(tensors: Iterable[PlanTensor]) -> None:
 
 def manifest_path(plan: Path) -> Path:
     """Path of a plan's manifest, whether or not it exists."""
-    return plan.with_name(plan.name + ".json")
+    return Path(f"{plan}.json")
 
 
 def read_manifest(plan: Path) -> Manifest | None:

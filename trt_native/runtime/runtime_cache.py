@@ -18,6 +18,7 @@ from trt_native.plans.plan import Plan
 __all__ = ["RuntimeCacheFile", "save_runtime_cache_file"]
 
 _LOGGER = logging.getLogger(__name__)
+_HEAD_BYTES = 1 << 16
 
 
 @dataclass
@@ -52,7 +53,7 @@ class RuntimeCacheFile:
             "driver": gpu.driver,
             "library": f"{backend.product} {backend.version}",
         }
-        return cls(plan.path.with_name(plan.path.name + ".cache"), owner)
+        return cls(Path(f"{plan.path}.cache"), owner)
 
     def read(self) -> bytes:
         """Return the kernels; nothing if the file is missing, damaged, or has another owner."""
@@ -67,12 +68,22 @@ class RuntimeCacheFile:
         self.content = content
         return content
 
+    def _is_foreign(self) -> bool:
+        """Whether there is a file of this name with anything else in it."""
+        try:
+            with open_regular_file(self.path) as file:
+                return "kernels_of" not in json.loads(file.readline(_HEAD_BYTES))
+        except FileNotFoundError:
+            return False
+        except (OSError, ValueError, TypeError, RecursionError):
+            return True
+
     def write(self, content: bytes) -> None:
-        """Write kernels, if they are more than those that were read.
+        """Write kernels, if they are more than those that were read, over no other file.
 
         TensorRT-RTX serializes equal kernels to different bytes, but of equal length.
         """
-        if len(content) <= len(self.content):
+        if len(content) <= len(self.content) or self._is_foreign():
             return
         head = json.dumps({**self.owner, "sha256": hashlib.sha256(content).hexdigest()})
         try:

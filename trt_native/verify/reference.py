@@ -29,7 +29,7 @@ from trt_native.arrays import (
 )
 from trt_native.calibration.reference_runner import ReferenceRunner
 from trt_native.calibration.sources import load_function
-from trt_native.errors import CalibrationError, SpecError
+from trt_native.errors import USER_CODE_ERRORS, CalibrationError, SpecError
 from trt_native.graph.functions import inline_functions
 from trt_native.graph.onnx_file import read_model
 from trt_native.plans.manifest import PlanTensor
@@ -222,7 +222,7 @@ class CallableReference:
         try:
             with scope:
                 return self._function(**inputs)
-        except Exception as error:
+        except USER_CODE_ERRORS as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise SpecError(
                 f"{self.name} raised {reason}; it is called with the inputs"
@@ -236,7 +236,7 @@ class CallableReference:
             return np.asarray((value.float() if reduced else value).numpy())
         try:
             array = np.asarray(value)
-        except Exception as error:  # a ragged list, an array on a GPU: each has its own kind
+        except USER_CODE_ERRORS as error:  # a ragged list, an array on a GPU: each has its own kind
             reason = " ".join(str(error).split())
             raise SpecError(
                 f"{self.name}: output {name!r} cannot be read as an array: {reason}"

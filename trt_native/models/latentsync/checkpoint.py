@@ -34,6 +34,7 @@ __all__ = [
     "Checkpoint",
     "LoadReport",
     "check_fit",
+    "check_plain",
     "load_checkpoint",
     "load_into",
     "load_safetensors",
@@ -201,7 +202,7 @@ def _safetensors_metadata(path: Path) -> dict[str, Any]:
     for key in ("config", "global_step"):
         try:
             data[key] = json.loads(metadata.get(key, "null"))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ModelError(f"{path}: the metadata entry {key!r} is not JSON") from None
     return data
 
@@ -242,7 +243,7 @@ def _is_state_dict(value: object) -> bool:
     return (
         isinstance(value, Mapping)
         and bool(value)
-        and all(isinstance(k, str) and hasattr(v, "shape") for k, v in value.items())
+        and all(isinstance(k, str) and hasattr(type(v), "shape") for k, v in value.items())
     )
 
 
@@ -274,6 +275,39 @@ def check_fit(
     if strict and report != LoadReport():
         raise ModelError(f"the weights do not fit the model's configuration: {report}")
     return report
+
+
+def check_plain(tensors: Mapping[str, Any]) -> None:
+    """Refuse tensors that are something else than floating-point numbers in memory or in a file.
+
+    Args:
+        tensors: Tensors of PyTorch or onnx_ir by name.
+
+    Raises:
+        ModelError: some are sparse, nested, quantized, without data, complex or whole numbers.
+    """
+    found = ((name, _special_kind(tensor)) for name, tensor in tensors.items())
+    problems = [f"{name} is {kind}" for name, kind in found if kind is not None]
+    if problems:
+        more = f", and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise ModelError(
+            "the checkpoint has weights that are not dense floating-point tensors; save them as"
+            f" such: {', '.join(problems[:_SHOWN])}{more}"
+        )
+
+
+def _special_kind(tensor: Any) -> str | None:
+    if not hasattr(tensor, "layout"):  # of a safetensors file, whose types are known
+        return None
+    if tensor.is_nested:
+        return "nested"
+    if str(tensor.layout) != "torch.strided":
+        return f"sparse ({tensor.layout})"
+    if tensor.is_meta:
+        return "without data (of the meta device)"
+    if tensor.is_quantized or not tensor.is_floating_point():
+        return f"of {tensor.dtype}"
+    return None
 
 
 def load_into(
@@ -308,6 +342,7 @@ def load_into(
     own = module.state_dict()
     state_dict = current_names(state_dict)
     shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+    check_plain({name: tensor for name, tensor in state_dict.items() if name in own})
     found = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
     report = check_fit(shapes, found, strict=strict)
     fitting = {name: t for name, t in state_dict.items() if shapes.get(name) == found[name]}

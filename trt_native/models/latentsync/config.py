@@ -22,6 +22,11 @@ __all__ = ["UNET_PRESETS", "MotionConfig", "UNetConfig"]
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 2
 
+# Far above any model of this structure, and far below what takes a machine's memory.
+_MOST = 2**16
+_MOST_BLOCKS = 64
+_BLOCK_COUNTS = ("layers_per_block", "motion_module_kwargs.num_transformer_block")
+
 DOWN_BLOCKS = ("CrossAttnDownBlock3D", "DownBlock3D")
 UP_BLOCKS = ("CrossAttnUpBlock3D", "UpBlock3D")
 
@@ -132,7 +137,8 @@ class UNetConfig:
     add_audio_layer: bool = True
 
     def __post_init__(self) -> None:
-        problems = [*_count_problems(self), *_level_problems(self)] or _divisor_problems(self)
+        problems = _length_problems(self) or [*_count_problems(self), *_level_problems(self)]
+        problems = problems or _divisor_problems(self)
         _raise_problems(problems)
 
     @property
@@ -305,8 +311,23 @@ _WORDS = {
 }
 
 
+def _length_problems(config: UNetConfig) -> list[str]:
+    """List the lists that are too long for any model."""
+    motion = config.motion_module_kwargs
+    lengths = {
+        "block_out_channels": len(config.block_out_channels),
+        "attention_head_dim": len(config.heads),
+        "motion_module_kwargs.attention_block_types": len(motion.attention_block_types),
+    }
+    return [
+        f"{name} has {length} entries, at most {_MOST_BLOCKS} are possible"
+        for name, length in lengths.items()
+        if length > _MOST_BLOCKS
+    ]
+
+
 def _count_problems(config: UNetConfig) -> list[str]:
-    """List the numbers that must be at least 1 and are not."""
+    """List the numbers that are not between 1 and the most that is possible."""
     motion = config.motion_module_kwargs
     values = {
         **{f"block_out_channels[{i}]": n for i, n in enumerate(config.block_out_channels)},
@@ -316,9 +337,19 @@ def _count_problems(config: UNetConfig) -> list[str]:
         for item in dataclasses.fields(owner):
             if str(item.type) == "int" and item.name != "freq_shift":
                 values[where + item.name] = getattr(owner, item.name)
+    if config.sample_size is not None:
+        values["sample_size"] = config.sample_size
     problems = [f"{name} must be at least 1, found {n}" for name, n in values.items() if n < 1]
-    reals = {"norm_eps": config.norm_eps, "mid_block_scale_factor": config.mid_block_scale_factor}
-    problems += [f"{name} must be above 0, found {x}" for name, x in reals.items() if not x > 0]
+    for name, number in (*values.items(), ("freq_shift", abs(config.freq_shift))):
+        most = _MOST_BLOCKS if name in _BLOCK_COUNTS else _MOST
+        if number > most:
+            problems.append(f"{name} must be at most {most}, found {_SHORT.repr(number)}")
+    for name, real, highest in (
+        ("norm_eps", config.norm_eps, 1.0),
+        ("mid_block_scale_factor", config.mid_block_scale_factor, 1e6),
+    ):
+        if not 1e-30 <= real <= highest:
+            problems.append(f"{name} must be above 0 and at most {highest:g}, found {real}")
     return problems
 
 

@@ -17,9 +17,10 @@ from onnx_ir.passes import common
 from trt_native._version import __version__
 from trt_native.errors import SpecError
 from trt_native.export.module import BFLOAT16_OPSET, DEFAULT_OPSET, ExportReport, writing
-from trt_native.files import check_writable
+from trt_native.files import with_ending
 from trt_native.graph.dims import write_limits
 from trt_native.graph.onnx_file import save_model, save_models
+from trt_native.graph.outputs import check_outputs
 from trt_native.models.latentsync.config import UNetConfig
 from trt_native.models.latentsync.graph import OLDEST_OPSET, Dims, write_graph
 from trt_native.models.latentsync.structure import is_position, parameter_shapes
@@ -99,7 +100,7 @@ def export_latentsync(
     """
     started, path = time.perf_counter(), Path(path)
     options = _Options.checked(precision, opset, timestep_dtype)
-    check_writable(path)
+    _check_outputs((path, Path(f"{path}.data")), checkpoint, config)
     weights = _weights(options, config, checkpoint, random_seed, static, allow_mismatch, progress)
     model = options.model(weights, static or {}, random_seed)
     with writing(path):
@@ -132,11 +133,10 @@ def export_deepcache(
         the size of the first.
     """
     started, path = time.perf_counter(), Path(path)
-    shallow_path = path.with_name(f"{path.stem}.shallow{path.suffix}")
-    data = path.with_name(f"{path.stem}.deepcache.data")
+    shallow_path = with_ending(path, f".shallow{path.suffix}")
+    data = with_ending(path, ".deepcache.data")
     options = _Options.checked(precision, opset, timestep_dtype)
-    for file in (path, shallow_path, data):
-        check_writable(file)
+    _check_outputs((path, shallow_path, data), checkpoint, config)
     weights = _weights(options, config, checkpoint, random_seed, static, allow_mismatch, progress)
     full, shallow = (
         options.model(weights, static or {}, random_seed, kind) for kind in ("full", "shallow")
@@ -149,6 +149,11 @@ def export_deepcache(
         ExportReport.of(full, parameters, path, data, own_bytes, started),
         ExportReport.of(shallow, parameters, shallow_path, data, sizes[shallow_path], started),
     )
+
+
+def _check_outputs(outputs: tuple[Path, ...], *sources: object) -> None:
+    reads = (source for source in sources if isinstance(source, str | Path))
+    check_outputs(outputs, reads=reads)
 
 
 def unet_model(

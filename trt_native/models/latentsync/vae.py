@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ _WEIGHTS = (
 # Names of attention layers before diffusers 0.14.
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 # What other values of diffusers' keys would need: another structure, or other arithmetic.
+_MOST = 2**14  # channels
 _FIXED = {
     "_class_name": ("AutoencoderKL",),
     "act_fn": ("silu", "swish"),
@@ -83,6 +85,11 @@ class VaeConfig:
         counts += [self.latent_channels, self.layers_per_block, self.norm_num_groups]
         if not self.block_out_channels or any(type(n) is not int or n < 1 for n in counts):
             raise _unusable("channels, layers_per_block and norm_num_groups must be 1 or more")
+        if max(counts) > _MOST or max(self.layers_per_block, len(self.block_out_channels)) > 64:
+            raise _unusable(f"it has more than {_MOST} channels, or more than 64 layers or levels")
+        factors = (self.scaling_factor, self.shift_factor)
+        if any(type(x) not in (int, float) or not math.isfinite(x) for x in factors):
+            raise _unusable("scaling_factor and shift_factor must be finite numbers")
         if any(n % self.norm_num_groups for n in self.block_out_channels):
             raise _unusable(
                 f"block_out_channels {self.block_out_channels} are not divisible by"
@@ -113,7 +120,9 @@ class VaeConfig:
             ("down_block_types", "DownEncoderBlock2D"),
             ("up_block_types", "UpDecoderBlock2D"),
         ):
-            if other := sorted({str(block) for block in mapping.get(key, ())} - {kind}):
+            blocks = mapping.get(key, ())
+            named = blocks if isinstance(blocks, list | tuple) else [blocks]
+            if other := sorted({str(block) for block in named} - {kind}):
                 raise _unusable(f"{key} has {', '.join(other)}, only {kind} is known")
         names = {item.name for item in dataclasses.fields(cls)}
         values = {k: v for k, v in mapping.items() if k in names and v is not None}

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trt_native.export.module import ExportReport, export_module, require_torch
-from trt_native.files import check_writable
+from trt_native.files import check_writable, with_ending
 from trt_native.graph.onnx_file import dtype_name
+from trt_native.graph.outputs import check_outputs
 from trt_native.models.latentsync.export import graph_dtype
 from trt_native.progress import ByteProgress
 
@@ -25,7 +26,7 @@ def vae_paths(path: str | Path) -> tuple[Path, Path]:
     """``NAME.encoder.onnx`` and ``NAME.decoder.onnx`` for ``NAME.onnx``."""
     path = Path(path)
     encoder, decoder = (
-        path.with_name(f"{path.stem}.{part}{path.suffix}") for part in ("encoder", "decoder")
+        with_ending(path, f".{part}{path.suffix}") for part in ("encoder", "decoder")
     )
     return encoder, decoder
 
@@ -72,8 +73,9 @@ def export_vae(
 
     dtype = dtype_name(graph_dtype(precision))
     paths = vae_paths(path)
-    for file in paths:
-        check_writable(file)
+    reads = [source for source in (folder, config) if isinstance(source, str | Path)]
+    check_writable(Path(path))  # a folder would give files of hidden names
+    check_outputs(paths, reads=reads)
     given = VaeConfig.load(config) if isinstance(config, str | Path) else config
     vae, sha256 = load_vae(config=given, folder=folder, random_seed=random_seed, dtype=dtype)
     found = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from trt_native.models.latentsync.checkpoint import (
     Checkpoint,
     LoadReport,
     check_fit,
+    check_plain,
     load_checkpoint,
     load_safetensors,
 )
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Weights", "check_source", "choose_config", "load_weights", "open_checkpoint"]
 
+_MOST_RANDOM = 10**10
 _DEFAULT_PRESET = "latentsync-1.6"
 _logger = logging.getLogger(__name__)
 
@@ -73,8 +76,15 @@ def load_weights(
         given = current_names(given)
         chosen = without_absent_motion(chosen, given)
         tensors = _fitting(chosen, given, strict=not allow_mismatch)
-    missing = parameter_shapes(chosen).keys() - tensors.keys()
+    shapes = parameter_shapes(chosen)
+    missing = shapes.keys() - tensors.keys()
     if missing:
+        elements = sum(math.prod(shapes[name]) for name in missing)
+        if elements > _MOST_RANDOM:
+            raise SpecError(
+                f"the configuration has {elements:,} random weights; at most {_MOST_RANDOM:,} are"
+                " possible"
+            )
         tensors |= {
             name: ir.Tensor(values.astype(dtype.numpy()), name=name)
             for name, values in random_parameters(chosen, random_seed or 0)
@@ -98,12 +108,21 @@ def _fitting(
 ) -> dict[str, ir.TensorProtocol]:
     """The tensors that the configuration has a place for; all of them if ``strict``."""
     own = parameter_shapes(config)
-    tensors = {name: ir.tensor(value, name=name) for name, value in given.items()}
-    found = {name: tuple(tensor.shape.numpy()) for name, tensor in tensors.items()}
+    check_plain({name: value for name, value in given.items() if name in own})
+    found = {name: _shape(value) for name, value in given.items()}
     report = check_fit(own, found, strict=strict)
     if report != LoadReport():
         _logger.warning("the checkpoint does not fit: %s", report)
-    return {name: tensor for name, tensor in tensors.items() if own.get(name) == found[name]}
+    fitting = (name for name in given if own.get(name) == found[name])
+    return {name: _as_tensor(given[name], name) for name in fitting}
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(value.shape.numpy() if isinstance(value.shape, ir.Shape) else value.shape)
+
+
+def _as_tensor(value: Any, name: str) -> ir.TensorProtocol:
+    return ir.tensor(value.detach() if hasattr(value, "detach") else value, name=name)
 
 
 def check_source(checkpoint: object | None, random_seed: int | None) -> None:
