@@ -6,7 +6,7 @@ The rest of the code reads :class:`Capabilities`, never a version number.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -218,6 +218,20 @@ class Backend(Protocol):
             CalibrationError: the data or the cache cannot be used, or TensorRT did not read all
                 of the data.
         """
+
+    def parser_refusals(self, models: Sequence[bytes]) -> list[str]:
+        """Ask the ONNX parser about models, which nothing is built of.
+
+        Args:
+            models: Serialized models, with their weights inside.
+
+        Returns:
+            For each the parser's reason to refuse it; empty where it supports all nodes.
+
+        Raises:
+            UnsupportedError: this machine cannot build at all.
+        """
+        ...
 
     def deserialize(self, data: bytes | memoryview) -> Any:
         """Turn a plan into an ``ICudaEngine`` on the current GPU.

@@ -6,9 +6,10 @@ import contextlib
 import fcntl
 import logging
 import os
+import re
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,11 @@ _BUILDER_FLAGS = {
 }
 
 
+_INNER_REASON = re.compile(
+    r"Error Code \d+: [\w ]+\((?:\w+: )?(?P<reason>.*?)\.? In \S+ at ", re.DOTALL
+)
+
+
 class TensorRTBackend:
     """A :class:`~trt_native.backends.base.Backend` over an imported TensorRT module.
 
@@ -77,7 +83,7 @@ class TensorRTBackend:
     def _capabilities(self) -> Capabilities:
         raise NotImplementedError
 
-    def _network_flags(self, request: BuildRequest) -> int:
+    def _network_flags(self, *, strongly_typed: bool) -> int:
         raise NotImplementedError
 
     def _set_precision(self, request: BuildRequest, network: Any, config: Any) -> None:
@@ -148,6 +154,23 @@ class TensorRTBackend:
                     _relevant(errors) or [str(error).splitlines()[0]],
                 ) from None
 
+    def parser_refusals(self, models: Sequence[bytes]) -> list[str]:
+        """See :meth:`trt_native.backends.base.Backend.parser_refusals`."""
+        if not models:
+            return []
+        builder = self._builder()
+        with self._log.quiet(), self._log.collect_errors():
+            return [self._parser_refusal(builder, model) for model in models]
+
+    def _parser_refusal(self, builder: Any, model: bytes) -> str:
+        network = builder.create_network(self._network_flags(strongly_typed=True))
+        parser = self._trt.OnnxParser(network, self._log.tensorrt_logger)
+        ask = getattr(parser, "supports_model_v2", parser.parse)  # early 10.x lack the first
+        if ask(model):
+            return ""
+        reasons = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+        return next(filter(None, map(_reason_text, reasons)), "refused without a reason")
+
     # Building
 
     def build(
@@ -162,7 +185,9 @@ class TensorRTBackend:
             )
         builder = self._builder()
         with self._log.collect_errors() as errors:
-            network = builder.create_network(self._network_flags(request))
+            network = builder.create_network(
+                self._network_flags(strongly_typed=request.strongly_typed)
+            )
             config = builder.create_builder_config()
         if network is None or config is None:
             raise BuildError(
@@ -515,6 +540,18 @@ def _parser_error(error: Any) -> str:
     if error.node_operator():
         place += f" ({error.node_operator()})"
     return f"{place}: {error.desc()} [{error.code().name}]"
+
+
+def _reason_text(description: str) -> str:
+    """The parser's reason for people, without the places in its source."""
+    if inner := _INNER_REASON.search(description):
+        text = inner["reason"]
+    elif (assertion := description.partition("Assertion failed: ")[2]) and ": " in assertion:
+        text = assertion.partition(": ")[2]
+    else:
+        text = description.rpartition("&& ")[2]
+    text = " ".join(text.replace('"', "").split()).rstrip(".!")
+    return "its importer refuses it" if text in ("", "false") else text
 
 
 def _relevant(errors: list[str]) -> list[str]:

@@ -73,7 +73,7 @@ class RtxBackend(TensorRTBackend):
             )
         super().check(config)
 
-    def _network_flags(self, request: BuildRequest) -> int:  # noqa: ARG002
+    def _network_flags(self, *, strongly_typed: bool) -> int:  # noqa: ARG002
         return 1 << int(self._trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
     def _set_targets(self, request: BuildRequest, config: Any) -> None:

@@ -1,0 +1,170 @@
+"""Nodes that a TensorRT's ONNX parser refuses, asked of the parser itself.
+
+Each kind of node is asked about once in a process, as a model of that node alone: the operator with
+its domain, opset, attributes, and the types, shapes and small constants that it reads. An answer
+takes 0.1 to 0.2 ms, so none is kept on disk. What the parser takes may still fail to build.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from trt_native.backends.base import Backend
+from trt_native.graph.nodes import bodies, constant_of
+from trt_native.graph.validity import wraps_graph_errors
+
+__all__ = ["OneNodeModel", "one_node_model", "refused_nodes"]
+
+_MOST_INTEGERS = 1024  # so many values of a constant are kept: they may be a shape
+_MOST_FLOATS = 16
+_MOST_CONSTANT = 1 << 16  # elements of a constant that stays one; a larger one becomes an input
+_NAME = "asked"
+
+_ANSWERS: dict[tuple[str, str], dict[bytes, str]] = {}
+
+
+@wraps_graph_errors
+def refused_nodes(
+    nodes: Iterable[ir.Node], opsets: Mapping[str, int], backend: Backend
+) -> dict[ir.Node, str]:
+    """Find the nodes that the parser of a backend refuses.
+
+    A node of which no single question can be made is not among them: one with bodies, one whose
+    inputs or outputs have unknown types or ranks, and one with strings, sequences or optionals.
+
+    Args:
+        nodes: The nodes, with types and shapes.
+        opsets: Version by domain.
+        backend: The TensorRT to ask.
+
+    Returns:
+        The nodes that it refuses, with its reason.
+
+    Raises:
+        UnsupportedError: the backend cannot work on this machine.
+    """
+    answers = _ANSWERS.setdefault((backend.name, backend.version), {})
+    keys = {
+        node: question.model.SerializeToString(deterministic=True)
+        for node in nodes
+        if (question := one_node_model(node, opsets))
+    }
+    unknown = {key: node for node, key in keys.items() if key not in answers}
+    for key, reason in zip(unknown, backend.parser_refusals(list(unknown)), strict=True):
+        answers[key] = reason and _second_answer(unknown[key], opsets, backend, reason)
+    return {node: answers[key] for node, key in keys.items() if answers[key]}
+
+
+def _second_answer(node: ir.Node, opsets: Mapping[str, int], backend: Backend, reason: str) -> str:
+    """Ask again with large constants as such: some weights must be."""
+    constants = (constant_of(value) for value in node.inputs if value is not None)
+    if not any(constant is not None and constant.size > _MOST_CONSTANT for constant in constants):
+        return reason
+    whole = one_node_model(node, opsets, most_constant=None)
+    assert whole is not None  # noqa: S101  # for the type checker
+    (reason,) = backend.parser_refusals([whole.model.SerializeToString()])
+    return reason
+
+
+@dataclass(frozen=True, slots=True)
+class OneNodeModel:
+    """A model of a single node.
+
+    Attributes:
+        model: The model; inputs and outputs are called ``i0`` and ``o0`` by their places in the
+            node.
+        inputs: The values that are inputs of the model too, by their name there.
+    """
+
+    model: onnx.ModelProto
+    inputs: Mapping[str, ir.Value]
+
+
+def one_node_model(
+    node: ir.Node, opsets: Mapping[str, int], *, most_constant: int | None = _MOST_CONSTANT
+) -> OneNodeModel | None:
+    """Make a model of a node, with small constants as they are and ones in larger ones.
+
+    Args:
+        node: The node.
+        opsets: Version by domain.
+        most_constant: So many elements a constant may have to stay one; a larger one becomes an
+            input. None: all stay constants.
+
+    Returns:
+        The model; None where the node has bodies, an input whose type or rank is unknown, or an
+        output whose type is.
+    """
+    if node.op_type == "Constant" or any(bodies(node)):
+        return None
+    graph = onnx.GraphProto(name=_NAME)
+    proto = graph.node.add()
+    proto.CopyFrom(_bare(node))
+    names: dict[ir.Value, str] = {}
+    inputs: dict[str, ir.Value] = {}
+    for index, value in enumerate(node.inputs):
+        if value is None:
+            proto.input.append("")
+            continue
+        name = names.get(value)
+        if name is None:
+            name = names[value] = f"i{index}"
+            constant = constant_of(value)
+            if constant is not None and (most_constant is None or constant.size <= most_constant):
+                graph.initializer.append(_stand_in(constant, name))
+            elif (info := _info(value, name)) is None:
+                return None
+            else:
+                graph.input.append(info)
+                inputs[name] = value
+        proto.input.append(name)
+    for index, value in enumerate(node.outputs):
+        proto.output.append(f"o{index}" if value.name else "")
+        if value.name:
+            if (info := _info(value, f"o{index}", ranked=False)) is None:
+                return None
+            graph.output.append(info)
+    imports = [onnx.helper.make_opsetid(domain, opset) for domain, opset in sorted(opsets.items())]
+    return OneNodeModel(onnx.helper.make_model(graph, opset_imports=imports), inputs)
+
+
+def _bare(node: ir.Node) -> onnx.NodeProto:
+    """The node with its attributes alone, in one order."""
+    proto = onnx.NodeProto(name=_NAME, op_type=node.op_type, domain=node.domain)
+    proto.attribute.extend(
+        ir.serde.serialize_attribute(node.attributes[name]) for name in sorted(node.attributes)
+    )
+    return proto
+
+
+def _stand_in(constant: ir.TensorProtocol, name: str) -> onnx.TensorProto:
+    """A constant of which only few values are kept."""
+    whole = constant.dtype.is_integer() or constant.dtype in (ir.DataType.BOOL, ir.DataType.STRING)
+    if constant.size > (_MOST_INTEGERS if whole else _MOST_FLOATS):
+        array = np.ones(constant.shape.numpy(), constant.dtype.numpy())
+        constant = ir.Tensor(array, dtype=constant.dtype)
+    proto = ir.serde.serialize_tensor(ir.Tensor(constant.numpy(), dtype=constant.dtype))
+    proto.name = name
+    return proto
+
+
+def _info(value: ir.Value, name: str, *, ranked: bool = True) -> onnx.ValueInfoProto | None:
+    """The type and shape of a value; None where the type, or a rank that must be, is unknown."""
+    dtype, shape = value.dtype, value.shape
+    if not isinstance(value.type, ir.TensorType) or dtype is None or (ranked and shape is None):
+        return None
+    if dtype in (ir.DataType.STRING, ir.DataType.UNDEFINED):
+        return None
+    return onnx.helper.make_tensor_value_info(
+        name, dtype.value, None if shape is None else list(_extents(shape))
+    )
+
+
+def _extents(shape: ir.Shape) -> Iterator[int | str]:
+    for index, axis in enumerate(shape):
+        yield axis if isinstance(axis, int) else (axis.value or f"axis{index}")
