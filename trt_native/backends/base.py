@@ -77,6 +77,9 @@ class Capabilities:
         small_recurrent: A ``GRU`` or ``LSTM`` of a batch of 1 and a few hidden units is built in
             time.
         quantized_ops: Precision to the operators that the backend builds in it.
+        attention_layer: It builds the attention layers that its parser makes, by a fused kernel
+            where it has one and else as separate products. Otherwise ``Attention`` must be written
+            out.
         unsupported_options: Name of a :class:`BuildConfig` field to the reason why this backend
             does not support it, and what to do instead.
     """
@@ -94,6 +97,7 @@ class Capabilities:
     dynamic_conditionals: bool = True
     crashing_operators: frozenset[str] = frozenset()
     small_recurrent: bool = True
+    attention_layer: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

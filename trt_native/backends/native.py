@@ -194,6 +194,7 @@ class TensorRTBackend:
                 f"{self.product} {self.version} could not create a network", _relevant(errors)
             )
         self._parse(request, network)
+        self._decompose_attention(network)
         parsed = time.perf_counter()
         self._fix_shapes(request, network)
         self._configure(request, network, config)
@@ -226,6 +227,15 @@ class TensorRTBackend:
             f"{self.product} {self.version} cannot parse {request.onnx.name}",
             parser_errors or _relevant(errors),
         )
+
+    def _decompose_attention(self, network: Any) -> None:
+        """Let TensorRT compute attention without a fused kernel, where it has none."""
+        if not self.capabilities.attention_layer:
+            return
+        for layer in (network.get_layer(i) for i in range(network.num_layers)):
+            if layer.type == self._trt.LayerType.ATTENTION_INPUT:
+                layer.__class__ = self._trt.IAttentionInputLayer
+                _decompose(layer)
 
     def _fix_shapes(self, request: BuildRequest, network: Any) -> None:
         """Set the extents that never vary: TensorRT optimizes more than for min = max."""
@@ -504,6 +514,10 @@ class _StaticContextFactory:
 
     def cache(self) -> bytes:
         return b""
+
+
+def _decompose(boundary: Any) -> None:
+    boundary.attention.decomposable = True
 
 
 def _check_reachable(changed: Collection[str], reachable: Collection[str]) -> None:

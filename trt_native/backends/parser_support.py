@@ -15,7 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from trt_native.backends.base import Backend
-from trt_native.graph.nodes import bodies, constant_of
+from trt_native.graph.nodes import constant_of
 from trt_native.graph.validity import wraps_graph_errors
 
 __all__ = ["OneNodeModel", "one_node_model", "refused_nodes"]
@@ -24,6 +24,7 @@ _MOST_INTEGERS = 1024  # so many values of a constant are kept: they may be a sh
 _MOST_FLOATS = 16
 _MOST_CONSTANT = 1 << 16  # elements of a constant that stays one; a larger one becomes an input
 _NAME = "asked"
+_CONTROL_FLOW = frozenset(("If", "Loop", "Scan"))  # their bodies read values from outside
 
 _ANSWERS: dict[tuple[str, str], dict[bytes, str]] = {}
 
@@ -34,7 +35,7 @@ def refused_nodes(
 ) -> dict[ir.Node, str]:
     """Find the nodes that the parser of a backend refuses.
 
-    A node of which no single question can be made is not among them: one with bodies, one whose
+    A node of which no single question can be made is not among them: control flow, one whose
     inputs or outputs have unknown types or ranks, and one with strings, sequences or optionals.
 
     Args:
@@ -86,7 +87,11 @@ class OneNodeModel:
 
 
 def one_node_model(
-    node: ir.Node, opsets: Mapping[str, int], *, most_constant: int | None = _MOST_CONSTANT
+    node: ir.Node,
+    opsets: Mapping[str, int],
+    *,
+    most_constant: int | None = _MOST_CONSTANT,
+    exact: bool = False,
 ) -> OneNodeModel | None:
     """Make a model of a node, with small constants as they are and ones in larger ones.
 
@@ -95,12 +100,13 @@ def one_node_model(
         opsets: Version by domain.
         most_constant: So many elements a constant may have to stay one; a larger one becomes an
             input. None: all stay constants.
+        exact: Make inputs of larger constants, too, so that what is computed stays.
 
     Returns:
-        The model; None where the node has bodies, an input whose type or rank is unknown, or an
-        output whose type is.
+        The model; None for control flow, and where the type or rank of an input, or the type of an
+        output, is unknown.
     """
-    if node.op_type == "Constant" or any(bodies(node)):
+    if node.op_type == "Constant" or (node.op_type in _CONTROL_FLOW and not node.domain):
         return None
     graph = onnx.GraphProto(name=_NAME)
     proto = graph.node.add()
@@ -115,7 +121,10 @@ def one_node_model(
         if name is None:
             name = names[value] = f"i{index}"
             constant = constant_of(value)
-            if constant is not None and (most_constant is None or constant.size <= most_constant):
+            if constant is not None and (
+                constant.size <= _most_kept(constant)
+                or (not exact and (most_constant is None or constant.size <= most_constant))
+            ):
                 graph.initializer.append(_stand_in(constant, name))
             elif (info := _info(value, name)) is None:
                 return None
@@ -144,13 +153,18 @@ def _bare(node: ir.Node) -> onnx.NodeProto:
 
 def _stand_in(constant: ir.TensorProtocol, name: str) -> onnx.TensorProto:
     """A constant of which only few values are kept."""
-    whole = constant.dtype.is_integer() or constant.dtype in (ir.DataType.BOOL, ir.DataType.STRING)
-    if constant.size > (_MOST_INTEGERS if whole else _MOST_FLOATS):
+    if constant.size > _most_kept(constant):
         array = np.ones(constant.shape.numpy(), constant.dtype.numpy())
         constant = ir.Tensor(array, dtype=constant.dtype)
     proto = ir.serde.serialize_tensor(ir.Tensor(constant.numpy(), dtype=constant.dtype))
     proto.name = name
     return proto
+
+
+def _most_kept(constant: ir.TensorProtocol) -> int:
+    kind = constant.dtype
+    whole = kind.is_integer() or kind in (ir.DataType.BOOL, ir.DataType.STRING)
+    return _MOST_INTEGERS if whole else _MOST_FLOATS
 
 
 def _info(value: ir.Value, name: str, *, ranked: bool = True) -> onnx.ValueInfoProto | None:

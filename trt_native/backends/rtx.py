@@ -56,6 +56,7 @@ class RtxBackend(TensorRTBackend):
                 **ALL_QUANTIZED_OPS,
                 Precision.INT8: ALL_QUANTIZED_OPS[Precision.INT8] - unsupported,
             },
+            attention_layer=hasattr(self._trt, "IAttentionInputLayer"),
             unsupported_options=_UNSUPPORTED_OPTIONS,
             int8_unsupported=unsupported,
             quantizing_needs_gpu=release < _FIRST_TO_QUANTIZE_WITHOUT_GPU,

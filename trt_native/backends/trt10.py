@@ -36,6 +36,7 @@ class TensorRT10Backend(TensorRTBackend):
             exact_fp32=True,
             targets=(),
             quantized_ops=ALL_QUANTIZED_OPS,
+            attention_layer=hasattr(self._trt, "IAttentionInputLayer"),
             unsupported_options=TENSORRT_UNSUPPORTED_OPTIONS,
         )
 

@@ -23,6 +23,7 @@ class TensorRT11Backend(TensorRTBackend):
             exact_fp32=True,
             targets=(),
             quantized_ops=ALL_QUANTIZED_OPS,
+            attention_layer=hasattr(self._trt, "IAttentionInputLayer"),
             unsupported_options=TENSORRT_UNSUPPORTED_OPTIONS,
         )
 
