@@ -53,6 +53,7 @@ CALIBRATE: tuple[type[GraphPass], ...] = (
     Normalize,
     ReplaceTypes,
     LowerFunctions,
+    LowerFunctions,
     RejectUnsupported,
     LowerConditionals,
     WidenRecurrent,
