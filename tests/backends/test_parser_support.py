@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 from helpers.text_models import i64, model, normal
 
-from trt_native.backends.parser_support import one_node_model, refused_nodes
+from trt_native.backends.parser_support import one_node_model, refusal_lines, refused_nodes
 from trt_native.graph.inference import infer_values
 
 pytestmark = pytest.mark.backend
@@ -29,7 +29,7 @@ def _refused(graph: ir.Model, backend) -> dict[str, str]:
         ("y = LpPool<kernel_shape = [2, 2], p = 2>(x)", None),
         ("y = LpPool<kernel_shape = [2, 2], p = 3>(x)", "Only L1 and L2"),
         ("y, mean, scale = LayerNormalization(x, w)", "1 outputs for LayerNormalization"),
-        ("y = Det(x)", "importer refuses it"),
+        ("y = Det(x)", "not in this form"),
     ],
 )
 def test_the_answer_is_about_the_node_as_the_model_uses_it(backend, text, reason):
@@ -87,3 +87,25 @@ def test_questions_leave_no_lines_in_the_log(backend, caplog):
 def test_nodes_of_unknown_types_are_not_asked(backend):
     graph = model("(float[2, 2, 2] x) => (float[2] y) { a = Identity(x) y = Det(a) }")
     assert refused_nodes(graph.graph, graph.opset_imports, backend) == {}
+
+
+def test_lines_name_operators_nodes_and_reasons():
+    class Lacking:
+        product, version = "TensorRT-RTX", "1.6.1.120"
+
+        class capabilities:  # noqa: N801
+            operators_elsewhere = {"NonZero": "TensorRT 10 and 11 do"}  # noqa: RUF012
+
+    nodes = [ir.node(kind, [], name=f"n{i}") for i, kind in enumerate(("Det", "Det", "NonZero"))]
+    nodes += [ir.node(f"Op{number}", [], name="x") for number in range(30)]
+    reasons = ["no", "no", "plugin creator not found", *["bad"] * 30]
+    lines = refusal_lines(
+        dict(zip(nodes, reasons, strict=True)), {"a::Warp": "w", "Det": "n0"}, Lacking()
+    )
+    assert lines[:3] == [
+        "Det 'n0' and 1 more: no",
+        "NonZero 'n2': TensorRT-RTX 1.6 has no NonZero; TensorRT 10 and 11 do",
+        "Op0 'x': bad",
+    ]
+    assert len(lines) == 20
+    assert lines[-1] == "and 14 more"

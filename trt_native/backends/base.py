@@ -80,6 +80,7 @@ class Capabilities:
         attention_layer: It builds the attention layers that its parser makes, by a fused kernel
             where it has one and else as separate products. Otherwise ``Attention`` must be written
             out.
+        operators_elsewhere: Operators that it lacks, to which other TensorRT has them.
         unsupported_options: Name of a :class:`BuildConfig` field to the reason why this backend
             does not support it, and what to do instead.
     """
@@ -98,6 +99,7 @@ class Capabilities:
     crashing_operators: frozenset[str] = frozenset()
     small_recurrent: bool = True
     attention_layer: bool = False
+    operators_elsewhere: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

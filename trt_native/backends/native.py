@@ -13,6 +13,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from trt_native.backends.base import (
     NUMPY_DTYPES,
     BuildRequest,
@@ -27,10 +29,14 @@ from trt_native.backends.callbacks import (
     make_profiler,
 )
 from trt_native.backends.interface import interface_problems
+from trt_native.backends.parser_support import refusal_lines, refused_nodes
 from trt_native.backends.workspace_shortage import BUDGET_LINE, find_shortage
 from trt_native.config import BuildConfig
 from trt_native.errors import BuildError, PlanError, SpecError, UnsupportedError
 from trt_native.files import atomic_write, open_regular_file
+from trt_native.graph.inference import infer_values
+from trt_native.graph.nodes import all_nodes
+from trt_native.graph.onnx_file import read_model
 from trt_native.plans.manifest import PlanTensor
 from trt_native.progress import Progress
 from trt_native.units import format_bytes
@@ -211,22 +217,25 @@ class TensorRTBackend:
             parser = self._trt.OnnxParser(network, self._log.tensorrt_logger)
             if parser.parse_from_file(os.fsencode(request.onnx)):
                 return
-            parser_errors = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
-            missing = [
-                f"{operator} (first in node {node!r})"
-                for operator, node in request.operators.items()
-                if not parser.supports_operator(operator.rpartition("::")[2])
-            ]
-        if missing:
+            lines = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
+        missing = {
+            operator: node
+            for operator, node in request.operators.items()
+            if not parser.supports_operator(operator.rpartition("::")[2])
+        }
+        product, name = f"{self.product} {self.version}", request.onnx.name
+        if problems := refusal_lines(self._refused(request.onnx), missing, self):
+            for line in lines:
+                _LOGGER.info("%s", line)
             raise BuildError(
-                f"{self.product} {self.version} does not support these operators of"
-                f" {request.onnx.name}: {', '.join(missing)}",
-                parser_errors,
+                f"{product} does not support these operators of {name}:", problems=problems
             )
-        raise BuildError(
-            f"{self.product} {self.version} cannot parse {request.onnx.name}",
-            parser_errors or _relevant(errors),
-        )
+        raise BuildError(f"{product} cannot parse {name}", (lines or _relevant(errors))[:20])
+
+    def _refused(self, path: Path) -> dict[ir.Node, str]:
+        model = read_model(path)
+        infer_values(model)
+        return refused_nodes(all_nodes(model.graph), model.opset_imports, self)
 
     def _decompose_attention(self, network: Any) -> None:
         """Let TensorRT compute attention without a fused kernel, where it has none."""
@@ -565,7 +574,7 @@ def _reason_text(description: str) -> str:
     else:
         text = description.rpartition("&& ")[2]
     text = " ".join(text.replace('"', "").split()).rstrip(".!")
-    return "its importer refuses it" if text in ("", "false") else text
+    return "not in this form" if text in ("", "false") else text
 
 
 def _relevant(errors: list[str]) -> list[str]:

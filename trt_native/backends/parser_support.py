@@ -7,6 +7,7 @@ takes 0.1 to 0.2 ms, so none is kept on disk. What the parser takes may still fa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -18,12 +19,14 @@ from trt_native.backends.base import Backend
 from trt_native.graph.nodes import constant_of
 from trt_native.graph.validity import wraps_graph_errors
 
-__all__ = ["OneNodeModel", "one_node_model", "refused_nodes"]
+__all__ = ["OneNodeModel", "one_node_model", "refusal_lines", "refused_nodes"]
 
 _MOST_INTEGERS = 1024  # so many values of a constant are kept: they may be a shape
 _MOST_FLOATS = 16
 _MOST_CONSTANT = 1 << 16  # elements of a constant that stays one; a larger one becomes an input
 _NAME = "asked"
+_MOST_LINES = 19
+_LACKING = re.compile("not supported in TensorRT|^not supported$|plugin creator|No importer")
 _CONTROL_FLOW = frozenset(("If", "Loop", "Scan"))  # their bodies read values from outside
 
 _ANSWERS: dict[tuple[str, str], dict[bytes, str]] = {}
@@ -70,6 +73,44 @@ def _second_answer(node: ir.Node, opsets: Mapping[str, int], backend: Backend, r
     assert whole is not None  # noqa: S101  # for the type checker
     (reason,) = backend.parser_refusals([whole.model.SerializeToString()])
     return reason
+
+
+def refusal_lines(
+    refused: Mapping[ir.Node, str], unknown: Mapping[str, str], backend: Backend
+) -> list[str]:
+    """Describe what a parser refuses, at most 20 lines.
+
+    Args:
+        refused: Nodes to the parser's reasons, as :func:`refused_nodes` returns them.
+        unknown: Operators that it has no importer for to the name of the first node that uses each;
+            those among ``refused`` need not be repeated.
+        backend: The TensorRT that was asked.
+    """
+    groups: dict[tuple[str, str], list[str]] = {}
+    for node, reason in refused.items():
+        name = node.name or next((value.name for value in node.outputs if value.name), "")
+        groups.setdefault((node.op_type, _full_reason(node.op_type, reason, backend)), []).append(
+            str(name)
+        )
+    for operator, name in unknown.items():
+        if not any(operator.rpartition("::")[2] == key[0] for key in groups):
+            groups[operator, _full_reason(operator, "not supported", backend)] = [name]
+    lines = [
+        f"{operator} {names[0]!r}{f' and {len(names) - 1} more' if names[1:] else ''}: {reason}"
+        for (operator, reason), names in groups.items()
+    ]
+    more = len(lines) - _MOST_LINES
+    return lines if more <= 0 else [*lines[:_MOST_LINES], f"and {more} more"]
+
+
+def _full_reason(operator: str, reason: str, backend: Backend) -> str:
+    """The reason, and which other TensorRT has what this one lacks."""
+    elsewhere = backend.capabilities.operators_elsewhere.get(operator)
+    if elsewhere is None and not _LACKING.search(reason):
+        return reason
+    release = ".".join(backend.version.split(".")[:2])
+    text = f"{backend.product} {release} has no {operator}"
+    return text if elsewhere is None else f"{text}; {elsewhere}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,12 @@ _UNSUPPORTED_OPTIONS = {
 }
 
 
+_OPERATORS_ELSEWHERE = dict.fromkeys(
+    ("NonZero", "NonMaxSuppression", "RoiAlign"),
+    "TensorRT 10 and 11 do (backend tensorrt, on a machine with a GPU)",
+)
+
+
 class RtxBackend(TensorRTBackend):
     """``tensorrt_rtx`` 1.4 and later."""
 
@@ -57,6 +63,7 @@ class RtxBackend(TensorRTBackend):
                 Precision.INT8: ALL_QUANTIZED_OPS[Precision.INT8] - unsupported,
             },
             attention_layer=hasattr(self._trt, "IAttentionInputLayer"),
+            operators_elsewhere=_OPERATORS_ELSEWHERE,
             unsupported_options=_UNSUPPORTED_OPTIONS,
             int8_unsupported=unsupported,
             quantizing_needs_gpu=release < _FIRST_TO_QUANTIZE_WITHOUT_GPU,
