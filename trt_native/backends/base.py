@@ -225,6 +225,13 @@ class Backend(Protocol):
                 of the data.
         """
 
+    def parse(self, request: BuildRequest) -> None:
+        """Parse a model and check its interface, as :meth:`build` does, and build nothing.
+
+        Raises:
+            BuildError, UnsupportedError: as :meth:`build`.
+        """
+
     def parser_refusals(self, models: Sequence[bytes]) -> list[str]:
         """Ask the ONNX parser about models, which nothing is built of.
 

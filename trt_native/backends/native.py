@@ -190,27 +190,35 @@ class TensorRTBackend:
                 " ONNX model and build that"
             )
         builder = self._builder()
-        with self._log.collect_errors() as errors:
-            network = builder.create_network(
-                self._network_flags(strongly_typed=request.strongly_typed)
-            )
-            config = builder.create_builder_config()
-        if network is None or config is None:
-            raise BuildError(
-                f"{self.product} {self.version} could not create a network", _relevant(errors)
-            )
-        self._parse(request, network)
-        self._decompose_attention(network)
+        network = self._network(request, builder)
         parsed = time.perf_counter()
-        self._fix_shapes(request, network)
+        config = builder.create_builder_config()
         self._configure(request, network, config)
-        self._check_interface(request, network)
         self._add_profiles(request, builder, config)
         with self._calibrating(request, builder, config, progress, cancelled):
             data = self._serialize(builder, network, config, progress, cancelled)
         self._save_timing_cache(request, config)
         seconds = {"parse": parsed - started, "build": time.perf_counter() - parsed}
         return BuildResult(data, self._tensors(network), seconds)
+
+    def parse(self, request: BuildRequest) -> None:
+        """See :meth:`trt_native.backends.base.Backend.parse`."""
+        self._network(request, self._builder())
+
+    def _network(self, request: BuildRequest, builder: Any) -> Any:
+        with self._log.collect_errors() as errors:
+            network = builder.create_network(
+                self._network_flags(strongly_typed=request.strongly_typed)
+            )
+        if network is None:
+            raise BuildError(
+                f"{self.product} {self.version} could not create a network", _relevant(errors)
+            )
+        self._parse(request, network)
+        self._decompose_attention(network)
+        self._fix_shapes(request, network)
+        self._check_interface(request, network)
+        return network
 
     def _parse(self, request: BuildRequest, network: Any) -> None:
         with self._log.collect_errors() as errors:

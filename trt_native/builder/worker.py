@@ -104,6 +104,8 @@ def _build_and_save(job: Job, report: _Report) -> dict[str, Any]:
     from trt_native.cuda import gpu_info
 
     backend = load_backend(job.backend)
+    if job.dry_run:
+        return _decide(job, backend, report)
     cache = None if job.cache is None else EngineCache(job.cache, job.cache_bytes)
     config, failed = job.config, [attempt.to_json() for attempt in job.failed]
     if cache is not None and job.retry and not failed:
@@ -125,6 +127,14 @@ def _build_and_save(job: Job, report: _Report) -> dict[str, Any]:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     built.plan.save(job.target)
     return {"manifest": built.manifest.to_json(), "cached": built.cached, "failed": failed}
+
+
+def _decide(job: Job, backend: Backend, report: _Report) -> dict[str, Any]:
+    from trt_native.builder.build import decide
+
+    report("backend", f"{backend.product} {backend.version}", 0, False)
+    decisions = decide(job.model, job.config, backend=backend, progress=_Progress(report))
+    return {"backend": backend.name, "version": backend.version, **decisions.to_json()}
 
 
 def _check_kernels(model: Path, plan: Plan, report: _Report, progress: _Progress) -> None:
