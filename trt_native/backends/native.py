@@ -224,6 +224,7 @@ class TensorRTBackend:
         with self._log.collect_errors() as errors:
             parser = self._trt.OnnxParser(network, self._log.tensorrt_logger)
             if parser.parse_from_file(os.fsencode(request.onnx)):
+                self._check_operators(request)
                 return
             lines = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
         missing = {
@@ -239,6 +240,17 @@ class TensorRTBackend:
                 f"{product} does not support these operators of {name}:", problems=problems
             )
         raise BuildError(f"{product} cannot parse {name}", (lines or _relevant(errors))[:20])
+
+    def _check_operators(self, request: BuildRequest) -> None:
+        """Refuse operators that are parsed, and of which no layer can be built."""
+        elsewhere = self.capabilities.operators_elsewhere
+        unknown = {name: node for name, node in request.operators.items() if name in elsewhere}
+        if unknown:
+            raise BuildError(
+                f"{self.product} {self.version} does not support these operators of"
+                f" {request.onnx.name}:",
+                problems=refusal_lines({}, unknown, self),
+            )
 
     def _refused(self, path: Path) -> dict[ir.Node, str]:
         model = read_model(path)
