@@ -77,6 +77,7 @@ __all__ = [
     "lower",
     "precision_record",
     "prepare",
+    "resolve_precision",
 ]
 
 _LOGGER = logging.getLogger(__name__)
@@ -427,16 +428,22 @@ def _decide(
         model=summary,
         profiles=profiles,
         fixed=fixed_extents(profiles),
-        precision=_resolve_precision(graph, config, backend, path),
+        precision=resolve_precision(graph, config, backend, path),
         workspace_bytes=(
             default_workspace(gpu) if config.workspace_bytes is None else config.workspace_bytes
         ),
     )
 
 
-def _resolve_precision(
+def resolve_precision(
     graph: ir.Model, config: BuildConfig, backend: Backend, path: Path
 ) -> ResolvedPrecision:
+    """Find out what a requested precision means for a model.
+
+    Raises:
+        SpecError: it would not have the effect that it asks for.
+        UnsupportedError: the backend does not build models with Q/DQ nodes on this machine.
+    """
     applied = _applied_precision(graph, config, path)
     calibrates = _calibrates(graph, config, backend)
     writes_qdq = config.precision.quantized and not calibrates

@@ -55,6 +55,7 @@ __all__ = [
     "build_isolated",
     "build_with_retries",
     "decide_in_child",
+    "inspect_in_child",
 ]
 
 LINE_BYTES = 1024
@@ -92,7 +93,8 @@ class Job:
         retry: Whether the settings that an earlier build of the same fell back to may be used.
         asked: The original configuration, where ``config`` is a fallback.
         failed: The attempts before ``config``.
-        dry_run: Decide only, and let TensorRT parse the model; see :func:`decide_in_child`.
+        action: ``build``, ``decide`` (see :func:`decide_in_child`) or ``inspect`` (see
+            :func:`inspect_in_child`).
     """
 
     model: Path
@@ -104,7 +106,7 @@ class Job:
     retry: bool = False
     asked: BuildConfig | None = None
     failed: tuple[Attempt, ...] = ()
-    dry_run: bool = False
+    action: str = "build"
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +255,23 @@ def decide_in_child(job: Job, progress: Progress | None) -> dict[str, Any]:
     Raises:
         TrtNativeError, KeyboardInterrupt: as :func:`build_with_retries`.
     """
-    return _result(replace(job, dry_run=True), progress, None)
+    return _result(replace(job, action="decide"), progress, None)
+
+
+def inspect_in_child(model: Path, backend: str) -> dict[str, Any]:
+    """Find out how a backend supports a model, in a child process.
+
+    Returns:
+        What :meth:`~trt_native.builder.model_support.ModelSupport.to_json` returns.
+
+    Raises:
+        TrtNativeError, KeyboardInterrupt: as :func:`build_with_retries`.
+    """
+    job = Job(
+        model=model, target=model.with_suffix(".plan"), config=BuildConfig(), backend=backend,
+        cache=None, cache_bytes=None, action="inspect",
+    )  # fmt: skip
+    return _result(job, None, None)
 
 
 def _result(job: Job, progress: Progress | None, deadline: float | None) -> dict[str, Any]:
