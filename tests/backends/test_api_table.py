@@ -50,6 +50,7 @@ ALIASES = frozenset(
 
 # What a parameter of one of these names is, in a backend, where it is annotated Any or not at all.
 PARAMETERS = {
+    "boundary": "IAttentionInputLayer",
     "builder": "Builder",
     "cache": "ITimingCache",
     "config": "IBuilderConfig",

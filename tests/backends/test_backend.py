@@ -72,7 +72,9 @@ def test_all_unsupported_operators_are_listed(backend, request_for):
 
     with pytest.raises(BuildError) as caught:
         build(backend, request_for(two_unknown, DYNAMIC))
-    assert "Warp (first in node 'activation'), Weft (first in node 'second')" in str(caught.value)
+    lines = dict(problem.split(": ", 1) for problem in caught.value.problems)
+    assert lines.keys() == {"Warp 'activation'", "Weft 'second'"}
+    assert "has no Warp" in lines["Warp 'activation'"]
 
 
 def test_a_parser_error_names_node_operator_and_reason(backend, request_for):

@@ -8,6 +8,7 @@ import threading
 import pytest
 from helpers.backend_builds import DYNAMIC, build
 
+from trt_native.backends.callbacks import Log
 from trt_native.errors import BuildError
 
 pytestmark = pytest.mark.backend
@@ -93,3 +94,10 @@ def test_an_output_allocator_keeps_the_exception_of_its_allocation(backend):
     with pytest.raises(MemoryError, match="y needs 101"):
         allocator.shape("y")
     assert allocator.shape("y") == (2, 3)
+
+
+def test_harmless_warnings_are_information(caplog):
+    with caplog.at_level(logging.DEBUG, "trt_native.tensorrt"):
+        Log().write(2, "ModelImporter.cpp:826: Make sure input i1 has Int64 binding.")
+        Log().write(2, "another warning")
+    assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]

@@ -62,7 +62,8 @@ class Backend:
 
     def __init__(self):
         self.real = load_backend("rtx")
-        self.product, self.version = self.real.product, self.real.version
+        self.name, self.product, self.version = self.real.name, self.real.product, self.real.version
+        self.parser_refusals = self.real.parser_refusals
         self.capabilities = self.real.capabilities
         self.requests, self.results = [], []
 

@@ -119,11 +119,12 @@ class TestBuild:
         assert message in fails("build", model, *DIMS, *backend, *arguments)
         assert os.listdir(tmp_path) == ["m.onnx"]
 
-    def test_an_unknown_operator(self, tmp_path):
+    @pytest.mark.parametrize("dry", [(), ("--dry-run",)], ids=["build", "dry run"])
+    def test_an_unknown_operator(self, tmp_path, dry):
         path = tiny_models.conv(tmp_path / "m.onnx", operator="Warp")
-        message = fails("build", path, *DIMS, "--backend", "rtx", "--precision", "fp32")
-        assert "does not support these operators of m.onnx: Warp (first in node 'activation')" in (
-            message
+        message = fails("build", path, *DIMS, "--backend", "rtx", "--precision", "fp32", *dry)
+        assert (
+            "does not support these operators of m.onnx:\n  - Warp 'activation': Tensor" in message
         )
         assert os.listdir(tmp_path) == ["m.onnx"]
 

@@ -70,6 +70,9 @@ TEXTS = {
     "a broadcast softmax": """<ir_version: 9, opset_import: ["": 18]>
         g (float[n,1,6] x, float[n,3,6] z) => (float[n,3,6] y)
         { a = Softmax (x) y = Mul (a, z) }""",
+    "a norm with its statistics": """<ir_version: 9, opset_import: ["": 19]>
+        g (float[2,16] x) => (float[2,16] y, float[2,1] m) <float[16] w>
+        { y, m, s = LayerNormalization (x, w) }""",
     "several means": """<ir_version: 9, opset_import: ["": 19]>
         g (float[2,16] x) => (float[2,16] y)
         { a = Mean (x, x, x) b = Trilu (a) y = ReduceL1 <noop_with_empty_axes = 1> (b) }""",
@@ -109,6 +112,11 @@ class Weakly:
         dynamic_conditionals=False,
         small_recurrent=False,
     )
+
+    def parser_refusals(self, models):
+        nodes = [onnx.load_model_from_string(model).graph.node for model in models]
+        refused = [any(n.op_type == "LayerNormalization" for n in one) for one in nodes]
+        return ["norms are refused" if is_refused else "" for is_refused in refused]
 
 
 def context_for(pass_type, model):

@@ -6,7 +6,7 @@ The rest of the code reads :class:`Capabilities`, never a version number.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,6 +77,10 @@ class Capabilities:
         small_recurrent: A ``GRU`` or ``LSTM`` of a batch of 1 and a few hidden units is built in
             time.
         quantized_ops: Precision to the operators that the backend builds in it.
+        attention_layer: It builds the attention layers that its parser makes, by a fused kernel
+            where it has one and else as separate products. Otherwise ``Attention`` must be written
+            out.
+        operators_elsewhere: Operators that it lacks, to which other TensorRT has them.
         unsupported_options: Name of a :class:`BuildConfig` field to the reason why this backend
             does not support it, and what to do instead.
     """
@@ -94,6 +98,8 @@ class Capabilities:
     dynamic_conditionals: bool = True
     crashing_operators: frozenset[str] = frozenset()
     small_recurrent: bool = True
+    attention_layer: bool = False
+    operators_elsewhere: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,6 +224,27 @@ class Backend(Protocol):
             CalibrationError: the data or the cache cannot be used, or TensorRT did not read all
                 of the data.
         """
+
+    def parse(self, request: BuildRequest) -> None:
+        """Parse a model and check its interface, as :meth:`build` does, and build nothing.
+
+        Raises:
+            BuildError, UnsupportedError: as :meth:`build`.
+        """
+
+    def parser_refusals(self, models: Sequence[bytes]) -> list[str]:
+        """Ask the ONNX parser about models, which nothing is built of.
+
+        Args:
+            models: Serialized models, with their weights inside.
+
+        Returns:
+            For each the parser's reason to refuse it; empty where it supports all nodes.
+
+        Raises:
+            UnsupportedError: this machine cannot build at all.
+        """
+        ...
 
     def deserialize(self, data: bytes | memoryview) -> Any:
         """Turn a plan into an ``ICudaEngine`` on the current GPU.

@@ -18,6 +18,7 @@ from trt_native.progress import Progress
 __all__ = ["Log", "make_log", "make_monitor", "make_output_allocator", "make_profiler"]
 
 _LOGGER = logging.getLogger("trt_native.tensorrt")
+_HARMLESS = re.compile(r"Make sure (?:input|output) .* has Int64 binding")
 # TensorRT's severities 0 to 4: internal error, error, warning, info, verbose.
 _LEVELS = (logging.ERROR, logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
 
@@ -37,6 +38,7 @@ class Log:
     def __init__(self) -> None:
         self.tensorrt_logger: Any = None
         self._sinks: list[tuple[list[str], re.Pattern[str] | None]] = []
+        self._quiet = False
         self.interrupt: BaseException | None = None
 
     def write(self, severity: int, message: str) -> None:
@@ -49,9 +51,20 @@ class Log:
         for sink, also in list(self._sinks):
             if (error or (also is not None and also.search(text))) and text not in sink:
                 sink.append(text)
-        if error and self._sinks:
-            level = logging.DEBUG  # it reaches the user with the exception that follows
+        if self._quiet or (error and self._sinks):
+            level = logging.DEBUG  # errors reach the user with the exception that follows
+        elif _HARMLESS.search(text):
+            level = logging.INFO
         _LOGGER.log(level, "%s", text)
+
+    @contextlib.contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Log everything at the lowest level while the block runs, because errors are expected."""
+        before, self._quiet = self._quiet, True
+        try:
+            yield
+        finally:
+            self._quiet = before
 
     @contextlib.contextmanager
     def collect_errors(self, also: re.Pattern[str] | None = None) -> Iterator[list[str]]:

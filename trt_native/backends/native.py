@@ -6,11 +6,14 @@ import contextlib
 import fcntl
 import logging
 import os
+import re
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import onnx_ir as ir
 
 from trt_native.backends.base import (
     NUMPY_DTYPES,
@@ -26,10 +29,14 @@ from trt_native.backends.callbacks import (
     make_profiler,
 )
 from trt_native.backends.interface import interface_problems
+from trt_native.backends.parser_support import refusal_lines, refused_nodes
 from trt_native.backends.workspace_shortage import BUDGET_LINE, find_shortage
 from trt_native.config import BuildConfig
 from trt_native.errors import BuildError, PlanError, SpecError, UnsupportedError
 from trt_native.files import atomic_write, open_regular_file
+from trt_native.graph.inference import infer_values
+from trt_native.graph.nodes import all_nodes
+from trt_native.graph.onnx_file import read_model
 from trt_native.plans.manifest import PlanTensor
 from trt_native.progress import Progress
 from trt_native.units import format_bytes
@@ -55,6 +62,11 @@ _BUILDER_FLAGS = {
 }
 
 
+_INNER_REASON = re.compile(
+    r"Error Code \d+: [\w ]+\((?:\w+: )?(?P<reason>.*?)\.? In \S+ at ", re.DOTALL
+)
+
+
 class TensorRTBackend:
     """A :class:`~trt_native.backends.base.Backend` over an imported TensorRT module.
 
@@ -77,7 +89,7 @@ class TensorRTBackend:
     def _capabilities(self) -> Capabilities:
         raise NotImplementedError
 
-    def _network_flags(self, request: BuildRequest) -> int:
+    def _network_flags(self, *, strongly_typed: bool) -> int:
         raise NotImplementedError
 
     def _set_precision(self, request: BuildRequest, network: Any, config: Any) -> None:
@@ -148,6 +160,23 @@ class TensorRTBackend:
                     _relevant(errors) or [str(error).splitlines()[0]],
                 ) from None
 
+    def parser_refusals(self, models: Sequence[bytes]) -> list[str]:
+        """See :meth:`trt_native.backends.base.Backend.parser_refusals`."""
+        if not models:
+            return []
+        builder = self._builder()
+        with self._log.quiet(), self._log.collect_errors():
+            return [self._parser_refusal(builder, model) for model in models]
+
+    def _parser_refusal(self, builder: Any, model: bytes) -> str:
+        network = builder.create_network(self._network_flags(strongly_typed=True))
+        parser = self._trt.OnnxParser(network, self._log.tensorrt_logger)
+        ask = getattr(parser, "supports_model_v2", parser.parse)  # early 10.x lack the first
+        if ask(model):
+            return ""
+        reasons = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+        return next(filter(None, map(_reason_text, reasons)), "refused without a reason")
+
     # Building
 
     def build(
@@ -161,18 +190,10 @@ class TensorRTBackend:
                 " ONNX model and build that"
             )
         builder = self._builder()
-        with self._log.collect_errors() as errors:
-            network = builder.create_network(self._network_flags(request))
-            config = builder.create_builder_config()
-        if network is None or config is None:
-            raise BuildError(
-                f"{self.product} {self.version} could not create a network", _relevant(errors)
-            )
-        self._parse(request, network)
+        network = self._network(request, builder)
         parsed = time.perf_counter()
-        self._fix_shapes(request, network)
+        config = builder.create_builder_config()
         self._configure(request, network, config)
-        self._check_interface(request, network)
         self._add_profiles(request, builder, config)
         with self._calibrating(request, builder, config, progress, cancelled):
             data = self._serialize(builder, network, config, progress, cancelled)
@@ -180,27 +201,70 @@ class TensorRTBackend:
         seconds = {"parse": parsed - started, "build": time.perf_counter() - parsed}
         return BuildResult(data, self._tensors(network), seconds)
 
+    def parse(self, request: BuildRequest) -> None:
+        """See :meth:`trt_native.backends.base.Backend.parse`."""
+        self._network(request, self._builder())
+
+    def _network(self, request: BuildRequest, builder: Any) -> Any:
+        with self._log.collect_errors() as errors:
+            network = builder.create_network(
+                self._network_flags(strongly_typed=request.strongly_typed)
+            )
+        if network is None:
+            raise BuildError(
+                f"{self.product} {self.version} could not create a network", _relevant(errors)
+            )
+        self._parse(request, network)
+        self._decompose_attention(network)
+        self._fix_shapes(request, network)
+        self._check_interface(request, network)
+        return network
+
     def _parse(self, request: BuildRequest, network: Any) -> None:
         with self._log.collect_errors() as errors:
             parser = self._trt.OnnxParser(network, self._log.tensorrt_logger)
             if parser.parse_from_file(os.fsencode(request.onnx)):
+                self._check_operators(request)
                 return
-            parser_errors = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
-            missing = [
-                f"{operator} (first in node {node!r})"
-                for operator, node in request.operators.items()
-                if not parser.supports_operator(operator.rpartition("::")[2])
-            ]
-        if missing:
+            lines = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
+        missing = {
+            operator: node
+            for operator, node in request.operators.items()
+            if not parser.supports_operator(operator.rpartition("::")[2])
+        }
+        product, name = f"{self.product} {self.version}", request.onnx.name
+        if problems := refusal_lines(self._refused(request.onnx), missing, self):
+            for line in lines:
+                _LOGGER.info("%s", line)
+            raise BuildError(
+                f"{product} does not support these operators of {name}:", problems=problems
+            )
+        raise BuildError(f"{product} cannot parse {name}", (lines or _relevant(errors))[:20])
+
+    def _check_operators(self, request: BuildRequest) -> None:
+        """Refuse operators that are parsed, and of which no layer can be built."""
+        elsewhere = self.capabilities.operators_elsewhere
+        unknown = {name: node for name, node in request.operators.items() if name in elsewhere}
+        if unknown:
             raise BuildError(
                 f"{self.product} {self.version} does not support these operators of"
-                f" {request.onnx.name}: {', '.join(missing)}",
-                parser_errors,
+                f" {request.onnx.name}:",
+                problems=refusal_lines({}, unknown, self),
             )
-        raise BuildError(
-            f"{self.product} {self.version} cannot parse {request.onnx.name}",
-            parser_errors or _relevant(errors),
-        )
+
+    def _refused(self, path: Path) -> dict[ir.Node, str]:
+        model = read_model(path)
+        infer_values(model)
+        return refused_nodes(all_nodes(model.graph), model.opset_imports, self)
+
+    def _decompose_attention(self, network: Any) -> None:
+        """Let TensorRT compute attention without a fused kernel, where it has none."""
+        if not self.capabilities.attention_layer:
+            return
+        for layer in (network.get_layer(i) for i in range(network.num_layers)):
+            if layer.type == self._trt.LayerType.ATTENTION_INPUT:
+                layer.__class__ = self._trt.IAttentionInputLayer
+                _decompose(layer)
 
     def _fix_shapes(self, request: BuildRequest, network: Any) -> None:
         """Set the extents that never vary: TensorRT optimizes more than for min = max."""
@@ -481,6 +545,10 @@ class _StaticContextFactory:
         return b""
 
 
+def _decompose(boundary: Any) -> None:
+    boundary.attention.decomposable = True
+
+
 def _check_reachable(changed: Collection[str], reachable: Collection[str]) -> None:
     lost = sorted(set(changed) - set(reachable))
     if lost:
@@ -515,6 +583,18 @@ def _parser_error(error: Any) -> str:
     if error.node_operator():
         place += f" ({error.node_operator()})"
     return f"{place}: {error.desc()} [{error.code().name}]"
+
+
+def _reason_text(description: str) -> str:
+    """The parser's reason for people, without the places in its source."""
+    if inner := _INNER_REASON.search(description):
+        text = inner["reason"]
+    elif (assertion := description.partition("Assertion failed: ")[2]) and ": " in assertion:
+        text = assertion.partition(": ")[2]
+    else:
+        text = description.rpartition("&& ")[2]
+    text = " ".join(text.replace('"', "").split()).rstrip(".!")
+    return "not in this form" if text in ("", "false") else text
 
 
 def _relevant(errors: list[str]) -> list[str]:

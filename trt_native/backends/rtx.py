@@ -34,6 +34,12 @@ _UNSUPPORTED_OPTIONS = {
 }
 
 
+_OPERATORS_ELSEWHERE = dict.fromkeys(
+    ("NonZero", "NonMaxSuppression", "RoiAlign"),
+    "TensorRT 10 and 11 do (backend tensorrt, on a machine with a GPU)",
+)
+
+
 class RtxBackend(TensorRTBackend):
     """``tensorrt_rtx`` 1.4 and later."""
 
@@ -56,6 +62,8 @@ class RtxBackend(TensorRTBackend):
                 **ALL_QUANTIZED_OPS,
                 Precision.INT8: ALL_QUANTIZED_OPS[Precision.INT8] - unsupported,
             },
+            attention_layer=hasattr(self._trt, "IAttentionInputLayer"),
+            operators_elsewhere=_OPERATORS_ELSEWHERE,
             unsupported_options=_UNSUPPORTED_OPTIONS,
             int8_unsupported=unsupported,
             quantizing_needs_gpu=release < _FIRST_TO_QUANTIZE_WITHOUT_GPU,
@@ -73,7 +81,7 @@ class RtxBackend(TensorRTBackend):
             )
         super().check(config)
 
-    def _network_flags(self, request: BuildRequest) -> int:  # noqa: ARG002
+    def _network_flags(self, *, strongly_typed: bool) -> int:  # noqa: ARG002
         return 1 << int(self._trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
     def _set_targets(self, request: BuildRequest, config: Any) -> None:

@@ -36,12 +36,13 @@ class TensorRT10Backend(TensorRTBackend):
             exact_fp32=True,
             targets=(),
             quantized_ops=ALL_QUANTIZED_OPS,
+            attention_layer=hasattr(self._trt, "IAttentionInputLayer"),
             unsupported_options=TENSORRT_UNSUPPORTED_OPTIONS,
         )
 
-    def _network_flags(self, request: BuildRequest) -> int:
+    def _network_flags(self, *, strongly_typed: bool) -> int:
         flag = self._trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
-        return 1 << int(flag) if request.strongly_typed else 0
+        return 1 << int(flag) if strongly_typed else 0
 
     def _set_precision(self, request: BuildRequest, network: Any, config: Any) -> None:
         if request.strongly_typed:

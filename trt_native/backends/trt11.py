@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trt_native.backends.base import ALL_QUANTIZED_OPS, BuildRequest, Capabilities
+from trt_native.backends.base import ALL_QUANTIZED_OPS, Capabilities
 from trt_native.backends.native import TENSORRT_UNSUPPORTED_OPTIONS, TensorRTBackend
 
 __all__ = ["TensorRT11Backend"]
@@ -23,8 +23,9 @@ class TensorRT11Backend(TensorRTBackend):
             exact_fp32=True,
             targets=(),
             quantized_ops=ALL_QUANTIZED_OPS,
+            attention_layer=hasattr(self._trt, "IAttentionInputLayer"),
             unsupported_options=TENSORRT_UNSUPPORTED_OPTIONS,
         )
 
-    def _network_flags(self, request: BuildRequest) -> int:  # noqa: ARG002
+    def _network_flags(self, *, strongly_typed: bool) -> int:  # noqa: ARG002
         return 1 << int(self._trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)

@@ -77,6 +77,7 @@ __all__ = [
     "lower",
     "precision_record",
     "prepare",
+    "resolve_precision",
 ]
 
 _LOGGER = logging.getLogger(__name__)
@@ -103,6 +104,23 @@ class BuildDecisions:
     precision: ResolvedPrecision
     workspace_bytes: int
     passes: tuple[Mapping[str, Any], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The decisions about the plan, as ``--dry-run --json`` prints them."""
+        return {
+            "precision": str(self.precision),
+            "strongly_typed": self.precision.strongly_typed,
+            "calibrates": self.precision.calibrates,
+            "workspace_bytes": self.workspace_bytes,
+            "passes": list(self.passes),
+            "profiles": [
+                {
+                    "shapes": {name: str(r) for name, r in profile.shapes.items()},
+                    "values": {name: str(r) for name, r in profile.values.items()},
+                }
+                for profile in self.profiles
+            ],
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,22 +245,11 @@ def build_prepared(
         CalibrationError: the calibration data cannot be used.
         BuildError: TensorRT rejected the model or failed to build it.
     """
-    config, chosen, decisions = prepared.config, prepared.backend, prepared.decisions
+    config, chosen = prepared.config, prepared.backend
     interface = _interface(prepared, progress)
     with lower(prepared, progress) as lowered:
-        request = BuildRequest(
-            onnx=lowered.path,
-            interface=interface,
-            config=config,
-            profiles=decisions.profiles,
-            fixed=decisions.fixed,
-            builder_flags=decisions.precision.builder_flags,
-            strongly_typed=decisions.precision.strongly_typed,
-            fp32_nodes=lowered.fp32_nodes,
-            operators=operator_names(prepared.graph),
-            workspace_bytes=decisions.workspace_bytes,
-            timing_cache=config.timing_cache or timing_cache,
-            calibration=_calibration(prepared) if decisions.precision.calibrates else None,
+        request = replace(
+            _request(prepared, lowered, interface), timing_cache=config.timing_cache or timing_cache
         )
         refit = _refit_record(lowered, progress) if config.refit or config.strip_weights else None
         cancelled = threading.Event()
@@ -255,6 +262,25 @@ def build_prepared(
             with phase(progress, "Reading the layers of the engine"):
                 precision["engine_layers"] = _engine_layers(result.data, chosen)
     return Plan(result.data, _manifest(prepared, lowered, result, precision, refit))
+
+
+def _request(
+    prepared: PreparedBuild, lowered: LoweredModel, interface: ModelInterface
+) -> BuildRequest:
+    decisions = prepared.decisions
+    return BuildRequest(
+        onnx=lowered.path,
+        interface=interface,
+        config=prepared.config,
+        profiles=decisions.profiles,
+        fixed=decisions.fixed,
+        builder_flags=decisions.precision.builder_flags,
+        strongly_typed=decisions.precision.strongly_typed,
+        fp32_nodes=lowered.fp32_nodes,
+        operators=operator_names(prepared.graph),
+        workspace_bytes=decisions.workspace_bytes,
+        calibration=_calibration(prepared) if decisions.precision.calibrates else None,
+    )
 
 
 def _interface(prepared: PreparedBuild, progress: Progress | None) -> ModelInterface:
@@ -324,8 +350,12 @@ def decide(
     config: BuildConfig | None = None,
     *,
     backend: str | Backend = "auto",
+    progress: Progress | None = None,
 ) -> BuildDecisions:
     """Decide what ``build_plan`` would do, with all its checks, without building.
+
+    The passes are applied, with a made-up range for each activation where calibration data was
+    given, and TensorRT parses the result.
 
     Raises:
         UnsupportedError, ModelError, SpecError, CalibrationError: as ``build_plan``.
@@ -333,10 +363,15 @@ def decide(
     cached = config is not None and config.quantization.calibration_cache is not None
     # Hashes serve the manifest, and to check a calibration cache.
     hash_file = sha256_of_file if cached else lambda _: ""
-    prepared = prepare(model, config, backend=backend, hash_file=hash_file)
+    prepared = prepare(model, config, backend=backend, progress=progress, hash_file=hash_file)
     ranges = prepared.ranges if prepared.batches is None else _any_ranges(prepared)
     passes = _with_ranges(prepared.passes, ranges)
-    return replace(prepared.decisions, passes=tuple(describe_passes(passes, prepared.graph)))
+    described = tuple(describe_passes(passes, prepared.graph))
+    interface = _interface(prepared, progress)
+    with _lower(prepared, passes, progress) as lowered:
+        request = _request(prepared, lowered, interface)
+        run_interruptible(lambda: prepared.backend.parse(request), threading.Event())
+    return replace(prepared.decisions, passes=described)
 
 
 def _check_ranges(config: BuildConfig) -> None:
@@ -393,16 +428,22 @@ def _decide(
         model=summary,
         profiles=profiles,
         fixed=fixed_extents(profiles),
-        precision=_resolve_precision(graph, config, backend, path),
+        precision=resolve_precision(graph, config, backend, path),
         workspace_bytes=(
             default_workspace(gpu) if config.workspace_bytes is None else config.workspace_bytes
         ),
     )
 
 
-def _resolve_precision(
+def resolve_precision(
     graph: ir.Model, config: BuildConfig, backend: Backend, path: Path
 ) -> ResolvedPrecision:
+    """Find out what a requested precision means for a model.
+
+    Raises:
+        SpecError: it would not have the effect that it asks for.
+        UnsupportedError: the backend does not build models with Q/DQ nodes on this machine.
+    """
     applied = _applied_precision(graph, config, path)
     calibrates = _calibrates(graph, config, backend)
     writes_qdq = config.precision.quantized and not calibrates
@@ -504,8 +545,16 @@ def lower(prepared: PreparedBuild, progress: Progress | None = None) -> Iterator
     Raises:
         SpecError, CalibrationError, BuildError: as :func:`build_prepared`.
     """
-    path, graph = prepared.path, prepared.graph
     passes = _with_ranges(prepared.passes, _calibrated_ranges(prepared, progress))
+    with _lower(prepared, passes, progress) as lowered:
+        yield lowered
+
+
+@contextlib.contextmanager
+def _lower(
+    prepared: PreparedBuild, passes: tuple[GraphPass, ...], progress: Progress | None
+) -> Iterator[LoweredModel]:
+    path, graph = prepared.path, prepared.graph
     rewritten = any(one.rewrites for one in passes) or CHANGED_KEY in graph.meta
     if not rewritten:  # TensorRT reads the file as it is, not what was normalized in memory
         passes = tuple(one for one in passes if not one.early)

@@ -54,6 +54,8 @@ __all__ = [
     "build_in_child",
     "build_isolated",
     "build_with_retries",
+    "decide_in_child",
+    "inspect_in_child",
 ]
 
 LINE_BYTES = 1024
@@ -96,6 +98,8 @@ class Job:
         retry: Whether the settings that an earlier build of the same fell back to may be used.
         asked: The original configuration, where ``config`` is a fallback.
         failed: The attempts before ``config``.
+        action: ``build``, ``decide`` (see :func:`decide_in_child`) or ``inspect`` (see
+            :func:`inspect_in_child`).
     """
 
     model: Path
@@ -107,6 +111,7 @@ class Job:
     retry: bool = False
     asked: BuildConfig | None = None
     failed: tuple[Attempt, ...] = ()
+    action: str = "build"
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +245,41 @@ def build_in_child(
     Raises:
         TrtNativeError, KeyboardInterrupt: as :func:`build_with_retries`.
     """
+    result = _result(job, progress, deadline)
+    failed = (Attempt(**attempt) for attempt in result["failed"])
+    return Outcome(Manifest.from_json(result["manifest"]), bool(result["cached"]), tuple(failed))
+
+
+def decide_in_child(job: Job, progress: Progress | None) -> dict[str, Any]:
+    """Decide what a job would build, in a child process, where TensorRT's parser may crash.
+
+    Returns:
+        ``backend`` and ``version``, and what
+        :meth:`~trt_native.builder.build.BuildDecisions.to_json` returns.
+
+    Raises:
+        TrtNativeError, KeyboardInterrupt: as :func:`build_with_retries`.
+    """
+    return _result(replace(job, action="decide"), progress, None)
+
+
+def inspect_in_child(model: Path, backend: str) -> dict[str, Any]:
+    """Find out how a backend supports a model, in a child process.
+
+    Returns:
+        What :meth:`~trt_native.builder.model_support.ModelSupport.to_json` returns.
+
+    Raises:
+        TrtNativeError, KeyboardInterrupt: as :func:`build_with_retries`.
+    """
+    job = Job(
+        model=model, target=model.with_suffix(".plan"), config=BuildConfig(), backend=backend,
+        cache=None, cache_bytes=None, action="inspect",
+    )  # fmt: skip
+    return _result(job, None, None)
+
+
+def _result(job: Job, progress: Progress | None, deadline: float | None) -> dict[str, Any]:
     with _Child(job, progress) as child:
         try:
             in_time = child.listen(deadline)
@@ -248,7 +288,7 @@ def build_in_child(
             raise
         if not in_time:
             child.cancel("the time is up: {}")
-        return child.outcome(timed_out=not in_time)
+        return child.result(timed_out=not in_time)
 
 
 class _Child:
@@ -353,17 +393,15 @@ class _Child:
         self._process.send_signal(signal.SIGINT)
         self.listen(time.monotonic() + CANCEL_GRACE_S)
 
-    def outcome(self, *, timed_out: bool) -> Outcome:
-        """The result of the build.
+    def result(self, *, timed_out: bool) -> dict[str, Any]:
+        """What the child reported as its result.
 
         Raises:
             TrtNativeError: it failed.
             MemoryError: Python had too little memory for it.
         """
         if self._result is not None:
-            manifest = Manifest.from_json(self._result["manifest"])
-            failed = (Attempt(**attempt) for attempt in self._result["failed"])
-            return Outcome(manifest, bool(self._result["cached"]), tuple(failed))
+            return self._result
         if timed_out:
             lower = ", or lower the optimization level" if self._has_levels else ""
             raise BuildError(

@@ -110,6 +110,9 @@ def _build_and_save(job: Job, report: _Report) -> dict[str, Any]:
     from trt_native.cuda import gpu_info
 
     backend = load_backend(job.backend)
+    if job.action != "build":
+        report("backend", f"{backend.product} {backend.version}", 0, False)
+        return (_decide if job.action == "decide" else _inspect)(job, backend, report)
     cache = None if job.cache is None else EngineCache(job.cache, job.cache_bytes)
     config, failed = job.config, [attempt.to_json() for attempt in job.failed]
     if cache is not None and job.retry and not failed:
@@ -131,6 +134,19 @@ def _build_and_save(job: Job, report: _Report) -> dict[str, Any]:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     built.plan.save(job.target)
     return {"manifest": built.manifest.to_json(), "cached": built.cached, "failed": failed}
+
+
+def _decide(job: Job, backend: Backend, report: _Report) -> dict[str, Any]:
+    from trt_native.builder.build import decide
+
+    decisions = decide(job.model, job.config, backend=backend, progress=_Progress(report))
+    return {"backend": backend.name, "version": backend.version, **decisions.to_json()}
+
+
+def _inspect(job: Job, backend: Backend, report: _Report) -> dict[str, Any]:  # noqa: ARG001
+    from trt_native.builder.model_support import model_support
+
+    return model_support(job.model, backend=backend).to_json()
 
 
 def _check_kernels(model: Path, plan: Plan, report: _Report, progress: _Progress) -> None:

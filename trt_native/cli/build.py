@@ -121,7 +121,11 @@ def build(
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything and print what would be built.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check everything, up to TensorRT's parser, and print what would be built.",
+        ),
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
     **options: Any,

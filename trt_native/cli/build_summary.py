@@ -5,16 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trt_native.builder.isolated import Outcome
-from trt_native.cli.console import print_json, stdout, table
+from trt_native.builder.isolated import Job, Outcome, decide_in_child
+from trt_native.cli.console import print_json, stderr, stdout, table
 from trt_native.cli.html import TENSOR_COLUMNS, tensor_rows
 from trt_native.cli.quantize import engine_layers_text
 from trt_native.config import BuildConfig
-from trt_native.shapes import format_shape
 from trt_native.units import format_bytes
 
 if TYPE_CHECKING:
-    from trt_native.builder.build import BuildDecisions
     from trt_native.plans.manifest import Manifest
 
 __all__ = ["print_dry_run", "print_summary"]
@@ -68,51 +66,35 @@ def _pass_rows(passes: Any) -> list[tuple[str, str]]:
 
 
 def print_dry_run(model: Path, config: BuildConfig, backend: str, json: bool) -> None:
-    """Print the decisions of a build, after all its checks."""
-    from trt_native.backends.registry import load_backend
-    from trt_native.builder.build import decide
+    """Print the decisions of a build, whose model its passes and TensorRT's parser have taken."""
+    from trt_native.cli.progress import BuildProgress
 
-    chosen = load_backend(backend)
-    decisions = decide(model, config, backend=chosen)
+    job = Job(
+        model=model, target=model.with_suffix(".plan"), config=config, backend=backend,
+        cache=None, cache_bytes=None,
+    )  # fmt: skip
+    with BuildProgress(stderr) as progress:
+        decisions = decide_in_child(job, progress)
+    version = decisions.pop("version")
     if json:
-        print_json({"backend": chosen.name, **_decisions_json(decisions, config)})
+        print_json({**decisions, "options": config.options()})
         return
-    precision = decisions.precision
-    typing = "from the graph" if precision.strongly_typed else "from builder flags"
-    if precision.calibrates:
+    typing = "from the graph" if decisions["strongly_typed"] else "from builder flags"
+    if decisions["calibrates"]:
         typing += "; TensorRT calibrates and chooses the layers"
     rows = [
-        ("backend", f"{chosen.name} {chosen.version}"),
-        ("precision", f"{precision} (types {typing})"),
-        *_pass_rows(decisions.passes),
-        ("workspace", format_bytes(decisions.workspace_bytes)),
+        ("backend", f"{decisions['backend']} {version}"),
+        ("precision", f"{decisions['precision']} (types {typing})"),
+        *_pass_rows(decisions["passes"]),
+        ("workspace", format_bytes(decisions["workspace_bytes"])),
     ]
     table("Would build", ("", ""), rows)
     ranges = [
-        (index, name, *(format_shape(shape) for shape in (r.min, r.opt, r.max)))
-        for index, profile in enumerate(decisions.profiles)
-        for name, r in (*profile.shapes.items(), *profile.values.items())
+        (index, name, *(text.split(":") if ":" in text else [text] * 3))
+        for index, profile in enumerate(decisions["profiles"])
+        for name, text in (*profile["shapes"].items(), *profile["values"].items())
     ]
     if ranges:
         table("Profiles", ("", "input", "min", "opt", "max"), ranges)
     else:
         stdout.print("No profiles: every input is static.")
-
-
-def _decisions_json(decisions: BuildDecisions, config: BuildConfig) -> dict[str, object]:
-    precision = decisions.precision
-    return {
-        "precision": str(precision),
-        "strongly_typed": precision.strongly_typed,
-        "calibrates": precision.calibrates,
-        "workspace_bytes": decisions.workspace_bytes,
-        "options": config.options(),
-        "passes": list(decisions.passes),
-        "profiles": [
-            {
-                "shapes": {name: str(r) for name, r in profile.shapes.items()},
-                "values": {name: str(r) for name, r in profile.values.items()},
-            }
-            for profile in decisions.profiles
-        ],
-    }

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json as json_module
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,7 +15,7 @@ from trt_native.cli.console import print_json, report_errors, stderr, stdout, ta
 from trt_native.cli.html import TENSOR_COLUMNS, GraphNode, page, plan_page, tensor_rows
 from trt_native.cli.options import IgnoreManifest
 from trt_native.cli.quantize import engine_layers_text
-from trt_native.errors import ModelError, SpecError
+from trt_native.errors import BuildError, ModelError, SpecError, UnsupportedError
 from trt_native.shapes import TensorSpec
 from trt_native.units import format_bytes
 
@@ -51,6 +52,12 @@ def inspect(
         ),
     ] = None,
     ignore_manifest: IgnoreManifest = False,
+    backend: Annotated[
+        str,
+        typer.Option(
+            help="For an ONNX file: the backend to ask what it refuses, auto, tensorrt or rtx."
+        ),
+    ] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Show the contents of an ONNX file or a plan."""
@@ -73,7 +80,7 @@ def inspect(
     elif times is not None:
         raise SpecError("--times: only the layers of a plan have times")
     else:
-        _inspect_onnx(file, html, json)
+        _inspect_onnx(file, html, backend, json)
 
 
 def _write_html(path: Path, text: str) -> None:
@@ -84,7 +91,7 @@ def _write_html(path: Path, text: str) -> None:
     stderr.print(f"written to {path}", markup=False, highlight=False)
 
 
-def _inspect_onnx(path: Path, html: Path | None, json: bool) -> None:
+def _inspect_onnx(path: Path, html: Path | None, backend: str, json: bool) -> None:
     from trt_native.graph.onnx_file import read_model, summarize
 
     model = read_model(path)
@@ -93,6 +100,7 @@ def _inspect_onnx(path: Path, html: Path | None, json: bool) -> None:
     if html is not None:
         listing = ("Tensors", ("", "name", "dtype", "shape"), tensors)
         _write_html(html, page(str(path), (("", ("", ""), rows), listing), _graph_nodes(model)))
+    support = _support(path, backend)
     if json:
         data = {name: getattr(summary, name) for name in summary.__dataclass_fields__}
         for side in ("inputs", "outputs"):
@@ -100,7 +108,7 @@ def _inspect_onnx(path: Path, html: Path | None, json: bool) -> None:
                 {"name": tensor.name, "dtype": tensor.dtype, "shape": tensor.shape}
                 for tensor in data[side]
             ]
-        print_json({"kind": "onnx", "path": str(path), **data})
+        print_json({"kind": "onnx", "path": str(path), **data, "support": support})
         return
     table(str(path), ("", ""), rows)
     table("Tensors", ("", "name", "dtype", "shape"), tensors)
@@ -109,6 +117,45 @@ def _inspect_onnx(path: Path, html: Path | None, json: bool) -> None:
         ("operator", "count"),
         summary.operators.items(),
     )
+    _print_support(path, backend, support)
+
+
+def _support(path: Path, backend: str) -> dict[str, Any]:
+    """What a backend makes of a model, or why that is not known."""
+    from trt_native.backends.registry import available_backends
+    from trt_native.builder.isolated import inspect_in_child
+
+    if backend == "auto" and not any(available_backends().values()):
+        return {"unknown": "no TensorRT is installed"}
+    try:
+        return inspect_in_child(path, backend)
+    except (BuildError, UnsupportedError) as error:  # the parser crashed, or wants a GPU
+        return {"unknown": error.message}
+
+
+def _print_support(path: Path, backend: str, support: dict[str, Any]) -> None:
+    if "unknown" in support:
+        stdout.print(f"What a build would refuse is not known here: {support['unknown']}")
+        return
+    unnamed = [f"{name} (with --shape, it has unnamed axes)" for name in support["unnamed"]]
+    rows = [
+        ("refused", "\n".join(support["refused"]) or "nothing"),
+        ("rewritten", "\n".join(support["rewritten"]) or "nothing"),
+        ("dimensions to give", ", ".join((*support["dimensions"], *unnamed)) or "none"),
+    ]
+    table(f"A build by {support['product']} {support['version']}", ("", ""), rows)
+    if not support["refused"]:
+        stdout.print(_build_line(path, backend, support))
+
+
+def _build_line(path: Path, backend: str, support: dict[str, Any]) -> str:
+    words = ["trt-native", "build", str(path)]
+    words += [] if backend == "auto" else ["--backend", backend]
+    for name in support["dimensions"]:
+        words += ["--dim", f"{name}=MIN:OPT:MAX"]
+    for name in support["unnamed"]:
+        words += ["--shape", f"{name}=MIN:OPT:MAX"]
+    return shlex.join(words)
 
 
 def _onnx_rows(summary: ModelSummary) -> list[tuple[str, str]]:

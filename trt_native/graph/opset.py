@@ -19,7 +19,7 @@ from trt_native.graph.nodes import (
 )
 from trt_native.schemas import schema_of
 
-__all__ = ["raise_opset", "require_opset"]
+__all__ = ["means_the_same", "raise_opset", "require_opset"]
 
 _OPSET, _IR_VERSION, _OLDEST = 22, 10, 17
 _OLDEST_FOR_QDQ = 13  # per-channel scales, and axes as an input of Squeeze, are from then
@@ -111,6 +111,12 @@ def require_opset(model: ir.Model, opset: int, purpose: str) -> int | None:
     model.opset_imports[""] = opset
     model.ir_version = max(model.ir_version, _IR_VERSION)
     return opset
+
+
+def means_the_same(op_type: str, old: int, new: int) -> bool:
+    """Whether a node of the default domain can go from an opset to another as it is."""
+    first, second = (schema_of(op_type, opset) for opset in sorted((old, new)))
+    return first is not None and second is not None and _same_meaning(first, second)
 
 
 def _axes_as_input(graph: ir.Graph, node: ir.Node) -> None:

@@ -15,6 +15,7 @@ from trt_native.passes.break_fusions import BreakFusions
 from trt_native.passes.bypass_quantizers import BypassQuantizers
 from trt_native.passes.decompose_norms import DecomposeNorms
 from trt_native.passes.lower_conditionals import LowerConditionals
+from trt_native.passes.lower_functions import LowerFunctions
 from trt_native.passes.mark_outputs import MarkOutputs
 from trt_native.passes.name_nodes import NameNodes
 from trt_native.passes.normalize import Normalize
@@ -32,6 +33,7 @@ __all__ = ["BUILD", "CALIBRATE", "QUANTIZE", "describe_passes", "run_passes", "s
 BUILD: tuple[type[GraphPass], ...] = (
     Normalize,
     ReplaceTypes,
+    LowerFunctions,
     RejectUnsupported,
     LowerConditionals,
     WidenRecurrent,
@@ -50,6 +52,8 @@ BUILD: tuple[type[GraphPass], ...] = (
 CALIBRATE: tuple[type[GraphPass], ...] = (
     Normalize,
     ReplaceTypes,
+    LowerFunctions,
+    LowerFunctions,
     RejectUnsupported,
     LowerConditionals,
     WidenRecurrent,

@@ -95,13 +95,44 @@ class ReplacementBuilder:
         values = [
             ir.Value(name=self._names.unique(self._named(operator.lower())), type=t) for t in types
         ]
+        self._append(ir.node(operator, inputs, attributes, outputs=values), operator)  # type: ignore[arg-type]
+        return values
+
+    def _append(self, node: ir.Node, operator: str) -> None:
         suffix = f"__{operator.lower()}_{len(self._nodes)}"
-        name = f"{self.node.name}{suffix}" if self.node.name else None
-        node = ir.node(operator, inputs, attributes, outputs=values, name=name)  # type: ignore[arg-type]
+        node.name = f"{self.node.name}{suffix}" if self.node.name else None
         node.metadata_props.update(self.node.metadata_props)
         node.metadata_props[ORIGIN_KEY] = self.node.name or ""
         self._nodes.append(node)
-        return values
+
+    def adopt(self, model: ir.Model, inputs: Mapping[str, ir.Value]) -> list[ir.Value]:
+        """Take over the nodes and constants of another model, which is left without them.
+
+        Args:
+            model: The model. Its values and nodes get new names.
+            inputs: Values in the place of its inputs and initializers, by name there. Further
+                initializers are added to the graph.
+
+        Returns:
+            The values in the place of its outputs.
+        """
+        graph = model.graph
+        outputs, nodes = list(graph.outputs), list(graph)
+        graph.outputs.clear()
+        for value in (*graph.inputs, *graph.initializers.values()):
+            taken = inputs.get(str(value.name))
+            if taken is None and value.const_value is not None:
+                taken = self._names.initializer(self._named(str(value.name)), value.const_value)
+            if taken is not None:
+                value.replace_all_uses_with(taken)
+                outputs = [taken if output is value else output for output in outputs]
+        graph.remove(nodes)
+        for node in nodes:
+            for value in node.outputs:
+                if value.name:
+                    value.name = self._names.unique(self._named(value.name))
+            self._append(node, node.op_type)
+        return outputs
 
     def constant(self, number: np.ndarray | np.float32) -> ir.Value:
         """Add an initializer."""

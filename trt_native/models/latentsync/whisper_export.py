@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from trt_native.errors import SpecError
 from trt_native.export.module import ExportReport, export_module, require_torch
-from trt_native.files import check_writable
 from trt_native.graph.onnx_file import dtype_name
+from trt_native.graph.outputs import check_outputs
 from trt_native.models.latentsync.export import graph_dtype
 from trt_native.progress import ByteProgress
 
@@ -60,7 +60,7 @@ def export_whisper(
     from trt_native.models.latentsync.whisper import WHISPER_PRESETS, load_whisper
 
     dtype = dtype_name(graph_dtype(precision))
-    check_writable(Path(path), reads=[Path(checkpoint) if checkpoint else None])
+    check_outputs([Path(path)], reads=[checkpoint])
     if isinstance(config, str):
         if config not in WHISPER_PRESETS:
             raise SpecError(f"{config}: not a preset of Whisper ({', '.join(WHISPER_PRESETS)})")

@@ -1,0 +1,267 @@
+"""Write operators that the backend's parser refuses out by ONNX's own function bodies.
+
+ONNX defines some operators by others. Where the parser refuses a node of such an operator, the
+node becomes the nodes of its definition, with constants and static shapes folded; so do those of
+them that the parser refuses in turn. A node stays as it is where a part of its definition has no
+form that the parser takes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from trt_native.backends.base import Backend
+from trt_native.backends.parser_support import one_node_model, refused_nodes
+from trt_native.graph.folding import fold_constants
+from trt_native.graph.inference import infer_values
+from trt_native.graph.nodes import FLOAT, all_nodes, input_of, opset_of
+from trt_native.graph.opset import means_the_same
+from trt_native.graph.validity import wraps_graph_errors
+from trt_native.passes.base import GraphPass, count_text
+from trt_native.passes.replacement import NameAuthority, ReplacementBuilder
+
+__all__ = ["LowerFunctions", "written_out"]
+
+_SOFTMAX_INSIDE = ("Attention", "FlexAttention")  # its sums are kept in FP32
+_LENGTHS = 6  # the place of nonpad_kv_seqlen, which the parser ignores
+_MOST_ROUNDS = 8  # bodies inside bodies
+_BODIES: dict[tuple[str, str, bytes], bytes | None] = {}
+
+
+class LowerFunctions(GraphPass):
+    """The function body of operators that the parser refuses."""
+
+    name = "lower_functions"
+    title = "Writing out operators that the parser refuses"
+    early = True  # the precision is chosen for what is computed in the end
+
+    def needed(self, model: ir.Model) -> bool:
+        """Whether the parser refuses a node, in bodies too, that can be written out."""
+        return bool(self._found(model))
+
+    def rewrite(self, model: ir.Model) -> Mapping[str, Any]:
+        """Write the nodes out."""
+        found = self._found(model)
+        names, opset = NameAuthority(model), opset_of(model)
+        for node, body in found.items():
+            replace_by_model(ReplacementBuilder(node, names, opset), body)
+            for domain, version in body.opset_imports.items():
+                model.opset_imports.setdefault(domain, version)
+        return {"nodes": dict(Counter(node.op_type for node in found))}
+
+    def preview(self, model: ir.Model) -> Mapping[str, Any]:
+        """Counts of the nodes to write out."""
+        return {"nodes": dict(Counter(node.op_type for node in self._found(model)))}
+
+    def summarize(self, record: Mapping[str, Any]) -> str:
+        """The operators that were written out."""
+        return f"written out, because the parser refuses them: {count_text(record['nodes'])}"
+
+    def _found(self, model: ir.Model) -> dict[ir.Node, ir.Model]:
+        backend = self.context.backend
+        if backend is None:
+            return {}
+        nodes = [node for node in all_nodes(model.graph) if _has_body(node, model.opset_imports)]
+        values = (v for node in nodes for v in (*node.inputs, *node.outputs) if v is not None)
+        if any(value.name and (value.dtype is None or value.shape is None) for value in values):
+            infer_values(model)
+        refused = refused_nodes(nodes, model.opset_imports, backend)
+        found = {
+            node: written_out(node, model.opset_imports, backend)
+            for node in nodes
+            if node in refused or _is_parsed_wrong(node, backend)
+        }
+        return {node: body for node, body in found.items() if body is not None}
+
+
+def _is_parsed_wrong(node: ir.Node, backend: Backend) -> bool:
+    """Whether the parser takes a node, and what it makes of it does not build, or differs."""
+    if node.op_type != "Attention" or node.domain:
+        return False
+    return not backend.capabilities.attention_layer or input_of(node, _LENGTHS) is not None
+
+
+def _has_body(node: ir.Node, opsets: Mapping[str, int]) -> bool:
+    return node.domain in opsets and bool(_schema(node.op_type, opsets[node.domain], node.domain))
+
+
+@functools.lru_cache(maxsize=1024)
+def _schema(op_type: str, opset: int, domain: str) -> Any:  # without types for its bodies
+    """The schema of an operator that ONNX defines by others; None for all else."""
+    try:
+        schema: Any = onnx.defs.get_schema(op_type, opset, domain)
+    except onnx.defs.SchemaError:
+        return None
+    return schema if schema.has_function or schema.has_context_dependent_function else None
+
+
+@wraps_graph_errors
+def written_out(node: ir.Node, opsets: Mapping[str, int], backend: Backend) -> ir.Model | None:
+    """Write a node out until the parser takes all of it.
+
+    Args:
+        node: The node, with types and shapes.
+        opsets: Version by domain.
+        backend: The TensorRT to ask.
+
+    Returns:
+        A model of the nodes, whose inputs, or initializers in their place, are called ``i0`` and
+        so on after the node's inputs, and its outputs ``o0``. None where it cannot be.
+    """
+    question = one_node_model(node, opsets, exact=True)
+    if question is None:
+        return None
+    key = (backend.name, backend.version, question.model.SerializeToString(deterministic=True))
+    if key not in _BODIES:
+        _BODIES[key] = _written_out(question.model, backend)
+    content = _BODIES[key]
+    return None if content is None else ir.from_proto(onnx.load_model_from_string(content))
+
+
+def _written_out(proto: onnx.ModelProto, backend: Backend) -> bytes | None:
+    model = ir.from_proto(proto)
+    pending = list(model.graph)
+    for _ in range(_MOST_ROUNDS):
+        if not pending:
+            break
+        if not expand(model, pending):
+            return None
+        pending = list(refused_nodes(all_nodes(model.graph), model.opset_imports, backend))
+    written = ir.to_proto(model).SerializeToString()
+    return None if pending or backend.parser_refusals([written]) != [""] else written
+
+
+def expand(model: ir.Model, nodes: list[ir.Node]) -> bool:
+    """Put the function bodies of nodes in their places, and fold; False where one has none."""
+    for number, node in enumerate(nodes):
+        function = _function(node, model.opset_imports)
+        if function is None:
+            return False
+        node.overload = function.overload = f"body{number}"
+        for index, value in enumerate(node.outputs):
+            value.name = value.name or f"unused{number}_{index}"  # what is inlined takes the name
+        for name, attribute in tuple(node.attributes.items()):
+            if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
+                del node.attributes[name]  # the body has it already
+        model.functions[function.identifier()] = function
+    common.InlinePass()(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    fold_constants(model)
+    _type_scans(model)
+    infer_values(model)
+    return True
+
+
+def _type_scans(model: ir.Model) -> None:
+    """Give scans' bodies what ONNX infers the rest from: types of inputs, and constants."""
+    for node in model.graph:
+        if node.op_type != "Scan" or node.domain:
+            continue
+        states = len(node.inputs) - node.attributes["num_scan_inputs"].as_int()
+        inputs = zip(node.inputs, node.attributes["body"].as_graph().inputs, strict=True)
+        for index, (outer, inner) in enumerate(inputs):
+            if outer is not None and outer.shape is not None:
+                inner.type = outer.type
+                inner.shape = ir.Shape(outer.shape[1:] if index >= states else outer.shape)
+        _copy_constants(model, node.attributes["body"].as_graph())
+
+
+def _copy_constants(model: ir.Model, body: ir.Graph) -> None:
+    """Make nodes inside a body of the constants that it reads from outside."""
+    for name, value in tuple(model.graph.initializers.items()):
+        users = [(user, place) for user, place in value.uses() if user.graph is body]
+        if users and value.const_value is not None:
+            inside = ir.Value(name=f"{name}__inside", type=value.type, shape=value.shape)
+            constant = ir.node("Constant", [], {"value": value.const_value}, outputs=[inside])
+            body.insert_before(body[0], constant)
+            for user, place in users:
+                user.replace_input_with(place, inside)
+
+
+def _function(node: ir.Node, opsets: Mapping[str, int]) -> ir.Function | None:
+    """The body of a node, in the opset of the model."""
+    schema = _schema(node.op_type, opsets.get(node.domain, 0), node.domain)
+    if schema is None:
+        return None
+    for name, attribute in schema.attributes.items():
+        if name not in node.attributes and attribute.default_value.name:
+            default = ir.serde.deserialize_attribute(attribute.default_value)
+            node.attributes[name] = default
+    if node.op_type in _SOFTMAX_INSIDE and "softmax_precision" not in node.attributes:
+        node.attributes["softmax_precision"] = ir.AttrInt64("softmax_precision", FLOAT)
+    proto = _body(schema, node, opsets)
+    if proto is None:
+        return None
+    for imported in proto.opset_import:
+        wanted = opsets.get(imported.domain, imported.version)
+        if imported.version != wanted and not _fits(proto, imported, wanted):
+            return None
+        imported.version = wanted
+    _match_outputs(proto, len(node.outputs))
+    return ir.serde.deserialize_function(proto)
+
+
+def _match_outputs(proto: onnx.FunctionProto, count: int) -> None:
+    """Leave a body the outputs of a call; one that it lacks is not asked for, and gets a value."""
+    del proto.output[count:]
+    computed = {name for node in proto.node for name in node.output} | set(proto.input)
+    lacking = [name for name in proto.output if name not in computed]
+    proto.node.extend(
+        onnx.helper.make_node("Constant", [], [name], value_int=0) for name in lacking
+    )
+
+
+def _body(schema: Any, node: ir.Node, opsets: Mapping[str, int]) -> onnx.FunctionProto | None:
+    proto = onnx.FunctionProto()
+    most = opsets.get("", 0) if node.domain else opsets[node.domain]
+    if schema.has_context_dependent_function:
+        versions = schema.context_dependent_function_opset_versions
+        version = max((v for v in versions if v <= most), default=versions[0])
+        types = [
+            onnx.TypeProto() if value is None else ir.serde.serialize_value(value).type
+            for value in node.inputs
+        ]
+        content = schema.get_context_dependent_function_with_opset_version(
+            version,
+            ir.serde.serialize_node(node).SerializeToString(),
+            [one.SerializeToString() for one in types],
+        )
+    else:
+        versions = schema.function_opset_versions
+        version = max((v for v in versions if v <= most), default=versions[0])
+        content = schema.get_function_with_opset_version(version)
+    if not content:
+        return None
+    proto.ParseFromString(content if isinstance(content, bytes) else content.SerializeToString())
+    return proto
+
+
+def _fits(proto: onnx.FunctionProto, imported: onnx.OperatorSetIdProto, wanted: int) -> bool:
+    """Whether a body means the same in another opset."""
+    nodes = all_nodes(ir.serde.deserialize_function(proto))
+    return not imported.domain and all(
+        bool(node.domain) or means_the_same(node.op_type, imported.version, wanted)
+        for node in nodes
+    )
+
+
+def replace_by_model(new: ReplacementBuilder, body: ir.Model) -> None:
+    """Replace a node by the nodes of a model that :func:`written_out` made."""
+    node = new.node
+    inputs = {f"i{index}": value for index, value in enumerate(node.inputs) if value is not None}
+    named = [value.name for value in body.graph.outputs]
+    made = dict(zip(named, new.adopt(body, inputs), strict=True))
+    outputs: list[ir.Value | None] = []
+    for index, old in enumerate(node.outputs):
+        value = made.get(f"o{index}")
+        if value is not None and (value.producer() is None or value in inputs.values()):
+            value = new.add("Identity", [value], old.dtype)
+        outputs.append(value)
+    new.replace(*outputs)
