@@ -16,7 +16,8 @@ if (($#)); then
 fi
 
 logs=$(mktemp -d)
-trap 'rm -rf "$logs"' EXIT
+declare -A started
+trap 'for group in "${started[@]}"; do kill -- "-$group" 2>/dev/null || true; done; rm -rf "$logs"' EXIT
 step() { printf '\n== %s\n' "$1"; }
 
 # made COMMAND...: run a script that makes a lane; 75 where it cannot be made here.
@@ -40,32 +41,8 @@ latentsync_lane() {
   "$python" -c 'import cv2, diffusers, numpy, torch; from trt_native import LatentSyncUNet
 print(*(f"{m.__name__} {m.__version__}" for m in (cv2, diffusers, numpy, torch)), sep=", ")'
   OMP_NUM_THREADS=1 "$python" -m pytest -p no:cacheprovider -m "not slow and not gpu" \
-    tests/models tests/plans tests/runtime tests/test_arrays.py
+    tests/models tests/runtime tests/test_arrays.py
 }
-
-step "lint"
-"$bin/ruff" check .
-"$bin/ruff" format --check .
-
-# Two at a time, like the tests.
-"$bin/mypy" >"$logs/types" 2>&1 & types=$!
-"$bin/lint-imports" >"$logs/imports" 2>&1 & imports=$!
-status=0
-wait "$types" || status=$?
-step "types"
-cat "$logs/types"
-((status == 0)) || exit "$status"
-wait "$imports" || status=$?
-step "import contract"
-cat "$logs/imports"
-((status == 0)) || exit "$status"
-
-step "tests"
-# One thread in each of two processes: on two cores more of them wait for one another.
-OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 \
-  "$bin/pytest" -n 2 --dist loadfile --no-loadscope-reorder --cov trt_native --cov-report=
-echo "coverage: $("$bin/coverage" report --format=total) % of the lines of trt_native," \
-  "without slow tests and what needs a GPU"
 
 rtx_lanes() {
   for version in 14 15 17; do
@@ -73,22 +50,50 @@ rtx_lanes() {
   done
 }
 
-lane trt10 tensorrt tests/backends >"$logs/trt10" 2>&1 & trt10=$!
-lane trt11 tensorrt tests/backends >"$logs/trt11" 2>&1 & trt11=$!
-rtx_lanes >"$logs/rtx" 2>&1 & rtx=$!
-latentsync_lane >"$logs/latentsync" 2>&1 & latentsync=$!
-declare -A titles=(
-  [trt10]="backend tests on the real Python API of TensorRT 10"
-  [trt11]="backend tests on the real Python API of TensorRT 11"
-  [rtx]="parsed networks of TensorRT-RTX 1.4, 1.5 and 1.7"
-  [latentsync]="tests of the drop-in with LatentSync's versions"
-)
-for name in trt10 trt11 rtx latentsync; do
-  status=0
-  wait "${!name}" || status=$?
-  step "${titles[$name]}"
-  cat "$logs/$name"
+# in_background NAME COMMAND...: start it; what the tests leave of the processors is enough for it.
+in_background() {
+  set -m # a process group of its own, to end with all it started
+  (
+    renice -n 10 "$BASHPID" >/dev/null
+    "${@:2}"
+  ) >"$logs/$1" 2>&1 &
+  set +m
+  started[$1]=$!
+}
+
+# finish NAME TITLE: wait for it, and show what it printed; a status of 75 is no failure.
+finish() {
+  local status=0
+  wait "${started[$1]}" || status=$?
+  unset "started[$1]"
+  step "$2"
+  cat "$logs/$1"
   ((status == 0 || status == 75)) || exit "$status"
-done
+}
+
+step "lint"
+"$bin/ruff" check .
+"$bin/ruff" format --check .
+
+in_background types "$bin/mypy"
+in_background imports "$bin/lint-imports"
+in_background latentsync latentsync_lane
+in_background trt10 lane trt10 tensorrt tests/backends
+in_background trt11 lane trt11 tensorrt tests/backends
+in_background rtx rtx_lanes
+
+step "tests"
+# One thread in each of two processes: on two cores more of them wait for one another.
+OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 \
+  "$bin/pytest" -n 2 --dist loadfile --no-loadscope-reorder --cov trt_native --cov-report=
+echo "coverage: $("$bin/coverage" report --format=total) % of the lines of trt_native," \
+  "without slow tests, those of scripts and broken files, and what needs a GPU"
+
+finish types "types"
+finish imports "import contract"
+finish trt10 "backend tests on the real Python API of TensorRT 10"
+finish trt11 "backend tests on the real Python API of TensorRT 11"
+finish rtx "parsed networks of TensorRT-RTX 1.4, 1.5 and 1.7"
+finish latentsync "tests of the drop-in with LatentSync's versions"
 echo
 echo "everything passed"

@@ -372,7 +372,6 @@ def test_plans_are_packed_and_unpacked(script, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.no_cover
 def test_the_naive_export(script, tmp_path):
     files = script("unet_files")
     config = tmp_path / "two_levels.json"

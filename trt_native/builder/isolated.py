@@ -38,7 +38,7 @@ from trt_native.builder.fallback import (
 from trt_native.builder.plan_cache import FOLDERS as CACHE_FOLDERS
 from trt_native.config import BuildConfig
 from trt_native.errors import BuildError, TrtNativeError
-from trt_native.files import open_standard_descriptors, remove_temporaries
+from trt_native.files import open_standard_descriptors, remove_temporaries, with_ending
 from trt_native.plans.manifest import Manifest
 from trt_native.plans.plan import Plan
 from trt_native.units import format_bytes
@@ -273,7 +273,7 @@ def inspect_in_child(model: Path, backend: str) -> dict[str, Any]:
         TrtNativeError, KeyboardInterrupt: as :func:`build_with_retries`.
     """
     job = Job(
-        model=model, target=model.with_suffix(".plan"), config=BuildConfig(), backend=backend,
+        model=model, target=with_ending(model, ".plan"), config=BuildConfig(), backend=backend,
         cache=None, cache_bytes=None, action="inspect",
     )  # fmt: skip
     return _result(job, None, None)

@@ -10,6 +10,7 @@ from trt_native.cli.console import print_json, stderr, stdout, table
 from trt_native.cli.html import TENSOR_COLUMNS, tensor_rows
 from trt_native.cli.quantize import engine_layers_text
 from trt_native.config import BuildConfig
+from trt_native.files import with_ending
 from trt_native.units import format_bytes
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def print_dry_run(model: Path, config: BuildConfig, backend: str, json: bool) ->
     from trt_native.cli.progress import BuildProgress
 
     job = Job(
-        model=model, target=model.with_suffix(".plan"), config=config, backend=backend,
+        model=model, target=with_ending(model, ".plan"), config=config, backend=backend,
         cache=None, cache_bytes=None,
     )  # fmt: skip
     with BuildProgress(stderr) as progress:
