@@ -19,12 +19,19 @@ from trt_native.backends.base import Backend
 from trt_native.graph.nodes import constant_of
 from trt_native.graph.validity import wraps_graph_errors
 
-__all__ = ["OneNodeModel", "one_node_model", "refusal_lines", "refused_nodes"]
+__all__ = [
+    "OneNodeModel",
+    "one_node_model",
+    "reads_computed_shape",
+    "refusal_lines",
+    "refused_nodes",
+]
 
 _MOST_INTEGERS = 1024  # so many values of a constant are kept: they may be a shape
 _MOST_FLOATS = 16
 _MOST_CONSTANT = 1 << 16  # elements of a constant that stays one; a larger one becomes an input
 _NAME = "asked"
+_CRASH = "its import may end the process"
 _MOST_LINES = 19
 _LACKING = re.compile("not supported in TensorRT|^not supported$|plugin creator|No importer")
 _CONTROL_FLOW = frozenset(("If", "Loop", "Scan"))  # their bodies read values from outside
@@ -53,15 +60,36 @@ def refused_nodes(
         UnsupportedError: the backend cannot work on this machine.
     """
     answers = _ANSWERS.setdefault((backend.name, backend.version), {})
+    nodes = list(nodes)
+    crashing = backend.capabilities.crashing_operators
+    refused = {node: _CRASH for node in nodes if node.op_type in crashing and not node.domain}
     keys = {
         node: question.model.SerializeToString(deterministic=True)
         for node in nodes
-        if (question := one_node_model(node, opsets))
+        if node not in refused and (question := one_node_model(node, opsets))
     }
     unknown = {key: node for node, key in keys.items() if key not in answers}
     for key, reason in zip(unknown, backend.parser_refusals(list(unknown)), strict=True):
         answers[key] = reason and _second_answer(unknown[key], opsets, backend, reason)
-    return {node: answers[key] for node, key in keys.items() if answers[key]}
+    return refused | {node: answers[key] for node, key in keys.items() if answers[key]}
+
+
+def reads_computed_shape(node: ir.Node) -> bool:
+    """Whether a node has a small integer input that the model computes, such as a shape.
+
+    In the model it may follow from static extents; alone, the node has it as an input of unknown
+    values, which the parser may refuse.
+    """
+    return any(
+        value is not None
+        and value.producer() is not None
+        and constant_of(value) is None
+        and value.dtype is not None
+        and value.dtype.is_integer()
+        and value.shape is not None
+        and value.shape.rank() <= 1
+        for value in node.inputs
+    )
 
 
 def _second_answer(node: ir.Node, opsets: Mapping[str, int], backend: Backend, reason: str) -> str:
