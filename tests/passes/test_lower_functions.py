@@ -14,7 +14,7 @@ from helpers.text_models import model, normal
 from onnx.reference import ReferenceEvaluator
 
 from trt_native.backends.registry import load_backend
-from trt_native.config import BuildConfig
+from trt_native.config import BuildConfig, Precision
 from trt_native.errors import UnsupportedError
 from trt_native.passes.base import PassContext, ResolvedPrecision
 from trt_native.passes.lower_functions import LowerFunctions
@@ -90,7 +90,7 @@ def test_names_types_and_origin_stay(lowering):
     for found, want in zip(_outputs(graph, [normal(1, 2, 4)]), expected, strict=True):
         assert relative_error(found, want) < 1e-6
     assert lowering.record == {"nodes": {"LayerNormalization": 2}}
-    assert lowering.summarize(lowering.record).endswith("refuses them: 2 LayerNormalization")
+    assert lowering.summarize(lowering.record).endswith("definition: 2 LayerNormalization")
 
 
 def test_what_the_parser_takes_stays(lowering):
@@ -128,7 +128,9 @@ def test_attention_is_written_out_where_there_is_no_layer_for_it(lowering):
     inputs = [normal(0, 1, 2, 4, 8)]
     (expected,) = _outputs(graph, inputs)
     without(graph)
-    assert "Softmax" in {node.op_type for node in graph.graph}
+    kinds = {node.op_type for node in graph.graph}
+    assert "Softmax" in kinds
+    assert not kinds & {"Add", "Where"}  # there is no mask
     (found,) = _outputs(graph, inputs)
     assert relative_error(found, expected) < 1e-6
 
@@ -140,3 +142,12 @@ def test_statistics_of_attention_stay_in_fp32(lowering):
     lowering(graph)
     (softmax,) = (node for node in graph.graph if node.op_type == "Softmax")
     assert softmax.inputs[0].dtype is ir.DataType.FLOAT
+
+
+@pytest.mark.parametrize(
+    ("precision", "written"), [(Precision.FP32, True), (Precision.TF32, False)]
+)
+def test_strict_fp32_has_no_attention_layer(lowering, precision, written):
+    text = "(float[1, 2, 4, 8] q) => (float[1, 2, 4, 8] y) { y = Attention(q, q, q) }"
+    context = dataclasses.replace(lowering.context, config=BuildConfig(precision=precision))
+    assert LowerFunctions(context).needed(model(text, 23)) == written

@@ -21,15 +21,18 @@ from trt_native.backends.base import Backend
 from trt_native.backends.parser_support import one_node_model, refused_nodes
 from trt_native.graph.folding import fold_constants
 from trt_native.graph.inference import infer_values
-from trt_native.graph.nodes import FLOAT, all_nodes, input_of, opset_of
+from trt_native.graph.nodes import FLOAT, all_nodes, input_of, is_fp32, opset_of
 from trt_native.graph.opset import means_the_same
 from trt_native.graph.validity import wraps_graph_errors
-from trt_native.passes.base import GraphPass, count_text
+from trt_native.passes.base import GraphPass, PassContext, count_text
 from trt_native.passes.replacement import NameAuthority, ReplacementBuilder
+from trt_native.passes.split_fp32_products import takes_tf32
 
 __all__ = ["LowerFunctions", "written_out"]
 
 _SOFTMAX_INSIDE = ("Attention", "FlexAttention")  # its sums are kept in FP32
+_MASK = 3  # the place of an attention's mask
+_BIAS, _MASKED_ROWS = "AttnBiasT", "RowAllMasked"  # as the definition of Attention calls them
 _LENGTHS = 6  # the place of nonpad_kv_seqlen, which the parser ignores
 _MOST_ROUNDS = 8  # bodies inside bodies
 _BODIES: dict[tuple[str, str, bytes], bytes | None] = {}
@@ -39,7 +42,7 @@ class LowerFunctions(GraphPass):
     """The function body of operators that the parser refuses."""
 
     name = "lower_functions"
-    title = "Writing out operators that the parser refuses"
+    title = "Writing out operators that TensorRT lacks"
     early = True  # the precision is chosen for what is computed in the end
 
     def needed(self, model: ir.Model) -> bool:
@@ -62,7 +65,7 @@ class LowerFunctions(GraphPass):
 
     def summarize(self, record: Mapping[str, Any]) -> str:
         """The operators that were written out."""
-        return f"written out, because the parser refuses them: {count_text(record['nodes'])}"
+        return f"written out by ONNX's own definition: {count_text(record['nodes'])}"
 
     def _found(self, model: ir.Model) -> dict[ir.Node, ir.Model]:
         backend = self.context.backend
@@ -76,16 +79,20 @@ class LowerFunctions(GraphPass):
         found = {
             node: written_out(node, model.opset_imports, backend)
             for node in nodes
-            if node in refused or _is_parsed_wrong(node, backend)
+            if node in refused or _is_parsed_wrong(node, self.context)
         }
         return {node: body for node, body in found.items() if body is not None}
 
 
-def _is_parsed_wrong(node: ir.Node, backend: Backend) -> bool:
+def _is_parsed_wrong(node: ir.Node, context: PassContext) -> bool:
     """Whether the parser takes a node, and what it makes of it does not build, or differs."""
-    if node.op_type != "Attention" or node.domain:
+    if node.op_type != "Attention" or node.domain or context.backend is None:
         return False
-    return not backend.capabilities.attention_layer or input_of(node, _LENGTHS) is not None
+    if not context.backend.capabilities.attention_layer or input_of(node, _LENGTHS) is not None:
+        return True
+    # The products of the layer cannot be split, and no fused kernel computes in FP32.
+    stays_fp32 = is_fp32(input_of(node, 0)) and context.precision.lowered_to is None
+    return stays_fp32 and takes_tf32(context)
 
 
 def _has_body(node: ir.Node, opsets: Mapping[str, int]) -> bool:
@@ -205,7 +212,26 @@ def _function(node: ir.Node, opsets: Mapping[str, int]) -> ir.Function | None:
             return None
         imported.version = wanted
     _match_outputs(proto, len(node.outputs))
+    if node.op_type == "Attention" and not _is_masked(node):
+        _leave_out_mask(proto)
     return ir.serde.deserialize_function(proto)
+
+
+def _is_masked(node: ir.Node) -> bool:
+    given = any(input_of(node, index) is not None for index in (_MASK, _LENGTHS))
+    windows = ("left_window_size", "right_window_size")
+    limited = any(node.attributes.get_int(name, -1) >= 0 for name in windows)
+    return given or limited or bool(node.attributes.get_int("is_causal", 0))
+
+
+def _leave_out_mask(proto: onnx.FunctionProto) -> None:
+    """Let the body of an attention without a mask add no zeros, and select no rows."""
+    for node in proto.node:
+        added = [name for name in node.input if name != _BIAS]
+        if node.op_type == "Add" and len(added) == 1:
+            node.CopyFrom(onnx.helper.make_node("Identity", added, node.output))
+        elif node.op_type == "Where" and node.input[0] == _MASKED_ROWS:
+            node.CopyFrom(onnx.helper.make_node("Identity", [node.input[2]], node.output))
 
 
 def _match_outputs(proto: onnx.FunctionProto, count: int) -> None:
