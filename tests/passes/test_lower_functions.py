@@ -74,7 +74,7 @@ def test_a_definition_computes_what_the_operator_does(lowering, module, written)
 
 
 def test_names_types_and_origin_stay(lowering):
-    text = """(float[2, 4] x) => (float[2, 4] y, float[2, 1] mean) {
+    text = """(float[2, 4] x) => (float[2, 4] y, float[2, 1] mean, float[2, 1] m) {
         [first] a, m, s = LayerNormalization(x, w)
         [second] y, mean, scale = LayerNormalization(a, w) }"""
     graph = model(text, 20, w=normal(0, 4))
@@ -93,6 +93,19 @@ def test_names_types_and_origin_stay(lowering):
     assert lowering.summarize(lowering.record).endswith("definition: 2 LayerNormalization")
 
 
+def test_outputs_that_nothing_reads_are_left_out(lowering):
+    text = "(float[2, 4] x) => (float[2, 4] y) { y, mean, scale = LayerNormalization(x, w) }"
+    graph = model(text, 20, w=normal(0, 4))
+    inputs = [normal(1, 2, 4)]
+    (expected,) = _outputs(graph, inputs)
+    lowering(graph)
+    assert [(n.op_type, len(n.outputs)) for n in graph.graph] == [("LayerNormalization", 1)]
+    np.testing.assert_array_equal(_outputs(graph, inputs), [expected])
+    assert lowering.record == {"nodes": {}, "fewer_outputs": {"LayerNormalization": 1}}
+    summary = lowering.summarize(lowering.record)
+    assert summary == "without outputs that nothing reads: 1 LayerNormalization"
+
+
 def test_what_the_parser_takes_stays(lowering):
     text = "(float[2, 4] x) => (float[2, 4] y) { a = LayerNormalization(x, w) y = Gelu(a) }"
     assert not lowering.needed(model(text, 20, w=normal(0, 4)))
@@ -101,7 +114,8 @@ def test_what_the_parser_takes_stays(lowering):
 def test_a_node_in_a_branch_is_written_out(lowering):
     text = """(float[2, 4] x, bool c) => (float[2, 4] y) {
         y = If(c) <
-            then_branch = t () => (float[2, 4] p) { p, m, s = LayerNormalization(x, w) },
+            then_branch = t () => (float[2, 4] p) {
+                q, m, s = LayerNormalization(x, w) p = Add(q, m) },
             else_branch = e () => (float[2, 4] q) { q = Neg(x) }> }"""
     graph = model(text, 20, w=normal(0, 4))
     inputs = [normal(1, 2, 4), np.array(True)]
