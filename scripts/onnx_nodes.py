@@ -2,8 +2,9 @@
 """ONNX's own node tests through a build and a session, or without a GPU through a build alone.
 
 Each test is built in FP32, one with reduced types as it is (precision auto), one in FP64 as FP32.
-Where that is refused it is built with all inputs but the first as constants. The outputs are
-compared with those that ONNX gives. What TensorRT refuses is counted by operator; what it computes
+Where that is refused it is built with the values of small integer inputs as those of shapes, and
+then with all inputs but the first as constants. The outputs are compared with those that ONNX
+gives. What TensorRT refuses is counted by operator; what it computes
 otherwise than ONNX says, and what crashes or is stuck, is named. A wrong result makes the exit code
 1. ``--bare`` builds the models by TensorRT's own parser and builder, without the product.
 """
@@ -43,6 +44,7 @@ from trt_native.cli.console import report_errors, stdout, table
 from trt_native.cuda import gpu_info
 from trt_native.errors import TrtNativeError
 from trt_native.graph.types import is_reduced
+from trt_native.shapes import ProfileSpec
 
 LIMIT = 2e-3  # relative L2 error, or error where nothing else is expected: room for kernels
 REDUCED_LIMIT = 2e-2  # of tests with FP16 or BF16 values
@@ -157,21 +159,35 @@ def built(
     single = in_single(model)
     try:
         return build(single, path, bare), inputs
-    except TrtNativeError:
-        if len(inputs) < 2:
-            raise
-        first, *rest = inputs
-        return build(with_constants(single, inputs, rest), path, bare), {first: inputs[first]}
+    except TrtNativeError as error:
+        failure = error
+    values = [name for name, array in inputs.items() if array.dtype.kind == "i" and array.ndim < 2]
+    if values and not bare:
+        try:
+            return build(single, path, bare, {name: inputs[name] for name in values}), inputs
+        except TrtNativeError:
+            pass
+    if len(inputs) < 2:
+        raise failure
+    first, *rest = inputs
+    return build(with_constants(single, inputs, rest), path, bare), {first: inputs[first]}
 
 
-def build(model: onnx.ModelProto, path: Path, bare: bool) -> Plan | None:
-    """A plan of a model: in FP32, or in its own reduced types."""
+def build(
+    model: onnx.ModelProto, path: Path, bare: bool, values: Arrays | None = None
+) -> Plan | None:
+    """A plan of a model: in FP32, or in its own reduced types; ``values`` are of shape inputs."""
     onnx.save(model, path)
     if bare:
         build_bare(path)
         return None
+    texts = [f"{name}={'x'.join(map(str, np.ravel(v)))}" for name, v in (values or {}).items()]
     reduced = is_reduced(ir.from_proto(onnx.load(path)))
-    return build_plan(path, BuildConfig(precision=Precision.AUTO if reduced else Precision.FP32))
+    config = BuildConfig(
+        precision=Precision.AUTO if reduced else Precision.FP32,
+        profiles=(ProfileSpec.parse([], texts),) if texts else (),
+    )
+    return build_plan(path, config)
 
 
 def build_bare(path: Path) -> None:

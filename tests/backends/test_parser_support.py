@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 
 import numpy as np
@@ -10,7 +11,12 @@ import onnx_ir as ir
 import pytest
 from helpers.text_models import i64, model, normal
 
-from trt_native.backends.parser_support import one_node_model, refusal_lines, refused_nodes
+from trt_native.backends.parser_support import (
+    one_node_model,
+    reads_computed_shape,
+    refusal_lines,
+    refused_nodes,
+)
 from trt_native.graph.inference import infer_values
 
 pytestmark = pytest.mark.backend
@@ -87,6 +93,24 @@ def test_questions_leave_no_lines_in_the_log(backend, caplog):
 def test_nodes_of_unknown_types_are_not_asked(backend):
     graph = model("(float[2, 2, 2] x) => (float[2] y) { a = Identity(x) y = Det(a) }")
     assert refused_nodes(graph.graph, graph.opset_imports, backend) == {}
+
+
+def test_a_computed_shape_cannot_be_asked_about(backend):
+    text = """(float[n, 6] x, int64[k] t) => (float[2, m] y, float[2, l] z) {
+        s = Shape(x) two = Constant<value = int64[1] {2}>() u = Concat<axis = 0>(two, s)
+        y = Reshape(x, u) z = Reshape(x, t) }"""
+    graph = model(text)
+    infer_values(graph)
+    nodes = {node.outputs[0].name: node for node in graph.graph}
+    assert [name for name, node in nodes.items() if reads_computed_shape(node)] == ["u", "y"]
+
+
+def test_operators_that_crash_are_not_asked(backend, monkeypatch):
+    lacking = dataclasses.replace(backend.capabilities, crashing_operators=frozenset({"Relu"}))
+    monkeypatch.setattr(backend, "capabilities", lacking)
+    monkeypatch.setattr(backend, "parser_refusals", lambda models: [None] * len(models))
+    graph = model("(float[2] x) => (float[2] y) { y = Relu(x) }")
+    assert _refused(graph, backend) == {"Relu": "its import may end the process"}
 
 
 def test_lines_name_operators_nodes_and_reasons():

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 
+import onnx_ir as ir
 import pytest
 from helpers.program import DIMS, HAS_GPU, trt_native
 from helpers.program import failing as fails
+from helpers.text_models import f32
+from helpers.text_models import model as text_model
 
 
 def test_inspect_onnx(model):
@@ -18,6 +21,33 @@ def test_inspect_onnx(model):
     assert data["operators"] == {"Relu": 1, "Conv": 1}
     assert data["opsets"] == {"": 18}
     assert "batch x 3 x height x width" in trt_native("inspect", model).stdout
+
+
+@pytest.mark.backend
+class TestSupport:
+    @pytest.fixture(autouse=True)
+    def _needs_rtx(self):
+        pytest.importorskip("tensorrt_rtx")
+
+    def test_the_command_that_builds(self, model):
+        text = trt_native("inspect", model, "--backend", "rtx").stdout
+        given = "--dim batch=MIN:OPT:MAX --dim height=MIN:OPT:MAX --dim width=MIN:OPT:MAX"
+        assert f"trt-native build {model} --backend rtx {given}" in text.splitlines()
+
+    def test_what_is_refused_and_rewritten(self, tmp_path):
+        graph = text_model(
+            """(float[b, 4] x) => (float[b, 4] y, float[b, 1] m, int64[2, k] z) {
+            y, m, s = LayerNormalization(x, w) [where] z = NonZero(x) }""",
+            w=f32(1, 2, 3, 4),
+        )
+        ir.save(graph, tmp_path / "m.onnx")
+        result = trt_native("inspect", tmp_path / "m.onnx", "--backend", "rtx", "--json")
+        support = json.loads(result.stdout)["support"]
+        (refused,) = support["refused"]
+        assert refused.startswith("NonZero 'where': TensorRT-RTX 1.")
+        assert "has no NonZero; TensorRT 10 and 11 do" in refused
+        assert "1 LayerNormalization" in support["rewritten"][0]
+        assert (support["dimensions"], support["unnamed"]) == (["b"], [])
 
 
 @pytest.mark.backend

@@ -29,7 +29,7 @@ from trt_native.backends.callbacks import (
     make_profiler,
 )
 from trt_native.backends.interface import interface_problems
-from trt_native.backends.parser_support import refusal_lines, refused_nodes
+from trt_native.backends.parser_support import reads_computed_shape, refusal_lines, refused_nodes
 from trt_native.backends.workspace_shortage import BUDGET_LINE, find_shortage
 from trt_native.config import BuildConfig
 from trt_native.errors import BuildError, PlanError, SpecError, UnsupportedError
@@ -62,6 +62,7 @@ _BUILDER_FLAGS = {
 }
 
 
+_HINT = "hint: leave these nodes out of the model, and compute them outside of the plan"
 _INNER_REASON = re.compile(
     r"Error Code \d+: [\w ]+\((?:\w+: )?(?P<reason>.*?)\.? In \S+ at ", re.DOTALL
 )
@@ -233,11 +234,12 @@ class TensorRTBackend:
             if not parser.supports_operator(operator.rpartition("::")[2])
         }
         product, name = f"{self.product} {self.version}", request.onnx.name
-        if problems := refusal_lines(self._refused(request.onnx), missing, self):
+        named = {parser.get_error(i).node_name() for i in range(parser.num_errors)}
+        if problems := refusal_lines(self._refused(request.onnx, named), missing, self):
             for line in lines:
                 _LOGGER.info("%s", line)
             raise BuildError(
-                f"{product} does not support these operators of {name}:", problems=problems
+                f"{product} does not support these operators of {name}:", [_HINT], problems=problems
             )
         raise BuildError(f"{product} cannot parse {name}", (lines or _relevant(errors))[:20])
 
@@ -249,13 +251,20 @@ class TensorRTBackend:
             raise BuildError(
                 f"{self.product} {self.version} does not support these operators of"
                 f" {request.onnx.name}:",
+                [_HINT],
                 problems=refusal_lines({}, unknown, self),
             )
 
-    def _refused(self, path: Path) -> dict[ir.Node, str]:
+    def _refused(self, path: Path, named: Collection[str]) -> dict[ir.Node, str]:
+        """The nodes that the parser refuses; of those that read a shape, the ones that it named."""
         model = read_model(path)
         infer_values(model)
-        return refused_nodes(all_nodes(model.graph), model.opset_imports, self)
+        found = refused_nodes(all_nodes(model.graph), model.opset_imports, self)
+        return {
+            node: reason
+            for node, reason in found.items()
+            if node.name in named or not reads_computed_shape(node)
+        }
 
     def _decompose_attention(self, network: Any) -> None:
         """Let TensorRT compute attention without a fused kernel, where it has none."""

@@ -19,12 +19,20 @@ from trt_native.backends.base import Backend
 from trt_native.graph.nodes import constant_of
 from trt_native.graph.validity import wraps_graph_errors
 
-__all__ = ["OneNodeModel", "one_node_model", "refusal_lines", "refused_nodes"]
+__all__ = [
+    "OneNodeModel",
+    "is_used",
+    "one_node_model",
+    "reads_computed_shape",
+    "refusal_lines",
+    "refused_nodes",
+]
 
 _MOST_INTEGERS = 1024  # so many values of a constant are kept: they may be a shape
 _MOST_FLOATS = 16
 _MOST_CONSTANT = 1 << 16  # elements of a constant that stays one; a larger one becomes an input
 _NAME = "asked"
+_CRASH = "its import may end the process"
 _MOST_LINES = 19
 _LACKING = re.compile("not supported in TensorRT|^not supported$|plugin creator|No importer")
 _CONTROL_FLOW = frozenset(("If", "Loop", "Scan"))  # their bodies read values from outside
@@ -34,7 +42,11 @@ _ANSWERS: dict[tuple[str, str], dict[bytes, str]] = {}
 
 @wraps_graph_errors
 def refused_nodes(
-    nodes: Iterable[ir.Node], opsets: Mapping[str, int], backend: Backend
+    nodes: Iterable[ir.Node],
+    opsets: Mapping[str, int],
+    backend: Backend,
+    *,
+    used_only: bool = False,
 ) -> dict[ir.Node, str]:
     """Find the nodes that the parser of a backend refuses.
 
@@ -45,6 +57,7 @@ def refused_nodes(
         nodes: The nodes, with types and shapes.
         opsets: Version by domain.
         backend: The TensorRT to ask.
+        used_only: Ask about the nodes without outputs that nothing reads.
 
     Returns:
         The nodes that it refuses, with its reason.
@@ -53,26 +66,50 @@ def refused_nodes(
         UnsupportedError: the backend cannot work on this machine.
     """
     answers = _ANSWERS.setdefault((backend.name, backend.version), {})
+    nodes = list(nodes)
+    crashing = backend.capabilities.crashing_operators
+    refused = {node: _CRASH for node in nodes if node.op_type in crashing and not node.domain}
     keys = {
         node: question.model.SerializeToString(deterministic=True)
         for node in nodes
-        if (question := one_node_model(node, opsets))
+        if node not in refused and (question := one_node_model(node, opsets, used_only=used_only))
     }
     unknown = {key: node for node, key in keys.items() if key not in answers}
     for key, reason in zip(unknown, backend.parser_refusals(list(unknown)), strict=True):
-        answers[key] = reason and _second_answer(unknown[key], opsets, backend, reason)
-    return {node: answers[key] for node, key in keys.items() if answers[key]}
+        if reason and _has_large_constant(unknown[key]):  # some weights must be constants
+            whole = one_node_model(unknown[key], opsets, most_constant=None, used_only=used_only)
+            assert whole is not None  # noqa: S101  # for the type checker
+            (reason,) = backend.parser_refusals([whole.model.SerializeToString()])
+        answers[key] = reason
+    return refused | {node: answers[key] for node, key in keys.items() if answers[key]}
 
 
-def _second_answer(node: ir.Node, opsets: Mapping[str, int], backend: Backend, reason: str) -> str:
-    """Ask again with large constants as such: some weights must be."""
+def is_used(value: ir.Value) -> bool:
+    """Whether a node, or the caller of the graph, reads a value."""
+    return value.is_graph_output() or bool(value.uses())
+
+
+def reads_computed_shape(node: ir.Node) -> bool:
+    """Whether a node has a small integer input that the model computes, such as a shape.
+
+    In the model it may follow from static extents; alone, the node has it as an input of unknown
+    values, which the parser may refuse.
+    """
+    return any(
+        value is not None
+        and value.producer() is not None
+        and constant_of(value) is None
+        and value.dtype is not None
+        and value.dtype.is_integer()
+        and value.shape is not None
+        and value.shape.rank() <= 1
+        for value in node.inputs
+    )
+
+
+def _has_large_constant(node: ir.Node) -> bool:
     constants = (constant_of(value) for value in node.inputs if value is not None)
-    if not any(constant is not None and constant.size > _MOST_CONSTANT for constant in constants):
-        return reason
-    whole = one_node_model(node, opsets, most_constant=None)
-    assert whole is not None  # noqa: S101  # for the type checker
-    (reason,) = backend.parser_refusals([whole.model.SerializeToString()])
-    return reason
+    return any(constant is not None and constant.size > _MOST_CONSTANT for constant in constants)
 
 
 def refusal_lines(
@@ -133,6 +170,7 @@ def one_node_model(
     *,
     most_constant: int | None = _MOST_CONSTANT,
     exact: bool = False,
+    used_only: bool = False,
 ) -> OneNodeModel | None:
     """Make a model of a node, with small constants as they are and ones in larger ones.
 
@@ -142,6 +180,7 @@ def one_node_model(
         most_constant: So many elements a constant may have to stay one; a larger one becomes an
             input. None: all stay constants.
         exact: Make inputs of larger constants, too, so that what is computed stays.
+        used_only: Leave out outputs that nothing reads.
 
     Returns:
         The model; None for control flow, and where the type or rank of an input, or the type of an
@@ -174,8 +213,9 @@ def one_node_model(
                 inputs[name] = value
         proto.input.append(name)
     for index, value in enumerate(node.outputs):
-        proto.output.append(f"o{index}" if value.name else "")
-        if value.name:
+        asked = bool(value.name) and (not used_only or is_used(value))
+        proto.output.append(f"o{index}" if asked else "")
+        if asked:
             if (info := _info(value, f"o{index}", ranked=False)) is None:
                 return None
             graph.output.append(info)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trt_native.backends.base import Backend
-from trt_native.backends.parser_support import refusal_lines, refused_nodes
+from trt_native.backends.parser_support import reads_computed_shape, refusal_lines, refused_nodes
 from trt_native.backends.registry import load_backend
 from trt_native.builder.build import resolve_precision
 from trt_native.config import BuildConfig
@@ -53,7 +53,10 @@ class ModelSupport:
 def model_support(
     model: str | os.PathLike[str], *, backend: str | Backend = "auto"
 ) -> ModelSupport:
-    """Apply the passes to a model and ask the parser about every node; nothing is built.
+    """Apply the passes to a model and ask the parser about its nodes; nothing is built.
+
+    Nodes that read a shape which the model computes are not asked: a dry run of the build parses
+    the whole model.
 
     Args:
         model: Path of the ONNX file.
@@ -83,7 +86,8 @@ def model_support(
     infer_values(graph)
     elsewhere = chosen.capabilities.operators_elsewhere
     lacking = {name: node for name, node in operator_names(graph).items() if name in elsewhere}
-    found = refused_nodes(all_nodes(graph.graph), graph.opset_imports, chosen)
+    nodes = [node for node in all_nodes(graph.graph) if not reads_computed_shape(node)]
+    found = refused_nodes(nodes, graph.opset_imports, chosen)
     refused += refusal_lines(found, lacking, chosen)
     return ModelSupport(
         backend=chosen.name,

@@ -18,18 +18,22 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from trt_native.backends.base import Backend
-from trt_native.backends.parser_support import one_node_model, refused_nodes
+from trt_native.backends.parser_support import is_used, one_node_model, refused_nodes
 from trt_native.graph.folding import fold_constants
 from trt_native.graph.inference import infer_values
-from trt_native.graph.nodes import FLOAT, all_nodes, input_of, opset_of
+from trt_native.graph.nodes import FLOAT, all_nodes, input_of, is_fp32, opset_of
 from trt_native.graph.opset import means_the_same
 from trt_native.graph.validity import wraps_graph_errors
-from trt_native.passes.base import GraphPass, count_text
+from trt_native.passes.base import GraphPass, PassContext, count_text
 from trt_native.passes.replacement import NameAuthority, ReplacementBuilder
+from trt_native.passes.split_fp32_products import takes_tf32
+from trt_native.schemas import schema_of
 
 __all__ = ["LowerFunctions", "written_out"]
 
 _SOFTMAX_INSIDE = ("Attention", "FlexAttention")  # its sums are kept in FP32
+_MASK = 3  # the place of an attention's mask
+_BIAS, _MASKED_ROWS = "AttnBiasT", "RowAllMasked"  # as the definition of Attention calls them
 _LENGTHS = 6  # the place of nonpad_kv_seqlen, which the parser ignores
 _MOST_ROUNDS = 8  # bodies inside bodies
 _BODIES: dict[tuple[str, str, bytes], bytes | None] = {}
@@ -39,7 +43,7 @@ class LowerFunctions(GraphPass):
     """The function body of operators that the parser refuses."""
 
     name = "lower_functions"
-    title = "Writing out operators that the parser refuses"
+    title = "Writing out operators that TensorRT lacks"
     early = True  # the precision is chosen for what is computed in the end
 
     def needed(self, model: ir.Model) -> bool:
@@ -47,45 +51,93 @@ class LowerFunctions(GraphPass):
         return bool(self._found(model))
 
     def rewrite(self, model: ir.Model) -> Mapping[str, Any]:
-        """Write the nodes out."""
+        """Write the nodes out, or leave out outputs of theirs that nothing reads."""
         found = self._found(model)
         names, opset = NameAuthority(model), opset_of(model)
         for node, body in found.items():
+            if body is None:
+                _drop_unused_outputs(node)
+                continue
             replace_by_model(ReplacementBuilder(node, names, opset), body)
             for domain, version in body.opset_imports.items():
                 model.opset_imports.setdefault(domain, version)
-        return {"nodes": dict(Counter(node.op_type for node in found))}
+        return _record(found)
 
     def preview(self, model: ir.Model) -> Mapping[str, Any]:
         """Counts of the nodes to write out."""
-        return {"nodes": dict(Counter(node.op_type for node in self._found(model)))}
+        return _record(self._found(model))
 
     def summarize(self, record: Mapping[str, Any]) -> str:
         """The operators that were written out."""
-        return f"written out, because the parser refuses them: {count_text(record['nodes'])}"
+        parts = {
+            "written out by ONNX's own definition": record["nodes"],
+            "without outputs that nothing reads": record.get("fewer_outputs", {}),
+        }
+        return "\n".join(f"{text}: {count_text(nodes)}" for text, nodes in parts.items() if nodes)
 
-    def _found(self, model: ir.Model) -> dict[ir.Node, ir.Model]:
-        backend = self.context.backend
+    def _found(self, model: ir.Model) -> dict[ir.Node, ir.Model | None]:
+        """What to write nodes as; None for one that only has an output too many."""
+        backend, opsets = self.context.backend, model.opset_imports
         if backend is None:
             return {}
-        nodes = [node for node in all_nodes(model.graph) if _has_body(node, model.opset_imports)]
+        nodes = [
+            node
+            for node in all_nodes(model.graph)
+            if _has_body(node, opsets) or _unused_outputs(node, opsets)
+        ]
         values = (v for node in nodes for v in (*node.inputs, *node.outputs) if v is not None)
         if any(value.name and (value.dtype is None or value.shape is None) for value in values):
             infer_values(model)
-        refused = refused_nodes(nodes, model.opset_imports, backend)
+        refused = refused_nodes(nodes, opsets, backend)
+        spare = [node for node in refused if _unused_outputs(node, opsets)]
+        too_many = set(spare) - refused_nodes(spare, opsets, backend, used_only=True).keys()
         found = {
-            node: written_out(node, model.opset_imports, backend)
+            node: written_out(node, opsets, backend)
             for node in nodes
-            if node in refused or _is_parsed_wrong(node, backend)
+            if node not in too_many and (node in refused or _is_parsed_wrong(node, self.context))
         }
-        return {node: body for node, body in found.items() if body is not None}
+        return dict.fromkeys(too_many) | {
+            node: body for node, body in found.items() if body is not None
+        }
 
 
-def _is_parsed_wrong(node: ir.Node, backend: Backend) -> bool:
+def _record(found: Mapping[ir.Node, ir.Model | None]) -> dict[str, Any]:
+    written = Counter(node.op_type for node, body in found.items() if body is not None)
+    fewer = Counter(node.op_type for node, body in found.items() if body is None)
+    return {"nodes": dict(written), **({"fewer_outputs": dict(fewer)} if fewer else {})}
+
+
+def _unused_outputs(node: ir.Node, opsets: Mapping[str, int]) -> list[ir.Value]:
+    """The optional outputs of a node that nothing reads."""
+    if len(node.outputs) < 2 or node.domain:
+        return []
+    schema = schema_of(node.op_type, opsets.get("", 1))
+    given = () if schema is None else zip(node.outputs, schema.outputs, strict=False)
+    optional = onnx.defs.OpSchema.FormalParameterOption.Optional
+    return [
+        value
+        for value, parameter in given
+        if parameter.option == optional and value.name and not is_used(value)
+    ]
+
+
+def _drop_unused_outputs(node: ir.Node) -> None:
+    for value in node.outputs:
+        if not is_used(value):
+            value.name = ""
+    while len(node.outputs) > 1 and not node.outputs[-1].name:
+        node.resize_outputs(len(node.outputs) - 1)
+
+
+def _is_parsed_wrong(node: ir.Node, context: PassContext) -> bool:
     """Whether the parser takes a node, and what it makes of it does not build, or differs."""
-    if node.op_type != "Attention" or node.domain:
+    if node.op_type != "Attention" or node.domain or context.backend is None:
         return False
-    return not backend.capabilities.attention_layer or input_of(node, _LENGTHS) is not None
+    if not context.backend.capabilities.attention_layer or input_of(node, _LENGTHS) is not None:
+        return True
+    # The products of the layer cannot be split, and no fused kernel computes in FP32.
+    stays_fp32 = is_fp32(input_of(node, 0)) and context.precision.lowered_to is None
+    return stays_fp32 and takes_tf32(context)
 
 
 def _has_body(node: ir.Node, opsets: Mapping[str, int]) -> bool:
@@ -205,7 +257,26 @@ def _function(node: ir.Node, opsets: Mapping[str, int]) -> ir.Function | None:
             return None
         imported.version = wanted
     _match_outputs(proto, len(node.outputs))
+    if node.op_type == "Attention" and not _is_masked(node):
+        _leave_out_mask(proto)
     return ir.serde.deserialize_function(proto)
+
+
+def _is_masked(node: ir.Node) -> bool:
+    given = any(input_of(node, index) is not None for index in (_MASK, _LENGTHS))
+    windows = ("left_window_size", "right_window_size")
+    limited = any(node.attributes.get_int(name, -1) >= 0 for name in windows)
+    return given or limited or bool(node.attributes.get_int("is_causal", 0))
+
+
+def _leave_out_mask(proto: onnx.FunctionProto) -> None:
+    """Let the body of an attention without a mask add no zeros, and select no rows."""
+    for node in proto.node:
+        added = [name for name in node.input if name != _BIAS]
+        if node.op_type == "Add" and len(added) == 1:
+            node.CopyFrom(onnx.helper.make_node("Identity", added, node.output))
+        elif node.op_type == "Where" and node.input[0] == _MASKED_ROWS:
+            node.CopyFrom(onnx.helper.make_node("Identity", [node.input[2]], node.output))
 
 
 def _match_outputs(proto: onnx.FunctionProto, count: int) -> None:

@@ -27,7 +27,7 @@ from trt_native.errors import ModelError, UnsupportedError
 from trt_native.graph.inference import infer_values
 from trt_native.graph.nodes import BFLOAT16, FLOAT, PRODUCTS, all_nodes, is_fp32, opset_of, scale_of
 from trt_native.graph.validity import wraps_graph_errors
-from trt_native.passes.base import GraphPass
+from trt_native.passes.base import GraphPass, PassContext
 from trt_native.passes.quantize_arrays import read_tensor
 from trt_native.passes.replacement import NameAuthority
 
@@ -115,6 +115,20 @@ def split_fp32_products(model: ir.Model) -> dict[str, int]:
     return _Splitter(model).run(products)
 
 
+def takes_tf32(context: PassContext) -> bool:
+    """Whether TF32 is off in a build, and the backend would use it all the same."""
+    backend, targets = context.backend, context.config.compute_capabilities
+    if context.config.allows_tf32 or backend is None or backend.capabilities.exact_fp32:
+        return False
+    return not targets or _without_tf32(context) != [*targets]
+
+
+def _without_tf32(context: PassContext) -> list[str]:
+    """The target GPUs that have no TF32."""
+    targets = context.config.compute_capabilities
+    return [target for target in targets if float(target) < _FIRST_WITH_TF32]
+
+
 class SplitFp32Products(GraphPass):
     """FP32 products of split operands, where the backend would compute them in TF32."""
 
@@ -128,15 +142,10 @@ class SplitFp32Products(GraphPass):
             UnsupportedError: the products cannot be split at the model's opset, or some of the
                 target GPUs have TF32 and others do not.
         """
-        config, backend = self.context.config, self.context.backend
-        targets = config.compute_capabilities
-        older = [target for target in targets if float(target) < _FIRST_WITH_TF32]
-        all_older = bool(older) and older == [*targets]
-        if config.allows_tf32 or backend is None or backend.capabilities.exact_fp32 or all_older:
+        backend = self.context.backend
+        if not takes_tf32(self.context) or not has_products(model):
             return False
-        if not has_products(model):
-            return False
-        if older:
+        if (older := _without_tf32(self.context)) and backend is not None:
             raise UnsupportedError(
                 f"{backend.product} {backend.version} needs BF16 to keep FP32 products out of TF32,"
                 f" and compute capability {', '.join(older)} has neither: build a plan for that"
