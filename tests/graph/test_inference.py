@@ -11,7 +11,13 @@ import pytest
 from helpers.text_models import attention, conv_net, group_norm, model, time_embedding
 
 from trt_native.errors import ModelError
-from trt_native.graph.inference import infer_shapes, infer_types, infer_values, known_type
+from trt_native.graph.inference import (
+    infer_proto,
+    infer_shapes,
+    infer_types,
+    infer_values,
+    known_type,
+)
 
 MODELS = {
     "convolutions": conv_net,
@@ -155,3 +161,31 @@ def test_large_weights_are_not_read():
     infer_shapes(original)
     assert tuple(original.graph[0].outputs[0].shape) == (2, 32)
     assert reads == []
+
+
+@pytest.mark.parametrize(("length", "propagates"), [(1000, True), (100_000, False)])
+@pytest.mark.parametrize("source", ["Range(zero, n, one)", "ConstantOfShape(shape)"])
+def test_the_values_of_long_vectors_are_not_propagated(monkeypatch, length, propagates, source):
+    # ONNX takes 140 bytes for each element of each vector, and so any memory for a vector of 1e12.
+    proto = onnx.parser.parse_model(f"""<ir_version: 10, opset_import: ["": 18]>
+        g (float[2] x) => (float[2] y)
+        <int64 zero = {{0}}, int64 one = {{1}}, int64 n = {{{length}}},
+         int64[1] shape = {{{length}}}> {{
+            r = {source} f = Cast<to = 1>(r) q = ReduceSum<keepdims = 0>(f) y = Add(x, q)
+        }}""")
+    real, asked = onnx.shape_inference.infer_shapes, []
+
+    def infer(model, *args, data_prop=False, **options):
+        asked.append(data_prop)
+        return real(model, *args, data_prop=data_prop and propagates, **options)
+
+    monkeypatch.setattr(onnx.shape_inference, "infer_shapes", infer)
+    found = infer_proto(proto)
+    shapes = {v.name: v.type.tensor_type.shape.dim[0].dim_value for v in found.graph.value_info[:2]}
+    assert shapes == {"r": length, "f": length}
+    assert any(asked) == propagates
+    asked.clear()
+    graph = ir.from_proto(proto)
+    infer_shapes(graph)
+    assert [tuple(node.outputs[0].shape) for node in list(graph.graph)[:2]] == [(length,)] * 2
+    assert any(asked) == propagates

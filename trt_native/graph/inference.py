@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 
+import onnx
+import onnx.shape_inference
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from trt_native.errors import ModelError
 from trt_native.graph.nodes import all_nodes
 
-__all__ = ["infer_shapes", "infer_types", "infer_values", "known_type"]
+__all__ = ["infer_proto", "infer_shapes", "infer_types", "infer_values", "known_type"]
+
+_LONGEST = 2**16
+"""Elements of a vector that ONNX may propagate: it takes 140 bytes for each, of any vector."""
 
 
 def infer_types(model: ir.Model) -> None:
@@ -68,6 +74,41 @@ def infer_shapes(model: ir.Model, *, check_type: bool = False) -> None:
     logger = logging.getLogger("onnx_ir.passes.common.shape_inference")
     enabled, logger.disabled = not logger.disabled, True
     try:
-        passes.ShapeInferencePass(check_type=check_type, strict_mode=False)(model)
+        for propagates in (False, True):
+            if propagates and any(_is_long(value) for value in _values(model)):
+                return
+            passes.ShapeInferencePass(
+                check_type=check_type, strict_mode=False, data_prop=propagates
+            )(model)
     finally:
         logger.disabled = not enabled
+
+
+def _values(model: ir.Model) -> Iterator[ir.Value]:
+    yield from model.graph.inputs
+    for node in all_nodes(model.graph):
+        yield from (value for value in (*node.inputs, *node.outputs) if value is not None)
+
+
+def _is_long(value: ir.Value) -> bool:
+    shape = value.shape
+    return (
+        shape is not None and len(shape) == 1 and isinstance(shape[0], int) and shape[0] > _LONGEST
+    )
+
+
+def infer_proto(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Infer shapes, from the values of small vectors too; of long ones that takes all memory."""
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=False)
+    graph = inferred.graph
+    vectors = (
+        value.type.tensor_type.shape.dim
+        for value in (*graph.input, *graph.value_info, *graph.output)
+        if len(value.type.tensor_type.shape.dim) == 1
+    )
+    constants = (tensor.dims for tensor in graph.initializer if len(tensor.dims) == 1)
+    if any(dim.dim_value > _LONGEST for (dim,) in vectors) or any(
+        extent > _LONGEST for (extent,) in constants
+    ):
+        return inferred
+    return onnx.shape_inference.infer_shapes(model, data_prop=True)

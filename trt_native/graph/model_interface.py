@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx import numpy_helper, shape_inference
+from onnx import numpy_helper
 
 from trt_native.arrays import Array
 from trt_native.graph.evaluation import evaluate_node
+from trt_native.graph.inference import infer_proto
 from trt_native.graph.onnx_file import dtype_name, tensor_specs
 from trt_native.graph.pools import POOLS, end_padding
 from trt_native.graph.validity import wraps_graph_errors
@@ -197,7 +198,7 @@ def _outputs(
                 axis.dim_value = extent
     found: dict[str, Extents | None] = {}
     for _ in range(_MOST_ROUNDS):
-        inferred = shape_inference.infer_shapes(bound, data_prop=True)
+        inferred = infer_proto(bound)
         found = {value.name: _extents(value) for value in inferred.graph.output}
         if all(extents is not None and None not in extents for extents in found.values()):
             break

@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from trt_native.errors import ModelError, SpecError
 from trt_native.files import is_within, open_regular_file, sha256_of_file
+from trt_native.graph.functions import check_inlined_size
 from trt_native.graph.sparse import densify
 from trt_native.graph.validity import (
     all_tensors,
@@ -85,9 +86,10 @@ def read_model(path: Path) -> ir.Model:
     try:
         _forget_placeholders(model)
         problems = list(dict.fromkeys(graph_problems(model)))
+        check_inlined_size(model)
         _check_external_weights(path, model)
-    except ModelError:
-        raise
+    except ModelError as error:
+        raise ModelError(f"{path}: {error.message}") from None
     except Exception as error:
         raise ModelError(f"{path}: its graph is malformed ({root_cause(error)})") from None
     if problems:
@@ -132,7 +134,7 @@ def _check_external_weights(path: Path, model: ir.Model) -> None:
         tensor.base_dir = path.parent  # onnx_ir does not reach those in functions
     if problems:
         lines = [f"{location} {problem}" for location, problem in problems.items()]
-        raise ModelError(f"{path}: external weights: {'; '.join(lines)}")
+        raise ModelError(f"external weights: {'; '.join(lines)}")
 
 
 def _external_problem(parent: Path, folder: Path, tensor: ir.ExternalTensor) -> str | None:
