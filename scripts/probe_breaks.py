@@ -5,8 +5,8 @@
 
 Builds the model once for each tensor between its nodes, with the fusion broken there, once for
 each spelling of images made of tokens, and once for each kind of node kept in FP32. Every plan is
-run on the same random inputs and compared with ``trt_native.reference``. Needs a GPU; with
-``--build-only`` it only builds.
+run on the same random inputs, of the smallest and of the largest shapes, and compared with
+``trt_native.reference``. Needs a GPU; with ``--build-only`` it only builds.
 """
 
 from __future__ import annotations
@@ -41,16 +41,14 @@ class Task:
         label: The name in the table.
         path: The model.
         config: How to build it.
-        inputs: Its inputs.
-        expected: Its outputs.
+        sets: Inputs and outputs for each shape.
         runs: Whether to run the plan.
     """
 
     label: str
     path: Path
     config: BuildConfig
-    inputs: dict[str, Array]
-    expected: dict[str, Array]
+    sets: tuple[tuple[dict[str, Array], dict[str, Array]], ...]
     runs: bool
 
 
@@ -61,10 +59,14 @@ def work(task: Task) -> tuple[str, float]:
         if not task.runs:
             return task.label, 0.0
         with Session(plan, cuda_graphs=0) as session:
-            found = session.run(task.inputs)
+            found = [session.run(inputs) for inputs, _ in task.sets]
     except TrtNativeError as error:
         return f"{task.label}: {error.message}"[:160], float("inf")
-    return task.label, max(difference(found[n], e) for n, e in task.expected.items())
+    return task.label, max(
+        difference(outputs[name], array)
+        for outputs, (_, expected) in zip(found, task.sets, strict=True)
+        for name, array in expected.items()
+    )
 
 
 # ---------------------------------------------------------------- spellings
@@ -200,10 +202,15 @@ def variants(
         for kind in sorted(kinds & {"Conv", "MatMul", "LayerNormalization", "Erf", "Transpose"}):
             yield f"{kind} in FP32", path, dataclasses.replace(config, keep_fp32=(f"op:{kind}",))
     typed = onnx.shape_inference.infer_shapes(model).graph
-    floats = {v.name for v in typed.value_info if v.type.tensor_type.elem_type == TensorProto.FLOAT}
+    found = {
+        value.name
+        for value in typed.value_info
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT
+        or len(value.type.tensor_type.shape.dim) > 1  # not a shape
+    }
     for node in model.graph.node:
         for name in node.output:
-            if name in floats:
+            if name in found:
                 broken = dataclasses.replace(config, break_fusions=(name,))
                 yield f"broken at {name} ({node.op_type})", path, broken
 
@@ -228,18 +235,18 @@ def reference(
 def main(
     model: Annotated[Path, typer.Argument(help="A model of FP32 inputs.")],
     precision: str = "fp16",
-    dim: Annotated[list[str] | None, typer.Option(help="NAME=EXTENT.")] = None,
+    dim: Annotated[list[str] | None, typer.Option(help="NAME=EXTENT or NAME=MIN:OPT:MAX.")] = None,
     jobs: Annotated[int, typer.Option(help="Processes.")] = os.cpu_count() or 1,
     limit: Annotated[float, typer.Option(help="Relative error of a right plan.")] = 1e-2,
     build_only: Annotated[bool, typer.Option("--build-only", help="No GPU.")] = False,
 ) -> None:
     """Print the error of each variant, the right ones first."""
     proto = onnx.load(model)
-    dims = {name: int(extent) for name, extent in (word.split("=") for word in dim or [])}
-    inputs, expected = reference(proto, dims)
-    words = [f"{name}={extent}" for name, extent in dims.items()]
+    dims = {name: extents.split(":") for name, extents in (word.split("=") for word in dim or [])}
+    corners = [{name: int(extents[end]) for name, extents in dims.items()} for end in (0, -1)]
+    sets = tuple(reference(proto, corner) for corner in corners)
     config = BuildConfig(
-        precision=Precision(precision), profiles=(ProfileSpec.parse(words),) if words else ()
+        precision=Precision(precision), profiles=(ProfileSpec.parse(dim),) if dim else ()
     )
     results: list[tuple[str, float]] = []
 
@@ -249,7 +256,7 @@ def main(
 
     with tempfile.TemporaryDirectory() as folder:
         tasks = [
-            Task(label, path, one, inputs, expected, not build_only)
+            Task(label, path, one, sets, not build_only)
             for label, path, one in variants(proto, model, config, Path(folder))
         ]
         for_each(serve, tasks, work, jobs=jobs, patience_s=120)

@@ -514,9 +514,14 @@ def padded_convolutions(p: Params, net: Net) -> None:
         total = p["kernel"] - 1
         pads = {"pads": [total // 2, total - total // 2]}
     y = net.place(net.add("Conv", inputs, **pads))
-    if p["after"] == "Cast":
-        y = net.place(net.add("Cast", [net.add("Mul", [y, net.constant(40.0)])], to=p["to"]))
-        y = net.add("Cast", [y], to=_TYPES[net.kind])
+    if p["after"].endswith("Cast"):
+        if p["scaled"]:
+            y = net.place(net.add("Mul", [y, net.constant(40.0)]))
+        wide = p["after"] == "wide Cast"
+        if wide:
+            y = net.place(net.add("Cast", [y], to=TensorProto.FLOAT))
+        y = net.place(net.add("Cast", [y], to=p["to"]))
+        y = net.place(net.add("Cast", [y], to=TensorProto.FLOAT if wide else _TYPES[net.kind]))
     elif p["after"]:
         y = net.add(p["after"], [y])
     if p["gathered"]:
@@ -537,7 +542,8 @@ def draw_padded_convolutions(rng: random.Random) -> Params:
         "kernel": rng.choice([1, 2, 3, 5]),
         "bias": rng.random() < 0.6,
         "padding": rng.choice(["auto", "auto", "explicit"]),
-        "after": rng.choice(["Cast", "Cast", "", "Relu"]),
+        "after": rng.choice(["Cast", "wide Cast", "wide Cast", "", "Relu"]),
+        "scaled": rng.random() < 0.5,
         "to": rng.choice([TensorProto.INT64, TensorProto.INT32]),
         "gathered": rng.choice(["", "Gather", "GatherND", "GatherND"]),
         "tight": rng.random() < 0.6,
