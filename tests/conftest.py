@@ -14,8 +14,8 @@ from trt_native.cuda import require_gpu
 from trt_native.errors import CudaError
 from trt_native.plans.manifest import Manifest
 
-# Thousands of graphs and modules stay in a process that runs tests: looking through them for garbage
-# as often as Python does takes a tenth of the time.
+# Thousands of graphs and modules stay in a process that runs tests: looking through them for
+# garbage as often as Python does takes a tenth of the time.
 gc.set_threshold(100_000, 50, 100)
 
 _NOT_COVERED = ("bench", "corpus")

@@ -89,15 +89,6 @@ REFUSED = {
         "(float[2] x) => (float[2] y, float[2] x) { y = Relu (x) }", 18, "input 'x' is an output",
     ),
     "input as only output": ("(float[2] x) => (float[2] x) { }", 18, "input 'x' is an output"),
-    "quantized without a zero point": (
-        "(float[4] x) => (uint8[4] y) <float s = {0.1}> { y = QuantizeLinear (x, s) }",
-        13, "without a zero point it is uint8",
-    ),
-    "quantized inside": (
-        """(float[4] x) => (float[4] y) <float s = {0.1}>
-        { q = QuantizeLinear (x, s) y = DequantizeLinear (q, s) }""",
-        21, "without a zero point it is uint8",
-    ),
     "nearest by ceil": (
         """(float[1,1,4,4] x) => (float[1,1,7,7] y) <int64[4] z = {1, 1, 7, 7}>
         { y = Resize<mode = "nearest", nearest_mode = "ceil",

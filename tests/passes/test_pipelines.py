@@ -63,6 +63,11 @@ TEXTS = {
         g (float[2,2] x) => (float[2,2] y)
         { c = Constant <value = double[2] {0.1, 3.0}> () d = Sqrt (c) e = Cast <to = 11> (x)
           f = Mul (e, d) y = Cast <to = 1> (f) }""",
+    "dynamic quantization": """<ir_version: 9, opset_import: ["": 19]>
+        g (float[2,4] x) => (float[2,3] y)
+        { w = Constant <value = int8[4,3] {1, 9, -3, 4, 5, 8, 7, -127, 2, 3, 4, 5}> ()
+          q, s, z = DynamicQuantizeLinear (x) m = MatMulInteger (q, w, z)
+          f = Cast <to = 1> (m) y = Mul (f, s) }""",
     "reductions in a row": """<ir_version: 9, opset_import: ["": 18]>
         g (float[2,4,5] x) => (float[2,1,1] y)
         { a = Softmax <axis = 0> (x) i = Constant <value = int64[2] {1, 2}> ()

@@ -18,7 +18,8 @@ __all__ = ["is_reduced", "nodes_with_functions", "reduced_types"]
 
 
 _QUANTIZED = QDQ | op_set(
-    "DynamicQuantizeLinear MatMulInteger ConvInteger QLinearMatMul QLinearConv"
+    "DynamicQuantizeLinear MatMulInteger ConvInteger QLinearMatMul QLinearConv QLinearAdd "
+    "QLinearMul QGemm MatMulIntegerToFloat DynamicQuantizeMatMul DynamicQuantizeLSTM"
 )
 _REDUCED_TYPES = frozenset(
     dtype

@@ -65,13 +65,14 @@ from trt_native.passes.autocast_operators import (
     sums,
     to_integers,
 )
+from trt_native.passes.replacement import KEEP_FP32_KEY
 from trt_native.schemas import schema_of
 
 
 class Reason(str, enum.Enum):
     """Why a node computes in FP32."""
 
-    KEEP_FP32 = "keep_fp32"  # the user asked for it
+    KEEP_FP32 = "keep_fp32"  # the user asked for it, or its numbers are whole
     POSITIONS = "positions"  # positions, indices, ids, and what they are computed from
     INPUT = "input"  # computed from inputs alone, before the first product
     STATISTICS = "statistics"  # a reduction, norm, softmax or power, and what mixes it back in
@@ -246,7 +247,7 @@ class NodeClassifier:
                 problem=problem,
             )
             reason, label = self._numerics(node, kinds, problem)
-        if node in pinned:
+        if node in pinned or KEEP_FP32_KEY in node.metadata_props:
             reason = Reason.KEEP_FP32
         if reason := reason or obstacle:
             self.kept[node] = reason

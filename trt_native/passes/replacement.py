@@ -10,10 +10,13 @@ import onnx_ir as ir
 
 from trt_native.graph.nodes import all_nodes
 
-__all__ = ["ORIGIN_KEY", "NameAuthority", "ReplacementBuilder", "RewriteRule"]
+__all__ = ["KEEP_FP32_KEY", "ORIGIN_KEY", "NameAuthority", "ReplacementBuilder", "RewriteRule"]
 
 ORIGIN_KEY = "trt_native.origin"
 """Key, in the metadata of an added node, of the name of the node that it replaces."""
+
+KEEP_FP32_KEY = "trt_native.keep_fp32"
+"""Key, in the metadata of a node that must not compute in fewer digits."""
 
 
 class NameAuthority:
@@ -64,6 +67,11 @@ class ReplacementBuilder:
         self.opset = opset
         self._names = names
         self._nodes: list[ir.Node] = []
+
+    @property
+    def nodes(self) -> tuple[ir.Node, ...]:
+        """The new nodes so far."""
+        return tuple(self._nodes)
 
     @property
     def kind(self) -> ir.DataType | None:

@@ -15,6 +15,7 @@ from onnx.reference.ops import load_op
 
 from trt_native.arrays import Array
 from trt_native.reference import (
+    contrib_quantization,
     control_flow,
     convolution,
     indexing,
@@ -77,7 +78,9 @@ def evaluator(graph: onnx.GraphProto, opsets: Mapping[str, int]) -> ReferenceEva
     """
     opset = opsets.get("", onnx.defs.onnx_opset_version())
     _name_unused_outputs(graph)
-    return ReferenceEvaluator(graph, opsets=dict(opsets), new_ops=list(_operators(opset)))
+    return ReferenceEvaluator(
+        graph, opsets=dict(opsets), new_ops=[*_operators(opset), *contrib_quantization.OPERATORS]
+    )
 
 
 def _name_unused_outputs(graph: onnx.GraphProto) -> None:

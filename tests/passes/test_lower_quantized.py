@@ -1,0 +1,213 @@
+"""Quantized operators as arithmetic, against ONNX's node tests and onnx.reference."""
+
+from __future__ import annotations
+
+import importlib
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from helpers.passes import pass_records
+from onnx.backend.test.case import node as node_cases
+from onnx.reference import ReferenceEvaluator
+
+from trt_native import BuildConfig, build_plan
+from trt_native.passes.base import PassContext, ResolvedPrecision
+from trt_native.passes.lower_quantized import LowerQuantized
+from trt_native.passes.normalize import normalize
+from trt_native.reference.evaluator import evaluator
+
+MODULES = (
+    "qlinearmatmul", "matmulinteger", "convinteger", "dynamicquantizelinear",
+    "quantizelinear", "dequantizelinear",
+)  # fmt: skip
+
+
+def lowered(proto):
+    graph = ir.from_proto(proto)
+    normalize(graph)
+    one = LowerQuantized(PassContext(config=BuildConfig(), precision=ResolvedPrecision()))
+    if not one.needed(graph):
+        return None, one
+    one(graph)  # checks that it is not needed any more
+    made = ir.to_proto(graph)
+    onnx.checker.check_model(made, full_check=True)
+    return made, one
+
+
+def run(proto, inputs):
+    opsets = {entry.domain: entry.version for entry in proto.opset_import}
+    return evaluator(proto.graph, opsets).run(None, inputs)
+
+
+def test_onnx_node_tests_give_their_outputs():
+    before = len(node_cases._NodeTestCases)
+    for module in MODULES:
+        importlib.import_module(f"onnx.backend.test.case.node.{module}")
+    done = 0
+    for case in node_cases._NodeTestCases[before:]:
+        made, _ = lowered(case.model)
+        if made is None or "_expanded" in case.name:
+            continue
+        given, wanted = case.data_sets[0]
+        names = [value.name for value in case.model.graph.input]
+        for found, expected in zip(
+            run(made, dict(zip(names, given, strict=True))), wanted, strict=True
+        ):
+            np.testing.assert_allclose(
+                np.float64(found), np.float64(expected), rtol=1e-5, err_msg=case.name
+            )
+            assert np.asarray(found).dtype == np.asarray(expected).dtype
+        done += 1
+    assert done >= 21
+
+
+def model(text, opset=19, **weights):
+    header = f'<ir_version: 9, opset_import: ["": {opset}, "com.microsoft": 1]> g '
+    proto = onnx.parser.parse_model(header + text)
+    proto.graph.initializer.extend(
+        onnx.numpy_helper.from_array(np.asarray(w), n) for n, w in weights.items()
+    )
+    return proto
+
+
+SCALES = {
+    "s": np.float32(0.05), "z": np.uint8(120), "t": np.float32(0.03), "u": np.uint8(7),
+    "r": np.float32(0.09), "v": np.uint8(100),
+}  # fmt: skip
+A, B = "a = DequantizeLinear (x, s, z)", "b = DequantizeLinear (w, t, u)"
+Q = "q = QuantizeLinear (f, r, v)"
+IMAGE, MATRIX = "uint8[1,3,4,4] x, uint8[1,3,4,4] w", "uint8[4,8] x, uint8[8,6] w"
+# The operator of com.microsoft, and the same with standard ones.
+CONTRIB = {
+    "add": (IMAGE, "q = com.microsoft.QLinearAdd (x, s, z, w, t, u, r, v)",
+            f"{A} {B} f = Add (a, b) {Q}"),
+    "mul": (IMAGE, "q = com.microsoft.QLinearMul (x, s, z, w, t, u, r, v)",
+            f"{A} {B} f = Mul (a, b) {Q}"),
+    "concat": (IMAGE, "q = com.microsoft.QLinearConcat <axis = 1> (r, v, x, s, z, w, t, u)",
+               f"{A} {B} f = Concat <axis = 1> (a, b) {Q}"),
+    "sigmoid": (IMAGE, "q = com.microsoft.QLinearSigmoid (x, s, z, r, v)",
+                f"{A} f = Sigmoid (a) {Q}"),
+    "leaky": (IMAGE, "q = com.microsoft.QLinearLeakyRelu <alpha = 0.2> (x, s, z, r, v)",
+              f"{A} f = LeakyRelu <alpha = 0.2> (a) {Q}"),
+    "softmax": (IMAGE, "q = com.microsoft.QLinearSoftmax <axis = 3, opset = 13> (x, s, z, r, v)",
+                f"{A} f = Softmax <axis = 3> (a) {Q}"),
+    "mean": (IMAGE,
+             "q = com.microsoft.QLinearReduceMean <axes = [2, 3], keepdims = 1> (x, s, z, r, v)",
+             f"{A} k = Constant <value_ints = [2, 3]> () f = ReduceMean (a, k) {Q}"),
+    "pool": (IMAGE, "q = com.microsoft.QLinearAveragePool <kernel_shape = [2, 2]> (x, s, z, r, v)",
+             f"{A} f = AveragePool <kernel_shape = [2, 2]> (a) {Q}"),
+    "last": (IMAGE, "q = com.microsoft.QLinearGlobalAveragePool <channels_last = 1>"
+             " (x, s, z, r, v)",
+             f"{A} p = Transpose <perm = [0, 3, 1, 2]> (a) g = GlobalAveragePool (p)"
+             f" f = Transpose <perm = [0, 2, 3, 1]> (g) {Q}"),
+    "to float": (MATRIX, "q = com.microsoft.MatMulIntegerToFloat (x, w, s, t, z, u)",
+                 f"{A} {B} q = MatMul (a, b)"),
+    "dynamic": ("float[4,8] x, uint8[8,6] w",
+                "q = com.microsoft.DynamicQuantizeMatMul (x, w, t, u)",
+                f"d, e, h = DynamicQuantizeLinear (x) a = DequantizeLinear (d, e, h) {B}"
+                " q = MatMul (a, b)"),
+    "gemm": ("uint8[4,8] x, uint8[6,8] w",
+             "q = com.microsoft.QGemm <transB = 1> (x, s, z, w, t, u, , r, v)",
+             f"{A} {B} f = Gemm <transB = 1> (a, b) {Q}"),
+    "lstm": ("float[5,2,8] x",
+             "q = com.microsoft.DynamicQuantizeLSTM <hidden_size = 4>"
+             " (x, k, l, , , , , , m, n, o, p)",
+             "i = DequantizeLinear (k, m, n) j = DequantizeLinear (l, o, p)"
+             " c = Transpose <perm = [0, 2, 1]> (i) d = Transpose <perm = [0, 2, 1]> (j)"
+             " q = LSTM <hidden_size = 4> (x, c, d)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONTRIB)
+def test_contrib_operators_are_those_between_dequantized_values(name, rng):
+    inputs, contrib, standard = CONTRIB[name]
+    kind = "float" if "q = MatMul" in standard or "LSTM" in standard else "uint8"
+    kind += "[i,j]" if "w" in inputs and inputs != IMAGE else "[i,j,k,l]"
+    weights = dict(SCALES)
+    if name == "lstm":
+        weights = {
+            "k": rng.integers(-127, 127, (1, 8, 16)).astype(np.int8), "m": np.float32([0.01]),
+            "l": rng.integers(-127, 127, (1, 4, 16)).astype(np.int8), "o": np.float32([0.02]),
+            "n": np.int8([0]), "p": np.int8([3]),
+        }  # fmt: skip
+    proto, same = (
+        model(f"({inputs}) => ({kind} q) {{ {text} }}", **weights) for text in (contrib, standard)
+    )
+    given = {
+        value.name: rng.standard_normal([d.dim_value for d in value.type.tensor_type.shape.dim])
+        for value in proto.graph.input
+    }
+    given = {
+        n: a.astype(np.float32) if name in ("lstm", "dynamic") and n == "x"
+        else np.clip(a * 50 + 128, 0, 255).astype(np.uint8)
+        for n, a in given.items()
+    }  # fmt: skip
+    (expected,) = ReferenceEvaluator(same).run(None, given)
+    made, one = lowered(proto)
+    for found in (run(proto, given)[0], run(made, given)[0]):
+        assert found.dtype == expected.dtype
+        if kind.startswith("uint8"):  # a sum may be rounded either way
+            assert np.abs(found.astype(int) - expected).max() <= 1
+            assert (found == expected).mean() > 0.95
+        else:
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    assert sum(one.record["nodes"].values()) >= 1
+
+
+def convolution(rng):
+    return model(
+        """(float[1,3,8,8] x) => (float[1,16,8,8] y)
+        { a = QuantizeLinear (x, s, z) b = MaxPool <kernel_shape = [1, 1]> (a)
+          c = QLinearConv <pads = [1, 1, 1, 1]> (b, s, z, w, t, n, r, v, i)
+          y = DequantizeLinear (c, r, v) }""",
+        **{k: SCALES[k] for k in "szrv"}, w=rng.integers(-9, 9, (16, 3, 3, 3)).astype(np.int8),
+        t=rng.uniform(0.01, 0.02, 16).astype(np.float32), n=np.zeros(16, np.int8),
+        i=rng.integers(-99, 99, 16).astype(np.int32),
+    )  # fmt: skip
+
+
+def test_nothing_is_converted_between_lowered_nodes(rng):
+    proto = convolution(rng)
+    made, _ = lowered(proto)
+    assert not {"Cast", "QuantizeLinear", "QLinearConv"} & {n.op_type for n in made.graph.node}
+    x = rng.standard_normal((1, 3, 8, 8)).astype(np.float32)
+    (found,), (expected,) = run(made, {"x": x}), run(proto, {"x": x})
+    assert np.abs(found - expected).max() <= 0.0901  # one step
+    assert (np.abs(found - expected) < 1e-5).mean() > 0.99
+
+
+def test_symmetric_int8_stays(rng):
+    proto = model(
+        """(float[4,16] x) => (float[4,16] y)
+        { q = QuantizeLinear (x, s, z) a = DequantizeLinear (q, s, z)
+          b = DequantizeLinear <axis = 1> (w, t, n) y = MatMul (a, b) }""",
+        s=np.float32(0.1), z=np.int8(0), w=rng.integers(-9, 9, (16, 16)).astype(np.int8),
+        t=np.full(16, 0.1, np.float32), n=np.zeros(16, np.int8),
+    )  # fmt: skip
+    assert lowered(proto)[0] is None
+
+
+@pytest.mark.backend
+def test_quantized_models_build(tmp_path, rng):
+    pytest.importorskip("tensorrt_rtx")
+    path = tmp_path / "m.onnx"
+    onnx.save(convolution(rng), path)
+    manifest = build_plan(path, BuildConfig(), backend="rtx").manifest
+    record = pass_records(manifest)["lower_quantized"]
+    assert record["nodes"] == {"QuantizeLinear": 1, "QLinearConv": 1, "DequantizeLinear": 1}
+    assert "1 QLinearConv" in record["summary"]
+
+
+@pytest.mark.backend
+def test_dynamically_quantized_products_build(tmp_path, rng):
+    pytest.importorskip("tensorrt_rtx")
+    path = tmp_path / "m.onnx"
+    weights = rng.integers(0, 255, (16, 16)).astype(np.uint8)
+    text = """(float[4,16] x) => (float[4,16] y)
+        { q, s, z = DynamicQuantizeLinear (x) m = MatMulInteger (q, w, z, u)
+          c = Cast <to = 1> (m) k = Mul (s, t) y = Mul (c, k) }"""
+    onnx.save(model(text, w=weights, u=np.uint8(120), t=np.float32(0.02)), path)
+    manifest = build_plan(path, BuildConfig(), backend="rtx").manifest
+    assert pass_records(manifest)["lower_quantized"]["nodes"]["MatMulInteger"] == 1
