@@ -304,11 +304,30 @@ def operator_rows(results: list[Result]) -> list[tuple[object, ...]]:
     ]  # fmt: skip
 
 
+def markdown_rows(alone: list[Result], ours: list[Result]) -> list[str]:
+    """The table of docs/coverage.md: for each operator of which not all builds, what does."""
+    counts: dict[str, Counter[str]] = {}
+    for column, results in (("alone", alone), ("ours", ours)):
+        for result in results:
+            counted = counts.setdefault(result.operator, Counter())
+            counted[column] += result.status in ("built", "right")
+            counted["tests"] += column == "ours" and result.status != "no tensors"
+    return [
+        f"| `{operator}` | {c['tests']} | {c['alone']} | {c['ours']} |"
+        for operator, c in sorted(counts.items())
+        if min(c["alone"], c["ours"]) < c["tests"]
+    ]
+
+
 @report_errors
 def main(
     only: Annotated[str, typer.Option(help="Pattern of the tests' names.")] = "*",
     jobs: Annotated[int, typer.Option(min=1, help="Processes at a time.")] = 8,
     output: Annotated[Path | None, typer.Option(help="Write all results as JSON.")] = None,
+    beside: Annotated[
+        Path | None,
+        typer.Option(help="Results of --bare --output, to print beside, as docs/coverage.md does."),
+    ] = None,
     build_only: Annotated[
         bool, typer.Option("--build-only", help="Build, and run nothing; always so without a GPU.")
     ] = False,
@@ -346,6 +365,9 @@ def main(
     counted = len(results) - counts["no tensors"]
     parts = (f"{counts[status]} {status}" for status in STATUSES if counts[status])
     stdout.print(f"{counted} tests: {', '.join(parts)}")
+    if beside is not None:
+        alone = [Result(**result) for result in json.loads(beside.read_text())]
+        stdout.print("\n".join(markdown_rows(alone, results)))
     if output is not None:
         output.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
     if counts["wrong"]:
