@@ -156,7 +156,8 @@ class EngineCache:
         if folder is not None and not os.fspath(folder):
             raise SpecError("the cache folder has an empty name; name a folder")
         self.folder = Path(folder) if folder is not None else _default_folder()
-        _check_own(self.folder)
+        if folder is not None or os.environ.get(FOLDER_VARIABLE):  # the default has our name
+            _check_own(self.folder)
         if max_bytes is None and (text := os.environ.get(SIZE_VARIABLE)):
             max_bytes = parse_bytes(text)
         self._max_bytes = max_bytes
