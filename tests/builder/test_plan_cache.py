@@ -485,6 +485,7 @@ class TestSize:
         assert cache.folder == tmp_path / "trt-native"
         assert cache.clear() == cache_module.PruneResult()
         assert (cache.folder / "lanes").is_dir()
+        EngineCache(cache.folder)  # as the building process opens it
 
     def test_an_empty_folder_becomes_a_cache(self, tmp_path):
         cache = EngineCache(tmp_path)

@@ -156,8 +156,7 @@ class EngineCache:
         if folder is not None and not os.fspath(folder):
             raise SpecError("the cache folder has an empty name; name a folder")
         self.folder = Path(folder) if folder is not None else _default_folder()
-        if folder is not None or os.environ.get(FOLDER_VARIABLE):  # the default has our name
-            _check_own(self.folder)
+        _check_own(self.folder)
         if max_bytes is None and (text := os.environ.get(SIZE_VARIABLE)):
             max_bytes = parse_bytes(text)
         self._max_bytes = max_bytes
@@ -579,6 +578,10 @@ def _code_hash() -> str:
 def _default_folder() -> Path:
     if text := os.environ.get(FOLDER_VARIABLE):
         return Path(text)
+    return _user_folder()
+
+
+def _user_folder() -> Path:
     from platformdirs import user_cache_path
 
     return user_cache_path("trt-native", appauthor=False)
@@ -646,7 +649,7 @@ def _check_own(folder: Path) -> None:
         own = not folder.is_dir()
     except OSError:  # reported where the cache is used
         return
-    if not own:
+    if not own and folder != _user_folder():  # that one has our name
         raise SpecError(
             f"{folder}: is not a cache of trt-native, and not empty; name another folder for it"
         )
