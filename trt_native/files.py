@@ -33,6 +33,7 @@ __all__ = [
     "source_file",
     "with_ending",
 ]
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _MAX_TEXT_BYTES = 256 * 2**20
 
 
@@ -68,12 +69,16 @@ def open_regular_file(path: Path) -> BufferedReader:
     """Open a file for reading that is one: a pipe or a device might never end, or never begin.
 
     Raises:
-        OSError: it cannot be opened, or is something else.
+        OSError: it cannot be opened, is something else, or was left out by Git.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
-        return os.fdopen(descriptor, "rb")
+        file = os.fdopen(descriptor, "rb")
+        if not file.peek(len(_LFS_POINTER)).startswith(_LFS_POINTER):
+            return file
+        file.close()
+        raise OSError(errno.EINVAL, "is a Git LFS pointer; fetch its file: git lfs pull", str(path))
     os.close(descriptor)
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))

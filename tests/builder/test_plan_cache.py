@@ -477,6 +477,16 @@ class TestSize:
             assert "the cache folder has an empty name" in error
         assert not (folder / "hashes").exists()
 
+    def test_the_default_folder_may_hold_other_files(self, tmp_path, monkeypatch):
+        monkeypatch.delenv("TRT_NATIVE_CACHE")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        (tmp_path / "trt-native" / "lanes").mkdir(parents=True)
+        cache = EngineCache()
+        assert cache.folder == tmp_path / "trt-native"
+        assert cache.clear() == cache_module.PruneResult()
+        assert (cache.folder / "lanes").is_dir()
+        EngineCache(cache.folder)  # as the building process opens it
+
     def test_an_empty_folder_becomes_a_cache(self, tmp_path):
         cache = EngineCache(tmp_path)
         cache._make(tmp_path / "engines")

@@ -3,6 +3,8 @@ from __future__ import annotations
 import hashlib
 import os
 
+import numpy as np
+import onnx
 import pytest
 from helpers import tiny_models
 from onnx import TensorProto, helper
@@ -153,3 +155,68 @@ def test_states_change_with_the_files(tmp_path):
     assert changed[data] != before[data]
     path.unlink()
     assert file_states([path]) == {path: (0, 0, 0)}
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """A download in the cache of Hugging Face: links to files that are named by their content."""
+    blobs = tmp_path / "models--a--b" / "blobs"
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123" / "onnx"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    proto = onnx.load(tiny_models.conv(tmp_path / "inline.onnx"))
+    onnx.save(
+        proto, blobs / "h1", save_as_external_data=True, location="m.onnx_data", size_threshold=0
+    )
+    (blobs / "m.onnx_data").rename(blobs / "h2")
+    (snapshot / "m.onnx").symlink_to("../../../blobs/h1")
+    (snapshot / "m.onnx_data").symlink_to("../../../blobs/h2")
+    return snapshot / "m.onnx"
+
+
+def test_links_of_a_cache_of_downloads_are_followed(hub, tmp_path):
+    model = read_model(hub)
+    weight = model.graph.initializers["kernel"].const_value
+    expected = onnx.load(tmp_path / "inline.onnx").graph.initializer[0]
+    np.testing.assert_array_equal(weight.numpy(), onnx.numpy_helper.to_array(expected))
+    data = hub.resolve().with_name("h2")
+    assert model_files(hub, model) == (hub, data)
+    (external,) = hash_files(hub, model)["external"]
+    assert external["sha256"] == hashlib.sha256(data.read_bytes()).hexdigest()
+
+
+def test_links_to_other_folders_are_not_followed(hub, tmp_path):
+    elsewhere = tmp_path / "secret"
+    hub.resolve().with_name("h2").rename(elsewhere)
+    data = hub.with_name("m.onnx_data")
+    data.unlink()
+    data.symlink_to(elsewhere)
+    with pytest.raises(ModelError, match=r"m.onnx_data lies outside the model's folder"):
+        read_model(hub)
+
+
+@pytest.mark.parametrize(
+    ("location", "inside"), [("a/../weigh", True), ("a/../../we", False), ("../weights", False)]
+)
+def test_locations_with_dots(hub, tmp_path, location, inside):
+    folder = tmp_path / "dots"
+    (folder / "a").mkdir(parents=True)
+    location = f"{location}_"  # as long as the one that it replaces
+    content = hub.read_bytes().replace(b"m.onnx_data", location.encode())
+    (folder / "m.onnx").write_bytes(content)
+    (folder / location).write_bytes(hub.with_name("m.onnx_data").read_bytes())
+    if inside:
+        assert read_model(folder / "m.onnx").graph.initializers["kernel"].const_value.numpy().any()
+    else:
+        with pytest.raises(ModelError, match="lies outside the model's folder"):
+            read_model(folder / "m.onnx")
+
+
+def test_a_git_lfs_pointer_is_called_that(hub):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
+    hub.resolve().with_name("h2").write_bytes(pointer)
+    with pytest.raises(ModelError, match=r"m.onnx: external weights: .*Git LFS pointer"):
+        read_model(hub)
+    hub.resolve().write_bytes(pointer)
+    with pytest.raises(ModelError, match=r"m.onnx: .*is a Git LFS pointer; .*git lfs pull"):
+        read_model(hub)

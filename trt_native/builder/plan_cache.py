@@ -578,6 +578,10 @@ def _code_hash() -> str:
 def _default_folder() -> Path:
     if text := os.environ.get(FOLDER_VARIABLE):
         return Path(text)
+    return _user_folder()
+
+
+def _user_folder() -> Path:
     from platformdirs import user_cache_path
 
     return user_cache_path("trt-native", appauthor=False)
@@ -645,7 +649,7 @@ def _check_own(folder: Path) -> None:
         own = not folder.is_dir()
     except OSError:  # reported where the cache is used
         return
-    if not own:
+    if not own and folder != _user_folder():  # that one has our name
         raise SpecError(
             f"{folder}: is not a cache of trt-native, and not empty; name another folder for it"
         )

@@ -49,6 +49,7 @@ __all__ = [
 _MAX_INLINE_BYTES = 2**31 - 2**26
 _MOST_PROTOBUF_BYTES = 2**31
 _LISTED = 10
+_LINKED_KEY = "trt_native.linked"
 _PLACEHOLDERS = ("", "?", "-1")
 
 CHANGED_KEY = "trt_native.changed"
@@ -104,10 +105,49 @@ def _load(path: Path) -> ir.Model:
     """Load a file, with sparse constants made dense."""
     proto = onnx.load(path, load_external_data=False)
     count = densify(proto)  # onnx_ir reads no sparse tensors
+    linked = _follow_links(proto, path)
     model = ir.from_proto(proto)
+    model.meta[_LINKED_KEY] = linked
     if count:
         model.meta[CHANGED_KEY] = True
     return model
+
+
+def _follow_links(model: onnx.ModelProto, path: Path) -> frozenset[str]:
+    """Name files of weights by what links lead to, next to what the model's own link leads to.
+
+    So does a cache of downloads hold them. onnx_ir follows no link out of the folder that it knows.
+
+    Returns:
+        The names that are relative to the folder of the resolved model.
+    """
+    folder, target = path.parent.resolve(), path.resolve().parent
+    linked = set()
+    for entry in _locations_of(model) if folder != target else ():
+        if _leads_out(entry.value) or not (path.parent / entry.value).exists():
+            continue
+        file = (path.parent / entry.value).resolve()
+        if file.is_relative_to(target) and not file.is_relative_to(folder):
+            entry.value = str(file.relative_to(target))
+            linked.add(entry.value)
+    return frozenset(linked)
+
+
+def _locations_of(message: Any) -> Iterator[onnx.StringStringEntryProto]:
+    """The locations of external weights anywhere in a message of ONNX."""
+    if isinstance(message, onnx.TensorProto):
+        yield from (entry for entry in message.external_data if entry.key == "location")
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for item in [value] if hasattr(value, "ListFields") else value:
+                yield from _locations_of(item)
+
+
+def _leads_out(location: str) -> bool:
+    """Whether the text of a location leaves the folder that it is relative to."""
+    normal = os.path.normpath(location)
+    return os.path.isabs(normal) or normal.split(os.sep)[0] == os.pardir
 
 
 def _forget_placeholders(model: ir.Model) -> None:
@@ -126,26 +166,29 @@ def _is_placeholder(axis: int | ir.SymbolicDim) -> bool:
 
 def _check_external_weights(path: Path, model: ir.Model) -> None:
     problems: dict[str, str] = {}
-    folder = path.parent.resolve()
+    # A cache of downloads may hold links, to files that are next to each other elsewhere.
+    folders = (path.parent.resolve(), path.resolve().parent)
     for tensor in _external_tensors(model):
         name = str(tensor.location)
-        if name not in problems and (problem := _external_problem(path.parent, folder, tensor)):
+        # onnx_ir does not reach those in functions
+        tensor.base_dir = folders[1] if name in model.meta[_LINKED_KEY] else path.parent
+        if name not in problems and (problem := _external_problem(tensor, folders)):
             problems[name] = problem
-        tensor.base_dir = path.parent  # onnx_ir does not reach those in functions
     if problems:
         lines = [f"{location} {problem}" for location, problem in problems.items()]
         raise ModelError(f"external weights: {'; '.join(lines)}")
 
 
-def _external_problem(parent: Path, folder: Path, tensor: ir.ExternalTensor) -> str | None:
-    location = Path(str(tensor.location))
-    file = parent / location
+def _external_problem(tensor: ir.ExternalTensor, folders: Iterable[Path]) -> str | None:
+    file = Path(tensor.path)
     try:
-        if location.is_absolute() or ".." in location.parts or not is_within(file, folder):
+        outside = not any(is_within(file, folder) for folder in folders)
+        if outside or _leads_out(str(tensor.location)):
             return "lies outside the model's folder, which is not followed"
         if not file.is_file():
             return f"is missing (first needed by {tensor.name!r})"
-        size = file.stat().st_size
+        with open_regular_file(file) as opened:
+            size = os.fstat(opened.fileno()).st_size
     except (OSError, ValueError) as error:
         return f"cannot be read ({getattr(error, 'strerror', None) or error})"
     length = tensor.nbytes if tensor.length is None else tensor.length
@@ -268,7 +311,7 @@ def hash_files(
         ModelError: a file cannot be read.
     """
     name = path.name.encode(errors="backslashreplace").decode()  # JSON is text, names may not be
-    files = [(path, name), *((path.parent / file, file) for file in _locations(model))]
+    files = [(path, name), *((file, location) for location, file in _weight_files(model))]
     try:
         onnx, *external = (
             {"file": name, "bytes": file.stat().st_size, "sha256": hash_file(file)}
@@ -281,11 +324,13 @@ def hash_files(
 
 def model_files(path: Path, model: ir.Model) -> tuple[Path, ...]:
     """The ONNX file, and the files of external weights of the model that was read from it."""
-    return (path, *(path.parent / location for location in _locations(model)))
+    return (path, *(file for _, file in _weight_files(model)))
 
 
-def _locations(model: ir.Model) -> list[str]:
-    return sorted({str(tensor.location) for tensor in _external_tensors(model)})
+def _weight_files(model: ir.Model) -> list[tuple[str, Path]]:
+    return sorted(
+        {(str(tensor.location), Path(tensor.path)) for tensor in _external_tensors(model)}
+    )
 
 
 def file_states(files: Iterable[Path]) -> dict[Path, tuple[int, int, int]]:
