@@ -63,6 +63,9 @@ TEXTS = {
         g (float[2,2] x) => (float[2,2] y)
         { c = Constant <value = double[2] {0.1, 3.0}> () d = Sqrt (c) e = Cast <to = 11> (x)
           f = Mul (e, d) y = Cast <to = 1> (f) }""",
+    "bits": """<ir_version: 9, opset_import: ["": 19]>
+        g (uint8[4] x, int32[4] w) => (uint8[4] y, int32[4] z)
+        { y = BitwiseNot (x) z = BitwiseOr (w, w) }""",
     "dynamic quantization": """<ir_version: 9, opset_import: ["": 19]>
         g (float[2,4] x) => (float[2,3] y)
         { w = Constant <value = int8[4,3] {1, 9, -3, 4, 5, 8, 7, -127, 2, 3, 4, 5}> ()

@@ -51,50 +51,6 @@ def built(proto, folder, **options):
     return build_plan(path, BuildConfig(**options), backend="rtx").manifest
 
 
-@pytest.mark.parametrize("kind", [np.int16, np.uint16, np.uint32, np.uint64])
-@pytest.mark.parametrize("small", [True, False])
-def test_constants_keep_their_values(kind, small):
-    """Small ones are inside the file that TensorRT parses, others next to it."""
-    limits = np.iinfo(kind)
-    top = min(limits.max, np.iinfo(np.int64).max)
-    w = np.array([limits.min, 1, top] * (1 if small else 100), kind)
-    proto = model(
-        "(int64[3] i) => (int64[3] y) { g = Gather (w, i) y = Cast<to = 7> (g) }", w=w
-    )  # fmt: skip
-    made, one = replaced(proto)
-    indices = {"i": np.array([0, 1, 2])}
-    (found,) = ReferenceEvaluator(made).run(None, indices)
-    np.testing.assert_array_equal(found, np.array([limits.min, 1, top], np.int64))
-    assert f"{np.dtype(kind)} constants as int" in one.summarize(one.record)
-
-
-@pytest.mark.parametrize(
-    ("text", "weights", "problem"),
-    [
-        (
-            "(int64[1] i) => (float[1] y) { g = Gather (w, i) y = Cast<to = 1> (g) }",
-            {"w": np.array([2**63], np.uint64)},
-            "'w' is uint64 with values above those of int64",
-        ),
-        ("(int16[2] x) => (float[2] y) { y = Cast<to = 1> (x) }", {}, "'x' is int16; give it as"),
-        ("(float[2] x) => (uint32[2] y) { y = Cast<to = 12> (x) }", {}, "'y' is uint32; give it"),
-        (
-            "(float[2] x) => (float[2] y) { c = Cast<to = 4> (x) y = Cast<to = 1> (c) }", {},
-            "Cast 'c' gives uint16",
-        ),
-        (
-            "(float[2] x) => (float[2] y) { s = Add (w, w) c = Cast<to = 1> (s) y = Add (x, c) }",
-            {"w": np.array([2**31, 1], np.uint32)},
-            "Add 's' computes in uint32; cast to int64 before it",
-        ),
-    ],
-)  # fmt: skip
-def test_integers_that_are_computed_or_do_not_fit_are_refused(text, weights, problem):
-    graph = ir.from_proto(model(text, **weights))
-    with pytest.raises(UnsupportedError, match=problem):
-        replace_types(graph)
-
-
 @pytest.mark.parametrize(
     ("text", "weights"),
     [

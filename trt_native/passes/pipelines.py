@@ -16,6 +16,7 @@ from trt_native.passes.bypass_quantizers import BypassQuantizers
 from trt_native.passes.decompose_norms import DecomposeNorms
 from trt_native.passes.lower_conditionals import LowerConditionals
 from trt_native.passes.lower_functions import LowerFunctions
+from trt_native.passes.lower_integers import LowerIntegers
 from trt_native.passes.lower_quantized import LowerQuantized
 from trt_native.passes.mark_outputs import MarkOutputs
 from trt_native.passes.name_nodes import NameNodes
@@ -34,6 +35,7 @@ __all__ = ["BUILD", "CALIBRATE", "QUANTIZE", "describe_passes", "run_passes", "s
 BUILD: tuple[type[GraphPass], ...] = (
     Normalize,
     LowerQuantized,
+    LowerIntegers,
     ReplaceTypes,
     LowerFunctions,
     RejectUnsupported,
@@ -54,6 +56,7 @@ BUILD: tuple[type[GraphPass], ...] = (
 CALIBRATE: tuple[type[GraphPass], ...] = (
     Normalize,
     LowerQuantized,
+    LowerIntegers,
     ReplaceTypes,
     LowerFunctions,
     RejectUnsupported,

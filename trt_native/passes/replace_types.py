@@ -1,8 +1,4 @@
-"""Replace the element types that TensorRT does not have.
-
-TensorRT computes DOUBLE in FP32, and reads some types of weights in a file of external data as bits
-of FP32. Here they become types that it has, where that keeps the values, and are said to.
-"""
+"""Replace FP64, which TensorRT does not have, by FP32."""
 
 from __future__ import annotations
 
@@ -16,21 +12,13 @@ from trt_native.arrays import Array
 from trt_native.errors import UnsupportedError
 from trt_native.graph.evaluation import evaluate_node
 from trt_native.graph.inference import infer_values
-from trt_native.graph.nodes import CASTS, DATA_MOVEMENT_OPS, SHAPES, all_nodes, dtype_of, op_set
-from trt_native.graph.onnx_file import dtype_name
+from trt_native.graph.nodes import FLOAT, SHAPES, all_nodes, dtype_of, op_set
 from trt_native.graph.validity import wraps_graph_errors
 from trt_native.passes.base import GraphPass
 
-__all__ = ["ReplaceTypes", "replace_types"]
+__all__ = ["ReplaceTypes", "attribute_type", "replace_types"]
 
 _DOUBLE = ir.DataType.DOUBLE
-_INTEGERS = {
-    ir.DataType.INT16: ir.DataType.INT32,
-    ir.DataType.UINT16: ir.DataType.INT32,
-    ir.DataType.UINT32: ir.DataType.INT64,
-    ir.DataType.UINT64: ir.DataType.INT64,
-}
-_NEW = {_DOUBLE: ir.DataType.FLOAT, **_INTEGERS}
 _TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "output_datatype")
 _SMALL = 1024
 _FOLDED = SHAPES | op_set(
@@ -40,16 +28,10 @@ _FOLDED = SHAPES | op_set(
     "Equal Greater Less GreaterOrEqual LessOrEqual Not And Or Where ReduceProd ReduceSum"
 )
 _ROUNDING = op_set("Floor Ceil Round Cast")
-# On integers of a larger type these give the same.
-_EXACT = (
-    DATA_MOVEMENT_OPS | CASTS | SHAPES | op_set(
-        "Constant ConstantOfShape Equal Greater Less GreaterOrEqual LessOrEqual Where Min Max If"
-    )
-)  # fmt: skip
 
 
 class ReplaceTypes(GraphPass):
-    """FP32 for DOUBLE, and INT32 or INT64 for constants of integer types that TensorRT lacks."""
+    """FP32 for DOUBLE, inputs and outputs included."""
 
     name = "replace_types"
     title = "Replacing types that TensorRT lacks"
@@ -57,7 +39,10 @@ class ReplaceTypes(GraphPass):
 
     def needed(self, model: ir.Model) -> bool:
         """Whether an input, an output, a constant or a node has such a type."""
-        return any(True for _ in _places(model))
+        attributes = (a for node in all_nodes(model.graph) for a in node.attributes.values())
+        return any(dtype_of(value) is _DOUBLE for value in _values(model)) or any(
+            attribute_type(attribute) is _DOUBLE for attribute in attributes
+        )
 
     def rewrite(self, model: ir.Model) -> Mapping[str, Any]:
         """Replace the types; see :func:`replace_types`."""
@@ -70,11 +55,6 @@ class ReplaceTypes(GraphPass):
             parts.append(f"inputs and outputs in FP32 instead of FP64: {', '.join(names)}")
         if count := record.get("float64"):
             parts.append(f"computed in FP32 instead of FP64: {count} values and constants")
-        parts += [
-            f"{name} constants as {dtype_name(new)}: {record[name]}"
-            for name, new in ((dtype_name(old), new) for old, new in _INTEGERS.items())
-            if record.get(name)
-        ]
         if count := record.get("clamped"):
             parts.append(f"FP64 constants beyond FP32's range, clamped: {count}")
         return "; ".join(parts)
@@ -82,21 +62,20 @@ class ReplaceTypes(GraphPass):
 
 @wraps_graph_errors
 def replace_types(model: ir.Model) -> dict[str, Any]:
-    """Replace DOUBLE by FLOAT, and constants of other types by INT32 or INT64, in place.
+    """Replace DOUBLE by FLOAT, in place.
 
     What follows from constants and static shapes alone is computed in DOUBLE first.
 
     Returns:
-        ``inputs`` and ``outputs``: names of those that were DOUBLE. By name of a replaced type, how
-        many values and constants had it. ``clamped``: how many constants of DOUBLE had finite
-        values beyond FLOAT's range, or were numbers that FLOAT has as zero.
+        ``inputs`` and ``outputs``: names of those that were DOUBLE. ``float64``: how many values
+        and constants had that type. ``clamped``: how many constants of DOUBLE had finite values
+        beyond FLOAT's range, or were numbers that FLOAT has as zero.
 
     Raises:
-        UnsupportedError: values of the other types are computed, or do not fit; or sizes are
-            computed from shapes in DOUBLE with numbers that FLOAT does not have.
+        UnsupportedError: sizes are computed from shapes in DOUBLE with numbers that FLOAT does not
+            have.
     """
     infer_values(model)
-    _check(model)
     _fold(model)
     _check_sizes(model)
     graph = model.graph
@@ -108,10 +87,10 @@ def replace_types(model: ir.Model) -> dict[str, Any]:
     for value in {id(value): value for value in _values(model)}.values():
         tensor = value.const_value
         old = value.dtype if tensor is None else tensor.dtype
-        if old not in _NEW:
+        if old is not _DOUBLE:
             continue
-        record[dtype_name(old)] = record.get(dtype_name(old), 0) + 1
-        value.type = ir.TensorType(_NEW[old])
+        record["float64"] = record.get("float64", 0) + 1
+        value.type = ir.TensorType(FLOAT)
         if tensor is not None:
             value.const_value, clamped = _converted(tensor)
             record["clamped"] += clamped
@@ -127,18 +106,7 @@ def _values(model: ir.Model) -> Iterator[ir.Value]:
         yield from node.outputs
 
 
-def _places(model: ir.Model) -> Iterator[ir.DataType]:
-    """The types to replace, wherever they come into the graph."""
-    for value in _values(model):
-        if (kind := dtype_of(value)) in _NEW:
-            yield kind
-    for node in all_nodes(model.graph):
-        for attribute in node.attributes.values():
-            if (kind := _type_of(attribute)) in _NEW:
-                yield kind
-
-
-def _type_of(attribute: ir.Attr) -> ir.DataType | None:
+def attribute_type(attribute: ir.Attr) -> ir.DataType | None:
     """The element type that an attribute gives or has."""
     if attribute.is_ref():
         return None
@@ -149,59 +117,21 @@ def _type_of(attribute: ir.Attr) -> ir.DataType | None:
     return None
 
 
-def _check(model: ir.Model) -> None:
-    """Refuse integers of types that TensorRT lacks, where more is done than to move constants."""
-    problems = [
-        f"{mode} {value.name!r} is {dtype_name(value.dtype)}; give it as"
-        f" {dtype_name(_INTEGERS[value.dtype])}"
-        for mode, values in (("input", model.graph.inputs), ("output", model.graph.outputs))
-        for value in values
-        if value.dtype in _INTEGERS
-    ]
-    for node in all_nodes(model.graph):
-        reads = [kind for value in node.inputs if (kind := dtype_of(value)) in _INTEGERS]
-        makes = [kind for a in node.attributes.values() if (kind := _type_of(a)) in _INTEGERS]
-        if reads and node.op_type not in _EXACT:
-            problems.append(
-                f"{_named(node)} computes in {dtype_name(reads[0])}; cast to"
-                f" {dtype_name(_INTEGERS[reads[0]])} before it"
-            )
-        if makes and node.op_type not in ("Constant", "ConstantOfShape"):
-            problems.append(f"{_named(node)} gives {dtype_name(makes[0])}")
-    if problems:
-        raise UnsupportedError(
-            "the model has types that TensorRT does not have:",
-            problems=list(dict.fromkeys(problems)),
-        )
-
-
 def _named(node: ir.Node) -> str:
     return f"{node.op_type} {node.name or node.outputs[0].name!r}"
 
 
 def _converted(tensor: ir.TensorProtocol) -> tuple[ir.TensorProtocol, bool]:
-    """A tensor of the type that TensorRT has, and whether values had to be clamped."""
-    new = _NEW[tensor.dtype]
-    kind = new.numpy()
-    if tensor.dtype is not _DOUBLE:
-        if (
-            tensor.dtype is ir.DataType.UINT64
-            and tensor.numpy().max(initial=0) > np.iinfo(kind).max
-        ):
-            raise UnsupportedError(
-                f"the constant {tensor.name!r} is uint64 with values above those of int64, which is"
-                " TensorRT's largest type"
-            )
-        clamped = False
-    else:
-        clamped = not np.array_equal(_narrowed(tensor), tensor.numpy().astype(kind), equal_nan=True)
+    """A tensor in FP32, and whether values had to be clamped."""
+    with np.errstate(over="ignore", under="ignore"):
+        plain = tensor.numpy().astype(np.float32)
+    clamped = not np.array_equal(_narrowed(tensor), plain, equal_nan=True)
 
     def convert() -> ir.TensorProtocol:
-        array = _narrowed(tensor) if tensor.dtype is _DOUBLE else tensor.numpy().astype(kind)
-        return ir.Tensor(array, name=tensor.name)
+        return ir.Tensor(_narrowed(tensor), name=tensor.name)
 
-    lazy = ir.LazyTensor(convert, dtype=new, shape=ir.Shape(tensor.shape.numpy()), name=tensor.name)
-    return lazy, clamped
+    shape = ir.Shape(tensor.shape.numpy())
+    return ir.LazyTensor(convert, dtype=FLOAT, shape=shape, name=tensor.name), clamped
 
 
 def _narrowed(tensor: ir.TensorProtocol) -> Array:
@@ -218,13 +148,12 @@ def _narrowed(tensor: ir.TensorProtocol) -> Array:
 
 def _convert_attributes(node: ir.Node) -> None:
     for name, attribute in list(node.attributes.items()):
-        kind = _type_of(attribute)
-        if kind not in _NEW:
+        if attribute_type(attribute) is not _DOUBLE:
             continue
         if attribute.type == ir.AttributeType.TENSOR:
             node.attributes[name] = ir.AttrTensor(name, _converted(attribute.as_tensor())[0])
         else:
-            node.attributes[name] = ir.AttrInt64(name, int(_NEW[kind]))
+            node.attributes[name] = ir.AttrInt64(name, int(FLOAT))
 
 
 # In DOUBLE
