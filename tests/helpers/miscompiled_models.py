@@ -146,15 +146,6 @@ def _valid_pool(operator):
     return _case(operator, {"x": x}, [expected], opset=22, **options)
 
 
-def _power_pool(extent):
-    x = _draw(1, 2, extent)
-    starts = range(-1, extent, 2)  # padding of one, windows of two
-    windows = [x[..., max(start, 0) : start + 2] for start in starts]
-    expected = np.stack([np.sqrt((w.astype(np.float64) ** 2).sum(-1)) for w in windows], -1)
-    options = {"kernel_shape": [2], "strides": [2], "pads": [1, 1], "ceil_mode": 1, "p": 2}
-    return _case("LpPool", {"x": x}, [expected.astype(np.float32)], opset=22, **options)
-
-
 def _resized(scale, extent, mode, coordinates, **options):
     """Sizes that FP32 makes one larger than the product is."""
     x = _draw(1, 2, extent, 3)
@@ -273,8 +264,6 @@ CASES = {
     "average of far padding": lambda: _ceil_pool(
         "AveragePool", (3, 4), 2, 3, 1, 22, count_include_pad=1
     ),
-    "powers of padding": lambda: _power_pool(3),
-    "powers of more padding": lambda: _power_pool(7),
     "max of VALID": lambda: _valid_pool("MaxPool"),
     "average of VALID": lambda: _valid_pool("AveragePool"),
     "resized to 28": lambda: _resized(0.29, 100, "linear", "half_pixel"),

@@ -271,7 +271,7 @@ _RULES = {
     "Trilu": RewriteRule(lambda node: "upper" not in node.attributes, _rewrite_trilu),
     "ReduceLogSumExp": RewriteRule(_overflows, _rewrite_log_sum_exp),
     "Clip": RewriteRule(_has_reversed_limits, _rewrite_clip),
-    **dict.fromkeys(("MaxPool", "AveragePool", "LpPool"), POOL_PADDING),
+    **dict.fromkeys(("MaxPool", "AveragePool"), POOL_PADDING),
     "Resize": RESIZE_BY_SCALES,
     "ConvTranspose": CONV_TRANSPOSE,
     "GridSample": GRID_SAMPLE_MODE,

@@ -17,6 +17,7 @@ from trt_native.passes.decompose_norms import DecomposeNorms
 from trt_native.passes.lower_conditionals import LowerConditionals
 from trt_native.passes.lower_functions import LowerFunctions
 from trt_native.passes.lower_integers import LowerIntegers
+from trt_native.passes.lower_pools import LowerPools
 from trt_native.passes.lower_quantized import LowerQuantized
 from trt_native.passes.mark_outputs import MarkOutputs
 from trt_native.passes.name_nodes import NameNodes
@@ -37,6 +38,7 @@ BUILD: tuple[type[GraphPass], ...] = (
     LowerQuantized,
     LowerIntegers,
     ReplaceTypes,
+    LowerPools,
     LowerFunctions,
     RejectUnsupported,
     LowerConditionals,
@@ -58,6 +60,7 @@ CALIBRATE: tuple[type[GraphPass], ...] = (
     LowerQuantized,
     LowerIntegers,
     ReplaceTypes,
+    LowerPools,
     LowerFunctions,
     RejectUnsupported,
     LowerConditionals,

@@ -1,0 +1,207 @@
+"""Write pools that TensorRT's parser does not have as slices of the elements of their windows.
+
+TensorRT has no pools with dilations, and of LpPool only the square root of sums of squares over two
+or three axes. Every element of the windows is a slice of the padded input, with the strides as its
+steps; a maximum, a mean or a sum over these slices is the pool.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+
+from trt_native.graph.inference import infer_values
+from trt_native.graph.nodes import all_nodes, dtype_of, opset_of
+from trt_native.graph.pools import POOLS, end_padding
+from trt_native.passes.base import GraphPass
+from trt_native.passes.replacement import KEEP_FP32_KEY, NameAuthority, ReplacementBuilder
+
+__all__ = ["LowerPools"]
+
+_FIRST_OPSET = 11  # whose Pad takes a value of the input's type
+_LAST = np.iinfo(np.int64).max
+
+
+class _Windows(NamedTuple):
+    """Windows of a pool, by spatial axis."""
+
+    kernel: list[int]
+    strides: list[int]
+    dilations: list[int]
+    starts: list[int]
+    ends: list[int]
+
+    @property
+    def is_padded(self) -> bool:
+        return any((*self.starts, *self.ends))
+
+
+class LowerPools(GraphPass):
+    """Slices and their maximum, mean or sum for pools with dilations, and for LpPool."""
+
+    name = "lower_pools"
+    title = "Writing pools out"
+    typed = True
+
+    def needed(self, model: ir.Model) -> bool:
+        """Whether there is such a pool, whose padding is known."""
+        return bool(_pools(model))
+
+    def rewrite(self, model: ir.Model) -> Mapping[str, Any]:
+        """Write them out."""
+        pools = _pools(model)
+        names, opset = NameAuthority(model), opset_of(model)
+        for node, windows in pools:
+            if node.op_type != "MaxPool":  # sums of many elements
+                node.metadata_props[KEEP_FP32_KEY] = "sums over windows"
+            _write_out(ReplacementBuilder(node, names, opset), windows)
+        return {"nodes": dict(Counter(node.op_type for node, _ in pools))}
+
+
+def _pools(model: ir.Model) -> list[tuple[ir.Node, _Windows]]:
+    if opset_of(model) < _FIRST_OPSET:
+        return []
+    nodes = [node for node in all_nodes(model.graph) if _lacks(node)]
+    if any(node.inputs[0] is not None and node.inputs[0].shape is None for node in nodes):
+        infer_values(model)
+    found = ((node, _windows(node)) for node in nodes)
+    return [(node, windows) for node, windows in found if windows is not None]
+
+
+def _lacks(node: ir.Node) -> bool:
+    kind = dtype_of(node.inputs[0])
+    if node.domain or node.op_type not in POOLS or not (kind and kind.is_floating_point()):
+        return False
+    if node.op_type == "MaxPool" and len(node.outputs) > 1 and node.outputs[1].name:
+        return False  # indices of the maxima
+    return node.op_type == "LpPool" or any(d != 1 for d in _ints(node, "dilations"))
+
+
+def _ints(node: ir.Node, name: str) -> list[int]:
+    return list(node.attributes.get_ints(name, []))
+
+
+def _windows(node: ir.Node) -> _Windows | None:
+    """The windows of a pool; None where its padding, or what it divides by, is not known."""
+    kernel = _ints(node, "kernel_shape")
+    rank = len(kernel)
+    strides = _ints(node, "strides") or [1] * rank
+    dilations = _ints(node, "dilations") or [1] * rank
+    spans = [(k - 1) * d for k, d in zip(kernel, dilations, strict=True)]
+    auto_pad = node.attributes.get_string("auto_pad", "NOTSET")
+    extents = _spatial(node)
+    if auto_pad.startswith("SAME"):
+        totals = _totals_of_same(spans, strides, extents)
+        if totals is None:
+            return None
+        less, more = [n // 2 for n in totals], [n - n // 2 for n in totals]
+        starts, ends = (less, more) if auto_pad == "SAME_UPPER" else (more, less)
+    else:
+        pads = (_ints(node, "pads") if auto_pad == "NOTSET" else []) or [0] * 2 * rank
+        starts, ends = pads[:rank], pads[rank:]
+        if auto_pad == "NOTSET" and node.attributes.get_int("ceil_mode", 0) != 0:
+            ends = end_padding(kernel, strides, dilations, pads)
+    windows = _Windows(kernel, strides, dilations, starts, ends)
+    is_static = extents is not None and all(isinstance(extent, int) for extent in extents)
+    if node.op_type == "AveragePool" and windows.is_padded and not is_static:
+        return None
+    return windows
+
+
+def _spatial(node: ir.Node) -> list[Any] | None:
+    x = node.inputs[0]
+    return None if x is None or x.shape is None else list(x.shape)[2:]
+
+
+def _totals_of_same(
+    spans: Sequence[int], strides: Sequence[int], extents: Sequence[Any] | None
+) -> list[int] | None:
+    """Padding of both ends of each axis, with which there are ceil(extent / stride) windows."""
+    totals = []
+    for span, stride, extent in zip(spans, strides, extents or [None] * len(spans), strict=True):
+        if stride == 1:
+            totals.append(span)
+        elif isinstance(extent, int):
+            totals.append(max((-(-extent // stride) - 1) * stride + span + 1 - extent, 0))
+        else:
+            return None
+    return totals
+
+
+def _write_out(new: ReplacementBuilder, windows: _Windows) -> None:
+    node = new.node
+    (x,) = node.inputs
+    assert x is not None  # noqa: S101  # for the type checker
+    kind = dtype_of(x)
+    assert kind is not None  # noqa: S101  # for the type checker
+    power = _power(node)
+    if node.op_type == "LpPool":
+        x = new.add("Abs", [x])
+        x = new.add("Pow", [x, _number(new, power, kind)]) if power != 1 else x
+    neutral = -math.inf if node.op_type == "MaxPool" else 0
+    elements = _elements(new, _padded(new, x, windows, neutral, kind), windows)
+    found = new.add("Max" if node.op_type == "MaxPool" else "Sum", elements)
+    if node.op_type == "AveragePool":
+        found = new.add("Div", [found, new.constant(_counts(node, windows).astype(kind.numpy()))])
+    if node.op_type == "LpPool" and power != 1:
+        found = new.add("Pow", [found, _number(new, 1 / power, kind)])
+    new.replace(found, *[None] * (len(node.outputs) - 1))
+
+
+def _power(node: ir.Node) -> float:
+    given = node.attributes.get("p")  # a float at opset 1
+    return 2.0 if given is None else float(given.value)
+
+
+def _number(new: ReplacementBuilder, number: float, kind: ir.DataType) -> ir.Value:
+    return new.constant(np.asarray(number, kind.numpy()))
+
+
+def _padded(
+    new: ReplacementBuilder, x: ir.Value, windows: _Windows, value: float, kind: ir.DataType
+) -> ir.Value:
+    if not windows.is_padded:
+        return x
+    around = new.constant(np.array([0, 0, *windows.starts, 0, 0, *windows.ends]))
+    return new.add("Pad", [x, around, _number(new, value, kind)])
+
+
+def _elements(new: ReplacementBuilder, x: ir.Value, windows: _Windows) -> list[ir.Value]:
+    """The slice of each element of the windows."""
+    axes = new.constant(np.arange(2, 2 + len(windows.kernel)))
+    steps = new.constant(np.array(windows.strides))
+    found = []
+    for place in itertools.product(*map(range, windows.kernel)):
+        starts, ends = [], []
+        for index, size, dilation in zip(place, windows.kernel, windows.dilations, strict=True):
+            behind = (size - 1 - index) * dilation
+            starts.append(index * dilation)
+            ends.append(-behind if behind else _LAST)
+        bounds = (new.constant(np.array(side)) for side in (starts, ends))
+        found.append(new.add("Slice", [x, *bounds, axes, steps]))
+    return found
+
+
+def _counts(node: ir.Node, windows: _Windows) -> np.ndarray[Any, Any]:
+    """The number of elements that each window of a mean counts: a number, or (1, 1, ...)."""
+    rank = len(windows.kernel)
+    if not windows.is_padded:
+        return np.array(math.prod(windows.kernel))
+    given = _ints(node, "pads")[rank:] or windows.ends
+    includes = bool(node.attributes.get_int("count_include_pad", 0))
+    counts = np.ones([1] * (2 + rank))
+    for axis, extent in enumerate(_spatial(node) or []):
+        start, end = windows.starts[axis], windows.ends[axis]
+        inside = np.arange(windows.kernel[axis]) * windows.dilations[axis]
+        first = np.arange(0, start + extent + end - inside[-1], windows.strides[axis])
+        places = first[:, None] + inside
+        low, high = (0, start + extent + given[axis]) if includes else (start, start + extent)
+        counted = ((places >= low) & (places < high)).sum(1)
+        counts = counts * counted.reshape([-1 if i == 2 + axis else 1 for i in range(2 + rank)])
+    return counts
