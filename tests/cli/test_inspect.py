@@ -23,6 +23,10 @@ def test_inspect_onnx(model):
     assert "batch x 3 x height x width" in trt_native("inspect", model).stdout
 
 
+def test_a_backend_that_there_is_not(model):
+    assert "no backend 'nope'" in fails("inspect", model, "--backend", "nope")
+
+
 @pytest.mark.backend
 class TestSupport:
     @pytest.fixture(autouse=True)

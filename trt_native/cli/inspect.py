@@ -130,6 +130,8 @@ def _support(path: Path, backend: str) -> dict[str, Any]:
     try:
         return inspect_in_child(path, backend)
     except (BuildError, UnsupportedError) as error:  # the parser crashed, or wants a GPU
+        if isinstance(error, UnsupportedError) and backend != "auto":
+            raise
         return {"unknown": error.message}
 
 
