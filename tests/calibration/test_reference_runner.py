@@ -108,6 +108,16 @@ def test_external_weights(tmp_path, rng):
     np.testing.assert_array_equal(found["y"], ReferenceEvaluator(str(path)).run(None, {"x": x})[0])
 
 
+def test_integers_that_fit_are_converted():
+    """A plan has INT32 where the model has UINT16."""
+    proto = parsed("(uint16[2] x) => (uint16[2] y) { y = Add(x, x) }")
+    found = activations(proto, ["y"], {"x": np.array([3, 40000], np.int32)})
+    np.testing.assert_array_equal(found["y"], np.array([6, 14464], np.uint16))
+    for values in ([-1, 0], [0, 65536]):
+        with pytest.raises(CalibrationError, match="needs uint16, found int32"):
+            activations(proto, ["y"], {"x": np.array(values, np.int32)})
+
+
 @pytest.mark.parametrize(
     ("batch", "message"),
     [

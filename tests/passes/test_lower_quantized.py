@@ -19,7 +19,7 @@ from trt_native.passes.normalize import normalize
 from trt_native.reference.evaluator import evaluator
 
 MODULES = (
-    "qlinearmatmul", "matmulinteger", "convinteger", "dynamicquantizelinear",
+    "qlinearconv", "qlinearmatmul", "matmulinteger", "convinteger", "dynamicquantizelinear",
     "quantizelinear", "dequantizelinear",
 )  # fmt: skip
 
@@ -60,7 +60,7 @@ def test_onnx_node_tests_give_their_outputs():
             )
             assert np.asarray(found).dtype == np.asarray(expected).dtype
         done += 1
-    assert done >= 21
+    assert done >= 22
 
 
 def model(text, opset=19, **weights):
@@ -176,6 +176,17 @@ def test_nothing_is_converted_between_lowered_nodes(rng):
     (found,), (expected,) = run(made, {"x": x}), run(proto, {"x": x})
     assert np.abs(found - expected).max() <= 0.0901  # one step
     assert (np.abs(found - expected) < 1e-5).mean() > 0.99
+
+
+@pytest.mark.parametrize("opset", [10, 19])
+def test_halves_are_rounded_to_even(opset):
+    proto = model(
+        "(float[8] x) => (uint8[8] y) { y = QuantizeLinear (x, s, z) }",
+        opset=opset, s=np.float32(1), z=np.uint8(10),
+    )  # fmt: skip
+    x = np.float32([0.5, 1.5, -0.5, -1.5, 0.49999997, 2.5000002, 1e9, -1e9])
+    (found,) = run(lowered(proto)[0], {"x": x})
+    np.testing.assert_array_equal(found, [10, 12, 10, 8, 10, 13, 255, 0])
 
 
 def test_symmetric_int8_stays(rng):

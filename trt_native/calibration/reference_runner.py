@@ -153,7 +153,7 @@ def _described(item: tuple[str, Any]) -> str:
 
 
 def _converted(batch: Batch, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
-    """The batch with its floating-point arrays in the inputs' own types."""
+    """The batch with its floating-point arrays, and integers that fit, in the inputs' own types."""
     if wrong := set(batch) ^ {tensor.name for tensor in inputs}:
         state = "missing" if min(wrong) not in batch else "not one of the model's"
         raise CalibrationError(
@@ -162,7 +162,7 @@ def _converted(batch: Batch, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
     arrays = {}
     for tensor in inputs:
         array, wanted = np.asarray(batch[tensor.name]), np.dtype(tensor.dtype)
-        if array.dtype != wanted and not (is_float(array.dtype) and is_float(wanted)):
+        if not _is_convertible(array, wanted):
             raise CalibrationError(f"input {tensor.name!r} needs {wanted}, found {array.dtype}")
         if not _fits(array.shape, tensor):
             raise CalibrationError(
@@ -170,6 +170,14 @@ def _converted(batch: Batch, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
             )
         arrays[tensor.name] = array.astype(wanted, copy=False)
     return arrays
+
+
+def _is_convertible(array: Array, wanted: np.dtype[Any]) -> bool:
+    """Whether an array is of a type, or of floating point as that is, or of integers it has."""
+    if array.dtype == wanted or (is_float(array.dtype) and is_float(wanted)):
+        return True
+    whole = array.dtype.kind in "iu" and wanted.kind in "iu"
+    return whole and np.array_equal(array.astype(wanted), array)
 
 
 def _fits(shape: Sequence[int], tensor: TensorSpec) -> bool:

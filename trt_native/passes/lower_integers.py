@@ -51,6 +51,8 @@ _DIRECT = (
     )
 )  # fmt: skip
 
+_CARRIED = _DIRECT | _WRAPPED | _CONVERTED
+
 
 class _Types(NamedTuple):
     """The types of a node's inputs and outputs in the original."""
@@ -168,7 +170,7 @@ def _computed_bytes(model: ir.Model) -> frozenset[ir.DataType]:
 
 
 def _is_known(node: ir.Node) -> bool:
-    return node.op_type in _DIRECT | _WRAPPED | _CONVERTED or node.op_type in _BITS
+    return node.op_type in _CARRIED or node.op_type in _BITS
 
 
 def _check(types: Mapping[ir.Node, _Types], carriers: Mapping[ir.DataType, ir.DataType]) -> None:

@@ -28,7 +28,6 @@ from trt_native.graph.nodes import (
     op_set,
     opset_of,
 )
-from trt_native.graph.opset import require_opset
 from trt_native.graph.validity import wraps_graph_errors
 from trt_native.passes.base import GraphPass, count_text
 from trt_native.passes.replacement import KEEP_FP32_KEY, NameAuthority, ReplacementBuilder
@@ -37,8 +36,7 @@ __all__ = ["LowerQuantized", "lower_quantized"]
 
 _INT8, _UINT8, _INT32 = ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT32
 _WHOLE = frozenset({_INT8, _UINT8, _INT32, ir.DataType.INT16, ir.DataType.UINT16})
-_FIRST_OPSET = 11  # the first that has Round
-_UNROUNDED = op_set("MatMulInteger ConvInteger DequantizeLinear MatMulIntegerToFloat")
+_ROUND = 11  # the first opset that has Round, and Clip with limits as inputs
 _DOMAINS = ("", "com.microsoft")
 _MOVED = op_set(
     "Identity Reshape Flatten Squeeze Unsqueeze Transpose Expand Tile Slice MaxPool DepthToSpace"
@@ -84,10 +82,8 @@ def lower_quantized(model: ir.Model) -> dict[str, Any]:
         read activations that the original quantizes.
 
     Raises:
-        UnsupportedError: the model is of an opset without Round, and cannot be raised.
+        UnsupportedError: an operator lacks inputs, or needs a rank that is not known.
     """
-    if any(_rule(node) and node.op_type not in _UNROUNDED for node in all_nodes(model.graph)):
-        require_opset(model, _FIRST_OPSET, "operators that round to quantized numbers")
     infer_values(model)
     lowering = _Lowering(model)
     counts: Counter[str] = Counter()
@@ -199,11 +195,11 @@ class _Lowering:
         of: ir.Value | None = None,
     ) -> ir.Value:  # fmt: skip
         """The quantized number nearest to a number of steps, behind which the node ends."""
-        number = self.add("Round", steps)
+        number = self.nearest(steps)
         if zero is not None and not _is_filled(zero, 0):
             number = self.add("Add", number, self.along(zero, axis, of))
         limits = np.iinfo(kind.numpy())
-        return self.add("Clip", number, self.scalar(limits.min), self.scalar(limits.max))
+        return self.clipped(number, limits.min, limits.max)
 
     def integers(self, numbers: Sequence[int]) -> ir.Value:
         """An INT64 constant."""
@@ -215,6 +211,27 @@ class _Lowering:
         """Let a node of FP32 take the node's place, with as many outputs."""
         count = len(self._node.outputs)
         self._builder.replace(*self._builder.add_with(operator, inputs, count, options, FLOAT))
+
+    def clipped(self, x: ir.Value, low: int, high: int) -> ir.Value:
+        """Numbers within limits."""
+        limits = self.scalar(low), self.scalar(high)
+        if self.opset >= _ROUND:
+            return self.add("Clip", x, *limits)
+        return self.add("Min", self.add("Max", x, limits[0]), limits[1])
+
+    def nearest(self, x: ir.Value) -> ir.Value:
+        """The nearest whole numbers, and of two the even one."""
+        if self.opset >= _ROUND:
+            return self.add("Round", x)
+        half, below = self.scalar(0.5), self.add("Floor", x)
+        rest = self.add("Sub", x, below)
+        halved = self.add("Mul", below, half)
+        odd = self.add("Sub", below, self.add("Mul", self.add("Floor", halved), self.scalar(2)))
+        boolean = ir.DataType.BOOL
+        larger = self.add("Greater", rest, half, kind=boolean)
+        smaller = self.add("Less", rest, half, kind=boolean)
+        step = self.add("Where", smaller, self.scalar(0), odd)
+        return self.add("Add", below, self.add("Where", larger, self.scalar(1), step))
 
     def finish_whole(self, number: ir.Value, kind: ir.DataType) -> None:
         """Let whole numbers take the place of the node's only output."""
@@ -344,9 +361,9 @@ def _dynamic(low: _Lowering, x: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]
     span = low.add("Where", flat, low.scalar(1), span)
     scale = low.add("Div", span, low.scalar(255))
     point = low.add("Div", low.add("Neg", bottom), scale)
-    point = low.add("Round", low.add("Clip", point, zero, low.scalar(255)))
-    steps = low.add("Add", low.add("Round", low.add("Div", x, scale)), point)
-    return low.add("Clip", steps, zero, low.scalar(255)), scale, point
+    point = low.nearest(low.clipped(point, 0, 255))
+    steps = low.add("Add", low.nearest(low.add("Div", x, scale)), point)
+    return low.clipped(steps, 0, 255), scale, point
 
 
 def _dynamic_quantize(low: _Lowering, node: ir.Node) -> None:
