@@ -91,6 +91,11 @@ def test_console_adds_the_flags_of_the_running_command(options, flags):
     assert result.stderr == f"error: bad{flags}\n  - one\n  log\n"
 
 
+def test_a_line_end_in_a_name_ends_no_line_of_the_list():
+    error = errors.PlanError("bad\nname", problems=["one\r\nmore", "two"])
+    assert str(error) == "bad\\nname\n  - one\\r\\nmore\n  - two"
+
+
 def test_a_restated_error_keeps_all_but_its_message_and_class():
     error = errors.CudaError("lost", ["log"], options=["a"], problems=["p"])
     again = error.restated("plan: lost", errors.PlanError, details=["more"], options=["b"])

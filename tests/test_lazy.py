@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -105,3 +106,23 @@ def test_type_checkers_see_the_objects_that_are_imported(name):
     package = importlib.import_module(name)
     for public, module in typed_imports(Path(package.__file__)).items():
         assert getattr(package, public) is getattr(importlib.import_module(module), public)
+
+
+WITHOUT_POSIX = """
+import importlib, os, pkgutil, signal, sys
+import torch
+for name in ("fcntl", "resource"):
+    sys.modules[name] = None
+for module, names in ((signal, ("SIGBUS", "SIGXCPU", "SIGHUP")), (os, ("O_NONBLOCK", "O_CLOEXEC"))):
+    for name in names:
+        delattr(module, name)
+import trt_native
+for found in pkgutil.walk_packages(trt_native.__path__, "trt_native."):
+    if found.name != "trt_native.__main__":
+        importlib.import_module(found.name)
+"""
+
+
+def test_every_module_can_be_imported_without_posix():
+    pytest.importorskip("torch")
+    subprocess.run([sys.executable, "-c", WITHOUT_POSIX], check=True)

@@ -28,6 +28,11 @@ USER_CODE_ERRORS = (Exception, SystemExit)
 """The exceptions of a function or module of the user's: ``sys.exit()`` there must not end us."""
 
 
+def _on_one_line(text: str) -> str:
+    """The text with its line ends escaped: a name in it, of a file or in a model, may hold some."""
+    return text.replace("\r", "\\r").replace("\n", "\\n")
+
+
 class TrtNativeError(Exception):
     """Base of every error raised by this package.
 
@@ -54,12 +59,10 @@ class TrtNativeError(Exception):
         options: Sequence[str] = (),
         problems: Sequence[str] = (),
     ) -> None:
-        # A name in it, of a file or in a model, may hold line ends.
-        message = message.replace("\r", "\\r").replace("\n", "\\n")
-        self.message = message
+        self.message = message = _on_one_line(message)
         self.details = tuple(details)
         self.options = tuple(options)
-        self.problems = tuple(problems)
+        self.problems = tuple(map(_on_one_line, problems))
         super().__init__("\n  ".join((message, *self.lines)))
 
     @property

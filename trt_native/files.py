@@ -34,6 +34,7 @@ __all__ = [
     "with_ending",
 ]
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_OPEN_FLAGS = sum(getattr(os, flag, 0) for flag in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
 _MAX_TEXT_BYTES = 256 * 2**20
 
 
@@ -71,7 +72,7 @@ def open_regular_file(path: Path) -> BufferedReader:
     Raises:
         OSError: it cannot be opened, is something else, or was left out by Git.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | _OPEN_FLAGS)
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
         file = os.fdopen(descriptor, "rb")

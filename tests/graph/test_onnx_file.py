@@ -220,3 +220,11 @@ def test_a_git_lfs_pointer_is_called_that(hub):
     hub.resolve().write_bytes(pointer)
     with pytest.raises(ModelError, match=r"m.onnx: .*is a Git LFS pointer; .*git lfs pull"):
         read_model(hub)
+
+
+def test_a_plan_is_called_that(tmp_path):
+    (tmp_path / "m.plan").write_bytes(b"ftrt" + bytes(60))
+    with pytest.raises(
+        ModelError, match=r"m\.plan: not an ONNX file, but a TensorRT plan; name the ONNX file"
+    ):
+        read_model(tmp_path / "m.plan")

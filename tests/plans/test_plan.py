@@ -73,6 +73,15 @@ def test_saving_without_a_manifest_removes_the_old_one(tmp_path, plan):
     assert [p.name for p in tmp_path.iterdir()] == ["m.plan"]
 
 
+def test_a_link_has_the_manifest_of_its_target(tmp_path, plan):
+    path = plan.save(tmp_path / "m.plan")
+    link = tmp_path / "link.plan"
+    link.symlink_to(path.name)
+    assert Plan.load(link).manifest == plan.manifest
+    (tmp_path / "m.plan.json").unlink()
+    assert Plan.load(link).manifest is None
+
+
 def test_a_full_disk_leaves_nothing(tmp_path, plan):
     full = tmp_path / "full"
     full.mkdir()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import re
@@ -576,6 +575,11 @@ def _content(path: Path) -> bytes:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold off other processes that do the same; without effect where folders cannot be locked."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):

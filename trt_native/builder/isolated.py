@@ -69,8 +69,10 @@ CANCEL_GRACE_S = 10.0
 
 _LOGGER = logging.getLogger(__name__)
 _TAIL_LINES = 20
-# A process sends these to itself. SIGABRT may come from outside, too.
-_CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT)
+# A process sends these to itself. SIGABRT may come from outside, too. Not every system has all.
+_CRASHES = tuple(
+    getattr(signal, name, -1) for name in ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT")
+)
 _LONG_S = 3600.0
 # The child imports from where this process does, not from its working folder.
 _BOOT = (

@@ -49,6 +49,7 @@ __all__ = [
 _MAX_INLINE_BYTES = 2**31 - 2**26
 _MOST_PROTOBUF_BYTES = 2**31
 _LISTED = 10
+_PLAN_TAGS = (b"ftrt", b"vtrt")
 _LINKED_KEY = "trt_native.linked"
 _PLACEHOLDERS = ("", "?", "-1")
 
@@ -66,7 +67,8 @@ def read_model(path: Path) -> ir.Model:
     try:
         with open_regular_file(path) as file:
             size = os.fstat(file.fileno()).st_size
-        model = _load(path) if 0 < size <= _MOST_PROTOBUF_BYTES else None
+            is_plan = file.read(4) in _PLAN_TAGS
+        model = _load(path) if 0 < size <= _MOST_PROTOBUF_BYTES and not is_plan else None
     except IsADirectoryError:
         raise ModelError(f"{path}: is a folder, not an ONNX file") from None
     except OSError as error:
@@ -75,6 +77,11 @@ def read_model(path: Path) -> ir.Model:
         raise ModelError(f"{path}: {error.message}") from None
     except Exception as error:  # onnx_ir and protobuf raise many kinds on malformed bytes
         raise ModelError(f"{path}: not an ONNX file, or truncated ({root_cause(error)})") from None
+    if is_plan:
+        raise ModelError(
+            f"{path}: not an ONNX file, but a TensorRT plan; name the ONNX file that it was built"
+            " from"
+        )
     if not size:
         raise ModelError(f"{path}: is empty; export or copy the model again")
     if model is None:

@@ -66,4 +66,5 @@ def _files_of(source: str | Path) -> Iterator[Path]:
             file for file in path.iterdir() if file.suffix in _DATA or file.name in _DESCRIPTIONS
         )
     else:
-        yield from (Path(f"{path}{suffix}") for suffix in (".json", ".cache"))
+        for file in (path, path.resolve()):
+            yield from (Path(f"{file}{suffix}") for suffix in (".json", ".cache"))

@@ -334,6 +334,8 @@ def manifest_path(plan: Path) -> Path:
 def read_manifest(plan: Path) -> Manifest | None:
     """Read the manifest next to a plan, without reading the plan; None if there is none.
 
+    For a link without one, it is the manifest next to the file that the link leads to.
+
     Raises:
         PlanError: there is one, but it cannot be read.
     """
@@ -341,7 +343,7 @@ def read_manifest(plan: Path) -> Manifest | None:
     try:
         return Manifest.from_json(json.loads(read_text_file(path)))
     except FileNotFoundError:
-        return None
+        return read_manifest(plan.resolve()) if plan.is_symlink() else None
     except OSError as error:
         reason, advice = f"cannot be read: {error.strerror}", "delete it or build again"
     except (ValueError, RecursionError) as error:
