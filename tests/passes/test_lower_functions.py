@@ -149,6 +149,30 @@ def test_attention_is_written_out_where_there_is_no_layer_for_it(lowering):
     assert relative_error(found, expected) < 1e-6
 
 
+HIDDEN = np.array([[True, False], [False, False]])
+
+
+@pytest.mark.parametrize(
+    ("call", "mask", "written"),
+    [
+        ("Attention(q, q, q, m)", None, True),
+        ("Attention(q, q, q, m)", HIDDEN, True),
+        ("Attention(q, q, q, m)", np.where(HIDDEN, 0, -np.inf).astype(np.float16), True),
+        ("Attention(q, q, q, m)", ~HIDDEN[:1], False),
+        ("Attention(q, q, q, m)", np.where(HIDDEN, 0, -1e4).astype(np.float16), False),
+        ("Attention<left_window_size = 1>(q, q, q)", HIDDEN, True),
+        ("Attention<is_causal = 1>(q, q, q)", HIDDEN, False),
+    ],
+)
+def test_attention_whose_queries_may_see_no_key_has_no_layer(lowering, call, mask, written):
+    """A layer returns NaN where ONNX has 0, and takes no notice of windows."""
+    given = "" if mask is not None else ", bool[2, 2] m"
+    text = f"(float16[1, 2, 2, 8] q{given}) => (float16[1, 2, 2, 8] y) {{ y = {call} }}"
+    used = {"m": mask} if mask is not None and "m)" in call else {}
+    context = dataclasses.replace(lowering.context, config=BuildConfig(precision=Precision.FP16))
+    assert LowerFunctions(context).needed(model(text, 25, **used)) == written
+
+
 def test_statistics_of_attention_stay_in_fp32(lowering):
     text = """(float16[1, 2, 4, 8] q) => (float16[1, 2, 4, 8] y) {
         y = Attention <softcap = 2.0> (q, q, q) }"""

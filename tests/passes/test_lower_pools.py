@@ -21,6 +21,7 @@ GEOMETRIES = [
     (3, 2, 1, 2, 1),
     (3, 2, 1, 0, 2),
     (2, 3, 0, 1, 3),
+    (3, 3, 0, 0, 2),
     (1, 2, 0, 0, 1),
 ]
 SHAPE = (2, 3, 9, 8)
@@ -74,7 +75,9 @@ def test_values(rank, ceil_mode, kernel, stride, before, behind, dilation, opera
     if dilation == 1 and operator != "LpPool":
         dilation = 2
     options = {"kernel_shape": [kernel] * rank, "strides": [stride] * rank, **attributes}
-    options |= {"pads": [before] * rank + [behind] * rank, "dilations": [dilation] * rank}
+    options |= {"dilations": [dilation] * rank}
+    if before or behind:
+        options |= {"pads": [before] * rank + [behind] * rank}
     compare(pool(operator, SHAPE[: 2 + rank], ceil_mode=ceil_mode, **options), SHAPE[: 2 + rank])
 
 
@@ -108,6 +111,12 @@ def test_pools_that_stay(proto):
 def test_dynamic_extents(operator):
     options = {"kernel_shape": [2, 3], "strides": [2, 1], "dilations": [2, 1], "pads": [1] * 4}
     compare(pool(operator, ("n", 3, "h", "w"), **options))
+
+
+def test_nodes_without_inputs_stay():
+    proto = pool("LpPool", kernel_shape=[2, 2])
+    proto.graph.node[0].CopyFrom(helper.make_node("RandomNormal", [], ["y"], shape=SHAPE))
+    assert lowered(proto) is None
 
 
 @pytest.mark.backend

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -21,7 +22,7 @@ from trt_native.backends.base import Backend
 from trt_native.backends.parser_support import is_used, one_node_model, refused_nodes
 from trt_native.graph.folding import fold_constants
 from trt_native.graph.inference import infer_values
-from trt_native.graph.nodes import FLOAT, all_nodes, input_of, is_fp32, opset_of
+from trt_native.graph.nodes import FLOAT, all_nodes, constant_of, input_of, is_fp32, opset_of
 from trt_native.graph.opset import means_the_same
 from trt_native.graph.validity import wraps_graph_errors
 from trt_native.passes.base import GraphPass, PassContext, count_text
@@ -34,6 +35,7 @@ __all__ = ["LowerFunctions", "written_out"]
 _SOFTMAX_INSIDE = ("Attention", "FlexAttention")  # its sums are kept in FP32
 _MASK = 3  # the place of an attention's mask
 _BIAS, _MASKED_ROWS = "AttnBiasT", "RowAllMasked"  # as the definition of Attention calls them
+_WINDOWS = ("left_window_size", "right_window_size")
 _LENGTHS = 6  # the place of nonpad_kv_seqlen, which the parser ignores
 _MOST_ROUNDS = 8  # bodies inside bodies
 _BODIES: dict[tuple[str, str, bytes], bytes | None] = {}
@@ -135,9 +137,28 @@ def _is_parsed_wrong(node: ir.Node, context: PassContext) -> bool:
         return False
     if not context.backend.capabilities.attention_layer or input_of(node, _LENGTHS) is not None:
         return True
+    if _has_window(node) or _may_hide_all_keys(input_of(node, _MASK)):
+        return True
     # The products of the layer cannot be split, and no fused kernel computes in FP32.
     stays_fp32 = is_fp32(input_of(node, 0)) and context.precision.lowered_to is None
     return stays_fp32 and takes_tf32(context)
+
+
+def _has_window(node: ir.Node) -> bool:
+    """Whether each query sees some keys beside it only, which the layer does not know."""
+    return any(node.attributes.get_int(side, -1) >= 0 for side in _WINDOWS)
+
+
+def _may_hide_all_keys(mask: ir.Value | None) -> bool:
+    """Whether a query may see no key: ONNX's result is 0 then, and the layer's is not a number."""
+    if mask is None:
+        return False
+    known = constant_of(mask)
+    if known is None:
+        return True
+    array = known.numpy()
+    seen = array if array.dtype == bool else array.astype(np.float32) > -np.inf
+    return not seen.any(axis=-1).all()
 
 
 def _has_body(node: ir.Node, opsets: Mapping[str, int]) -> bool:
@@ -264,9 +285,7 @@ def _function(node: ir.Node, opsets: Mapping[str, int]) -> ir.Function | None:
 
 def _is_masked(node: ir.Node) -> bool:
     given = any(input_of(node, index) is not None for index in (_MASK, _LENGTHS))
-    windows = ("left_window_size", "right_window_size")
-    limited = any(node.attributes.get_int(name, -1) >= 0 for name in windows)
-    return given or limited or bool(node.attributes.get_int("is_causal", 0))
+    return given or _has_window(node) or bool(node.attributes.get_int("is_causal", 0))
 
 
 def _leave_out_mask(proto: onnx.FunctionProto) -> None:

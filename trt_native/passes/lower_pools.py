@@ -29,12 +29,22 @@ _LAST = np.iinfo(np.int64).max
 
 
 class _Windows(NamedTuple):
-    """Windows of a pool, by spatial axis."""
+    """Windows of a pool, by spatial axis.
+
+    Attributes:
+        kernel: Elements of a window.
+        strides: Elements between windows.
+        dilations: Elements between elements of a window.
+        starts: Padding before the data.
+        given_ends: Padding behind the data as the node has it.
+        ends: The same, with what rounding up adds.
+    """
 
     kernel: list[int]
     strides: list[int]
     dilations: list[int]
     starts: list[int]
+    given_ends: list[int]
     ends: list[int]
 
     @property
@@ -75,8 +85,10 @@ def _pools(model: ir.Model) -> list[tuple[ir.Node, _Windows]]:
 
 
 def _lacks(node: ir.Node) -> bool:
+    if node.domain or node.op_type not in POOLS:
+        return False
     kind = dtype_of(node.inputs[0])
-    if node.domain or node.op_type not in POOLS or not (kind and kind.is_floating_point()):
+    if kind is None or not kind.is_floating_point():
         return False
     if node.op_type == "MaxPool" and len(node.outputs) > 1 and node.outputs[1].name:
         return False  # indices of the maxima
@@ -101,13 +113,15 @@ def _windows(node: ir.Node) -> _Windows | None:
         if totals is None:
             return None
         less, more = [n // 2 for n in totals], [n - n // 2 for n in totals]
-        starts, ends = (less, more) if auto_pad == "SAME_UPPER" else (more, less)
+        starts, given = (less, more) if auto_pad == "SAME_UPPER" else (more, less)
+        ends = given
     else:
         pads = (_ints(node, "pads") if auto_pad == "NOTSET" else []) or [0] * 2 * rank
-        starts, ends = pads[:rank], pads[rank:]
+        starts, given = pads[:rank], pads[rank:]
+        ends = given
         if auto_pad == "NOTSET" and node.attributes.get_int("ceil_mode", 0) != 0:
             ends = end_padding(kernel, strides, dilations, pads)
-    windows = _Windows(kernel, strides, dilations, starts, ends)
+    windows = _Windows(kernel, strides, dilations, starts, given, ends)
     is_static = extents is not None and all(isinstance(extent, int) for extent in extents)
     if node.op_type == "AveragePool" and windows.is_padded and not is_static:
         return None
@@ -193,7 +207,6 @@ def _counts(node: ir.Node, windows: _Windows) -> np.ndarray[Any, Any]:
     rank = len(windows.kernel)
     if not windows.is_padded:
         return np.array(math.prod(windows.kernel))
-    given = _ints(node, "pads")[rank:] or windows.ends
     includes = bool(node.attributes.get_int("count_include_pad", 0))
     counts = np.ones([1] * (2 + rank))
     for axis, extent in enumerate(_spatial(node) or []):
@@ -201,7 +214,9 @@ def _counts(node: ir.Node, windows: _Windows) -> np.ndarray[Any, Any]:
         inside = np.arange(windows.kernel[axis]) * windows.dilations[axis]
         first = np.arange(0, start + extent + end - inside[-1], windows.strides[axis])
         places = first[:, None] + inside
-        low, high = (0, start + extent + given[axis]) if includes else (start, start + extent)
+        low, high = (0, start + extent + windows.given_ends[axis])
+        if not includes:
+            low, high = start, start + extent
         counted = ((places >= low) & (places < high)).sum(1)
         counts = counts * counted.reshape([-1 if i == 2 + axis else 1 for i in range(2 + rank)])
     return counts
