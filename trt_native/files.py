@@ -25,6 +25,7 @@ __all__ = [
     "is_within",
     "open_regular_file",
     "open_standard_descriptors",
+    "parse_yaml",
     "read_text_file",
     "remove_temporaries",
     "save_with_json",
@@ -36,6 +37,7 @@ __all__ = [
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _OPEN_FLAGS = sum(getattr(os, flag, 0) for flag in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
 _MAX_TEXT_BYTES = 256 * 2**20
+_MAX_YAML_DEPTH = 64
 
 
 def is_within(path: Path, folder: Path) -> bool:
@@ -97,6 +99,21 @@ def read_text_file(path: Path) -> bytes:
     if len(content) > _MAX_TEXT_BYTES:
         raise OSError(errno.EFBIG, f"is larger than {format_bytes(_MAX_TEXT_BYTES)}", str(path))
     return content
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML 1.2 document of plain types, nested at most 64 deep.
+
+    The time the parser takes grows with the square of the depth.
+
+    Raises:
+        ruamel.yaml.error.YAMLError: it is no YAML, or nested deeper.
+    """
+    from ruamel.yaml import YAML
+
+    yaml = YAML(typ="safe", pure=True)
+    yaml.max_depth = _MAX_YAML_DEPTH
+    return yaml.load(text)
 
 
 _temporary_tag = secrets.token_hex(4)

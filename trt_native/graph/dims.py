@@ -19,7 +19,7 @@ from typing import Any
 import onnx_ir as ir
 
 from trt_native.errors import ModelError, SpecError
-from trt_native.files import read_text_file
+from trt_native.files import parse_yaml, read_text_file
 from trt_native.shapes import (
     DimRange,
     Profile,
@@ -453,12 +453,6 @@ def read_profile_file(path: Path) -> tuple[ProfileSpec, ...]:
         raise SpecError(f"{path}: {error.message}", error.details) from None
 
 
-def _parse_yaml(text: str) -> Any:
-    from ruamel.yaml import YAML
-
-    return YAML(typ="safe", pure=True).load(text)
-
-
 def _parse_toml(text: str) -> Any:
     if sys.version_info >= (3, 11):
         import tomllib
@@ -468,8 +462,8 @@ def _parse_toml(text: str) -> Any:
 
 
 _PARSERS: dict[str, Callable[[str], Any]] = {
-    ".yaml": _parse_yaml,
-    ".yml": _parse_yaml,
+    ".yaml": parse_yaml,
+    ".yml": parse_yaml,
     ".json": json.loads,
     ".toml": _parse_toml,
 }

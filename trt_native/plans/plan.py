@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import mmap
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
@@ -121,13 +123,16 @@ def _read_hashed(file: BufferedReader, size: int, *, hashed: bool) -> tuple[memo
     Raises:
         OSError: the file cannot be read, or is shorter now.
     """
-    from concurrent.futures import ThreadPoolExecutor
-
     memory = memoryview(mmap.mmap(-1, size))  # unlike a bytearray it is not filled with zeros first
     digest = hashlib.sha256()
     chunks = [memory[start : start + _CHUNK] for start in range(0, size, _CHUNK)]
-    with ThreadPoolExecutor(1) as reader:
-        for chunk, read in zip(chunks, reader.map(file.readinto, chunks), strict=True):
+    with contextlib.ExitStack() as stack:
+        read_all: Callable[..., Iterator[int]] = map
+        if len(chunks) > 1:  # to start a thread takes longer than to read one chunk
+            from concurrent.futures import ThreadPoolExecutor
+
+            read_all = stack.enter_context(ThreadPoolExecutor(1)).map
+        for chunk, read in zip(chunks, read_all(file.readinto, chunks), strict=True):
             if read != len(chunk):
                 raise OSError(errno.EIO, "became shorter while it was read")
             if hashed:

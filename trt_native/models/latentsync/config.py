@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from trt_native.errors import SpecError
-from trt_native.files import read_text_file
+from trt_native.files import parse_yaml, read_text_file
 
 __all__ = ["UNET_PRESETS", "MotionConfig", "UNetConfig"]
 
@@ -204,7 +203,7 @@ def _parse_file(path: Path) -> Any:
         text = read_text_file(path).decode()
         if path.suffix.lower() == ".json":
             return json.loads(text)
-        return YAML(typ="safe", pure=True).load(text)
+        return parse_yaml(text)
     except FileNotFoundError:
         presets = ", ".join(UNET_PRESETS)
         raise SpecError(f"{path}: no such file, and not a preset either ({presets})") from None
