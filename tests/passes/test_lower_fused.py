@@ -34,11 +34,15 @@ def model_of(
     made=None,
     **at,
 ):
-    names = [f"i{n}" for n in range(len(shapes))]
+    names = ["" if shape is None else f"i{n}" for n, shape in enumerate(shapes)]
     graph = helper.make_graph(
         [helper.make_node(operator, names, outputs, "node", domain=domain, **at)],
         "fused",
-        [helper.make_tensor_value_info(n, kind, s) for n, s in zip(names, shapes, strict=True)],
+        [
+            helper.make_tensor_value_info(n, kind, s)
+            for n, s in zip(names, shapes, strict=True)
+            if n
+        ],
         [helper.make_tensor_value_info(name, kind, made) for name in outputs if name],
     )
     opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
@@ -51,9 +55,9 @@ def model_of(
 def test_outputs_are_those_of_onnx_runtime(operator, opset, kind):
     case = GOLDEN[operator]
     dtype = helper.tensor_dtype_to_np_dtype(kind)
-    arrays = [np.array(array, dtype) for array in case["inputs"]]
+    arrays = [array and np.array(array, dtype) for array in case["inputs"]]
     outputs = ["y", "", "", "s"] if len(case["outputs"]) == 2 else ["y"]
-    shapes = [array.shape for array in arrays]
+    shapes = [None if array is None else array.shape for array in arrays]
     model = model_of(
         operator,
         shapes,
@@ -69,7 +73,9 @@ def test_outputs_are_those_of_onnx_runtime(operator, opset, kind):
     assert LOWER.record == {"nodes": {operator: 1}}
     made = ir.to_proto(model)
     onnx.checker.check_model(made, full_check=True)
-    found = ReferenceEvaluator(made).run(None, {f"i{n}": a for n, a in enumerate(arrays)})
+    found = ReferenceEvaluator(made).run(
+        None, {f"i{n}": a for n, a in enumerate(arrays) if a is not None}
+    )
     tolerance = 2e-5 if dtype == np.float32 else 1e-2
     for array, expected in zip(found, case["outputs"], strict=True):
         assert array.dtype == dtype
@@ -102,9 +108,10 @@ def test_types_are_inferred_between_two():
         model_of("FusedMatMul", [(2, 3), (3, 4)], ["y"], transBatchA=1),
         model_of("FusedConv", [(1, 1, 3, 3), (1, 1, 2, 2)], ["y"], activation="Other"),
         model_of("SkipLayerNormalization", [(1, 2, 4), (1, 2, 4), (4,)], ["y", "mean"]),
+        model_of("MultiHeadAttention", [(1, 2, 4)] * 3, ["y"], num_heads=2, unidirectional=1),
         model_of("Gelu", [(2, 4)], ["y"], domain="own"),
     ],
-    ids=["batch", "activation", "statistics", "domain"],
+    ids=["batch", "activation", "statistics", "causal", "domain"],
 )
 def test_what_is_not_known_stays(model):
     assert not LOWER.needed(model)
@@ -119,10 +126,20 @@ def test_a_clip_has_its_limits():
     np.testing.assert_array_equal(found, [[[0, 6]]])
 
 
-def test_an_unknown_rank_is_an_error():
-    model = model_of("FusedMatMul", [(2, 3), (4, 3)], ["y"], transB=1)
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (model_of("FusedMatMul", [(2, 3), (4, 3)], ["y"], transB=1), "FusedMatMul transposes 'i1'"),
+        (
+            model_of("MultiHeadAttention", [(1, 2, 4)] * 3, ["y"], num_heads=2),
+            "MultiHeadAttention reads 'i1'",
+        ),
+    ],
+    ids=["product", "attention"],
+)
+def test_an_unknown_rank_is_an_error(model, message):
     model.graph.inputs[1].shape = None
-    with pytest.raises(UnsupportedError, match="FusedMatMul transposes 'i1'"):
+    with pytest.raises(UnsupportedError, match=message):
         select_passes([LowerFused], model, LOWER.context)
 
 

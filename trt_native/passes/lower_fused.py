@@ -214,6 +214,51 @@ def _rewrite_skip_norm(new: ReplacementBuilder) -> None:
     new.replace(*outputs)
 
 
+def _is_plain_attention(node: ir.Node) -> bool:
+    """Whether query, key and value are separate, without padding masks, past or causality."""
+    first, *others = (input_of(node, index) for index in (2, 4, 6, 7, 8, 9))
+    return (
+        first is not None
+        and not any(others)
+        and not node.attributes.get_int("unidirectional", 0)
+        and not any(value.uses() or value.is_graph_output() for value in node.outputs[1:])
+        and all(v is None or v.shape is None or len(v.shape) == 3 for v in node.inputs[:3])
+    )
+
+
+def _rewrite_attention(new: ReplacementBuilder) -> None:
+    """Use two products and a softmax between them."""
+    node = new.node
+    heads = node.attributes.get_int("num_heads", 1)
+    width, *_ = [_width(value) for value in node.inputs[:3]]
+    ends = [0, width, 2 * width, np.iinfo(np.int64).max]
+    parts = []
+    for index, order in enumerate(([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3])):
+        value = node.inputs[index]
+        if (bias := input_of(node, 3)) is not None:
+            limits = [new.constant(np.array([end])) for end in ends[index : index + 2]]
+            value = new.add("Add", [value, new.add("Slice", [bias, *limits])])
+        split = new.constant(np.array([0, 0, heads, -1]))
+        parts.append(new.add("Transpose", [new.add("Reshape", [value, split])], perm=order))
+    scale = node.attributes.get_float("scale", 0.0) or (heads / width) ** 0.5
+    scores = new.add("Mul", [new.add("MatMul", parts[:2]), _scalar(new, scale)])
+    if (added := input_of(node, 5)) is not None:
+        scores = new.add("Add", [scores, added])
+    shares = new.add("Softmax", [scores], axis=-1)
+    merged = new.add("Transpose", [new.add("MatMul", [shares, parts[2]])], perm=[0, 2, 1, 3])
+    new.replace(new.add("Reshape", [merged, new.constant(np.array([0, 0, -1]))]))
+
+
+def _width(value: ir.Value | None) -> int:
+    shape = None if value is None else value.shape
+    if shape is None or len(shape) != 3 or not isinstance(shape[2], int):
+        raise UnsupportedError(
+            f"a MultiHeadAttention reads {value and value.name!r}, whose last dimension of three is"
+            " neither given nor inferred; add a value_info with its shape to the model"
+        )
+    return shape[2]
+
+
 def _lacks_statistics(node: ir.Node) -> bool:
     """Whether the mean and deviation, which only training uses, are not read."""
     return not any(value.uses() or value.is_graph_output() for value in node.outputs[1:3])
@@ -238,6 +283,7 @@ _RULES: dict[str, _Rule] = {
     "TransposeMatMul": (_is_plain_product, _rewrite_fused_mat_mul),
     "FusedConv": (_has_known_activation, _rewrite_with_activation),
     "FusedGemm": (_has_known_activation, _rewrite_with_activation),
+    "MultiHeadAttention": (_is_plain_attention, _rewrite_attention),
     "SkipLayerNormalization": (_lacks_statistics, _rewrite_skip_norm),
     "SkipSimplifiedLayerNormalization": (_lacks_statistics, _rewrite_skip_norm),
 }
