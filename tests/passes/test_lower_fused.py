@@ -109,9 +109,10 @@ def test_types_are_inferred_between_two():
         model_of("FusedConv", [(1, 1, 3, 3), (1, 1, 2, 2)], ["y"], activation="Other"),
         model_of("SkipLayerNormalization", [(1, 2, 4), (1, 2, 4), (4,)], ["y", "mean"]),
         model_of("MultiHeadAttention", [(1, 2, 4)] * 3, ["y"], num_heads=2, unidirectional=1),
+        model_of("MultiHeadAttention", [(1, 2, 4)] * 3, ["y"]),
         model_of("Gelu", [(2, 4)], ["y"], domain="own"),
     ],
-    ids=["batch", "activation", "statistics", "causal", "domain"],
+    ids=["batch", "activation", "statistics", "causal", "heads", "domain"],
 )
 def test_what_is_not_known_stays(model):
     assert not LOWER.needed(model)

@@ -219,6 +219,7 @@ def _is_plain_attention(node: ir.Node) -> bool:
     first, *others = (input_of(node, index) for index in (2, 4, 6, 7, 8, 9))
     return (
         first is not None
+        and node.attributes.get_int("num_heads", 0) > 0
         and not any(others)
         and not node.attributes.get_int("unidirectional", 0)
         and not any(value.uses() or value.is_graph_output() for value in node.outputs[1:])
@@ -229,7 +230,7 @@ def _is_plain_attention(node: ir.Node) -> bool:
 def _rewrite_attention(new: ReplacementBuilder) -> None:
     """Use two products and a softmax between them."""
     node = new.node
-    heads = node.attributes.get_int("num_heads", 1)
+    heads = node.attributes.get_int("num_heads", 0)
     width, *_ = [_width(value) for value in node.inputs[:3]]
     ends = [0, width, 2 * width, np.iinfo(np.int64).max]
     parts = []
