@@ -31,6 +31,22 @@ def test_summary(tmp_path):
     assert summary.file_bytes == path.stat().st_size
 
 
+def test_ai_onnx_is_the_standard_domain(tmp_path):
+    path = tiny_models.save(
+        tmp_path / "m.onnx",
+        [helper.make_node("Softmax", ["x"], ["y"], domain="ai.onnx")],
+        [tiny_models.tensor("x", TensorProto.FLOAT, [2, 3])],
+        [tiny_models.tensor("y", TensorProto.FLOAT, [2, 3])],
+    )
+    proto = onnx.load(path)
+    del proto.opset_import[:]
+    proto.opset_import.append(helper.make_opsetid("ai.onnx", 12))
+    onnx.save(proto, path)
+    model = read_model(path)
+    assert summarize(path, model).opsets == {"": 12}
+    assert [node.domain for node in model.graph] == [""]
+
+
 def test_operators_of_subgraphs_and_other_domains_count(tmp_path):
     def body(operator, name, domain=""):
         node = helper.make_node(operator, ["x"], [name], name=f"in_{name}", domain=domain)

@@ -89,6 +89,10 @@ def read_model(path: Path) -> ir.Model:
             f"{path}: not an ONNX file: it has {format_bytes(size)}, and none has more than 2 GiB;"
             " larger models keep their weights in files next to them"
         )
+    functions = (function.opset_imports for function in model.functions.values())
+    for imports in (model.opset_imports, *functions):
+        if (version := imports.pop("ai.onnx", None)) is not None:
+            imports.setdefault("", version)  # the same domain
     if not model.graph.outputs or not model.opset_imports:
         raise ModelError(f"{path}: not an ONNX model: it has no graph with outputs")
     try:

@@ -16,6 +16,7 @@ from trt_native.passes.bypass_quantizers import BypassQuantizers
 from trt_native.passes.decompose_norms import DecomposeNorms
 from trt_native.passes.lower_conditionals import LowerConditionals
 from trt_native.passes.lower_functions import LowerFunctions
+from trt_native.passes.lower_fused import LowerFused
 from trt_native.passes.lower_integers import LowerIntegers
 from trt_native.passes.lower_pools import LowerPools
 from trt_native.passes.lower_quantized import LowerQuantized
@@ -35,6 +36,7 @@ __all__ = ["BUILD", "CALIBRATE", "QUANTIZE", "describe_passes", "run_passes", "s
 
 BUILD: tuple[type[GraphPass], ...] = (
     Normalize,
+    LowerFused,
     LowerQuantized,
     LowerIntegers,
     ReplaceTypes,
@@ -57,6 +59,7 @@ BUILD: tuple[type[GraphPass], ...] = (
 
 CALIBRATE: tuple[type[GraphPass], ...] = (
     Normalize,
+    LowerFused,
     LowerQuantized,
     LowerIntegers,
     ReplaceTypes,
