@@ -111,9 +111,9 @@ def parse_yaml(text: str) -> Any:
     """
     from ruamel.yaml import YAML
 
-    yaml = YAML(typ="safe", pure=True)
-    yaml.max_depth = _MAX_YAML_DEPTH
-    return yaml.load(text)
+    reader = YAML(typ="safe", pure=True)
+    reader.max_depth = _MAX_YAML_DEPTH
+    return reader.load(text)
 
 
 _temporary_tag = secrets.token_hex(4)
