@@ -41,7 +41,7 @@ _INDEXING = op_set("Gather GatherElements GatherND Scatter ScatterElements Scatt
 
 
 @dataclass(frozen=True, slots=True)
-class _Lowering:
+class _ConditionalLowering:
     """How an ``If`` is written.
 
     Attributes:
@@ -80,7 +80,7 @@ class LowerConditionals(GraphPass):
             inliner.lower(one)
         return {"nodes": {"If": len(found)}}
 
-    def _lowerings(self, model: ir.Model) -> list[_Lowering]:
+    def _lowerings(self, model: ir.Model) -> list[_ConditionalLowering]:
         backend = self.context.backend
         nodes = [n for n in all_nodes(model.graph) if n.op_type == "If" and not n.domain]
         if not nodes or backend is None or backend.capabilities.dynamic_conditionals:
@@ -99,7 +99,7 @@ class LowerConditionals(GraphPass):
             elif taken is not None:
                 (other,) = set(_BRANCHES) - {taken}
                 dropped |= set(all_nodes(node.attributes[other].as_graph()))
-            found.append(_Lowering(node, taken))
+            found.append(_ConditionalLowering(node, taken))
         if problems:
             raise UnsupportedError(
                 f"{backend.product} {backend.version} computes an If of a dynamic shape wrong"
@@ -250,7 +250,7 @@ class _Inliner:
         self._names = NameAuthority(model)
         self._uses = Counter(value.name for graph in model.graphs() for value in _made_in(graph))
 
-    def lower(self, lowering: _Lowering) -> None:
+    def lower(self, lowering: _ConditionalLowering) -> None:
         """Replace an ``If``."""
         node, taken = lowering.node, lowering.taken
         branches = [self._inlined(node, name) for name in ([taken] if taken else _BRANCHES)]

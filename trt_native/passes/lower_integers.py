@@ -129,7 +129,7 @@ def lower_integers(model: ir.Model) -> dict[str, Any]:
     for node, kinds in types.items():
         if node.domain:
             continue
-        lowering = _Lowering(ReplacementBuilder(node, names, opset), kinds, carriers)
+        lowering = _IntegerLowering(ReplacementBuilder(node, names, opset), kinds, carriers)
         if lowering.rewrite():
             counts[node.op_type] += 1
     _cast_at_the_border(model, carriers, names)
@@ -262,7 +262,7 @@ def _cast_at_the_border(
         graph.outputs[index] = outer
 
 
-class _Lowering:
+class _IntegerLowering:
     """Arithmetic of integers in the place of a node."""
 
     def __init__(
@@ -366,14 +366,14 @@ def _holds(kind: ir.DataType, other: ir.DataType | None) -> bool:
 # Operations on bits
 
 
-def _operands(low: _Lowering) -> tuple[list[ir.Value], ir.DataType]:
+def _operands(low: _IntegerLowering) -> tuple[list[ir.Value], ir.DataType]:
     kind = low.kinds.makes[0]
     if kind is None:
         raise UnsupportedError(f"the type of {_named(low.node)} is neither given nor inferred")
     return [value for value in low.node.inputs if value is not None], kind
 
 
-def _shift(low: _Lowering) -> ir.Value:
+def _shift(low: _IntegerLowering) -> ir.Value:
     """Products with and quotients by powers of two, which come from a table.
 
     Shifts by less than 0 or by all the bits leave the sign alone.
@@ -398,17 +398,17 @@ def _shift(low: _Lowering) -> ir.Value:
     return add("Where", [negative, add("Sub", [ones, found], within), found], within)
 
 
-def _not(low: _Lowering) -> ir.Value:
+def _not(low: _IntegerLowering) -> ir.Value:
     (x,), kind = _operands(low)
     within = low.carrier(kind)
     every = -1 if kind.is_signed() else 2 ** (_width(kind)) - 1
     return low.builder.add("Sub", [low.constant(every, within), x], within)
 
 
-def _bitwise(combine: Callable[[_Lowering, list[ir.Value], ir.DataType], ir.Value]) -> Any:
+def _bitwise(combine: Callable[[_IntegerLowering, list[ir.Value], ir.DataType], ir.Value]) -> Any:
     """Split numbers into bits along a new last axis, combine these, and add them up."""
 
-    def rule(low: _Lowering) -> ir.Value:
+    def rule(low: _IntegerLowering) -> ir.Value:
         values, kind = _operands(low)
         bits = _width(kind)
         within = _INT32 if bits < 32 else _INT64
@@ -428,7 +428,7 @@ def _bitwise(combine: Callable[[_Lowering, list[ir.Value], ir.DataType], ir.Valu
     return rule
 
 
-def _bits(low: _Lowering, x: ir.Value, kind: ir.DataType, within: ir.DataType) -> ir.Value:
+def _bits(low: _IntegerLowering, x: ir.Value, kind: ir.DataType, within: ir.DataType) -> ir.Value:
     add, bits = low.builder.add, _width(kind)
     axis = low.constant([-1], _INT64)
     below = min(bits, 63)
@@ -448,7 +448,7 @@ def _bits(low: _Lowering, x: ir.Value, kind: ir.DataType, within: ir.DataType) -
     return add("Concat", [found, top], within, axis=-1)
 
 
-def _xor(low: _Lowering, parts: list[ir.Value], kind: ir.DataType) -> ir.Value:
+def _xor(low: _IntegerLowering, parts: list[ir.Value], kind: ir.DataType) -> ir.Value:
     return low.builder.add(
         "Mod", [low.builder.add("Add", parts, kind), low.constant(2, kind)], kind
     )
@@ -458,7 +458,7 @@ def _combined(operator: str) -> Any:
     return _bitwise(lambda low, parts, kind: low.builder.add(operator, parts, kind))
 
 
-_BITS: Mapping[str, Callable[[_Lowering], ir.Value]] = {
+_BITS: Mapping[str, Callable[[_IntegerLowering], ir.Value]] = {
     "BitShift": _shift,
     "BitwiseNot": _not,
     "BitwiseAnd": _combined("Mul"),

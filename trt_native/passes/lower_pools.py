@@ -28,7 +28,7 @@ _FIRST_OPSET = 11  # whose Pad takes a value of the input's type
 _LAST = np.iinfo(np.int64).max
 
 
-class _Windows(NamedTuple):
+class _PoolWindows(NamedTuple):
     """Windows of a pool, by spatial axis.
 
     Attributes:
@@ -74,7 +74,7 @@ class LowerPools(GraphPass):
         return {"nodes": dict(Counter(node.op_type for node, _ in pools))}
 
 
-def _pools(model: ir.Model) -> list[tuple[ir.Node, _Windows]]:
+def _pools(model: ir.Model) -> list[tuple[ir.Node, _PoolWindows]]:
     if opset_of(model) < _FIRST_OPSET:
         return []
     nodes = [node for node in all_nodes(model.graph) if _lacks(node)]
@@ -99,7 +99,7 @@ def _ints(node: ir.Node, name: str) -> list[int]:
     return list(node.attributes.get_ints(name, []))
 
 
-def _windows(node: ir.Node) -> _Windows | None:
+def _windows(node: ir.Node) -> _PoolWindows | None:
     """The windows of a pool; None where its padding, or what it divides by, is not known."""
     kernel = _ints(node, "kernel_shape")
     rank = len(kernel)
@@ -121,7 +121,7 @@ def _windows(node: ir.Node) -> _Windows | None:
         ends = given
         if auto_pad == "NOTSET" and node.attributes.get_int("ceil_mode", 0) != 0:
             ends = end_padding(kernel, strides, dilations, pads)
-    windows = _Windows(kernel, strides, dilations, starts, given, ends)
+    windows = _PoolWindows(kernel, strides, dilations, starts, given, ends)
     is_static = extents is not None and all(isinstance(extent, int) for extent in extents)
     if node.op_type == "AveragePool" and windows.is_padded and not is_static:
         return None
@@ -148,7 +148,7 @@ def _totals_of_same(
     return totals
 
 
-def _write_out(new: ReplacementBuilder, windows: _Windows) -> None:
+def _write_out(new: ReplacementBuilder, windows: _PoolWindows) -> None:
     node = new.node
     (x,) = node.inputs
     assert x is not None  # noqa: S101  # for the type checker
@@ -178,7 +178,7 @@ def _number(new: ReplacementBuilder, number: float, kind: ir.DataType) -> ir.Val
 
 
 def _padded(
-    new: ReplacementBuilder, x: ir.Value, windows: _Windows, value: float, kind: ir.DataType
+    new: ReplacementBuilder, x: ir.Value, windows: _PoolWindows, value: float, kind: ir.DataType
 ) -> ir.Value:
     if not windows.is_padded:
         return x
@@ -186,7 +186,7 @@ def _padded(
     return new.add("Pad", [x, around, _number(new, value, kind)])
 
 
-def _elements(new: ReplacementBuilder, x: ir.Value, windows: _Windows) -> list[ir.Value]:
+def _elements(new: ReplacementBuilder, x: ir.Value, windows: _PoolWindows) -> list[ir.Value]:
     """The slice of each element of the windows."""
     axes = new.constant(np.arange(2, 2 + len(windows.kernel)))
     steps = new.constant(np.array(windows.strides))
@@ -202,7 +202,7 @@ def _elements(new: ReplacementBuilder, x: ir.Value, windows: _Windows) -> list[i
     return found
 
 
-def _counts(node: ir.Node, windows: _Windows) -> np.ndarray[Any, Any]:
+def _counts(node: ir.Node, windows: _PoolWindows) -> np.ndarray[Any, Any]:
     """The number of elements that each window of a mean counts: a number, or (1, 1, ...)."""
     rank = len(windows.kernel)
     if not windows.is_padded:

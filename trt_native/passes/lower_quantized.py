@@ -85,7 +85,7 @@ def lower_quantized(model: ir.Model) -> dict[str, Any]:
         UnsupportedError: an operator lacks inputs, or needs a rank that is not known.
     """
     infer_values(model)
-    lowering = _Lowering(model)
+    lowering = _QuantizedLowering(model)
     counts: Counter[str] = Counter()
     for node in tuple(all_nodes(model.graph)):
         if rule := _rule(node):
@@ -102,7 +102,7 @@ def lower_quantized(model: ir.Model) -> dict[str, Any]:
     return record
 
 
-class _Lowering:
+class _QuantizedLowering:
     """Arithmetic in FP32 in the place of a node; constants are computed when they are written."""
 
     def __init__(self, model: ir.Model) -> None:
@@ -292,7 +292,7 @@ def _is_filled(value: ir.Value, number: int) -> bool:
 # Which nodes are lowered
 
 
-def _rule(node: ir.Node) -> Callable[[_Lowering, ir.Node], None] | None:
+def _rule(node: ir.Node) -> Callable[[_QuantizedLowering, ir.Node], None] | None:
     if node.domain not in _DOMAINS:
         return None
     if node.op_type in QDQ:
@@ -337,21 +337,21 @@ def _axis(node: ir.Node) -> int:
     return node.attributes.get_int("axis", 1)
 
 
-def _quantize_linear(low: _Lowering, node: ir.Node) -> None:
+def _quantize_linear(low: _QuantizedLowering, node: ir.Node) -> None:
     x, scale = _needed_inputs(node, 2)
     kind = _quantized_type(node)
     assert kind is not None  # noqa: S101  # such nodes are not lowered
     low.quantize(low.number(x), scale, input_of(node, 2), kind, _axis(node))
 
 
-def _dequantize_linear(low: _Lowering, node: ir.Node) -> None:
+def _dequantize_linear(low: _QuantizedLowering, node: ir.Node) -> None:
     x, scale = _needed_inputs(node, 2)
     real = low.real(x, scale, input_of(node, 2), _axis(node))
     kind = dtype_of(scale) or FLOAT
     low.finish(real if kind is FLOAT else low.add("Cast", real, kind=kind, to=int(kind)))
 
 
-def _dynamic(low: _Lowering, x: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+def _dynamic(low: _QuantizedLowering, x: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Numbers, scale and zero point of a tensor that is quantized by its own range."""
     zero = low.scalar(0)
     high = low.add("Max", low.add("ReduceMax", x, keepdims=0), zero)
@@ -366,7 +366,7 @@ def _dynamic(low: _Lowering, x: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]
     return low.clipped(steps, 0, 255), scale, point
 
 
-def _dynamic_quantize(low: _Lowering, node: ir.Node) -> None:
+def _dynamic_quantize(low: _QuantizedLowering, node: ir.Node) -> None:
     numbers, scale, point = _dynamic(low, _needed_inputs(node, 1)[0])
     low.finish(low.typed(numbers, _UINT8), scale, low.typed(point, _UINT8))
 
@@ -375,15 +375,19 @@ def _dynamic_quantize(low: _Lowering, node: ir.Node) -> None:
 
 
 def _product(
-    low: _Lowering, a: ir.Value, b: ir.Value, a_zero: ir.Value | None, b_zero: ir.Value | None
+    low: _QuantizedLowering,
+    a: ir.Value,
+    b: ir.Value,
+    a_zero: ir.Value | None,
+    b_zero: ir.Value | None,
 ) -> ir.Value:
     """A matrix product of quantized values, as whole numbers; of a there may be one per row."""
     return low.add("MatMul", low.centred(a, a_zero, -2), low.centred(b, b_zero, -1))
 
 
 def _convolution(
-    low: _Lowering, node: ir.Node, x: ir.Value, w: ir.Value, zeros: tuple[ir.Value | None, ...],
-    bias: ir.Value | None = None,
+    low: _QuantizedLowering, node: ir.Node, x: ir.Value, w: ir.Value,
+    zeros: tuple[ir.Value | None, ...], bias: ir.Value | None = None,
 ) -> ir.Value:  # fmt: skip
     given = None if bias is None else low.number(bias)
     inputs = [low.centred(x, zeros[0], 1), low.centred(w, zeros[1], 0), given]
@@ -395,7 +399,7 @@ def _options(node: ir.Node, *without: str) -> dict[str, Any]:
 
 
 def _rescaled(
-    low: _Lowering, total: ir.Value, scales: tuple[ir.Value, ...], zero: ir.Value | None,
+    low: _QuantizedLowering, total: ir.Value, scales: tuple[ir.Value, ...], zero: ir.Value | None,
     kind: ir.DataType,
 ) -> None:  # fmt: skip
     """Quantize a sum in steps of two scales in steps of a third."""
@@ -408,25 +412,25 @@ def _result_type(zero: ir.Value | None, otherwise: ir.Value) -> ir.DataType:
     return dtype_of(zero) or dtype_of(otherwise) or _UINT8
 
 
-def _matmul_integer(low: _Lowering, node: ir.Node) -> None:
+def _matmul_integer(low: _QuantizedLowering, node: ir.Node) -> None:
     a, b = _needed_inputs(node, 2)
     low.finish_whole(_product(low, a, b, input_of(node, 2), input_of(node, 3)), _INT32)
 
 
-def _conv_integer(low: _Lowering, node: ir.Node) -> None:
+def _conv_integer(low: _QuantizedLowering, node: ir.Node) -> None:
     x, w = _needed_inputs(node, 2)
     zeros = (input_of(node, 2), input_of(node, 3))
     low.finish_whole(_convolution(low, node, x, w, zeros), _INT32)
 
 
-def _qlinear_matmul(low: _Lowering, node: ir.Node) -> None:
+def _qlinear_matmul(low: _QuantizedLowering, node: ir.Node) -> None:
     a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero = _needed_inputs(node, 8)
     scales = (low.along(a_scale, -2, a), low.along(b_scale, -1, b))
     total = _product(low, a, b, a_zero, b_zero)
     _rescaled(low, total, (*scales, low.number(y_scale)), y_zero, _result_type(y_zero, a))
 
 
-def _qlinear_conv(low: _Lowering, node: ir.Node) -> None:
+def _qlinear_conv(low: _QuantizedLowering, node: ir.Node) -> None:
     x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero = _needed_inputs(node, 8)
     total = _convolution(low, node, x, w, (x_zero, w_zero), input_of(node, 8))
     scales = (low.number(x_scale), low.along(w_scale, 1, w), low.number(y_scale))
@@ -434,7 +438,10 @@ def _qlinear_conv(low: _Lowering, node: ir.Node) -> None:
 
 
 def _scaled_product(
-    low: _Lowering, a: tuple[ir.Value, ...], b: tuple[ir.Value | None, ...], bias: ir.Value | None
+    low: _QuantizedLowering,
+    a: tuple[ir.Value, ...],
+    b: tuple[ir.Value | None, ...],
+    bias: ir.Value | None,
 ) -> None:
     """A product of numbers less their zero points, scaled; ``b``: value, scale, zero point."""
     numbers, a_scale = a
@@ -445,20 +452,20 @@ def _scaled_product(
     low.finish(real if bias is None else low.add("Add", real, bias))
 
 
-def _matmul_integer_to_float(low: _Lowering, node: ir.Node) -> None:
+def _matmul_integer_to_float(low: _QuantizedLowering, node: ir.Node) -> None:
     a, b, a_scale, b_scale = _needed_inputs(node, 4)
     left = (low.centred(a, input_of(node, 4), -2), low.along(a_scale, -2, a))
     _scaled_product(low, left, (b, b_scale, input_of(node, 5)), input_of(node, 6))
 
 
-def _dynamic_quantize_matmul(low: _Lowering, node: ir.Node) -> None:
+def _dynamic_quantize_matmul(low: _QuantizedLowering, node: ir.Node) -> None:
     a, b, b_scale = _needed_inputs(node, 3)
     numbers, scale, point = _dynamic(low, a)
     left = (low.add("Sub", numbers, point), scale)
     _scaled_product(low, left, (b, b_scale, input_of(node, 3)), input_of(node, 4))
 
 
-def _qgemm(low: _Lowering, node: ir.Node) -> None:
+def _qgemm(low: _QuantizedLowering, node: ir.Node) -> None:
     a, a_scale, a_zero, b, b_scale, b_zero = _needed_inputs(node, 6)
     flags: dict[str, Any] = {k: node.attributes.get_int(k, 0) for k in ("transA", "transB")}
     bias, y_scale, y_zero = (input_of(node, index) for index in (6, 7, 8))
@@ -475,7 +482,7 @@ def _qgemm(low: _Lowering, node: ir.Node) -> None:
         _rescaled(low, total, (one, other, low.number(y_scale)), y_zero, _result_type(y_zero, a))
 
 
-def _dynamic_lstm(low: _Lowering, node: ir.Node) -> None:
+def _dynamic_lstm(low: _QuantizedLowering, node: ir.Node) -> None:
     """Its weights are dequantized, and its activations stay as they are."""
     weights = []
     for index, scale_index in ((1, 8), (2, 10)):
@@ -491,7 +498,7 @@ def _dynamic_lstm(low: _Lowering, node: ir.Node) -> None:
 
 
 def _directional(
-    low: _Lowering, value: ir.Value, scale: ir.Value, zero: ir.Value | None
+    low: _QuantizedLowering, value: ir.Value, scale: ir.Value, zero: ir.Value | None
 ) -> ir.Value:
     """Dequantize weights of [directions, inputs, columns] with a scale per direction or column."""
     shape = [-1, 1, 1] if low.rank(scale) < 2 else [0, 1, -1]
@@ -503,13 +510,13 @@ def _directional(
 
 # Functions of dequantized values
 
-_Function = Callable[[_Lowering, ir.Node, list[ir.Value]], ir.Value]
+_Function = Callable[[_QuantizedLowering, ir.Node, list[ir.Value]], ir.Value]
 
 
 def _elementwise(operands: int, function: _Function, *, condition: bool = False) -> Any:
     """Dequantize operands of value, scale and zero point; quantize a function of them."""
 
-    def rule(low: _Lowering, node: ir.Node) -> None:
+    def rule(low: _QuantizedLowering, node: ir.Node) -> None:
         inputs = list(node.inputs)
         first = [value for value in inputs[:1] if condition and value is not None]
         inputs = inputs[len(first):] + [None] * 3  # fmt: skip
@@ -528,11 +535,15 @@ def _elementwise(operands: int, function: _Function, *, condition: bool = False)
     return rule
 
 
-def _plain(operator: str, low: _Lowering, node: ir.Node, values: list[ir.Value]) -> ir.Value:
+def _plain(
+    operator: str, low: _QuantizedLowering, node: ir.Node, values: list[ir.Value]
+) -> ir.Value:
     return low.add(operator, *values, **_options(node, "channels_last", "opset"))
 
 
-def _pool(operator: str, low: _Lowering, node: ir.Node, values: list[ir.Value]) -> ir.Value:
+def _pool(
+    operator: str, low: _QuantizedLowering, node: ir.Node, values: list[ir.Value]
+) -> ir.Value:
     if not node.attributes.get_int("channels_last", 0):
         return _plain(operator, low, node, values)
     rank = low.rank(node.inputs[0])
@@ -541,11 +552,11 @@ def _pool(operator: str, low: _Lowering, node: ir.Node, values: list[ir.Value]) 
     return low.add("Transpose", found, perm=[0, *range(2, rank), 1])
 
 
-def _leaky_relu(low: _Lowering, node: ir.Node, values: list[ir.Value]) -> ir.Value:
+def _leaky_relu(low: _QuantizedLowering, node: ir.Node, values: list[ir.Value]) -> ir.Value:
     return low.add("LeakyRelu", *values, alpha=node.attributes.get_float("alpha", 0.01))
 
 
-def _softmax(low: _Lowering, node: ir.Node, values: list[ir.Value]) -> ir.Value:
+def _softmax(low: _QuantizedLowering, node: ir.Node, values: list[ir.Value]) -> ir.Value:
     """Up to opset 12 over all axes from one on, which is the last in practice."""
     axis = node.attributes.get_int("axis", -1)
     if node.attributes.get_int("opset", 13) >= 13:
@@ -558,7 +569,7 @@ def _softmax(low: _Lowering, node: ir.Node, values: list[ir.Value]) -> ir.Value:
     return low.add("Softmax", *values, axis=-1)
 
 
-def _reduce_mean(low: _Lowering, node: ir.Node, values: list[ir.Value]) -> ir.Value:
+def _reduce_mean(low: _QuantizedLowering, node: ir.Node, values: list[ir.Value]) -> ir.Value:
     options = _options(node)
     axes = options.pop("axes", None)
     if axes is None or low.opset < 18:
@@ -566,7 +577,7 @@ def _reduce_mean(low: _Lowering, node: ir.Node, values: list[ir.Value]) -> ir.Va
     return low.add("ReduceMean", *values, low.integers(axes), **options)
 
 
-def _concat(low: _Lowering, node: ir.Node) -> None:
+def _concat(low: _QuantizedLowering, node: ir.Node) -> None:
     """Its scale and zero point come first, then operands of three each."""
     y_scale, y_zero = _needed_inputs(node, 2)
     parts = []
@@ -582,7 +593,7 @@ def _concat(low: _Lowering, node: ir.Node) -> None:
 # Nodes between them
 
 
-def _pass_through(low: _Lowering, node: ir.Node) -> None:
+def _pass_through(low: _QuantizedLowering, node: ir.Node) -> None:
     """Move whole numbers in FP32, so that no conversion comes between lowered nodes."""
     if len(node.outputs) != 1:
         return
@@ -601,7 +612,7 @@ def _pass_through(low: _Lowering, node: ir.Node) -> None:
 
 
 _QDQ_RULES = {"QuantizeLinear": _quantize_linear, "DequantizeLinear": _dequantize_linear}
-_RULES: Mapping[str, Callable[[_Lowering, ir.Node], None]] = {
+_RULES: Mapping[str, Callable[[_QuantizedLowering, ir.Node], None]] = {
     "DynamicQuantizeLinear": _dynamic_quantize,
     "MatMulInteger": _matmul_integer,
     "ConvInteger": _conv_integer,
