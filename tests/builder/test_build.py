@@ -220,14 +220,29 @@ def test_tensors_inside_the_model_keep_their_names_where_products_are_split(tmp_
     assert [t.name for t in plan.manifest.outputs] == ["y", "n", "m"]
 
 
-def test_products_of_an_old_opset_are_refused_in_fp32(tmp_path):
+@pytest.mark.parametrize(
+    ("precision", "name", "opset"),
+    [(Precision.FP32, "split_fp32_products", 13), (Precision.BF16, "autocast", 22)],
+    ids=str,
+)
+def test_models_of_old_opsets_are_raised(tmp_path, precision, name, opset):
     path = tiny_models.conv(tmp_path / "m.onnx")
     model = onnx.load(path)
-    model.opset_import[0].version = 11
+    model.opset_import[0].version = 7
+    onnx.save(model, path)
+    manifest = build(path, *DIMS, precision=precision).manifest
+    (record,) = (record for record in manifest.passes if record["name"] == name)
+    assert record["raised"] == {"opset": opset, "nodes": {}}
+    assert f"raised to opset {opset}" in record["summary"]
+
+
+def test_products_of_an_opset_that_is_too_old_are_refused_in_fp32(tmp_path):
+    path = tiny_models.conv(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    model.opset_import[0].version = 6
     onnx.save(model, path)
     with pytest.raises(UnsupportedError, match="allow TF32"):
         decide(path, config(*DIMS, precision=Precision.FP32), backend="rtx")
-    assert build(path, *DIMS, precision=Precision.TF32).manifest.precision["tf32"]
 
 
 @pytest.mark.parametrize(

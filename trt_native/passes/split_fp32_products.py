@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +30,7 @@ from trt_native.graph.nodes import BFLOAT16, FLOAT, PRODUCTS, all_nodes, is_fp32
 from trt_native.graph.validity import wraps_graph_errors
 from trt_native.passes.base import GraphPass, PassContext
 from trt_native.passes.quantize_arrays import read_tensor
+from trt_native.passes.raise_opset import RaisedOpset, opset_problems, require_opset
 from trt_native.passes.replacement import NameAuthority
 
 __all__ = ["SplitFp32Products", "can_split", "has_products", "split_fp32_products"]
@@ -66,11 +68,12 @@ def has_products(model: ir.Model) -> bool:
         UnsupportedError: it has, and :func:`split_fp32_products` cannot split them at its opset.
     """
     found = {node.op_type for node in _products(model) if _may_be_fp32(node)}
-    if found and not can_split(model):
+    if found and (problems := opset_problems(model, _OPSET)):
         raise UnsupportedError(
             f"this TensorRT computes {', '.join(sorted(found))} in TF32 unless the graph"
-            f" is rewritten, which needs opset {_OPSET}; the model has opset {opset_of(model)}:"
-            " export it at a newer one, or allow TF32",
+            f" is rewritten, which needs opset {_OPSET}; the model has opset {opset_of(model)} and"
+            f" cannot be raised as it is ({', '.join(problems)}): export it at a newer one, or"
+            " allow TF32",
             options=("tf32",),
         )
     return bool(found)
@@ -86,12 +89,12 @@ def _products(model: ir.Model) -> list[ir.Node]:
 
 
 def can_split(model: ir.Model) -> bool:
-    """Whether a model's opset has what :func:`split_fp32_products` needs."""
-    return model.opset_imports.get("", _OPSET) >= _OPSET
+    """Whether a model can have the opset that :func:`split_fp32_products` needs."""
+    return not opset_problems(model, _OPSET)
 
 
 @wraps_graph_errors
-def split_fp32_products(model: ir.Model) -> dict[str, int]:
+def split_fp32_products(model: ir.Model) -> tuple[dict[str, int], RaisedOpset | None]:
     """Rewrite a model, in place, so that its FP32 products are exact to about 1e-5 in TF32.
 
     That goes for each ``Conv``, ``ConvTranspose``, ``MatMul`` and ``Gemm`` on FP32 tensors, in
@@ -102,17 +105,19 @@ def split_fp32_products(model: ir.Model) -> dict[str, int]:
     An operand that is infinite, or above BF16's largest number (3.39e38), makes NaN.
 
     Returns:
-        How many products were rewritten, by operator.
+        How many products were rewritten, by operator, and how the model was raised to opset 13, if
+        its own is older.
 
     Raises:
         ModelError: the type of a value is unknown and cannot be inferred.
-        UnsupportedError: the model has products, and its opset is below 13.
+        UnsupportedError: the model has products, and cannot be raised to opset 13.
     """
     if not has_products(model):
-        return {}
+        return {}, None
+    raised = require_opset(model, _OPSET, "split operands")
     products = [node for node in _products(model) if not _is_quantized(node)]
     _infer_types(model, products)
-    return _Splitter(model).run(products)
+    return _Splitter(model).run(products), raised
 
 
 def takes_tf32(context: PassContext) -> bool:
@@ -156,7 +161,8 @@ class SplitFp32Products(GraphPass):
 
     def rewrite(self, model: ir.Model) -> Mapping[str, Any]:
         """Split the products; see :func:`split_fp32_products`."""
-        return {"nodes": split_fp32_products(model)}
+        nodes, raised = split_fp32_products(model)
+        return {"nodes": nodes, **({} if raised is None else {"raised": asdict(raised)})}
 
     def summarize(self, record: Mapping[str, Any]) -> str:
         """Count the products that are split."""
@@ -164,7 +170,10 @@ class SplitFp32Products(GraphPass):
         if "nodes" not in record:
             return text
         count = sum(record["nodes"].values())
-        return f"{text}: {count}" if count else ""
+        lines = [f"{text}: {count}"] if count else []
+        if "raised" in record:
+            lines.append(str(RaisedOpset(**record["raised"])))
+        return "\n".join(lines)
 
     def ensures(self, model: ir.Model) -> None:
         """Nothing: products between ``DequantizeLinear`` stay."""
