@@ -20,6 +20,7 @@ __all__ = [
     "CalibrationMethod",
     "CalibrationRunner",
     "CommandOption",
+    "FixedValues",
     "HardwareCompatibility",
     "IoPrecision",
     "Precision",
@@ -29,6 +30,9 @@ __all__ = [
 ]
 QUANTIZED_OPS = ("Conv", "MatMul", "Gemm")
 """Operators whose inputs Q/DQ nodes are written for."""
+
+FixedValues = Mapping[str, bool | int | float]
+"""The values of inputs that are constants of a plan, by name."""
 
 _MIN_WORKSPACE = 2**20
 _E = TypeVar("_E", bound="_Choice")
@@ -390,6 +394,8 @@ class BuildConfig:
 
     Attributes:
         profiles: Optimization profiles; none are needed where every input is static.
+        fixed_inputs: Inputs with one element that have one value in the plan, such as
+            ``("sr=16000",)``; a mapping of name to value is taken, too. The plan has no such input.
         add_opt_shape_profiles: Add to each profile with ranges one of its optimum shapes alone, for
             which the plan then has the kernels of a static plan. Sessions select it automatically.
         precision: See :class:`Precision`.
@@ -421,6 +427,18 @@ class BuildConfig:
     """
 
     profiles: tuple[ProfileSpec, ...] = ()
+    fixed_inputs: tuple[str, ...] = field(
+        default=(),
+        metadata=_option(
+            "NAME=VALUE: build the input NAME in as a constant, such as sr=16000 or"
+            " training=false. For inputs with one element; the plan has no such input. Repeatable.",
+            "Shapes",
+            parse=tuple,
+            flag="fix",
+            metavar="NAME=VALUE",
+            repeatable=True,
+        ),
+    )
     add_opt_shape_profiles: bool = field(
         default=False,
         metadata=_option(
@@ -543,7 +561,11 @@ class BuildConfig:
     )
 
     def __post_init__(self) -> None:
+        if isinstance(self.fixed_inputs, Mapping):
+            texts = tuple(f"{name}={value}" for name, value in self.fixed_inputs.items())
+            object.__setattr__(self, "fixed_inputs", texts)
         _read_fields(self)
+        self.fixed_values()
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
             raise SpecError(
                 f"optimization level {self.optimization_level}: it goes from 0 to 5",
@@ -595,6 +617,29 @@ class BuildConfig:
                 options=("calibration_runner",),
             )
 
+    def fixed_values(self) -> FixedValues:
+        """The values of :attr:`fixed_inputs`, by name.
+
+        Raises:
+            SpecError: an entry is not ``NAME=VALUE``, or an input is there twice.
+        """
+        found: dict[str, bool | int | float] = {}
+        for text in self.fixed_inputs:
+            name, equals, value = str(text).rpartition("=")
+            try:
+                number = _number(value)
+            except ValueError:
+                equals = ""
+            if not name or not equals:
+                raise SpecError(
+                    f"{text!r} is not NAME=VALUE with a number, true or false; write for example"
+                    " sr=16000",
+                    options=("fixed_inputs",),
+                )
+            if found.setdefault(name, number) != number:
+                raise SpecError(f"{name!r} is fixed to two values", options=("fixed_inputs",))
+        return found
+
     @property
     def allows_tf32(self) -> bool:
         """Whether FP32 layers may use TF32 in this build."""
@@ -623,6 +668,13 @@ class BuildConfig:
             raise
         except Exception as error:  # cattrs and what it converts to raise many kinds
             raise SpecError(f"build options cannot be read: {error}") from None
+
+
+def _number(text: str) -> bool | int | float:
+    word = text.strip().lower()
+    if word in ("true", "false"):
+        return word == "true"
+    return int(word) if re.fullmatch(r"[+-]?[0-9]{1,19}", word) else float(word)
 
 
 def _check_workspace(count: int) -> None:

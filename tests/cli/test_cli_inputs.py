@@ -8,6 +8,7 @@ import pytest
 from helpers.made_plans import TWO, X, tensor
 
 from trt_native.cli.inputs import (
+    check_not_fixed,
     check_seed,
     fill_random,
     load_inputs,
@@ -105,6 +106,12 @@ def test_seeds_that_do_not_fit(seed, shapes, message):
 @pytest.mark.parametrize(("seed", "shapes"), [(None, {}), (0, {}), (3, {"x": (1,)})])
 def test_seeds_that_fit(seed, shapes):
     check_seed(seed, shapes)
+
+
+def test_inputs_that_are_constants_of_the_plan():
+    check_not_fixed({"x": X}, {"sr": 16000})
+    with pytest.raises(SpecError, match="built with sr = 16000 and has no such input"):
+        check_not_fixed({"x": X, "sr": X}, {"sr": 16000})
 
 
 def test_warnings_name_inputs_that_are_not_finite(capsys):

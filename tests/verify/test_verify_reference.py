@@ -6,9 +6,12 @@ import sys
 
 import ml_dtypes
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 from helpers import tiny_models
 from helpers.made_plans import tensor
+from helpers.text_models import model
 from onnx.reference import ReferenceEvaluator
 
 from trt_native.errors import ModelError, SpecError
@@ -54,6 +57,18 @@ def test_an_output_that_is_a_weight_or_an_input(tmp_path):
     found = OnnxReference(path)({"x": x}, ["x", "scale"])
     np.testing.assert_array_equal(found["x"], x)
     np.testing.assert_array_equal(found["scale"], np.ones(16))
+
+
+def test_inputs_that_are_constants_of_the_plan(tmp_path, user_code):
+    path = tmp_path / "m.onnx"
+    text = "(float[2] x, int64 sr) => (float[2] y) { r = Cast <to = 1> (sr) y = Mul(x, r) }"
+    onnx.save(ir.to_proto(model(text)), path)
+    x = np.float32([1, -2])
+    found = open_reference(str(path), {"sr": 3, "other": 4})({"x": x}, ["y"])
+    np.testing.assert_array_equal(found["y"], 3 * x)
+    user_code("def scaled(x, sr):\n    return x * sr\n")
+    found = open_reference("mine_to_verify:scaled", {"sr": 3})({"x": x}, ["y"])
+    np.testing.assert_array_equal(found["y"], 3 * x)
 
 
 def test_an_onnx_file_of_another_model(tmp_path):

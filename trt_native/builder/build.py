@@ -42,6 +42,7 @@ from trt_native.graph.dims import (
     resolve_profiles,
     with_opt_shape_profiles,
 )
+from trt_native.graph.fixed_inputs import check_fixed_inputs
 from trt_native.graph.model_interface import ModelInterface, model_interface
 from trt_native.graph.onnx_file import (
     CHANGED_KEY,
@@ -420,6 +421,7 @@ def _decide(
     path: Path, graph: ir.Model, config: BuildConfig, backend: Backend, gpu: GpuInfo | None
 ) -> BuildDecisions:
     summary = summarize(path, graph)
+    summary = replace(summary, inputs=check_fixed_inputs(summary.inputs, config.fixed_values()))
     limits = read_limits(summary.metadata)
     profiles = resolve_profiles(summary.inputs, config.profiles, limits)
     if config.add_opt_shape_profiles:
@@ -630,6 +632,7 @@ def _calibrated_ranges(prepared: PreparedBuild, progress: Progress | None) -> Ra
             progress,
             ops=quantize.ops(),
             source=source,
+            fixed_inputs=config.fixed_values(),
         )
 
 
@@ -644,7 +647,8 @@ def _measured_magnitudes(
         runner, backend=prepared.backend, memory_bytes=spec.calibration_memory_bytes
     )
     with phase(progress, f"Measuring magnitudes with {source.name}"):
-        return measure_magnitudes(prepared.path, batches, source, progress)
+        fixed = prepared.config.fixed_values()
+        return measure_magnitudes(prepared.path, batches, source, progress, fixed)
 
 
 def _own_metadata(metadata: Mapping[str, str]) -> dict[str, str]:

@@ -10,6 +10,8 @@ import onnx_ir as ir
 from trt_native.calibration.batches import Batches
 from trt_native.calibration.collect import ActivationSource
 from trt_native.calibration.model_ranges import Ranges
+from trt_native.config import FixedValues
+from trt_native.graph.fixed_inputs import fix_inputs
 from trt_native.graph.inference import infer_types
 from trt_native.graph.nodes import constant_of, is_fp32
 from trt_native.graph.onnx_file import read_model
@@ -22,7 +24,11 @@ __all__ = ["measure_magnitudes"]
 
 
 def measure_magnitudes(
-    path: Path, batches: Batches, source: ActivationSource, progress: Progress | None = None
+    path: Path,
+    batches: Batches,
+    source: ActivationSource,
+    progress: Progress | None = None,
+    fixed_inputs: FixedValues | None = None,
 ) -> Ranges:
     """Measure the largest magnitude of every FP32 value that the main graph computes.
 
@@ -33,6 +39,7 @@ def measure_magnitudes(
         batches: The data, checked against it.
         source: Runs the model.
         progress: Receives progress callbacks.
+        fixed_inputs: Values of the inputs that the data lacks, as they are constants of the plan.
 
     Returns:
         The magnitudes by the names of the normalized graph.
@@ -42,6 +49,7 @@ def measure_magnitudes(
         UnsupportedError: the source cannot run the model.
     """
     model = read_model(path)
+    fix_inputs(model, fixed_inputs or {})
     normalize(model)
     infer_types(model)
     tensors = _finite_values(model.graph)

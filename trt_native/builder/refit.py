@@ -20,8 +20,9 @@ from trt_native.builder.build import (
     precision_record,
     prepare,
 )
-from trt_native.config import BuildConfig
+from trt_native.config import BuildConfig, FixedValues
 from trt_native.errors import PlanError, SpecError, UnsupportedError
+from trt_native.graph.fixed_inputs import check_fixed_inputs
 from trt_native.graph.onnx_file import read_model, tensor_specs
 from trt_native.graph.refit_signature import (
     RefitSignature,
@@ -81,7 +82,7 @@ def refit_plan(
     manifest, known = _refittable(source)
     chosen = _backend(source, backend)
     config = manifest.build_config()
-    inputs = _check_interface(manifest, Path(model))
+    inputs = _check_interface(manifest, Path(model), config.fixed_values())
     rewriting = replace(
         _rewriting(config, manifest, calibration_cache), profiles=_profiles(manifest, inputs)
     )
@@ -183,6 +184,7 @@ def _rewriting(
             calibration_method=None,
         )
     return BuildConfig(
+        fixed_inputs=config.fixed_inputs,
         precision=config.precision,
         io_precision=config.io_precision,
         keep_fp32=config.keep_fp32,
@@ -194,9 +196,10 @@ def _rewriting(
     )
 
 
-def _check_interface(manifest: Manifest, model: Path) -> tuple[TensorSpec, ...]:
+def _check_interface(manifest: Manifest, model: Path, fixed: FixedValues) -> tuple[TensorSpec, ...]:
     """The model's inputs, after a comparison: with others the profiles' errors would mislead."""
     inputs, outputs = tensor_specs(read_model(model))
+    inputs = check_fixed_inputs(inputs, fixed)
     problems = [
         *_tensor_problems("input", manifest.inputs, inputs, model.name),
         *_tensor_problems("output", manifest.outputs, outputs, model.name),

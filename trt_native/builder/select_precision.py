@@ -23,6 +23,7 @@ from trt_native.config import (
     QUANTIZED_OPS,
     BuildConfig,
     CalibrationMethod,
+    FixedValues,
     IoPrecision,
     Precision,
     QuantizationSpec,
@@ -35,6 +36,7 @@ from trt_native.errors import (
     TrtNativeError,
     UnsupportedError,
 )
+from trt_native.graph.fixed_inputs import check_fixed_inputs
 from trt_native.graph.onnx_file import read_model, tensor_specs
 from trt_native.graph.types import is_reduced
 from trt_native.passes.split_fp32_products import can_split
@@ -223,7 +225,8 @@ def select_precision(
             f"{model.name}: has reduced types already, and precision best compares with FP32;"
             " export the model in FP32"
         )
-    batches = read_batches(str(quantization.calibration_data), tensor_specs(graph)[0])
+    inputs = check_fixed_inputs(tensor_specs(graph)[0], config.fixed_values())
+    batches = read_batches(str(quantization.calibration_data), inputs)
     calibration, held = _split(batches)
     exact = chosen.capabilities.exact_fp32 or can_split(graph)
     del graph
@@ -237,7 +240,9 @@ def select_precision(
         reference = folder / "fp32.plan"
         make(_reference_config(config, tf32=not exact), reference)
         expected = _outputs(how, reference, held)
-        ranges = _Calibrated(model, calibration, quantization, chosen, folder, progress)
+        ranges = _Calibrated(
+            model, calibration, quantization, chosen, folder, progress, config.fixed_values()
+        )
         plans: dict[Precision, Path] = {}
         found: dict[Precision, Candidate] = {}
         for precision in CANDIDATES:
@@ -304,7 +309,9 @@ class _Calibrated:
         backend: Backend,
         folder: Path,
         progress: Progress | None,
+        fixed_inputs: FixedValues,
     ) -> None:
+        self._fixed_inputs = fixed_inputs
         self._arguments = (model, batches, spec, backend, progress)
         self._path = folder / "ranges.calib"
         self._error: TrtNativeError | None = None
@@ -333,7 +340,10 @@ class _Calibrated:
         # With histograms, and the largest values in addition, which FP8 takes.
         method = spec.calibration_method or CalibrationMethod.MSE
         ops = spec.ops or QUANTIZED_OPS
-        cache = calibrate(model, batches, method=method, ops=ops, source=source, progress=progress)
+        cache = calibrate(
+            model, batches, method=method, ops=ops, source=source, progress=progress,
+            fixed_inputs=self._fixed_inputs,
+        )  # fmt: skip
         cache.save(self._path)
 
 

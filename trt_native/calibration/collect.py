@@ -25,8 +25,9 @@ from trt_native.calibration.ranges import (
     threshold,
 )
 from trt_native.calibration.reference_runner import ReferenceRunner
-from trt_native.config import CalibrationMethod
+from trt_native.config import CalibrationMethod, FixedValues
 from trt_native.errors import CalibrationError, SpecError
+from trt_native.graph.fixed_inputs import fix_inputs
 from trt_native.graph.functions import inline_functions
 from trt_native.graph.onnx_file import hash_files, operator_names, read_model
 from trt_native.graph.quantizable import QUANTIZABLE_OPS, quantizable_tensors
@@ -137,6 +138,7 @@ def calibrate(
     version: str = DEFAULT_VERSION,
     source: ActivationSource | None = None,
     progress: Progress | None = None,
+    fixed_inputs: FixedValues | None = None,
 ) -> CalibrationCache:
     """Find the range of every tensor that a quantized model needs one for.
 
@@ -155,6 +157,7 @@ def calibrate(
         version: The version of TensorRT that the cache's header names.
         source: Runs the model; None is :class:`ReferenceActivations`.
         progress: Receives progress callbacks.
+        fixed_inputs: Values of inputs that the batches lack.
 
     Returns:
         The cache with its provenance, not yet saved. Tensors that hold nothing but zeros have no
@@ -172,6 +175,7 @@ def calibrate(
     check_percentile(percentile)
     graph = read_model(model)
     files = hash_files(model, graph)
+    fix_inputs(graph, fixed_inputs or {})
     tensors = _prepared(model, graph, tuple(ops), patterns)
     measure = source or ReferenceActivations()
     found = measure(graph, tensors, batches, histograms=not minmax, progress=progress)

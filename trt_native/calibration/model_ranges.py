@@ -11,7 +11,7 @@ from typing import Any
 from trt_native.calibration.batches import Batches
 from trt_native.calibration.caches import CalibrationCache
 from trt_native.calibration.collect import ActivationSource, calibrate
-from trt_native.config import QUANTIZED_OPS, CalibrationMethod, Precision
+from trt_native.config import QUANTIZED_OPS, CalibrationMethod, FixedValues, Precision
 from trt_native.errors import CalibrationError
 from trt_native.files import sha256_of_file
 from trt_native.progress import Progress
@@ -83,6 +83,7 @@ def find_ranges(
     *,
     ops: Sequence[str] = QUANTIZED_OPS,
     source: ActivationSource | None = None,
+    fixed_inputs: FixedValues | None = None,
 ) -> Ranges:
     """Find the ranges of a model with calibration data.
 
@@ -94,6 +95,7 @@ def find_ranges(
         progress: Receives progress callbacks.
         ops: The operators to quantize.
         source: Runs the model; ``onnx.reference`` if None.
+        fixed_inputs: Values of the inputs that the data lacks, as they are constants of the plan.
 
     Raises:
         CalibrationError, ModelError, UnsupportedError: as
@@ -102,7 +104,10 @@ def find_ranges(
     if precision is Precision.FP8:
         method = CalibrationMethod.MINMAX
     method = method or CalibrationMethod.MSE
-    cache = calibrate(model, batches, method=method, ops=ops, source=source, progress=progress)
+    cache = calibrate(
+        model, batches, method=method, ops=ops, source=source, progress=progress,
+        fixed_inputs=fixed_inputs,
+    )  # fmt: skip
     origin = {
         "data": batches.source,
         "batches": len(batches),

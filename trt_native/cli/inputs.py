@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trt_native.cli.console import stderr
+from trt_native.config import FixedValues
 from trt_native.errors import SpecError
 from trt_native.shapes import Shape, ShapeRange, format_shape, parse_shape
 
@@ -19,6 +20,7 @@ __all__ = [
     "INPUT_HELP",
     "RANDOM_HELP",
     "SHAPE_HELP",
+    "check_not_fixed",
     "check_seed",
     "fill_random",
     "load_inputs",
@@ -95,6 +97,19 @@ def warn_of_nonfinite(arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
         values = array if array.dtype.kind == "f" else array.astype(np.float32)
         if not np.isfinite(values).all():
             stderr.print(f"warning: input {name!r} has NaN or infinite values", markup=False)
+
+
+def check_not_fixed(names: Iterable[str], fixed_inputs: FixedValues) -> None:
+    """Reject values for inputs that are constants of the plan.
+
+    Raises:
+        SpecError: there are such.
+    """
+    if built_in := [f"{name} = {fixed_inputs[name]}" for name in names if name in fixed_inputs]:
+        raise SpecError(
+            f"--input: the plan was built with {', '.join(built_in)} and has no such input; leave"
+            " it out, or build a plan for another value with --fix"
+        )
 
 
 def check_seed(seed: int | None, shapes: dict[str, Shape]) -> None:

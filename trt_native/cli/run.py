@@ -13,6 +13,7 @@ from trt_native.cli.inputs import (
     INPUT_HELP,
     RANDOM_HELP,
     SHAPE_HELP,
+    check_not_fixed,
     check_seed,
     fill_random,
     load_inputs,
@@ -67,7 +68,10 @@ def run(
     check_seed(random, shapes)
     if random is None and not arrays:
         raise SpecError("no inputs: give --input NAME=FILE.npy, or --random SEED")
-    with Session(Plan.load(plan, ignore_manifest=ignore_manifest)) as session:
+    loaded = Plan.load(plan, ignore_manifest=ignore_manifest)
+    if loaded.manifest is not None:
+        check_not_fixed(arrays, loaded.manifest.build_config().fixed_values())
+    with Session(loaded) as session:
         if random is not None:
             generator = np.random.default_rng(random)
             arrays = fill_random(session.engine.inputs, arrays, shapes, generator)

@@ -17,6 +17,7 @@ from trt_native.cli.inputs import (
     INPUT_HELP,
     RANDOM_HELP,
     SHAPE_HELP,
+    check_not_fixed,
     check_seed,
     fill_random,
     load_inputs,
@@ -183,7 +184,9 @@ def verify(
         min_psnr=min_psnr,
         floor=floor,
     )
-    reference = open_reference(against)
+    fixed = loaded.manifest.build_config().fixed_values() if loaded.manifest else {}
+    check_not_fixed(source.given, fixed)
+    reference = open_reference(against, fixed)
     stored = isinstance(reference, Path)
     source.check(stored)
     if save is not None:
@@ -408,6 +411,7 @@ class _Layers:
                 reference=self.reference,
                 memory_bytes=self.memory_bytes,
                 open_broken=None if passed else lambda names: opened((), broken=names),
+                fixed_inputs=self.config.fixed_values(),
                 progress=progress,
             )
 

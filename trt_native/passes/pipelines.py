@@ -14,6 +14,7 @@ from trt_native.passes.base import GraphPass, PassContext
 from trt_native.passes.break_fusions import BreakFusions
 from trt_native.passes.bypass_quantizers import BypassQuantizers
 from trt_native.passes.decompose_norms import DecomposeNorms
+from trt_native.passes.fix_inputs import FixInputs
 from trt_native.passes.lower_conditionals import LowerConditionals
 from trt_native.passes.lower_functions import LowerFunctions
 from trt_native.passes.lower_fused import LowerFused
@@ -35,6 +36,7 @@ from trt_native.progress import Progress, phase
 __all__ = ["BUILD", "CALIBRATE", "QUANTIZE", "describe_passes", "run_passes", "select_passes"]
 
 BUILD: tuple[type[GraphPass], ...] = (
+    FixInputs,
     Normalize,
     LowerFused,
     LowerQuantized,

@@ -26,7 +26,7 @@ from trt_native.arrays import Array, Batch
 from trt_native.backends.base import Backend
 from trt_native.builder.build_plan import build_plan
 from trt_native.calibration.reference_runner import ReferenceRunner
-from trt_native.config import BuildConfig, ProfilingVerbosity
+from trt_native.config import BuildConfig, FixedValues, ProfilingVerbosity
 from trt_native.errors import CudaError, SpecError, UnsupportedError
 from trt_native.graph.inference import infer_types
 from trt_native.graph.nodes import (
@@ -181,6 +181,7 @@ def find_first_mismatch(
     reference: Path | None = None,
     memory_bytes: int = 8 << 30,
     open_broken: OpenRunner | None = None,
+    fixed_inputs: FixedValues | None = None,
     progress: Progress | None = None,
 ) -> LayerReport:
     """Find the first tensor inside a model that does not match ``onnx.reference``.
@@ -202,6 +203,7 @@ def find_first_mismatch(
             are kept in temporary files.
         open_broken: Runs the model with TensorRT's fusions across these tensors broken. Given for
             a plan whose outputs do not match, it is used to find one tensor that makes them match.
+        fixed_inputs: Values of the inputs that the batch lacks, as they are constants of the plan.
         progress: Receives progress callbacks of the reference.
 
     Raises:
@@ -212,9 +214,10 @@ def find_first_mismatch(
     """
     if thresholds.max_relative_error is None:
         raise SpecError("a mismatch is judged by the relative error, for which no limit is given")
-    tensors = _Tensors(_typed(model))
+    fixed = dict(fixed_inputs or {})
+    tensors = _Tensors(_typed(model, fixed))
     with tempfile.TemporaryDirectory(prefix="trt-native-verify-") as folder:
-        compared_with = _typed(reference or model)
+        compared_with = _typed(reference or model, fixed)
         expected = _Expected(Path(folder), compared_with, tensors.names, inputs, progress)
         search = _Search(tensors, expected, inputs, open_runner, thresholds, memory_bytes)
         report = search.run(f"{reference or model}, run by {RUNNER}")
@@ -224,8 +227,8 @@ def find_first_mismatch(
         return replace(report, break_fusion=remedy, plans=search.plans)
 
 
-def _typed(path: Path) -> ir.Model:
-    graph = read_inlined(path)
+def _typed(path: Path, fixed: FixedValues) -> ir.Model:
+    graph = read_inlined(path, fixed)
     infer_types(graph)
     return graph
 

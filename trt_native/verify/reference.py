@@ -29,7 +29,9 @@ from trt_native.arrays import (
 )
 from trt_native.calibration.reference_runner import ReferenceRunner
 from trt_native.calibration.sources import load_function
+from trt_native.config import FixedValues
 from trt_native.errors import USER_CODE_ERRORS, CalibrationError, SpecError
+from trt_native.graph.fixed_inputs import fix_inputs
 from trt_native.graph.functions import inline_functions
 from trt_native.graph.onnx_file import read_model
 from trt_native.plans.manifest import PlanTensor
@@ -72,11 +74,12 @@ class Reference(Protocol):
         ...
 
 
-def open_reference(text: str) -> Reference | Path:
+def open_reference(text: str, fixed_inputs: FixedValues | None = None) -> Reference | Path:
     """Find out what a reference names, and load it.
 
     Args:
         text: An ONNX file, ``FILE.py:CALLABLE``, ``package.module:CALLABLE``, or an ``.npz`` file.
+        fixed_inputs: Values of the inputs that the plan lacks, as they are constants of it.
 
     Returns:
         The reference; for an ``.npz`` file its path, for :meth:`GoldenFile.open`.
@@ -87,22 +90,27 @@ def open_reference(text: str) -> Reference | Path:
     """
     path = Path(text)
     if path.suffix == ".onnx":
-        return OnnxReference(path)
+        return OnnxReference(path, fixed_inputs)
     if path.suffix == ".npz":
         return path
     if ":" in text and not path.exists():
-        return CallableReference(text)
+        return CallableReference(text, fixed_inputs)
     found = "no such file" if not path.exists() else "no reference"
     raise SpecError(f"reference {text}: {found}; {_FORMS}", options=("against",))
 
 
-def read_inlined(path: Path) -> ir.Model:
+def read_inlined(path: Path, fixed_inputs: FixedValues | None = None) -> ir.Model:
     """Read a model, with the bodies of its functions in the place of their calls.
+
+    Args:
+        path: The file.
+        fixed_inputs: Values of inputs that become constants, where the model has them.
 
     Raises:
         ModelError: the file is missing or damaged.
     """
     model = read_model(path)
+    fix_inputs(model, fixed_inputs or {})
     inline_functions(model)
     return model
 
@@ -114,16 +122,18 @@ class OnnxReference:
 
     Args:
         path: The file.
+        fixed_inputs: Values of the inputs that batches lack.
 
     Raises:
         ModelError: it is missing or damaged.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, fixed_inputs: FixedValues | None = None) -> None:
         self.path = path
+        self._fixed = dict(fixed_inputs or {})
         self.runner = RUNNER
         self.name = f"{path}, run by {RUNNER}"
-        self._model: ir.Model | None = read_inlined(path)
+        self._model: ir.Model | None = read_inlined(path, self._fixed)
         self._runner: ReferenceRunner | None = None
         self._outputs: tuple[str, ...] = ()
 
@@ -141,7 +151,7 @@ class OnnxReference:
         return dict(self._runner(batch))
 
     def _open(self, outputs: Sequence[str]) -> ReferenceRunner:
-        model = self._model or read_inlined(self.path)
+        model = self._model or read_inlined(self.path, self._fixed)
         self._model = None  # the runner cuts it down
         graph = model.graph
         known = {str(v.name) for v in (*graph.inputs, *graph.initializers.values())}
@@ -170,13 +180,15 @@ class CallableReference:
 
     Args:
         text: ``FILE.py:CALLABLE`` or ``package.module:CALLABLE``.
+        fixed_inputs: Values of the inputs that batches lack; it gets them, too.
 
     Raises:
         SpecError: it cannot be loaded.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, fixed_inputs: FixedValues | None = None) -> None:
         self.name = text
+        self._fixed = {name: np.array(value) for name, value in (fixed_inputs or {}).items()}
         self.runner = "Python"
         try:
             self._function = load_function(text)
@@ -194,7 +206,7 @@ class CallableReference:
         Raises:
             SpecError: it raises an error, or does not return the outputs.
         """
-        result = self._call(batch)
+        result = self._call({**self._fixed, **batch})
         if isinstance(result, Mapping):
             by_name = {str(name): value for name, value in result.items()}
             missing = [name for name in outputs if name not in by_name]
