@@ -51,7 +51,7 @@ class TestSupport:
         assert refused.startswith("NonZero 'where': TensorRT-RTX 1.")
         assert "has no NonZero; TensorRT 10 and 11 do" in refused
         assert "1 LayerNormalization" in support["rewritten"][0]
-        assert (support["dimensions"], support["unnamed"]) == (["b"], [])
+        assert (support["dimensions"], support["unranked"]) == (["b"], [])
 
 
 @pytest.mark.backend

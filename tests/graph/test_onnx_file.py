@@ -10,6 +10,7 @@ from helpers import tiny_models
 from onnx import TensorProto, helper
 
 from trt_native.errors import ModelError
+from trt_native.graph.dims import resolve_profiles
 from trt_native.graph.onnx_file import (
     file_states,
     hash_files,
@@ -18,6 +19,7 @@ from trt_native.graph.onnx_file import (
     read_model,
     summarize,
 )
+from trt_native.shapes import ProfileSpec
 
 
 def test_summary(tmp_path):
@@ -147,7 +149,7 @@ def test_external_weights_outside_the_folder_are_not_followed(tmp_path):
 
 
 @pytest.mark.parametrize("axis", ["?", "", "-1", -1])
-def test_placeholders_are_axes_without_a_name(tmp_path, axis):
+def test_placeholders_are_axes_that_are_named_after_their_input(tmp_path, axis):
     path = tiny_models.save(
         tmp_path / "m.onnx",
         [helper.make_node("Exp", ["x"], ["y"]), helper.make_node("Exp", ["z"], ["w"])],
@@ -155,7 +157,27 @@ def test_placeholders_are_axes_without_a_name(tmp_path, axis):
         [tiny_models.tensor(name, TensorProto.FLOAT, [axis, 3]) for name in ("y", "w")],
     )
     summary = summarize(path, read_model(path))
-    assert {t.shape for t in (*summary.inputs, *summary.outputs)} == {(None, 3)}
+    assert [t.shape for t in summary.inputs] == [("x_0", 3), ("z_0", 3)]
+    assert {t.shape for t in summary.outputs} == {(None, 3)}
+
+
+def test_names_of_axes_are_their_own(tmp_path):
+    names = ("1.x", "a")
+    path = tiny_models.save(
+        tmp_path / "m.onnx",
+        [helper.make_node("Exp", [name], [f"{name}_out"]) for name in names],
+        [
+            tiny_models.tensor("1.x", TensorProto.FLOAT, [None, "a_1*2"]),
+            tiny_models.tensor("a", TensorProto.FLOAT, ["n", None]),
+        ],
+        [tiny_models.tensor(f"{name}_out", TensorProto.FLOAT, [None, None]) for name in names],
+    )
+    inputs = summarize(path, read_model(path)).inputs
+    assert [t.shape for t in inputs] == [("input1_x_0", "a_1*2"), ("n", "a_1_")]
+    (profile,) = resolve_profiles(
+        inputs, [ProfileSpec.parse(["input1_x_0=1", "a_1=2", "n=3", "a_1_=5"])]
+    )
+    assert [str(r) for r in profile.shapes.values()] == ["1x4", "3x5"]
 
 
 def test_states_change_with_the_files(tmp_path):

@@ -34,7 +34,7 @@ class ModelSupport:
         refused: What stops a build, one line each; empty where the parser takes the model.
         rewritten: What passes would rewrite, one summary each.
         dimensions: Symbolic dimensions of the inputs, which a build must be given.
-        unnamed: Inputs with axes that have neither an extent nor a name.
+        unranked: Inputs of which not even the rank is known; a build must be given their shapes.
     """
 
     backend: str
@@ -43,7 +43,7 @@ class ModelSupport:
     refused: tuple[str, ...]
     rewritten: tuple[str, ...]
     dimensions: tuple[str, ...]
-    unnamed: tuple[str, ...]
+    unranked: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         """As ``trt-native inspect --json`` prints it."""
@@ -69,8 +69,7 @@ def model_support(
     chosen, path = load_backend(backend), Path(model)
     graph = read_model(path)
     inputs, _ = tensor_specs(graph)
-    axes = [(spec.name, axis) for spec in inputs for axis in spec.shape or ()]
-    named = [axis for _, axis in axes if isinstance(axis, str)]
+    named = [axis for spec in inputs for axis in spec.shape or () if isinstance(axis, str)]
     chosen.check(BuildConfig())
     refused: list[str] = []
     records: list[dict[str, Any]] = []
@@ -96,5 +95,5 @@ def model_support(
         refused=tuple(refused),
         rewritten=tuple(record["summary"] for record in records if record["summary"]),
         dimensions=tuple(sorted({name for axis in named for name in dimension_symbols(axis)})),
-        unnamed=tuple(dict.fromkeys(name for name, axis in axes if axis is None)),
+        unranked=tuple(spec.name for spec in inputs if spec.shape is None),
     )

@@ -139,11 +139,11 @@ def _print_support(path: Path, backend: str, support: dict[str, Any]) -> None:
     if "unknown" in support:
         stdout.print(f"What a build would refuse is not known here: {support['unknown']}")
         return
-    unnamed = [f"{name} (with --shape, it has unnamed axes)" for name in support["unnamed"]]
+    unranked = [f"{name} (with --shape, its rank is unknown)" for name in support["unranked"]]
     rows = [
         ("refused", "\n".join(support["refused"]) or "nothing"),
         ("rewritten", "\n".join(support["rewritten"]) or "nothing"),
-        ("dimensions to give", ", ".join((*support["dimensions"], *unnamed)) or "none"),
+        ("dimensions to give", ", ".join((*support["dimensions"], *unranked)) or "none"),
     ]
     table(f"A build by {support['product']} {support['version']}", ("", ""), rows)
     if not support["refused"]:
@@ -155,7 +155,7 @@ def _build_line(path: Path, backend: str, support: dict[str, Any]) -> str:
     words += [] if backend == "auto" else ["--backend", backend]
     for name in support["dimensions"]:
         words += ["--dim", f"{name}=MIN:OPT:MAX"]
-    for name in support["unnamed"]:
+    for name in support["unranked"]:
         words += ["--shape", f"{name}=MIN:OPT:MAX"]
     return shlex.join(words)
 

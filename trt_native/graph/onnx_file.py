@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -60,6 +61,9 @@ CHANGED_KEY = "trt_native.changed"
 def read_model(path: Path) -> ir.Model:
     """Load an ONNX file; external weights stay on disk, but are checked to be there in full.
 
+    Axes of inputs that have neither an extent nor a name get one, such as ``x_0`` for the first of
+    ``x``.
+
     Raises:
         ModelError: the file is missing, empty, truncated or not ONNX, or external weights are
             missing, too short, or outside the model's folder.
@@ -97,6 +101,7 @@ def read_model(path: Path) -> ir.Model:
         raise ModelError(f"{path}: not an ONNX model: it has no graph with outputs")
     try:
         _forget_placeholders(model)
+        _name_axes(model.graph)
         problems = list(dict.fromkeys(graph_problems(model)))
         check_inlined_size(model)
         _check_external_weights(path, model)
@@ -169,6 +174,24 @@ def _forget_placeholders(model: ir.Model) -> None:
             if value.shape is not None and any(map(_is_placeholder, value.shape)):
                 value.shape = ir.Shape(None if _is_placeholder(a) else a for a in value.shape)
                 model.meta[CHANGED_KEY] = True
+
+
+def _name_axes(graph: ir.Graph) -> None:
+    """Name the axes of inputs that have neither an extent nor a name after input and axis."""
+    inputs = [value for value in graph.inputs if value.name not in graph.initializers]
+    taken = {_axis(axis) for value in inputs for axis in value.shape or ()}
+    for value in inputs:
+        if value.shape is None or None not in map(_axis, value.shape):
+            continue
+        word = re.sub(r"\W", "_", str(value.name))
+        axes = [_axis(axis) for axis in value.shape]
+        for index in (index for index, axis in enumerate(axes) if axis is None):
+            name = f"{'' if word[:1].isalpha() else 'input'}{word}_{index}"
+            while any(name in str(text) for text in taken):  # expressions hold names, too
+                name += "_"
+            taken.add(name)
+            axes[index] = name
+        value.shape = ir.Shape(axes)
 
 
 def _is_placeholder(axis: int | ir.SymbolicDim) -> bool:
