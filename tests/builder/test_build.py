@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
-from helpers import tiny_models
+from helpers import text_models, tiny_models
 from helpers.miscompiled_models import CASES
 from helpers.passes import pass_records
 from onnx import TensorProto, helper
@@ -218,6 +219,28 @@ def test_tensors_inside_the_model_keep_their_names_where_products_are_split(tmp_
     options = config("batch=1:2:4", precision=Precision.FP32)
     plan = build_plan(path, options, backend="rtx", extra_outputs=("n", "m"))
     assert [t.name for t in plan.manifest.outputs] == ["y", "n", "m"]
+
+
+def test_branches_by_fixed_inputs_and_shapes_are_taken(tmp_path):
+    """As speech models have them: by the sample rate, and by the extent of an unnamed axis."""
+    inner = """If (c) <then_branch = s () => (float[p, q] d) { d = Neg (x) },
+        else_branch = e () => (float[p, q] b) { b = Abs (x) }>"""
+    graph = text_models.model(
+        f"""(float[1, n] x, int64 rate) => (float[p, q] y) {{
+            s = Shape (x) e = Gather (s, one) c = Equal (e, eight) r = Equal (rate, high)
+            y = If (r) <then_branch = t () => (float[p, q] a) {{ a = {inner} }},
+                        else_branch = g () => (float[p, q] f) {{ f = Exp (x) }}> }}""",
+        one=np.int64(1), eight=np.int64(8), high=np.int64(16000),
+    )  # fmt: skip
+    graph.graph.inputs[0].shape = ir.Shape([1, None])
+    path = tmp_path / "m.onnx"
+    onnx.save(ir.to_proto(graph), path)
+    manifest = build(path, "x_1=8", fixed_inputs={"rate": 16000}).manifest
+    assert [tensor.name for tensor in manifest.tensors] == ["x", "y"]
+    assert manifest.options["fixed_inputs"] == ["rate=16000"]
+    records = pass_records(manifest)
+    assert records["fix_inputs"]["inputs"]["rate"]["value"] == 16000
+    assert records["fold_shapes"]["nodes"] == {"If": 2}
 
 
 @pytest.mark.parametrize(

@@ -76,20 +76,6 @@ CASES = {
         "i = Constant <value = int64[1] {0}> () c1 = Unsqueeze (c, i) y = "
         + branches("a = Tanh (x)", "b = Neg (x)", condition="c1")
     ),
-    # As exporters write Tensor.squeeze.
-    "an extent that is known": (
-        "i = Constant <value = int64[1] {1}> () s = Shape (x) e = Gather (s, i)"
-        " o = Constant <value = int64[1] {3}> () k = Equal (e, o) z = "
-        + branches("a = Unsqueeze (x, i)", "b = Identity (x)", condition="k")
-        + " y = ReduceSum <keepdims = 0> (z, i)"
-    ),
-    "a slice of a shape": (
-        "i = Constant <value = int64[1] {1}> () j = Constant <value = int64[1] {2}> ()"
-        " s = Shape (x) e = Slice (s, i, j) q = Squeeze (e)"
-        " o = Constant <value = int64 {4}> () k = Less (q, o) k2 = Not (k) z = "
-        + branches("a = Unsqueeze (x, i)", "b = Identity (x)", condition="k2")
-        + " y = Relu (z)"
-    ),
 }
 
 

@@ -47,6 +47,12 @@ TEXTS = {
         g (float[n,16] x, bool c) => (float[n,16] y)
         { y = If (c) <then_branch = t () => (float[n,16] p) { p = Neg (x) },
           else_branch = e () => (float[n,16] q) { q = Relu (x) }> }""",
+    "a branch by a shape": """<ir_version: 9, opset_import: ["": 19]>
+        g (float[n,16] x) => (float[n,16] y)
+        { k = Constant <value = int64 {1}> () s = Shape (x) e = Gather (s, k) t = Squeeze (e)
+          l = Constant <value = int64 {16}> () c = Equal (t, l)
+          y = If (c) <then_branch = t () => (float[n,16] p) { p = Neg (x) },
+          else_branch = e () => (float[n,16] q) { q = Relu (x) }> }""",
     "a small recurrent layer": """<ir_version: 9, opset_import: ["": 17]>
         g (float[5,1,3] x) => (float[5,1,1,2] y) <float[1,6,3] w, float[1,6,2] r>
         { y = GRU <hidden_size = 2> (x, w, r) }""",

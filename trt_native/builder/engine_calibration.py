@@ -49,7 +49,7 @@ from trt_native.plans.plan import Plan
 from trt_native.progress import Progress, phase
 from trt_native.runtime import Session
 from trt_native.runtime.engine import Engine
-from trt_native.shapes import ProfileSpec, Shape, ShapeRange
+from trt_native.shapes import Profile, ProfileSpec, Shape, ShapeRange
 from trt_native.units import format_bytes
 
 __all__ = ["DEFAULT_MEMORY_BYTES", "EngineActivations", "activation_source"]
@@ -202,8 +202,8 @@ class EngineActivations:
         if fed:
             found = collect(held, lambda batch: batch.items(), fed, histograms=histograms)
             amax, filled = dict(found.amax), dict(found.histograms)
-        self._lower(model)
         ranges = _shape_ranges(model, shapes)
+        self._lower(model, ranges, tensors)
         wanted = [name for name in tensors if name not in given and name not in left_out]
         groups, too_large = self._grouped(model, wanted, ranges, gpu)
         self.groups = len(groups)
@@ -244,7 +244,9 @@ class EngineActivations:
 
     # Preparation
 
-    def _lower(self, model: ir.Model) -> None:
+    def _lower(
+        self, model: ir.Model, ranges: Mapping[str, ShapeRange], tensors: Sequence[str]
+    ) -> None:
         """Apply the passes, and turn the model to FP16 where that was requested, or suits it."""
         weights = sum(
             int(value.const_value.nbytes)
@@ -260,6 +262,8 @@ class EngineActivations:
             config=self._config(),
             precision=ResolvedPrecision(lowered_to=lowered_to),
             backend=self._backend,
+            profiles=(Profile(ranges),),
+            extra_outputs=tuple(tensors),
         )
         run_passes(select_passes(CALIBRATE, model, context), model)
         self.name = f"{self._product}, engine in {types}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -12,9 +12,9 @@ from onnx_ir.passes import common
 from trt_native.arrays import Array
 from trt_native.graph.evaluation import evaluate_node
 from trt_native.graph.inference import infer_shapes
-from trt_native.graph.nodes import SHAPES, bodies, constant_of, input_of, op_set
+from trt_native.graph.nodes import SHAPES, all_nodes, bodies, constant_of, input_of, op_set
 
-__all__ = ["fold_constants"]
+__all__ = ["fold_constants", "taken_branch"]
 
 _MOST_ELEMENTS = 1 << 16  # of what a folded node reads, and of what it computes
 _RANDOM = op_set(
@@ -22,13 +22,27 @@ _RANDOM = op_set(
 )
 _GROWING = op_set("ConstantOfShape EyeLike Expand OneHot Pad Range Resize Tile Upsample")
 _CONTROL_FLOW = op_set("If Loop Scan")
+_SELECTIONS = op_set("Gather Slice")
+
+Folded = Mapping[str, Array] | str
+"""The outputs of a node by name; of an ``If`` the attribute with the branch that it takes."""
 
 
-def fold_constants(model: ir.Model) -> int:
-    """Replace nodes of the main graph whose small results are known by these results, in place.
+def fold_constants(
+    model: ir.Model,
+    *,
+    in_bodies: bool = False,
+    on_fold: Callable[[ir.Node, Folded], None] | None = None,
+) -> int:
+    """Replace nodes whose small results are known by these results, in place.
 
     An ``If`` whose condition is known becomes the nodes of its branch. Names of the graph's outputs
     stay; an output that is a constant is computed by an ``Identity``.
+
+    Args:
+        model: The model.
+        in_bodies: Fold in the bodies of nodes, too, not in the main graph alone.
+        on_fold: Receives each of these nodes, and its results, before they are replaced.
 
     Returns:
         How many nodes were replaced.
@@ -36,7 +50,8 @@ def fold_constants(model: ir.Model) -> int:
     folded = 0
     while True:
         infer_shapes(model)
-        done = sum(_fold(model, node) for node in tuple(model.graph))
+        nodes = tuple(all_nodes(model.graph) if in_bodies else model.graph)
+        done = sum(_fold(model, node, in_bodies, on_fold) for node in nodes)
         if not done:
             break
         folded += done
@@ -44,11 +59,25 @@ def fold_constants(model: ir.Model) -> int:
     return folded
 
 
-def _fold(model: ir.Model, node: ir.Node) -> bool:
-    if node.domain or node.graph is not model.graph:
+def _fold(
+    model: ir.Model,
+    node: ir.Node,
+    in_bodies: bool,
+    on_fold: Callable[[ir.Node, Folded], None] | None,
+) -> bool:
+    graph = node.graph
+    if node.domain or not isinstance(graph, ir.Graph):  # folded away with what is around it
+        return False
+    if graph is not model.graph and not in_bodies:
         return False
     if node.op_type == "If":
-        return _inline_branch(model.graph, node)
+        taken = taken_branch(node)
+        if taken is None:
+            return False
+        if on_fold is not None:
+            on_fold(node, taken)
+        _inline_branch(model.graph, node, taken)
+        return True
     if node.op_type in _CONTROL_FLOW or node.op_type in _RANDOM or any(bodies(node)):
         return False
     if node.op_type == "Identity" and node.outputs[0].is_graph_output():
@@ -56,10 +85,12 @@ def _fold(model: ir.Model, node: ir.Node) -> bool:
     results = _results(model, node)
     if results is None:
         return False
+    if on_fold is not None:
+        on_fold(node, results)
     for output in node.outputs:
         if output.name:
-            _replace(model.graph, output, results[output.name])
-    model.graph.remove(node, safe=True)
+            _replace(model.graph, graph, output, results[output.name])
+    graph.remove(node, safe=True)
     return True
 
 
@@ -68,9 +99,14 @@ def _results(model: ir.Model, node: ir.Node) -> Mapping[str, Array] | None:
     x = input_of(node, 0)
     if node.op_type in SHAPES and x is not None and x.shape is not None:
         return _extents(node, x.shape)
+    extents = _extents_read(x) if node.op_type in _SELECTIONS else None
     inputs: dict[str, Array] = {}
+    if x is not None and extents is not None:
+        inputs[str(x.name)] = np.arange(len(extents))
+    elif node.op_type == "EyeLike" and x is not None and x.shape is not None and _is_small(x):
+        inputs[str(x.name)] = np.zeros(x.shape.numpy(), np.float32)  # its values do not count
     for value in node.inputs:
-        if value is None:
+        if value is None or str(value.name) in inputs:
             continue
         constant = constant_of(value)
         if constant is None or constant.size > _MOST_ELEMENTS:
@@ -81,7 +117,29 @@ def _results(model: ir.Model, node: ir.Node) -> Mapping[str, Array] | None:
     found = evaluate_node(ir.serde.serialize_node(node), model.opset_imports, inputs)
     if found is None or any(array.size > _MOST_ELEMENTS for array in found.values()):
         return None
-    return found
+    return found if extents is None else _selected(extents, found)
+
+
+def _extents_read(value: ir.Value | None) -> list[int | None] | None:
+    """What a ``Shape`` of a known rank returns, None for the extents that are unknown."""
+    shape = None if value is None else value.producer()
+    if shape is None or shape.op_type != "Shape" or shape.domain:
+        return None
+    source = shape.inputs[0]
+    if source is None or source.shape is None:
+        return None
+    end = shape.attributes.get_int("end", len(source.shape))
+    extents = source.shape[shape.attributes.get_int("start", 0) : end]
+    return [extent if isinstance(extent, int) else None for extent in extents]
+
+
+def _selected(extents: list[int | None], found: Mapping[str, Array]) -> dict[str, Array] | None:
+    """The extents at positions; None where one of them is unknown."""
+    ((name, positions),) = found.items()
+    chosen = [extents[position] for position in positions.flat]
+    if None in chosen:
+        return None
+    return {name: np.array(chosen, np.int64).reshape(positions.shape)}
 
 
 def _is_small(value: ir.Value) -> bool:
@@ -100,17 +158,17 @@ def _extents(node: ir.Node, shape: ir.Shape) -> dict[str, Array] | None:
     return {str(node.outputs[0].name): found}
 
 
-def _replace(graph: ir.Graph, output: ir.Value, array: Array) -> None:
-    """Let the users of a value read a constant."""
+def _replace(main: ir.Graph, graph: ir.Graph, output: ir.Value, array: Array) -> None:
+    """Let the users of a value read a constant of the main graph."""
     tensor = ir.Tensor(array, dtype=output.dtype or ir.DataType.from_numpy(array.dtype))
     name = f"{output.name}__folded"
-    while name in graph.initializers:
+    while name in main.initializers:
         name += "_"
     constant = ir.Value(
         name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype),
         const_value=tensor,
     )  # fmt: skip
-    graph.register_initializer(constant)
+    main.register_initializer(constant)
     if output.is_graph_output():
         identity = ir.node("Identity", [constant], outputs=[ir.Value(name=output.name)])
         graph.append(identity)
@@ -123,22 +181,28 @@ def _as_output(value: ir.Value, like: ir.Value) -> ir.Value:
     return value
 
 
-def _inline_branch(graph: ir.Graph, node: ir.Node) -> bool:
+def taken_branch(node: ir.Node) -> str | None:
+    """The attribute of the branch that an ``If`` takes; None where its condition is unknown."""
     condition = None if node.inputs[0] is None else constant_of(node.inputs[0])
-    if condition is None:
-        return False
-    branch = node.attributes["then_branch" if condition.numpy().all() else "else_branch"].as_graph()
+    if condition is None or condition.size != 1:
+        return None
+    return "then_branch" if condition.numpy().all() else "else_branch"
+
+
+def _inline_branch(main: ir.Graph, node: ir.Node, taken: str) -> None:
+    branch, graph = node.attributes[taken].as_graph(), node.graph
+    assert isinstance(graph, ir.Graph)  # noqa: S101  # for the type checker
     for value in tuple(branch.initializers.values()):
         del branch.initializers[str(value.name)]
-        while value.name in graph.initializers:
+        while value.name in main.initializers:
             value.name = f"{value.name}_"
-        graph.register_initializer(value)
+        main.register_initializer(value)
     inner, outputs = tuple(branch), tuple(branch.outputs)
     branch.outputs.clear()
     branch.remove(inner)
     graph.insert_before(node, inner)
     for one in inner:
-        for value in one.outputs:
+        for value in filter(lambda value: value.name, one.outputs):
             value.name = f"{node.outputs[0].name}__{value.name}"
     for old, new in zip(node.outputs, outputs, strict=True):
         if old.is_graph_output():
@@ -147,4 +211,3 @@ def _inline_branch(graph: ir.Graph, node: ir.Node) -> bool:
             new = _as_output(identity.outputs[0], old)
         old.replace_all_uses_with(new, replace_graph_outputs=True)
     graph.remove(node, safe=True)
-    return True

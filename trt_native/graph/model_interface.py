@@ -19,14 +19,12 @@ from trt_native.arrays import Array
 from trt_native.graph.evaluation import evaluate_node
 from trt_native.graph.inference import infer_proto
 from trt_native.graph.onnx_file import dtype_name, tensor_specs
-from trt_native.graph.pools import POOLS, end_padding
+from trt_native.graph.skeleton import MOST_ELEMENTS, skeleton
 from trt_native.graph.validity import wraps_graph_errors
 from trt_native.shapes import Profile, Shape, TensorSpec
 
 __all__ = ["InferredExtents", "ModelInterface", "model_interface"]
 
-_WITHOUT_INFERENCE = ("GroupNormalization", "MeanVarianceNormalization")  # as the input is
-_SMALL = 1024  # elements of a tensor that may say something about shapes
 _MOST_ROUNDS = 32
 
 Extents = tuple[int | None, ...]
@@ -84,7 +82,7 @@ def model_interface(
     """
     inputs, declared = tensor_specs(model)
     outputs = {spec.name: spec for spec in declared}
-    proto = _skeleton(model)
+    proto = skeleton(model)
     for name in extra_outputs:
         if name not in outputs:
             outputs[name] = TensorSpec(name, "unknown", None)
@@ -114,74 +112,6 @@ def _points(profiles: Sequence[Profile]) -> Iterator[tuple[str, dict[str, Shape]
                 yield f"{end} of profile {number}", shapes
     if not profiles:
         yield "", {}
-
-
-def _skeleton(model: ir.Model) -> onnx.ModelProto:
-    """The model without its larger weights, which become inputs, and without inferred shapes."""
-    graph = model.graph
-    large = {
-        name: value
-        for name, value in graph.initializers.items()
-        if value.const_value is not None and value.const_value.size > _SMALL
-    }
-    present = dict(graph.initializers)
-    for name in large:
-        del graph.initializers[name]
-    try:
-        proto = ir.to_proto(model)
-    finally:
-        graph.initializers.clear()
-        graph.initializers.update(present)
-    for stored in proto.graph.initializer:
-        if stored.data_location == onnx.TensorProto.EXTERNAL:  # beside a file that is not at hand
-            small = present[stored.name].const_value
-            assert small is not None  # noqa: S101  # for the type checker
-            inside = ir.Tensor(small.numpy(), dtype=small.dtype, name=stored.name)
-            stored.CopyFrom(ir.serde.serialize_tensor(inside))
-    for name, value in large.items():
-        tensor = value.const_value
-        assert tensor is not None  # noqa: S101  # for the type checker
-        proto.graph.input.append(
-            onnx.helper.make_tensor_value_info(name, int(tensor.dtype), tensor.shape.numpy())
-        )
-    del proto.graph.value_info[:]
-    once = {value.name: value for value in proto.graph.output}
-    del proto.graph.output[:]
-    proto.graph.output.extend(once.values())
-    for value in proto.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    for node in proto.graph.node:
-        _round_down(node)
-        if node.op_type in _WITHOUT_INFERENCE and not node.domain:
-            node.op_type = "Identity"
-            del node.input[1:]
-            del node.attribute[:]
-    return proto
-
-
-def _round_down(node: onnx.NodeProto) -> None:
-    """Let a pool round down where ONNX's inference rounds up too far.
-
-    By ONNX's text pools with auto_pad VALID have no ceil_mode, and a last window in the padding is
-    left out; the inference of opsets before 22 does neither.
-    """
-    options = {attribute.name: attribute for attribute in node.attribute}
-    if node.op_type not in POOLS or "ceil_mode" not in options or not options["ceil_mode"].i:
-        return
-    auto_pad = options["auto_pad"].s if "auto_pad" in options else b"NOTSET"
-    if auto_pad.startswith(b"SAME"):
-        return
-    options["ceil_mode"].i = 0
-    if auto_pad == b"NOTSET":
-        names = ("kernel_shape", "strides", "dilations", "pads")
-        kernel, strides, dilations, pads = (
-            list(options[name].ints) if name in options else [] for name in names
-        )
-        starts = pads[: len(kernel)] or [0] * len(kernel)
-        if "pads" in options:
-            node.attribute.remove(options["pads"])
-        ends = end_padding(kernel, strides, dilations, pads)
-        node.attribute.append(onnx.helper.make_attribute("pads", [*starts, *ends]))
 
 
 def _outputs(
@@ -268,7 +198,7 @@ def _results(
     if not all(name in known for name in names) or node.op_type.startswith("Random"):
         return None
     sizes = [math.prod(e or 0 for e in static[name]) for name in node.output if name in static]
-    if len(sizes) < len(node.output) or max(sizes, default=0) > _SMALL:
+    if len(sizes) < len(node.output) or max(sizes, default=0) > MOST_ELEMENTS:
         return None
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     return evaluate_node(node, opsets, {name: known[name] for name in names})

@@ -15,6 +15,7 @@ from trt_native.passes.break_fusions import BreakFusions
 from trt_native.passes.bypass_quantizers import BypassQuantizers
 from trt_native.passes.decompose_norms import DecomposeNorms
 from trt_native.passes.fix_inputs import FixInputs
+from trt_native.passes.fold_shapes import FoldShapes
 from trt_native.passes.lower_conditionals import LowerConditionals
 from trt_native.passes.lower_functions import LowerFunctions
 from trt_native.passes.lower_fused import LowerFused
@@ -38,6 +39,7 @@ __all__ = ["BUILD", "CALIBRATE", "QUANTIZE", "describe_passes", "run_passes", "s
 BUILD: tuple[type[GraphPass], ...] = (
     FixInputs,
     Normalize,
+    FoldShapes,
     LowerFused,
     LowerQuantized,
     LowerIntegers,
@@ -61,6 +63,7 @@ BUILD: tuple[type[GraphPass], ...] = (
 
 CALIBRATE: tuple[type[GraphPass], ...] = (
     Normalize,
+    FoldShapes,
     LowerFused,
     LowerQuantized,
     LowerIntegers,
