@@ -21,6 +21,8 @@ pytestmark = pytest.mark.backend
 F, H, B, I64 = "float32", "float16", "bool", "int64"
 BODY = """<body = b (int64 i, bool ci, float[2] a) => (bool co, float[2] o)
     { co = Identity (ci) o = Add (a, a) }>"""
+COUNTING = """<body = b (int64 i, bool ci, float[2] a) => (bool co, float[2] o)
+    { co = Less (i, k) o = Add (a, a) }>"""
 
 # Graph, opset, and what the plan must have: name to type and shape.
 MODELS = {
@@ -67,6 +69,16 @@ MODELS = {
         {{ t = Constant<value = int64 {{3}}> () y = Loop (t, keep, x) {BODY} }}""",
         18, {}, {"keep": (B, ()), "x": (F, (2,)), "y": (F, (2,))},
     ),
+    "loop without a condition": (
+        f"""(float[2] x) => (float[2] y)
+        {{ t = Constant<value = int64 {{3}}> () y = Loop (t, "", x) {BODY} }}""",
+        18, {}, {"x": (F, (2,)), "y": (F, (2,))},
+    ),
+    "loop without a limit": (
+        f"""(bool keep, float[2] x) => (float[2] y)
+        {{ k = Constant<value = int64 {{3}}> () y = Loop ("", keep, x) {COUNTING} }}""",
+        18, {}, {"keep": (B, ()), "x": (F, (2,)), "y": (F, (2,))},
+    ),
     "output twice": (
         "(float[2] x) => (float[2] y, float[2] y) { y = Relu (x) }",
         18, {}, {"x": (F, (2,)), "y": (F, (2,))},
@@ -100,6 +112,12 @@ REFUSED = {
         { y = Resize<mode = "linear", coordinate_transformation_mode = "align_corners">
           (x, "", s) }""",
         18, "give sizes instead of scales",
+    ),
+    "loop that computes its condition": (
+        f"""(float[2] x) => (float[2] y)
+        {{ t = Constant<value = int64 {{9}}> () k = Constant<value = int64 {{3}}> ()
+          y = Loop (t, "", x) {COUNTING} }}""",
+        18, "without a condition, while its body computes one",
     ),
     "scattered in place": (
         """(float[1,2,4,3] p, float[1,2,1,3] u, int64[1] w) => (float[1,2,4,3] y)

@@ -14,11 +14,13 @@ from trt_native.errors import ModelError
 from trt_native.passes.base import PassContext, ResolvedPrecision
 from trt_native.passes.parser_workarounds import ParserWorkarounds, apply_parser_workarounds
 from trt_native.passes.reject_unsupported import check_parser_support
+from trt_native.reference.evaluator import evaluator
 
 pytest.importorskip("torch")
 from helpers.miscompiled_models import CASES
 from helpers.one_node_models import KERNEL, SCALE, in_a_function, model_of
 from helpers.passes import normalized
+from helpers.text_models import model
 
 # A form that onnx calls deprecated; and pools whose last window onnx counts before opset 22.
 INFERRED_WRONGLY = (
@@ -115,6 +117,27 @@ def test_arguments_of_a_function_call_decide():
     constants = {"w": KERNEL, "b": np.zeros(1, np.float32)}
     model = in_a_function(transposed, ["x", "w", "b"], ({"x": [1, 1, 4, 4]}, constants))
     check_parser_support(normalized(model))
+
+
+@pytest.mark.parametrize("inputs", ['t, "", x', '"", c, x', '"", on, x', "most, c, x"])
+def test_loops_without_a_limit_or_a_condition(inputs, rng):
+    condition = "Identity (d)" if inputs.startswith("t") else "Less (i, t)"
+    graph = model(
+        f"""(float[2] x, bool c) => (float[2] y) {{ y = Loop ({inputs}) <body =
+            b (int64 i, bool d, float[2] s) => (bool e, float[2] u)
+            {{ e = {condition} u = Add (s, s) }}> }}""",
+        t=np.array(3), on=np.array(True), most=np.array(2**63 - 1),
+    )  # fmt: skip
+    x = rng.standard_normal(2, np.float32)
+    given = {"x": x, "c": np.array(True)}
+    expected = evaluator(ir.to_proto(graph).graph, {"": 18}).run(None, given)
+    assert apply_parser_workarounds(graph) == {"Loop": 1}
+    limit, condition, _ = graph.graph[-1].inputs
+    assert limit.const_value.numpy() in (3, 2**31 - 2)
+    assert condition is not None
+    onnx.checker.check_model(ir.to_proto(graph), full_check=True)
+    found = evaluator(ir.to_proto(graph).graph, {"": 18}).run(None, given)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_two_workarounds_in_one_graph():

@@ -23,11 +23,13 @@ __all__ = [
     "POOL_PADDING",
     "RESIZE_BY_SCALES",
     "RMS_NORM_TYPES",
+    "computes_condition",
     "resize_reason",
 ]
 
 _PADS_AS_INPUT = 11  # since this opset Pad takes them so
 _FREE_OF_SIZE = ("half_pixel", "pytorch_half_pixel", "asymmetric")
+_MOST_TRIPS = 2**31 - 2  # TensorRT takes larger limits for none
 _MODES = {"linear": "bilinear", "cubic": "bicubic"}
 
 
@@ -214,13 +216,50 @@ def _renames_condition(node: ir.Node) -> bool:
     return condition is not None and (condition.is_graph_input() or condition.is_graph_output())
 
 
+def _lacks_trips(node: ir.Node) -> bool:
+    """Whether the body reads the number of an iteration of a loop without a limit."""
+    iteration, limit = node.attributes["body"].as_graph().inputs[0], input_of(node, 0)
+    constant = None if limit is None else constant_of(limit)
+    unlimited = limit is None or (
+        constant is not None and constant.size == 1 and constant.numpy().item() > _MOST_TRIPS
+    )
+    return unlimited and bool(iteration.uses() or iteration.is_graph_output())
+
+
+def computes_condition(loop: ir.Node) -> bool:
+    """Whether the body of a ``Loop`` returns another condition than the one that it gets, or true.
+
+    Of a loop without a condition ONNX ignores that one, and not all runtimes do.
+    """
+    body = loop.attributes["body"].as_graph()
+    value: ir.Value | None = body.outputs[0]
+    while value is not None and (node := value.producer()) and node.op_type == "Identity":
+        value = node.inputs[0]
+    constant = None if value is None else constant_of(value)
+    return value is not body.inputs[1] and (constant is None or not constant.numpy().all())
+
+
+def _is_incomplete(node: ir.Node) -> bool:
+    return _renames_condition(node) or _lacks_trips(node) or input_of(node, 1) is None
+
+
 def _rewrite_loop(new: ReplacementBuilder) -> None:
-    """Copy the condition: TensorRT gives it the name that it has in the body."""
+    """Give a loop the limit and the condition that it lacks, and copy a condition.
+
+    TensorRT knows the values of a body that belong to a limit or a condition only if there is one,
+    and gives a condition the name that it has in the body.
+    """
     node = new.node
-    inputs = list(node.inputs)
-    inputs[1] = new.add("Identity", [inputs[1]], ir.DataType.BOOL)
-    new.insert_before()
-    node.replace_input_with(1, inputs[1])
+    if _lacks_trips(node):
+        node.replace_input_with(0, new.constant(np.array(_MOST_TRIPS)))
+    if input_of(node, 1) is None:
+        if len(node.inputs) < 2:
+            node.resize_inputs(2)
+        node.replace_input_with(1, new.constant(np.array(True)))
+    elif _renames_condition(node):
+        copy = new.add("Identity", [node.inputs[1]], ir.DataType.BOOL)
+        new.insert_before()
+        node.replace_input_with(1, copy)
 
 
 def _has_other_scale_type(node: ir.Node) -> bool:
@@ -241,5 +280,5 @@ POOL_PADDING = RewriteRule(_rounds_up_too_far, _rewrite_pool)
 RESIZE_BY_SCALES = RewriteRule(_is_one_too_large, _rewrite_resize)
 CONV_TRANSPOSE_PADDING = RewriteRule(_loses_output_padding, _rewrite_auto_pad)
 GRID_SAMPLE_MODE = RewriteRule(_has_new_mode, _rewrite_grid_sample)
-LOOP_CONDITION = RewriteRule(_renames_condition, _rewrite_loop)
+LOOP_CONDITION = RewriteRule(_is_incomplete, _rewrite_loop)
 RMS_NORM_TYPES = RewriteRule(_has_other_scale_type, _rewrite_rms_norm)

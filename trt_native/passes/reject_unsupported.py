@@ -15,7 +15,7 @@ from trt_native.errors import UnsupportedError
 from trt_native.graph.nodes import all_nodes, constant_of, dtype_of, input_of
 from trt_native.graph.validity import wraps_graph_errors
 from trt_native.passes.base import GraphPass
-from trt_native.passes.extent_workarounds import resize_reason
+from trt_native.passes.extent_workarounds import computes_condition, resize_reason
 
 __all__ = ["RejectUnsupported", "check_parser_support"]
 
@@ -170,7 +170,17 @@ def _tensor_scatter_reason(node: ir.Node) -> str:  # noqa: ARG001
     return "its output must have its input's address at run time; use ScatterElements or ScatterND"
 
 
+def _loop_reason(node: ir.Node) -> str:
+    if input_of(node, 1) is not None or not computes_condition(node):
+        return ""
+    return (
+        "without a condition, while its body computes one, which ONNX ignores and other runtimes"
+        " do not; give the Loop the condition true"
+    )
+
+
 _RULES: dict[str, Callable[[ir.Node], str]] = {
+    "Loop": _loop_reason,
     "QuantizeLinear": _quantizer_reason,
     "DequantizeLinear": _quantizer_reason,
     "Clip": _clip_reason,
