@@ -510,6 +510,7 @@ def test_a_job_survives_the_way_to_the_child():
         "profiles": (ProfileSpec.parse(["b=1:2:4"], ["x=1x3:2x3:4x3", "s=scalar"]),),
         "precision": Precision.BF16,
         "workspace_bytes": 2**30,
+        "fixed_inputs": ("sr=16000", "flag=true"),
         "timing_cache": Path(os.fsdecode(b"/tmp/caf\xe9")),
     }
     job = Job(
