@@ -502,7 +502,7 @@ def draw_conditionals(rng: random.Random) -> Params:
 
 
 def padded_convolutions(p: Params, net: Net) -> None:
-    """A convolution over a dynamic extent, and a cast to integers or another operator."""
+    """A convolution or product, a cast to integers or another operator, and one that picks."""
     net.axis, net.tight, net.keeps = 2, p["tight"], p["keeps"]
     x = net.input((p["batch"], p["channels"], p["extent"]))
     net.place(x)
@@ -513,7 +513,15 @@ def padded_convolutions(p: Params, net: Net) -> None:
     if p["padding"] != "auto":
         total = p["kernel"] - 1
         pads = {"pads": [total // 2, total - total // 2]}
-    y = net.place(net.add("Conv", inputs, **pads))
+    if p["product"] == "MatMul":
+        x = net.add("Transpose", [x], perm=[0, 2, 1])
+        y = net.add("MatMul", [x, _product_weight(net, p["channels"], p["outputs"])])
+        y = net.place(net.add("Transpose", [y], perm=[0, 2, 1]))
+    elif p["product"] == "ConvTranspose":
+        inputs[1] = net.weight(p["channels"], p["outputs"], p["kernel"])
+        y = net.place(net.add("ConvTranspose", inputs))
+    else:
+        y = net.place(net.add("Conv", inputs, **pads))
     if p["after"].endswith("Cast"):
         if p["scaled"]:
             y = net.place(net.add("Mul", [y, net.constant(40.0)]))
@@ -521,15 +529,34 @@ def padded_convolutions(p: Params, net: Net) -> None:
         if wide:
             y = net.place(net.add("Cast", [y], to=TensorProto.FLOAT))
         y = net.place(net.add("Cast", [y], to=p["to"]))
-        y = net.place(net.add("Cast", [y], to=TensorProto.FLOAT if wide else _TYPES[net.kind]))
+        if p["back"]:
+            y = net.add("Cast", [y], to=TensorProto.FLOAT if wide else _TYPES[net.kind])
+            net.place(y)
     elif p["after"]:
         y = net.add(p["after"], [y])
     if p["gathered"]:
-        y = net.place(y)
-        both = p["gathered"] == "GatherND"
-        indices = net.constant(np.zeros((2, 2, 2) if both else 2, np.int64))
-        y = net.add(p["gathered"], [y, indices], **({} if both else {"axis": 1}))
+        y = net.place(_picked(net, p["gathered"], y))
     net.outputs = [y]
+
+
+_PICKING = ["Gather", "GatherND", "GatherElements", "Slice", "Concat", "Transpose", "Expand"]
+
+
+def _picked(net: Net, operator: str, y: str) -> str:
+    if operator == "GatherND":
+        return net.add(operator, [y, net.constant(np.zeros((2, 2, 2), np.int64))])
+    if operator == "Gather":
+        return net.add(operator, [y, net.constant(np.zeros(2, np.int64))], axis=1)
+    if operator == "GatherElements":
+        return net.add(operator, [y, net.constant(np.zeros((1, 1, 3), np.int64))], axis=2)
+    if operator == "Slice":
+        bounds = [net.constant(np.array([number], np.int64)) for number in (1, 4, 2)]
+        return net.add(operator, [y, *bounds])
+    if operator == "Concat":
+        return net.add(operator, [y, y], axis=1)
+    if operator == "Transpose":
+        return net.add(operator, [y], perm=[0, 2, 1])
+    return net.add(operator, [y, net.constant(np.array([1], np.int64))])
 
 
 def draw_padded_convolutions(rng: random.Random) -> Params:
@@ -542,10 +569,12 @@ def draw_padded_convolutions(rng: random.Random) -> Params:
         "kernel": rng.choice([1, 2, 3, 5]),
         "bias": rng.random() < 0.6,
         "padding": rng.choice(["auto", "auto", "explicit"]),
-        "after": rng.choice(["Cast", "wide Cast", "wide Cast", "", "Relu"]),
-        "scaled": rng.random() < 0.5,
-        "to": rng.choice([TensorProto.INT64, TensorProto.INT32]),
-        "gathered": rng.choice(["", "Gather", "GatherND", "GatherND"]),
+        "product": rng.choice(["Conv", "Conv", "ConvTranspose", "MatMul"]),
+        "after": rng.choice(["Cast", "Cast", "wide Cast", "", "Relu", "Floor", "Round"]),
+        "scaled": rng.random() < 0.2,
+        "to": rng.choice([TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL]),
+        "back": rng.random() < 0.7,
+        "gathered": rng.choice(["", *_PICKING]),
         "tight": rng.random() < 0.6,
         "keeps": rng.random() < 0.5,
     }

@@ -85,9 +85,11 @@ in_background rtx rtx_lanes
 step "tests"
 # One thread in each of two processes: on two cores more of them wait for one another.
 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 \
-  "$bin/pytest" -n 2 --dist loadfile --no-loadscope-reorder --cov trt_native --cov-report=
-echo "coverage: $("$bin/coverage" report --format=total) % of the lines of trt_native," \
-  "without slow tests, those of scripts and broken files, and what needs a GPU"
+  "$bin/python" -m slipcover --source trt_native --json --out "$logs/coverage.json" \
+  -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+"$bin/python" -c 'import json, sys
+print("coverage: {percent_covered:.1f} %".format(**json.load(open(sys.argv[1]))["summary"]),
+  "of the lines of trt_native, without what needs a GPU")' "$logs/coverage.json"
 
 finish types "types"
 finish imports "import contract"

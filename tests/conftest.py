@@ -4,12 +4,16 @@ import functools
 import gc
 import json
 import os
+import subprocess
 import textwrap
 from importlib import resources
 
 import numpy as np
 import pytest
+from helpers.forked_builds import ForkServer
+from helpers.program import HAS_GPU
 
+from trt_native.builder import isolated
 from trt_native.cuda import require_gpu
 from trt_native.errors import CudaError
 from trt_native.plans.manifest import Manifest
@@ -18,17 +22,11 @@ from trt_native.plans.manifest import Manifest
 # garbage as often as Python does takes a tenth of the time.
 gc.set_threshold(100_000, 50, 100)
 
-_NOT_COVERED = ("bench", "corpus")
-"""Folders of tests of scripts, and of files that are broken in many ways."""
-
 
 def pytest_collection_modifyitems(items):
     # Long files first, so that no process waits for another at the end.
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
-    for item in items:
-        if item.get_closest_marker("slow") or item.path.parent.name in _NOT_COVERED:
-            item.add_marker("no_cover")
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu_items:
         return
@@ -37,6 +35,25 @@ def pytest_collection_modifyitems(items):
     except CudaError as error:
         for item in gpu_items:
             item.add_marker(pytest.mark.skip(reason=error.message))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _forked_builds():
+    """Builds have processes of their own that start in no time."""
+    if HAS_GPU:  # CUDA does not survive a fork
+        yield
+        return
+    server = ForkServer()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(isolated, "subprocess", server)
+        yield
+    server.end()
+
+
+@pytest.fixture
+def started_builds(monkeypatch):
+    """Builds have processes of their own that start as they do for a user."""
+    monkeypatch.setattr(isolated, "subprocess", subprocess)
 
 
 @pytest.fixture(autouse=True)

@@ -28,6 +28,8 @@ from trt_native.config import BuildConfig, Precision
 from trt_native.errors import BuildError
 from trt_native.shapes import ProfileSpec
 
+pytestmark = pytest.mark.usefixtures("started_builds")
+
 DIMS = ("--dim", "batch=1:2:4", "--dim", "height=8", "--dim", "width=8")
 MOMENTS = ["Reading the model", "Writing the rewritten graph", "Building engine"]
 

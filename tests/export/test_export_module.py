@@ -20,8 +20,6 @@ from trt_native.errors import ExportError, SpecError
 from trt_native.export import export_module
 from trt_native.graph import onnx_file
 
-pytestmark = pytest.mark.no_cover
-
 
 class Block(nn.Module):
     """Joins (batch, frames, 8) and (batch*frames, 8) through a convolution and a norm."""

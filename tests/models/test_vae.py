@@ -19,7 +19,7 @@ from trt_native.models.latentsync.vae_export import export_vae, vae_paths
 pytest.importorskip("diffusers")
 from helpers.autoencoders import SMALL, diffusers_vae
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.no_cover]
+pytestmark = pytest.mark.usefixtures("one_thread")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 

@@ -90,7 +90,6 @@ def test_it_computes_what_latentsync_does(encoder, monkeypatch):
     np.testing.assert_allclose(found[1], expected[1], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.no_cover
 @pytest.mark.parametrize(("precision", "most"), [("fp32", 1e-5), ("fp16", 3e-3)])
 def test_the_export(encoder, tmp_path, precision, most):
     pytest.importorskip("onnxscript")  # LatentSync's own environment has none
