@@ -532,6 +532,10 @@ def padded_convolutions(p: Params, net: Net) -> None:
         if p["back"]:
             y = net.add("Cast", [y], to=TensorProto.FLOAT if wide else _TYPES[net.kind])
             net.place(y)
+    elif p["after"] in ("Greater", "Not"):
+        y = net.add("Greater", [y, net.constant(0.1)])
+        y = net.add("Not", [y]) if p["after"] == "Not" else y
+        y = net.add("Cast", [y], to=_TYPES[net.kind]) if p["back"] else y
     elif p["after"]:
         y = net.add(p["after"], [y])
     if p["gathered"]:
@@ -570,7 +574,7 @@ def draw_padded_convolutions(rng: random.Random) -> Params:
         "bias": rng.random() < 0.6,
         "padding": rng.choice(["auto", "auto", "explicit"]),
         "product": rng.choice(["Conv", "Conv", "ConvTranspose", "MatMul"]),
-        "after": rng.choice(["Cast", "Cast", "wide Cast", "", "Relu", "Floor", "Round"]),
+        "after": rng.choice(["Cast", "Cast", "wide Cast", "", "Relu", "Floor", "Greater", "Not"]),
         "scaled": rng.random() < 0.2,
         "to": rng.choice([TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL]),
         "back": rng.random() < 0.7,

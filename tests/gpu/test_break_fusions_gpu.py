@@ -13,6 +13,7 @@ from trt_native.passes.break_fusions import BreakFusions
 
 pytestmark = [pytest.mark.gpu, pytest.mark.backend]
 
+WEIGHTS = ", ".join(f"{3 * np.sin(2 * n):.2f}" for n in range(24))
 HEADER = '<ir_version: 8, opset_import: ["": 18]>'
 MODELS = {
     "softmax and minimum": f"""{HEADER} g (float[1,2,2,2] x) => (float[1,2,2,1] y)
@@ -33,6 +34,19 @@ MODELS = {
     "sampler and sum": f"""{HEADER} g (float[2,7,8,9] x, float[2,3,3,2] g)
         => (float[2,7,3,3] s, float[2,7,8,9] y)
         {{ k = Constant <value = int64 {{0}}> () s = GridSample (x, g) y = CumSum (x, k) }}""",
+    "cumulative sum and others": f"""{HEADER} g (float[2,1,2] x)
+        => (float[2,1,2] y, float[2,1,2] v, float[2,1,2] m, float[2,1,2] r)
+        {{ k = Constant <value = int64 {{0}}> () y = CumSum (x, k)
+          v = ThresholdedRelu <alpha = 0.1> (x) m = Mul (v, v) r = Round (v) }}""",
+    "product and cast": f"""{HEADER} g (float[2,2] x) => (int32[2,4] y)
+        {{ w = Constant <value = float[2,4] {{-2.6, 3.9, -0.7, 4.8, 2.2, 3.1, -2.4, -4.4}}> ()
+          a = Gemm (x, w) y = Cast <to = 6> (a) }}""",
+    "convolution and cast": f"""{HEADER} g (float[2,1,8] x) => (float[2,2,8] y)
+        {{ w = Constant <value = float[8,1,3] {{{WEIGHTS}}}> ()
+          b = Constant <value = float[8] {{1, 2, 3, 4, -1, -2, -3, -4}}> ()
+          i = Constant <value = int64[2] {{0, 3}}> ()
+          a = Conv <auto_pad = "SAME_UPPER"> (x, w, b) c = Cast <to = 6> (a) d = Cast <to = 1> (c)
+          y = Gather <axis = 1> (d, i) }}""",
 }
 
 

@@ -86,6 +86,19 @@ def test_recurrent_layers_with_lengths_stay_in_fp32(operator):
     assert kept(text.replace(", , n", ""), **weights) == {}
 
 
+@pytest.mark.parametrize(
+    ("channels", "axes", "stays"),
+    [((3, 8), 3, True), ((8, 12), 3, True), ((8, 16), 3, False), ((3, 8), 2, False)],
+)
+def test_transposed_convolutions_of_volumes_with_few_channels_stay_in_fp32(channels, axes, stays):
+    given, made = channels
+    text = f"""(float[1, {given}{", 4" * axes}] x) => (float[1, {made}{", 5" * axes}] y) {{
+        [up] y = ConvTranspose(x, w)
+    }}"""
+    weight = normal(0, given, made, *[2] * axes)
+    assert kept(text, w=weight) == ({"up": "tensorrt"} if stays else {})
+
+
 def test_a_residual_does_not_carry_the_need_of_a_sine_upwards():
     """x + sin(ax)^2, as vocoders have after every convolution."""
     found = kept(

@@ -113,6 +113,46 @@ def test_the_flattening_softmax_of_old_opsets():
     assert broken(parsed(body, "float[2,3,2] x", "float[1,3,2] y", opset=11))[0] == ["a"]
 
 
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("a = Conv (x, w) y = Cast <to = 7> (a)", ["a"]),
+        ("a = Conv (x, w) b = Floor (a) c = Mul (b, b) y = Cast <to = 2> (c)", ["a"]),
+        ("a = Conv (x, w) b = Cast <to = 9> (a) y = Cast <to = 1> (b)", ["a"]),
+        ("a = ConvTranspose (x, w) y = Cast <to = 6> (a)", ["a"]),
+        ("a = Conv (x, w) b = Floor (a) y = Cast <to = 10> (b)", []),
+        ("a = Conv (x, w) b = ReduceMax <keepdims = 0> (a) y = Cast <to = 7> (b)", []),
+        ("a = MatMul (x, x) b = Abs (a) y = Cast <to = 7> (b)", ["a"]),
+        ("a = Softmax (x) y = Cast <to = 7> (a)", []),
+    ],
+)
+def test_a_product_that_is_cast_to_integers(body, expected):
+    proto = parsed(body, "float[1,4,4] x", "float y")
+    proto.graph.initializer.append(
+        onnx.numpy_helper.from_array(np.ones((4, 4, 1), np.float32), "w")
+    )
+    del proto.graph.output[0].type.tensor_type.shape.dim[:]
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    kinds = {int(word.split(">")[0]) for word in body.split("<to = ")[1:]} - {9} or {7}
+    proto.graph.output[0].type.tensor_type.elem_type = kinds.pop()
+    found, model = broken(proto)
+    assert found == expected
+    for name in found:
+        assert readers(model, name) == {"Shape", "Gather"}
+
+
+def test_a_sum_and_an_elementwise_node_that_read_one_value():
+    body = "k = Constant <value = int64 {1}> () c = CumSum (x, k) y = Neg (x)"
+    outputs = "float[2,4,5] c, float[2,4,5] y"
+    found, model = broken(parsed(body, outputs=outputs))
+    assert found == ["x"]
+    assert readers(model, "x") == {"Shape", "Gather", "Neg"}
+    alone = parsed(
+        "k = Constant <value = int64 {1}> () y = CumSum (x, k)", outputs="float[2,4,5] y"
+    )
+    assert broken(alone)[0] == []
+
+
 def test_a_sampler_and_a_loop_that_read_one_value():
     body = """k = Constant <value = int64 {1}> () r = Relu (x)
         s = GridSample (r, g) c = CumSum (r, k) n = Neg (r) y = Sum (c, n)"""

@@ -84,6 +84,13 @@ TEXTS = {
     "a broadcast softmax": """<ir_version: 9, opset_import: ["": 18]>
         g (float[n,1,6] x, float[n,3,6] z) => (float[n,3,6] y)
         { a = Softmax (x) y = Mul (a, z) }""",
+    "tokens as an image": """<ir_version: 9, opset_import: ["": 18]>
+        g (float16[n,6,4] x) => (float16[n,4,2,3] y)
+        { t = Transpose <perm = [0, 2, 1]> (x) i = Constant <value = int64[4] {0, 4, 2, -1}> ()
+          y = Reshape (t, i) }""",
+    "a convolution cast to integers": """<ir_version: 9, opset_import: ["": 18]>
+        g (float[1,16,8] x) => (int32[1,16,6] y) <float[16,16,3] w>
+        { a = Conv (x, w) y = Cast <to = 6> (a) }""",
     "a norm with its statistics": """<ir_version: 9, opset_import: ["": 19]>
         g (float[2,16] x) => (float[2,16] y, float[2,1] m) <float[16] w>
         { y, m, s = LayerNormalization (x, w) }""",

@@ -18,6 +18,7 @@ from trt_native.graph.nodes import (
     bodies,
     constant_of,
     free_inputs,
+    input_of,
     is_fp32,
     op_set,
 )
@@ -90,11 +91,24 @@ GENERATORS = op_set(
     "RandomNormal RandomNormalLike RandomUniform RandomUniformLike Bernoulli Multinomial EyeLike "
     "HannWindow HammingWindow BlackmanWindow MelWeightMatrix BitCast Constant"
 )
+_VOLUMES = 5  # axes
 # What TensorRT-RTX 1.6 refuses to parse or build in these types, though ONNX has them.
 FP32_IN_TENSORRT = {
     FLOAT16: op_set("Celu"),
     BFLOAT16: op_set("Celu ConvTranspose GRU HardSwish LpPool Mish"),
 }
+
+
+def lacks_kernels(node: ir.Node) -> bool:
+    """Whether TensorRT-RTX 1.6 may have no kernel for a node in FP16.
+
+    Those are transposed convolutions of volumes, of channels that are not multiples of 8.
+    """
+    weight = input_of(node, 1) if node.op_type == "ConvTranspose" else None
+    if weight is None or weight.shape is None or len(weight.shape) < _VOLUMES:
+        return False
+    extents = [*weight.shape[:2]]
+    return any(not isinstance(extent, int) or extent % 8 for extent in extents)
 
 
 def to_integers(node: ir.Node) -> bool:

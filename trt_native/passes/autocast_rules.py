@@ -59,6 +59,7 @@ from trt_native.passes.autocast_operators import (
     follows_product,
     from_integers,
     has_constant,
+    lacks_kernels,
     multiplies_itself,
     quantized_levels,
     squares,
@@ -272,7 +273,7 @@ class NodeClassifier:
             return None, None
         if self._is_scaled_late(node):
             return Reason.ACCUMULATOR, None
-        if op in RECURRENT and input_of(node, LENGTHS) is not None:
+        if (op in RECURRENT and input_of(node, LENGTHS) is not None) or lacks_kernels(node):
             return Reason.TENSORRT, None
         if self._holds_positions(node):
             return Reason.POSITIONS, Label.INTEGER if op in MAKES_POSITIONS else None

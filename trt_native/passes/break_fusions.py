@@ -19,7 +19,7 @@ import onnx_ir as ir
 from trt_native.errors import SpecError, UnsupportedError
 from trt_native.graph.dims import fixed_dimensions
 from trt_native.graph.inference import infer_types, infer_values, known_type
-from trt_native.graph.nodes import constant_of, input_of, op_set, opset_of
+from trt_native.graph.nodes import PRODUCTS, constant_of, input_of, op_set, opset_of
 from trt_native.graph.validity import wraps_graph_errors
 from trt_native.passes.base import GraphPass
 from trt_native.passes.replacement import NameAuthority, ReplacementBuilder
@@ -273,7 +273,9 @@ def _miscompiled(model: ir.Model, profiles: Sequence[Profile], *, infer: bool) -
         infer: Whether to infer shapes that are lacking.
     """
     yield from _shared_with_samplers(model)
+    yield from _shared_with_sums(model)
     yield from _states_of_loops(model)
+    yield from _casts_of_products(model)
     pairs, spreads = list(_reduction_pairs(model)), list(_spread_norms(model))
     values = [v for _, node, _ in pairs for v in node.inputs[:1]]
     values += [v for node, _, _ in spreads for v in (*node.inputs, *node.outputs)]
@@ -314,6 +316,17 @@ def _shared_with_samplers(model: ir.Model) -> Iterator[_Point]:
                 yield _Point(value, ((sampler, index),), "an output, and GridSample reads it")
 
 
+def _shared_with_sums(model: ir.Model) -> Iterator[_Point]:
+    """What a CumSum and elementwise nodes read is not there any more for the CumSum."""
+    for total in (node for node in model.graph if node.op_type == "CumSum" and not node.domain):
+        value = total.inputs[0]
+        if value is None or constant_of(value) is not None:
+            continue
+        others = [node.op_type for node, _ in value.uses() if node.op_type in _ELEMENTWISE]
+        if others:
+            yield _Point(value, ((total, 0),), f"CumSum and {others[0]} read it")
+
+
 def _states_of_loops(model: ir.Model) -> Iterator[_Point]:
     """A Loop with a dynamic shape that begins with an input of the model."""
     for loop in (node for node in model.graph if node.op_type in ("Loop", "Scan")):
@@ -321,6 +334,17 @@ def _states_of_loops(model: ir.Model) -> Iterator[_Point]:
             if value is not None and value.is_graph_input() and constant_of(value) is None:
                 reason = f"{loop.op_type} that begins with an input"
                 yield _Point(value, ((loop, index),), reason, copied=False)
+
+
+def _casts_of_products(model: ir.Model) -> Iterator[_Point]:
+    """A product that is cast to integers or booleans behind elementwise nodes at most."""
+    for cast in (node for node in model.graph if node.op_type == "Cast" and not node.domain):
+        kind = ir.DataType(cast.attributes.get_int("to", 0))
+        if kind.is_integer() or kind == ir.DataType.BOOL:
+            for product, _ in _back(cast.inputs, PRODUCTS):
+                value = product.outputs[0]
+                reason = f"{product.op_type} that is cast to integers"
+                yield _Point(value, tuple(value.uses()), reason)
 
 
 def _comes_out(value: ir.Value) -> bool:

@@ -30,6 +30,7 @@ from trt_native.passes.pin_fp32_nodes import PinFp32Nodes
 from trt_native.passes.quantize import Quantize
 from trt_native.passes.reject_unsupported import RejectUnsupported
 from trt_native.passes.replace_types import ReplaceTypes
+from trt_native.passes.reshape_tokens import ReshapeTokens
 from trt_native.passes.split_fp32_products import SplitFp32Products
 from trt_native.passes.widen_recurrent import WidenRecurrent
 from trt_native.progress import Progress, phase
@@ -54,6 +55,7 @@ BUILD: tuple[type[GraphPass], ...] = (
     PinFp32Nodes,
     Quantize,
     Autocast,
+    ReshapeTokens,
     ParserWorkarounds,
     SplitFp32Products,
     BreakFusions,
