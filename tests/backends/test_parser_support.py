@@ -105,6 +105,16 @@ def test_a_computed_shape_cannot_be_asked_about(backend):
     assert [name for name, node in nodes.items() if reads_computed_shape(node)] == ["u", "y"]
 
 
+def test_a_range_of_computed_limits_cannot_be_asked_about(backend):
+    text = """(float[n, 6] x) => (float[m] y) {
+        zero = Constant<value_float = 0.0>() one = Constant<value_float = 1.0>()
+        s = Shape<end = 1>(x) n = Squeeze(s) limit = Cast<to = 1>(n)
+        y = Range(zero, limit, one) }"""
+    graph = model(text)
+    infer_values(graph)
+    assert refused_nodes(graph.graph, graph.opset_imports, backend) == {}
+
+
 def test_operators_that_crash_are_not_asked(backend, monkeypatch):
     lacking = dataclasses.replace(backend.capabilities, crashing_operators=frozenset({"Relu"}))
     monkeypatch.setattr(backend, "capabilities", lacking)

@@ -50,8 +50,9 @@ def refused_nodes(
 ) -> dict[ir.Node, str]:
     """Find the nodes that the parser of a backend refuses.
 
-    A node of which no single question can be made is not among them: control flow, one whose
-    inputs or outputs have unknown types or ranks, and one with strings, sequences or optionals.
+    A node of which no single question can be made is not among them: control flow, a Range of
+    computed limits, one whose inputs or outputs have unknown types or ranks, and one with strings,
+    sequences or optionals.
 
     Args:
         nodes: The nodes, with types and shapes.
@@ -97,14 +98,17 @@ def reads_computed_shape(node: ir.Node) -> bool:
     """
     return any(
         value is not None
-        and value.producer() is not None
-        and constant_of(value) is None
+        and _is_computed(value)
         and value.dtype is not None
         and value.dtype.is_integer()
         and value.shape is not None
         and value.shape.rank() <= 1
         for value in node.inputs
     )
+
+
+def _is_computed(value: ir.Value | None) -> bool:
+    return value is not None and value.producer() is not None and constant_of(value) is None
 
 
 def _has_large_constant(node: ir.Node) -> bool:
@@ -183,11 +187,13 @@ def one_node_model(
         used_only: Leave out outputs that nothing reads.
 
     Returns:
-        The model; None for control flow, and where the type or rank of an input, or the type of an
-        output, is unknown.
+        The model; None for control flow, a Range of computed limits, and where the type or rank of
+        an input, or the type of an output, is unknown.
     """
     if node.op_type == "Constant" or (node.op_type in _CONTROL_FLOW and not node.domain):
         return None
+    if node.op_type == "Range" and any(_is_computed(value) for value in node.inputs):
+        return None  # the parser takes one whose limits it knows to follow from shapes
     graph = onnx.GraphProto(name=_NAME)
     proto = graph.node.add()
     proto.CopyFrom(_bare(node))

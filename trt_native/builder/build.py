@@ -449,10 +449,11 @@ def resolve_precision(
     applied = _applied_precision(graph, config, path)
     calibrates = _calibrates(graph, config, backend)
     writes_qdq = config.precision.quantized and not calibrates
-    if writes_qdq or _has_qdq(graph):
+    quantized = writes_qdq or "quantized" in reduced_types(graph)
+    if quantized:
         _check_quantizing(backend)
     # Q/DQ nodes alone say what is quantized where types come from the graph.
-    from_graph = applied is None or writes_qdq or is_reduced(graph) or _has_qdq(graph)
+    from_graph = applied is None or quantized or is_reduced(graph)
     strongly_typed = not backend.capabilities.weakly_typed or from_graph or config.weight_streaming
     return ResolvedPrecision(
         applied=applied,
@@ -487,10 +488,6 @@ def _calibrates(graph: ir.Model, config: BuildConfig, backend: Backend) -> bool:
         and not config.weight_streaming
         and not reduced_types(graph)
     )
-
-
-def _has_qdq(graph: ir.Model) -> bool:
-    return "quantized" in reduced_types(graph)
 
 
 def _lowered_to(graph: ir.Model, applied: Precision | None) -> Precision | None:
