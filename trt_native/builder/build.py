@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -67,6 +66,7 @@ from trt_native.plans.manifest import Manifest, PlanTensor
 from trt_native.plans.plan import Plan
 from trt_native.progress import Progress, phase
 from trt_native.runtime.engine import Engine
+from trt_native.scratch import scratch_folder
 from trt_native.shapes import Profile, TensorSpec
 
 __all__ = [
@@ -561,10 +561,10 @@ def _lower(
     if not rewritten:
         yield LoweredModel(path, records, pinned_nodes(graph))
         return
-    with tempfile.TemporaryDirectory(prefix="trt-native-") as folder:
+    with scratch_folder() as folder:
         # A name that TensorRT and onnx_ir take, which may append to it.
         plain = path.name.isprintable() and len(path.name) < 50
-        changed = Path(folder) / (path.name if plain else "model.onnx")
+        changed = folder / (path.name if plain else "model.onnx")
         with phase(progress, "Writing the rewritten graph"):
             save_temporary(graph, changed)
         yield LoweredModel(changed, records, pinned_nodes(graph))

@@ -7,7 +7,6 @@ group's engine runs all batches twice: for the largest values, then for exact hi
 from __future__ import annotations
 
 import logging
-import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -49,6 +48,7 @@ from trt_native.plans.plan import Plan
 from trt_native.progress import Progress, phase
 from trt_native.runtime import Session
 from trt_native.runtime.engine import Engine
+from trt_native.scratch import scratch_folder
 from trt_native.shapes import Profile, ProfileSpec, Shape, ShapeRange
 from trt_native.units import format_bytes
 
@@ -207,8 +207,8 @@ class EngineActivations:
         wanted = [name for name in tensors if name not in given and name not in left_out]
         groups, too_large = self._grouped(model, wanted, ranges, gpu)
         self.groups = len(groups)
-        with tempfile.TemporaryDirectory(prefix="trt-native-") as folder:
-            base = Path(folder) / "model"
+        with scratch_folder() as folder:
+            base = folder / "model"
             save_temporary(model, base)
             for group in groups:
                 plan = self._build(base, group, ranges, gpu, progress)

@@ -17,7 +17,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
@@ -41,6 +40,7 @@ from trt_native.errors import BuildError, TrtNativeError
 from trt_native.files import open_standard_descriptors, remove_temporaries, with_ending
 from trt_native.plans.manifest import Manifest
 from trt_native.plans.plan import Plan
+from trt_native.scratch import new_scratch_path, scratch_folder
 from trt_native.units import format_bytes
 
 if TYPE_CHECKING:
@@ -221,10 +221,10 @@ def build_isolated(
     Raises:
         TrtNativeError, KeyboardInterrupt: as :func:`build_with_retries`.
     """
-    with tempfile.TemporaryDirectory(prefix="trt-native-plan-") as folder:
+    with scratch_folder() as folder:
         job = Job(
             model=Path(model),
-            target=Path(folder, "model.plan"),
+            target=folder / "model.plan",
             config=config or BuildConfig(),
             backend=backend,
             cache=None,
@@ -300,7 +300,7 @@ class _Child:
         self._job = job
         self._progress = progress
         self._token = secrets.token_hex(4)
-        self._scratch = Path(tempfile.gettempdir(), f"trt-native-{self._token}")
+        self._scratch = new_scratch_path(self._token)
         self._phases: list[str] = []
         self._backend = "TensorRT"
         self._workspace_bytes = 0

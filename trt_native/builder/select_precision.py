@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -43,6 +42,7 @@ from trt_native.passes.split_fp32_products import can_split
 from trt_native.plans.plan import Plan
 from trt_native.progress import Progress
 from trt_native.runtime import HostExecution, Session
+from trt_native.scratch import scratch_folder
 
 __all__ = [
     "CANDIDATES",
@@ -235,8 +235,7 @@ def select_precision(
         build_plan(model, wanted, backend=chosen, progress=progress).save(target)
 
     make, how = build or build_here, measuring or MeasurementHooks()
-    with tempfile.TemporaryDirectory(prefix="trt-native-") as text:
-        folder = Path(text)
+    with scratch_folder() as folder:
         reference = folder / "fp32.plan"
         make(_reference_config(config, tf32=not exact), reference)
         expected = _outputs(how, reference, held)

@@ -22,6 +22,7 @@ from trt_native import errors
 from trt_native.builder.fallback import Attempt
 from trt_native.builder.isolated import INTERRUPTED, LINE_BYTES, Job, folders_written
 from trt_native.files import remove_temporaries, set_temporary_tag
+from trt_native.scratch import hold_folder, remove_abandoned
 
 if TYPE_CHECKING:
     from trt_native.backends.base import Backend
@@ -94,10 +95,12 @@ def _leave(code: int) -> NoReturn:
 
 
 def _build(job: Job, scratch: Path, report: _Report) -> dict[str, Any]:
+    remove_abandoned()
     scratch.mkdir(mode=0o700)
-    os.environ["TMPDIR"] = tempfile.tempdir = str(scratch)
     try:
-        return _build_and_save(job, report)
+        with hold_folder(scratch):
+            os.environ["TMPDIR"] = tempfile.tempdir = str(scratch)
+            return _build_and_save(job, report)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -38,6 +37,7 @@ from trt_native.graph.nodes import (
     op_set,
 )
 from trt_native.progress import Progress, phase
+from trt_native.scratch import scratch_folder
 from trt_native.units import format_bytes
 from trt_native.verify.check import RunFn, open_session
 from trt_native.verify.metrics import (
@@ -216,9 +216,9 @@ def find_first_mismatch(
         raise SpecError("a mismatch is judged by the relative error, for which no limit is given")
     fixed = dict(fixed_inputs or {})
     tensors = _Tensors(_typed(model, fixed))
-    with tempfile.TemporaryDirectory(prefix="trt-native-verify-") as folder:
+    with scratch_folder() as folder:
         compared_with = _typed(reference or model, fixed)
-        expected = _Expected(Path(folder), compared_with, tensors.names, inputs, progress)
+        expected = _Expected(folder, compared_with, tensors.names, inputs, progress)
         search = _Search(tensors, expected, inputs, open_runner, thresholds, memory_bytes)
         report = search.run(f"{reference or model}, run by {RUNNER}")
         if open_broken is None:
