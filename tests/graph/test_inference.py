@@ -12,6 +12,7 @@ from helpers.text_models import attention, conv_net, group_norm, model, time_emb
 
 from trt_native.errors import ModelError
 from trt_native.graph.inference import (
+    infer_behind,
     infer_proto,
     infer_shapes,
     infer_types,
@@ -189,3 +190,40 @@ def test_the_values_of_long_vectors_are_not_propagated(monkeypatch, length, prop
     infer_shapes(graph)
     assert [tuple(node.outputs[0].shape) for node in list(graph.graph)[:2]] == [(length,)] * 2
     assert any(asked) == propagates
+
+
+def test_fused_operators_have_the_type_of_their_inputs():
+    text = """<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]>
+    g (float16[2, 4] x, int32[2, 4] i, float[4, 2] t) => (float16[2, 2] y, n, z)
+    {
+        a = com.microsoft.Gelu(x)
+        b = Relu(a)
+        y = com.microsoft.FusedMatMul(b, b)
+        e, n = com.microsoft.EmbedLayerNormalization(i, , t, t, , t, t)
+        z = Relu(e)
+    }"""
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    infer_types(model)
+    kinds = {v.name: v.dtype for node in model.graph for v in node.outputs}
+    half, full = ir.DataType.FLOAT16, ir.DataType.FLOAT
+    assert kinds == {"a": half, "b": half, "y": half, "e": full, "n": ir.DataType.INT32, "z": full}
+
+
+def test_a_part_is_inferred_as_the_whole_but_for_names_that_are_made_up():
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    g (float[batch, 4] x, bool[batch] kept) => (y, z)
+    <float[4, 3] w = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, int64[2] shape = {0, -1}>
+    {
+        a = MatMul(x, w)
+        y = Reshape(a, shape)
+        some = Compress <axis = 0> (a, kept)
+        z = Relu(some)
+    }"""
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    made = {v.name: v for node in model.graph for v in node.outputs}
+    infer_behind(model, [made["y"]])
+    assert made["a"].shape == made["y"].shape == ["batch", 3]
+    assert made["y"].dtype is made["a"].dtype is ir.DataType.FLOAT
+    assert made["z"].type is made["some"].type is None
+    infer_behind(model, [made["z"]])
+    assert made["z"].shape == [None, 3]

@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from helpers import tiny_models
+from helpers.contrib_cases import ONNXRUNTIME
 from helpers.made_plans import tensor
 from helpers.text_models import model
 from onnx.reference import ReferenceEvaluator
@@ -49,6 +50,18 @@ def test_an_onnx_file(tmp_path, rng):
             assert sorted(found) == names
             for name in names:
                 np.testing.assert_array_equal(found[name], whole[name])
+
+
+def test_a_fused_operator_is_computed_by_a_formula_of_this_package_and_named(tmp_path, rng):
+    case = ONNXRUNTIME["attention_past"]
+    path = tmp_path / "m.onnx"
+    onnx.save(case.model(), path)
+    reference = OnnxReference(path)
+    program = f"onnx.reference {onnx.__version__} with formulas of trt_native for Attention"
+    assert reference.runner == program
+    assert reference.name == f"{path}, run by {program}"
+    found = reference(case.batch, ["o0", "o1"])
+    case.check([found["o0"], found["o1"]])
 
 
 def test_an_output_that_is_a_weight_or_an_input(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import onnx
 import onnx.shape_inference
@@ -11,12 +11,24 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from trt_native.errors import ModelError
-from trt_native.graph.nodes import all_nodes
+from trt_native.graph.nodes import all_nodes, constant_of
+from trt_native.reference.evaluator import is_fused
 
-__all__ = ["infer_proto", "infer_shapes", "infer_types", "infer_values", "known_type"]
+__all__ = [
+    "infer_behind",
+    "infer_proto",
+    "infer_shapes",
+    "infer_types",
+    "infer_values",
+    "known_type",
+]
 
+_FEW = 64  # elements of constants that may be the values of shapes
 _LONGEST = 2**16
 """Elements of a vector that ONNX may propagate: it takes 140 bytes for each, of any vector."""
+
+_LENGTHS = ("EmbedLayerNormalization", 1)
+"""The only output of a fused operator that is not of the type of its inputs."""
 
 
 def infer_types(model: ir.Model) -> None:
@@ -31,9 +43,27 @@ def infer_types(model: ir.Model) -> None:
 
     if unknown():
         infer_values(model)
+    while unknown() and _type_fused_outputs(model):
+        infer_values(model)
     for value in unknown():
         if any(user.domain == "" for user, _ in value.uses()):
             known_type(value)
+
+
+def _type_fused_outputs(model: ir.Model) -> bool:
+    """Give outputs of fused operators, which ONNX does not know, the type of their inputs."""
+    typed = False
+    for node in model.graph:
+        if not is_fused(node.op_type, node.domain):
+            continue
+        kinds = [v.dtype for v in node.inputs if v is not None and v.dtype is not None]
+        kinds.sort(key=lambda kind: not kind.is_floating_point())
+        for index, value in enumerate(node.outputs):
+            if value.type is None and kinds:
+                lengths = (node.op_type, index) == _LENGTHS
+                value.type = ir.TensorType(ir.DataType.INT32 if lengths else kinds[0])
+                typed = True
+    return typed
 
 
 def infer_values(model: ir.Model) -> None:
@@ -48,6 +78,54 @@ def infer_values(model: ir.Model) -> None:
             value.shape = value.shape if shape is None else shape
         if all(value.type is not None for value in made if value.name):
             return
+
+
+def infer_behind(model: ir.Model, wanted: Collection[ir.Value]) -> None:
+    """Fill in what ONNX can infer of values from the nearest that are known, quicker than all.
+
+    Args:
+        model: The model.
+        wanted: Values; those that they are computed from are filled in, too.
+    """
+    nodes, edges, pending = set(), {}, [v for v in wanted if not _is_known(v)]
+    while pending:
+        node = pending.pop().producer()
+        if node is None or node in nodes:
+            continue
+        nodes.add(node)
+        read = [v for v in node.inputs if v is not None]
+        edges.update({v.name: v for v in read if _is_known(v) or constant_of(v) is not None})
+        pending += [v for v in read if not _is_known(v)]
+    if not nodes:
+        return
+    made = {v.name: v for node in nodes for v in node.outputs if v.name}
+    graph = onnx.GraphProto(name="part")
+    for value in (v for name, v in edges.items() if name not in made):
+        constant = constant_of(value)
+        if constant is not None and constant.size <= _FEW:
+            tensor = ir.Tensor(constant.numpy(), name=value.name, dtype=constant.dtype)
+            graph.initializer.append(ir.serde.serialize_tensor(tensor))
+        else:
+            graph.input.append(ir.serde.serialize_value(value))
+    ordered = (node for node in all_nodes(model.graph) if node in nodes)
+    graph.node.extend(map(ir.serde.serialize_node, ordered))
+    opsets = [onnx.helper.make_opsetid(*item) for item in model.opset_imports.items()]
+    part = onnx.helper.make_model(graph, opset_imports=opsets)
+    inferred = onnx.shape_inference.infer_shapes(part, data_prop=True)
+    named = {axis for v in edges.values() for axis in v.shape or () if not isinstance(axis, int)}
+    for info in inferred.graph.value_info:
+        found, value = ir.serde.deserialize_value_info_proto(info, None), made[info.name]
+        value.type = value.type or found.type
+        if value.shape is None and found.shape is not None:
+            # Names that ONNX makes up may be those of other extents elsewhere.
+            axes = (
+                axis if isinstance(axis, int) or axis in named else None for axis in found.shape
+            )
+            value.shape = ir.Shape(axes)
+
+
+def _is_known(value: ir.Value) -> bool:
+    return value.type is not None and value.shape is not None
 
 
 def known_type(value: ir.Value) -> ir.DataType:

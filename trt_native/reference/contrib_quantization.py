@@ -14,10 +14,9 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from trt_native.arrays import Array
+from trt_native.reference.contrib import ContribOperator, padded
 
 __all__ = ["OPERATORS"]
-
-_DOMAIN = "com.microsoft"
 
 
 def _dequantized(x: Array, scale: Array, zero: Array | None = None, axis: int = -1) -> Array:
@@ -47,28 +46,7 @@ def _dynamic(x: Array) -> Array:
     return _dequantized(*found)
 
 
-def _padded(inputs: tuple[Any, ...], count: int) -> list[Any]:
-    """The inputs, with None for those that are left out behind them."""
-    return [*inputs, *[None] * (count - len(inputs))]
-
-
-class _Contrib(OpRun):
-    op_domain = _DOMAIN
-
-    def options(self, **defaults: Any) -> dict[str, Any]:
-        """The node's attributes, with defaults for those that it lacks."""
-        given = {a.name: onnx.helper.get_attribute_value(a) for a in self.onnx_node.attribute}
-        return {**defaults, **given}
-
-    def _run(self, *inputs: Any, **_: Any) -> tuple[Any, ...]:
-        return (self.compute(*inputs),)
-
-    def compute(self, *inputs: Any) -> Array:
-        """The only output."""
-        raise NotImplementedError
-
-
-class _Elementwise(_Contrib):
+class _Elementwise(ContribOperator):
     """A function of dequantized operands, each with scale and zero point."""
 
     function = ""
@@ -96,7 +74,7 @@ class _Elementwise(_Contrib):
         return np.moveaxis(outputs[0], 1, -1) if last else np.asarray(outputs[0])
 
 
-class QLinearConcat(_Contrib):
+class QLinearConcat(ContribOperator):
     """Operands of value, scale and zero point behind the result's scale and zero point."""
 
     def compute(self, *inputs: Any) -> Array:
@@ -107,29 +85,29 @@ class QLinearConcat(_Contrib):
         )
 
 
-class MatMulIntegerToFloat(_Contrib):
+class MatMulIntegerToFloat(ContribOperator):
     """A product of integers in FP32."""
 
     def compute(self, *inputs: Any) -> Array:
-        a, b, a_scale, b_scale, a_zero, b_zero, bias = _padded(inputs, 7)
+        a, b, a_scale, b_scale, a_zero, b_zero, bias = padded(inputs, 7)
         found = _dequantized(a, a_scale, a_zero, -2) @ _dequantized(b, b_scale, b_zero)
         return np.asarray(found if bias is None else found + bias)
 
 
-class DynamicQuantizeMatMul(_Contrib):
+class DynamicQuantizeMatMul(ContribOperator):
     """A product of quantized activations and weights in FP32."""
 
     def compute(self, *inputs: Any) -> Array:
-        a, b, b_scale, b_zero, bias = _padded(inputs, 5)
+        a, b, b_scale, b_zero, bias = padded(inputs, 5)
         found = _dynamic(a) @ _dequantized(b, b_scale, b_zero)
         return np.asarray(found if bias is None else found + bias)
 
 
-class QGemm(_Contrib):
+class QGemm(ContribOperator):
     """A Gemm whose bias is in steps of both scales; the result may be FP32."""
 
     def compute(self, *inputs: Any) -> Array:
-        a, a_scale, a_zero, b, b_scale, b_zero, c, scale, zero = _padded(inputs, 9)
+        a, a_scale, a_zero, b, b_scale, b_zero, c, scale, zero = padded(inputs, 9)
         options = self.options(alpha=1.0, transA=0, transB=0)
         left = _dequantized(a, a_scale, a_zero)
         right = _dequantized(b, b_scale, b_zero, 0 if options["transB"] else 1)
@@ -140,11 +118,11 @@ class QGemm(_Contrib):
         return found if scale is None else _quantized(found, scale, zero, a.dtype)
 
 
-class DynamicQuantizeLSTM(_Contrib):
+class DynamicQuantizeLSTM(ContribOperator):
     """An LSTM of dequantized weights; activations are not quantized."""
 
     def _run(self, *inputs: Any, **_: Any) -> tuple[Any, ...]:
-        x, w, r, *rest = _padded(inputs, 12)
+        x, w, r, *rest = padded(inputs, 12)
         weights = [
             np.swapaxes(_by_direction(value, scale, zero), 1, 2)
             for value, scale, zero in ((w, *rest[5:7]), (r, *rest[7:9]))

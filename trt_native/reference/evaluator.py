@@ -15,6 +15,8 @@ from onnx.reference.ops import load_op
 
 from trt_native.arrays import Array
 from trt_native.reference import (
+    contrib_attention,
+    contrib_fused,
     contrib_quantization,
     control_flow,
     convolution,
@@ -28,7 +30,7 @@ from trt_native.reference import (
 from trt_native.reference.kernels import Kernel, is_narrow, widened
 from trt_native.schemas import schema_of
 
-__all__ = ["evaluator"]
+__all__ = ["evaluator", "has_own_formula", "is_fused"]
 
 _KERNELS: tuple[Kernel, ...] = (
     *control_flow.KERNELS,
@@ -40,6 +42,8 @@ _KERNELS: tuple[Kernel, ...] = (
     *recurrent.KERNELS,
     *resampling.KERNELS,
 )
+_FUSED: tuple[type[OpRun], ...] = (*contrib_attention.OPERATORS, *contrib_fused.OPERATORS)
+_CONTRIB = (*_FUSED, *contrib_quantization.OPERATORS)
 # In the type of an FP16 or BF16 input, their sums would overflow or lose digits, or they fail.
 _ACCUMULATING = frozenset(
     {
@@ -78,9 +82,18 @@ def evaluator(graph: onnx.GraphProto, opsets: Mapping[str, int]) -> ReferenceEva
     """
     opset = opsets.get("", onnx.defs.onnx_opset_version())
     _name_unused_outputs(graph)
-    return ReferenceEvaluator(
-        graph, opsets=dict(opsets), new_ops=[*_operators(opset), *contrib_quantization.OPERATORS]
-    )
+    return ReferenceEvaluator(graph, opsets=dict(opsets), new_ops=[*_operators(opset), *_CONTRIB])
+
+
+def has_own_formula(operator: str, domain: str) -> bool:
+    """Whether an operator that ONNX does not define is computed by a formula of this package."""
+    return any((one.__name__, one.op_domain) == (operator, domain) for one in _CONTRIB)
+
+
+def is_fused(operator: str, domain: str) -> bool:
+    """Whether an operator is a fused one of ONNX Runtime, whose results are not quantized."""
+    norm = (operator, domain) == ("LayerNormalization", "")  # before ONNX had it
+    return norm or any((one.__name__, one.op_domain) == (operator, domain) for one in _FUSED)
 
 
 def _name_unused_outputs(graph: onnx.GraphProto) -> None:
@@ -133,6 +146,8 @@ def _defined(opset: int) -> Iterator[type[OpRun]]:
             original = load_op("", operator, opset)
             members = {"op_schema": schema, "_run": _in_float32(original)}
             yield type(operator, (original,), members)
+    if schema_of("LayerNormalization", opset) is None:
+        yield type("LayerNormalization", (contrib_fused.UnversionedLayerNormalization,), {})
 
 
 def _in_float32(original: type[OpRun]) -> Callable[..., tuple[Any, ...]]:

@@ -46,7 +46,7 @@ from trt_native.verify.metrics import (
     compare_outputs,
     root_mean_square,
 )
-from trt_native.verify.reference import RUNNER, read_inlined
+from trt_native.verify.reference import read_inlined, reference_program
 
 __all__ = [
     "LayerReport",
@@ -220,7 +220,7 @@ def find_first_mismatch(
         compared_with = _typed(reference or model, fixed)
         expected = _Expected(folder, compared_with, tensors.names, inputs, progress)
         search = _Search(tensors, expected, inputs, open_runner, thresholds, memory_bytes)
-        report = search.run(f"{reference or model}, run by {RUNNER}")
+        report = search.run(f"{reference or model}, run by {reference_program(compared_with)}")
         if open_broken is None:
             return report
         remedy = search.remedy(open_broken)

@@ -33,9 +33,11 @@ from trt_native.config import FixedValues
 from trt_native.errors import USER_CODE_ERRORS, CalibrationError, SpecError
 from trt_native.graph.fixed_inputs import fix_inputs
 from trt_native.graph.functions import inline_functions
+from trt_native.graph.nodes import all_nodes
 from trt_native.graph.onnx_file import read_model
 from trt_native.plans.manifest import PlanTensor
 from trt_native.reference import NAME
+from trt_native.reference.evaluator import has_own_formula
 
 __all__ = [
     "RUNNER",
@@ -46,6 +48,7 @@ __all__ = [
     "golden_writer",
     "open_reference",
     "read_inlined",
+    "reference_program",
 ]
 
 RUNNER = f"{NAME} {onnx.__version__}"
@@ -115,6 +118,12 @@ def read_inlined(path: Path, fixed_inputs: FixedValues | None = None) -> ir.Mode
     return model
 
 
+def reference_program(model: ir.Model) -> str:
+    """The program that runs a model, with the operators that it lacks and this package has."""
+    own = {n.op_type for n in all_nodes(model.graph) if has_own_formula(n.op_type, n.domain)}
+    return f"{RUNNER} with formulas of trt_native for {', '.join(sorted(own))}" if own else RUNNER
+
+
 class OnnxReference:
     """An ONNX file run by ``onnx.reference``, in the types that the file has: exact, and slow.
 
@@ -131,9 +140,9 @@ class OnnxReference:
     def __init__(self, path: Path, fixed_inputs: FixedValues | None = None) -> None:
         self.path = path
         self._fixed = dict(fixed_inputs or {})
-        self.runner = RUNNER
-        self.name = f"{path}, run by {RUNNER}"
         self._model: ir.Model | None = read_inlined(path, self._fixed)
+        self.runner = reference_program(self._model)
+        self.name = f"{path}, run by {self.runner}"
         self._runner: ReferenceRunner | None = None
         self._outputs: tuple[str, ...] = ()
 
