@@ -1,4 +1,4 @@
-"""Fused operators written out, against outputs of ONNX Runtime 1.32 on the CPU."""
+"""Fused operators written out, against outputs of ONNX Runtime 1.32 on the CPU, and of PyTorch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from helpers.contrib_cases import ONNXRUNTIME, Case, torch_cases
 from helpers.passes import pass_records
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
@@ -19,8 +20,12 @@ from trt_native.errors import UnsupportedError
 from trt_native.passes.base import PassContext, ResolvedPrecision
 from trt_native.passes.lower_fused import LowerFused
 from trt_native.passes.pipelines import BUILD, CALIBRATE, select_passes
+from trt_native.reference.evaluator import evaluator
+
+torch = pytest.importorskip("torch")
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "onnxruntime_fused.json").read_text())
+TORCH = torch_cases()
 LOWER = LowerFused(PassContext(config=BuildConfig(), precision=ResolvedPrecision()))
 
 
@@ -102,20 +107,140 @@ def test_types_are_inferred_between_two():
     assert [n.op_type for n in model.graph][-4:] == ["Relu", "Mul", "Sigmoid", "Mul"]
 
 
+def lowered(case, opset, kind=np.float32):
+    """Outputs of a case that is written out, in another type of its floating-point numbers."""
+    narrow = {n: a.astype(kind) if a.dtype.kind == "f" else a for n, a in case.batch.items()}
+    inputs = [a if a is None or a.dtype.kind != "f" else a.astype(kind) for a in case.inputs]
+    outputs = [a if a.dtype.kind != "f" else a.astype(kind) for a in case.outputs]
+    case = Case(case.operator, case.attributes, inputs, outputs, case.domain)
+    model = ir.from_proto(case.model(opset))
+    assert LOWER.needed(model)
+    LOWER(model)
+    assert LOWER.record == {"nodes": {case.operator: 1}}
+    made = ir.to_proto(model)
+    onnx.checker.check_model(made, full_check=True)
+    onnx.shape_inference.infer_shapes(made, check_type=True, strict_mode=True)
+    return case, evaluator(made.graph, {"": opset}).run(None, narrow)
+
+
+@pytest.mark.parametrize("opset", [12, 18])
+@pytest.mark.parametrize("name", ONNXRUNTIME)
+def test_each_form_is_that_of_onnx_runtime(name, opset):
+    case, found = lowered(ONNXRUNTIME[name], opset)
+    case.check(found)
+
+
 @pytest.mark.parametrize(
-    "model",
-    [
-        model_of("FusedMatMul", [(2, 3), (3, 4)], ["y"], transBatchA=1),
-        model_of("FusedConv", [(1, 1, 3, 3), (1, 1, 2, 2)], ["y"], activation="Other"),
-        model_of("SkipLayerNormalization", [(1, 2, 4), (1, 2, 4), (4,)], ["y", "mean"]),
-        model_of("MultiHeadAttention", [(1, 2, 4)] * 3, ["y"], num_heads=2, unidirectional=1),
-        model_of("MultiHeadAttention", [(1, 2, 4)] * 3, ["y"]),
-        model_of("Gelu", [(2, 4)], ["y"], domain="own"),
-    ],
-    ids=["batch", "activation", "statistics", "causal", "heads", "domain"],
+    "name", ["multi_head_past", "attention_lengths", "grouped_next", "embedding"]
 )
-def test_what_is_not_known_stays(model):
-    assert not LOWER.needed(model)
+def test_fp16_stays_fp16(name):
+    case, found = lowered(ONNXRUNTIME[name], 17, np.float16)
+    case.check(found, 2e-2)
+
+
+@pytest.mark.parametrize("name", TORCH)
+def test_each_form_is_that_of_pytorch(name):
+    case, found = lowered(TORCH[name], 17)
+    case.check(found, 2e-5)
+
+
+def test_norms_before_onnx_had_them(rng):
+    x, scale, bias = (rng.standard_normal(s).astype(np.float32) for s in ((2, 3, 4), (4,), (4,)))
+    layer = torch.nn.functional.layer_norm
+    expected = layer(torch.tensor(x), (4,), torch.tensor(scale), torch.tensor(bias), 1e-3)
+    at = {"epsilon": 1e-3, "axis": 2}
+    case = Case("LayerNormalization", at, [x, scale, bias], [expected.numpy()], "")
+    case, found = lowered(case, 11)
+    case.check(found, 2e-5)
+    assert not LOWER.needed(ir.from_proto(case.model(17)))
+
+
+@pytest.mark.parametrize(
+    ("name", "axes"),
+    [
+        (
+            "multi_head_lengths",
+            {"i0": ["b", "s", 8], "i1": ["b", "t", 8], "i2": ["b", "t", 12], "i4": ["b"]},
+        ),
+        ("attention_past", {"i0": ["b", "s", 6], "i3": ["b", "t"], "i4": [2, "b", 2, "p", 4]}),
+        (
+            "grouped_more",
+            {"i0": ["b", "s", 64], "i1": ["b", "s", 32], "i2": ["b", "s", 32],
+             "i3": ["b", 2, "p", 16], "i4": ["b", 2, "p", 16], "i5": ["b"]},
+        ),
+        ("embedding", {"i0": ["b", "s"], "i1": ["b", "s"], "i7": ["b", "s"]}),
+        ("rotary_interleaved", {"i0": ["b", "s", 8]}),
+    ],
+)  # fmt: skip
+def test_extents_may_be_dynamic(name, axes):
+    case = ONNXRUNTIME[name]
+    outputs = {f"o{n}": [None] * array.ndim for n, array in enumerate(case.outputs)}
+    model = ir.from_proto(case.model(axes=axes | outputs))
+    LOWER(model)
+    case.check(evaluator(ir.to_proto(model).graph, {"": 17}).run(None, case.batch))
+
+
+def changed(name, inputs=(), **attributes):
+    """A model of a case with other attributes, and inputs by their places."""
+    case = ONNXRUNTIME[name]
+    arrays = [*case.inputs, *[None] * 20][:17]
+    for place, array in inputs:
+        arrays[place] = array
+    at = {**case.attributes, **attributes}
+    return ir.from_proto(Case(case.operator, at, arrays, case.outputs).model())
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (model_of("FusedMatMul", [(2, 3), (3, 4)], ["y"], transBatchA=1), "transposes batches"),
+        (
+            model_of("FusedConv", [(1, 1, 3, 3), (1, 1, 2, 2)], ["y"], activation="Other"),
+            "activation Other",
+        ),
+        (
+            model_of("SkipLayerNormalization", [(1, 2, 4), (1, 2, 4), (4,)], ["y", "mean"]),
+            "'node', SkipLayerNormalization: returns statistics",
+        ),
+        (model_of("MultiHeadAttention", [(1, 2, 4)] * 3, ["y"]), "lacks num_heads"),
+        (changed("multi_head_bias", [(8, np.zeros(1, np.int32))]), "buffers of past and present"),
+        (changed("multi_head_bias", [(6, np.zeros((2, 2, 1, 4), np.float32))]), "keys or past"),
+        (changed("attention", do_rotary=1), "rotates"),
+        (changed("attention", past_present_share_buffer=1), "buffers of past and present"),
+        (changed("grouped", causal=0), "not causal"),
+        (changed("grouped", sliding_window_cache=1), "has sliding_window_cache"),
+        (changed("grouped", [(14, np.zeros(16, np.float32))]), "q_norm_weight"),
+        (changed("rotary", is_packed_batching=1), "is_packed_batching"),
+        (changed("bits_4", weight_prepacked=1), "weight_prepacked"),
+        (changed("bits_4", bits=3), "2, 4 nor 8"),
+        (changed("embedding", [(1, None)]), "segments or their table"),
+    ],
+)
+def test_what_has_no_plain_form_is_refused_by_name(model, message):
+    with pytest.raises(UnsupportedError, match=message):
+        select_passes([LowerFused], model, LOWER.context)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (changed("multi_head_bias", unidirectional=1), "not known to be as many as its queries"),
+        (changed("multi_head_split", [(3, np.zeros(24, np.float32))]), "split into heads"),
+        (changed("attention", [(3, np.zeros((2, 1, 4, 4), np.int32))]), "a mask of 4 axes"),
+        (changed("attention", [(3, np.zeros(3, np.int32))]), "as many as the batch"),
+        (
+            model_of("NhwcConv", [(1, 5, 5, 3), (2, 3, 3, 3)], ["y"], kernel_shape=[3, 3]),
+            "axis of channels is not clear",
+        ),
+    ],
+)
+def test_forms_that_shapes_rule_out_are_refused(model, message):
+    with pytest.raises(UnsupportedError, match=message):
+        select_passes([LowerFused], model, LOWER.context)
+
+
+def test_operators_of_another_domain_stay():
+    assert not LOWER.needed(model_of("Gelu", [(2, 4)], ["y"], domain="own"))
 
 
 def test_a_clip_has_its_limits():
@@ -133,7 +258,7 @@ def test_a_clip_has_its_limits():
         (model_of("FusedMatMul", [(2, 3), (4, 3)], ["y"], transB=1), "FusedMatMul transposes 'i1'"),
         (
             model_of("MultiHeadAttention", [(1, 2, 4)] * 3, ["y"], num_heads=2),
-            "MultiHeadAttention reads 'i1'",
+            "MultiHeadAttention 'node' reads 'i1'",
         ),
     ],
     ids=["product", "attention"],
