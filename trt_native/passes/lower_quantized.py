@@ -7,15 +7,14 @@ whole numbers in FP32, or as products of dequantized constants.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from trt_native.arrays import Array
+from trt_native.config import Precision
 from trt_native.errors import UnsupportedError
 from trt_native.graph.inference import infer_values
 from trt_native.graph.nodes import (
@@ -26,24 +25,21 @@ from trt_native.graph.nodes import (
     dtype_of,
     input_of,
     op_set,
-    opset_of,
 )
 from trt_native.graph.validity import wraps_graph_errors
 from trt_native.passes.base import GraphPass, count_text
-from trt_native.passes.replacement import KEEP_FP32_KEY, NameAuthority, ReplacementBuilder
+from trt_native.passes.int8_products import Int8Weights, int8_weights, multiplied
+from trt_native.passes.quantized_lowering import QuantizedLowering, is_filled
 
 __all__ = ["LowerQuantized", "lower_quantized"]
 
 _INT8, _UINT8, _INT32 = ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT32
 _WHOLE = frozenset({_INT8, _UINT8, _INT32, ir.DataType.INT16, ir.DataType.UINT16})
-_ROUND = 11  # the first opset that has Round, and Clip with limits as inputs
+_INT8_TYPES = (_INT8, _UINT8)
 _DOMAINS = ("", "com.microsoft")
 _MOVED = op_set(
     "Identity Reshape Flatten Squeeze Unsqueeze Transpose Expand Tile Slice MaxPool DepthToSpace"
 )
-_FOLDS: Mapping[str, Callable[..., Any]] = {
-    "Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide,
-}  # fmt: skip
 
 
 class LowerQuantized(GraphPass):
@@ -59,33 +55,49 @@ class LowerQuantized(GraphPass):
 
     def rewrite(self, model: ir.Model) -> Mapping[str, Any]:
         """Lower them; see :func:`lower_quantized`."""
-        return lower_quantized(model)
+        return lower_quantized(model, self._int8_ops())
+
+    def _int8_ops(self) -> Collection[str]:
+        """The products that are multiplied in INT8: types come from the graph, and are reduced."""
+        backend, precision = self.context.backend, self.context.precision
+        full = precision.applied in (Precision.FP32, Precision.TF32)
+        if backend is None or full or not precision.strongly_typed:
+            return ()
+        built = backend.capabilities
+        return () if built.quantizing_needs_gpu else built.quantized_ops.get(Precision.INT8, ())
 
     def summarize(self, record: Mapping[str, Any]) -> str:
         """The operators, and those that skip a rounding of activations."""
         if "nodes" not in record:
             return self.title
         text = f"quantized operators as floating-point arithmetic: {count_text(record['nodes'])}"
+        if products := record.get("int8"):
+            text += f"; their products of weights in INT8, exactly: {count_text(products)}"
         if count := record.get("unrounded"):
             text += f"; activations of {count} recurrent layers are not quantized"
         return text
 
 
 @wraps_graph_errors
-def lower_quantized(model: ir.Model) -> dict[str, Any]:
+def lower_quantized(model: ir.Model, int8_ops: Collection[str] = ()) -> dict[str, Any]:
     """Write quantized operators that TensorRT lacks as floating-point arithmetic, in place.
 
     Constants are dequantized when the model is written. Integer sums are exact up to 2**24.
 
+    Args:
+        model: The model.
+        int8_ops: Operators whose products of weights stay in INT8: MatMul, Gemm.
+
     Returns:
-        ``nodes``: how many were rewritten, by operator. ``unrounded``: how many recurrent layers
-        read activations that the original quantizes.
+        ``nodes``: how many were rewritten, by operator. ``int8``: how many of them, and of products
+        of dequantized values, multiply in INT8. ``unrounded``: how many recurrent layers read
+        activations that the original quantizes.
 
     Raises:
         UnsupportedError: an operator lacks inputs, or needs a rank that is not known.
     """
     infer_values(model)
-    lowering = _QuantizedLowering(model)
+    lowering = QuantizedLowering(model, int8_ops)
     counts: Counter[str] = Counter()
     for node in tuple(all_nodes(model.graph)):
         if rule := _rule(node):
@@ -95,204 +107,22 @@ def lower_quantized(model: ir.Model) -> dict[str, Any]:
         elif not node.domain and node.op_type in (*_MOVED, "Cast", "Concat"):
             lowering.begin(node)
             _pass_through(lowering, node)
+        elif not node.domain and node.op_type in ("MatMul", "Gemm"):
+            lowering.begin(node)
+            _dequantized_product(lowering, node)
     common.RemoveUnusedNodesPass()(model)
     record: dict[str, Any] = {"nodes": dict(counts)}
+    if lowering.in_int8:
+        record["int8"] = dict(lowering.in_int8)
     if counts["DynamicQuantizeLSTM"]:
         record["unrounded"] = counts["DynamicQuantizeLSTM"]
     return record
 
 
-class _QuantizedLowering:
-    """Arithmetic in FP32 in the place of a node; constants are computed when they are written."""
-
-    def __init__(self, model: ir.Model) -> None:
-        self._model = model
-        self._names = NameAuthority(model)
-        self.opset = opset_of(model)
-        self._numbers: dict[ir.Value, ir.Value] = {}
-
-    def begin(self, node: ir.Node) -> None:
-        """Start to replace a node."""
-        self._node = node
-        self._builder = ReplacementBuilder(node, self._names, self.opset)
-
-    def add(
-        self, operator: str, *inputs: ir.Value | None, kind: ir.DataType = FLOAT, **options: object
-    ) -> ir.Value:
-        """Add a node, or compute it where it is arithmetic of constants."""
-        tensors = [None if v is None else constant_of(v) for v in inputs]
-        if operator in _FOLDS and None not in tensors:
-            return self._folded(_FOLDS[operator], *tensors)
-        value = self._builder.add(operator, inputs, kind, **options)
-        producer = value.producer()
-        assert producer is not None  # noqa: S101  # for the type checker
-        producer.metadata_props[KEEP_FP32_KEY] = "quantized"
-        return value
-
-    def scalar(self, number: float) -> ir.Value:
-        """An FP32 constant."""
-        return self._builder.constant(np.float32(number))
-
-    def whole(self, value: ir.Value) -> bool:
-        """Whether a value is known as whole numbers in FP32."""
-        return value in self._numbers
-
-    def number(self, value: ir.Value) -> ir.Value:
-        """The same number in FP32."""
-        if value in self._numbers:
-            return self._numbers[value]
-        if dtype_of(value) is FLOAT:
-            return value
-        if (tensor := constant_of(value)) is not None:
-            return self._folded(lambda array: array, tensor)
-        return self.add("Cast", value, to=int(FLOAT))
-
-    def rank(self, value: ir.Value | None) -> int:
-        """The rank of a value, which may follow from nodes that were lowered before."""
-        for attempt in (True, False):
-            if value is not None and value.shape is not None:
-                return len(value.shape)
-            tensor = None if value is None else constant_of(value)
-            if tensor is not None:
-                return len(tensor.shape)
-            if attempt:
-                infer_values(self._model)
-        name = None if value is None else value.name
-        raise UnsupportedError(
-            f"{self._node.op_type} {self._node.name or self._node.outputs[0].name!r} needs the rank"
-            f" of {name!r}, which is neither given nor inferred; add a value_info to the model"
-        )
-
-    def along(self, value: ir.Value, axis: int, of: ir.Value | None) -> ir.Value:
-        """A vector of numbers, one for each index of a value's axis, in a shape that broadcasts."""
-        number = self.number(value)
-        if value.shape is None or len(value.shape) != 1 or value.shape[0] == 1:
-            tensor = constant_of(number)
-            return number if tensor is None or tensor.size != 1 else self.reshaped(number, [])
-        rank = self.rank(of)
-        return self.reshaped(number, [-1, *[1] * (rank - 1 - axis % rank)])
-
-    def centred(self, value: ir.Value, zero: ir.Value | None, axis: int = 0) -> ir.Value:
-        """A quantized value less its zero point."""
-        number = self.number(value)
-        if zero is None or _is_filled(zero, 0):
-            return number
-        return self.add("Sub", number, self.along(zero, axis, value))
-
-    def real(
-        self, value: ir.Value, scale: ir.Value, zero: ir.Value | None, axis: int = 0
-    ) -> ir.Value:
-        """A dequantized value."""
-        centred = self.centred(value, zero, axis)
-        return self.add("Mul", centred, self.along(scale, axis, value))
-
-    def rounded(
-        self,
-        steps: ir.Value,
-        zero: ir.Value | None,
-        kind: ir.DataType,
-        axis: int = 0,
-        of: ir.Value | None = None,
-    ) -> ir.Value:  # fmt: skip
-        """The quantized number nearest to a number of steps, behind which the node ends."""
-        number = self.nearest(steps)
-        if zero is not None and not _is_filled(zero, 0):
-            number = self.add("Add", number, self.along(zero, axis, of))
-        limits = np.iinfo(kind.numpy())
-        return self.clipped(number, limits.min, limits.max)
-
-    def integers(self, numbers: Sequence[int]) -> ir.Value:
-        """An INT64 constant."""
-        return self._builder.constant(np.array(numbers, np.int64))
-
-    def finish_with(
-        self, operator: str, inputs: Sequence[ir.Value | None], options: Mapping[str, object]
-    ) -> None:
-        """Let a node of FP32 take the node's place, with as many outputs."""
-        count = len(self._node.outputs)
-        self._builder.replace(*self._builder.add_with(operator, inputs, count, options, FLOAT))
-
-    def clipped(self, x: ir.Value, low: int, high: int) -> ir.Value:
-        """Numbers within limits."""
-        limits = self.scalar(low), self.scalar(high)
-        if self.opset >= _ROUND:
-            return self.add("Clip", x, *limits)
-        return self.add("Min", self.add("Max", x, limits[0]), limits[1])
-
-    def nearest(self, x: ir.Value) -> ir.Value:
-        """The nearest whole numbers, and of two the even one."""
-        if self.opset >= _ROUND:
-            return self.add("Round", x)
-        half, below = self.scalar(0.5), self.add("Floor", x)
-        rest = self.add("Sub", x, below)
-        halved = self.add("Mul", below, half)
-        odd = self.add("Sub", below, self.add("Mul", self.add("Floor", halved), self.scalar(2)))
-        boolean = ir.DataType.BOOL
-        larger = self.add("Greater", rest, half, kind=boolean)
-        smaller = self.add("Less", rest, half, kind=boolean)
-        step = self.add("Where", smaller, self.scalar(0), odd)
-        return self.add("Add", below, self.add("Where", larger, self.scalar(1), step))
-
-    def finish_whole(self, number: ir.Value, kind: ir.DataType) -> None:
-        """Let whole numbers take the place of the node's only output."""
-        output = self.typed(number, kind)
-        self._builder.replace(output)
-
-    def typed(self, number: ir.Value, kind: ir.DataType) -> ir.Value:
-        """Whole numbers in their type, for readers that are not lowered."""
-        output = self.add("Cast", number, kind=kind, to=int(kind))
-        self._numbers[output] = number
-        return output
-
-    def finish(self, *outputs: ir.Value | None) -> None:
-        """Let values take the place of the node's outputs."""
-        added = [value for node in self._builder.nodes for value in node.outputs]
-        self._builder.replace(*(v if v is None or v in added else self._copy(v) for v in outputs))
-
-    def quantize(
-        self, x: ir.Value, scale: ir.Value, zero: ir.Value | None, kind: ir.DataType, axis: int = 0
-    ) -> None:
-        """Let a quantized value take the place of the node's output."""
-        of = self._node.inputs[0]
-        steps = self.add("Div", x, self.along(scale, axis, of))
-        self.finish_whole(self.rounded(steps, zero, kind, axis, of), kind)
-
-    def _copy(self, value: ir.Value) -> ir.Value:
-        return self.add("Identity", value, kind=dtype_of(value) or FLOAT)
-
-    def reshaped(self, value: ir.Value, shape: list[int]) -> ir.Value:
-        """A number in another shape; 0 stands for its first extent."""
-        if (tensor := constant_of(value)) is not None:
-            exact = [tensor.shape.numpy()[0] if extent == 0 else extent for extent in shape]
-            return self._folded(lambda array: array.reshape(exact), tensor)
-        return self.add("Reshape", value, self.integers(shape))
-
-    def _folded(self, run: Callable[..., Any], *tensors: ir.TensorProtocol | None) -> ir.Value:
-        given = [tensor for tensor in tensors if tensor is not None]
-        hollow = [np.broadcast_to(np.float32(1), tensor.shape.numpy()) for tensor in given]
-        shape = ir.Shape(
-            np.broadcast_shapes(*(array.shape for array in hollow))
-            if run in _FOLDS.values()
-            else run(*hollow).shape
-        )
-
-        def compute() -> ir.TensorProtocol:
-            arrays: list[Array] = [tensor.numpy().astype(np.float32) for tensor in given]
-            return ir.Tensor(np.ascontiguousarray(run(*arrays)).reshape(shape.numpy()))
-
-        lazy = ir.LazyTensor(compute, dtype=FLOAT, shape=shape)
-        return self._names.initializer(f"{self._node.outputs[0].name}__dequantized", lazy)
-
-
-def _is_filled(value: ir.Value, number: int) -> bool:
-    tensor = constant_of(value)
-    return tensor is not None and bool((tensor.numpy() == number).all())
-
-
 # Which nodes are lowered
 
 
-def _rule(node: ir.Node) -> Callable[[_QuantizedLowering, ir.Node], None] | None:
+def _rule(node: ir.Node) -> Callable[[QuantizedLowering, ir.Node], None] | None:
     if node.domain not in _DOMAINS:
         return None
     if node.op_type in QDQ:
@@ -306,7 +136,7 @@ def _is_lowered(node: ir.Node) -> bool:
     kind = _quantized_type(node)
     if kind not in _WHOLE or x is None or scale is None or _is_blocked(node):
         return False
-    symmetric = zero is None or _is_filled(zero, 0)
+    symmetric = zero is None or is_filled(zero, 0)
     return bool(node.domain) or not (kind is _INT8 and symmetric and constant_of(scale) is not None)
 
 
@@ -337,21 +167,23 @@ def _axis(node: ir.Node) -> int:
     return node.attributes.get_int("axis", 1)
 
 
-def _quantize_linear(low: _QuantizedLowering, node: ir.Node) -> None:
+def _quantize_linear(low: QuantizedLowering, node: ir.Node) -> None:
     x, scale = _needed_inputs(node, 2)
     kind = _quantized_type(node)
     assert kind is not None  # noqa: S101  # such nodes are not lowered
     low.quantize(low.number(x), scale, input_of(node, 2), kind, _axis(node))
 
 
-def _dequantize_linear(low: _QuantizedLowering, node: ir.Node) -> None:
+def _dequantize_linear(low: QuantizedLowering, node: ir.Node) -> None:
     x, scale = _needed_inputs(node, 2)
     real = low.real(x, scale, input_of(node, 2), _axis(node))
     kind = dtype_of(scale) or FLOAT
-    low.finish(real if kind is FLOAT else low.add("Cast", real, kind=kind, to=int(kind)))
+    found = low.added(real if kind is FLOAT else low.add("Cast", real, kind=kind, to=int(kind)))
+    low.sources[found] = (x, scale, input_of(node, 2), _axis(node))
+    low.finish(found)
 
 
-def _dynamic(low: _QuantizedLowering, x: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+def _dynamic(low: QuantizedLowering, x: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Numbers, scale and zero point of a tensor that is quantized by its own range."""
     zero = low.scalar(0)
     high = low.add("Max", low.add("ReduceMax", x, keepdims=0), zero)
@@ -366,7 +198,7 @@ def _dynamic(low: _QuantizedLowering, x: ir.Value) -> tuple[ir.Value, ir.Value, 
     return low.clipped(steps, 0, 255), scale, point
 
 
-def _dynamic_quantize(low: _QuantizedLowering, node: ir.Node) -> None:
+def _dynamic_quantize(low: QuantizedLowering, node: ir.Node) -> None:
     numbers, scale, point = _dynamic(low, _needed_inputs(node, 1)[0])
     low.finish(low.typed(numbers, _UINT8), scale, low.typed(point, _UINT8))
 
@@ -375,18 +207,97 @@ def _dynamic_quantize(low: _QuantizedLowering, node: ir.Node) -> None:
 
 
 def _product(
-    low: _QuantizedLowering,
+    low: QuantizedLowering,
     a: ir.Value,
     b: ir.Value,
     a_zero: ir.Value | None,
     b_zero: ir.Value | None,
 ) -> ir.Value:
     """A matrix product of quantized values, as whole numbers; of a there may be one per row."""
-    return low.add("MatMul", low.centred(a, a_zero, -2), low.centred(b, b_zero, -1))
+    zero = None if a_zero is None or is_filled(a_zero, 0) else low.along(a_zero, -2, a)
+    return _product_of(low, (low.digits(a), zero, dtype_of(a)), b, b_zero)
+
+
+def _product_of(
+    low: QuantizedLowering,
+    a: tuple[ir.Value, ir.Value | None, ir.DataType | None],
+    b: ir.Value,
+    b_zero: ir.Value | None,
+) -> ir.Value:
+    """The same of whole numbers, their zero point in FP32, and their type."""
+    digits, zero, kind = a
+    if kind in _INT8_TYPES and (weights := _weights(low, "MatMul", b, b_zero)) is not None:
+        return multiplied(low, digits, zero, kind, weights)
+    number = low.number(digits)
+    left = number if zero is None else low.add("Sub", number, zero)
+    return low.add("MatMul", left, low.centred(b, b_zero, -1))
+
+
+def _weights(
+    low: QuantizedLowering,
+    operator: str,
+    value: ir.Value,
+    zero: ir.Value | None,
+    *,
+    transposed: bool = False,
+) -> Int8Weights | None:
+    """The weights of a product that the backend multiplies in INT8, which is counted."""
+    if operator not in low.int8_ops:
+        return None
+    weights = int8_weights(low, value, zero, transposed=transposed)
+    if weights is not None:
+        low.in_int8[operator] += 1
+    return weights
+
+
+def _dequantized_product(low: QuantizedLowering, node: ir.Node) -> None:
+    """Multiply in INT8 what TensorRT would dequantize before: factors with zero points."""
+    left, right = (_source(low, value) for value in node.inputs[:2])
+    gemm = node.op_type == "Gemm"
+    if left is None or right is None or not any(v in low.sources for v in node.inputs[:2]):
+        return
+    if gemm and any(node.attributes.get_float(name, 1.0) != 1 for name in ("alpha", "beta")):
+        return
+    transposed = gemm and bool(node.attributes.get_int("transB", 0))
+    (a, a_scale, a_zero, _), (b, b_scale, b_zero, axis) = left, right
+    kind, columns = dtype_of(a), 0 if transposed else 1
+    by_column = b_scale.shape is not None and len(b_scale.shape) == 1 and b_scale.shape[0] != 1
+    single = all(_is_single(value) for value in (a_scale, a_zero))
+    if kind not in _INT8_TYPES or not single or node.attributes.get_int("transA", 0) != 0:
+        return
+    if {dtype_of(a_scale), dtype_of(b_scale)} != {FLOAT} or (by_column and axis % 2 != columns):
+        return
+    weights = _weights(low, node.op_type, b, b_zero, transposed=transposed)
+    if weights is None:
+        return
+    zero = None if a_zero is None else low.along(a_zero, 0, a)
+    total = multiplied(low, low.digits(a), zero, kind, weights)
+    scale = low.add("Mul", low.along(a_scale, 0, a), low.along(b_scale, -1, b))
+    result = low.add("Mul", total, scale)
+    added = input_of(node, 2)
+    low.finish(result if added is None else low.add("Add", result, low.number(added)))
+
+
+def _source(
+    low: QuantizedLowering, value: ir.Value | None
+) -> tuple[ir.Value, ir.Value, ir.Value | None, int] | None:
+    """What a value was dequantized from, also by a node that stays."""
+    if value is None or value in low.sources:
+        return None if value is None else low.sources[value]
+    node = value.producer()
+    if node is None or node.op_type != "DequantizeLinear" or node.domain or _is_blocked(node):
+        return None
+    x, scale = _needed_inputs(node, 2)
+    return x, scale, input_of(node, 2), _axis(node)
+
+
+def _is_single(value: ir.Value | None) -> bool:
+    """Whether a scale or zero point is one number."""
+    return value is None or (value.shape is not None and all(axis == 1 for axis in value.shape))
 
 
 def _convolution(
-    low: _QuantizedLowering, node: ir.Node, x: ir.Value, w: ir.Value,
+    low: QuantizedLowering, node: ir.Node, x: ir.Value, w: ir.Value,
     zeros: tuple[ir.Value | None, ...], bias: ir.Value | None = None,
 ) -> ir.Value:  # fmt: skip
     given = None if bias is None else low.number(bias)
@@ -399,7 +310,7 @@ def _options(node: ir.Node, *without: str) -> dict[str, Any]:
 
 
 def _rescaled(
-    low: _QuantizedLowering, total: ir.Value, scales: tuple[ir.Value, ...], zero: ir.Value | None,
+    low: QuantizedLowering, total: ir.Value, scales: tuple[ir.Value, ...], zero: ir.Value | None,
     kind: ir.DataType,
 ) -> None:  # fmt: skip
     """Quantize a sum in steps of two scales in steps of a third."""
@@ -412,69 +323,62 @@ def _result_type(zero: ir.Value | None, otherwise: ir.Value) -> ir.DataType:
     return dtype_of(zero) or dtype_of(otherwise) or _UINT8
 
 
-def _matmul_integer(low: _QuantizedLowering, node: ir.Node) -> None:
+def _matmul_integer(low: QuantizedLowering, node: ir.Node) -> None:
     a, b = _needed_inputs(node, 2)
     low.finish_whole(_product(low, a, b, input_of(node, 2), input_of(node, 3)), _INT32)
 
 
-def _conv_integer(low: _QuantizedLowering, node: ir.Node) -> None:
+def _conv_integer(low: QuantizedLowering, node: ir.Node) -> None:
     x, w = _needed_inputs(node, 2)
     zeros = (input_of(node, 2), input_of(node, 3))
     low.finish_whole(_convolution(low, node, x, w, zeros), _INT32)
 
 
-def _qlinear_matmul(low: _QuantizedLowering, node: ir.Node) -> None:
+def _qlinear_matmul(low: QuantizedLowering, node: ir.Node) -> None:
     a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero = _needed_inputs(node, 8)
     scales = (low.along(a_scale, -2, a), low.along(b_scale, -1, b))
     total = _product(low, a, b, a_zero, b_zero)
     _rescaled(low, total, (*scales, low.number(y_scale)), y_zero, _result_type(y_zero, a))
 
 
-def _qlinear_conv(low: _QuantizedLowering, node: ir.Node) -> None:
+def _qlinear_conv(low: QuantizedLowering, node: ir.Node) -> None:
     x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero = _needed_inputs(node, 8)
     total = _convolution(low, node, x, w, (x_zero, w_zero), input_of(node, 8))
     scales = (low.number(x_scale), low.along(w_scale, 1, w), low.number(y_scale))
     _rescaled(low, total, scales, y_zero, _result_type(y_zero, x))
 
 
-def _scaled_product(
-    low: _QuantizedLowering,
-    a: tuple[ir.Value, ...],
-    b: tuple[ir.Value | None, ...],
+def _scaled(
+    low: QuantizedLowering,
+    total: ir.Value,
+    scale: ir.Value,
+    b: tuple[ir.Value, ir.Value],
     bias: ir.Value | None,
 ) -> None:
-    """A product of numbers less their zero points, scaled; ``b``: value, scale, zero point."""
-    numbers, a_scale = a
-    value, scale, zero = b
-    assert value is not None and scale is not None  # noqa: S101, PT018  # they are required
-    total = low.add("MatMul", numbers, low.centred(value, zero, -1))
-    real = low.add("Mul", total, low.add("Mul", a_scale, low.along(scale, -1, value)))
+    """Let a product of whole numbers, scaled, take the node's place; ``b``: value and scale."""
+    real = low.add("Mul", total, low.add("Mul", scale, low.along(b[1], -1, b[0])))
     low.finish(real if bias is None else low.add("Add", real, bias))
 
 
-def _matmul_integer_to_float(low: _QuantizedLowering, node: ir.Node) -> None:
+def _matmul_integer_to_float(low: QuantizedLowering, node: ir.Node) -> None:
     a, b, a_scale, b_scale = _needed_inputs(node, 4)
-    left = (low.centred(a, input_of(node, 4), -2), low.along(a_scale, -2, a))
-    _scaled_product(low, left, (b, b_scale, input_of(node, 5)), input_of(node, 6))
+    total = _product(low, a, b, input_of(node, 4), input_of(node, 5))
+    _scaled(low, total, low.along(a_scale, -2, a), (b, b_scale), input_of(node, 6))
 
 
-def _dynamic_quantize_matmul(low: _QuantizedLowering, node: ir.Node) -> None:
+def _dynamic_quantize_matmul(low: QuantizedLowering, node: ir.Node) -> None:
     a, b, b_scale = _needed_inputs(node, 3)
     numbers, scale, point = _dynamic(low, a)
-    left = (low.add("Sub", numbers, point), scale)
-    _scaled_product(low, left, (b, b_scale, input_of(node, 3)), input_of(node, 4))
+    total = _product_of(low, (numbers, point, _UINT8), b, input_of(node, 3))
+    _scaled(low, total, scale, (b, b_scale), input_of(node, 4))
 
 
-def _qgemm(low: _QuantizedLowering, node: ir.Node) -> None:
+def _qgemm(low: QuantizedLowering, node: ir.Node) -> None:
     a, a_scale, a_zero, b, b_scale, b_zero = _needed_inputs(node, 6)
     flags: dict[str, Any] = {k: node.attributes.get_int(k, 0) for k in ("transA", "transB")}
     bias, y_scale, y_zero = (input_of(node, index) for index in (6, 7, 8))
-    channel = 0 if flags["transB"] else 1
-    operands = [low.centred(a, a_zero), low.centred(b, b_zero, channel)]
-    if bias is not None:
-        operands.append(low.number(bias))
     alpha = low.scalar(node.attributes.get_float("alpha", 1.0))
-    total = low.add("Gemm", *operands, **flags)
+    total = _integer_gemm(low, (a, a_zero), (b, b_zero), bias, flags)
     one, other = low.add("Mul", low.number(a_scale), alpha), low.along(b_scale, 1, b)
     if y_scale is None:
         low.finish(low.add("Mul", total, low.add("Mul", one, other)))
@@ -482,7 +386,28 @@ def _qgemm(low: _QuantizedLowering, node: ir.Node) -> None:
         _rescaled(low, total, (one, other, low.number(y_scale)), y_zero, _result_type(y_zero, a))
 
 
-def _dynamic_lstm(low: _QuantizedLowering, node: ir.Node) -> None:
+def _integer_gemm(
+    low: QuantizedLowering,
+    a: tuple[ir.Value, ir.Value],
+    b: tuple[ir.Value, ir.Value],
+    bias: ir.Value | None,
+    flags: Mapping[str, Any],
+) -> ir.Value:
+    """A product of values less their zero points, and a bias, as whole numbers."""
+    kind, transposed = dtype_of(a[0]), bool(flags["transB"])
+    if kind in _INT8_TYPES and not flags["transA"] and _is_single(a[1]):
+        weights = _weights(low, "Gemm", *b, transposed=transposed)
+        if weights is not None:
+            zero = low.along(a[1], 0, a[0])
+            total = multiplied(low, low.digits(a[0]), zero, kind, weights)
+            return total if bias is None else low.add("Add", total, low.number(bias))
+    operands = [low.centred(*a), low.centred(*b, 0 if transposed else 1)]
+    if bias is not None:
+        operands.append(low.number(bias))
+    return low.add("Gemm", *operands, **flags)
+
+
+def _dynamic_lstm(low: QuantizedLowering, node: ir.Node) -> None:
     """Its weights are dequantized, and its activations stay as they are."""
     weights = []
     for index, scale_index in ((1, 8), (2, 10)):
@@ -498,25 +423,25 @@ def _dynamic_lstm(low: _QuantizedLowering, node: ir.Node) -> None:
 
 
 def _directional(
-    low: _QuantizedLowering, value: ir.Value, scale: ir.Value, zero: ir.Value | None
+    low: QuantizedLowering, value: ir.Value, scale: ir.Value, zero: ir.Value | None
 ) -> ir.Value:
     """Dequantize weights of [directions, inputs, columns] with a scale per direction or column."""
     shape = [-1, 1, 1] if low.rank(scale) < 2 else [0, 1, -1]
     number = low.number(value)
-    if zero is not None and not _is_filled(zero, 0):
+    if zero is not None and not is_filled(zero, 0):
         number = low.add("Sub", number, low.reshaped(low.number(zero), shape))
     return low.add("Mul", number, low.reshaped(low.number(scale), shape))
 
 
 # Functions of dequantized values
 
-_Function = Callable[[_QuantizedLowering, ir.Node, list[ir.Value]], ir.Value]
+_Function = Callable[[QuantizedLowering, ir.Node, list[ir.Value]], ir.Value]
 
 
 def _elementwise(operands: int, function: _Function, *, condition: bool = False) -> Any:
     """Dequantize operands of value, scale and zero point; quantize a function of them."""
 
-    def rule(low: _QuantizedLowering, node: ir.Node) -> None:
+    def rule(low: QuantizedLowering, node: ir.Node) -> None:
         inputs = list(node.inputs)
         first = [value for value in inputs[:1] if condition and value is not None]
         inputs = inputs[len(first):] + [None] * 3  # fmt: skip
@@ -536,14 +461,12 @@ def _elementwise(operands: int, function: _Function, *, condition: bool = False)
 
 
 def _plain(
-    operator: str, low: _QuantizedLowering, node: ir.Node, values: list[ir.Value]
+    operator: str, low: QuantizedLowering, node: ir.Node, values: list[ir.Value]
 ) -> ir.Value:
     return low.add(operator, *values, **_options(node, "channels_last", "opset"))
 
 
-def _pool(
-    operator: str, low: _QuantizedLowering, node: ir.Node, values: list[ir.Value]
-) -> ir.Value:
+def _pool(operator: str, low: QuantizedLowering, node: ir.Node, values: list[ir.Value]) -> ir.Value:
     if not node.attributes.get_int("channels_last", 0):
         return _plain(operator, low, node, values)
     rank = low.rank(node.inputs[0])
@@ -552,11 +475,11 @@ def _pool(
     return low.add("Transpose", found, perm=[0, *range(2, rank), 1])
 
 
-def _leaky_relu(low: _QuantizedLowering, node: ir.Node, values: list[ir.Value]) -> ir.Value:
+def _leaky_relu(low: QuantizedLowering, node: ir.Node, values: list[ir.Value]) -> ir.Value:
     return low.add("LeakyRelu", *values, alpha=node.attributes.get_float("alpha", 0.01))
 
 
-def _softmax(low: _QuantizedLowering, node: ir.Node, values: list[ir.Value]) -> ir.Value:
+def _softmax(low: QuantizedLowering, node: ir.Node, values: list[ir.Value]) -> ir.Value:
     """Up to opset 12 over all axes from one on, which is the last in practice."""
     axis = node.attributes.get_int("axis", -1)
     if node.attributes.get_int("opset", 13) >= 13:
@@ -569,7 +492,7 @@ def _softmax(low: _QuantizedLowering, node: ir.Node, values: list[ir.Value]) -> 
     return low.add("Softmax", *values, axis=-1)
 
 
-def _reduce_mean(low: _QuantizedLowering, node: ir.Node, values: list[ir.Value]) -> ir.Value:
+def _reduce_mean(low: QuantizedLowering, node: ir.Node, values: list[ir.Value]) -> ir.Value:
     options = _options(node)
     axes = options.pop("axes", None)
     if axes is None or low.opset < 18:
@@ -577,7 +500,7 @@ def _reduce_mean(low: _QuantizedLowering, node: ir.Node, values: list[ir.Value])
     return low.add("ReduceMean", *values, low.integers(axes), **options)
 
 
-def _concat(low: _QuantizedLowering, node: ir.Node) -> None:
+def _concat(low: QuantizedLowering, node: ir.Node) -> None:
     """Its scale and zero point come first, then operands of three each."""
     y_scale, y_zero = _needed_inputs(node, 2)
     parts = []
@@ -593,7 +516,7 @@ def _concat(low: _QuantizedLowering, node: ir.Node) -> None:
 # Nodes between them
 
 
-def _pass_through(low: _QuantizedLowering, node: ir.Node) -> None:
+def _pass_through(low: QuantizedLowering, node: ir.Node) -> None:
     """Move whole numbers in FP32, so that no conversion comes between lowered nodes."""
     if len(node.outputs) != 1:
         return
@@ -612,7 +535,7 @@ def _pass_through(low: _QuantizedLowering, node: ir.Node) -> None:
 
 
 _QDQ_RULES = {"QuantizeLinear": _quantize_linear, "DequantizeLinear": _dequantize_linear}
-_RULES: Mapping[str, Callable[[_QuantizedLowering, ir.Node], None]] = {
+_RULES: Mapping[str, Callable[[QuantizedLowering, ir.Node], None]] = {
     "DynamicQuantizeLinear": _dynamic_quantize,
     "MatMulInteger": _matmul_integer,
     "ConvInteger": _conv_integer,
