@@ -302,6 +302,52 @@ def test_products_stay_in_int8_where_they_are_exact(name, rng):
     )
 
 
+# Readers of an INT8 constant w[24, 32], and how many DequantizeLinear nodes read one afterwards.
+READERS = {
+    "gather": ("g = Gather (w, i) y = DequantizeLinear (g, s, k)", 1),
+    "gather, zero point": ("g = Gather (w, i) y = DequantizeLinear (g, s, n)", 1),
+    "transpose": ("g = Transpose (w) y = DequantizeLinear (g, s, k)", 1),
+    "cast": ("y = Cast <to = 1> (w)", 1),
+    "cast to fp16": ("y = Cast <to = 10> (w)", 1),
+    "cast and mul": ("c = Cast <to = 1> (w) y = Mul (c, s)", 1),
+    "mul of columns": ("c = Cast <to = 1> (w) y = Mul (t, c)", 1),
+    "mul of rows": ("c = Cast <to = 1> (w) y = Mul (c, r)", 1),
+    "mul of both": ("c = Cast <to = 1> (w) y = Mul (c, e)", 1),
+    "negative mul": ("c = Cast <to = 1> (w) y = Mul (c, m)", 1),
+    "a further axis": ("c = Cast <to = 1> (w) y = Mul (c, a)", 1),
+}
+
+
+def reader(rng, text):
+    def real(*shape):
+        return rng.uniform(0.01, 0.02, shape).astype(np.float32)
+
+    weights = rng.integers(-128, 128, (24, 32)).astype(np.int8)
+    return model(
+        f"(int64[2, 3] i) => (y) {{ {text} }}", w=weights, s=np.float32(0.05), k=np.int8(0),
+        n=np.int8(5), t=real(32), r=real(24, 1), e=real(24, 32), m=-real(32), a=real(2, 1, 1),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+@pytest.mark.parametrize("name", READERS)
+def test_constants_in_int8_are_read_dequantized(name, keeps, rng):
+    text, count = READERS[name]
+    proto = reader(rng, text)
+    graph = ir.from_proto(proto)
+    normalize(graph)
+    lower_quantized(graph, keeps_int8=keeps)
+    made = ir.to_proto(graph)
+    readers = [n.op_type for n in made.graph.node if "w" in n.input]
+    assert readers == (["DequantizeLinear"] * count if keeps else [])
+    if keeps and name in ("cast and mul", "mul of columns", "mul of rows"):
+        assert len(made.graph.node) == 1
+    index = {"i": rng.integers(0, 24, (2, 3))}
+    (found,), (expected,) = run(made, index), run(proto, index)
+    assert found.dtype == expected.dtype
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 @pytest.mark.backend
 def test_products_in_int8_build(tmp_path, rng):
     pytest.importorskip("tensorrt_rtx")
@@ -314,6 +360,17 @@ def test_products_in_int8_build(tmp_path, rng):
     ]
     assert record["int8"] == {"MatMul": 1}
     assert record["summary"].endswith("their products of weights in INT8, exactly: 1 MatMul")
+
+
+@pytest.mark.backend
+def test_weights_that_are_cast_and_scaled_build(tmp_path, rng):
+    pytest.importorskip("tensorrt_rtx")
+    path = tmp_path / "m.onnx"
+    proto = reader(rng, "c = Cast <to = 1> (w) d = Mul (c, t) y = Gather (d, i)")
+    proto.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    onnx.save(proto, path)
+    manifest = build_plan(path, BuildConfig(), backend="rtx").manifest
+    assert pass_records(manifest)["lower_quantized"]["nodes"] == {"Cast": 1}
 
 
 @pytest.mark.backend

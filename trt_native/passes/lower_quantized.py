@@ -36,6 +36,7 @@ __all__ = ["LowerQuantized", "lower_quantized"]
 _INT8, _UINT8, _INT32 = ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT32
 _WHOLE = frozenset({_INT8, _UINT8, _INT32, ir.DataType.INT16, ir.DataType.UINT16})
 _INT8_TYPES = (_INT8, _UINT8)
+_AXIS = 13  # the first opset in which a DequantizeLinear has one
 _DOMAINS = ("", "com.microsoft")
 _MOVED = op_set(
     "Identity Reshape Flatten Squeeze Unsqueeze Transpose Expand Tile Slice MaxPool DepthToSpace"
@@ -50,21 +51,26 @@ class LowerQuantized(GraphPass):
     early = True
 
     def needed(self, model: ir.Model) -> bool:
-        """Whether there is a quantized operator that TensorRT does not have."""
-        return any(_rule(node) for node in all_nodes(model.graph))
+        """Whether there is a quantized operator, or a reader of INT8, that TensorRT lacks."""
+        return any(_rule(node) or _reads_int8(node) for node in all_nodes(model.graph))
 
     def rewrite(self, model: ir.Model) -> Mapping[str, Any]:
         """Lower them; see :func:`lower_quantized`."""
-        return lower_quantized(model, self._int8_ops())
+        keeps = self._keeps_int8()
+        return lower_quantized(model, self._int8_ops() if keeps else (), keeps_int8=keeps)
+
+    def _keeps_int8(self) -> bool:
+        """Whether Q/DQ nodes can be added: types come from the graph."""
+        backend, precision = self.context.backend, self.context.precision
+        builds = backend is not None and not backend.capabilities.quantizing_needs_gpu
+        return builds and precision.strongly_typed
 
     def _int8_ops(self) -> Collection[str]:
-        """The products that are multiplied in INT8: types come from the graph, and are reduced."""
-        backend, precision = self.context.backend, self.context.precision
-        full = precision.applied in (Precision.FP32, Precision.TF32)
-        if backend is None or full or not precision.strongly_typed:
+        """The products that are multiplied in INT8."""
+        backend, applied = self.context.backend, self.context.precision.applied
+        if backend is None or applied in (Precision.FP32, Precision.TF32):
             return ()
-        built = backend.capabilities
-        return () if built.quantizing_needs_gpu else built.quantized_ops.get(Precision.INT8, ())
+        return backend.capabilities.quantized_ops.get(Precision.INT8, ())
 
     def summarize(self, record: Mapping[str, Any]) -> str:
         """The operators, and those that skip a rounding of activations."""
@@ -79,7 +85,9 @@ class LowerQuantized(GraphPass):
 
 
 @wraps_graph_errors
-def lower_quantized(model: ir.Model, int8_ops: Collection[str] = ()) -> dict[str, Any]:
+def lower_quantized(
+    model: ir.Model, int8_ops: Collection[str] = (), *, keeps_int8: bool = False
+) -> dict[str, Any]:
     """Write quantized operators that TensorRT lacks as floating-point arithmetic, in place.
 
     Constants are dequantized when the model is written. Integer sums are exact up to 2**24.
@@ -87,6 +95,7 @@ def lower_quantized(model: ir.Model, int8_ops: Collection[str] = ()) -> dict[str
     Args:
         model: The model.
         int8_ops: Operators whose products of weights stay in INT8: MatMul, Gemm.
+        keeps_int8: Whether constants in INT8 stay so behind DequantizeLinear nodes.
 
     Returns:
         ``nodes``: how many were rewritten, by operator. ``int8``: how many of them, and of products
@@ -97,16 +106,27 @@ def lower_quantized(model: ir.Model, int8_ops: Collection[str] = ()) -> dict[str
         UnsupportedError: an operator lacks inputs, or needs a rank that is not known.
     """
     infer_values(model)
-    lowering = QuantizedLowering(model, int8_ops)
+    lowering = QuantizedLowering(model, int8_ops, keeps_int8=keeps_int8)
     counts: Counter[str] = Counter()
     for node in tuple(all_nodes(model.graph)):
         if rule := _rule(node):
             lowering.begin(node)
             rule(lowering, node)
             counts[node.op_type] += 1
+        elif _reads_int8(node):
+            lowering.begin(node)
+            _read_constant(lowering, node)
+            counts[node.op_type] += 1
         elif not node.domain and node.op_type in (*_MOVED, "Cast", "Concat"):
             lowering.begin(node)
             _pass_through(lowering, node)
+        elif node.op_type == "DequantizeLinear" and lowering.whole(_needed_inputs(node, 1)[0]):
+            lowering.begin(node)
+            _dequantize_linear(lowering, node)
+            counts[node.op_type] += 1
+        elif not node.domain and node.op_type == "Mul":
+            lowering.begin(node)
+            _scale_constant(lowering, node)
         elif not node.domain and node.op_type in ("MatMul", "Gemm"):
             lowering.begin(node)
             _dequantized_product(lowering, node)
@@ -138,6 +158,14 @@ def _is_lowered(node: ir.Node) -> bool:
         return False
     symmetric = zero is None or is_filled(zero, 0)
     return bool(node.domain) or not (kind is _INT8 and symmetric and constant_of(scale) is not None)
+
+
+def _reads_int8(node: ir.Node) -> bool:
+    """Whether a node moves or casts a constant in INT8, which TensorRT only dequantizes."""
+    if node.domain or node.op_type not in (*_MOVED, "Cast", "Gather") or len(node.outputs) != 1:
+        return False
+    x = input_of(node, 0)
+    return x is not None and constant_of(x) is not None and dtype_of(x) is _INT8
 
 
 def _is_blocked(node: ir.Node) -> bool:
@@ -532,6 +560,36 @@ def _pass_through(low: QuantizedLowering, node: ir.Node) -> None:
     kind = dtype_of(values[0]) or _UINT8
     rest = node.inputs[len(values):]  # fmt: skip
     low.finish_whole(low.add(node.op_type, *numbers, *rest, **_options(node)), kind)
+
+
+def _read_constant(low: QuantizedLowering, node: ir.Node) -> None:
+    """Read the numbers of a constant in INT8 in FP32."""
+    (x,), rest = _needed_inputs(node, 1), node.inputs[1:]
+    number = low.constant_number(x)
+    if node.op_type != "Cast":
+        low.finish_whole(low.add(node.op_type, number, *rest, **_options(node)), _INT8)
+        return
+    kind = ir.DataType(node.attributes["to"].as_int())
+    low.finish(number if kind is FLOAT else low.add("Cast", number, kind=kind, to=int(kind)))
+
+
+def _scale_constant(low: QuantizedLowering, node: ir.Node) -> None:
+    """Dequantize a constant that the model casts and multiplies by scales."""
+    first, second = _needed_inputs(node, 2)
+    number, scale = (first, second) if first in low.unscaled else (second, first)
+    tensor, x = constant_of(scale), low.unscaled.get(number)
+    if x is None or x.shape is None or tensor is None or tensor.dtype is not FLOAT:
+        return
+    extents, rank = [*tensor.shape.numpy()], len(x.shape)
+    extents = [1] * (rank - len(extents)) + extents
+    axes = [axis for axis, extent in enumerate(extents) if extent != 1]
+    fits = len(extents) == rank and all(extents[axis] == x.shape[axis] for axis in axes)
+    if not fits or len(axes) > 1 or not (tensor.numpy() > 0).all():
+        return
+    if not axes:
+        low.finish(low.add("DequantizeLinear", x, low.reshaped(scale, [])))
+    elif low.opset >= _AXIS:
+        low.finish(low.add("DequantizeLinear", x, low.reshaped(scale, [-1]), axis=axes[0]))
 
 
 _QDQ_RULES = {"QuantizeLinear": _quantize_linear, "DequantizeLinear": _dequantize_linear}

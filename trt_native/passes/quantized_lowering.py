@@ -30,12 +30,18 @@ class QuantizedLowering:
         opset: That of the model.
         int8_ops: The products that the backend builds in INT8.
         in_int8: How many products are in INT8, by operator.
+        keeps_int8: Whether the model may have Q/DQ nodes that it had not.
+        unscaled: Constants in INT8 of FP32 values that hold the same numbers.
         sources: Values, scales and zero points of dequantized values, and their axes.
     """
 
-    def __init__(self, model: ir.Model, int8_ops: Collection[str] = ()) -> None:
+    def __init__(
+        self, model: ir.Model, int8_ops: Collection[str] = (), *, keeps_int8: bool = False
+    ) -> None:
         self._model = model
         self.int8_ops = frozenset(int8_ops)
+        self.keeps_int8 = keeps_int8
+        self.unscaled: dict[ir.Value, ir.Value] = {}
         self.in_int8: Counter[str] = Counter()
         self.sources: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value | None, int]] = {}
         self._names = NameAuthority(model)
@@ -141,6 +147,14 @@ class QuantizedLowering:
         """Whole numbers within the range of INT8 as such, in a form that TensorRT multiplies."""
         zero = self._builder.constant(np.array(0, np.int8))
         return self.add("QuantizeLinear", number, self.scalar(1), zero, kind=ir.DataType.INT8)
+
+    def constant_number(self, value: ir.Value) -> ir.Value:
+        """The numbers of a constant in FP32, of INT8 by a node that TensorRT takes it from."""
+        if not self.keeps_int8 or dtype_of(value) is not ir.DataType.INT8:
+            return self.number(value)
+        number = self.real_int8(value)
+        self.unscaled[number] = value
+        return number
 
     def real_int8(self, value: ir.Value) -> ir.Value:
         """INT8 numbers in FP32, in a form that TensorRT multiplies."""
