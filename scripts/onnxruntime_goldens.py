@@ -130,7 +130,7 @@ def others() -> dict[str, Case]:
     norm = [real(4), real(4)]
     embedding = "EmbedLayerNormalization"
     bits = {"K": 40, "N": 6, "block_size": 16, "bits": 4}
-    eight = {**bits, "bits": 8}
+    eight, whole_bits = {**bits, "bits": 8}, {"K": 64, "N": 16, "block_size": 32, "bits": 4}
     return {
         "rotary": ("RotaryEmbedding", [real(2, 3, 8), places, *tables], 1, {}),
         "rotary_interleaved": (
@@ -155,6 +155,17 @@ def others() -> dict[str, Case]:
         "bits_8": (
             "MatMulNBits",
             [real(2, 40), packed(6, 3, 16), real(6, 3), packed(6, 3), None, real(6)], 1, eight,
+        ),
+        "bits_4_blocks": (
+            "MatMulNBits", [real(2, 64), packed(16, 2, 16), real(16, 2)], 1, whole_bits,
+        ),
+        "bits_2_blocks": (
+            "MatMulNBits", [real(2, 64), packed(16, 2, 8), real(16, 2), packed(16, 1)], 1,
+            {**whole_bits, "bits": 2},
+        ),
+        "bits_4_blocks_zero_points": (
+            "MatMulNBits", [real(2, 64), packed(16, 2, 16), real(16, 2), packed(16, 1)], 1,
+            whole_bits,
         ),
         "channels_last_pool": (
             "NhwcMaxPool", [packed(1, 4, 4, 2)], 1, {"kernel_shape": [2, 2], "strides": [2, 1]},

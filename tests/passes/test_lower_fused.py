@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from trt_native import build_plan
+from trt_native.backends.registry import load_backend
 from trt_native.config import BuildConfig
 from trt_native.errors import UnsupportedError
 from trt_native.passes.base import PassContext, ResolvedPrecision
@@ -116,7 +117,8 @@ def lowered(case, opset, kind=np.float32):
     model = ir.from_proto(case.model(opset))
     assert LOWER.needed(model)
     LOWER(model)
-    assert LOWER.record == {"nodes": {case.operator: 1}}
+    assert LOWER.record["nodes"] == {case.operator: 1}
+    assert LOWER.record.get("unpacked", 0) == (case.operator == "MatMulNBits")
     made = ir.to_proto(model)
     onnx.checker.check_model(made, full_check=True)
     onnx.shape_inference.infer_shapes(made, check_type=True, strict_mode=True)
@@ -178,6 +180,30 @@ def test_extents_may_be_dynamic(name, axes):
     model = ir.from_proto(case.model(axes=axes | outputs))
     LOWER(model)
     case.check(evaluator(ir.to_proto(model).graph, {"": 17}).run(None, case.batch))
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("bits_4_blocks", "INT4"), ("bits_2_blocks", "INT4"), ("bits_4_blocks_zero_points", "INT8")],
+)
+def test_weights_stay_packed_in_blocks_where_the_backend_takes_them(name, kind):
+    pytest.importorskip("tensorrt_rtx")
+    context = PassContext(
+        config=BuildConfig(), precision=ResolvedPrecision(), backend=load_backend("rtx")
+    )
+    one, case = LowerFused(context), ONNXRUNTIME[name]
+    model = ir.from_proto(case.model(14))
+    one(model)
+    assert one.record == {"nodes": {"MatMulNBits": 1}}
+    made = ir.to_proto(model)
+    onnx.checker.check_model(made, full_check=True)
+    dequantizer, product = made.graph.node
+    assert (dequantizer.op_type, product.op_type) == ("DequantizeLinear", "MatMul")
+    (weights,) = (t for t in made.graph.initializer if t.name == dequantizer.input[0])
+    assert TensorProto.DataType.Name(weights.data_type) == kind
+    case.check(evaluator(made.graph, {"": made.opset_import[0].version}).run(None, case.batch))
+    assert context.backend.parser_refusals([made.SerializeToString()]) == [""]
 
 
 def changed(name, inputs=(), **attributes):

@@ -48,6 +48,7 @@ class FusedBuilder(ReplacementBuilder):
 
     Attributes:
         shared: Values that nodes behind may read, too, by what they are.
+        keeps_blocks: Whether weights may stay quantized in blocks.
     """
 
     def __init__(
@@ -56,9 +57,12 @@ class FusedBuilder(ReplacementBuilder):
         names: NameAuthority,
         opset: int,
         shared: MutableMapping[Hashable, Any],
+        *,
+        keeps_blocks: bool = False,
     ) -> None:
         super().__init__(node, names, opset)
         self.shared = shared
+        self.keeps_blocks = keeps_blocks
 
     @property
     def kind(self) -> ir.DataType:

@@ -7,7 +7,7 @@ option that has no plain form here is refused.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,7 +37,13 @@ from trt_native.passes.lower_fused_norms import (
     statistics_refusal,
 )
 from trt_native.passes.lower_fused_rotary import rewrite_rotary, rotary_refusal
-from trt_native.passes.lower_fused_weights import bits_refusal, rewrite_mat_mul_bits
+from trt_native.passes.lower_fused_weights import (
+    BLOCKS_OPSET,
+    bits_refusal,
+    fits_blocks,
+    rewrite_mat_mul_bits,
+)
+from trt_native.passes.raise_opset import require_opset
 from trt_native.passes.replacement import NameAuthority
 from trt_native.schemas import schema_of
 
@@ -82,26 +88,47 @@ class LowerFused(GraphPass):
     @wraps_graph_errors
     def rewrite(self, model: ir.Model) -> Mapping[str, Any]:
         """Write them out, each before the types behind it are inferred."""
+        opset = opset_of(model)
+        found = {node: rule for node in all_nodes(model.graph) if (rule := _rule(node, opset))}
+        packed = [node for node in found if node.op_type == "MatMulNBits"]
+        self._write(model, {node: rule for node, rule in found.items() if node not in packed})
+        in_blocks = self._kept_in_blocks(model, packed)
+        self._write(model, {node: found[node] for node in packed}, in_blocks)
+        record: dict[str, Any] = {"nodes": dict(Counter(node.op_type for node in found))}
+        if unpacked := len(packed) - len(in_blocks):
+            record["unpacked"] = unpacked
+        return record
+
+    def _write(
+        self, model: ir.Model, found: Mapping[ir.Node, _Rule], in_blocks: Collection[ir.Node] = ()
+    ) -> None:
         names, opset = NameAuthority(model), opset_of(model)
-        counts: Counter[str] = Counter()
         shared: dict[Hashable, Any] = {}
-        for node in tuple(all_nodes(model.graph)):
-            if (rule := _rule(node, opset)) is None:
-                continue
+        for node, rule in found.items():
             infer_behind(model, [value for value in node.inputs if value is not None])
-            rule.rewrite(FusedBuilder(node, names, opset, shared))
-            counts[node.op_type] += 1
-        return {"nodes": dict(counts)}
+            new = FusedBuilder(node, names, opset, shared, keeps_blocks=node in in_blocks)
+            rule.rewrite(new)
+
+    def _kept_in_blocks(self, model: ir.Model, packed: list[ir.Node]) -> set[ir.Node]:
+        """Nodes whose weights stay quantized, in an opset that has that, if the backend can."""
+        backend = self.context.backend
+        if backend is None or backend.capabilities.quantizing_needs_gpu:
+            return set()
+        found = {node for node in packed if fits_blocks(node)}
+        if not found or not self.context.precision.strongly_typed:
+            return set()
+        try:
+            require_opset(model, BLOCKS_OPSET, "quantized blocks")
+        except UnsupportedError:
+            return set()
+        return found
 
     def summarize(self, record: Mapping[str, Any]) -> str:
         """The operators, and whether weights take more memory than in the model."""
         text = super().summarize(record)
-        packed = record.get("nodes", {}).get("MatMulNBits", 0)
-        return (
-            f"{text}; weights of {packed} MatMulNBits are not packed in the plan"
-            if packed
-            else text
-        )
+        if unpacked := record.get("unpacked"):
+            text += f"; weights of {unpacked} MatMulNBits are not packed in the plan"
+        return text
 
 
 def _biased(new: FusedBuilder) -> ir.Value | None:
