@@ -9,6 +9,15 @@ import onnx
 import onnx_ir as ir
 import pytest
 from helpers.passes import pass_records
+from helpers.quantized_products import (
+    CONVOLUTIONS,
+    INT8_OPS,
+    PRODUCTS,
+    convolution_of,
+    model,
+    product,
+    run,
+)
 from onnx.backend.test.case import node as node_cases
 from onnx.reference import ReferenceEvaluator
 
@@ -16,7 +25,6 @@ from trt_native import BuildConfig, build_plan
 from trt_native.passes.base import PassContext, ResolvedPrecision
 from trt_native.passes.lower_quantized import LowerQuantized, lower_quantized
 from trt_native.passes.normalize import normalize
-from trt_native.reference.evaluator import evaluator
 
 MODULES = (
     "qlinearconv", "qlinearmatmul", "matmulinteger", "convinteger", "dynamicquantizelinear",
@@ -34,11 +42,6 @@ def lowered(proto):
     made = ir.to_proto(graph)
     onnx.checker.check_model(made, full_check=True)
     return made, one
-
-
-def run(proto, inputs):
-    opsets = {entry.domain: entry.version for entry in proto.opset_import}
-    return evaluator(proto.graph, opsets).run(None, inputs)
 
 
 def test_onnx_node_tests_give_their_outputs():
@@ -61,15 +64,6 @@ def test_onnx_node_tests_give_their_outputs():
             assert np.asarray(found).dtype == np.asarray(expected).dtype
         done += 1
     assert done >= 22
-
-
-def model(text, opset=19, **weights):
-    header = f'<ir_version: 9, opset_import: ["": {opset}, "com.microsoft": 1]> g '
-    proto = onnx.parser.parse_model(header + text)
-    proto.graph.initializer.extend(
-        onnx.numpy_helper.from_array(np.asarray(w), n) for n, w in weights.items()
-    )
-    return proto
 
 
 SCALES = {
@@ -200,73 +194,6 @@ def test_symmetric_int8_stays(rng):
     assert lowered(proto)[0] is None
 
 
-INT8_OPS = frozenset({"MatMul", "Gemm"})
-ROWS = "a = DequantizeLinear (x, s, z)"
-# A model of uint8[2, 5, 32] x or float[2, 5, 32] f, and how many products of it stay in INT8.
-PRODUCTS = {
-    "integers": ("uint8 x", "y = MatMulInteger (x, w, z)", 1),
-    "integers, weights with a zero point": ("uint8 x", "y = MatMulInteger (x, v, z, c)", 1),
-    "integers, zero points of columns": ("uint8 x", "y = MatMulInteger (x, v, z, e)", 1),
-    "integers, weights beyond INT8": ("uint8 x", "y = MatMulInteger (x, v, z, g)", 0),
-    "signed": ("int8 x", "y = MatMulInteger (x, w, n)", 1),
-    "signed without zero points": ("int8 x", "y = MatMulInteger (x, w)", 1),
-    "computed weights": (
-        "uint8 x", "b = Transpose <perm = [0, 2, 1]> (x) y = MatMulInteger (x, b, z, z)", 0,
-    ),
-    "linear": (
-        "uint8 x", "q = QLinearMatMul (x, s, z, w, t, o, r, z) y = DequantizeLinear (q, r, z)", 1,
-    ),
-    "to float": ("uint8 x", "y = com.microsoft.MatMulIntegerToFloat (x, w, s, t, z, o, h)", 1),
-    "dynamic": ("float x", "q, d, p = DynamicQuantizeLinear (x) y = MatMulInteger (q, w, p)", 1),
-    "dynamic in one": ("float x", "y = com.microsoft.DynamicQuantizeMatMul (x, w, t, o)", 1),
-    "dequantized": (
-        "uint8 x", f"{ROWS} b = DequantizeLinear <axis = 1> (w, t, o) y = MatMul (a, b)", 1,
-    ),
-    "dequantized, of one scale": (
-        "uint8 x", f"{ROWS} b = DequantizeLinear (v, s, c) y = MatMul (a, b)", 1,
-    ),
-    "quantized in the model": (
-        "float x",
-        "q = QuantizeLinear (x, s, z) a = DequantizeLinear (q, s, z)"
-        " b = DequantizeLinear <axis = 1> (w, t, o) y = MatMul (a, b)", 1,
-    ),
-    "symmetric, weights with a zero point": (
-        "float x",
-        "q = QuantizeLinear (x, s, k) a = DequantizeLinear (q, s, k)"
-        " b = DequantizeLinear (v, s, c) y = MatMul (a, b)", 1,
-    ),
-    "gemm": (
-        "uint8 x",
-        "m = Reshape (x, i) a = DequantizeLinear (m, s, z)"
-        " b = DequantizeLinear <axis = 0> (j, t, o) y = Gemm <transB = 1> (a, b, h)", 1,
-    ),
-    "gemm, scaled": (
-        "uint8 x",
-        "m = Reshape (x, i) a = DequantizeLinear (m, s, z)"
-        " b = DequantizeLinear <axis = 0> (j, t, o) y = Gemm <transB = 1, beta = 0.5> (a, b, h)", 0,
-    ),
-    "gemm of integers": (
-        "uint8 x",
-        "m = Reshape (x, i) y = com.microsoft.QGemm <transB = 1> (m, s, z, j, t, o, l)", 1,
-    ),
-}  # fmt: skip
-
-
-def product(rng, kind, text):
-    size, columns = 32, 24
-    weights = rng.integers(-128, 128, (size, columns)).astype(np.int8)
-    unsigned = rng.integers(20, 240, (size, columns)).astype(np.uint8)
-    name, _ = kind.split()
-    return model(
-        f"({name}[2, 5, {size}] x) => (y) {{ {text} }}", w=weights, v=unsigned,
-        j=np.ascontiguousarray(weights.T), s=np.float32(0.05), z=np.uint8(120), n=np.int8(-7),
-        k=np.int8(0), c=np.uint8(120), e=rng.integers(112, 140, columns).astype(np.uint8),
-        g=np.uint8(7), t=rng.uniform(0.01, 0.02, columns).astype(np.float32),
-        o=np.zeros(columns, np.int8), r=np.float32(3), h=rng.standard_normal(columns).astype("f"),
-        l=rng.integers(-999, 999, columns).astype(np.int32), i=np.array([10, size]),
-    )  # fmt: skip
-
-
 def in_int8(graph):
     """The products of Q/DQ nodes."""
     made = {name: node for node in graph.node for name in node.output}
@@ -282,24 +209,33 @@ def in_int8(graph):
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_products_stay_in_int8_where_they_are_exact(name, rng):
     kind, text, count = PRODUCTS[name]
-    proto = product(rng, kind, text)
+    proto, x = product(rng, kind, text)
     graph = ir.from_proto(proto)
     normalize(graph)
     record = lower_quantized(graph, INT8_OPS)
     made = ir.to_proto(graph)
     assert sum(record.get("int8", {}).values()) == len(in_int8(made.graph)) == count
-    dtype = np.dtype(kind.split()[0].replace("float", "float32"))
-    x = (
-        rng.standard_normal((2, 5, 32)) * 3
-        if dtype.kind == "f"
-        else rng.integers(-99, 99, (2, 5, 32))
-    )
-    x = (x + 110 if dtype == np.uint8 else x).astype(dtype)
     (found,), (expected,) = run(made, {"x": x}), run(proto, {"x": x})
     assert found.dtype == expected.dtype
     np.testing.assert_allclose(
         found, expected, rtol=1e-5, atol=1e-3 if "linear" not in name else 3.01
     )
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions_stay_in_int8_where_they_are_exact(name, rng):
+    kind, text, count = CONVOLUTIONS[name]
+    proto, x = convolution_of(rng, kind, text)
+    graph = ir.from_proto(proto)
+    normalize(graph)
+    record = lower_quantized(graph, INT8_OPS | {"Conv"})
+    made = ir.to_proto(graph)
+    onnx.checker.check_model(made)
+    assert record.get("int8", {}) == ({"Conv": 1} if count else {})
+    (found,), (expected,) = run(made, {"x": x}), run(proto, {"x": x})
+    assert found.dtype == expected.dtype
+    step = 9.01 if name == "linear" else 1e-3  # a sum may be rounded either way
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=step)
 
 
 # Readers of an INT8 constant w[24, 32], and how many DequantizeLinear nodes read one afterwards.
@@ -352,8 +288,7 @@ def test_constants_in_int8_are_read_dequantized(name, keeps, rng):
 def test_products_in_int8_build(tmp_path, rng):
     pytest.importorskip("tensorrt_rtx")
     path = tmp_path / "m.onnx"
-    proto = product(rng, *PRODUCTS["dynamic"][:2])
-    proto.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT32
+    proto, _ = product(rng, *PRODUCTS["dynamic"][:2])
     onnx.save(proto, path)
     record = pass_records(build_plan(path, BuildConfig(), backend="rtx").manifest)[
         "lower_quantized"

@@ -28,7 +28,13 @@ from trt_native.graph.nodes import (
 )
 from trt_native.graph.validity import wraps_graph_errors
 from trt_native.passes.base import GraphPass, count_text
-from trt_native.passes.int8_products import Int8Weights, int8_weights, multiplied
+from trt_native.passes.int8_products import (
+    Int8Weights,
+    convolved,
+    int8_filters,
+    int8_weights,
+    multiplied,
+)
 from trt_native.passes.quantized_lowering import QuantizedLowering, is_filled
 
 __all__ = ["LowerQuantized", "lower_quantized"]
@@ -37,6 +43,7 @@ _INT8, _UINT8, _INT32 = ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT32
 _WHOLE = frozenset({_INT8, _UINT8, _INT32, ir.DataType.INT16, ir.DataType.UINT16})
 _INT8_TYPES = (_INT8, _UINT8)
 _AXIS = 13  # the first opset in which a DequantizeLinear has one
+_PADS = 11  # the first opset in which Pad takes them as an input
 _DOMAINS = ("", "com.microsoft")
 _MOVED = op_set(
     "Identity Reshape Flatten Squeeze Unsqueeze Transpose Expand Tile Slice MaxPool DepthToSpace"
@@ -94,7 +101,7 @@ def lower_quantized(
 
     Args:
         model: The model.
-        int8_ops: Operators whose products of weights stay in INT8: MatMul, Gemm.
+        int8_ops: Operators whose products of weights stay in INT8: MatMul, Gemm, Conv.
         keeps_int8: Whether constants in INT8 stay so behind DequantizeLinear nodes.
 
     Returns:
@@ -127,9 +134,9 @@ def lower_quantized(
         elif not node.domain and node.op_type == "Mul":
             lowering.begin(node)
             _scale_constant(lowering, node)
-        elif not node.domain and node.op_type in ("MatMul", "Gemm"):
+        elif not node.domain and node.op_type in _PRODUCT_RULES:
             lowering.begin(node)
-            _dequantized_product(lowering, node)
+            _PRODUCT_RULES[node.op_type](lowering, node)
     common.RemoveUnusedNodesPass()(model)
     record: dict[str, Any] = {"nodes": dict(counts)}
     if lowering.in_int8:
@@ -329,8 +336,57 @@ def _convolution(
     zeros: tuple[ir.Value | None, ...], bias: ir.Value | None = None,
 ) -> ir.Value:  # fmt: skip
     given = None if bias is None else low.number(bias)
+    if (found := _int8_convolution(low, node, (x, zeros[0]), (w, zeros[1]), given)) is not None:
+        return found
     inputs = [low.centred(x, zeros[0], 1), low.centred(w, zeros[1], 0), given]
     return low.add("Conv", *inputs[: 2 if given is None else 3], **_options(node))
+
+
+def _int8_convolution(
+    low: QuantizedLowering,
+    node: ir.Node,
+    x: tuple[ir.Value, ir.Value | None],
+    w: tuple[ir.Value, ir.Value | None],
+    bias: ir.Value | None,
+) -> ir.Value | None:
+    """A convolution in INT8 of values and their zero points; None where there is none."""
+    kind, zero = dtype_of(x[0]), 0 if x[1] is None else _whole_number(x[1])
+    explicit = node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
+    if "Conv" not in low.int8_ops or kind not in _INT8_TYPES or zero is None or not explicit:
+        return None
+    if low.opset < _PADS or (filters := int8_filters(low, *w)) is None:
+        return None
+    low.in_int8["Conv"] += 1
+    digits, options = low.digits(x[0]), _options(node, "auto_pad")
+    return convolved(low, digits, zero, kind, filters, bias, options)
+
+
+def _whole_number(value: ir.Value) -> int | None:
+    """A constant zero point of a whole tensor."""
+    tensor = constant_of(value)
+    return None if tensor is None or tensor.size != 1 else int(tensor.numpy().reshape(()))
+
+
+def _dequantized_convolution(low: QuantizedLowering, node: ir.Node) -> None:
+    """Convolve in INT8 what TensorRT would dequantize before: values with zero points."""
+    left, right = (_source(low, value) for value in node.inputs[:2])
+    if left is None or right is None or not any(v in low.sources for v in node.inputs[:2]):
+        return
+    (a, a_scale, a_zero, _), (b, b_scale, b_zero, axis) = left, right
+    by_channel = not _is_single(b_scale)
+    if {dtype_of(a_scale), dtype_of(b_scale)} != {FLOAT} or not _is_single(a_scale):
+        return
+    if by_channel and axis != 0:
+        return
+    total = _int8_convolution(low, node, (a, a_zero), (b, b_zero), None)
+    if total is None:
+        return
+    rank = low.rank(b)
+    scale = low.reshaped(low.number(b_scale), [-1, *[1] * (rank - 2)])
+    result = low.add("Mul", total, low.add("Mul", low.along(a_scale, 0, a), scale))
+    if (bias := input_of(node, 2)) is not None:
+        result = low.add("Add", result, low.reshaped(low.number(bias), [-1, *[1] * (rank - 2)]))
+    low.finish(result)
 
 
 def _options(node: ir.Node, *without: str) -> dict[str, Any]:
@@ -371,6 +427,11 @@ def _qlinear_matmul(low: QuantizedLowering, node: ir.Node) -> None:
 
 def _qlinear_conv(low: QuantizedLowering, node: ir.Node) -> None:
     x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero = _needed_inputs(node, 8)
+    if node.attributes.get_int("channels_last", 0):
+        raise UnsupportedError(
+            f"QLinearConv {node.name or node.outputs[0].name!r} has its channels last; export the"
+            " model with channels first"
+        )
     total = _convolution(low, node, x, w, (x_zero, w_zero), input_of(node, 8))
     scales = (low.number(x_scale), low.along(w_scale, 1, w), low.number(y_scale))
     _rescaled(low, total, scales, y_zero, _result_type(y_zero, x))
@@ -592,6 +653,11 @@ def _scale_constant(low: QuantizedLowering, node: ir.Node) -> None:
         low.finish(low.add("DequantizeLinear", x, low.reshaped(scale, [-1]), axis=axes[0]))
 
 
+_PRODUCT_RULES = {
+    "MatMul": _dequantized_product,
+    "Gemm": _dequantized_product,
+    "Conv": _dequantized_convolution,
+}
 _QDQ_RULES = {"QuantizeLinear": _quantize_linear, "DequantizeLinear": _dequantize_linear}
 _RULES: Mapping[str, Callable[[QuantizedLowering, ir.Node], None]] = {
     "DynamicQuantizeLinear": _dynamic_quantize,
