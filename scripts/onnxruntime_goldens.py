@@ -167,6 +167,14 @@ def others() -> dict[str, Case]:
             "MatMulNBits", [real(2, 64), packed(16, 2, 16), real(16, 2), packed(16, 1)], 1,
             whole_bits,
         ),
+        "channels_last_conv": (
+            "QLinearConv",
+            [packed(1, 5, 4, 16), np.float32(0.1), np.uint8(120),
+             RNG.integers(-128, 128, (16, 16, 3, 3)).astype(np.int8),
+             RNG.uniform(0.01, 0.02, 16).round(3).astype(np.float32), np.zeros(16, np.int8),
+             np.float32(0.5), np.uint8(110), RNG.integers(-999, 999, 16).astype(np.int32)],
+            1, {"channels_last": 1, "pads": [1, 0, 1, 2]},
+        ),
         "channels_last_pool": (
             "NhwcMaxPool", [packed(1, 4, 4, 2)], 1, {"kernel_shape": [2, 2], "strides": [2, 1]},
         ),
@@ -179,7 +187,7 @@ def run(case: Case) -> dict[str, Any]:
     names = ["" if array is None else f"i{index}" for index, array in enumerate(inputs)]
     given = {name: array for name, array in zip(names, inputs, strict=True) if name}
     outputs = [f"o{index}" for index in range(count)]
-    constant = inputs[1:4] if operator == "MatMulNBits" else []
+    constant = inputs[1:] if operator in ("MatMulNBits", "QLinearConv") else []
     graph = helper.make_graph(
         [helper.make_node(operator, names, outputs, domain="com.microsoft", **attributes)],
         "golden",

@@ -26,6 +26,9 @@ def test_values(tmp_path, name, precision):
     with Session(plan) as session:
         found = session.run(case.batch)
     for index, expected in enumerate(case.outputs):
+        if case.operator[0] == "Q":  # a sum may be rounded either way
+            assert np.abs(found[f"o{index}"].astype(int) - expected).max() <= 1
+            continue
         limit = LIMITS[precision] * max(1.0, np.abs(expected.astype(np.float32)).max())
         values = np.asarray(found[f"o{index}"], np.float32), expected.astype(np.float32)
         np.testing.assert_allclose(*values, atol=limit)

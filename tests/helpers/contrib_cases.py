@@ -16,7 +16,7 @@ import onnx
 from onnx import helper
 
 _FILE = Path(__file__).parents[1] / "data" / "onnxruntime_contrib.json"
-_CONSTANT = {"MatMulNBits": (1, 2, 3)}
+_CONSTANT = {"MatMulNBits": range(1, 6), "QLinearConv": range(1, 9)}
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,10 @@ class Case:
         """Whether outputs are those of the case, in type and shape too."""
         for array, expected in zip(found, self.outputs, strict=True):
             assert (array.dtype, array.shape) == (expected.dtype, expected.shape)
+            if self.operator.startswith("QLinear"):  # a sum may be rounded either way
+                assert np.abs(array.astype(int) - expected).max() <= 1
+                assert (array == expected).mean() > 0.95
+                continue
             np.testing.assert_allclose(array, expected, rtol=tolerance, atol=tolerance)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from helpers.contrib_cases import ONNXRUNTIME
 from helpers.passes import pass_records
 from helpers.quantized_products import (
     CONVOLUTIONS,
@@ -236,6 +237,16 @@ def test_convolutions_stay_in_int8_where_they_are_exact(name, rng):
     assert found.dtype == expected.dtype
     step = 9.01 if name == "linear" else 1e-3  # a sum may be rounded either way
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=step)
+
+
+@pytest.mark.parametrize("ops", [frozenset(), INT8_OPS | {"Conv"}], ids=["float", "int8"])
+def test_channels_may_come_last(ops):
+    case = ONNXRUNTIME["channels_last_conv"]
+    graph = ir.from_proto(case.model())
+    normalize(graph)
+    record = lower_quantized(graph, ops)
+    assert record.get("int8", {}) == ({"Conv": 1} if ops else {})
+    case.check(run(ir.to_proto(graph), case.batch))
 
 
 # Readers of an INT8 constant w[24, 32], and how many DequantizeLinear nodes read one afterwards.

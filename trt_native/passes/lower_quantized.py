@@ -7,7 +7,7 @@ whole numbers in FP32, or as products of dequantized constants.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -339,7 +339,7 @@ def _convolution(
     if (found := _int8_convolution(low, node, (x, zeros[0]), (w, zeros[1]), given)) is not None:
         return found
     inputs = [low.centred(x, zeros[0], 1), low.centred(w, zeros[1], 0), given]
-    return low.add("Conv", *inputs[: 2 if given is None else 3], **_options(node))
+    return low.add("Conv", *inputs[: 2 if given is None else 3], **_options(node, "channels_last"))
 
 
 def _int8_convolution(
@@ -357,7 +357,7 @@ def _int8_convolution(
     if low.opset < _PADS or (filters := int8_filters(low, *w)) is None:
         return None
     low.in_int8["Conv"] += 1
-    digits, options = low.digits(x[0]), _options(node, "auto_pad")
+    digits, options = low.digits(x[0]), _options(node, "auto_pad", "channels_last")
     return convolved(low, digits, zero, kind, filters, bias, options)
 
 
@@ -395,12 +395,13 @@ def _options(node: ir.Node, *without: str) -> dict[str, Any]:
 
 def _rescaled(
     low: QuantizedLowering, total: ir.Value, scales: tuple[ir.Value, ...], zero: ir.Value | None,
-    kind: ir.DataType,
+    kind: ir.DataType, order: Sequence[int] | None = None,
 ) -> None:  # fmt: skip
-    """Quantize a sum in steps of two scales in steps of a third."""
+    """Quantize a sum in steps of two scales in steps of a third; its axes may change order."""
     one, other, result = scales
     factor = low.add("Div", low.add("Mul", one, other), result)
-    low.finish_whole(low.rounded(low.add("Mul", total, factor), zero, kind), kind)
+    number = low.rounded(low.add("Mul", total, factor), zero, kind)
+    low.finish_whole(number if order is None else low.add("Transpose", number, perm=order), kind)
 
 
 def _result_type(zero: ir.Value | None, otherwise: ir.Value) -> ir.DataType:
@@ -427,14 +428,14 @@ def _qlinear_matmul(low: QuantizedLowering, node: ir.Node) -> None:
 
 def _qlinear_conv(low: QuantizedLowering, node: ir.Node) -> None:
     x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero = _needed_inputs(node, 8)
-    if node.attributes.get_int("channels_last", 0):
-        raise UnsupportedError(
-            f"QLinearConv {node.name or node.outputs[0].name!r} has its channels last; export the"
-            " model with channels first"
-        )
+    rank, last = low.rank(w), bool(node.attributes.get_int("channels_last", 0))
+    if last:
+        first = [0, rank - 1, *range(1, rank - 1)]
+        x = low.typed(low.add("Transpose", low.number(x), perm=first), _result_type(x_zero, x))
     total = _convolution(low, node, x, w, (x_zero, w_zero), input_of(node, 8))
     scales = (low.number(x_scale), low.along(w_scale, 1, w), low.number(y_scale))
-    _rescaled(low, total, scales, y_zero, _result_type(y_zero, x))
+    order = [0, *range(2, rank), 1] if last else None
+    _rescaled(low, total, scales, y_zero, _result_type(y_zero, x), order)
 
 
 def _scaled(

@@ -74,6 +74,25 @@ class _Elementwise(ContribOperator):
         return np.moveaxis(outputs[0], 1, -1) if last else np.asarray(outputs[0])
 
 
+class QLinearConv(ContribOperator):
+    """A convolution whose channels may come last; its bias is in steps of both scales."""
+
+    def compute(self, *inputs: Any) -> Array:
+        """The quantized result."""
+        x, x_scale, x_zero, w, w_scale, w_zero, scale, zero, bias = padded(inputs, 9)
+        options = self.options()
+        last = options.pop("channels_last", 0)
+        first = np.moveaxis(x, -1, 1) if last else x
+        values = [_dequantized(first, x_scale, x_zero), _dequantized(w, w_scale, w_zero, 0)]
+        if bias is not None:
+            values.append((bias * x_scale * w_scale).astype(np.float32))
+        names = [f"x{index}" for index in range(len(values))]
+        node = onnx.helper.make_node("Conv", names, ["y"], **options)
+        found: Any = ReferenceEvaluator(node).run(None, dict(zip(names, values, strict=True)))
+        result = _quantized(found[0], scale, zero, x.dtype if zero is None else zero.dtype)
+        return np.moveaxis(result, 1, -1) if last else result
+
+
 class QLinearConcat(ContribOperator):
     """Operands of value, scale and zero point behind the result's scale and zero point."""
 
@@ -159,6 +178,7 @@ OPERATORS: tuple[type[OpRun], ...] = (
     _elementwise("QLinearAveragePool", "AveragePool"),
     _elementwise("QLinearGlobalAveragePool", "GlobalAveragePool"),
     QLinearConcat,
+    QLinearConv,
     MatMulIntegerToFloat,
     DynamicQuantizeMatMul,
     QGemm,
