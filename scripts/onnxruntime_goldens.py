@@ -148,6 +148,13 @@ def others() -> dict[str, Case]:
         "embedding_places": (
             embedding, [ids, None, words, rows, None, *norm, None, whole([2, 1, 0])], 3, {},
         ),
+        "product_of_batches": (
+            "FusedMatMul", [real(4, 2, 3, 5), real(6, 2, 3, 5)], 1,
+            {"transBatchA": 1, "transBatchB": 1, "transB": 1, "alpha": 0.5},
+        ),
+        "product_of_one_batch": (
+            "FusedMatMul", [real(5, 2, 4), real(2, 5, 3)], 1, {"transBatchA": 1, "transA": 1},
+        ),
         "bits_4": ("MatMulNBits", [real(2, 40), packed(6, 3, 8), real(6, 3)], 1, bits),
         "bits_4_zero_points": (
             "MatMulNBits", [real(2, 3, 40), packed(6, 3, 8), real(6, 3), packed(6, 2)], 1, bits,

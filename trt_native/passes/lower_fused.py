@@ -169,30 +169,26 @@ def _rewrite_bias_add(new: FusedBuilder) -> None:
 
 
 def _rewrite_fused_mat_mul(new: FusedBuilder) -> None:
-    node = new.node
-    operands = [
-        new.add("Transpose", [x], perm=_swapped(x)) if node.attributes.get_int(flag, 0) else x
-        for x, flag in zip(node.inputs, ("transA", "transB"), strict=True)
-    ]
+    """Use the plain product of transposed operands, and a factor."""
+    attributes = new.node.attributes
+    operands = []
+    for index, name in enumerate("AB"):
+        x = new.operand(index)
+        swaps, batches = (
+            attributes.get_int(f"{flag}{name}", 0) for flag in ("trans", "transBatch")
+        )
+        operands.append(
+            new.transposed(x, *_order(new.rank(x), swaps, batches)) if swaps or batches else x
+        )
     product = new.add("MatMul", operands)
-    alpha = node.attributes.get_float("alpha", 1.0)
+    alpha = attributes.get_float("alpha", 1.0)
     new.replace(product if alpha == 1 else new.add("Mul", [product, new.scalar(alpha)]))
 
 
-def _swapped(value: ir.Value | None) -> list[int]:
-    """The order of axes with the last two swapped; as it is for a vector."""
-    if value is None or value.shape is None:
-        raise UnsupportedError(
-            f"a FusedMatMul transposes {value and value.name!r}, whose rank is neither given nor"
-            " inferred; add a value_info with its shape to the model"
-        )
-    axes = list(range(len(value.shape)))
-    return [*axes[:-2], *axes[:-3:-1]]
-
-
-def _product_refusal(node: ir.Node) -> str:
-    batches = any(node.attributes.get_int(f"transBatch{operand}", 0) for operand in "AB")
-    return "transposes batches (transBatchA, transBatchB)" if batches else ""
+def _order(rank: int, swaps: int, batches: int) -> list[int]:
+    """Axes of an operand: its first one behind those of batches, and the last two swapped."""
+    axes = [*range(1, rank - 1), 0, rank - 1] if batches and rank > 1 else list(range(rank))
+    return [*axes[:-2], *axes[:-3:-1]] if swaps else axes
 
 
 def _activation_params(node: ir.Node) -> list[float]:
@@ -299,8 +295,8 @@ _RULES: dict[str, _Rule] = {
     "QuickGelu": _Rule(_no_refusal, _rewrite_quick_gelu),
     "BiasSplitGelu": _Rule(_no_refusal, _rewrite_split_gelu),
     "BiasAdd": _Rule(_no_refusal, _rewrite_bias_add),
-    "FusedMatMul": _Rule(_product_refusal, _rewrite_fused_mat_mul),
-    "TransposeMatMul": _Rule(_product_refusal, _rewrite_fused_mat_mul),
+    "FusedMatMul": _Rule(_no_refusal, _rewrite_fused_mat_mul),
+    "TransposeMatMul": _Rule(_no_refusal, _rewrite_fused_mat_mul),
     "MatMulNBits": _Rule(bits_refusal, rewrite_mat_mul_bits),
     "FusedConv": _Rule(_activation_refusal, _rewrite_with_activation),
     "FusedGemm": _Rule(_activation_refusal, _rewrite_with_activation),

@@ -86,11 +86,14 @@ class FusedMatMul(ContribOperator):
 
     def compute(self, *inputs: Any) -> Array:
         """The product."""
-        options = self.options(alpha=1.0, transA=0, transB=0)
-        self.lacks(transBatchA=options.get("transBatchA"), transBatchB=options.get("transBatchB"))
+        options = self.options(alpha=1.0, transA=0, transB=0, transBatchA=0, transBatchB=0)
+        batched = (
+            np.moveaxis(widened(x), 0, -2) if options[f"transBatch{name}"] else widened(x)
+            for x, name in zip(inputs, "AB", strict=True)
+        )
         a, b = (
-            widened(x).swapaxes(-1, -2) if options[flag] and x.ndim > 1 else widened(x)
-            for x, flag in zip(inputs, ("transA", "transB"), strict=True)
+            x.swapaxes(-1, -2) if options[f"trans{name}"] and x.ndim > 1 else x
+            for x, name in zip(batched, "AB", strict=True)
         )
         return np.asarray(options["alpha"] * (a @ b), inputs[0].dtype)
 
