@@ -146,6 +146,27 @@ def test_each_form_is_that_of_pytorch(name):
     case.check(found, 2e-5)
 
 
+@pytest.mark.parametrize("opset", [9, 10])
+def test_models_of_old_opsets_are_raised(opset):
+    case = ONNXRUNTIME["multi_head_past"]
+    model = ir.from_proto(case.model(opset))
+    LOWER(model)
+    version = model.opset_imports[""]
+    assert version == 13
+    case.check(evaluator(ir.to_proto(model).graph, {"": version}).run(None, case.batch))
+
+
+def test_shapes_behind_them_are_folded():
+    text = """<ir_version: 8, opset_import: ["": 11, "com.microsoft": 1]>
+    g (float[1, 4] x, float[4, 3] w) => (float[3] y)
+    { a = com.microsoft.FusedMatMul (x, w) y = Squeeze (a) }"""
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    passes = [one.name for one in select_passes(BUILD, model, LOWER.context)]
+    assert passes[:2] == ["lower_fused", "fold_shapes"]
+    (squeeze,) = [node for node in model.graph if node.op_type == "Squeeze"]
+    assert squeeze.attributes["axes"].as_ints() == (0,)
+
+
 def test_norms_before_onnx_had_them(rng):
     x, scale, bias = (rng.standard_normal(s).astype(np.float32) for s in ((2, 3, 4), (4,), (4,)))
     layer = torch.nn.functional.layer_norm

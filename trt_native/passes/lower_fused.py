@@ -50,7 +50,8 @@ from trt_native.schemas import schema_of
 __all__ = ["LowerFused"]
 
 _DOMAIN = "com.microsoft"
-_FIRST_OPSET = 11
+_FIRST_OPSET = 11  # the first that the plain forms can do with
+_NEWER_OPSET = 13  # the lowest that models are raised to
 _ACTIVATIONS: dict[str, tuple[str, ...]] = {
     "Relu": (), "Tanh": (), "Sigmoid": (), "LeakyRelu": ("alpha",),
     "HardSigmoid": ("alpha", "beta"), "Clip": ("min", "max"),
@@ -67,8 +68,6 @@ class LowerFused(GraphPass):
     def needed(self, model: ir.Model) -> bool:
         """Whether there are any."""
         opset = opset_of(model)
-        if opset < _FIRST_OPSET:
-            return False
         rules = {node: rule for node in all_nodes(model.graph) if (rule := _rule(node, opset))}
         refused: dict[str, list[str]] = {}
         for node, rule in rules.items():
@@ -88,6 +87,8 @@ class LowerFused(GraphPass):
     @wraps_graph_errors
     def rewrite(self, model: ir.Model) -> Mapping[str, Any]:
         """Write them out, each before the types behind it are inferred."""
+        if opset_of(model) < _FIRST_OPSET:
+            require_opset(model, _NEWER_OPSET, "fused operators of ONNX Runtime")
         opset = opset_of(model)
         found = {node: rule for node in all_nodes(model.graph) if (rule := _rule(node, opset))}
         packed = [node for node in found if node.op_type == "MatMulNBits"]
@@ -170,25 +171,21 @@ def _rewrite_bias_add(new: FusedBuilder) -> None:
 
 def _rewrite_fused_mat_mul(new: FusedBuilder) -> None:
     """Use the plain product of transposed operands, and a factor."""
-    attributes = new.node.attributes
-    operands = []
-    for index, name in enumerate("AB"):
-        x = new.operand(index)
-        swaps, batches = (
-            attributes.get_int(f"{flag}{name}", 0) for flag in ("trans", "transBatch")
-        )
-        operands.append(
-            new.transposed(x, *_order(new.rank(x), swaps, batches)) if swaps or batches else x
-        )
-    product = new.add("MatMul", operands)
-    alpha = attributes.get_float("alpha", 1.0)
+    product = new.add("MatMul", [_turned(new, index, name) for index, name in enumerate("AB")])
+    alpha = new.node.attributes.get_float("alpha", 1.0)
     new.replace(product if alpha == 1 else new.add("Mul", [product, new.scalar(alpha)]))
 
 
-def _order(rank: int, swaps: int, batches: int) -> list[int]:
-    """Axes of an operand: its first one behind those of batches, and the last two swapped."""
-    axes = [*range(1, rank - 1), 0, rank - 1] if batches and rank > 1 else list(range(rank))
-    return [*axes[:-2], *axes[:-3:-1]] if swaps else axes
+def _turned(new: FusedBuilder, index: int, name: str) -> ir.Value:
+    """An operand with its first axis behind those of batches, or its last two swapped."""
+    x, attributes = new.operand(index), new.node.attributes
+    swaps, batches = (attributes.get_int(flag + name, 0) for flag in ("trans", "transBatch"))
+    if not swaps and not batches:
+        return x
+    axes = list(range(new.rank(x)))
+    if batches and len(axes) > 2:
+        axes = [*axes[1:-1], 0, axes[-1]]
+    return new.transposed(x, *axes[:-2], *(axes[:-3:-1] if swaps else axes[-2:]))
 
 
 def _activation_params(node: ir.Node) -> list[float]:

@@ -40,8 +40,8 @@ __all__ = ["BUILD", "CALIBRATE", "QUANTIZE", "describe_passes", "run_passes", "s
 BUILD: tuple[type[GraphPass], ...] = (
     FixInputs,
     Normalize,
+    LowerFused,  # before shapes are inferred through them
     FoldShapes,
-    LowerFused,
     LowerQuantized,
     LowerIntegers,
     ReplaceTypes,
@@ -65,8 +65,8 @@ BUILD: tuple[type[GraphPass], ...] = (
 
 CALIBRATE: tuple[type[GraphPass], ...] = (
     Normalize,
+    LowerFused,  # before shapes are inferred through them
     FoldShapes,
-    LowerFused,
     LowerQuantized,
     LowerIntegers,
     ReplaceTypes,
