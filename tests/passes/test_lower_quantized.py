@@ -305,7 +305,7 @@ def test_products_in_int8_build(tmp_path, rng):
         "lower_quantized"
     ]
     assert record["int8"] == {"MatMul": 1}
-    assert record["summary"].endswith("their products of weights in INT8, exactly: 1 MatMul")
+    assert record["summary"].endswith("; products of weights in INT8, exactly: 1 MatMul")
 
 
 @pytest.mark.backend
@@ -316,7 +316,9 @@ def test_weights_that_are_cast_and_scaled_build(tmp_path, rng):
     proto.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
     onnx.save(proto, path)
     manifest = build_plan(path, BuildConfig(), backend="rtx").manifest
-    assert pass_records(manifest)["lower_quantized"]["nodes"] == {"Cast": 1}
+    record = pass_records(manifest)["lower_quantized"]
+    assert (record["nodes"], record["int8_readers"]) == ({}, {"Cast": 1})
+    assert record["summary"] == "INT8 constants dequantized for their readers: 1 Cast"
 
 
 @pytest.mark.backend

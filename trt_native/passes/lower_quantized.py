@@ -83,12 +83,15 @@ class LowerQuantized(GraphPass):
         """The operators, and those that skip a rounding of activations."""
         if "nodes" not in record:
             return self.title
-        text = f"quantized operators as floating-point arithmetic: {count_text(record['nodes'])}"
-        if products := record.get("int8"):
-            text += f"; their products of weights in INT8, exactly: {count_text(products)}"
+        parts = {
+            "quantized operators as floating-point arithmetic": record["nodes"],
+            "products of weights in INT8, exactly": record.get("int8", {}),
+            "INT8 constants dequantized for their readers": record.get("int8_readers", {}),
+        }
+        texts = [f"{text}: {count_text(nodes)}" for text, nodes in parts.items() if nodes]
         if count := record.get("unrounded"):
-            text += f"; activations of {count} recurrent layers are not quantized"
-        return text
+            texts.append(f"activations of {count} recurrent layers are not quantized")
+        return "; ".join(texts)
 
 
 @wraps_graph_errors
@@ -105,7 +108,8 @@ def lower_quantized(
         keeps_int8: Whether constants in INT8 stay so behind DequantizeLinear nodes.
 
     Returns:
-        ``nodes``: how many were rewritten, by operator. ``int8``: how many of them, and of products
+        ``nodes``: how many were rewritten, by operator. ``int8_readers``: nodes that read constants
+        in INT8, which are dequantized before. ``int8``: how many of them, and of products
         of dequantized values, multiply in INT8. ``unrounded``: how many recurrent layers read
         activations that the original quantizes.
 
@@ -115,6 +119,7 @@ def lower_quantized(
     infer_values(model)
     lowering = QuantizedLowering(model, int8_ops, keeps_int8=keeps_int8)
     counts: Counter[str] = Counter()
+    readers: Counter[str] = Counter()
     for node in tuple(all_nodes(model.graph)):
         if rule := _rule(node):
             lowering.begin(node)
@@ -123,7 +128,7 @@ def lower_quantized(
         elif _reads_int8(node):
             lowering.begin(node)
             _read_constant(lowering, node)
-            counts[node.op_type] += 1
+            readers[node.op_type] += 1
         elif not node.domain and node.op_type in (*_MOVED, "Cast", "Concat"):
             lowering.begin(node)
             _pass_through(lowering, node)
@@ -139,6 +144,8 @@ def lower_quantized(
             _PRODUCT_RULES[node.op_type](lowering, node)
     common.RemoveUnusedNodesPass()(model)
     record: dict[str, Any] = {"nodes": dict(counts)}
+    if readers:
+        record["int8_readers"] = dict(readers)
     if lowering.in_int8:
         record["int8"] = dict(lowering.in_int8)
     if counts["DynamicQuantizeLSTM"]:
