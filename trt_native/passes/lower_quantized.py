@@ -28,22 +28,29 @@ from trt_native.graph.nodes import (
 )
 from trt_native.graph.validity import wraps_graph_errors
 from trt_native.passes.base import GraphPass, count_text
-from trt_native.passes.int8_products import (
-    Int8Weights,
-    convolved,
-    int8_filters,
-    int8_weights,
-    multiplied,
+from trt_native.passes.dequantized_products import (
+    INT8_TYPES,
+    dequantized_convolution,
+    dequantized_product,
+    int8_convolution,
+    taken_weights,
 )
-from trt_native.passes.quantized_lowering import QuantizedLowering, is_filled
+from trt_native.passes.int8_products import multiplied
+from trt_native.passes.quantized_lowering import (
+    QuantizedLowering,
+    axis_of,
+    is_blocked,
+    is_filled,
+    is_single,
+    needed_inputs,
+    options_of,
+)
 
 __all__ = ["LowerQuantized", "lower_quantized"]
 
 _INT8, _UINT8, _INT32 = ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT32
 _WHOLE = frozenset({_INT8, _UINT8, _INT32, ir.DataType.INT16, ir.DataType.UINT16})
-_INT8_TYPES = (_INT8, _UINT8)
 _AXIS = 13  # the first opset in which a DequantizeLinear has one
-_PADS = 11  # the first opset in which Pad takes them as an input
 _DOMAINS = ("", "com.microsoft")
 _MOVED = op_set(
     "Identity Reshape Flatten Squeeze Unsqueeze Transpose Expand Tile Slice MaxPool DepthToSpace"
@@ -132,7 +139,7 @@ def lower_quantized(
         elif not node.domain and node.op_type in (*_MOVED, "Cast", "Concat"):
             lowering.begin(node)
             _pass_through(lowering, node)
-        elif node.op_type == "DequantizeLinear" and lowering.whole(_needed_inputs(node, 1)[0]):
+        elif node.op_type == "DequantizeLinear" and lowering.whole(needed_inputs(node, 1)[0]):
             lowering.begin(node)
             _dequantize_linear(lowering, node)
             counts[node.op_type] += 1
@@ -168,7 +175,7 @@ def _is_lowered(node: ir.Node) -> bool:
     """Whether TensorRT lacks a kind of Q/DQ that is arithmetic of whole numbers."""
     x, scale, zero = (input_of(node, index) for index in range(3))
     kind = _quantized_type(node)
-    if kind not in _WHOLE or x is None or scale is None or _is_blocked(node):
+    if kind not in _WHOLE or x is None or scale is None or is_blocked(node):
         return False
     symmetric = zero is None or is_filled(zero, 0)
     return bool(node.domain) or not (kind is _INT8 and symmetric and constant_of(scale) is not None)
@@ -182,10 +189,6 @@ def _reads_int8(node: ir.Node) -> bool:
     return x is not None and constant_of(x) is not None and dtype_of(x) is _INT8
 
 
-def _is_blocked(node: ir.Node) -> bool:
-    return node.attributes.get_int("block_size", 0) != 0
-
-
 def _quantized_type(node: ir.Node) -> ir.DataType | None:
     """The element type on the quantized side of a Q/DQ node."""
     if node.op_type == "DequantizeLinear":
@@ -194,34 +197,22 @@ def _quantized_type(node: ir.Node) -> ir.DataType | None:
     return dtype_of(input_of(node, 2)) or (given if given else _UINT8)
 
 
-def _needed_inputs(node: ir.Node, count: int) -> list[ir.Value]:
-    """The first inputs, which the operator requires."""
-    found = [value for value in node.inputs[:count] if value is not None]
-    if len(found) < count:
-        raise UnsupportedError(f"{node.op_type} {node.name or node.outputs[0].name!r} lacks inputs")
-    return found
-
-
 # Q/DQ
 
 
-def _axis(node: ir.Node) -> int:
-    return node.attributes.get_int("axis", 1)
-
-
 def _quantize_linear(low: QuantizedLowering, node: ir.Node) -> None:
-    x, scale = _needed_inputs(node, 2)
+    x, scale = needed_inputs(node, 2)
     kind = _quantized_type(node)
     assert kind is not None  # noqa: S101  # such nodes are not lowered
-    low.quantize(low.number(x), scale, input_of(node, 2), kind, _axis(node))
+    low.quantize(low.number(x), scale, input_of(node, 2), kind, axis_of(node))
 
 
 def _dequantize_linear(low: QuantizedLowering, node: ir.Node) -> None:
-    x, scale = _needed_inputs(node, 2)
-    real = low.real(x, scale, input_of(node, 2), _axis(node))
+    x, scale = needed_inputs(node, 2)
+    real = low.real(x, scale, input_of(node, 2), axis_of(node))
     kind = dtype_of(scale) or FLOAT
     found = low.added(real if kind is FLOAT else low.add("Cast", real, kind=kind, to=int(kind)))
-    low.sources[found] = (x, scale, input_of(node, 2), _axis(node))
+    low.sources[found] = (x, scale, input_of(node, 2), axis_of(node))
     low.finish(found)
 
 
@@ -241,7 +232,7 @@ def _dynamic(low: QuantizedLowering, x: ir.Value) -> tuple[ir.Value, ir.Value, i
 
 
 def _dynamic_quantize(low: QuantizedLowering, node: ir.Node) -> None:
-    numbers, scale, point = _dynamic(low, _needed_inputs(node, 1)[0])
+    numbers, scale, point = _dynamic(low, needed_inputs(node, 1)[0])
     low.finish(low.typed(numbers, _UINT8), scale, low.typed(point, _UINT8))
 
 
@@ -268,74 +259,11 @@ def _product_of(
 ) -> ir.Value:
     """The same of whole numbers, their zero point in FP32, and their type."""
     digits, zero, kind = a
-    if kind in _INT8_TYPES and (weights := _weights(low, "MatMul", b, b_zero)) is not None:
+    if kind in INT8_TYPES and (weights := taken_weights(low, "MatMul", b, b_zero)) is not None:
         return multiplied(low, digits, zero, kind, weights)
     number = low.number(digits)
     left = number if zero is None else low.add("Sub", number, zero)
     return low.add("MatMul", left, low.centred(b, b_zero, -1))
-
-
-def _weights(
-    low: QuantizedLowering,
-    operator: str,
-    value: ir.Value,
-    zero: ir.Value | None,
-    *,
-    transposed: bool = False,
-) -> Int8Weights | None:
-    """The weights of a product that the backend multiplies in INT8, which is counted."""
-    if operator not in low.int8_ops:
-        return None
-    weights = int8_weights(low, value, zero, transposed=transposed)
-    if weights is not None:
-        low.in_int8[operator] += 1
-    return weights
-
-
-def _dequantized_product(low: QuantizedLowering, node: ir.Node) -> None:
-    """Multiply in INT8 what TensorRT would dequantize before: factors with zero points."""
-    left, right = (_source(low, value) for value in node.inputs[:2])
-    gemm = node.op_type == "Gemm"
-    if left is None or right is None or not any(v in low.sources for v in node.inputs[:2]):
-        return
-    if gemm and any(node.attributes.get_float(name, 1.0) != 1 for name in ("alpha", "beta")):
-        return
-    transposed = gemm and bool(node.attributes.get_int("transB", 0))
-    (a, a_scale, a_zero, _), (b, b_scale, b_zero, axis) = left, right
-    kind, columns = dtype_of(a), 0 if transposed else 1
-    by_column = b_scale.shape is not None and len(b_scale.shape) == 1 and b_scale.shape[0] != 1
-    single = all(_is_single(value) for value in (a_scale, a_zero))
-    if kind not in _INT8_TYPES or not single or node.attributes.get_int("transA", 0) != 0:
-        return
-    if {dtype_of(a_scale), dtype_of(b_scale)} != {FLOAT} or (by_column and axis % 2 != columns):
-        return
-    weights = _weights(low, node.op_type, b, b_zero, transposed=transposed)
-    if weights is None:
-        return
-    zero = None if a_zero is None else low.along(a_zero, 0, a)
-    total = multiplied(low, low.digits(a), zero, kind, weights)
-    scale = low.add("Mul", low.along(a_scale, 0, a), low.along(b_scale, -1, b))
-    result = low.add("Mul", total, scale)
-    added = input_of(node, 2)
-    low.finish(result if added is None else low.add("Add", result, low.number(added)))
-
-
-def _source(
-    low: QuantizedLowering, value: ir.Value | None
-) -> tuple[ir.Value, ir.Value, ir.Value | None, int] | None:
-    """What a value was dequantized from, also by a node that stays."""
-    if value is None or value in low.sources:
-        return None if value is None else low.sources[value]
-    node = value.producer()
-    if node is None or node.op_type != "DequantizeLinear" or node.domain or _is_blocked(node):
-        return None
-    x, scale = _needed_inputs(node, 2)
-    return x, scale, input_of(node, 2), _axis(node)
-
-
-def _is_single(value: ir.Value | None) -> bool:
-    """Whether a scale or zero point is one number."""
-    return value is None or (value.shape is not None and all(axis == 1 for axis in value.shape))
 
 
 def _convolution(
@@ -343,61 +271,12 @@ def _convolution(
     zeros: tuple[ir.Value | None, ...], bias: ir.Value | None = None,
 ) -> ir.Value:  # fmt: skip
     given = None if bias is None else low.number(bias)
-    if (found := _int8_convolution(low, node, (x, zeros[0]), (w, zeros[1]), given)) is not None:
+    if (found := int8_convolution(low, node, (x, zeros[0]), (w, zeros[1]), given)) is not None:
         return found
     inputs = [low.centred(x, zeros[0], 1), low.centred(w, zeros[1], 0), given]
-    return low.add("Conv", *inputs[: 2 if given is None else 3], **_options(node, "channels_last"))
-
-
-def _int8_convolution(
-    low: QuantizedLowering,
-    node: ir.Node,
-    x: tuple[ir.Value, ir.Value | None],
-    w: tuple[ir.Value, ir.Value | None],
-    bias: ir.Value | None,
-) -> ir.Value | None:
-    """A convolution in INT8 of values and their zero points; None where there is none."""
-    kind, zero = dtype_of(x[0]), 0 if x[1] is None else _whole_number(x[1])
-    explicit = node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
-    if "Conv" not in low.int8_ops or kind not in _INT8_TYPES or zero is None or not explicit:
-        return None
-    if low.opset < _PADS or (filters := int8_filters(low, *w)) is None:
-        return None
-    low.in_int8["Conv"] += 1
-    digits, options = low.digits(x[0]), _options(node, "auto_pad", "channels_last")
-    return convolved(low, digits, zero, kind, filters, bias, options)
-
-
-def _whole_number(value: ir.Value) -> int | None:
-    """A constant zero point of a whole tensor."""
-    tensor = constant_of(value)
-    return None if tensor is None or tensor.size != 1 else int(tensor.numpy().reshape(()))
-
-
-def _dequantized_convolution(low: QuantizedLowering, node: ir.Node) -> None:
-    """Convolve in INT8 what TensorRT would dequantize before: values with zero points."""
-    left, right = (_source(low, value) for value in node.inputs[:2])
-    if left is None or right is None or not any(v in low.sources for v in node.inputs[:2]):
-        return
-    (a, a_scale, a_zero, _), (b, b_scale, b_zero, axis) = left, right
-    by_channel = not _is_single(b_scale)
-    if {dtype_of(a_scale), dtype_of(b_scale)} != {FLOAT} or not _is_single(a_scale):
-        return
-    if by_channel and axis != 0:
-        return
-    total = _int8_convolution(low, node, (a, a_zero), (b, b_zero), None)
-    if total is None:
-        return
-    rank = low.rank(b)
-    scale = low.reshaped(low.number(b_scale), [-1, *[1] * (rank - 2)])
-    result = low.add("Mul", total, low.add("Mul", low.along(a_scale, 0, a), scale))
-    if (bias := input_of(node, 2)) is not None:
-        result = low.add("Add", result, low.reshaped(low.number(bias), [-1, *[1] * (rank - 2)]))
-    low.finish(result)
-
-
-def _options(node: ir.Node, *without: str) -> dict[str, Any]:
-    return {n: a.value for n, a in node.attributes.items() if n not in without}
+    return low.add(
+        "Conv", *inputs[: 2 if given is None else 3], **options_of(node, "channels_last")
+    )
 
 
 def _rescaled(
@@ -416,25 +295,25 @@ def _result_type(zero: ir.Value | None, otherwise: ir.Value) -> ir.DataType:
 
 
 def _matmul_integer(low: QuantizedLowering, node: ir.Node) -> None:
-    a, b = _needed_inputs(node, 2)
+    a, b = needed_inputs(node, 2)
     low.finish_whole(_product(low, a, b, input_of(node, 2), input_of(node, 3)), _INT32)
 
 
 def _conv_integer(low: QuantizedLowering, node: ir.Node) -> None:
-    x, w = _needed_inputs(node, 2)
+    x, w = needed_inputs(node, 2)
     zeros = (input_of(node, 2), input_of(node, 3))
     low.finish_whole(_convolution(low, node, x, w, zeros), _INT32)
 
 
 def _qlinear_matmul(low: QuantizedLowering, node: ir.Node) -> None:
-    a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero = _needed_inputs(node, 8)
+    a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero = needed_inputs(node, 8)
     scales = (low.along(a_scale, -2, a), low.along(b_scale, -1, b))
     total = _product(low, a, b, a_zero, b_zero)
     _rescaled(low, total, (*scales, low.number(y_scale)), y_zero, _result_type(y_zero, a))
 
 
 def _qlinear_conv(low: QuantizedLowering, node: ir.Node) -> None:
-    x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero = _needed_inputs(node, 8)
+    x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero = needed_inputs(node, 8)
     rank, last = low.rank(w), bool(node.attributes.get_int("channels_last", 0))
     if last:
         first = [0, rank - 1, *range(1, rank - 1)]
@@ -458,20 +337,20 @@ def _scaled(
 
 
 def _matmul_integer_to_float(low: QuantizedLowering, node: ir.Node) -> None:
-    a, b, a_scale, b_scale = _needed_inputs(node, 4)
+    a, b, a_scale, b_scale = needed_inputs(node, 4)
     total = _product(low, a, b, input_of(node, 4), input_of(node, 5))
     _scaled(low, total, low.along(a_scale, -2, a), (b, b_scale), input_of(node, 6))
 
 
 def _dynamic_quantize_matmul(low: QuantizedLowering, node: ir.Node) -> None:
-    a, b, b_scale = _needed_inputs(node, 3)
+    a, b, b_scale = needed_inputs(node, 3)
     numbers, scale, point = _dynamic(low, a)
     total = _product_of(low, (numbers, point, _UINT8), b, input_of(node, 3))
     _scaled(low, total, scale, (b, b_scale), input_of(node, 4))
 
 
 def _qgemm(low: QuantizedLowering, node: ir.Node) -> None:
-    a, a_scale, a_zero, b, b_scale, b_zero = _needed_inputs(node, 6)
+    a, a_scale, a_zero, b, b_scale, b_zero = needed_inputs(node, 6)
     flags: dict[str, Any] = {k: node.attributes.get_int(k, 0) for k in ("transA", "transB")}
     bias, y_scale, y_zero = (input_of(node, index) for index in (6, 7, 8))
     alpha = low.scalar(node.attributes.get_float("alpha", 1.0))
@@ -492,8 +371,8 @@ def _integer_gemm(
 ) -> ir.Value:
     """A product of values less their zero points, and a bias, as whole numbers."""
     kind, transposed = dtype_of(a[0]), bool(flags["transB"])
-    if kind in _INT8_TYPES and not flags["transA"] and _is_single(a[1]):
-        weights = _weights(low, "Gemm", *b, transposed=transposed)
+    if kind in INT8_TYPES and not flags["transA"] and is_single(a[1]):
+        weights = taken_weights(low, "Gemm", *b, transposed=transposed)
         if weights is not None:
             zero = low.along(a[1], 0, a[0])
             total = multiplied(low, low.digits(a[0]), zero, kind, weights)
@@ -516,7 +395,7 @@ def _dynamic_lstm(low: QuantizedLowering, node: ir.Node) -> None:
     rest = [input_of(node, index) for index in range(3, 8)]
     while rest and rest[-1] is None:
         rest.pop()
-    low.finish_with("LSTM", [node.inputs[0], *weights, *rest], _options(node))
+    low.finish_with("LSTM", [node.inputs[0], *weights, *rest], options_of(node))
 
 
 def _directional(
@@ -560,7 +439,7 @@ def _elementwise(operands: int, function: _Function, *, condition: bool = False)
 def _plain(
     operator: str, low: QuantizedLowering, node: ir.Node, values: list[ir.Value]
 ) -> ir.Value:
-    return low.add(operator, *values, **_options(node, "channels_last", "opset"))
+    return low.add(operator, *values, **options_of(node, "channels_last", "opset"))
 
 
 def _pool(operator: str, low: QuantizedLowering, node: ir.Node, values: list[ir.Value]) -> ir.Value:
@@ -590,7 +469,7 @@ def _softmax(low: QuantizedLowering, node: ir.Node, values: list[ir.Value]) -> i
 
 
 def _reduce_mean(low: QuantizedLowering, node: ir.Node, values: list[ir.Value]) -> ir.Value:
-    options = _options(node)
+    options = options_of(node)
     axes = options.pop("axes", None)
     if axes is None or low.opset < 18:
         return low.add("ReduceMean", *values, **options, **({"axes": axes} if axes else {}))
@@ -599,13 +478,13 @@ def _reduce_mean(low: QuantizedLowering, node: ir.Node, values: list[ir.Value]) 
 
 def _concat(low: QuantizedLowering, node: ir.Node) -> None:
     """Its scale and zero point come first, then operands of three each."""
-    y_scale, y_zero = _needed_inputs(node, 2)
+    y_scale, y_zero = needed_inputs(node, 2)
     parts = []
     for index in range(2, len(node.inputs), 3):
         x, scale, zero = node.inputs[index : index + 3]
         assert x is not None and scale is not None  # noqa: S101, PT018  # they are required
         parts.append(low.real(x, low.number(scale), zero))
-    steps = low.add("Div", low.add("Concat", *parts, **_options(node)), low.number(y_scale))
+    steps = low.add("Div", low.add("Concat", *parts, **options_of(node)), low.number(y_scale))
     kind = _result_type(y_zero, y_zero)
     low.finish_whole(low.rounded(steps, y_zero, kind), kind)
 
@@ -628,15 +507,15 @@ def _pass_through(low: QuantizedLowering, node: ir.Node) -> None:
         return
     kind = dtype_of(values[0]) or _UINT8
     rest = node.inputs[len(values):]  # fmt: skip
-    low.finish_whole(low.add(node.op_type, *numbers, *rest, **_options(node)), kind)
+    low.finish_whole(low.add(node.op_type, *numbers, *rest, **options_of(node)), kind)
 
 
 def _read_constant(low: QuantizedLowering, node: ir.Node) -> None:
     """Read the numbers of a constant in INT8 in FP32."""
-    (x,), rest = _needed_inputs(node, 1), node.inputs[1:]
+    (x,), rest = needed_inputs(node, 1), node.inputs[1:]
     number = low.constant_number(x)
     if node.op_type != "Cast":
-        low.finish_whole(low.add(node.op_type, number, *rest, **_options(node)), _INT8)
+        low.finish_whole(low.add(node.op_type, number, *rest, **options_of(node)), _INT8)
         return
     kind = ir.DataType(node.attributes["to"].as_int())
     low.finish(number if kind is FLOAT else low.add("Cast", number, kind=kind, to=int(kind)))
@@ -644,7 +523,7 @@ def _read_constant(low: QuantizedLowering, node: ir.Node) -> None:
 
 def _scale_constant(low: QuantizedLowering, node: ir.Node) -> None:
     """Dequantize a constant that the model casts and multiplies by scales."""
-    first, second = _needed_inputs(node, 2)
+    first, second = needed_inputs(node, 2)
     number, scale = (first, second) if first in low.unscaled else (second, first)
     tensor, x = constant_of(scale), low.unscaled.get(number)
     if x is None or x.shape is None or tensor is None or tensor.dtype is not FLOAT:
@@ -662,9 +541,9 @@ def _scale_constant(low: QuantizedLowering, node: ir.Node) -> None:
 
 
 _PRODUCT_RULES = {
-    "MatMul": _dequantized_product,
-    "Gemm": _dequantized_product,
-    "Conv": _dequantized_convolution,
+    "MatMul": dequantized_product,
+    "Gemm": dequantized_product,
+    "Conv": dequantized_convolution,
 }
 _QDQ_RULES = {"QuantizeLinear": _quantize_linear, "DequantizeLinear": _dequantize_linear}
 _RULES: Mapping[str, Callable[[QuantizedLowering, ir.Node], None]] = {

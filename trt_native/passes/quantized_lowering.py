@@ -15,7 +15,15 @@ from trt_native.graph.inference import infer_values
 from trt_native.graph.nodes import FLOAT, constant_of, dtype_of, opset_of
 from trt_native.passes.replacement import KEEP_FP32_KEY, NameAuthority, ReplacementBuilder
 
-__all__ = ["QuantizedLowering", "is_filled"]
+__all__ = [
+    "QuantizedLowering",
+    "axis_of",
+    "is_blocked",
+    "is_filled",
+    "is_single",
+    "needed_inputs",
+    "options_of",
+]
 
 _ROUND = 11  # the first opset that has Round, and Clip with limits as inputs
 _FOLDS: Mapping[str, Callable[..., Any]] = {
@@ -255,3 +263,31 @@ def is_filled(value: ir.Value, number: int) -> bool:
     """Whether a value is a constant of one number."""
     tensor = constant_of(value)
     return tensor is not None and bool((tensor.numpy() == number).all())
+
+
+def is_single(value: ir.Value | None) -> bool:
+    """Whether a scale or zero point is one number."""
+    return value is None or (value.shape is not None and all(axis == 1 for axis in value.shape))
+
+
+def is_blocked(node: ir.Node) -> bool:
+    """Whether a Q/DQ node has a scale for each block."""
+    return node.attributes.get_int("block_size", 0) != 0
+
+
+def needed_inputs(node: ir.Node, count: int) -> list[ir.Value]:
+    """The first inputs, which the operator requires."""
+    found = [value for value in node.inputs[:count] if value is not None]
+    if len(found) < count:
+        raise UnsupportedError(f"{node.op_type} {node.name or node.outputs[0].name!r} lacks inputs")
+    return found
+
+
+def axis_of(node: ir.Node) -> int:
+    """The axis of a Q/DQ node's scales."""
+    return node.attributes.get_int("axis", 1)
+
+
+def options_of(node: ir.Node, *without: str) -> dict[str, Any]:
+    """A node's attributes without some."""
+    return {n: a.value for n, a in node.attributes.items() if n not in without}
