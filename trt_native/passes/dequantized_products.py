@@ -88,7 +88,7 @@ def dequantized_product(low: QuantizedLowering, node: ir.Node) -> None:
     transposed = gemm and bool(node.attributes.get_int("transB", 0))
     (a, a_scale, a_zero, _), (b, b_scale, b_zero, axis) = left, right
     kind, columns = dtype_of(a), 0 if transposed else 1
-    by_column = b_scale.shape is not None and len(b_scale.shape) == 1 and b_scale.shape[0] != 1
+    by_column = not is_single(b_scale)
     single = all(is_single(value) for value in (a_scale, a_zero))
     if kind not in INT8_TYPES or not single or node.attributes.get_int("transA", 0) != 0:
         return
