@@ -227,3 +227,27 @@ def test_a_part_is_inferred_as_the_whole_but_for_names_that_are_made_up():
     assert made["z"].type is made["some"].type is None
     infer_behind(model, [made["z"]])
     assert made["z"].shape == [None, 3]
+
+
+def test_what_follows_a_branch_is_inferred_with_the_whole():
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    g (float[batch, 4] x, bool c) => (z)
+    {
+        y = If (c) <then_branch = t () => (a) { a = Relu (x) },
+                    else_branch = e () => (b) { b = Neg (x) }>
+        z = Exp (y)
+    }"""
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    made = {v.name: v for node in model.graph for v in node.outputs}
+    infer_behind(model, [made["z"]])
+    assert made["z"].dtype is ir.DataType.FLOAT
+    assert made["z"].shape[1] == 4
+
+
+def test_a_part_that_contradicts_itself_stays_unknown():
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    g (float[2, 4] x, float[3, 5] w) => (z) { y = MatMul (x, w) z = Relu (y) }"""
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    made = {v.name: v for node in model.graph for v in node.outputs}
+    infer_behind(model, [made["z"]])
+    assert made["z"].shape is None

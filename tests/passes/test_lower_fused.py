@@ -17,7 +17,7 @@ from onnx.reference import ReferenceEvaluator
 from trt_native import build_plan
 from trt_native.backends.registry import load_backend
 from trt_native.config import BuildConfig
-from trt_native.errors import UnsupportedError
+from trt_native.errors import BuildError, UnsupportedError
 from trt_native.passes.base import PassContext, ResolvedPrecision
 from trt_native.passes.lower_fused import LowerFused
 from trt_native.passes.pipelines import BUILD, CALIBRATE, select_passes
@@ -332,6 +332,14 @@ def test_fused_operators_build(tmp_path):
     ir.save(model, tmp_path / "m.onnx")
     plan = build_plan(tmp_path / "m.onnx", BuildConfig())
     assert pass_records(plan.manifest)["lower_fused"]["nodes"] == {"FusedMatMul": 1, "FastGelu": 1}
+
+
+@pytest.mark.backend
+def test_other_operators_are_refused_by_name(tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    ir.save(model_of("QOrderedGelu", [(2, 3), (1,), (1,)], ["y"], made=(2, 3)), tmp_path / "m.onnx")
+    with pytest.raises(BuildError, match="has no QOrderedGelu"):
+        build_plan(tmp_path / "m.onnx", BuildConfig(), backend="rtx")
 
 
 def test_pipelines_write_them_out_before_types_are_decided():

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from trt_native.errors import ModelError
-from trt_native.graph.nodes import all_nodes, constant_of
+from trt_native.graph.nodes import all_nodes, bodies, constant_of
 from trt_native.reference.evaluator import is_fused
 
 __all__ = [
@@ -92,6 +92,9 @@ def infer_behind(model: ir.Model, wanted: Collection[ir.Value]) -> None:
         node = pending.pop().producer()
         if node is None or node in nodes:
             continue
+        if any(True for _ in bodies(node)):  # these read values around them
+            infer_values(model)
+            return
         nodes.add(node)
         read = [v for v in node.inputs if v is not None]
         edges.update({v.name: v for v in read if _is_known(v) or constant_of(v) is not None})
@@ -111,7 +114,10 @@ def infer_behind(model: ir.Model, wanted: Collection[ir.Value]) -> None:
     graph.node.extend(map(ir.serde.serialize_node, ordered))
     opsets = [onnx.helper.make_opsetid(*item) for item in model.opset_imports.items()]
     part = onnx.helper.make_model(graph, opset_imports=opsets)
-    inferred = onnx.shape_inference.infer_shapes(part, data_prop=True)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(part, data_prop=True)
+    except onnx.shape_inference.InferenceError:  # what is lacking says so
+        return
     named = {axis for v in edges.values() for axis in v.shape or () if not isinstance(axis, int)}
     for info in inferred.graph.value_info:
         found, value = ir.serde.deserialize_value_info_proto(info, None), made[info.name]
