@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import onnx
 import onnx_ir as ir
 
+from trt_native.graph.dims import fixed_extents
 from trt_native.graph.pools import POOLS, end_padding
+from trt_native.shapes import Profile
 
-__all__ = ["MOST_ELEMENTS", "skeleton"]
+__all__ = ["MOST_ELEMENTS", "bound_skeleton", "skeleton"]
 
 MOST_ELEMENTS = 1024
 """Elements of a tensor that may say something about shapes."""
@@ -65,6 +67,17 @@ def skeleton(model: ir.Model) -> onnx.ModelProto:
             del node.input[1:]
             del node.attribute[:]
     return proto
+
+
+def bound_skeleton(model: ir.Model, profiles: Sequence[Profile]) -> ir.Model:
+    """A :func:`skeleton` whose inputs have the extents that the profiles fix."""
+    copy = ir.from_proto(skeleton(model))
+    fixed = fixed_extents(profiles)
+    for value in copy.graph.inputs:
+        if value.name in fixed and value.shape is not None:
+            pairs = zip(value.shape, fixed[str(value.name)], strict=True)
+            value.shape = ir.Shape(axis if extent is None else extent for axis, extent in pairs)
+    return copy
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

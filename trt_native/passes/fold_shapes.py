@@ -16,10 +16,9 @@ import numpy as np
 import onnx_ir as ir
 
 from trt_native.arrays import Array
-from trt_native.graph.dims import fixed_extents
 from trt_native.graph.folding import Folded, fold_constants
 from trt_native.graph.nodes import all_nodes, constant_of, input_of, op_set, opset_of
-from trt_native.graph.skeleton import skeleton
+from trt_native.graph.skeleton import bound_skeleton
 from trt_native.graph.validity import wraps_graph_errors
 from trt_native.passes.base import GraphPass
 from trt_native.passes.branches import BranchInliner
@@ -63,12 +62,7 @@ class FoldShapes(GraphPass):
         candidates = {node for node in nodes if _is_candidate(node)}
         if not candidates:
             return {}
-        copy = ir.from_proto(skeleton(model))
-        fixed = fixed_extents(self.context.profiles)
-        for value in copy.graph.inputs:
-            if value.name in fixed and value.shape is not None:
-                pairs = zip(value.shape, fixed[str(value.name)], strict=True)
-                value.shape = ir.Shape(axis if extent is None else extent for axis, extent in pairs)
+        copy = bound_skeleton(model, self.context.profiles)
         copies = list(all_nodes(copy.graph))
         folded: dict[ir.Node, Folded] = {}
         fold_constants(copy, in_bodies=True, on_fold=folded.__setitem__)

@@ -20,6 +20,7 @@ from trt_native.passes.lower_conditionals import LowerConditionals
 from trt_native.passes.lower_functions import LowerFunctions
 from trt_native.passes.lower_fused import LowerFused
 from trt_native.passes.lower_integers import LowerIntegers
+from trt_native.passes.lower_operators import LowerOperators
 from trt_native.passes.lower_pools import LowerPools
 from trt_native.passes.lower_quantized import LowerQuantized
 from trt_native.passes.mark_outputs import MarkOutputs
@@ -46,6 +47,7 @@ BUILD: tuple[type[GraphPass], ...] = (
     LowerIntegers,
     ReplaceTypes,
     LowerPools,
+    LowerOperators,
     LowerFunctions,
     RejectUnsupported,
     LowerConditionals,
@@ -71,6 +73,7 @@ CALIBRATE: tuple[type[GraphPass], ...] = (
     LowerIntegers,
     ReplaceTypes,
     LowerPools,
+    LowerOperators,
     LowerFunctions,
     RejectUnsupported,
     LowerConditionals,

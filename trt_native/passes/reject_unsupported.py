@@ -17,7 +17,7 @@ from trt_native.graph.validity import wraps_graph_errors
 from trt_native.passes.base import GraphPass
 from trt_native.passes.extent_workarounds import computes_condition, resize_reason
 
-__all__ = ["RejectUnsupported", "check_parser_support"]
+__all__ = ["RejectUnsupported", "check_parser_support", "unsupported_reason"]
 
 _MOST_NAMED = 20
 
@@ -42,7 +42,7 @@ def check_parser_support(model: ir.Model, crashing: Collection[str] = ()) -> Non
     found += [
         f"{node.name or node.outputs[0].name!r} ({node.op_type}): {reason}"
         for node in all_nodes(model.graph)
-        if (reason := _unsupported_reason(node, crashing))
+        if (reason := unsupported_reason(node, crashing))
     ]
     if found:
         more = [f"and {len(found) - _MOST_NAMED} more"] if len(found) > _MOST_NAMED else []
@@ -63,7 +63,7 @@ class RejectUnsupported(GraphPass):
     def needed(self, model: ir.Model) -> bool:
         """Whether a node has no other form that TensorRT computes correctly."""
         return any(value.is_graph_output() for value in model.graph.inputs) or any(
-            _unsupported_reason(node, self._crashing) for node in all_nodes(model.graph)
+            unsupported_reason(node, self._crashing) for node in all_nodes(model.graph)
         )
 
     def rewrite(self, model: ir.Model) -> Mapping[str, Any]:
@@ -77,7 +77,7 @@ class RejectUnsupported(GraphPass):
         return () if backend is None else backend.capabilities.crashing_operators
 
 
-def _unsupported_reason(node: ir.Node, crashing: Collection[str]) -> str:
+def unsupported_reason(node: ir.Node, crashing: Collection[str]) -> str:
     """Explain how TensorRT miscompiles a node, and what to do; empty if it does not."""
     if not node.domain and node.op_type in crashing:
         return (

@@ -1,0 +1,187 @@
+"""Operators that the parser refuses, written as plain ones, against ONNX's values and formulas."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from helpers.onnx_node_tests import node_tests
+from onnx import TensorProto, helper
+
+from trt_native.backends.registry import load_backend
+from trt_native.config import BuildConfig
+from trt_native.errors import UnsupportedError
+from trt_native.passes.array_builder import ArrayBuilder, Site
+from trt_native.passes.base import PassContext, ResolvedPrecision
+from trt_native.passes.lower_operators import LowerOperators
+from trt_native.passes.normalize import normalize
+from trt_native.passes.replacement import NameAuthority
+from trt_native.passes.rules_resize import RULES
+from trt_native.reference.evaluator import evaluator
+
+pytestmark = pytest.mark.backend
+
+
+@pytest.fixture(scope="module")
+def lowering():
+    try:
+        backend = load_backend("rtx")
+    except UnsupportedError as error:
+        pytest.skip(error.message)
+    context = PassContext(config=BuildConfig(), precision=ResolvedPrecision(), backend=backend)
+    return LowerOperators(context)
+
+
+def fixed(proto, inputs, kept):
+    """A copy with inputs as constants, but for those that are kept."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    del copy.graph.input[:]
+    for value in proto.graph.input:
+        if value.name in kept:
+            copy.graph.input.append(value)
+        elif value.name in inputs:
+            tensor = onnx.numpy_helper.from_array(np.asarray(inputs[value.name]), value.name)
+            copy.graph.initializer.append(tensor)
+    return copy
+
+
+def computed(lowering, proto, inputs):
+    """The outputs of a model after the pass; None where it leaves it as it is."""
+    graph = ir.from_proto(proto)
+    normalize(graph)
+    if not lowering.needed(graph):
+        return None
+    before = [(value.name, value.dtype, value.shape) for value in graph.graph.outputs]
+    lowering(graph)  # it checks that it is not needed any more
+    assert [(value.name, value.dtype, value.shape) for value in graph.graph.outputs] == before
+    rewritten = ir.to_proto(graph)
+    onnx.checker.check_model(rewritten)
+    names = {value.name for value in rewritten.graph.input}
+    return evaluator(rewritten.graph, graph.opset_imports).run(
+        None, {name: array for name, array in inputs.items() if name in names}
+    )
+
+
+@pytest.mark.parametrize(
+    ("module", "written"),
+    [
+        ("col2im", 5),
+        ("cumprod", 9),
+        ("det", 2),
+        ("dft", 10),
+        ("matmul", 1),
+        ("maxpool", 1),
+        ("reducemax", 2),
+        ("reducemin", 1),
+        ("resize", 16),
+        ("spacetodepth", 1),
+    ],
+)
+def test_values_of_onnx(lowering, module, written):
+    count = 0
+    for case in node_tests(module):
+        given, expected = case.data_sets[0]
+        inputs = {v.name: np.asarray(a) for v, a in zip(case.model.graph.input, given, strict=True)}
+        proto = fixed(case.model, inputs, [case.model.graph.input[0].name])
+        found = computed(lowering, proto, inputs)
+        if found is None:
+            continue
+        count += 1
+        for one, want in zip(found, expected, strict=True):
+            assert (one.shape, one.dtype) == (want.shape, want.dtype), case.name
+            wide = np.asarray(one, np.float64), np.asarray(want, np.float64)
+            np.testing.assert_allclose(*wide, 1e-5, 1e-5, err_msg=case.name)
+    assert count == written
+
+
+def one_node(operator, inputs, outputs, opset, initializers=(), **attributes):
+    """A model of a node; inputs and outputs map names to types and shapes."""
+    order = attributes.pop("order", [*inputs, *initializers])
+    graph = helper.make_graph(
+        [helper.make_node(operator, order, list(outputs), **attributes)],
+        "g",
+        [helper.make_tensor_value_info(name, *one) for name, one in inputs.items()],
+        [helper.make_tensor_value_info(name, *one) for name, one in outputs.items()],
+        [onnx.numpy_helper.from_array(array, name) for name, array in dict(initializers).items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+
+
+def reference(proto, inputs):
+    return evaluator(proto.graph, {"": proto.opset_import[0].version}).run(None, dict(inputs))
+
+
+RESIZES = [
+    {"mode": mode, "coordinate_transformation_mode": coordinates, **options}
+    for coordinates in (
+        "half_pixel",
+        "half_pixel_symmetric",
+        "pytorch_half_pixel",
+        "align_corners",
+        "asymmetric",
+        "tf_crop_and_resize",
+    )
+    for mode, options in [
+        ("nearest", {"nearest_mode": "ceil"}),
+        ("nearest", {"nearest_mode": "round_prefer_ceil"}),
+        ("linear", {"antialias": 1}),
+        ("cubic", {"cubic_coeff_a": -0.5}),
+        ("cubic", {"antialias": 1, "exclude_outside": 1}),
+    ]
+]
+
+
+@pytest.mark.parametrize("limits", [(0.6, 2.3), (0.8, 0.35), (4, 3), (9, 13), (1, 1)])
+@pytest.mark.parametrize("options", RESIZES)
+def test_resize(limits, options):
+    """With the rule itself, as the parser takes some of them."""
+    kind = {"scales": np.float32} if isinstance(limits[0], float) else {"sizes": np.int64}
+    ((name, dtype),) = kind.items()
+    arrays = {"roi": np.array([0.2, 0.1, 0.7, 1.2], np.float32), name: np.array(limits, dtype)}
+    order = ["x", "roi", name] if name == "scales" else ["x", "roi", "", name]
+    proto = one_node(
+        "Resize",
+        {"x": (TensorProto.FLOAT, ["n", 2, 5, 7])},
+        {"y": (TensorProto.FLOAT, ["n", 2, "h", "w"])},
+        19,
+        arrays,
+        order=order,
+        axes=[2, -1],
+        extrapolation_value=-3.0,
+        **options,
+    )
+    x = np.random.default_rng(0).standard_normal((3, 2, 5, 7)).astype(np.float32)
+    graph = ir.from_proto(proto)
+    normalize(graph)
+    (node,) = graph.graph
+    write = RULES["Resize"](Site(node, None, 19))
+    write(ArrayBuilder(node, NameAuthority(graph), 19))
+    expected = reference(proto, {"x": x})
+    np.testing.assert_allclose(reference(ir.to_proto(graph), {"x": x}), expected, 1e-5, 1e-5)
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_resize_with_antialiasing_as_in_pytorch(lowering, mode):
+    """PyTorch leaves out what is outside."""
+    torch = pytest.importorskip("torch")
+    x = np.random.default_rng(0).standard_normal((1, 2, 16, 18)).astype(np.float32)
+    proto = one_node(
+        "Resize",
+        {"x": (TensorProto.FLOAT, ["n", 2, 16, 18])},
+        {"y": (TensorProto.FLOAT, ["n", 2, 5, 7])},
+        19,
+        {"sizes": np.array([5, 7])},
+        order=["x", "", "", "sizes"],
+        axes=[2, 3],
+        mode={"bilinear": "linear", "bicubic": "cubic"}[mode],
+        antialias=1,
+        exclude_outside=1,
+        cubic_coeff_a=-0.5,
+    )
+    (found,) = computed(lowering, proto, {"x": x})
+    wanted = torch.nn.functional.interpolate(
+        torch.from_numpy(x), (5, 7), mode=mode, antialias=True, align_corners=False
+    )
+    np.testing.assert_allclose(found, wanted, 1e-4, 1e-4)

@@ -1,0 +1,121 @@
+"""Write operators that the backend's parser refuses as plain ones.
+
+These are operators that ONNX does not define by others. A rule writes one as sums, products and
+selections, where what it needs is known: shapes and constants, with the dimensions bound that every
+profile fixes. What depends on constants alone becomes one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import onnx_ir as ir
+
+from trt_native.arrays import Array
+from trt_native.backends.parser_support import refused_nodes
+from trt_native.graph.folding import Folded, fold_constants
+from trt_native.graph.inference import infer_values
+from trt_native.graph.nodes import all_nodes, dtype_of, opset_of
+from trt_native.graph.skeleton import bound_skeleton
+from trt_native.graph.validity import wraps_graph_errors
+from trt_native.passes import rules_arithmetic, rules_resize
+from trt_native.passes.array_builder import ArrayBuilder, OperatorRule, Site
+from trt_native.passes.base import GraphPass
+from trt_native.passes.reject_unsupported import unsupported_reason
+from trt_native.passes.replacement import NameAuthority
+
+__all__ = ["LowerOperators"]
+
+_FIRST_OPSET = 11  # whose Pad takes a value of the input's type
+_RULES: Mapping[str, OperatorRule] = {
+    **rules_arithmetic.RULES,
+    **rules_resize.RULES,
+}
+Write = Callable[[ArrayBuilder], None]
+
+
+class LowerOperators(GraphPass):
+    """Sums, products and selections for operators that the parser refuses."""
+
+    name = "lower_operators"
+    title = "Writing operators as plain ones"
+    early = True  # the precision is chosen for what is computed in the end
+
+    def needed(self, model: ir.Model) -> bool:
+        """Whether the parser refuses a node, in bodies too, that has a rule."""
+        return bool(self._found(model))
+
+    @wraps_graph_errors
+    def rewrite(self, model: ir.Model) -> Mapping[str, Any]:
+        """Write the nodes out."""
+        found = self._found(model)
+        names, opset = NameAuthority(model), opset_of(model)
+        counts: Counter[str] = Counter()
+        for node, write in found.items():
+            write(ArrayBuilder(node, names, opset))
+            counts[node.op_type] += 1
+        return {"nodes": dict(counts)}
+
+    def preview(self, model: ir.Model) -> Mapping[str, Any]:
+        """Counts of the nodes to write out."""
+        return {"nodes": dict(Counter(node.op_type for node in self._found(model)))}
+
+    def _found(self, model: ir.Model) -> dict[ir.Node, Write]:
+        """How to write which node."""
+        backend, opset = self.context.backend, opset_of(model)
+        nodes = list(all_nodes(model.graph))
+        candidates = [node for node in nodes if _is_candidate(node)]
+        if backend is None or not candidates or opset < _FIRST_OPSET:
+            return {}
+        values = (v for node in candidates for v in (*node.inputs, *node.outputs) if v is not None)
+        if any(value.name and (value.dtype is None or value.shape is None) for value in values):
+            infer_values(model)
+        crashing = backend.capabilities.crashing_operators
+        refused = set(refused_nodes(candidates, model.opset_imports, backend))
+        refused |= {node for node in candidates if unsupported_reason(node, crashing)}
+        if not refused:
+            return {}
+        copy = bound_skeleton(model, self.context.profiles)
+        copies = list(all_nodes(copy.graph))
+        folded: dict[ir.Node, Folded] = {}
+        fold_constants(copy, in_bodies=True, on_fold=folded.__setitem__)
+        infer_values(copy)
+        found = {
+            node: _way(Site(node, twin, opset), folded.get(twin))
+            for node, twin in zip(nodes, copies, strict=True)
+            if node in refused
+        }
+        return {node: write for node, write in found.items() if write is not None}
+
+
+def _is_candidate(node: ir.Node) -> bool:
+    """Whether the parser may refuse a node of an operator that has a rule."""
+    if node.domain or node.op_type not in _RULES:
+        return False
+    x = node.inputs[0]
+    if node.op_type in ("ReduceMax", "ReduceMin"):
+        return dtype_of(x) in (None, ir.DataType.BOOL)
+    if node.op_type == "MaxPool":
+        kind = dtype_of(x)
+        return kind is None or not kind.is_floating_point()
+    if node.op_type == "MatMul":
+        return any(v is None or v.shape is None or len(v.shape) == 1 for v in node.inputs)
+    return True
+
+
+def _way(site: Site, folded: Folded | None) -> Write | None:
+    if folded is not None and not isinstance(folded, str):
+        return partial(_put_constants, arrays=folded)
+    return _RULES[site.node.op_type](site)
+
+
+def _put_constants(new: ArrayBuilder, arrays: Mapping[str, Array]) -> None:
+    new.replace(
+        *(
+            new.op("Identity", arrays[str(old.name)], kind=old.dtype) if old.name else None
+            for old in new.node.outputs
+        )
+    )
