@@ -21,7 +21,7 @@ from trt_native.graph.inference import infer_values
 from trt_native.graph.nodes import all_nodes, dtype_of, opset_of
 from trt_native.graph.skeleton import bound_skeleton
 from trt_native.graph.validity import wraps_graph_errors
-from trt_native.passes import rules_arithmetic, rules_resize
+from trt_native.passes import rules_arithmetic, rules_resize, rules_sampling, rules_scatter
 from trt_native.passes.array_builder import ArrayBuilder, OperatorRule, Site
 from trt_native.passes.base import GraphPass
 from trt_native.passes.reject_unsupported import unsupported_reason
@@ -33,6 +33,8 @@ _FIRST_OPSET = 11  # whose Pad takes a value of the input's type
 _RULES: Mapping[str, OperatorRule] = {
     **rules_arithmetic.RULES,
     **rules_resize.RULES,
+    **rules_sampling.RULES,
+    **rules_scatter.RULES,
 }
 Write = Callable[[ArrayBuilder], None]
 

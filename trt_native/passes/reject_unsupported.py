@@ -81,8 +81,8 @@ def unsupported_reason(node: ir.Node, crashing: Collection[str]) -> str:
     """Explain how TensorRT miscompiles a node, and what to do; empty if it does not."""
     if not node.domain and node.op_type in crashing:
         return (
-            "the parser may end the process; write it as GridSample and ReduceMean, or build for"
-            " another TensorRT"
+            "the parser may end the process; give it a sampling_ratio, and an input whose channels,"
+            " height and width are fixed, or build for another TensorRT"
         )
     rule = None if node.domain else _RULES.get(node.op_type)
     return rule(node) if rule else ""
@@ -128,7 +128,7 @@ def _non_max_suppression_reason(node: ir.Node) -> str:
 
 def _space_to_depth_reason(node: ir.Node) -> str:
     crd = node.attributes.get_string("mode", "DCR") == "CRD"
-    return "mode CRD is computed as DCR; use Reshape and Transpose instead" if crd else ""
+    return "mode CRD is computed as DCR; give the channels a fixed number" if crd else ""
 
 
 def _attention_reason(node: ir.Node) -> str:
@@ -167,7 +167,7 @@ def _are_equal(one: ir.Value | None, other: ir.Value | None) -> bool:
 
 
 def _tensor_scatter_reason(node: ir.Node) -> str:  # noqa: ARG001
-    return "its output must have its input's address at run time; use ScatterElements or ScatterND"
+    return "its output must have its input's address at run time; give its axis fixed extents"
 
 
 def _loop_reason(node: ir.Node) -> str:
