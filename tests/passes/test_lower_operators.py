@@ -108,6 +108,7 @@ def with_batch(proto, inputs):
     ("module", "constants", "batches"),
     [
         ("col2im", 5, 5),
+        ("compress", 5, 5),
         ("cumprod", 9, 2),
         ("deformconv", 4, 4),
         ("det", 2, 1),
@@ -115,6 +116,7 @@ def with_batch(proto, inputs):
         ("matmul", 1, 1),
         ("maxpool", 1, 1),
         ("maxunpool", 2, 2),
+        ("nonmaxsuppression", 10, 0),
         ("reducemax", 2, 2),
         ("reducemin", 1, 1),
         ("resize", 16, 14),
@@ -123,6 +125,7 @@ def with_batch(proto, inputs):
         ("scatternd", 6, 6),
         ("spacetodepth", 1, 1),
         ("tensorscatter", 3, 3),
+        ("tfidfvectorizer", 7, 3),
     ],
 )
 def test_values_of_onnx(lowering, module, constants, batches):
@@ -152,6 +155,63 @@ def one_node(operator, inputs, outputs, opset, initializers=(), **attributes):
 
 def reference(proto, inputs):
     return evaluator(proto.graph, {"": proto.opset_import[0].version}).run(None, dict(inputs))
+
+
+@pytest.mark.parametrize(
+    ("limits", "options", "more"),
+    [
+        ([("most", 4), ("overlap", 0.3), ("least", 0.2)], {}, 0),
+        ([("most", 30), ("overlap", 0.5)], {"center_point_box": 1}, 0),
+        ([("most", 2), ("overlap", 0.0)], {}, 0),
+        ([("most", 4), ("overlap", 0.3), ("least", 0.6)], {}, 5),
+        ([("most", 4), ("overlap", 0.3), ("least", 0.2)], {}, -3),
+    ],
+)
+def test_suppression(lowering, limits, options, more):
+    """Boxes behind the promised number are left out; those that there are not are -1."""
+    rng = np.random.default_rng(0)
+    inputs = {
+        "boxes": rng.random((2, 20, 4)).astype(np.float32),
+        "scores": (rng.integers(0, 50, (2, 3, 20)) / 50).astype(np.float32),  # some equal
+    }
+    constants = {
+        name: np.array([limit], np.int64 if name == "most" else np.float32)
+        for name, limit in limits
+    }
+    shapes = {name: (TensorProto.FLOAT, array.shape) for name, array in inputs.items()}
+    free = one_node(
+        "NonMaxSuppression", shapes, {"y": (TensorProto.INT64, ["r", 3])}, 11, constants, **options
+    )
+    assert computed(lowering, free, inputs) is None
+    expected = reference(free, inputs)[0]
+    rows = len(expected) + more
+    expected = np.concatenate([expected, np.full((max(more, 0), 3), -1)])[:rows]
+    promised = one_node(
+        "NonMaxSuppression", shapes, {"y": (TensorProto.INT64, [rows, 3])}, 11, constants, **options
+    )
+    np.testing.assert_array_equal(computed(lowering, promised, inputs), [expected])
+
+
+@pytest.mark.parametrize("mode", ["TF", "IDF", "TFIDF"])
+@pytest.mark.parametrize("skips", [0, 2, 9])
+def test_n_grams(lowering, mode, skips):
+    proto = one_node(
+        "TfIdfVectorizer",
+        {"x": (TensorProto.INT64, ["n", 12])},
+        {"y": (TensorProto.FLOAT, ["n", 5])},
+        9,
+        mode=mode,
+        min_gram_length=1,
+        max_gram_length=3,
+        max_skip_count=skips,
+        ngram_counts=[0, 2, 6],
+        ngram_indexes=[0, 1, 2, 3, 4],
+        pool_int64s=[1, 2, 1, 2, 2, 1, 0, 1, 2],
+        weights=[0.5, 2.0, 3.0, 4.0, 0.25],
+    )
+    x = np.random.default_rng(0).integers(0, 3, (4, 12))
+    expected = reference(proto, {"x": x})
+    np.testing.assert_allclose(computed(lowering, proto, {"x": x}), expected, 1e-6)
 
 
 RESIZES = [

@@ -113,6 +113,37 @@ def test_dynamic_extents(operator):
     compare(pool(operator, ("n", 3, "h", "w"), **options))
 
 
+@pytest.mark.parametrize("storage_order", [0, 1])
+@pytest.mark.parametrize(("kernel", "stride", "before", "behind", "dilation"), GEOMETRIES)
+def test_indices_of_maxima(kernel, stride, before, behind, dilation, storage_order):
+    options = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "dilations": [dilation] * 2}
+    options |= {"pads": [before] * 2 + [behind] * 2, "ceil_mode": 1}
+    proto = pool("MaxPool", ("n", *SHAPE[1:]), storage_order=storage_order, **options)
+    proto.graph.node[0].output.append("i")
+    proto.graph.output.append(helper.make_tensor_value_info("i", TensorProto.INT64, [None] * 4))
+    x = np.random.default_rng(1).integers(0, 9, SHAPE).astype(np.float32)  # with equal ones
+    found = lowered(proto)
+    onnx.checker.check_model(found)
+    ours, expected = (evaluator(m.graph, {"": 22}).run(None, {"x": x}) for m in (found, proto))
+    for one, want in zip(ours, expected, strict=True):
+        np.testing.assert_array_equal(one, want, strict=True)
+
+
+def test_indices_of_maxima_as_in_pytorch():
+    torch = pytest.importorskip("torch")
+    proto = pool("MaxPool", SHAPE, kernel_shape=[3, 2], dilations=[2, 1], pads=[1, 0, 1, 0])
+    proto.graph.node[0].output.append("i")
+    proto.graph.output.append(helper.make_tensor_value_info("i", TensorProto.INT64, [None] * 4))
+    x = np.random.default_rng(1).standard_normal(SHAPE).astype(np.float32)
+    values, places = evaluator(lowered(proto).graph, {"": 22}).run(None, {"x": x})
+    wanted = torch.nn.functional.max_pool2d(
+        torch.from_numpy(x), (3, 2), 1, (1, 0), (2, 1), return_indices=True
+    )
+    np.testing.assert_array_equal(values, wanted[0])
+    planes = np.arange(SHAPE[0] * SHAPE[1]).reshape(*SHAPE[:2], 1, 1) * SHAPE[2] * SHAPE[3]
+    np.testing.assert_array_equal(places - planes, wanted[1])
+
+
 def test_nodes_without_inputs_stay():
     proto = pool("LpPool", kernel_shape=[2, 2])
     proto.graph.node[0].CopyFrom(helper.make_node("RandomNormal", [], ["y"], shape=SHAPE))

@@ -38,7 +38,9 @@ def evaluate_node(
     )
     try:
         arrays = evaluator(graph, opsets).run(None, dict(inputs))
-        return {n: np.asarray(a) for n, a in zip(node.output, arrays, strict=True)}
+        found = {n: np.asarray(a) for n, a in zip(node.output, arrays, strict=True)}
     except Exception as error:  # what cannot be evaluated stays unknown
         _LOGGER.debug("%s %r was not evaluated: %s", node.op_type, node.name, error)
         return None
+    # Optionals and sequences are no arrays.
+    return None if any(array.dtype == object for array in found.values()) else found

@@ -11,9 +11,11 @@ from trt_native.arrays import Array
 from trt_native.graph.nodes import FLOAT, constant_of, dtype_of, input_of
 from trt_native.passes.replacement import ReplacementBuilder
 
-__all__ = ["ArrayBuilder", "OperatorRule", "Site"]
+__all__ = ["BOOL", "INT64", "ArrayBuilder", "OperatorRule", "Site", "terms_at"]
 
 BOOL, INT64 = ir.DataType.BOOL, ir.DataType.INT64
+_SLICE_INPUTS = 10  # since this opset Slice has its limits as inputs
+_PAD_INPUTS = 11  # Pad its widths
 _SUM_AXES_INPUT = 13  # since this opset ReduceSum, Squeeze and Unsqueeze have them as an input
 _AXES_INPUT = 18  # the other reductions
 _LAST = np.iinfo(np.int64).max
@@ -150,6 +152,8 @@ class ArrayBuilder(ReplacementBuilder):
 
     def slice(self, x: Operand, axis: int, start: int, end: int = _LAST) -> ir.Value:
         """A part of an axis."""
+        if self.opset < _SLICE_INPUTS:
+            return self.op("Slice", x, starts=[start], ends=[end], axes=[axis])
         return self.op("Slice", x, np.array([start]), np.array([end]), np.array([axis]))
 
     def pad(
@@ -158,6 +162,8 @@ class ArrayBuilder(ReplacementBuilder):
         """Elements before and behind an axis."""
         pads = np.zeros((2, rank), np.int64)
         pads[:, axis] = before, behind
+        if self.opset < _PAD_INPUTS:
+            return self.op("Pad", x, pads=pads.reshape(-1).tolist(), value=float(fill))
         return self.op("Pad", x, pads.reshape(-1), self.number(fill, x))
 
     def weighted(
@@ -195,6 +201,21 @@ class ArrayBuilder(ReplacementBuilder):
             for old, value in pairs
         ]
         self.replace(*found, *[None] * (len(self.node.outputs) - len(found)))
+
+
+def terms_at(places: Array, size: int) -> Array:
+    """Which elements are at each place, (most elements, size); where there is none, their number.
+
+    Args:
+        places: The place of each element; those from ``size`` on, or below 0, count nowhere.
+        size: Number of places.
+    """
+    found = [np.flatnonzero(places == place) for place in range(size)]
+    most = max((len(one) for one in found), default=0)
+    table = np.full((max(most, 1), size), len(places))
+    for place, one in enumerate(found):
+        table[: len(one), place] = one
+    return table
 
 
 OperatorRule = Callable[[Site], "Callable[[ArrayBuilder], None] | None"]

@@ -18,10 +18,16 @@ from trt_native.arrays import Array
 from trt_native.backends.parser_support import refused_nodes
 from trt_native.graph.folding import Folded, fold_constants
 from trt_native.graph.inference import infer_values
-from trt_native.graph.nodes import all_nodes, dtype_of, opset_of
+from trt_native.graph.nodes import all_nodes, dtype_of, input_of, op_set, opset_of
 from trt_native.graph.skeleton import bound_skeleton
 from trt_native.graph.validity import wraps_graph_errors
-from trt_native.passes import rules_arithmetic, rules_resize, rules_sampling, rules_scatter
+from trt_native.passes import (
+    rules_arithmetic,
+    rules_resize,
+    rules_sampling,
+    rules_scatter,
+    rules_selection,
+)
 from trt_native.passes.array_builder import ArrayBuilder, OperatorRule, Site
 from trt_native.passes.base import GraphPass
 from trt_native.passes.reject_unsupported import unsupported_reason
@@ -29,13 +35,15 @@ from trt_native.passes.replacement import NameAuthority
 
 __all__ = ["LowerOperators"]
 
-_FIRST_OPSET = 11  # whose Pad takes a value of the input's type
+_FIRST_OPSET = 9  # which has Where
 _RULES: Mapping[str, OperatorRule] = {
     **rules_arithmetic.RULES,
     **rules_resize.RULES,
     **rules_sampling.RULES,
     **rules_scatter.RULES,
+    **rules_selection.RULES,
 }
+_CONSTANT = op_set("MelWeightMatrix NonZero Range Unique")  # written where all is known
 Write = Callable[[ArrayBuilder], None]
 
 
@@ -75,9 +83,10 @@ class LowerOperators(GraphPass):
         values = (v for node in candidates for v in (*node.inputs, *node.outputs) if v is not None)
         if any(value.name and (value.dtype is None or value.shape is None) for value in values):
             infer_values(model)
-        crashing = backend.capabilities.crashing_operators
+        has = backend.capabilities
         refused = set(refused_nodes(candidates, model.opset_imports, backend))
-        refused |= {node for node in candidates if unsupported_reason(node, crashing)}
+        refused |= {n for n in candidates if unsupported_reason(n, has.crashing_operators)}
+        refused |= {n for n in candidates if n.op_type in has.operators_elsewhere}
         if not refused:
             return {}
         copy = bound_skeleton(model, self.context.profiles)
@@ -95,9 +104,9 @@ class LowerOperators(GraphPass):
 
 def _is_candidate(node: ir.Node) -> bool:
     """Whether the parser may refuse a node of an operator that has a rule."""
-    if node.domain or node.op_type not in _RULES:
+    if node.domain or node.op_type not in (*_RULES, *_CONSTANT):
         return False
-    x = node.inputs[0]
+    x = input_of(node, 0)
     if node.op_type in ("ReduceMax", "ReduceMin"):
         return dtype_of(x) in (None, ir.DataType.BOOL)
     if node.op_type == "MaxPool":
@@ -111,7 +120,8 @@ def _is_candidate(node: ir.Node) -> bool:
 def _way(site: Site, folded: Folded | None) -> Write | None:
     if folded is not None and not isinstance(folded, str):
         return partial(_put_constants, arrays=folded)
-    return _RULES[site.node.op_type](site)
+    rule = _RULES.get(site.node.op_type)
+    return None if rule is None else rule(site)
 
 
 def _put_constants(new: ArrayBuilder, arrays: Mapping[str, Array]) -> None:

@@ -1,8 +1,8 @@
 """Write pools that TensorRT's parser does not have as slices of the elements of their windows.
 
-TensorRT has no pools with dilations, and of LpPool only the square root of sums of squares over two
-or three axes. Every element of the windows is a slice of the padded input, with the strides as its
-steps; a maximum, a mean or a sum over these slices is the pool.
+TensorRT has no pools with dilations, no indices of maxima, and of LpPool only the square root of
+sums of squares over two or three axes. Every element of the windows is a slice of the padded input,
+with the strides as its steps; a maximum, a mean or a sum over these slices is the pool.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import onnx_ir as ir
 from trt_native.graph.inference import infer_values
 from trt_native.graph.nodes import all_nodes, dtype_of, opset_of
 from trt_native.graph.pools import POOLS, end_padding
+from trt_native.passes.array_builder import INT64, ArrayBuilder
 from trt_native.passes.base import GraphPass
-from trt_native.passes.replacement import KEEP_FP32_KEY, NameAuthority, ReplacementBuilder
+from trt_native.passes.replacement import KEEP_FP32_KEY, NameAuthority
 
 __all__ = ["LowerPools"]
 
@@ -53,7 +54,7 @@ class _PoolWindows(NamedTuple):
 
 
 class LowerPools(GraphPass):
-    """Slices and their maximum, mean or sum for pools with dilations, and for LpPool."""
+    """Slices and their maximum, mean or sum for pools with dilations or indices, and for LpPool."""
 
     name = "lower_pools"
     title = "Writing pools out"
@@ -70,7 +71,7 @@ class LowerPools(GraphPass):
         for node, windows in pools:
             if node.op_type != "MaxPool":  # sums of many elements
                 node.metadata_props[KEEP_FP32_KEY] = "sums over windows"
-            _write_out(ReplacementBuilder(node, names, opset), windows)
+            _write_out(ArrayBuilder(node, names, opset), windows)
         return {"nodes": dict(Counter(node.op_type for node, _ in pools))}
 
 
@@ -90,9 +91,13 @@ def _lacks(node: ir.Node) -> bool:
     kind = dtype_of(node.inputs[0])
     if kind is None or not kind.is_floating_point():
         return False
-    if node.op_type == "MaxPool" and len(node.outputs) > 1 and node.outputs[1].name:
-        return False  # indices of the maxima
-    return node.op_type == "LpPool" or any(d != 1 for d in _ints(node, "dilations"))
+    dilated = any(d != 1 for d in _ints(node, "dilations"))
+    return node.op_type == "LpPool" or dilated or _has_indices(node)
+
+
+def _has_indices(node: ir.Node) -> bool:
+    """Whether the places of the maxima are an output."""
+    return node.op_type == "MaxPool" and len(node.outputs) > 1 and bool(node.outputs[1].name)
 
 
 def _ints(node: ir.Node, name: str) -> list[int]:
@@ -125,12 +130,19 @@ def _windows(node: ir.Node) -> _PoolWindows | None:
     is_static = extents is not None and all(isinstance(extent, int) for extent in extents)
     if node.op_type == "AveragePool" and windows.is_padded and not is_static:
         return None
+    if _has_indices(node) and not (is_static and isinstance(_channels(node), int)):
+        return None
     return windows
 
 
 def _spatial(node: ir.Node) -> list[Any] | None:
     x = node.inputs[0]
     return None if x is None or x.shape is None else list(x.shape)[2:]
+
+
+def _channels(node: ir.Node) -> Any:
+    x = node.inputs[0]
+    return None if x is None or x.shape is None else x.shape[1]
 
 
 def _totals_of_same(
@@ -148,7 +160,7 @@ def _totals_of_same(
     return totals
 
 
-def _write_out(new: ReplacementBuilder, windows: _PoolWindows) -> None:
+def _write_out(new: ArrayBuilder, windows: _PoolWindows) -> None:
     node = new.node
     (x,) = node.inputs
     assert x is not None  # noqa: S101  # for the type checker
@@ -165,7 +177,43 @@ def _write_out(new: ReplacementBuilder, windows: _PoolWindows) -> None:
         found = new.add("Div", [found, new.constant(_counts(node, windows).astype(kind.numpy()))])
     if node.op_type == "LpPool" and power != 1:
         found = new.add("Pow", [found, _number(new, 1 / power, kind)])
-    new.replace(found, *[None] * (len(node.outputs) - 1))
+    places = [_places(new, x, elements, windows)] if _has_indices(node) else []
+    new.replace(found, *places, *[None] * (len(node.outputs) - 1 - len(places)))
+
+
+def _places(
+    new: ArrayBuilder, x: ir.Value, elements: Sequence[ir.Value], windows: _PoolWindows
+) -> ir.Value:
+    """Indices of the maxima in the flat input; of equal ones the first in the window."""
+    node, extents = new.node, _spatial(new.node) or []
+    rank = len(extents)
+    stacked = new.op("Concat", *(new.unsqueeze(one, [2]) for one in elements), axis=2)
+    chosen = new.op("ArgMax", stacked, kind=INT64, axis=2, keepdims=0)
+    steps = [math.prod(extents[i + 1 :]) for i in range(rank)]
+    if node.attributes.get_int("storage_order", 0):
+        steps = [math.prod(extents[:i]) for i in range(rank)]
+    offsets = [
+        sum(i * d * step for i, d, step in zip(place, windows.dilations, steps, strict=True))
+        for place in itertools.product(*map(range, windows.kernel))
+    ]
+    found = new.op("Gather", np.array(offsets), chosen, kind=INT64, axis=0)
+    for axis, step in enumerate(steps):
+        starts = np.arange(_count(windows, axis, extents[axis])) * windows.strides[axis]
+        starts = (starts - windows.starts[axis]) * step
+        found = new.op("Add", found, starts.reshape([-1, *[1] * (rank - 1 - axis)]))
+    image, channels = math.prod(extents), _channels(node)
+    batch = new.op("Gather", new.op("Shape", x, kind=INT64), np.array(0), axis=0)
+    planes = new.op("Mul", batch, np.array(channels))
+    planes = new.op("Range", np.array(0), planes, np.array(1), kind=INT64)
+    planes = new.reshape(new.op("Mul", planes, np.array(image)), [-1, channels, *[1] * rank])
+    return new.op("Add", found, planes)
+
+
+def _count(windows: _PoolWindows, axis: int, extent: int) -> int:
+    """The number of windows on an axis."""
+    span = (windows.kernel[axis] - 1) * windows.dilations[axis]
+    padded = windows.starts[axis] + extent + windows.ends[axis]
+    return (padded - span - 1) // windows.strides[axis] + 1
 
 
 def _power(node: ir.Node) -> float:
@@ -173,12 +221,12 @@ def _power(node: ir.Node) -> float:
     return 2.0 if given is None else float(given.value)
 
 
-def _number(new: ReplacementBuilder, number: float, kind: ir.DataType) -> ir.Value:
+def _number(new: ArrayBuilder, number: float, kind: ir.DataType) -> ir.Value:
     return new.constant(np.asarray(number, kind.numpy()))
 
 
 def _padded(
-    new: ReplacementBuilder, x: ir.Value, windows: _PoolWindows, value: float, kind: ir.DataType
+    new: ArrayBuilder, x: ir.Value, windows: _PoolWindows, value: float, kind: ir.DataType
 ) -> ir.Value:
     if not windows.is_padded:
         return x
@@ -186,7 +234,7 @@ def _padded(
     return new.add("Pad", [x, around, _number(new, value, kind)])
 
 
-def _elements(new: ReplacementBuilder, x: ir.Value, windows: _PoolWindows) -> list[ir.Value]:
+def _elements(new: ArrayBuilder, x: ir.Value, windows: _PoolWindows) -> list[ir.Value]:
     """The slice of each element of the windows."""
     axes = new.constant(np.arange(2, 2 + len(windows.kernel)))
     steps = new.constant(np.array(windows.strides))
@@ -210,9 +258,9 @@ def _counts(node: ir.Node, windows: _PoolWindows) -> np.ndarray[Any, Any]:
     includes = bool(node.attributes.get_int("count_include_pad", 0))
     counts = np.ones([1] * (2 + rank))
     for axis, extent in enumerate(_spatial(node) or []):
-        start, end = windows.starts[axis], windows.ends[axis]
+        start = windows.starts[axis]
         inside = np.arange(windows.kernel[axis]) * windows.dilations[axis]
-        first = np.arange(0, start + extent + end - inside[-1], windows.strides[axis])
+        first = np.arange(_count(windows, axis, extent)) * windows.strides[axis]
         places = first[:, None] + inside
         low, high = (0, start + extent + windows.given_ends[axis])
         if not includes:

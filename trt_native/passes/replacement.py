@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
-from trt_native.graph.nodes import all_nodes
+from trt_native.graph.nodes import all_nodes, bodies
 
 __all__ = ["KEEP_FP32_KEY", "ORIGIN_KEY", "NameAuthority", "ReplacementBuilder", "RewriteRule"]
 
@@ -136,7 +136,7 @@ class ReplacementBuilder:
                 outputs = [taken if output is value else output for output in outputs]
         graph.remove(nodes)
         for node in nodes:
-            for value in node.outputs:
+            for value in (*node.outputs, *_values_inside(node)):
                 if value.name:
                     value.name = self._names.unique(self._named(value.name))
             self._append(node, node.op_type)
@@ -168,6 +168,15 @@ class ReplacementBuilder:
     def _named(self, suffix: str) -> str:
         named = (value.name for value in self.node.outputs if value.name)
         return f"{next(named, self.node.op_type)}__{suffix}"
+
+
+def _values_inside(node: ir.Node) -> Iterator[ir.Value]:
+    """The values that the bodies of a node make, whose names must differ from those around it."""
+    for body in bodies(node):
+        yield from body.inputs
+        for inner in body:
+            yield from inner.outputs
+            yield from _values_inside(inner)
 
 
 class RewriteRule(NamedTuple):

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from trt_native.arrays import Array
 from trt_native.graph.nodes import FLOAT
-from trt_native.passes.array_builder import ArrayBuilder, OperatorRule, Site
+from trt_native.passes.array_builder import ArrayBuilder, OperatorRule, Site, terms_at
 from trt_native.passes.replacement import KEEP_FP32_KEY
 
 __all__ = ["RULES"]
@@ -133,20 +133,10 @@ def _col2im(site: Site) -> Write | None:
             places = np.arange(kernel[i])[:, None] * spread[i] - pads[i]
             places = (places + np.arange(counts[i]) * steps[i]).reshape(-1)
             x = new.pad(x, 2 + rank, 2 + i, 0, 1)  # a zero, for pixels with fewer elements
-            x = new.weighted(x, 2 + i, 2 + rank, _terms(places, size), None)
+            x = new.weighted(x, 2 + i, 2 + rank, terms_at(places, size), None)
         new.finish(x)
 
     return write
-
-
-def _terms(places: Array, size: int) -> Array:
-    """Which elements are at each place, (most elements, size); beyond them, where there is none."""
-    found = [np.flatnonzero(places == place) for place in range(size)]
-    most = max(1, *(len(one) for one in found)) if found else 1
-    table = np.full((most, size), len(places))
-    for place, one in enumerate(found):
-        table[: len(one), place] = one
-    return table
 
 
 def _det(site: Site) -> Write | None:

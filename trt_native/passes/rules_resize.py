@@ -18,6 +18,7 @@ from trt_native.passes.array_builder import ArrayBuilder, OperatorRule, Site
 
 __all__ = ["RULES"]
 
+_FIRST_OPSET = 11  # before, Resize is another operator
 _MOST_TERMS = 1 << 22  # weights of an axis
 
 Write = Callable[[ArrayBuilder], None]
@@ -55,7 +56,7 @@ class _Kernel:
 def _resize(site: Site) -> Write | None:
     kernel = _kernel(site)
     extents = site.extents(0)
-    if extents is None or kernel is None:
+    if extents is None or kernel is None or site.opset < _FIRST_OPSET:
         return None
     given = site.ints("axes") or list(range(len(extents)))
     axes = [axis % len(extents) for axis in given]

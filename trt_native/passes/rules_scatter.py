@@ -14,6 +14,7 @@ from trt_native.passes.array_builder import BOOL, INT64, ArrayBuilder, OperatorR
 
 __all__ = ["RULES"]
 
+_FIRST_OPSET = 11  # which has ScatterElements
 _MOST_TERMS = 1 << 22  # constant indices
 _MOST_COMPARED = 1 << 24  # pairs of elements and indices
 
@@ -267,6 +268,8 @@ def _max_unpool(site: Site) -> Write | None:
     """Write the elements into zeros at their flat indices."""
     extents, wanted = site.extents(0), site.constant(2)
     if not extents or None in extents[1:] or (wanted is None and site.has(2)):
+        return None
+    if site.opset < _FIRST_OPSET:
         return None
     spatial = [extent or 0 for extent in extents[2:]]
     rank, channels = len(spatial), extents[1] or 0
