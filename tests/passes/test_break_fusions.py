@@ -14,6 +14,7 @@ from trt_native.config import BuildConfig
 from trt_native.errors import SpecError, UnsupportedError
 from trt_native.passes.base import PassContext, ResolvedPrecision
 from trt_native.passes.break_fusions import BreakFusions, break_fusion
+from trt_native.reference.evaluator import evaluator
 from trt_native.shapes import Profile, ShapeRange
 
 
@@ -323,7 +324,23 @@ def test_requests_without_sense(name, message):
 
 
 def test_an_opset_without_the_means():
-    proto = parsed("a = Neg (x) y = Neg (a)", opset=8)
-    with pytest.raises(UnsupportedError, match="needs opset 11, the model has 8"):
+    proto = parsed("a = Neg (x) y = Neg (a)", opset=6)
+    with pytest.raises(UnsupportedError, match="needs opset 11, the model has 6"):
         broken(proto, "a")
     assert broken(proto)[0] == []
+
+
+def test_an_opset_that_is_raised(rng):
+    proto = parsed("a = Neg (x) y = Softmax <axis = 1> (a)", opset=9)
+    model = normalized(proto)
+    one = BreakFusions(
+        PassContext(config=BuildConfig(break_fusions=("a",)), precision=ResolvedPrecision())
+    )
+    assert one.needed(model)
+    one(model)
+    assert one.record["raised"]["opset"] == 13
+    assert "raised to opset 13, rewritten for it: 1 Softmax" in one.summarize(one.record)
+    x = {"x": rng.standard_normal((2, 4, 5)).astype(np.float32)}
+    (found,) = evaluator(ir.to_proto(model).graph, {"": 13}).run(None, x)
+    (expected,) = evaluator(proto.graph, {"": 9}).run(None, x)
+    np.testing.assert_allclose(found, expected, 1e-6)

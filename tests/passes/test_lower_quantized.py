@@ -45,6 +45,11 @@ def lowered(proto):
     return made, one
 
 
+def array_of(value):
+    is_tensor = isinstance(value, onnx.TensorProto)
+    return onnx.numpy_helper.to_array(value) if is_tensor else value
+
+
 def test_onnx_node_tests_give_their_outputs():
     before = len(node_cases._NodeTestCases)
     for module in MODULES:
@@ -54,7 +59,7 @@ def test_onnx_node_tests_give_their_outputs():
         made, _ = lowered(case.model)
         if made is None or "_expanded" in case.name:
             continue
-        given, wanted = case.data_sets[0]
+        given, wanted = (list(map(array_of, values)) for values in case.data_sets[0])
         names = [value.name for value in case.model.graph.input]
         for found, expected in zip(
             run(made, dict(zip(names, given, strict=True))), wanted, strict=True
@@ -64,7 +69,7 @@ def test_onnx_node_tests_give_their_outputs():
             )
             assert np.asarray(found).dtype == np.asarray(expected).dtype
         done += 1
-    assert done >= 22
+    assert done >= 25
 
 
 SCALES = {
@@ -182,6 +187,23 @@ def test_halves_are_rounded_to_even(opset):
     x = np.float32([0.5, 1.5, -0.5, -1.5, 0.49999997, 2.5000002, 1e9, -1e9])
     (found,) = run(lowered(proto)[0], {"x": x})
     np.testing.assert_array_equal(found, [10, 12, 10, 8, 10, 13, 255, 0])
+
+
+@pytest.mark.parametrize("zeros", [np.uint8, np.int8])
+def test_scales_of_blocks(zeros, rng):
+    """Of an axis of 7 elements in blocks of 3."""
+    kind = np.dtype(zeros).name
+    proto = model(
+        f"""(float[2,7,3] x) => ({kind}[2,7,3] q, float[2,7,3] y)
+        {{ q = QuantizeLinear <axis = 1, block_size = 3> (x, s, z)
+          y = DequantizeLinear <axis = -2, block_size = 3> (q, s, z) }}""",
+        opset=21, s=rng.uniform(0.01, 0.1, (2, 3, 3)).astype(np.float32),
+        z=rng.integers(1, 9, (2, 3, 3)).astype(zeros),
+    )  # fmt: skip
+    x = rng.standard_normal((2, 7, 3)).astype(np.float32)
+    found, expected = run(lowered(proto)[0], {"x": x}), run(proto, {"x": x})
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_allclose(found[1], expected[1], 1e-6)
 
 
 def test_symmetric_int8_stays(rng):

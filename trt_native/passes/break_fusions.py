@@ -9,7 +9,7 @@ does an ``Identity``, an ``Expand`` or a pair of ``Transpose``, ``Cast`` or ``Re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import Any
 
@@ -22,6 +22,7 @@ from trt_native.graph.inference import infer_types, infer_values, known_type
 from trt_native.graph.nodes import PRODUCTS, constant_of, input_of, op_set, opset_of
 from trt_native.graph.validity import wraps_graph_errors
 from trt_native.passes.base import GraphPass
+from trt_native.passes.raise_opset import RaisedOpset, opset_problems, require_opset
 from trt_native.passes.replacement import NameAuthority, ReplacementBuilder
 from trt_native.shapes import Profile
 
@@ -29,6 +30,7 @@ __all__ = ["BreakFusions", "break_fusion"]
 
 _BREAK_KEY = "trt_native.break_fusion"  # in the metadata of the nodes that break one
 _OPSET = 11  # has Range
+_RAISED = 13  # what an older model is raised to
 _AXES_OF_SOFTMAX = 13  # before this opset the softmax family flattens from its axis on
 _SMALL = 15  # elements; wrong were 2 to 7, right from 8 on
 
@@ -117,31 +119,37 @@ class BreakFusions(GraphPass):
             UnsupportedError: there is, and the model's opset lacks the means.
         """
         found = bool(self._points(model, infer=not self.record))
-        if found and opset_of(model) < _OPSET:
+        lacks_opset = found and opset_of(model) < _OPSET
+        if lacks_opset and (problems := opset_problems(model, _RAISED)):
             raise UnsupportedError(
                 f"TensorRT would fuse nodes that it miscompiles together; to prevent that needs"
-                f" opset {_OPSET}, the model has {opset_of(model)}: export it at a newer one"
+                f" opset {_OPSET}, the model has {opset_of(model)} and cannot be raised as it is"
+                f" ({', '.join(problems)}): export it at a newer one"
             )
         return found
 
     def rewrite(self, model: ir.Model) -> Mapping[str, Any]:
-        """Break the fusions; see :func:`break_fusion`."""
+        """Break the fusions, see :func:`break_fusion`; at an opset that has the means."""
+        raised = None
+        if opset_of(model) < _OPSET:
+            raised = require_opset(model, _RAISED, "broken fusions")
         names, record = NameAuthority(model), _record(self._points(model, infer=True))
         for name in self.context.config.break_fusions:
             _separate_bias(model, names, _requested(model, name).value)
         for point in self._points(model, infer=False):
             _break(model, names, point)
-        return record
+        return record if raised is None else {**record, "raised": asdict(raised)}
 
     def preview(self, model: ir.Model) -> Mapping[str, Any]:
         """The tensors at which fusions will be broken."""
         return _record(self._points(model, infer=False))
 
     def summarize(self, record: Mapping[str, Any]) -> str:
-        """The tensors, with the reasons."""
-        return "\n".join(
-            f"fusion broken at {name}: {reason}" for name, reason in record["tensors"].items()
-        )
+        """The tensors, with the reasons, and the opset where it was raised."""
+        lines = [f"fusion broken at {name}: {why}" for name, why in record["tensors"].items()]
+        if "raised" in record:
+            lines.append(str(RaisedOpset(**record["raised"])))
+        return "\n".join(lines)
 
     def _points(self, model: ir.Model, *, infer: bool) -> list[_Point]:
         requested = [_requested(model, name) for name in self.context.config.break_fusions]

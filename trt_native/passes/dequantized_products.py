@@ -15,7 +15,7 @@ from trt_native.passes.int8_products import (
 from trt_native.passes.quantized_lowering import (
     QuantizedLowering,
     axis_of,
-    is_blocked,
+    block_size,
     is_single,
     needed_inputs,
     options_of,
@@ -134,7 +134,7 @@ def _source(
     if value is None or value in low.sources:
         return None if value is None else low.sources[value]
     node = value.producer()
-    if node is None or node.op_type != "DequantizeLinear" or node.domain or is_blocked(node):
+    if node is None or node.op_type != "DequantizeLinear" or node.domain or block_size(node):
         return None
     x, scale = needed_inputs(node, 2)
     return x, scale, input_of(node, 2), axis_of(node)

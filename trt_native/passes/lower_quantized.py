@@ -39,7 +39,8 @@ from trt_native.passes.int8_products import multiplied
 from trt_native.passes.quantized_lowering import (
     QuantizedLowering,
     axis_of,
-    is_blocked,
+    block_size,
+    extent_of,
     is_filled,
     is_single,
     needed_inputs,
@@ -175,10 +176,15 @@ def _is_lowered(node: ir.Node) -> bool:
     """Whether TensorRT lacks a kind of Q/DQ that is arithmetic of whole numbers."""
     x, scale, zero = (input_of(node, index) for index in range(3))
     kind = _quantized_type(node)
-    if kind not in _WHOLE or x is None or scale is None or is_blocked(node):
+    if kind not in _WHOLE or x is None or scale is None:
         return False
     symmetric = zero is None or is_filled(zero, 0)
-    return bool(node.domain) or not (kind is _INT8 and symmetric and constant_of(scale) is not None)
+    plain = kind is _INT8 and symmetric and constant_of(scale) is not None
+    if block := block_size(node):
+        extent = extent_of(node, axis_of(node))
+        whole = extent is not None and extent % block == 0 and constant_of(x) is not None
+        return extent is not None and not (plain and whole)
+    return bool(node.domain) or not plain
 
 
 def _reads_int8(node: ir.Node) -> bool:

@@ -12,13 +12,14 @@ import onnx_ir as ir
 from trt_native.arrays import Array
 from trt_native.errors import UnsupportedError
 from trt_native.graph.inference import infer_values
-from trt_native.graph.nodes import FLOAT, constant_of, dtype_of, opset_of
+from trt_native.graph.nodes import FLOAT, QDQ, constant_of, dtype_of, opset_of
 from trt_native.passes.replacement import KEEP_FP32_KEY, NameAuthority, ReplacementBuilder
 
 __all__ = [
     "QuantizedLowering",
     "axis_of",
-    "is_blocked",
+    "block_size",
+    "extent_of",
     "is_filled",
     "is_single",
     "needed_inputs",
@@ -116,11 +117,20 @@ class QuantizedLowering:
     def along(self, value: ir.Value, axis: int, of: ir.Value | None) -> ir.Value:
         """A vector of numbers, one for each index of a value's axis, in a shape that broadcasts."""
         number = self.number(value)
+        if block := block_size(self._node):
+            return self._repeated(number, axis, block)
         if value.shape is None or len(value.shape) != 1 or value.shape[0] == 1:
             tensor = constant_of(number)
             return number if tensor is None or tensor.size != 1 else self.reshaped(number, [])
         rank = self.rank(of)
         return self.reshaped(number, [-1, *[1] * (rank - 1 - axis % rank)])
+
+    def _repeated(self, number: ir.Value, axis: int, block: int) -> ir.Value:
+        """Numbers of blocks of an axis, one for each element."""
+        extent = extent_of(self._node, axis)
+        assert extent is not None  # noqa: S101  # such nodes are not lowered
+        places = (np.arange(extent) // block).tolist()
+        return self.add("Gather", number, self.integers(places), axis=axis)
 
     def centred(self, value: ir.Value, zero: ir.Value | None, axis: int = 0) -> ir.Value:
         """A quantized value less its zero point."""
@@ -270,9 +280,18 @@ def is_single(value: ir.Value | None) -> bool:
     return value is None or (value.shape is not None and all(axis == 1 for axis in value.shape))
 
 
-def is_blocked(node: ir.Node) -> bool:
-    """Whether a Q/DQ node has a scale for each block."""
-    return node.attributes.get_int("block_size", 0) != 0
+def block_size(node: ir.Node) -> int:
+    """How many elements share a scale, of Q/DQ of blocks; 0 for others."""
+    return node.attributes.get_int("block_size", 0) if node.op_type in QDQ else 0
+
+
+def extent_of(node: ir.Node, axis: int) -> int | None:
+    """An extent of the first input of a node; None where it is unknown."""
+    x = node.inputs[0]
+    if x is None or x.shape is None or not -len(x.shape) <= axis < len(x.shape):
+        return None
+    extent = x.shape[axis]
+    return extent if isinstance(extent, int) else None
 
 
 def needed_inputs(node: ir.Node, count: int) -> list[ir.Value]:
