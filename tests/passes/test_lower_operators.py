@@ -214,6 +214,60 @@ def test_n_grams(lowering, mode, skips):
     np.testing.assert_allclose(computed(lowering, proto, {"x": x}), expected, 1e-6)
 
 
+@pytest.mark.parametrize(
+    ("equation", "shapes"),
+    [
+        ("IJ,JK->IK", [(2, 3), (3, 4)]),
+        ("bA,aA", [(2, 3), (4, 3)]),
+        ("...i,...i->...", [(5, 2, 3), (2, 3)]),
+        ("Z...,b...->...bZ", [(5, 2, 3), (4, 3)]),
+    ],
+)
+def test_letters_of_einsum(lowering, equation, shapes):
+    inputs = {f"x{i}": np.random.default_rng(i).random(s, np.float32) for i, s in enumerate(shapes)}
+    kinds = {name: (TensorProto.FLOAT, array.shape) for name, array in inputs.items()}
+    expected = np.einsum(equation, *inputs.values())
+    output = {"y": (TensorProto.FLOAT, expected.shape)}
+    proto = one_node("Einsum", kinds, output, 17, equation=equation)
+    np.testing.assert_allclose(computed(lowering, proto, inputs)[0], expected, 1e-5)
+
+
+@pytest.mark.parametrize("extent", [1, None])
+def test_an_ellipsis_that_is_repeated_stays(lowering, extent):
+    kinds = {name: (TensorProto.FLOAT, [n, 3]) for name, n in (("a", extent), ("b", 2))}
+    kinds["c"] = (TensorProto.FLOAT, [3])
+    proto = one_node("Einsum", kinds, {"y": (TensorProto.FLOAT, None)}, 17, equation="...Z,...Z,Z")
+    graph = ir.from_proto(proto)
+    assert not lowering.needed(graph)
+
+
+def test_hardmax_of_a_vector(lowering):
+    kinds = {"x": (TensorProto.FLOAT, ["n"])}
+    proto = one_node("Hardmax", kinds, {"y": (TensorProto.FLOAT, ["n"])}, 17, axis=0)
+    inputs = {"x": np.array([1, 3, 3, 2], np.float32)}
+    np.testing.assert_array_equal(computed(lowering, proto, inputs), [[0, 1, 0, 0]])
+
+
+@pytest.mark.parametrize(
+    ("operator", "opset", "arrays"),
+    [
+        ("Unique", 11, {"x": np.array([3, 1, 3], np.float32)}),
+        ("NonZero", 13, {"x": np.array([[1, 0], [1, 1]], np.float32)}),
+        (
+            "MelWeightMatrix",
+            17,
+            dict(zip("abcde", map(np.array, (8, 16, 8192, np.float32(0), np.float32(4096))),
+                     strict=True)),
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_known_becomes_a_constant(lowering, operator, opset, arrays):
+    kind = TensorProto.INT64 if operator == "NonZero" else TensorProto.FLOAT
+    shape = {"Unique": [2], "NonZero": [2, 3], "MelWeightMatrix": [9, 8]}[operator]
+    proto = one_node(operator, {}, {"y": (kind, shape)}, opset, arrays)
+    np.testing.assert_array_equal(computed(lowering, proto, {}), reference(proto, {}))
+
+
 RESIZES = [
     {"mode": mode, "coordinate_transformation_mode": coordinates, **options}
     for coordinates in (

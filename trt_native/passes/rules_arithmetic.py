@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from string import ascii_letters, ascii_lowercase
 
 import numpy as np
 import onnx_ir as ir
@@ -234,6 +235,76 @@ def _mat_mul(site: Site) -> Write | None:
     return write
 
 
+def _hardmax(site: Site) -> Write | None:
+    """Give a vector an axis of one element."""
+    extents = site.extents(0)
+    if extents is None or len(extents) != 1:
+        return None
+
+    def write(new: ArrayBuilder) -> None:
+        x = new.unsqueeze(new.node.inputs[0], [0])
+        new.finish(new.squeeze(new.op("Hardmax", x, axis=1), [0]))
+
+    return write
+
+
+def _einsum(site: Site) -> Write | None:
+    """Write small letters, and letters for the axes of an ellipsis."""
+    given = site.string("equation", "").replace(" ", "")
+    shapes = [site.extents(index) for index in range(len(site.node.inputs))]
+    terms, _, result = given.partition("->")
+    spelled = _spelled_out(terms.split(","), shapes)
+    if spelled is None or ("..." in given and "->" not in given):
+        return None
+    operands, around = spelled
+    if "->" not in given:  # the letters that occur once, in the order of the alphabet
+        once = (letter for letter in set(terms) - {","} if terms.count(letter) == 1)
+        result = "".join(sorted(once))
+    equation = ",".join(operands) + "->" + result.replace("...", around)
+    letters = "".join(sorted(set(equation) - set(",->")))
+    if not letters.islower() and len(letters) <= len(ascii_lowercase):
+        equation = equation.translate(str.maketrans(letters, ascii_lowercase[: len(letters)]))
+    if equation == given:
+        return None
+
+    def write(new: ArrayBuilder) -> None:
+        new.finish(new.op("Einsum", *new.node.inputs, equation=equation))
+
+    return write
+
+
+def _spelled_out(
+    terms: Sequence[str], shapes: Sequence[list[int | None] | None]
+) -> tuple[list[str], str] | None:
+    """The operands' letters without ellipses, and what stands for an ellipsis of the result.
+
+    None where ranks are unknown, or an axis of an ellipsis is repeated for others.
+    """
+    used = set("".join(terms))
+    free = [letter for letter in ascii_letters if letter not in used]
+    ranks = []
+    for term, shape in zip(terms, shapes, strict=False):
+        if shape is None or len(terms) != len(shapes):
+            return None
+        ranks.append(len(shape) - len(term.replace("...", "")) if "..." in term else 0)
+    most = max(ranks, default=0)
+    if min(ranks, default=0) < 0 or most > len(free):
+        return None
+    around = "".join(free[:most])
+    extents: dict[str, set[int | None]] = {letter: set() for letter in around}
+    found = []
+    for term, shape, rank in zip(terms, shapes, ranks, strict=True):
+        letters = term.replace("...", around[most - rank :])
+        found.append(letters)
+        for letter, extent in zip(letters, shape or [], strict=False):
+            if letter in extents:
+                extents[letter].add(extent)
+    several = any(len(one) > 1 for one in extents.values())
+    shared = sum("..." in term for term in terms) > 1
+    unknown = shared and any(None in one for one in extents.values())
+    return None if several or unknown else (found, around)
+
+
 def _space_to_depth(site: Site) -> Write | None:
     """Order the channels of the other mode."""
     extents = site.extents(0)
@@ -255,6 +326,8 @@ RULES: Mapping[str, OperatorRule] = {
     "CumProd": _cum_prod,
     "DFT": _dft,
     "Det": _det,
+    "Einsum": _einsum,
+    "Hardmax": _hardmax,
     "MatMul": _mat_mul,
     "MaxPool": _max_pool_of_bytes,
     "ReduceMax": _reduce_bool,
