@@ -168,7 +168,7 @@ def reference(proto, inputs):
     ],
 )
 def test_suppression(lowering, limits, options, more):
-    """Boxes behind the promised number are left out; those that there are not are -1."""
+    """Rows behind fewer boxes than promised are -1, and all where there are more."""
     rng = np.random.default_rng(0)
     inputs = {
         "boxes": rng.random((2, 20, 4)).astype(np.float32),
@@ -185,11 +185,13 @@ def test_suppression(lowering, limits, options, more):
     assert computed(lowering, free, inputs) is None
     expected = reference(free, inputs)[0]
     rows = len(expected) + more
-    expected = np.concatenate([expected, np.full((max(more, 0), 3), -1)])[:rows]
+    absent = np.full((rows if more < 0 else more, 3), -1)
+    expected = absent if more < 0 else np.concatenate([expected, absent])
     promised = one_node(
         "NonMaxSuppression", shapes, {"y": (TensorProto.INT64, [rows, 3])}, 11, constants, **options
     )
     np.testing.assert_array_equal(computed(lowering, promised, inputs), [expected])
+    assert "-1 behind fewer boxes" in lowering.summarize(lowering.record)
 
 
 @pytest.mark.parametrize("mode", ["TF", "IDF", "TFIDF"])

@@ -44,6 +44,10 @@ _RULES: Mapping[str, OperatorRule] = {
     **rules_selection.RULES,
 }
 _CONSTANT = op_set("MelWeightMatrix NonZero Range Unique")  # written where all is known
+_FIXED_BOXES = (
+    "NonMaxSuppression has as many rows as the model's output: -1 behind fewer boxes, and in all"
+    " rows where there are more"
+)
 Write = Callable[[ArrayBuilder], None]
 
 
@@ -72,6 +76,13 @@ class LowerOperators(GraphPass):
     def preview(self, model: ir.Model) -> Mapping[str, Any]:
         """Counts of the nodes to write out."""
         return {"nodes": dict(Counter(node.op_type for node in self._found(model)))}
+
+    def summarize(self, record: Mapping[str, Any]) -> str:
+        """The counts, and what a number of boxes that is fixed means."""
+        lines = [super().summarize(record)]
+        if "NonMaxSuppression" in record["nodes"]:
+            lines.append(_FIXED_BOXES)
+        return "\n".join(lines)
 
     def _found(self, model: ir.Model) -> dict[ir.Node, Write]:
         """How to write which node."""

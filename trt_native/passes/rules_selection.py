@@ -185,7 +185,10 @@ _SUPPRESSION = """<ir_version: 8, opset_import: ["": {opset}]> suppression (
     row_column = Reshape (row, column)
     rows = Cast <to = 7> (row_column)
     filled = ScatterND (nothing, rows, triples)
-    selected = Slice (filled, i0, end, i0)
+    first_rows = Slice (filled, i0, end, i0)
+    last_place = Gather (until, last)
+    are_all = Less (last_place, too_many)
+    selected = Where (are_all, first_rows, absent)
 }}"""
 _FIRST_OPSET = 11  # which has CumSum, GatherElements and ScatterND
 
@@ -220,6 +223,9 @@ class _Suppression(NamedTuple):
             "behind": np.array(self.rows, np.int32),
             "nothing": np.full((self.rows + 1, 3), -1),
             "end": np.array([self.rows]),
+            "last": np.array(self.batch * self.classes * self.steps - 1),
+            "too_many": np.array(self.rows + 1, np.int32),
+            "absent": np.array(-1),
         }
 
     def model(self, opset: int, *, centered: bool, has_least_score: bool) -> ir.Model:
@@ -241,7 +247,8 @@ class _Suppression(NamedTuple):
 def _suppression(site: Site) -> Write | None:
     """Select the best box of each class in a loop, and drop those that overlap with it.
 
-    The model must promise a number of boxes in all; where there are fewer, -1 stands.
+    The model must promise a number of boxes in all, as the shape of its output. Where there are
+    fewer the rows behind them are -1; where there are more, all rows are.
     """
     boxes, scores, most = site.static(0), site.static(1), site.constant(2)
     rows = _promised_rows(site.node)
@@ -271,7 +278,11 @@ def _suppression(site: Site) -> Write | None:
 
 
 def _promised_rows(node: ir.Node) -> int | None:
-    shape = node.outputs[0].shape
+    """The rows of an output of the model that nothing else reads, which could take -1 for a box."""
+    output = node.outputs[0]
+    if not output.is_graph_output() or output.uses():
+        return None
+    shape = output.shape
     first = None if shape is None or len(shape) != 2 else shape[0]
     return first if isinstance(first, int) else None
 
