@@ -137,8 +137,10 @@ def test_lines_name_operators_nodes_and_reasons():
         dict(zip(nodes, reasons, strict=True)), {"a::Warp": "w", "Det": "n0"}, Lacking()
     )
     assert lines[:3] == [
-        "Det 'n0' and 1 more: no",
-        "NonZero 'n2': TensorRT-RTX 1.6 has no NonZero; TensorRT 10 and 11 do",
+        "Det 'n0' and 1 more: no; written as plain operators where it is of 4 by 4 elements or"
+        " fewer",
+        "NonZero 'n2': TensorRT-RTX 1.6 has no NonZero; TensorRT 10 and 11 do; written as plain"
+        " operators where its input is a constant",
         "Op0 'x': bad",
     ]
     assert len(lines) == 20

@@ -13,11 +13,10 @@ from trt_native import BuildConfig, Precision, Session, build_plan
 
 pytestmark = [pytest.mark.gpu, pytest.mark.backend]
 TOLERANCE = {Precision.FP16: 1e-2, Precision.BF16: 3e-2}
-NO_FOURIER = sorted(name for name in KINDS if "Fourier" not in name)  # TensorRT has no DFT
 
 
 @pytest.mark.parametrize("precision", TOLERANCE, ids=str)
-@pytest.mark.parametrize("name", NO_FOURIER)
+@pytest.mark.parametrize("name", sorted(KINDS))
 def test_values(tmp_path, name, precision):
     text, weights, inputs = KINDS[name]
     original = model(text, opset=22, **weights)

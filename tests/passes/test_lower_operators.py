@@ -9,9 +9,11 @@ import pytest
 from helpers.onnx_node_tests import node_tests
 from onnx import TensorProto, helper
 
+from trt_native.backends.parser_support import WRITTEN_WHERE
 from trt_native.backends.registry import load_backend
 from trt_native.config import BuildConfig
 from trt_native.errors import UnsupportedError
+from trt_native.passes import lower_operators
 from trt_native.passes.array_builder import ArrayBuilder, Site
 from trt_native.passes.base import PassContext, ResolvedPrecision
 from trt_native.passes.lower_operators import LowerOperators
@@ -342,3 +344,9 @@ def test_resize_with_antialiasing_as_in_pytorch(lowering, mode):
         torch.from_numpy(x), (5, 7), mode=mode, antialias=True, align_corners=False
     )
     np.testing.assert_allclose(found, wanted, 1e-4, 1e-4)
+
+
+def test_where_an_operator_is_written_is_said():
+    """The others have a form wherever they are refused, or their reason is said elsewhere."""
+    others = {"Einsum", "Hardmax", "MatMul", "ReduceMax", "ReduceMin", "SpaceToDepth", "Range"}
+    assert set(WRITTEN_WHERE) == {*lower_operators._RULES, *lower_operators._CONSTANT} - others

@@ -20,6 +20,7 @@ from trt_native.graph.nodes import constant_of
 from trt_native.graph.validity import wraps_graph_errors
 
 __all__ = [
+    "WRITTEN_WHERE",
     "OneNodeModel",
     "is_used",
     "one_node_model",
@@ -36,6 +37,28 @@ _CRASH = "its import may end the process"
 _MOST_LINES = 19
 _LACKING = re.compile("not supported in TensorRT|^not supported$|plugin creator|No importer")
 _CONTROL_FLOW = frozenset(("If", "Loop", "Scan"))  # their bodies read values from outside
+
+WRITTEN_WHERE = {
+    "Col2Im": "its sizes are constants",
+    "Compress": "its condition is a constant",
+    "CumProd": "the extent of its axis is fixed",
+    "DFT": "its axis, length and extent are fixed",
+    "DeformConv": "all extents but the batch are fixed",
+    "Det": "it is of 4 by 4 elements or fewer",
+    "MaxPool": "all extents but the batch are fixed",
+    "MaxUnpool": "all extents but the batch are fixed",
+    "MelWeightMatrix": "its inputs are constants",
+    "NonMaxSuppression": "its output is one of the model, of a fixed number of boxes",
+    "NonZero": "its input is a constant",
+    "Resize": "the extents that it changes are fixed",
+    "RoiAlign": "it has a sampling ratio, and all extents but the batch are fixed",
+    "ScatterElements": "its indices are constants, or few, and all extents fixed",
+    "ScatterND": "its indices are constants, or few, and all extents fixed",
+    "TensorScatter": "the extents of its axis are fixed",
+    "TfIdfVectorizer": "it reads whole numbers, of which each row has a fixed number",
+    "Unique": "its input is a constant",
+}
+"""Where a build writes an operator as plain ones, if a parser refuses it."""
 
 _ANSWERS: dict[tuple[str, str], dict[bytes, str]] = {}
 
@@ -147,11 +170,13 @@ def refusal_lines(
 def _full_reason(operator: str, reason: str, backend: Backend) -> str:
     """The reason, and which other TensorRT has what this one lacks."""
     elsewhere = backend.capabilities.operators_elsewhere.get(operator)
-    if elsewhere is None and not _LACKING.search(reason):
-        return reason
-    release = ".".join(backend.version.split(".")[:2])
-    text = f"{backend.product} {release} has no {operator}"
-    return text if elsewhere is None else f"{text}; {elsewhere}"
+    text = reason
+    if elsewhere is not None or _LACKING.search(reason):
+        release = ".".join(backend.version.split(".")[:2])
+        text = f"{backend.product} {release} has no {operator}"
+    form = WRITTEN_WHERE.get(operator)
+    parts = (text, elsewhere, form and f"written as plain operators where {form}")
+    return "; ".join(part for part in parts if part)
 
 
 @dataclass(frozen=True, slots=True)
