@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from trt_native.arrays import Array
 from trt_native.graph.nodes import FLOAT, constant_of, dtype_of, input_of
-from trt_native.passes.replacement import ReplacementBuilder
+from trt_native.passes.replacement import KEEP_FP32_KEY, ReplacementBuilder
 
 __all__ = ["BOOL", "INT64", "ArrayBuilder", "OperatorRule", "Site", "terms_at"]
 
@@ -188,6 +188,13 @@ class ArrayBuilder(ReplacementBuilder):
             factors = weights.reshape([*weights.shape, *[1] * (rank - axis - 1)])
             terms = self.op("Mul", terms, factors.astype((dtype_of(x) or FLOAT).numpy()))
         return self.reduce("ReduceSum", terms, [axis])
+
+    def keep_fp32(self, reason: str = "") -> None:
+        """Let the nodes from now on stay in FP32; without a reason, in any type."""
+        if reason:
+            self.node.metadata_props[KEEP_FP32_KEY] = reason
+        else:
+            self.node.metadata_props.pop(KEEP_FP32_KEY, None)
 
     def wide(self, x: ir.Value | None) -> ir.Value:
         """Floating-point numbers in FP32."""

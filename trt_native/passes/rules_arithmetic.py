@@ -12,7 +12,6 @@ import onnx_ir as ir
 from trt_native.arrays import Array
 from trt_native.graph.nodes import FLOAT
 from trt_native.passes.array_builder import ArrayBuilder, OperatorRule, Site, terms_at
-from trt_native.passes.replacement import KEEP_FP32_KEY
 
 __all__ = ["RULES"]
 
@@ -41,6 +40,7 @@ def _cum_prod(site: Site) -> Write | None:
         return new.pad(new.slice(x, axis, 0, -by), rank, axis, by, 0, 1)
 
     def write(new: ArrayBuilder) -> None:
+        new.keep_fp32("running product")
         found = new.op("Identity", new.node.inputs[0])
         if exclusive:
             found = shifted(new, found, 1)
@@ -78,7 +78,7 @@ def _dft(site: Site) -> Write | None:
     around = [0] * (rank - 2)
 
     def write(new: ArrayBuilder) -> None:
-        new.node.metadata_props[KEEP_FP32_KEY] = "Fourier transform"
+        new.keep_fp32("Fourier transform")
         x = new.op("Transpose", new.wide(new.node.inputs[0]), perm=order)
         x = new.reshape(x, [*around, count * parts])
         flat = matrix.reshape(count * parts, rows * made)
@@ -149,7 +149,7 @@ def _det(site: Site) -> Write | None:
     rank, count = len(extents), size
 
     def write(new: ArrayBuilder) -> None:
-        new.node.metadata_props[KEEP_FP32_KEY] = "differences of products"
+        new.keep_fp32("differences of products")
         x = new.wide(new.node.inputs[0])
         rows = [new.op("Gather", x, np.array(i), axis=rank - 2) for i in range(count)]
         minors: dict[Sequence[int], ir.Value] = {}

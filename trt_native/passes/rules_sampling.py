@@ -12,7 +12,6 @@ import onnx_ir as ir
 from trt_native.arrays import Array
 from trt_native.graph.nodes import FLOAT
 from trt_native.passes.array_builder import BOOL, INT64, ArrayBuilder, OperatorRule, Site
-from trt_native.passes.replacement import KEEP_FP32_KEY
 
 __all__ = ["RULES"]
 
@@ -33,7 +32,7 @@ def _roi_align(site: Site) -> Write | None:
     maximum = site.string("mode", "avg").lower() == "max"
 
     def write(new: ArrayBuilder) -> None:
-        new.node.metadata_props[KEEP_FP32_KEY] = "places in an image"
+        new.keep_fp32("places in an image")
         x, regions, batch = new.node.inputs
         regions = new.op("Mul", new.wide(regions), np.array(scale, np.float32))
         if halves:
@@ -100,7 +99,7 @@ def _deform_conv(site: Site) -> Write | None:
     taps, places = math.prod(kernel), math.prod(shape)
 
     def write(new: ArrayBuilder) -> None:
-        new.node.metadata_props[KEEP_FP32_KEY] = "places in an image"
+        new.keep_fp32("places in an image")
         x, factors, offset = new.node.inputs[:3]
         moved = new.reshape(new.wide(offset), [-1, offset_groups, taps, 2, *shape])
         at = new.reshape(new.op("Add", moved, grid), [-1, taps, 2, places])
@@ -121,14 +120,16 @@ def _deform_conv(site: Site) -> Write | None:
         if site.has(4):
             mask = new.reshape(new.wide(new.node.inputs[4]), [-1, taps * places, 1])
             columns = new.op("Mul", columns, mask)
+        new.keep_fp32()
+        columns = new.cast(columns, site.kind())
         split = [-1, offset_groups, taps, places, channels // offset_groups]
         columns = new.op("Transpose", new.reshape(columns, split), perm=[0, 1, 4, 2, 3])
         columns = new.reshape(columns, [-1, groups, channels // groups * taps, places])
         rows = [groups, weights[0] // groups, channels // groups * taps]
-        found = new.op("MatMul", new.reshape(new.wide(factors), rows), columns)
+        found = new.op("MatMul", new.reshape(factors, rows), columns)
         found = new.reshape(found, [-1, weights[0], *shape])
         if site.has(3):
-            bias = new.reshape(new.wide(new.node.inputs[3]), [-1, 1, 1])
+            bias = new.reshape(new.node.inputs[3], [-1, 1, 1])
             found = new.op("Add", found, bias)
         new.finish(found)
 

@@ -12,8 +12,9 @@ import onnx
 import onnx_ir as ir
 
 from trt_native.arrays import Array
-from trt_native.graph.nodes import FLOAT
+from trt_native.graph.nodes import FLOAT, all_nodes
 from trt_native.passes.array_builder import BOOL, ArrayBuilder, OperatorRule, Site, terms_at
+from trt_native.passes.replacement import KEEP_FP32_KEY
 
 __all__ = ["RULES"]
 
@@ -66,6 +67,7 @@ def _tf_idf(site: Site) -> Write | None:
     mode = site.string("mode", "TF")
 
     def write(new: ArrayBuilder) -> None:
+        new.keep_fp32("counts")
         x = new.node.inputs[0]
         if len(extents) == 1:
             x = new.unsqueeze(x, [0])
@@ -190,6 +192,7 @@ _SUPPRESSION = """<ir_version: 8, opset_import: ["": {opset}]> suppression (
     are_all = Less (last_place, too_many)
     selected = Where (are_all, first_rows, absent)
 }}"""
+_REASON = "places of boxes"
 _FIRST_OPSET = 11  # which has CumSum, GatherElements and ScatterND
 
 
@@ -241,7 +244,10 @@ class _Suppression(NamedTuple):
         proto.graph.initializer.extend(
             onnx.numpy_helper.from_array(array, name) for name, array in self.constants().items()
         )
-        return ir.from_proto(proto)
+        model = ir.from_proto(proto)
+        for node in all_nodes(model.graph):  # in the body, too
+            node.metadata_props[KEEP_FP32_KEY] = _REASON
+        return model
 
 
 def _suppression(site: Site) -> Write | None:
@@ -262,6 +268,7 @@ def _suppression(site: Site) -> Write | None:
     centered, has_least_score = bool(site.int("center_point_box")), site.has(4)
 
     def write(new: ArrayBuilder) -> None:
+        new.keep_fp32(_REASON)
         node = new.node
         zero = np.array(0, np.float32)
         least = new.reshape(node.inputs[4] if has_least_score else zero, [])
