@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from helpers.onnx_node_tests import node_tests
-from onnx import TensorProto, helper
+from helpers.operator_cases import (
+    RESIZES,
+    cases,
+    first_alone,
+    one_node,
+    reference,
+    resize_model,
+    with_batch,
+)
+from onnx import TensorProto
 
 from trt_native.backends.parser_support import WRITTEN_WHERE
 from trt_native.backends.registry import load_backend
@@ -35,20 +45,6 @@ def lowering():
     return LowerOperators(context)
 
 
-def fixed(proto, inputs, kept):
-    """A copy with inputs as constants, but for those that are kept."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    del copy.graph.input[:]
-    for value in proto.graph.input:
-        if value.name in kept:
-            copy.graph.input.append(value)
-        elif value.name in inputs:
-            tensor = onnx.numpy_helper.from_array(np.asarray(inputs[value.name]), value.name)
-            copy.graph.initializer.append(tensor)
-    return copy
-
-
 def computed(lowering, proto, inputs):
     """The outputs of a model after the pass; None where it leaves it as it is."""
     graph = ir.from_proto(proto)
@@ -66,14 +62,6 @@ def computed(lowering, proto, inputs):
     )
 
 
-def cases(module):
-    """ONNX's tests of a module, each with its inputs by name and its outputs."""
-    for case in node_tests(module):
-        given, expected = case.data_sets[0]
-        names = [value.name for value in case.model.graph.input]
-        yield case, dict(zip(names, map(np.asarray, given), strict=True)), expected
-
-
 def check(found, expected, name):
     for one, want in zip(found, expected, strict=True):
         assert (one.shape, one.dtype) == (want.shape, want.dtype), name
@@ -83,27 +71,16 @@ def check(found, expected, name):
 
 
 def written(lowering, module, change):
-    """How many tests of a module are written, all with ONNX's values."""
+    """How many tests of a module are written, all with the values of the reference."""
     count = 0
     for case, inputs, expected in cases(module):
-        found = computed(lowering, change(case.model, inputs), inputs)
+        proto, given = change(case.model, inputs)
+        found = computed(lowering, proto, given)
         if found is not None:
+            expected = expected if given is inputs else reference(proto, given)
             check(found, expected, case.name)
             count += 1
     return count
-
-
-def first_alone(proto, inputs):
-    return fixed(proto, inputs, [proto.graph.input[0].name])
-
-
-def with_batch(proto, inputs):
-    """The first input alone, with a first axis of any extent."""
-    copy = first_alone(proto, inputs)
-    for value in (*copy.graph.input, *copy.graph.output):
-        if value.type.tensor_type.shape.dim:
-            value.type.tensor_type.shape.dim[0].dim_param = f"n_{value.name}"
-    return copy
 
 
 @pytest.mark.parametrize(
@@ -131,32 +108,15 @@ def with_batch(proto, inputs):
     ],
 )
 def test_values_of_onnx(lowering, module, constants, batches):
-    assert written(lowering, module, first_alone) == constants
-    assert written(lowering, module, with_batch) == batches
+    assert written(lowering, module, lambda proto, x: (first_alone(proto, x), x)) == constants
+    assert written(lowering, module, partial(with_batch, module)) == batches
 
 
 @pytest.mark.parametrize(
     ("module", "count"), [("scatterelements", 4), ("scatternd", 6), ("tensorscatter", 3)]
 )
 def test_indices_that_are_inputs(lowering, module, count):
-    assert written(lowering, module, lambda proto, _: proto) == count
-
-
-def one_node(operator, inputs, outputs, opset, initializers=(), **attributes):
-    """A model of a node; inputs and outputs map names to types and shapes."""
-    order = attributes.pop("order", [*inputs, *initializers])
-    graph = helper.make_graph(
-        [helper.make_node(operator, order, list(outputs), **attributes)],
-        "g",
-        [helper.make_tensor_value_info(name, *one) for name, one in inputs.items()],
-        [helper.make_tensor_value_info(name, *one) for name, one in outputs.items()],
-        [onnx.numpy_helper.from_array(array, name) for name, array in dict(initializers).items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
-
-
-def reference(proto, inputs):
-    return evaluator(proto.graph, {"": proto.opset_import[0].version}).run(None, dict(inputs))
+    assert written(lowering, module, lambda *unchanged: unchanged) == count
 
 
 @pytest.mark.parametrize(
@@ -272,45 +232,11 @@ def test_what_is_known_becomes_a_constant(lowering, operator, opset, arrays):
     np.testing.assert_array_equal(computed(lowering, proto, {}), reference(proto, {}))
 
 
-RESIZES = [
-    {"mode": mode, "coordinate_transformation_mode": coordinates, **options}
-    for coordinates in (
-        "half_pixel",
-        "half_pixel_symmetric",
-        "pytorch_half_pixel",
-        "align_corners",
-        "asymmetric",
-        "tf_crop_and_resize",
-    )
-    for mode, options in [
-        ("nearest", {"nearest_mode": "ceil"}),
-        ("nearest", {"nearest_mode": "round_prefer_ceil"}),
-        ("linear", {"antialias": 1}),
-        ("cubic", {"cubic_coeff_a": -0.5}),
-        ("cubic", {"antialias": 1, "exclude_outside": 1}),
-    ]
-]
-
-
 @pytest.mark.parametrize("limits", [(0.6, 2.3), (0.8, 0.35), (4, 3), (9, 13), (1, 1)])
 @pytest.mark.parametrize("options", RESIZES)
 def test_resize(limits, options):
     """With the rule itself, as the parser takes some of them."""
-    kind = {"scales": np.float32} if isinstance(limits[0], float) else {"sizes": np.int64}
-    ((name, dtype),) = kind.items()
-    arrays = {"roi": np.array([0.2, 0.1, 0.7, 1.2], np.float32), name: np.array(limits, dtype)}
-    order = ["x", "roi", name] if name == "scales" else ["x", "roi", "", name]
-    proto = one_node(
-        "Resize",
-        {"x": (TensorProto.FLOAT, ["n", 2, 5, 7])},
-        {"y": (TensorProto.FLOAT, ["n", 2, "h", "w"])},
-        19,
-        arrays,
-        order=order,
-        axes=[2, -1],
-        extrapolation_value=-3.0,
-        **options,
-    )
+    proto = resize_model(limits, options)
     x = np.random.default_rng(0).standard_normal((3, 2, 5, 7)).astype(np.float32)
     graph = ir.from_proto(proto)
     normalize(graph)
