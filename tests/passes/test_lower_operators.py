@@ -247,6 +247,32 @@ def test_resize(limits, options):
     np.testing.assert_allclose(reference(ir.to_proto(graph), {"x": x}), expected, 1e-5, 1e-5)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "written"),
+    [
+        ("b = Slice (s, zero, two, zero) t = Concat <axis = 0> (b, new)", True),
+        ("n = Gather (s, zero) c = Gather (s, one) t = Concat <axis = 0> (n, c, new)", True),
+        ("b = Shape <start = 0, end = 2> (x) t = Concat <axis = 0> (b, new)", True),
+        ("b = Slice (s, one, two, zero) t = Concat <axis = 0> (b, b, new)", False),
+        ("b = Shape <start = 1, end = 3> (x) t = Concat <axis = 0> (b, new)", False),
+        ("b = Neg (s) c = Slice (b, zero, two, zero) t = Concat <axis = 0> (c, new)", False),
+    ],
+)
+def test_resize_to_a_size_of_any_batch(lowering, sizes, written):
+    """As exporters of PyTorch write it."""
+    proto = onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["": 18]>
+        g (float[n, c, 8, 6] x) => (float[n, c, 3, 4] y) {{ s = Shape (x) {sizes}
+        y = Resize <mode = "linear", antialias = 1> (x, , , t) }}""")
+    values = {"zero": [0], "one": [1], "two": [2], "new": [3, 4]}
+    for name, numbers in values.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(numbers), name))
+    inputs = {"x": np.random.default_rng(0).standard_normal((2, 3, 8, 6)).astype(np.float32)}
+    found = computed(lowering, proto, inputs)
+    assert (found is not None) == written
+    if written:
+        np.testing.assert_allclose(found, reference(proto, inputs), 1e-5, 1e-6)
+
+
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 def test_resize_with_antialiasing_as_in_pytorch(lowering, mode):
     """PyTorch leaves out what is outside."""

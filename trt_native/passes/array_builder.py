@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
 from trt_native.arrays import Array
-from trt_native.graph.nodes import FLOAT, constant_of, dtype_of, input_of
+from trt_native.graph.nodes import FLOAT, constant_of, dtype_of, input_of, op_set
 from trt_native.passes.replacement import KEEP_FP32_KEY, ReplacementBuilder
 
-__all__ = ["BOOL", "INT64", "ArrayBuilder", "OperatorRule", "Site", "terms_at"]
+__all__ = ["BOOL", "INT64", "ArrayBuilder", "CopiedAxis", "OperatorRule", "Site", "terms_at"]
 
 BOOL, INT64 = ir.DataType.BOOL, ir.DataType.INT64
 _SLICE_INPUTS = 10  # since this opset Slice has its limits as inputs
@@ -20,7 +21,15 @@ _SUM_AXES_INPUT = 13  # since this opset ReduceSum, Squeeze and Unsqueeze have t
 _AXES_INPUT = 18  # the other reductions
 _LAST = np.iinfo(np.int64).max
 
+_SELECTIONS = op_set("Cast Gather Identity Reshape Slice Squeeze Unsqueeze")  # of a vector
+
 Operand = ir.Value | Array | None
+
+
+class CopiedAxis(NamedTuple):
+    """An extent that is that of an axis."""
+
+    axis: int
 
 
 class Site:
@@ -49,6 +58,16 @@ class Site:
             if tensor is not None:
                 return tensor.numpy()
         return None
+
+    def elements(self, index: int, source: int) -> list[int | CopiedAxis] | None:
+        """The elements of an input that is a vector of extents; None where they are unknown.
+
+        Args:
+            index: The input, which may be joined from constants and parts of a shape.
+            source: The input whose shape that is.
+        """
+        values = [input_of(self._twin, place) for place in (index, source)]
+        return None if None in values else _elements(*values)
 
     def extents(self, index: int) -> list[int | None] | None:
         """The extents of an input, None for an unknown one; None where the rank is unknown."""
@@ -80,6 +99,36 @@ class Site:
     def string(self, name: str, default: str) -> str:
         """An attribute with a text."""
         return self.node.attributes.get_string(name, default)
+
+
+def _elements(vector: ir.Value | None, source: ir.Value | None) -> list[int | CopiedAxis] | None:
+    node = None if vector is None else vector.producer()
+    tensor = None if vector is None else constant_of(vector)
+    if tensor is not None:
+        return [int(number) for number in tensor.numpy().reshape(-1)]
+    if node is None or node.domain or None in node.inputs:
+        return None
+    if node.op_type == "Shape" and source is not None and source.shape is not None:
+        end = node.attributes.get_int("end", len(source.shape))
+        axes = range(len(source.shape))[node.attributes.get_int("start", 0) : end]
+        return [CopiedAxis(axis) for axis in axes] if node.inputs[0] is source else None
+    if node.op_type == "Concat":
+        parts = [_elements(part, source) for part in node.inputs]
+        known = [part for part in parts if part is not None]
+        return [one for part in known for one in part] if len(known) == len(parts) else None
+    if node.op_type not in _SELECTIONS:
+        return None
+    taken = _elements(node.inputs[0], source)
+    constants = [constant_of(value) for value in node.inputs[1:] if value is not None]
+    if taken is None or None in constants:
+        return None
+    numbers = [one.numpy().reshape(-1).tolist() for one in constants if one is not None]
+    if node.op_type == "Gather":
+        return [taken[place] for place in numbers[0]]
+    if node.op_type == "Slice":
+        step = numbers[3][0] if len(numbers) > 3 else 1
+        return taken[numbers[0][0] : numbers[1][0] : step]
+    return taken
 
 
 class ArrayBuilder(ReplacementBuilder):

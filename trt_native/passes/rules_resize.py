@@ -14,7 +14,7 @@ import numpy as np
 
 from trt_native.arrays import Array
 from trt_native.graph.nodes import FLOAT
-from trt_native.passes.array_builder import ArrayBuilder, OperatorRule, Site
+from trt_native.passes.array_builder import ArrayBuilder, CopiedAxis, OperatorRule, Site
 
 __all__ = ["RULES"]
 
@@ -119,7 +119,7 @@ def _changes(
     site: Site, extents: list[int | None], axes: list[int]
 ) -> list[tuple[int | None, float, int]] | None:
     """Extent, scale and new extent of each axis; None where one that changes is not known."""
-    scales, sizes = site.constant(2), site.constant(3)
+    scales = site.constant(2)
     found = [extents[axis] for axis in axes]
     if scales is not None and scales.size:
         factors = [float(scale) for scale in scales]
@@ -129,17 +129,31 @@ def _changes(
         if any(extent is None and scale != 1 for extent, scale in pairs):
             return None
         return [(extent, scale, math.floor((extent or 0) * scale)) for extent, scale in pairs]
-    if sizes is None or len(sizes) != len(axes) or None in found:
+    wanted = _sizes(site, found, axes)
+    if wanted is None:
         return None
-    wanted = [int(size) for size in sizes]
-    ratios = [size / (extent or 1) for size, extent in zip(wanted, found, strict=True)]
+    ratios = [size / (extent or size) for size, extent in zip(wanted, found, strict=True)]
     policy = site.string("keep_aspect_ratio_policy", "stretch")
     if policy == "stretch":
         return list(zip(found, ratios, wanted, strict=True))
-    if policy not in ("not_larger", "not_smaller"):
+    if policy not in ("not_larger", "not_smaller") or None in found:
         return None
     ratio = (min if policy == "not_larger" else max)(ratios)
     return [(extent, ratio, math.floor(ratio * (extent or 0) + 0.5)) for extent in found]
+
+
+def _sizes(site: Site, extents: list[int | None], axes: list[int]) -> list[int] | None:
+    """The new extents, 1 for an unknown one that stays; None where they are unknown."""
+    sizes = site.elements(3, 0)
+    if sizes is None or len(sizes) != len(axes):
+        return None
+    found = []
+    for axis, extent, size in zip(axes, extents, sizes, strict=True):
+        stays = isinstance(size, CopiedAxis) and size.axis == axis
+        if not stays and (extent is None or isinstance(size, CopiedAxis)):
+            return None
+        found.append(size if isinstance(size, int) else extent or 1)
+    return found
 
 
 def _axis(
