@@ -119,6 +119,60 @@ def test_indices_that_are_inputs(lowering, module, count):
     assert written(lowering, module, lambda *unchanged: unchanged) == count
 
 
+JOINS = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
+
+
+@pytest.mark.parametrize("reduction", JOINS)
+@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_scattered_elements_that_repeat(lowering, reduction, constant, kind):
+    """Places from behind, and in a part of the other axes; by NumPy's formula."""
+    rng = np.random.default_rng(0)
+    inputs = {
+        "x": rng.integers(1, 9, (3, 4, 5)).astype(kind),
+        "i": rng.integers(-4, 4, (2, 7, 3)),
+        "u": rng.integers(1, 9, (2, 7, 3)).astype(kind),
+    }
+    number = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    kinds = {"x": (number, ["n", 4, "k"]), "i": (TensorProto.INT64, ["a", "b", "c"]),
+             "u": (number, ["a", "b", "c"])}  # fmt: skip
+    constants = {"i": inputs["i"]} if constant else {}
+    free = {name: one for name, one in kinds.items() if name not in constants}
+    proto = one_node(
+        "ScatterElements", free, {"y": kinds["x"]}, 18, constants,
+        order=["x", "i", "u"], axis=1, reduction=reduction,
+    )  # fmt: skip
+    expected = inputs["x"].copy()
+    first, _, last = np.indices(inputs["i"].shape)
+    JOINS[reduction].at(expected, (first, inputs["i"], last), inputs["u"])
+    (found,) = computed(lowering, proto, inputs)
+    np.testing.assert_allclose(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize("reduction", JOINS)
+@pytest.mark.parametrize("constant", [False, True])
+def test_scattered_parts_that_repeat(lowering, reduction, constant):
+    rng = np.random.default_rng(0)
+    inputs = {
+        "x": rng.integers(1, 9, (3, 2, 4)).astype(np.float32),
+        "i": np.stack([rng.integers(-3, 3, (5, 2)), rng.integers(-2, 2, (5, 2))], axis=-1),
+        "u": rng.integers(1, 9, (5, 2, 4)).astype(np.float32),
+    }
+    kinds = {"x": (TensorProto.FLOAT, [3 if constant else "n", 2, 4]),
+             "i": (TensorProto.INT64, ["a", "b", 2]),
+             "u": (TensorProto.FLOAT, ["a", "b", 4])}  # fmt: skip
+    constants = {"i": inputs["i"]} if constant else {}
+    free = {name: one for name, one in kinds.items() if name not in constants}
+    proto = one_node(
+        "ScatterND", free, {"y": kinds["x"]}, 18, constants,
+        order=["x", "i", "u"], reduction=reduction,
+    )  # fmt: skip
+    expected = inputs["x"].copy()
+    JOINS[reduction].at(expected, (inputs["i"][..., 0], inputs["i"][..., 1]), inputs["u"])
+    (found,) = computed(lowering, proto, inputs)
+    np.testing.assert_allclose(found, expected, 1e-5)
+
+
 @pytest.mark.parametrize(
     ("limits", "options", "more"),
     [

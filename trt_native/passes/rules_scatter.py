@@ -49,16 +49,15 @@ def _scatter_nd(site: Site) -> Write | None:
     reduction, extents, kind = _of_scatter(site)
     if reduction is None or not extents or kind is None:
         return None
-    shape = site.static(1)
-    if not shape:
-        return None
+    indices, given = site.constant(1), site.extents(1)
+    if indices is None:
+        depth = given[-1] if given else None
+        return _scatter_nd_by_masks(site, reduction, kind, depth) if depth else None
+    shape = list(indices.shape)
     depth, count = shape[-1], math.prod(shape[:-1])
     rest = [-1 if extent is None else extent for extent in extents[depth:]]
     if rest.count(-1) > 1 or 0 in shape:
         return None
-    indices = site.constant(1)
-    if indices is None:
-        return _scatter_nd_by_masks(site, reduction, kind, shape)
     places = _positive(indices.reshape(-1, depth), extents[:depth])
     table = None if places is None else _join_table(places)
     if places is None or table is None:
@@ -74,13 +73,15 @@ def _scatter_nd(site: Site) -> Write | None:
 
 def _scatter_elements(site: Site) -> Write | None:
     reduction, extents, kind = _of_scatter(site)
-    shape = site.static(1)
-    if reduction is None or not extents or kind is None or not shape or 0 in shape:
+    if reduction is None or not extents or kind is None:
         return None
     axis = site.int("axis") % len(extents)
     indices = site.constant(1)
     if indices is None:
         return _scatter_elements_by_masks(site, reduction, kind, axis)
+    shape = indices.shape
+    if 0 in shape:
+        return None
     found = _positive(indices.reshape(-1, 1), [extents[axis]])
     if found is None:
         return None
@@ -153,33 +154,33 @@ def _joined(
 
 
 def _scatter_nd_by_masks(
-    site: Site, reduction: _Reduction, kind: ir.DataType, shape: Sequence[int]
+    site: Site, reduction: _Reduction, kind: ir.DataType, depth: int
 ) -> Write | None:
     """Compare every index with every place: several may name one place."""
-    extents = site.static(0)
-    if not extents:
+    extents, shape = site.extents(0), site.extents(1)
+    if not extents or not shape or None in extents[1:]:
         return None
-    depth, count = shape[-1], math.prod(shape[:-1])
-    outer, inner = extents[:depth], math.prod(extents[depth:])
-    size = math.prod(outer)
-    if size * count * inner > _MOST_COMPARED:
+    outer, inner = extents[:depth], math.prod(extent or 1 for extent in extents[depth:])
+    compared = math.prod(extent or 1 for extent in (*outer, *shape[:-1], inner))
+    if compared > _MOST_COMPARED:
         return None
-    strides = [math.prod(outer[i + 1 :]) for i in range(depth)]
+    strides = [math.prod(extent or 1 for extent in outer[i + 1 :]) for i in range(depth)]
 
     def write(new: ArrayBuilder) -> None:
         data, given, updates = new.node.inputs
-        indices = new.reshape(_from_start(new, given, np.array(outer)), [count, depth])
-        steps = np.array(strides).astype((indices.dtype or INT64).numpy())
-        linear = new.reduce("ReduceSum", new.op("Mul", indices, steps), [1])
-        numbers = np.arange(size).reshape(-1, 1).astype(steps.dtype)
-        mask = new.op("Equal", numbers, linear, kind=BOOL)
+        sizes = new.slice(new.op("Shape", data, kind=INT64), 0, 0, depth)
+        indices = new.cast(new.reshape(given, [-1, depth]), INT64)
+        indices = _from_start(new, indices, sizes)
+        linear = new.reduce("ReduceSum", new.op("Mul", indices, np.array(strides)), [1])
+        count = new.op("Mul", new.extent(data, 0), np.array([strides[0]]))
+        mask = new.op("Equal", _numbers(new, count), linear, kind=BOOL)
         terms = new.op(
-            "Where", new.unsqueeze(mask, [2]), new.reshape(updates, [1, count, inner]),
+            "Where", new.unsqueeze(mask, [2]), new.reshape(updates, [1, -1, inner]),
             new.number(reduction.neutral(kind), data), kind=kind,
         )  # fmt: skip
         added = new.reduce(reduction.reduces, terms, [1])
-        found = new.op(reduction.operator, new.reshape(data, [size, inner]), added)
-        new.finish(new.reshape(found, extents))
+        found = new.op(reduction.operator, new.reshape(data, [-1, inner]), added)
+        new.finish(new.op("Reshape", found, new.op("Shape", data, kind=INT64)))
 
     return write
 
@@ -188,39 +189,48 @@ def _scatter_elements_by_masks(
     site: Site, reduction: _Reduction, kind: ir.DataType, axis: int
 ) -> Write | None:
     """Compare every index with every place of its axis: several may name one place."""
-    extents, shape = site.static(0), site.static(1)
-    if not extents or not shape or math.prod(shape) * extents[axis] > _MOST_COMPARED:
+    extents, shape = site.extents(0), site.extents(1)
+    if not extents or not shape:
         return None
-    rank, size = len(extents), extents[axis]
+    if math.prod(extent or 1 for extent in (*shape, extents[axis])) > _MOST_COMPARED:
+        return None
+    rank = len(extents)
     order = [*(i for i in range(rank) if i != axis), axis]
     back = [int(i) for i in np.argsort(order)]
-    lacking = [0 if i == axis else extents[i] - shape[i] for i in range(rank)]
+    pairs = zip(extents, shape, strict=True)
+    fills = all(i == axis or (one == two and one is not None) for i, (one, two) in enumerate(pairs))
 
     def write(new: ArrayBuilder) -> None:
         data, given, updates = new.node.inputs
-        indices = _from_start(new, given, np.array(size))
+        size = new.extent(data, axis)
+        indices = _from_start(new, new.cast(given, INT64), size)
         indices = new.unsqueeze(new.op("Transpose", indices, perm=order), [rank - 1])
         updates = new.unsqueeze(new.op("Transpose", updates, perm=order), [rank - 1])
-        numbers = np.arange(size).reshape(-1, 1).astype((indices.dtype or INT64).numpy())
-        mask = new.op("Equal", indices, numbers, kind=BOOL)
+        mask = new.op("Equal", indices, _numbers(new, size), kind=BOOL)
         neutral = new.number(reduction.neutral(kind), data)
         terms = new.op("Where", mask, updates, neutral, kind=kind)
-        added = new.op("Transpose", new.reduce(reduction.reduces, terms, [rank]), perm=back)
-        for other, more in enumerate(lacking):
-            if more:
-                added = new.pad(added, rank, other, 0, more, reduction.neutral(kind))
+        added = new.reduce(reduction.reduces, terms, [rank])
+        added = new.op("Transpose", added, perm=back)
+        if not fills:  # the indices may cover a part of the other axes
+            shapes = [new.op("Shape", one, kind=INT64) for one in (data, added)]
+            pads = new.op("Concat", np.zeros(rank, np.int64), new.op("Sub", *shapes), axis=0)
+            added = new.op("Pad", added, pads, neutral)
         new.finish(new.op(reduction.operator, data, added))
 
     return write
 
 
-def _from_start(new: ArrayBuilder, indices: ir.Value | None, extents: Array) -> ir.Value:
+def _numbers(new: ArrayBuilder, count: ir.Value) -> ir.Value:
+    """The numbers from 0 on, (count, 1); the count is a vector of one element."""
+    limit = new.reshape(count, [])
+    numbers = new.op("Range", np.array(0), limit, np.array(1), kind=INT64)
+    return new.reshape(numbers, [-1, 1])
+
+
+def _from_start(new: ArrayBuilder, indices: ir.Value, extents: ir.Value) -> ir.Value:
     """Indices counted from the start of their axes."""
-    zero = new.number(0, indices)
-    behind = new.op("Add", indices, extents.astype(zero.dtype))
-    return new.op(
-        "Where", new.op("Less", indices, zero, kind=BOOL), behind, indices, kind=behind.dtype
-    )
+    is_behind = new.op("Less", indices, np.array(0), kind=BOOL)
+    return new.op("Where", is_behind, new.op("Add", indices, extents), indices, kind=INT64)
 
 
 def _tensor_scatter(site: Site) -> Write | None:
