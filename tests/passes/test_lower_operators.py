@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 
 import numpy as np
@@ -31,6 +32,7 @@ from trt_native.passes.normalize import normalize
 from trt_native.passes.replacement import NameAuthority
 from trt_native.passes.rules_resize import RULES
 from trt_native.reference.evaluator import evaluator
+from trt_native.shapes import Profile, ShapeRange
 
 pytestmark = pytest.mark.backend
 
@@ -117,6 +119,18 @@ def test_values_of_onnx(lowering, module, constants, batches):
 )
 def test_indices_that_are_inputs(lowering, module, count):
     assert written(lowering, module, lambda *unchanged: unchanged) == count
+
+
+def test_extents_that_all_profiles_fix(lowering):
+    kinds = {"x": (TensorProto.FLOAT, ["n", "t"])}
+    proto = one_node("CumProd", kinds, {"y": kinds["x"]}, 26, {"axis": np.array(1)})
+    inputs = {"x": np.random.default_rng(0).random((3, 5), np.float32)}
+    assert computed(lowering, proto, inputs) is None
+    profiles = tuple(
+        Profile({"x": ShapeRange((1, 5), (most, 5), (most, 5))}, {}) for most in (2, 4)
+    )
+    bound = LowerOperators(dataclasses.replace(lowering.context, profiles=profiles))
+    np.testing.assert_allclose(computed(bound, proto, inputs), reference(proto, inputs), 1e-6)
 
 
 JOINS = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
