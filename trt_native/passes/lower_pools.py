@@ -19,7 +19,7 @@ import onnx_ir as ir
 from trt_native.graph.inference import infer_values
 from trt_native.graph.nodes import all_nodes, dtype_of, opset_of
 from trt_native.graph.pools import POOLS, end_padding
-from trt_native.passes.array_builder import INT64, ArrayBuilder
+from trt_native.passes.array_builder import BOOL, INT64, ArrayBuilder
 from trt_native.passes.base import GraphPass
 from trt_native.passes.replacement import KEEP_FP32_KEY, NameAuthority
 
@@ -71,6 +71,8 @@ class LowerPools(GraphPass):
         for node, windows in pools:
             if node.op_type != "MaxPool":  # sums of many elements
                 node.metadata_props[KEEP_FP32_KEY] = "sums over windows"
+            elif _has_indices(node):  # maxima are compared with elements of the same digits
+                node.metadata_props[KEEP_FP32_KEY] = "places of maxima"
             _write_out(ArrayBuilder(node, names, opset), windows)
         return {"nodes": dict(Counter(node.op_type for node, _ in pools))}
 
@@ -177,18 +179,25 @@ def _write_out(new: ArrayBuilder, windows: _PoolWindows) -> None:
         found = new.add("Div", [found, new.constant(_counts(node, windows).astype(kind.numpy()))])
     if node.op_type == "LpPool" and power != 1:
         found = new.add("Pow", [found, _number(new, 1 / power, kind)])
-    places = [_places(new, x, elements, windows)] if _has_indices(node) else []
+    places = [_places(new, x, elements, found, windows)] if _has_indices(node) else []
     new.replace(found, *places, *[None] * (len(node.outputs) - 1 - len(places)))
 
 
 def _places(
-    new: ArrayBuilder, x: ir.Value, elements: Sequence[ir.Value], windows: _PoolWindows
+    new: ArrayBuilder,
+    x: ir.Value,
+    elements: Sequence[ir.Value],
+    maxima: ir.Value,
+    windows: _PoolWindows,
 ) -> ir.Value:
     """Indices of the maxima in the flat input; of equal ones the first in the window."""
     node, extents = new.node, _spatial(new.node) or []
     rank = len(extents)
     stacked = new.op("Concat", *(new.unsqueeze(one, [2]) for one in elements), axis=2)
-    chosen = new.op("ArgMax", stacked, kind=INT64, axis=2, keepdims=0)
+    is_maximum = new.op("Equal", stacked, new.unsqueeze(maxima, [2]), kind=BOOL)
+    numbers = np.arange(len(elements)).reshape([-1, *[1] * rank])
+    chosen = new.op("Where", is_maximum, numbers, numbers[-1:], kind=INT64)
+    chosen = new.reduce("ReduceMin", chosen, [2])
     steps = [math.prod(extents[i + 1 :]) for i in range(rank)]
     if node.attributes.get_int("storage_order", 0):
         steps = [math.prod(extents[:i]) for i in range(rank)]

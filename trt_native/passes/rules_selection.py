@@ -151,9 +151,11 @@ _SUPPRESSION = """<ir_version: 8, opset_import: ["": {opset}]> suppression (
             bool goes, float[{batch}, {classes}, {boxes}] rest,
             int64[{batch}, {classes}, 1] best, bool[{batch}, {classes}, 1] is_one) {{
         goes = Identity (go)
-        best = ArgMax <axis = 2, keepdims = 1> (remaining)
-        score = GatherElements <axis = 2> (remaining, best)
+        score = {most_of}
         is_one = Greater (score, never)
+        is_best = Equal (remaining, score)
+        place_or_last = Where (is_best, numbers, last_box)
+        best = {least_of}
         best_of_side = Expand (best, five)
         box = GatherElements <axis = 1> (table, best_of_side)
         box_top = Gather <axis = 2> (box, i0)  box_left = Gather <axis = 2> (box, i1)
@@ -192,6 +194,7 @@ _SUPPRESSION = """<ir_version: 8, opset_import: ["": {opset}]> suppression (
     are_all = Less (last_place, too_many)
     selected = Where (are_all, first_rows, absent)
 }}"""
+_AXES_INPUT = 18  # since this opset reductions have their axes as an input
 _REASON = "places of boxes"
 _FIRST_OPSET = 11  # which has CumSum, GatherElements and ScatterND
 
@@ -218,6 +221,7 @@ class _Suppression(NamedTuple):
             "steps": np.array(self.steps),
             "yes": np.array(True),
             "numbers": np.arange(self.boxes),
+            "last_box": np.array(self.boxes - 1),
             "owners": owners.repeat(self.steps, axis=0),
             "column": np.array([-1, 1]),
             "flat": np.array([-1]),
@@ -233,7 +237,11 @@ class _Suppression(NamedTuple):
 
     def model(self, opset: int, *, centered: bool, has_least_score: bool) -> ir.Model:
         """A model of it, by plain operators."""
+        # The first of equal ones, which ArgMax need not be.
+        form = "<axes = [2]> ({})" if opset < _AXES_INPUT else "({}, i2)"
         options = {
+            "most_of": "ReduceMax" + form.format("remaining"),
+            "least_of": "ReduceMin" + form.format("place_or_last"),
             "corners": _CENTERS if centered else _CORNERS,
             "candidates": "Where (are_good, finite, never)"
             if has_least_score
