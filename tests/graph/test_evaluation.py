@@ -41,3 +41,15 @@ def test_values_are_those_of_the_specification(operator, opset, inputs, attribut
 def test_what_cannot_be_evaluated_is_unknown():
     assert evaluate_node(node_of("NoSuchOperator", 1), {"": 18}, {"x0": X}) is None
     assert evaluate_node(node_of("Reshape", 2), {"": 18}, {"x0": X, "x1": np.array([4])}) is None
+
+
+@pytest.mark.parametrize(
+    ("operator", "attributes"),
+    [
+        ("SequenceEmpty", {}),
+        ("Optional", {"type": onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, [1])}),
+    ],
+)
+def test_what_is_no_array_is_not_evaluated(operator, attributes):
+    node = onnx.helper.make_node(operator, [], ["y"], **attributes)
+    assert evaluate_node(node, {"": 18}, {}) is None

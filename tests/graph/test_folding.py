@@ -37,6 +37,11 @@ BRANCHES = """(float[2, 3] x) => (float[2, 3] y) {
             ["Shape", "Add"],
             {},
         ),
+        (
+            "(int64[3, 2] x) => (int64[3, 2] y) { y = EyeLike(x) }",
+            ["Identity"],
+            {},
+        ),
         (BRANCHES, ["Mul", "Add", "Identity"], {"six": i64(6), "two": f32(2)}),
         (BRANCHES, ["Neg", "Identity"], {"six": i64(5), "two": f32(2)}),
         (
@@ -55,7 +60,7 @@ def test_what_is_left_computes_the_same(text, left, weights):
     onnx.checker.check_model(after)
     assert [n.op_type for n in after.graph.node] == (left or ["RandomNormalLike"])
     if left is not None:
-        inputs = {"x": normal(0, 2, 3)}
+        inputs = {"x": np.zeros((3, 2), np.int64) if "EyeLike" in text else normal(0, 2, 3)}
         expected, found = (ReferenceEvaluator(p).run(None, inputs) for p in (before, after))
         np.testing.assert_array_equal(found, expected)
     assert fold_constants(graph) == 0

@@ -42,5 +42,6 @@ def evaluate_node(
     except Exception as error:  # what cannot be evaluated stays unknown
         _LOGGER.debug("%s %r was not evaluated: %s", node.op_type, node.name, error)
         return None
-    # Optionals and sequences are no arrays.
-    return None if any(array.dtype == object for array in found.values()) else found
+    # Sequences are lists, and absent optionals objects.
+    others = [a for a in arrays if isinstance(a, list) or np.asarray(a).dtype == object]
+    return None if others else found

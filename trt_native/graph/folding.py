@@ -12,7 +12,7 @@ from onnx_ir.passes import common
 from trt_native.arrays import Array
 from trt_native.graph.evaluation import evaluate_node
 from trt_native.graph.inference import infer_shapes
-from trt_native.graph.nodes import SHAPES, all_nodes, bodies, constant_of, input_of, op_set
+from trt_native.graph.nodes import FLOAT, SHAPES, all_nodes, bodies, constant_of, input_of, op_set
 
 __all__ = ["fold_constants", "taken_branch"]
 
@@ -104,7 +104,8 @@ def _results(model: ir.Model, node: ir.Node) -> Mapping[str, Array] | None:
     if x is not None and extents is not None:
         inputs[str(x.name)] = np.arange(len(extents))
     elif node.op_type == "EyeLike" and x is not None and x.shape is not None and _is_small(x):
-        inputs[str(x.name)] = np.zeros(x.shape.numpy(), np.float32)  # its values do not count
+        kind = (x.dtype or FLOAT).numpy()  # its values do not count
+        inputs[str(x.name)] = np.zeros(x.shape.numpy(), kind)
     for value in node.inputs:
         if value is None or str(value.name) in inputs:
             continue
