@@ -224,6 +224,22 @@ def test_suppression(lowering, limits, options, more):
     assert "-1 behind fewer boxes" in lowering.summarize(lowering.record)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "y = NonMaxSuppression (b, s, most) z = Gather (b, y)",
+        """y = If (c) <then_branch = t () => (int64[3, 3] u) { u = NonMaxSuppression (b, s, most) },
+            else_branch = e () => (int64[3, 3] v) { v = NonMaxSuppression (s2, s, most) }>
+        z = Identity (y)""",
+    ],
+)
+def test_boxes_that_other_nodes_read_are_not_suppressed(lowering, text):
+    proto = onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["": 13]> g (
+        float[1, 6, 4] b, float[1, 6, 4] s2, float[1, 1, 6] s, bool c) => (int64[3, 3] y, z)
+        <int64[1] most = {{4}}> {{ {text} }}""")
+    assert not lowering.needed(ir.from_proto(proto))
+
+
 @pytest.mark.parametrize("mode", ["TF", "IDF", "TFIDF"])
 @pytest.mark.parametrize("skips", [0, 2, 9])
 def test_n_grams(lowering, mode, skips):

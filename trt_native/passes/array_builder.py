@@ -38,12 +38,16 @@ class Site:
     Attributes:
         node: The node.
         opset: That of the model.
+        is_inside: Whether it is in the body of another node.
     """
 
-    def __init__(self, node: ir.Node, twin: ir.Node | None, opset: int) -> None:
+    def __init__(
+        self, node: ir.Node, twin: ir.Node | None, opset: int, *, is_inside: bool = False
+    ) -> None:
         """Take a node and its twin in a copy of the model where all that is known is folded."""
         self.node = node
         self.opset = opset
+        self.is_inside = is_inside
         self._twin = node if twin is None or twin.graph is None else twin
 
     def has(self, index: int) -> bool:
@@ -79,10 +83,11 @@ class Site:
 
     def static(self, index: int) -> list[int] | None:
         """The extents of an input; None where one is unknown."""
-        extents = self.extents(index) or [None]
+        extents = self.extents(index)
+        if extents is None:
+            return None
         known = [extent for extent in extents if extent is not None]
-        scalar = self.extents(index) == []
-        return known if scalar or len(known) == len(extents) else None
+        return known if len(known) == len(extents) else None
 
     def kind(self, index: int = 0) -> ir.DataType | None:
         """The element type of an input."""

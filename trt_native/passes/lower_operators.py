@@ -106,7 +106,9 @@ class LowerOperators(GraphPass):
         fold_constants(copy, in_bodies=True, on_fold=folded.__setitem__)
         infer_values(copy)
         found = {
-            node: _way(Site(node, twin, opset), folded.get(twin))
+            node: _way(
+                Site(node, twin, opset, is_inside=node.graph is not model.graph), folded.get(twin)
+            )
             for node, twin in zip(nodes, copies, strict=True)
             if node in refused
         }

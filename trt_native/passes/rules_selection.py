@@ -265,7 +265,7 @@ def _suppression(site: Site) -> Write | None:
     fewer the rows behind them are -1; where there are more, all rows are.
     """
     boxes, scores, most = site.static(0), site.static(1), site.constant(2)
-    rows = _promised_rows(site.node)
+    rows = _promised_rows(site)
     if not boxes or not scores or most is None or not most.size or rows is None:
         return None
     steps = min(int(np.ravel(most)[0]), scores[-1])
@@ -292,10 +292,10 @@ def _suppression(site: Site) -> Write | None:
     return write
 
 
-def _promised_rows(node: ir.Node) -> int | None:
+def _promised_rows(site: Site) -> int | None:
     """The rows of an output of the model that nothing else reads, which could take -1 for a box."""
-    output = node.outputs[0]
-    if not output.is_graph_output() or output.uses():
+    output = site.node.outputs[0]
+    if site.is_inside or not output.is_graph_output() or output.uses():
         return None
     shape = output.shape
     first = None if shape is None or len(shape) != 2 else shape[0]
