@@ -156,6 +156,22 @@ def test_models_of_old_opsets_are_raised(opset):
     case.check(evaluator(ir.to_proto(model).graph, {"": version}).run(None, case.batch))
 
 
+def test_layers_share_their_mask():
+    text = """<ir_version: 8, opset_import: ["": 11, "com.microsoft": 1]>
+    g (int32[b, s] ids, int32[b, s] kept, float[9, 8] words, float[9, 8] rows, float[8] g,
+       float[8, 24] w) => (float[b, s, 8] y)
+    {
+        h, n = com.microsoft.EmbedLayerNormalization (ids, , words, rows, , g, g, kept)
+        k = com.microsoft.Attention <num_heads = 2> (h, w, , n)
+        m = com.microsoft.SkipLayerNormalization (k, h, g)
+        y = com.microsoft.Attention <num_heads = 2> (m, w, , n)
+    }"""
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    LOWER(model)
+    operators = [node.op_type for node in model.graph]
+    assert (operators.count("Softmax"), operators.count("Where")) == (2, 1)
+
+
 def test_shapes_behind_them_are_folded():
     text = """<ir_version: 8, opset_import: ["": 11, "com.microsoft": 1]>
     g (float[1, 4] x, float[4, 3] w) => (float[3] y)

@@ -95,6 +95,9 @@ def rewrite_embedding_norm(new: FusedBuilder) -> None:
     else:
         rows = new.add("Gather", [new.operand(3), places])
     total = new.add("Add", [total, rows])
+    width = new.operand(2).shape
+    if ids.shape is not None and width is not None:
+        total.shape = ir.Shape([*ids.shape, width[1]])  # ONNX does not infer it from the slice
     if segments is not None:
         total = new.add("Add", [total, new.add("Gather", [new.operand(4), segments])])
     outputs: list[ir.Value | None] = [None] * len(node.outputs)
