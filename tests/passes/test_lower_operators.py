@@ -316,7 +316,7 @@ def test_what_is_known_becomes_a_constant(lowering, operator, opset, arrays):
     np.testing.assert_array_equal(computed(lowering, proto, {}), reference(proto, {}))
 
 
-@pytest.mark.parametrize("limits", [(0.6, 2.3), (0.8, 0.35), (4, 3), (9, 13), (1, 1)])
+@pytest.mark.parametrize("limits", [(0.6, 2.3), (4, 9), (1, 1)])
 @pytest.mark.parametrize("options", RESIZES)
 def test_resize(limits, options):
     """With the rule itself, as the parser takes some of them."""
