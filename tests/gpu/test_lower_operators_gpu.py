@@ -26,8 +26,8 @@ def computed(tmp_path, proto, inputs, profile=None):
     profiles = () if profile is None else (ProfileSpec.parse([profile]),)
     config = BuildConfig(precision=Precision.FP32, profiles=profiles)
     with Session(build_plan(tmp_path / "m.onnx", config)) as session:
-        names = {tensor.name for tensor in session.engine.inputs}
-        return session.run({name: inputs[name] for name in names})
+        kinds = {tensor.name: tensor.dtype for tensor in session.engine.inputs}
+        return session.run({name: inputs[name].astype(kind) for name, kind in kinds.items()})
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def written(lowering, module, change):
         ("nonmaxsuppression", 10, 0),
         ("reducemax", 2, 2),
         ("reducemin", 1, 1),
-        ("resize", 16, 14),
+        ("resize", 17, 15),
         ("roialign", 3, 3),
         ("scatterelements", 4, 4),
         ("scatternd", 6, 6),
@@ -329,6 +329,32 @@ def test_resize(limits, options):
     write(ArrayBuilder(node, NameAuthority(graph), 19))
     expected = reference(proto, {"x": x})
     np.testing.assert_allclose(reference(ir.to_proto(graph), {"x": x}), expected, 1e-5, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("extent", "scale", "mode", "written"),
+    [
+        (7, 0.35, "nearest", True),
+        (7, 2.0, "nearest", False),
+        (7, 0.35, "linear", False),
+        ("w", 0.35, "nearest", False),
+    ],
+)
+def test_nearest_elements_by_scales_of_parts_are_selected(lowering, extent, scale, mode, written):
+    proto = one_node(
+        "Resize",
+        {"x": (TensorProto.FLOAT, [2, extent])},
+        {"y": (TensorProto.FLOAT, [2, "v"])},
+        19,
+        {"scales": np.array([1, scale], np.float32)},
+        order=["x", "", "scales"],
+        mode=mode,
+    )
+    x = np.arange(14, dtype=np.float32).reshape(2, 7)
+    found = computed(lowering, proto, {"x": x})
+    assert (found is not None) == written
+    if found is not None:
+        np.testing.assert_array_equal(found, reference(proto, {"x": x}))
 
 
 @pytest.mark.parametrize(

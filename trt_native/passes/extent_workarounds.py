@@ -24,6 +24,7 @@ __all__ = [
     "RESIZE_BY_SCALES",
     "RMS_NORM_TYPES",
     "computes_condition",
+    "picks_nearest_of_parts",
     "resize_reason",
 ]
 
@@ -173,19 +174,29 @@ def resize_reason(node: ir.Node) -> str:
     ceil = node.attributes.get_string("nearest_mode", "round_prefer_floor") == "ceil"
     if nearest and ceil and coordinates == "align_corners":
         return "nearest_mode ceil with align_corners picks other elements; use another nearest_mode"
-    scales = _scales(node)
-    if scales is None or coordinates in _FREE_OF_SIZE:
+    scale = None if coordinates in _FREE_OF_SIZE else _broken_scale(node)
+    if scale is None:
         return ""
+    return (
+        f"with {coordinates} a scale of {scale:g} that may give no whole number of elements"
+        " is rounded first; give sizes instead of scales"
+    )
+
+
+def picks_nearest_of_parts(node: ir.Node) -> bool:
+    """Whether a Resize to the nearest has a scale that may give no whole number of elements."""
+    nearest = node.attributes.get_string("mode", "nearest") == "nearest"
+    return node.op_type == "Resize" and nearest and _broken_scale(node) is not None
+
+
+def _broken_scale(node: ir.Node) -> float | None:
+    """A scale of a Resize that may give no whole number of elements."""
+    scales = _scales(node) or []
     for axis, scale in zip(_axes(node, scales), scales, strict=False):
-        extent = _extent(node.inputs[0], axis)
-        ratio = Fraction(scale)
-        whole = ratio.denominator == 1 if extent is None else (extent * ratio).denominator == 1
-        if not whole:
-            return (
-                f"with {coordinates} a scale of {scale:g} that may give no whole number of elements"
-                " is rounded first; give sizes instead of scales"
-            )
-    return ""
+        extent, ratio = _extent(node.inputs[0], axis), Fraction(scale)
+        if (ratio if extent is None else extent * ratio).denominator != 1:
+            return scale
+    return None
 
 
 # Others

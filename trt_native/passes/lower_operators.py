@@ -30,6 +30,7 @@ from trt_native.passes import (
 )
 from trt_native.passes.array_builder import ArrayBuilder, OperatorRule, Site
 from trt_native.passes.base import GraphPass
+from trt_native.passes.extent_workarounds import picks_nearest_of_parts
 from trt_native.passes.reject_unsupported import unsupported_reason
 from trt_native.passes.replacement import NameAuthority
 
@@ -52,14 +53,14 @@ Write = Callable[[ArrayBuilder], None]
 
 
 class LowerOperators(GraphPass):
-    """Sums, products and selections for operators that the parser refuses."""
+    """Sums, products and selections for operators that the parser refuses or miscompiles."""
 
     name = "lower_operators"
     title = "Writing operators as plain ones"
     early = True  # the precision is chosen for what is computed in the end
 
     def needed(self, model: ir.Model) -> bool:
-        """Whether the parser refuses a node, in bodies too, that has a rule."""
+        """Whether the parser refuses a node with a rule, or TensorRT computes something else."""
         return bool(self._found(model))
 
     @wraps_graph_errors
@@ -98,6 +99,7 @@ class LowerOperators(GraphPass):
         refused = set(refused_nodes(candidates, model.opset_imports, backend))
         refused |= {n for n in candidates if unsupported_reason(n, has.crashing_operators)}
         refused |= {n for n in candidates if n.op_type in has.operators_elsewhere}
+        refused |= {n for n in candidates if picks_nearest_of_parts(n)}
         if not refused:
             return {}
         copy = bound_skeleton(model, self.context.profiles)
