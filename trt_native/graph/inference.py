@@ -12,7 +12,6 @@ from onnx_ir.passes import common as passes
 
 from trt_native.errors import ModelError
 from trt_native.graph.nodes import all_nodes, bodies, constant_of
-from trt_native.reference.evaluator import is_fused
 
 __all__ = [
     "infer_behind",
@@ -52,6 +51,8 @@ def infer_types(model: ir.Model) -> None:
 
 def _type_fused_outputs(model: ir.Model) -> bool:
     """Give outputs of fused operators, which ONNX does not know, the type of their inputs."""
+    from trt_native.reference.evaluator import is_fused  # its hundreds of classes only if used
+
     typed = False
     for node in model.graph:
         if not is_fused(node.op_type, node.domain):
