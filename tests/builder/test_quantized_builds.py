@@ -198,6 +198,15 @@ def test_an_fp16_graph_keeps_its_types(tmp_path):
         build(model, Precision.INT8, io_precision=IoPrecision.FP32)
 
 
+def test_an_fp16_graph_is_calibrated(tmp_path):
+    model = tiny_models.dense(tmp_path / "m.onnx", dtype=onnx.TensorProto.FLOAT16)
+    x = np.random.default_rng(0).standard_normal((8, 64)).astype(np.float16)
+    np.savez(tmp_path / "x.npz", h0=x)
+    data = {"calibration_cache": None, "calibration_data": str(tmp_path / "x.npz")}
+    record = pass_records(build(model, Precision.INT8, **data).manifest)
+    assert record["quantize"]["nodes"] == {"MatMul": 1, "Gemm": 1}
+
+
 def test_nodes_kept_in_fp32_are_not_quantized(tmp_path):
     model = tiny_models.dense(tmp_path / "m.onnx", name="x__dense.1__y")
     record = pass_records(build(model, Precision.INT8, keep_fp32=("*/dense.1",)).manifest)

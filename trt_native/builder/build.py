@@ -524,7 +524,8 @@ def _applied_precision(graph: ir.Model, config: BuildConfig, path: Path) -> Prec
         without_effect = {
             "keep_fp32": config.keep_fp32,
             "io_precision": config.io_precision is not IoPrecision.KEEP,
-            "calibration_data": config.quantization.calibration_data is not None,
+            "calibration_data": config.quantization.calibration_data is not None
+            and not wanted.quantized,
         }
         useless = " and ".join(name for name, given in without_effect.items() if given)
         if useless:
