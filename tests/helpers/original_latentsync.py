@@ -23,7 +23,7 @@ def original_modules(monkeypatch):
     Skips the test where there is no checkout of github.com/bytedance/LatentSync in the folder
     that TRT_NATIVE_LATENTSYNC names.
     """
-    folder = _checkout()
+    folder = checkout()
     for name in ("diffusers", "einops"):
         pytest.importorskip(name)
     monkeypatch.syspath_prepend(str(folder))
@@ -42,7 +42,7 @@ def original_modules(monkeypatch):
 
 def original_audio_encoder(monkeypatch):
     """LatentSync's ``AudioEncoder``, without what its file imports for text."""
-    folder = _checkout()
+    folder = checkout()
     package = "original_whisper"
     parent = types.ModuleType(package)
     parent.__path__ = [str(folder / "latentsync/whisper/whisper")]
@@ -58,12 +58,13 @@ def original_audio_encoder(monkeypatch):
     return importlib.import_module(f"{package}.model").AudioEncoder
 
 
-def _checkout():
-    folder = os.environ.get(CHECKOUT)
+def checkout(variable=CHECKOUT, repository="bytedance/LatentSync"):
+    """The folder of a checkout that an environment variable names; skips the test without it."""
+    folder = os.environ.get(variable)
     if not folder:
-        pytest.skip(f"set {CHECKOUT} to a checkout of github.com/bytedance/LatentSync")
+        pytest.skip(f"set {variable} to a checkout of github.com/{repository}")
     if not (Path(folder) / "latentsync/pipelines/lipsync_pipeline.py").is_file():
-        pytest.fail(f"{CHECKOUT}={folder}: no latentsync/pipelines/lipsync_pipeline.py there")
+        pytest.fail(f"{variable}={folder}: no latentsync/pipelines/lipsync_pipeline.py there")
     return Path(folder)
 
 

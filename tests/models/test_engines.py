@@ -126,8 +126,24 @@ def test_a_vae_of_another_kind(theirs, unet, vae):
     with pytest.raises(SpecError, match="has latent_channels 16, the plans' has 4"):
         made(unet, vae).install(theirs)
     with pytest.raises(SpecError, match="has latent_channels None"):
-        made(unet, vae).install(SimpleNamespace())
+        made(unet, vae).install(SimpleNamespace(unet=None))
     assert theirs.unet is before
+
+
+def test_the_name_of_the_unet_in_earlier_code(theirs, unet, vae):
+    theirs.denoising_unet = vars(theirs).pop("unet")
+    parts = made(unet, vae)
+    parts.install(theirs)
+    assert theirs.denoising_unet is parts.unet
+    assert not hasattr(theirs, "unet")
+
+
+def test_a_pipeline_without_a_unet(theirs, unet, vae):
+    del theirs.unet
+    before = theirs.vae
+    with pytest.raises(SpecError, match="no U-Net: neither unet nor denoising_unet"):
+        made(unet, vae).install(theirs)
+    assert theirs.vae is before
 
 
 def test_timesteps_stay_on_the_host(loop, theirs, unet, vae):

@@ -31,6 +31,7 @@ __all__ = ["LatentSyncPipelineEngines"]
 
 _DEFAULT_INTERVAL = 3
 _ORIGIN = ("trt_native.config", "trt_native.checkpoint_sha256", "trt_native.random_seed")
+_UNETS = ("unet", "denoising_unet")
 _Config = TypeVar("_Config", UNetConfig, VaeConfig, WhisperConfig)
 
 
@@ -148,12 +149,19 @@ class LatentSyncPipelineEngines:
         for the step before it, and the GPU then for the host.
 
         Args:
-            pipeline: A ``LipsyncPipeline``, on the GPU of the plans.
+            pipeline: A ``LipsyncPipeline``, on the GPU of the plans. Its U-Net is the attribute
+                ``unet``, in LatentSync's code of March 2025 ``denoising_unet``.
 
         Raises:
             SpecError: the pipeline's VAE has latents of another kind or its Whisper other
-                dimensions, or there is none.
+                dimensions, or there is none, or no U-Net.
         """
+        unets = [name for name in _UNETS if hasattr(pipeline, name)]
+        if not unets:
+            raise SpecError(
+                f"the pipeline has no U-Net: neither {' nor '.join(_UNETS)} is an attribute of it;"
+                " give LatentSync's LipsyncPipeline"
+            )
         if self.whisper is not None:
             self._check_dimensions(pipeline)
         if self.vae is not None:
@@ -161,7 +169,8 @@ class LatentSyncPipelineEngines:
             pipeline.vae = self.vae
         if self.whisper is not None:
             pipeline.audio_encoder.model.encoder = self.whisper
-        pipeline.unet = self.unet
+        for name in unets:
+            setattr(pipeline, name, self.unet)
         if hasattr(pipeline, "scheduler"):
             _keep_timesteps_on_the_host(pipeline.scheduler)
 
