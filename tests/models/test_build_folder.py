@@ -158,9 +158,17 @@ class TestRefusals:
             build_latentsync(tmp_path, ModelSources(checkpoint=tmp_path / "unet.pt"))
         with pytest.raises(ModelError, match=r"unet\.pt: cannot be read"):
             build_latentsync(
-                tmp_path / "new", ModelSources(checkpoint=tmp_path / "unet.pt", vae=tmp_path)
+                tmp_path / "new",
+                ModelSources(checkpoint=tmp_path / "unet.pt"),
+                FolderOptions(vae=False),
             )
         assert os.listdir(tmp_path) == []
+
+    @pytest.mark.parametrize("name", ["stabilityai/sd-vae-ft-mse", "sd"])
+    def test_a_vae_that_is_no_folder(self, tmp_path, name):
+        weights = ModelSources(checkpoint=tmp_path / "unet.pt", vae=name)
+        with pytest.raises(ModelError, match=f"{name}: not a folder of diffusers' AutoencoderKL"):
+            build_latentsync(tmp_path / "new", weights)
 
     @pytest.mark.parametrize(
         ("options", "message"),

@@ -159,8 +159,8 @@ def build_latentsync(
     target = Path(folder)
     exporting, building = exporting or nullcontext, building or nullcontext
     _check(target, weights, options)
-    weights = _opened(weights, exporting)
     scale = _downscale(weights) if options.vae else _USUAL_DOWNSCALE
+    weights = _opened(weights, exporting)
     latents = _latent_size(weights, options.resolution, scale)
     target.mkdir(parents=True, exist_ok=True)
     run = _FolderBuild(target, weights, options, exporting, building)
@@ -212,9 +212,9 @@ def _opened(
 def _downscale(weights: ModelSources) -> int:
     """Pixels per latent, of the VAE that is built."""
     require_torch()
-    from trt_native.models.latentsync.vae import VaeConfig
+    from trt_native.models.latentsync.vae import VaeConfig, vae_files
 
-    config = weights.vae or weights.vae_config or "sd"
+    config = vae_files(weights.vae)[0] if weights.vae else weights.vae_config or "sd"
     return (config if isinstance(config, VaeConfig) else VaeConfig.load(config)).downscale
 
 

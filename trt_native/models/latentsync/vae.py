@@ -25,7 +25,7 @@ from trt_native.files import read_text_file
 from trt_native.models.latentsync.checkpoint import load_checkpoint, load_into
 from trt_native.models.latentsync.layers import GroupNorm
 
-__all__ = ["VAE_PRESETS", "Vae", "VaeConfig", "VaeDecoder", "VaeEncoder", "load_vae"]
+__all__ = ["VAE_PRESETS", "Vae", "VaeConfig", "VaeDecoder", "VaeEncoder", "load_vae", "vae_files"]
 
 _EPS = 1e-6
 _WEIGHTS = (
@@ -141,7 +141,7 @@ class VaeConfig:
         if str(source) in VAE_PRESETS:
             return VAE_PRESETS[str(source)]
         if Path(source).is_dir():
-            return cls.load(_files(source)[0])
+            return cls.load(vae_files(source)[0])
         try:
             data = json.loads(read_text_file(Path(source)))
         except FileNotFoundError:
@@ -250,7 +250,7 @@ def load_vae(
         return vae.requires_grad_(False).eval(), sha256
     if config is not None:
         raise SpecError("a folder has a configuration of its own; give none with it")
-    path, file = _files(folder)
+    path, file = vae_files(folder)
     checkpoint = load_checkpoint(file)
     with torch.device("meta"):
         vae = Vae(VaeConfig.load(path))
@@ -259,8 +259,12 @@ def load_vae(
     return vae.requires_grad_(False).eval(), checkpoint.sha256
 
 
-def _files(folder: str | Path) -> tuple[Path, Path]:
-    """The configuration and the weights in a folder."""
+def vae_files(folder: str | Path) -> tuple[Path, Path]:
+    """The configuration and the weights in a folder of diffusers' ``AutoencoderKL``.
+
+    Raises:
+        ModelError: one of them is missing.
+    """
     path = Path(folder)
     path = path / "vae" if (path / "vae" / "config.json").is_file() else path
     file = next((path / name for name in _WEIGHTS if (path / name).is_file()), None)
