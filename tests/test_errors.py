@@ -96,6 +96,24 @@ def test_a_line_end_in_a_name_ends_no_line_of_the_list():
     assert str(error) == "bad\\nname\n  - one\\r\\nmore\n  - two"
 
 
+@pytest.mark.parametrize(
+    ("control", "shown"),
+    [
+        ("\x1b", r"\x1b"),
+        ("\x9b", r"\x9b"),
+        ("\x00", r"\x00"),
+        ("\u2028", r"\u2028"),
+        ("\u202e", r"\u202e"),
+        ("\udcff", r"\udcff"),
+        ("\t", "\t"),
+        ("\u00e9", "\u00e9"),
+    ],
+)
+def test_controls_in_a_name_are_escaped(control, shown):
+    error = errors.ModelError(f"a{control}b", problems=[f"c{control}d"])
+    assert str(error) == f"a{shown}b\n  - c{shown}d"
+
+
 def test_a_restated_error_keeps_all_but_its_message_and_class():
     error = errors.CudaError("lost", ["log"], options=["a"], problems=["p"])
     again = error.restated("plan: lost", errors.PlanError, details=["more"], options=["b"])

@@ -8,6 +8,7 @@ their flags.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 __all__ = [
@@ -22,15 +23,26 @@ __all__ = [
     "SpecError",
     "TrtNativeError",
     "UnsupportedError",
+    "on_one_line",
 ]
 
 USER_CODE_ERRORS = (Exception, SystemExit)
 """The exceptions of a function or module of the user's: ``sys.exit()`` there must not end us."""
 
 
-def _on_one_line(text: str) -> str:
-    """The text with its line ends escaped: a name in it, of a file or in a model, may hold some."""
-    return text.replace("\r", "\\r").replace("\n", "\\n")
+# Control characters but for the tab, separators of lines, marks that turn the direction of text
+# around, and halves of surrogate pairs.
+_CONTROLS = re.compile(
+    r"[\x00-\x08\n-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def on_one_line(text: str) -> str:
+    """The text with escapes for line ends and for characters that control a terminal.
+
+    Names in it, of files or in a model, may hold either.
+    """
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class TrtNativeError(Exception):
@@ -59,10 +71,10 @@ class TrtNativeError(Exception):
         options: Sequence[str] = (),
         problems: Sequence[str] = (),
     ) -> None:
-        self.message = message = _on_one_line(message)
+        self.message = message = on_one_line(message)
         self.details = tuple(details)
         self.options = tuple(options)
-        self.problems = tuple(map(_on_one_line, problems))
+        self.problems = tuple(map(on_one_line, problems))
         super().__init__("\n  ".join((message, *self.lines)))
 
     @property

@@ -42,6 +42,15 @@ def test_words_between_colons_stay_what_they_are(capsys):
     assert captured.out.count("[x]") == 2
 
 
+def test_a_line_end_in_a_cell_is_escaped_and_lines_are_not(capsys):
+    table("a\nb", ["c\rd"], [["x\n| error: y\x1b[31m"], [("1:2", "3\u20284")]])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == r"a\nb"
+    assert r"c\rd" in lines[2]
+    assert r"x\n| error: y\x1b[31m" in lines[4]
+    assert [line.strip("\u2502 ") for line in lines[5:7]] == ["1:2", r"3\u20284"]
+
+
 def test_a_closed_pipe_is_silent(model):
     command = f"{sys.executable} -m trt_native inspect {model} | true; exit ${{PIPESTATUS[0]}}"
     result = subprocess.run(

@@ -23,17 +23,17 @@ def print_summary(target: Path, outcome: Outcome) -> None:
     """Print the summary of a plan that was built, or taken from the cache."""
     manifest = outcome.manifest
     times = ", ".join(f"{name} {value:.1f} s" for name, value in manifest.seconds.items())
-    rows = [
+    rows: list[tuple[str, object]] = [
         ("plan", f"{target} ({format_bytes(manifest.plan_bytes)})"),
         ("backend", f"{manifest.backend} {manifest.backend_version}"),
         ("built on", manifest.gpu or "a machine without a GPU"),
         ("for", _targets_text(manifest)),
-        ("precision", _precision_text(manifest)),
+        ("precision", _precision_lines(manifest)),
         *_pass_rows(manifest.passes),
         ("cached", f"built {manifest.created} ({times})") if outcome.cached else ("time", times),
     ]
     if outcome.attempts:
-        rows.append(("failed before", "\n".join(map(str, outcome.attempts))))
+        rows.append(("failed before", outcome.attempts))
         rows.append(("built with", _memory_text(manifest)))
     table("Unchanged: from the cache" if outcome.cached else "Built", ("", ""), rows)
     table("Tensors", TENSOR_COLUMNS, tensor_rows(manifest.tensors))
@@ -52,18 +52,22 @@ def _targets_text(manifest: Manifest) -> str:
     return "every GPU that the backend supports"
 
 
-def _precision_text(manifest: Manifest) -> str:
+def _precision_lines(manifest: Manifest) -> tuple[str, ...]:
     precision = manifest.precision
     text = str(precision["applied"])
     if "calibrated" in precision:
         text += f" by {precision['calibrated']['by']}, which chooses the layers"
-    if precision.get("engine_layers"):
-        text += f"\nin the engine: {engine_layers_text(precision['engine_layers'])}"
-    return text
+    if not precision.get("engine_layers"):
+        return (text,)
+    return (text, f"in the engine: {engine_layers_text(precision['engine_layers'])}")
 
 
-def _pass_rows(passes: Any) -> list[tuple[str, str]]:
-    return [(record["name"], record["summary"]) for record in passes if record["summary"]]
+def _pass_rows(passes: Any) -> list[tuple[str, tuple[str, ...]]]:
+    return [
+        (record["name"], tuple(record["summary"].split("\n")))
+        for record in passes
+        if record["summary"]
+    ]
 
 
 def print_dry_run(model: Path, config: BuildConfig, backend: str, json: bool) -> None:

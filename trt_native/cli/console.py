@@ -7,7 +7,6 @@ import inspect
 import json
 import logging
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -19,20 +18,17 @@ from rich.table import Table
 from rich.text import Text
 
 from trt_native.cli import interrupted
-from trt_native.errors import TrtNativeError
+from trt_native.errors import TrtNativeError, on_one_line
 
 __all__ = ["print_json", "printable", "report_errors", "set_verbosity", "stderr", "stdout", "table"]
 
-# Control characters but for tab and line end, and halves of surrogate pairs.
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-
 
 def printable(text: str) -> str:
-    """The text with escapes for characters that control a terminal or have no encoding.
+    """The text with escapes for characters that control a terminal, apart from line ends.
 
-    Names in a model, in a plan's manifest and of files may hold either.
+    Names in a model, in a plan's manifest and of files may hold some.
     """
-    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return "\n".join(map(on_one_line, text.split("\n")))
 
 
 class _Console(Console):
@@ -136,7 +132,13 @@ def print_json(data: object) -> None:
 
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    """Write a table to standard output."""
+    """Write a table to standard output.
+
+    Args:
+        title: Its heading.
+        columns: Their names; no heads where all are empty.
+        rows: Cells. One that is a tuple has several lines; a line end in a text is escaped.
+    """
     names = list(columns)
     grid = Table(title=_text(title, "bold"), title_justify="left", show_header=any(names))
     for name in names:
@@ -147,4 +149,5 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) 
 
 
 def _text(content: object, style: str = "") -> Text:
-    return Text(printable(str(content)), style)
+    lines = content if isinstance(content, tuple) else (content,)
+    return Text("\n".join(on_one_line(str(line)) for line in lines), style)

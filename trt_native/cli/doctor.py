@@ -50,7 +50,7 @@ def doctor(
         (
             (
                 name,
-                "\n".join(filter(None, (b["version"], b["error"]))),
+                tuple(filter(None, (b["version"], b["error"]))),
                 b["note"],
                 f"pip install 'trt-native[{b['extra']}]'",
             )

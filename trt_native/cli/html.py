@@ -64,10 +64,10 @@ class GraphNode:
     note: str = ""
 
 
-def tensor_rows(tensors: Iterable[PlanTensor]) -> list[tuple[str, ...]]:
+def tensor_rows(tensors: Iterable[PlanTensor]) -> list[tuple[str | tuple[str, ...], ...]]:
     """A plan's inputs and outputs as rows under ``TENSOR_COLUMNS``."""
     return [
-        (t.mode, t.name, t.dtype, t.describe_shape(), "\n".join(map(str, t.profiles or t.values)))
+        (t.mode, t.name, t.dtype, t.describe_shape(), tuple(map(str, t.profiles or t.values)))
         for t in tensors
     ]
 
@@ -142,7 +142,8 @@ def page(
 
     Args:
         title: Its heading.
-        tables: Each a heading, the columns' names, and rows.
+        tables: Each a heading, the columns' names, and rows. A cell that is a tuple has several
+            lines.
         nodes: Boxes of the graph.
         remark: A line below the heading.
         figures: Each a heading, and markup that goes into the page as it is.
@@ -165,10 +166,14 @@ def page(
         if any(columns):
             parts.append("<tr>" + "".join(f"<th>{escape(c)}</th>" for c in columns) + "</tr>")
         for row in rows:
-            parts.append("<tr>" + "".join(f"<td>{escape(str(c))}</td>" for c in row) + "</tr>")
+            parts.append("<tr>" + "".join(f"<td>{_cell(c)}</td>" for c in row) + "</tr>")
         parts.append("</table>")
     parts.append("</body></html>\n")
     return "\n".join(parts)
+
+
+def _cell(content: object) -> str:
+    return escape("\n".join(content) if isinstance(content, tuple) else str(content))
 
 
 def _svg(nodes: Sequence[GraphNode]) -> Iterator[str]:

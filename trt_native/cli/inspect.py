@@ -141,8 +141,8 @@ def _print_support(path: Path, backend: str, support: dict[str, Any]) -> None:
         return
     unranked = [f"{name} (with --shape, its rank is unknown)" for name in support["unranked"]]
     rows = [
-        ("refused", "\n".join(support["refused"]) or "nothing"),
-        ("rewritten", "\n".join(support["rewritten"]) or "nothing"),
+        ("refused", tuple(support["refused"]) or "nothing"),
+        ("rewritten", tuple(support["rewritten"]) or "nothing"),
         ("dimensions to give", ", ".join((*support["dimensions"], *unranked)) or "none"),
     ]
     table(f"A build by {support['product']} {support['version']}", ("", ""), rows)
