@@ -14,6 +14,7 @@ from trt_native.config import (
     Precision,
     ProfilingVerbosity,
     QuantizationSpec,
+    as_config,
 )
 from trt_native.errors import SpecError, UnsupportedError
 from trt_native.shapes import ProfileSpec
@@ -108,9 +109,13 @@ def test_a_build_config_checks_itself(options, message):
         ({"precision": "fp17"}, "precision: 'fp17' is none of: auto, fp32"),
         ({"precision": None}, "precision: None is none of"),
         ({"io_precision": "fp8"}, "io_precision: 'fp8' is none of: keep, fp32, fp16"),
-        ({"keep_fp32": "*/norm"}, r"keep_fp32: not a list: '\*/norm'; write \['\*/norm'\]"),
-        ({"break_fusions": 3}, "break_fusions: 'int' object is not iterable"),
-        ({"workspace_bytes": "8GiB"}, "workspace_bytes: not a whole number: '8GiB'"),
+        ({"break_fusions": 3}, "break_fusions: not a list of texts: 3"),
+        ({"keep_fp32": {"a": 1}}, "keep_fp32: not a list of texts: "),
+        ({"workspace_bytes": "8 apples"}, "workspace_bytes: not a size: '8 apples'"),
+        ({"refit": "yes"}, "refit: neither True nor False: 'yes'"),
+        ({"timing_cache": 3}, "timing_cache: not a text: 3"),
+        ({"profiles": "batch=4"}, "profiles: not a list of ProfileSpec: 'batch=4'"),
+        ({"quantization": None}, "quantization: not a QuantizationSpec: None"),
         ({"workspace_bytes": 2.0**30}, "workspace_bytes: not a whole number"),
         ({"optimization_level": True}, "optimization_level: not a whole number: True"),
         ({"max_aux_streams": "2"}, "max_aux_streams: not a whole number: '2'"),
@@ -140,6 +145,58 @@ def test_choices_may_be_texts_and_tuples_lists():
     assert given.quantization.calibration_method is CalibrationMethod.MSE
     assert given.quantization.calibration_runner is CalibrationRunner.ENGINE
     assert (given.keep_fp32, given.quantization.ops) == (("*/norm",), ("Conv",))
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ({"keep_fp32": "op:Gemm"}, {"keep_fp32": ("op:Gemm",)}),
+        ({"workspace_bytes": "8GiB"}, {"workspace_bytes": 8 * 2**30}),
+        ({"timing_cache": "t.cache"}, {"timing_cache": Path("t.cache")}),
+        ({"fixed_inputs": "sr=16000"}, {"fixed_inputs": ("sr=16000",)}),
+        ({"compute_capabilities": "8.9"}, {"compute_capabilities": ("8.9",)}),
+        ({"compute_capabilities": 12.0}, {"compute_capabilities": ("12.0",)}),
+        ({"compute_capabilities": (8, 9)}, {"compute_capabilities": ("8.9",)}),
+        ({"compute_capabilities": [(8, 6), 8.9]}, {"compute_capabilities": ("8.6", "8.9")}),
+        (
+            {"profiles": {"dims": {"b": "1:2:4"}}},
+            {"profiles": (ProfileSpec.parse(["b=1:2:4"]),)},
+        ),
+        (
+            {"profiles": ProfileSpec.parse(["b=4"])},
+            {"profiles": (ProfileSpec.parse(["b=4"]),)},
+        ),
+        (
+            {"precision": "int8-weights", "quantization": {"ops": "Conv,Gemm"}},
+            {
+                "precision": Precision.INT8_WEIGHTS,
+                "quantization": QuantizationSpec(ops=("Conv", "Gemm")),
+            },
+        ),
+    ],
+    ids=str,
+)
+def test_values_as_they_are_typed(given, meant):
+    assert BuildConfig(**given) == BuildConfig(**meant) == as_config(given)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"workspace": "8GiB"}, "no option workspace; did you mean workspace_bytes?"),
+        ({"precison": "fp16"}, "no option precison; did you mean precision?"),
+        ({"min_coverage": 0.5}, r"one of quantization=QuantizationSpec\(min_coverage=...\)"),
+        ({"zzz": 1}, "BuildConfig has no option zzz$"),
+    ],
+    ids=str,
+)
+def test_unknown_names(options, message):
+    with pytest.raises(SpecError, match=message):
+        BuildConfig(**options)
+    with pytest.raises(SpecError, match="by name"):
+        BuildConfig("fp16")
+    with pytest.raises(SpecError, match="not a BuildConfig: 'fp16'"):
+        as_config("fp16")
 
 
 def test_tf32_is_allowed_except_in_fp32():

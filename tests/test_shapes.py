@@ -103,3 +103,41 @@ def test_ranges_that_contradict_each_other(dims, shapes, problem):
 
 def test_the_same_range_twice_is_one():
     assert ProfileSpec.parse(["n=2", "n=2:2:2"]) == ProfileSpec.parse(["n=2"])
+
+
+@pytest.mark.parametrize("given", ["1:2:4", (1, 2, 4), [1, 2, 4], DimRange(1, 2, 4)], ids=repr)
+def test_dimensions_as_they_are_typed(given):
+    assert ProfileSpec(dims={"b": given}) == ProfileSpec.parse(["b=1:2:4"])
+    assert ProfileSpec(dims={"b": 4}) == ProfileSpec.parse(["b=4"])
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("1x8:2x8:4x8", "1x8:2x8:4x8"),
+        (((1, 8), (2, 8), (4, 8)), "1x8:2x8:4x8"),
+        (["1x8", "2x8", "4x8"], "1x8:2x8:4x8"),
+        ((1, 8), "1x8"),
+        ([1, 3, 8, 8], "1x3x8x8"),
+        ((), "scalar"),
+    ],
+)
+def test_shapes_as_they_are_typed(given, meant):
+    assert ProfileSpec(shapes={"x": given}) == ProfileSpec.parse(shapes=[f"x={meant}"])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"dims": {"b": (1, 4)}}, "b: not a range: '1:4'"),
+        ({"dims": {"b": True}}, "b: not a range of extents: 'True'"),
+        ({"dims": {"b": 2.5}}, "b: not a range of extents: '2.5'"),
+        ({"dims": "b=4"}, "'dims' of a profile needs NAME: RANGE entries, found a str"),
+        ({"shapes": {"x": (1, 2, 4)}}, "may be the shape 1x2x4 or the range 1:2:4"),
+        ({"dims": {"b": None}, "shapes": {"x": None}}, "2 problems:"),
+    ],
+    ids=str,
+)
+def test_profiles_of_other_types(given, message):
+    with pytest.raises(SpecError, match=message):
+        ProfileSpec(**given)

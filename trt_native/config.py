@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+import functools
 import operator
+import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -26,6 +29,7 @@ __all__ = [
     "Precision",
     "ProfilingVerbosity",
     "QuantizationSpec",
+    "as_config",
     "parse_ops",
 ]
 QUANTIZED_OPS = ("Conv", "MatMul", "Gemm")
@@ -36,6 +40,7 @@ FixedValues = Mapping[str, bool | int | float]
 
 _MIN_WORKSPACE = 2**20
 _E = TypeVar("_E", bound="_Choice")
+_T = TypeVar("_T")
 
 
 class _Choice(str, Enum):
@@ -46,7 +51,7 @@ class _Choice(str, Enum):
         Raises:
             SpecError: the text is none of them.
         """
-        wanted = str(text).lower().replace("-", "_")
+        wanted = text.lower().replace("-", "_") if isinstance(text, str) else None
         for choice in cls:
             if choice.value.replace("-", "_") == wanted:
                 return choice
@@ -207,39 +212,145 @@ def parse_ops(text: str) -> tuple[str, ...]:
 
 
 def _read_fields(config: BuildConfig | QuantizationSpec) -> None:
-    """Make choices of their texts, and tuples of lists, in a new configuration.
+    """Read, in a new configuration, choices from their texts, sizes, paths and lists.
 
     Raises:
-        SpecError: a choice is unknown, a text is in the place of a list, or anything else in that
-            of a whole number.
+        SpecError: a choice is unknown, or a value is not of its field's type.
     """
     for name, described in config.__dataclass_fields__.items():
-        value = getattr(config, name)
-        if described.default is None and value is None:
+        option, value = described.metadata.get("option"), getattr(config, name)
+        if option is None or (described.default is None and value is None):
             continue
         try:
-            value = _read_field(described.metadata.get("option"), described.default, value)
-        except (SpecError, TypeError) as error:
-            message = error.message if isinstance(error, SpecError) else str(error)
-            raise SpecError(f"{name}: {message}", options=(name,)) from None
+            value = _read_field(option, described.default, value)
+        except SpecError as error:
+            raise SpecError(f"{name}: {error.message}", options=(name,)) from None
         object.__setattr__(config, name, value)
 
 
-def _read_field(option: CommandOption | None, default: Any, value: Any) -> Any:
-    choices = getattr(option and option.parse, "__self__", None)
+def _read_field(option: CommandOption, default: Any, value: Any) -> Any:
+    choices = getattr(option.parse, "__self__", None)
     if isinstance(choices, type) and issubclass(choices, _Choice):
         return choices.parse(value)
     if isinstance(default, tuple):
-        if isinstance(value, str):
-            raise SpecError(f"not a list: {value!r}; write [{value!r}]")
-        return tuple(value)
-    if option is not None and (option.type is int or option.parse is parse_bytes):
-        if isinstance(value, bool | str | float):
-            raise SpecError(f"not a whole number: {value!r}")
+        return _read_texts(option, value)
+    if option.parse is parse_bytes:
+        return parse_bytes(value) if isinstance(value, str) else _whole_number(value)
+    return _READERS[option.type](value)
+
+
+def _read_texts(option: CommandOption, value: Any) -> tuple[str, ...]:
+    """A list of texts; one text is a list of itself."""
+    if isinstance(value, str):
+        return tuple(option.parse(value)) if option.separator and option.parse else (value,)
+    if not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):
+        raise SpecError(f"not a list of texts: {value!r}")
+    return tuple(value)
+
+
+def _whole_number(value: Any) -> int:
+    if not isinstance(value, bool) and hasattr(value, "__index__"):
         return operator.index(value)
-    return value
+    raise SpecError(f"not a whole number: {value!r}")
 
 
+def _number_of(value: Any) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    raise SpecError(f"not a number: {value!r}")
+
+
+def _truth(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise SpecError(f"neither True nor False: {value!r}")
+
+
+def _path_text(value: Any) -> str:
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(value, str):
+        return value
+    raise SpecError(f"not a text: {value!r}")
+
+
+_READERS: dict[type, Callable[[Any], Any]] = {
+    int: _whole_number,
+    float: _number_of,
+    bool: _truth,
+    str: _path_text,
+    Path: lambda value: Path(_path_text(value)),
+}
+
+
+def _with_known_names(declaring: type[_T]) -> type[_T]:
+    """Make an unknown keyword a :class:`SpecError` that names the one that is meant."""
+    initialize = declaring.__init__
+
+    @functools.wraps(initialize)
+    def __init__(self: Any, *values: Any, **named: Any) -> None:  # noqa: N807
+        if values:
+            raise SpecError(f"{values[0]!r}: options are given by name, as in precision='fp16'")
+        for name in named:
+            if name not in self.__dataclass_fields__:
+                raise SpecError(_unknown_name(declaring, name))
+        initialize(self, **named)
+
+    declaring.__init__ = __init__  # type: ignore[method-assign]
+    return declaring
+
+
+def _unknown_name(declaring: type[Any], name: str) -> str:
+    """The error about an option that a class does not have."""
+    flags = {}
+    for field_name, described in declaring.__dataclass_fields__.items():
+        option = described.metadata.get("option")
+        flags[option.flag.replace("-", "_") if option and option.flag else field_name] = field_name
+    close = difflib.get_close_matches(name, [*flags, *flags.values()], 1)
+    meant = f"; did you mean {flags.get(close[0], close[0])}?" if close else ""
+    if declaring is BuildConfig and name in QuantizationSpec.__dataclass_fields__:
+        meant = f"; it is one of quantization=QuantizationSpec({name}=...)"
+    return f"{declaring.__name__} has no option {name}{meant}"
+
+
+def as_config(config: BuildConfig | Mapping[str, Any] | None) -> BuildConfig:
+    """The configuration that is given, as itself or as a mapping of its fields.
+
+    Raises:
+        SpecError: it is something else, or a field cannot be read.
+    """
+    if config is None:
+        return BuildConfig()
+    if isinstance(config, Mapping):
+        return BuildConfig(**config)
+    if not isinstance(config, BuildConfig):
+        raise SpecError(f"config: not a BuildConfig: {config!r}", options=("config",))
+    return config
+
+
+def _read_profiles(value: Any) -> tuple[ProfileSpec, ...]:
+    """Profiles, each as itself or as a mapping; one is a list of itself."""
+    entries = [value] if isinstance(value, ProfileSpec | Mapping) else value
+    if not isinstance(entries, Sequence) or isinstance(entries, str):
+        raise SpecError(f"profiles: not a list of ProfileSpec: {value!r}", options=("profiles",))
+    return tuple(
+        entry if isinstance(entry, ProfileSpec) else ProfileSpec.from_mapping(entry)
+        for entry in entries
+    )
+
+
+def _capability_texts(value: Any) -> Any:
+    """Compute capabilities as texts, where they are numbers or what torch returns for a GPU."""
+    if isinstance(value, float):
+        return (str(value),)
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return value
+    if len(value) == 2 and all(type(item) is int for item in value):
+        return (f"{value[0]}.{value[1]}",)
+    return [".".join(map(str, item)) if isinstance(item, tuple) else str(item) for item in value]
+
+
+@_with_known_names
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizationSpec:
     """Quantization of a floating-point graph for precision INT8, FP8 or INT8_WEIGHTS.
@@ -386,11 +497,14 @@ class QuantizationSpec:
             )
 
 
+@_with_known_names
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildConfig:
     """Options of a build, apart from the model and the backend.
 
-    Choices may be given as their texts (``precision="fp16"``), tuples as lists.
+    Choices may be given as their texts (``precision="fp16"``), sizes as ``"8GiB"``, tuples as lists
+    or as the one item that they have (``keep_fp32="op:Gemm"``), profiles and ``quantization`` as
+    mappings.
 
     Attributes:
         profiles: Optimization profiles; none are needed where every input is static.
@@ -564,6 +678,16 @@ class BuildConfig:
         if isinstance(self.fixed_inputs, Mapping):
             texts = tuple(f"{name}={value}" for name, value in self.fixed_inputs.items())
             object.__setattr__(self, "fixed_inputs", texts)
+        if isinstance(self.quantization, Mapping):
+            object.__setattr__(self, "quantization", QuantizationSpec(**self.quantization))
+        if not isinstance(self.quantization, QuantizationSpec):
+            raise SpecError(
+                f"quantization: not a QuantizationSpec: {self.quantization!r}",
+                options=("quantization",),
+            )
+        object.__setattr__(self, "profiles", _read_profiles(self.profiles))
+        capabilities = _capability_texts(self.compute_capabilities)
+        object.__setattr__(self, "compute_capabilities", capabilities)
         _read_fields(self)
         self.fixed_values()
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:

@@ -19,6 +19,7 @@ from trt_native.errors import SpecError
 from trt_native.units import format_bytes
 
 __all__ = [
+    "as_path",
     "atomic_write",
     "check_companion",
     "check_writable",
@@ -38,6 +39,18 @@ _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _OPEN_FLAGS = sum(getattr(os, flag, 0) for flag in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
 _MAX_TEXT_BYTES = 256 * 2**20
 _MAX_YAML_DEPTH = 64
+
+
+def as_path(given: str | os.PathLike[str]) -> Path:
+    """The path that is given, as a text or an object of a path.
+
+    Raises:
+        SpecError: it is neither.
+    """
+    try:
+        return Path(given)
+    except TypeError:
+        raise SpecError(f"not the path of a file: a {type(given).__name__}") from None
 
 
 def is_within(path: Path, folder: Path) -> bool:

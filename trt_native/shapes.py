@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,6 +66,8 @@ class DimRange:
     max: int
 
     def __post_init__(self) -> None:
+        if not all(isinstance(extent, int) for extent in (self.min, self.opt, self.max)):
+            raise SpecError(f"not a range of extents: {self}; a range needs whole numbers")
         if not 0 <= self.min <= self.opt <= self.max:
             raise SpecError(f"not ordered: {self}; a range needs 0 <= MIN <= OPT <= MAX")
         if self.max > INT64_MAX:
@@ -174,6 +176,9 @@ class Profile:
 class ProfileSpec:
     """One optimization profile as a user asks for it.
 
+    A range may be given as its text (``"1:2:4"``, ``"1x8:2x8:4x8"``), as a list or tuple of its
+    minimum, optimum and maximum, or as the one extent or shape that it has.
+
     Attributes:
         dims: Symbolic dimension to its range.
         shapes: Input name to its shapes. Wins over ``dims``, and binds the symbolic dimensions
@@ -182,6 +187,14 @@ class ProfileSpec:
 
     dims: Mapping[str, DimRange] = field(default_factory=dict)
     shapes: Mapping[str, ShapeRange] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        problems: list[str] = []
+        dims = _read_ranges("dims", self.dims, DimRange, _dim_text, problems)
+        shapes = _read_ranges("shapes", self.shapes, ShapeRange, _shape_text, problems)
+        _raise_problems(problems)
+        object.__setattr__(self, "dims", dims)
+        object.__setattr__(self, "shapes", shapes)
 
     def overridden_by(self, later: ProfileSpec) -> ProfileSpec:
         """This profile with every entry that ``later`` names replaced by ``later``'s."""
@@ -212,31 +225,59 @@ class ProfileSpec:
         if not isinstance(data, Mapping) or not set(data) <= {"dims", "shapes", "name"}:
             found = sorted(map(str, data)) if isinstance(data, Mapping) else type(data).__name__
             raise SpecError(f"a profile needs the keys 'dims' and/or 'shapes', found {found}")
-        entries: dict[str, list[str]] = {}
-        for key in ("dims", "shapes"):
-            section = data.get(key) or {}
-            if not isinstance(section, Mapping):
-                raise SpecError(
-                    f"'{key}' of a profile needs NAME: RANGE entries, found a"
-                    f" {type(section).__name__}"
-                )
-            entries[key] = [f"{name}={_range_text(value)}" for name, value in section.items()]
-        return cls.parse(**entries)
+        return cls(data.get("dims") or {}, data.get("shapes") or {})
 
 
-def _range_text(value: Any) -> str:
-    """Restore the text of a range from YAML or TOML: ``[1, 2, 4]`` as well as ``1:2:4``."""
-    if isinstance(value, list):
-        return ":".join(
-            "x".join(map(_scalar, v)) if isinstance(v, list) else _scalar(v) for v in value
+def _read_ranges(
+    section: str, given: Any, kind: Any, as_text: Callable[[Any], str], problems: list[str]
+) -> dict[str, Any]:
+    """A profile's ranges, of which each may have another form; appends what cannot be read."""
+    if not isinstance(given, Mapping):
+        problems.append(
+            f"{section!r} of a profile needs NAME: RANGE entries, found a {type(given).__name__}"
         )
-    return _scalar(value)
+        return {}
+    found = {}
+    for name, value in given.items():
+        try:
+            found[str(name)] = value if isinstance(value, kind) else kind.parse(as_text(value))
+        except SpecError as error:
+            problems.append(f"{name}: {error}")
+    return found
+
+
+def _dim_text(value: Any) -> str:
+    """The text of a dimension's range: ``[1, 2, 4]`` as well as ``1:2:4``."""
+    return ":".join(map(_scalar, value)) if isinstance(value, list | tuple) else _scalar(value)
+
+
+def _shape_text(value: Any) -> str:
+    """The text of a range of shapes: ``[[1, 8], [2, 8], [4, 8]]`` as well as ``1x8:2x8:4x8``.
+
+    Raises:
+        SpecError: it may be a shape as well as a range of shapes.
+    """
+    if not isinstance(value, list | tuple):
+        return _scalar(value)
+    if any(isinstance(item, list | tuple | str) for item in value):
+        return ":".join(map(_axes_text, value))
+    if len(value) == 3:
+        shape, extents = _axes_text(value), _dim_text(value)
+        raise SpecError(
+            f"{value!r} may be the shape {shape} or the range {extents}; write '{shape}' or"
+            f" '{extents}'"
+        )
+    return _axes_text(value)
+
+
+def _axes_text(value: Any) -> str:
+    return "x".join(map(_scalar, value)) if isinstance(value, list | tuple) else _scalar(value)
 
 
 def _scalar(value: Any) -> str:
     """Convert a scalar to text; a YAML collection, which may contain itself, only to its type."""
-    if isinstance(value, (list, Mapping, set)):
-        return type(value).__name__
+    if isinstance(value, (list, tuple, Mapping, set)):
+        return f"a {type(value).__name__}"
     try:
         return str(value)
     except ValueError:  # more digits than Python writes

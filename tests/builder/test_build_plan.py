@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
+from pathlib import Path
 
+import onnx
 import pytest
 from helpers import tiny_models
 from helpers.planted_builds import PLANT
@@ -41,6 +43,25 @@ class TestFromPython:
         assert plan.manifest.tensors == here.manifest.tensors
         assert plan.manifest.options == here.manifest.options
 
+    @pytest.mark.parametrize("read", [onnx.load, Path.read_bytes], ids=["ModelProto", "bytes"])
+    def test_a_model_in_memory(self, model, monkeypatch, tmp_path, read):
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+        (tmp_path / "scratch").mkdir()
+        manifest = build_plan(read(model), self.CONFIG, backend="rtx").manifest
+        assert os.listdir(tmp_path / "scratch") == []
+        assert manifest.model["file"] == "model.onnx"
+        assert [t.name for t in manifest.tensors] == ["x", "y"]
+        if read is Path.read_bytes:
+            assert manifest.model["sha256"] == sha256(model.read_bytes()).hexdigest()
+
+    def test_models_that_are_not(self, model):
+        with pytest.raises(SpecError, match="not the path of a file: a list"):
+            build_plan([model])
+        apart = onnx.load(model)
+        apart.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
+        with pytest.raises(SpecError, match="in other files; give the path"):
+            build_plan(apart)
+
     def test_errors_keep_their_type_and_options(self, model):
         config = BuildConfig(precision=Precision.INT8, profiles=self.CONFIG.profiles)
         with pytest.raises(SpecError, match="needs the ranges") as caught:
@@ -56,7 +77,7 @@ class TestFromPython:
 
     @pytest.mark.parametrize(
         "options",
-        [{"timeout_s": 1}, {"retry": True}, {"isolated": True, "extra_outputs": ["x"]}],
+        [{"timeout_s": "1s"}, {"retry": True}, {"isolated": True, "extra_outputs": "x"}],
         ids=["time", "retry", "outputs"],
     )
     def test_options_that_do_not_fit(self, model, options):

@@ -40,14 +40,14 @@ def example(batch=2, frames=3):
     return {"x": torch.randn(batch, frames, 8), "audio": torch.randn(batch * frames, 8)}
 
 
-DYNAMIC = {"x": {0: "batch", 1: "frames"}, "audio": {0: "batch*frames"}}
+DYNAMIC = {"x": [torch.export.Dim("batch"), "frames", None], "audio": {0: "batch*frames"}}
 
 
 @pytest.fixture(scope="module")
 def block_onnx(tmp_path_factory):
     path = tmp_path_factory.mktemp("block") / "m.onnx"
     export_module(
-        Block(), example(), path=path, dynamic=DYNAMIC, output_names=["y"], metadata={"note": "n"}
+        Block(), example(), path=path, dynamic=DYNAMIC, output_names="y", metadata={"note": "n"}
     )
     return path
 
@@ -146,6 +146,9 @@ class Branches(nn.Module):
         (Block(), {"x": torch.ones(2)}, None, SpecError, "do not fit Block.forward"),
         (Block(), example(), {"z": {0: "n"}}, SpecError, "'z' is not an input"),
         (Block(), example(), {"x": {5: "n"}}, SpecError, "no axis 5"),
+        (Block(), example(), {"x": {"0": "n"}}, SpecError, "no axis 0"),
+        (Block(), example(), {"x": "batch"}, SpecError, "'x': found 'batch'; write for"),
+        (Block(), example(), ["batch"], SpecError, "the axes of each input by name"),
         (Block(), example(1, 3), {"x": {0: "batch"}}, SpecError, "example of 2 or more"),
         (Block(), example(), {"x": {2: "width"}}, ExportError, "width .* is always 8"),
     ],

@@ -12,6 +12,8 @@ from helpers.header_plans import plan_bytes
 from trt_native.errors import PlanError
 from trt_native.plans.plan import Plan
 
+FACTS = "96 B, m.onnx, fp16, rtx 1.6.1.120"
+
 
 def test_round_trip_is_exact(tmp_path, plan):
     path = plan.save(tmp_path / "m.plan")
@@ -111,3 +113,16 @@ def test_a_manifest_can_be_ignored(tmp_path, plan):
             Plan.load(path)
         loaded = Plan.load(path, ignore_manifest=True)
         assert (loaded.data, loaded.manifest) == (plan.data, None)
+
+
+def test_a_plan_describes_itself(tmp_path, plan):
+    hostile = dataclasses.replace(plan.manifest.tensors[0], name="<b>x\n")
+    manifest = dataclasses.replace(plan.manifest, tensors=(hostile,))
+    plan = dataclasses.replace(plan, manifest=manifest, path=tmp_path / "m.plan")
+    assert repr(plan) == f"Plan({str(tmp_path / 'm.plan')!r}, {FACTS})"
+    assert repr(dataclasses.replace(plan, manifest=None, path=None)) == "Plan(96 B)"
+    first, second = plan.summary().splitlines()
+    assert first == f"{str(tmp_path / 'm.plan')!r}, {FACTS}"
+    assert second == r"  input  <b>x\n: float16 batch x 3 (1x3:2x3:4x3)"
+    assert "&lt;b&gt;x" in plan._repr_html_()
+    assert repr(manifest) == f"Manifest({FACTS.partition(', ')[2]})"

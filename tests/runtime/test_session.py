@@ -154,3 +154,8 @@ def test_a_closed_session_refuses_runs(session, rows):
 def test_a_negative_number_of_graphs(gpu):
     with pytest.raises(SpecError, match="cuda_graphs=-1"):
         Session(FakeEngine(gpu), cuda_graphs=-1)
+
+
+def test_a_session_has_the_tensors_of_its_engine(session):
+    assert [tensor.name for tensor in session.inputs] == ["x"]
+    assert [str(tensor) for tensor in session.outputs] == ["y: float32 ? x 3"]

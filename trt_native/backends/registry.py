@@ -65,7 +65,7 @@ def load_backend(name: str | Backend = "auto") -> Backend:
     Raises:
         UnsupportedError: the name is unknown, or no such library imports; says what to install.
     """
-    if not isinstance(name, str):
+    if not isinstance(name, str) and hasattr(name, "capabilities"):
         return name
     if name == "auto":
         name = os.environ.get(BACKEND_VARIABLE, "auto")

@@ -31,10 +31,11 @@ from trt_native.config import (
     IoPrecision,
     Precision,
     QuantizationSpec,
+    as_config,
 )
 from trt_native.cuda import GpuInfo, gpu_info
 from trt_native.errors import ModelError, SpecError, TrtNativeError, UnsupportedError
-from trt_native.files import check_writable, sha256_of_file
+from trt_native.files import as_path, check_writable, sha256_of_file
 from trt_native.graph.dims import (
     fixed_extents,
     read_limits,
@@ -198,8 +199,8 @@ def prepare(
         UnsupportedError, ModelError, SpecError, CalibrationError: as ``build_plan``.
     """
     started = time.perf_counter()
-    config = config or BuildConfig()
-    path = Path(model)
+    config = as_config(config)
+    path = as_path(model)
     chosen = load_backend(backend)
     chosen.check(config)
     _check_ranges(config)

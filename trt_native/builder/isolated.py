@@ -35,9 +35,9 @@ from trt_native.builder.fallback import (
     resource_error,
 )
 from trt_native.builder.plan_cache import FOLDERS as CACHE_FOLDERS
-from trt_native.config import BuildConfig
+from trt_native.config import BuildConfig, as_config
 from trt_native.errors import BuildError, TrtNativeError
-from trt_native.files import open_standard_descriptors, remove_temporaries, with_ending
+from trt_native.files import as_path, open_standard_descriptors, remove_temporaries, with_ending
 from trt_native.plans.manifest import Manifest
 from trt_native.plans.plan import Plan
 from trt_native.scratch import new_scratch_path, scratch_folder
@@ -223,9 +223,9 @@ def build_isolated(
     """
     with scratch_folder() as folder:
         job = Job(
-            model=Path(model),
+            model=as_path(model),
             target=folder / "model.plan",
-            config=config or BuildConfig(),
+            config=as_config(config),
             backend=backend,
             cache=None,
             cache_bytes=None,

@@ -56,7 +56,9 @@ _NOISY_LOGGERS = ("torch", "torch.export", "torch.onnx", "torch._dynamo", "onnxs
 _SYMBOL = re.compile(r"\b[su]\d+\b")
 
 _logger = logging.getLogger(__name__)
-_Dynamic = Mapping[str, Mapping[int, str]]
+_Axes = Mapping[int, Any] | list[Any] | tuple[Any, ...]
+_Dynamic = Mapping[str, _Axes]
+_NamedAxes = Mapping[str, Mapping[int, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +120,8 @@ def export_module(
     *,
     path: str | Path,
     dynamic: _Dynamic | None = None,
-    input_names: Sequence[str] | None = None,
-    output_names: Sequence[str] | None = None,
+    input_names: Sequence[str] | str | None = None,
+    output_names: Sequence[str] | str | None = None,
     opset: int | None = None,
     metadata: Mapping[str, str] | None = None,
     progress: ByteProgress | None = None,
@@ -135,9 +137,11 @@ def export_module(
             device and of its dtype. Only their shapes and dtypes matter.
         path: The file to write; its folder must exist.
         dynamic: Per input (by its name in the ONNX), the axes that stay dynamic and the name of
-            their dimension. One name in several places is one dimension. A product such as
-            ``"batch*frames"`` is allowed. The example's extents there must be 2 or more, and
-            large enough that none of them shrinks to 1 on its way through the module.
+            their dimension, which may be a ``torch.export.Dim``, whose bounds are not used; or a
+            list with an entry for each axis, None where it is fixed. One name in several places is
+            one dimension. A product such as ``"batch*frames"`` is allowed. The example's extents
+            there must be 2 or more, and large enough that none of them shrinks to 1 on its way
+            through the module.
         input_names: Names in the ONNX. Default: the names of ``forward``'s parameters.
         output_names: Names in the ONNX. Default: the keys of a mapping or the fields of a
             dataclass, ``output`` for a tensor, else ``output_0``, ``output_1``, ...; parts of
@@ -180,8 +184,8 @@ def _exported_model(
     inputs: Sequence[Tensor] | Mapping[str, Tensor],
     *,
     dynamic: _Dynamic | None = None,
-    input_names: Sequence[str] | None = None,
-    output_names: Sequence[str] | None = None,
+    input_names: Sequence[str] | str | None = None,
+    output_names: Sequence[str] | str | None = None,
     opset: int | None = None,
     metadata: Mapping[str, str] | None = None,
     progress: ByteProgress = no_progress,
@@ -245,8 +249,8 @@ def _named_inputs(
     return {name: value.detach().clone() for name, value in bound.arguments.items()}
 
 
-def _matched(given: Sequence[str] | None, default: list[str], what: str) -> list[str]:
-    names = default if given is None else list(given)
+def _matched(given: Sequence[str] | str | None, default: list[str], what: str) -> list[str]:
+    names = default if given is None else [given] if isinstance(given, str) else list(given)
     if len(names) != len(default) or len(set(names)) != len(names):
         raise SpecError(f"{what} needs {len(default)} different names, found {names}")
     return names
@@ -254,14 +258,17 @@ def _matched(given: Sequence[str] | None, default: list[str], what: str) -> list
 
 def _checked_dynamic(dynamic: _Dynamic, inputs: Mapping[str, Tensor]) -> dict[str, dict[int, str]]:
     """``dynamic`` with an entry for every input, after checking it against the examples."""
+    if not isinstance(dynamic, Mapping):
+        raise SpecError(f"dynamic needs the axes of each input by name, found {dynamic!r}")
     problems = [f"{name!r} is not an input" for name in dynamic if name not in inputs]
     extents: dict[str, int] = {}
-    for name in inputs.keys() & dynamic.keys():
+    given = {name: _axis_names(name, dynamic.get(name, {})) for name in inputs}
+    for name, axes in given.items():
         shape = inputs[name].shape
-        for axis, dim in dynamic[name].items():
+        for axis, dim in axes.items():
             if not re.fullmatch(r"(\w+\*)*\w+", dim) or dim.isdecimal():
                 problems.append(f"{dim!r} is neither a name nor a product such as batch*frames")
-            elif not 0 <= axis < len(shape):
+            elif axis not in range(len(shape)):
                 problems.append(f"{name} has {len(shape)} axes, no axis {axis}")
             elif shape[axis] < 2:
                 problems.append(f"{dim} needs an example of 2 or more, {name} has {shape[axis]}")
@@ -273,7 +280,21 @@ def _checked_dynamic(dynamic: _Dynamic, inputs: Mapping[str, Tensor]) -> dict[st
             problems.append(f"{dim} is {extent} in the examples, but its factors give {product}")
     if problems:
         raise SpecError(f"dynamic dimensions do not fit: {'; '.join(sorted(problems))}")
-    return {name: dict(dynamic.get(name, {})) for name in inputs}
+    return given
+
+
+def _axis_names(name: str, axes: _Axes) -> dict[int, str]:
+    """Names of an input's dynamic axes."""
+    if not isinstance(axes, (Mapping, list, tuple)):
+        raise SpecError(
+            f"dynamic axes of {name!r}: found {axes!r}; write for example {{0: 'batch'}}"
+        )
+    named = axes.items() if isinstance(axes, Mapping) else enumerate(axes)
+    return {
+        axis: dim if isinstance(dim, str) else str(getattr(dim, "__name__", dim))
+        for axis, dim in named
+        if dim is not None
+    }
 
 
 def _product(dim: str, extents: Mapping[str, Any]) -> Any:
@@ -520,7 +541,7 @@ def _default_names(program: ExportedProgram, inputs: Sequence[str]) -> list[str]
 
 
 def _name_tensors(
-    model: ir.Model, inputs: list[str], outputs: Sequence[str] | None, default: list[str]
+    model: ir.Model, inputs: list[str], outputs: Sequence[str] | str | None, default: list[str]
 ) -> None:
     names = _matched(outputs, default, "output_names")
     if both := sorted(set(names) & set(inputs)):
@@ -532,7 +553,7 @@ def _name_tensors(
     common.NameFixPass()(model)
 
 
-def _name_dimensions(model: ir.Model, symbols: Mapping[str, str], axes: _Dynamic) -> None:
+def _name_dimensions(model: ir.Model, symbols: Mapping[str, str], axes: _NamedAxes) -> None:
     graph = model.graph
     values = [*graph.inputs, *(output for node in graph for output in node.outputs)]
     for value in values:

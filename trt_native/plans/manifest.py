@@ -88,6 +88,10 @@ class PlanTensor:
     profiles: tuple[ShapeRange, ...] = ()
     values: tuple[ShapeRange, ...] = ()
 
+    def __str__(self) -> str:
+        ranges = ", ".join(map(str, self.profiles or self.values))
+        return f"{self.name}: {self.dtype} {self.describe_shape()}" + f" ({ranges})" * bool(ranges)
+
     def to_json(self) -> dict[str, Any]:
         """As JSON holds it, ranges as ``MIN:OPT:MAX``."""
         data = asdict(self)
@@ -132,7 +136,7 @@ class PlanTensor:
         return " x ".join(axes) or "scalar"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Manifest:
     """Origin and requirements of a plan.
 
@@ -180,6 +184,14 @@ class Manifest:
     refit: Mapping[str, Any] | None = None
     refitted_from: Mapping[str, Any] | None = None
     schema: int = MANIFEST_SCHEMA
+
+    def __repr__(self) -> str:
+        return f"Manifest({self.describe()})"
+
+    def describe(self) -> str:
+        """The model, the precision and the library on one line."""
+        library = f"{self.backend} {self.backend_version}"
+        return f"{self.model['file']}, {self.precision['applied']}, {library}"
 
     @property
     def inputs(self) -> tuple[PlanTensor, ...]:

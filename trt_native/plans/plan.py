@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import html
 import mmap
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from trt_native.errors import PlanError
-from trt_native.files import open_regular_file, save_with_json
+from trt_native.errors import PlanError, on_one_line
+from trt_native.files import as_path, open_regular_file, save_with_json
 from trt_native.plans.header import HEADER_BYTES, PlanHeader
 from trt_native.plans.manifest import Manifest, manifest_path, read_manifest
 from trt_native.plans.prefix import read_prefix
@@ -26,7 +27,7 @@ __all__ = ["Plan"]
 _CHUNK = 16 * 2**20
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Plan:
     """A serialized engine.
 
@@ -38,10 +39,30 @@ class Plan:
             without. It is no part of ``data``, and not saved.
     """
 
-    data: bytes | memoryview = field(repr=False)
+    data: bytes | memoryview
     manifest: Manifest | None = None
     path: Path | None = None
-    prefix: dict[str, Any] | None = field(default=None, repr=False)
+    prefix: dict[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        return f"Plan({', '.join(self._facts())})"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(self.summary())}</pre>"
+
+    def _facts(self) -> list[str]:
+        """Where it is from, its size, what made it, and its precision, as far as known."""
+        facts = [] if self.path is None else [repr(str(self.path))]
+        facts.append(format_bytes(len(self.data)))
+        if self.manifest is not None:
+            facts.append(self.manifest.describe())
+        return facts
+
+    def summary(self) -> str:
+        """Describe the plan for a person: its facts, and its inputs and outputs, a line each."""
+        tensors = [] if self.manifest is None else self.manifest.tensors
+        lines = [", ".join(self._facts()), *(f"  {tensor.mode:6} {tensor}" for tensor in tensors)]
+        return "\n".join(map(on_one_line, lines))
 
     @property
     def header(self) -> PlanHeader:
@@ -73,7 +94,7 @@ class Plan:
         Raises:
             PlanError: the folder cannot be written to, or the disk is full.
         """
-        target = Path(path)
+        target = as_path(path)
         try:
             document = None if self.manifest is None else self.manifest.to_json()
             save_with_json(target, self.data, manifest_path(target), document)
@@ -97,7 +118,7 @@ class Plan:
             PlanError: the file is missing, is not a plan, is truncated, or differs from what its
                 manifest describes.
         """
-        source = Path(path)
+        source = as_path(path)
         try:
             with open_regular_file(source) as file:
                 size = os.fstat(file.fileno()).st_size

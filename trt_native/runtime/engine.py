@@ -8,7 +8,6 @@ import os
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from trt_native.backends.base import NUMPY_DTYPES, Backend
@@ -72,7 +71,7 @@ class Engine:
     ) -> None:
         self._native: Any = None
         self._lock = threading.Lock()
-        self.plan = plan if isinstance(plan, Plan) else Plan.load(Path(plan))
+        self.plan = plan if isinstance(plan, Plan) else Plan.load(plan)
         self.ordinal = ordinal
         self.backend = backend_for(self.plan, backend)
         gpu = require_gpu(ordinal)
@@ -94,6 +93,10 @@ class Engine:
         with self._readable():
             self.profile_count = max(1, int(self._native.num_optimization_profiles))
             self.tensors = self._read_tensors()
+
+    def __repr__(self) -> str:
+        closed = "closed, " if self._native is None else ""
+        return f"Engine({closed}{self.plan!r}, {_listed(self.inputs)} -> {_listed(self.outputs)})"
 
     @property
     def native(self) -> Any:
@@ -246,6 +249,10 @@ class Engine:
                 if host and (bounds := engine.get_tensor_profile_values(index, name))
             ),
         )
+
+
+def _listed(tensors: Iterable[PlanTensor]) -> str:
+    return ", ".join(tensor.name for tensor in tensors)
 
 
 def check_kernels(errors: Sequence[str], product: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from trt_native.cuda import Event, Stream, require_gpu, stream_handle
 from trt_native.errors import CudaError, SpecError
+from trt_native.plans.manifest import PlanTensor
 from trt_native.plans.plan import Plan
 from trt_native.runtime.activation_memory import ActivationMemory
 from trt_native.runtime.engine import Engine
@@ -82,6 +83,20 @@ class Session:
         self._finalizer = weakref.finalize(
             self, _close, self._context, self._pipeline, self._tracker, self.engine, owned
         )
+
+    def __repr__(self) -> str:
+        closed = "closed, " if self._guard.closed else ""
+        return f"Session({closed}{self.engine!r})"
+
+    @property
+    def inputs(self) -> tuple[PlanTensor, ...]:
+        """The engine's inputs, in its order."""
+        return self.engine.inputs
+
+    @property
+    def outputs(self) -> tuple[PlanTensor, ...]:
+        """The engine's outputs, in its order."""
+        return self.engine.outputs
 
     @property
     def compute_stream(self) -> Stream:
