@@ -107,7 +107,11 @@ class Precision(_Choice):
                 f"precision {text} is not available: this version quantizes to int8, fp8 and"
                 " int8-weights; use one of these, or an ONNX file that has Q/DQ nodes"
             )
-        return super().parse(text)
+        try:
+            return super().parse(text)
+        except SpecError as error:
+            best = "or best, which chooses between plans"
+            raise SpecError(f"{error.message}, {best}") from None
 
 
 class IoPrecision(_Choice):

@@ -6,7 +6,7 @@ import re
 
 from trt_native.errors import SpecError
 
-__all__ = ["format_bytes", "parse_bytes", "parse_duration"]
+__all__ = ["counted", "format_age", "format_bytes", "parse_bytes", "parse_duration"]
 
 
 _UNITS = {
@@ -40,6 +40,19 @@ def format_bytes(count: int) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
+
+
+def format_age(seconds: float) -> str:
+    """Write a time that has passed in the largest unit of which it has two, as ``3 min``."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
+def counted(count: int, noun: str, ending: str = "s") -> str:
+    """Write a count with its noun, as ``1 node`` or ``1,024 nodes``."""
+    return f"{count:,} {noun}{ending * (count != 1)}"
 
 
 def parse_duration(text: str) -> float:

@@ -228,6 +228,7 @@ def quantized_file(tmp_path):
 def test_a_quantized_file_is_built_with_its_rest_reduced(tmp_path, precision):
     manifest = build(quantized_file(tmp_path), precision).manifest
     record = pass_records(manifest)
+    assert manifest.arithmetic == f"{manifest.precision['applied']} with Q/DQ nodes of int8"
     if precision in (Precision.FP32, Precision.TF32):
         assert "autocast" not in record
     else:

@@ -89,8 +89,10 @@ def test_list_prune_and_clear(build, tmp_path):
     assert found["bytes"] == sum(p["bytes"] for p in found["plans"])
     assert found["timing_caches"] == []
     table = trt_native("cache", "list", *cache).stdout
-    assert found["plans"][0]["key"][:12] in table
+    assert found["plans"][0]["key"][:8] in table
     assert "m.onnx" in table
+    assert "batch 1:2:4" in table
+    assert " s " in table
     assert "2 plans" in table
 
     size = max(p["bytes"] for p in found["plans"])
@@ -107,6 +109,11 @@ def test_list_prune_and_clear(build, tmp_path):
     os.utime(plan, (time.time() - 7200,) * 2)
     assert "removed 0 plans" in trt_native("cache", "prune", *cache, "--older-than", "3h").stdout
     assert "removed 1 plan," in trt_native("cache", "prune", *cache, "--older-than", "1h").stdout
+    build(*cache)
+    (left,) = listing(*cache)["plans"]
+    unknown = trt_native("cache", "remove", left["key"][:9], "01234", "5", *cache, code=1).stderr
+    assert "'01234': no plan has this key\n  - '5': give more digits" in unknown
+    assert "removed 1 plan," in trt_native("cache", "remove", left["key"][:9], *cache).stdout
     build(*cache)
     assert "removed 1 plan," in trt_native("cache", "clear", *cache).stdout
     assert [p.name for p in folder.rglob("*") if p.is_file()] == ["CACHEDIR.TAG"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import subprocess
 import sys
 
 import pytest
 from typer.testing import CliRunner
 
+from trt_native.cli import console
 from trt_native.cli.app import app
 from trt_native.cli.console import print_json, stderr, stdout, table
 
@@ -31,8 +34,8 @@ def test_a_line_end_in_a_name_ends_no_line(arguments):
 
 
 def test_words_between_colons_stay_what_they_are(capsys):
-    for console in (stdout, stderr):
-        console.print("b=1:100:200 a:b:c [x]")
+    for printed in (stdout, stderr):
+        printed.print("b=1:100:200 a:b:c [x]")
     table("1:100:200", ["a:b:c"], [["[x] 1:100:200"]])
     print_json({"b": "1:100:200"})
     captured = capsys.readouterr()
@@ -49,6 +52,49 @@ def test_a_line_end_in_a_cell_is_escaped_and_lines_are_not(capsys):
     assert r"c\rd" in lines[2]
     assert r"x\n| error: y\x1b[31m" in lines[4]
     assert [line.strip("\u2502 ") for line in lines[5:7]] == ["1:2", r"3\u20284"]
+
+
+def test_json_has_errors_too(tmp_path):
+    path = tmp_path / "none.onnx"
+    result = CliRunner().invoke(app, ["build", str(path), "--precision", "fp17", "--json"])
+    assert result.exit_code == 1
+    error = json.loads(result.stdout)["error"]
+    assert error.pop("message").startswith("'fp17' is none of: auto, fp32, tf32, fp16")
+    assert error == {"kind": "SpecError", "problems": [], "details": [], "options": ["--precision"]}
+    assert "or best, which chooses" in result.stderr
+
+
+@pytest.mark.parametrize("words", [["-v", "cache", "list"], ["cache", "list", "-v"]], ids=" ".join)
+def test_verbose_stands_anywhere(monkeypatch, tmp_path, words):
+    logger = logging.getLogger("trt_native")
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(console, "_verbosity", 0)
+    levels = []
+    monkeypatch.setattr(logger, "setLevel", levels.append)
+    assert CliRunner().invoke(app, [*words, "--cache", str(tmp_path)]).exit_code == 0
+    assert levels[-1] == logging.INFO
+    assert len(logger.handlers) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("build --precision fp", ["fp32", "fp16", "fp8"]),
+        ("build --precision b", ["bf16", "best"]),
+        ("build --backend ", ["auto", "tensorrt", "rtx"]),
+        ("export latentsync --precision bf", ["bf16"]),
+        ("build --calibration-method m", ["minmax", "mse"]),
+    ],
+)
+def test_values_are_completed(words, completed):
+    typed = f"trt-native {words}"
+    environment = {
+        "_TRT_NATIVE_COMPLETE": "complete_bash",
+        "COMP_WORDS": typed,
+        "COMP_CWORD": str(typed.count(" ")),
+    }
+    result = CliRunner().invoke(app, prog_name="trt-native", env=environment)
+    assert result.stdout.split() == completed
 
 
 def test_a_closed_pipe_is_silent(model):

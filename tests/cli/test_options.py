@@ -11,7 +11,16 @@ from trt_native.config import BuildConfig, QuantizationSpec
 from trt_native.errors import SpecError
 
 README = Path(__file__).parents[2] / "README.md"
-ELSEWHERE = {"output", "dims", "shapes", "profile", "add_opt_shape_profiles", "dry_run", "json"}
+ELSEWHERE = {
+    "output",
+    "dims",
+    "shapes",
+    "profile",
+    "add_opt_shape_profiles",
+    "dry_run",
+    "json",
+    "verbose",
+}
 """Options that the README explains in its text, and those of every command."""
 
 

@@ -56,7 +56,7 @@ from trt_native.graph.onnx_file import (
 )
 from trt_native.graph.quantizable import quantizable_tensors
 from trt_native.graph.refit_signature import refit_signature
-from trt_native.graph.types import is_reduced, reduced_types
+from trt_native.graph.types import is_reduced, quantized_types, reduced_types
 from trt_native.passes.autocast import can_be_reduced
 from trt_native.passes.base import GraphPass, PassContext, ResolvedPrecision
 from trt_native.passes.pin_fp32_nodes import pinned_nodes
@@ -586,6 +586,8 @@ def precision_record(prepared: PreparedBuild) -> dict[str, Any]:
         "applied": str(precision),
         "tf32": prepared.config.allows_tf32,
     }
+    if not precision.writes_qdq and (quantized := quantized_types(prepared.graph)):
+        record["quantized_in_model"] = list(quantized)
     if precision.calibrates:
         record["calibrated"] = _calibration_record(prepared)
     return record

@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -59,6 +59,7 @@ FOLDERS = ("engines", "timing", "hashes", "locks", "notes")
 _LOGGER = logging.getLogger(__name__)
 _MOST_BYTES = 20 * 2**30
 _MOST_HASHES = 4096
+_LEAST_DIGITS = 4
 _SETTLED_NS = 2 * 10**9  # the coarsest file times of the file systems in use
 _TAG_NAME = "CACHEDIR.TAG"
 _OWNER = "# This folder is a cache of trt-native.\n"
@@ -492,6 +493,28 @@ class EngineCache:
                     continue
             removed += self._remove(entry.key)
         return removed
+
+    def remove(self, keys: Sequence[str]) -> PruneResult:
+        """Remove single plans.
+
+        Args:
+            keys: The beginning of the key of each, at least 4 digits, enough to distinguish it.
+
+        Raises:
+            SpecError: no plan has such a key, or several have; none is removed then.
+            OSError: something cannot be removed.
+        """
+        known, found, problems = [entry.key for entry in self.entries()], [], []
+        for key in dict.fromkeys(keys):
+            matches = [name for name in known if name.startswith(key.lower())]
+            found += matches
+            if len(key) < _LEAST_DIGITS or len(matches) > 1:
+                problems.append(f"{key!r}: give more digits of the key")
+            elif not matches:
+                problems.append(f"{key!r}: no plan has this key")
+        if problems:
+            raise SpecError(f"{self.folder}: nothing was removed", problems=problems)
+        return sum(map(self._remove, dict.fromkeys(found)), PruneResult())
 
     def _remove_leftovers(self) -> PruneResult:
         """Remove leftovers of dead processes: locks, partial files, hashes of files long gone."""

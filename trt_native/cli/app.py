@@ -12,7 +12,7 @@ from trt_native.cli.build import build
 from trt_native.cli.build_latentsync import build_latentsync
 from trt_native.cli.cache import cache_app
 from trt_native.cli.calibrate import calibrate
-from trt_native.cli.console import set_verbosity, stdout
+from trt_native.cli.console import Verbose, set_verbosity, stdout
 from trt_native.cli.deploy import deploy_app
 from trt_native.cli.diff import diff
 from trt_native.cli.doctor import doctor
@@ -42,12 +42,7 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    verbose: Annotated[
-        int,
-        typer.Option(
-            "--verbose", "-v", count=True, help="TensorRT's information; twice: everything."
-        ),
-    ] = 0,
+    verbose: Verbose = 0,
     version: Annotated[  # noqa: ARG001
         bool,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),

@@ -13,7 +13,7 @@ from trt_native.cli.console import print_json, stderr, table
 from trt_native.cli.progress import BuildProgress
 from trt_native.config import BuildConfig, QuantizationSpec
 from trt_native.errors import BuildError
-from trt_native.units import format_bytes
+from trt_native.units import counted, format_bytes
 
 if TYPE_CHECKING:
     from trt_native.builder.select_precision import Candidate, SelectionReport
@@ -78,7 +78,8 @@ def build_best(
 
 
 def _print(target: Path, selection: SelectionReport) -> None:
-    data = f"{selection.calibration_batches} batches to calibrate, {selection.held_out} to compare"
+    calibrated = counted(selection.calibration_batches, "batch", "es")
+    data = f"{calibrated} to calibrate, {selection.held_out} to compare"
     columns = ("precision", "error", "ms", "MiB", "")
     rows = (tuple(_row(candidate, selection)) for candidate in selection.candidates)
     table("Plans compared", columns, rows)

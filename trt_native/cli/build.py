@@ -11,7 +11,7 @@ from trt_native.builder.isolated import Job, build_with_retries
 from trt_native.builder.plan_cache import FOLDER_VARIABLE, SIZE_VARIABLE, EngineCache
 from trt_native.cli.build_summary import print_dry_run, print_summary
 from trt_native.cli.console import print_json, report_errors, stderr
-from trt_native.cli.options import read_fields, with_fields
+from trt_native.cli.options import BackendOption, read_fields, with_fields
 from trt_native.config import BuildConfig, QuantizationSpec
 from trt_native.errors import SpecError
 from trt_native.files import with_ending
@@ -37,9 +37,7 @@ def build(
         Path | None,
         typer.Option("--output", "-o", help="The plan to write. \\[default: MODEL.plan]"),
     ] = None,
-    backend: Annotated[
-        str, typer.Option(help="auto, tensorrt or rtx; auto reads TRT_NATIVE_BACKEND first.")
-    ] = "auto",
+    backend: BackendOption = "auto",
     dims: Annotated[
         list[str] | None,
         typer.Option(

@@ -10,6 +10,7 @@ import typer
 from trt_native.builder.plan_cache import FOLDER_VARIABLE, EngineCache
 from trt_native.cli.console import print_json, report_errors, stderr, table
 from trt_native.cli.export import AllowMismatch, FloatTimestep
+from trt_native.cli.options import BackendOption, complete_precision
 from trt_native.cli.progress import BuildProgress, ExportProgress
 from trt_native.errors import SpecError
 from trt_native.units import format_bytes
@@ -65,7 +66,9 @@ def build_latentsync(
             help="Height and width of the faces. \\[default: what the U-Net was trained for]",
         ),
     ] = None,
-    precision: Annotated[str, typer.Option(help="fp16, bf16 or fp32.")] = "fp16",
+    precision: Annotated[
+        str, typer.Option(help="fp16, bf16 or fp32.", autocompletion=complete_precision)
+    ] = "fp16",
     deepcache: Annotated[
         bool, typer.Option(help="Also build DeepCache's shallow step, as inference.sh uses it.")
     ] = True,
@@ -80,9 +83,7 @@ def build_latentsync(
             min=1, help="Frames that pass through the VAE at a time; more take more memory."
         ),
     ] = 4,
-    backend: Annotated[
-        str, typer.Option(help="auto, tensorrt or rtx; auto reads TRT_NATIVE_BACKEND first.")
-    ] = "auto",
+    backend: BackendOption = "auto",
     cache: Annotated[
         str | None,
         typer.Option(

@@ -54,7 +54,7 @@ def _targets_text(manifest: Manifest) -> str:
 
 def _precision_lines(manifest: Manifest) -> tuple[str, ...]:
     precision = manifest.precision
-    text = str(precision["applied"])
+    text = manifest.arithmetic
     if "calibrated" in precision:
         text += f" by {precision['calibrated']['by']}, which chooses the layers"
     if not precision.get("engine_layers"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -16,7 +18,7 @@ from trt_native.builder.plan_cache import (
 )
 from trt_native.cli.console import print_json, report_errors, stdout, table
 from trt_native.errors import SpecError
-from trt_native.units import format_bytes, parse_bytes, parse_duration
+from trt_native.units import counted, format_age, format_bytes, parse_bytes, parse_duration
 
 __all__ = ["cache_app"]
 
@@ -59,13 +61,13 @@ def list_entries(folder: _Folder = None, json: _Json = False) -> None:
         )
         return
     if entries:
-        names = ("key", "model", "backend", "GPU", "precision", "size", "last used")
+        names = ("key", "model", "precision", "options", "backend", "size", "unused for")
         table("Plans", names, map(_row, entries))
     if timings:
         rows = ((file.name, format_bytes(file.stat().st_size)) for file in timings)
         table("Timing caches", ("file", "size"), rows)
     stdout.print(
-        f"{cache.folder}: {len(entries)} plan{'s' * (len(entries) != 1)},"
+        f"{cache.folder}: {counted(len(entries), 'plan')},"
         f" {format_bytes(total)} of at most {format_bytes(cache.max_bytes)}",
         markup=False,
         highlight=False,
@@ -100,6 +102,21 @@ def prune(
 
 @cache_app.command()
 @report_errors
+def remove(
+    keys: Annotated[
+        list[str],
+        typer.Argument(metavar="KEY...", help="Keys as listed, or their first digits."),
+    ],
+    folder: _Folder = None,
+    json: _Json = False,
+) -> None:
+    """Remove single plans by their keys."""
+    cache = _opened(folder)
+    _tell(cache, cache.remove(keys), json)
+
+
+@cache_app.command()
+@report_errors
 def clear(folder: _Folder = None, json: _Json = False) -> None:
     """Remove all plans, layer timings and remembered hashes; nothing else in the folder."""
     cache = _opened(folder)
@@ -119,8 +136,8 @@ def _tell(cache: EngineCache, removed: PruneResult, json: bool) -> None:
         print_json({"folder": str(cache.folder), "removed": data})
         return
     stdout.print(
-        f"{cache.folder}: removed {removed.plans} plan{'s' * (removed.plans != 1)},"
-        f" {removed.files} files in all, {format_bytes(removed.bytes)}",
+        f"{cache.folder}: removed {counted(removed.plans, 'plan')},"
+        f" {counted(removed.files, 'file')} in all, {format_bytes(removed.bytes)}",
         markup=False,
         highlight=False,
     )
@@ -135,17 +152,29 @@ def _entry_json(entry: CacheEntry) -> dict[str, Any]:
     }
 
 
-def _row(entry: CacheEntry) -> tuple[str, ...]:
+def _row(entry: CacheEntry) -> tuple[str | tuple[str, ...], ...]:
     manifest = entry.manifest
-    about = ("damaged", "", "", "")
+    about: tuple[str | tuple[str, ...], ...] = ("damaged", "", "", "")
     if manifest is not None:
+        backend = f"{manifest.backend} {manifest.backend_version}"
         about = (
             str(manifest.model["file"]),
-            f"{manifest.backend} {manifest.backend_version}",
-            manifest.gpu or "none",
-            str(manifest.precision["applied"]),
+            manifest.arithmetic,
+            tuple(_option_lines(manifest.options)),
+            (backend, manifest.gpu or "no GPU"),
         )
-    return (entry.key[:12], *about, format_bytes(entry.bytes), _time(entry.used))
+    age = format_age(time.time() - entry.used)
+    return (entry.key[:8], *about, format_bytes(entry.bytes), age)
+
+
+def _option_lines(options: Mapping[str, Any]) -> Iterator[str]:
+    """The profiles of a build, and its options but for the precision."""
+    for profile in options.get("profiles", ()):
+        for name, text in (*profile["dims"].items(), *profile["shapes"].items()):
+            yield f"{name} {text}"
+    for name, value in options.items():
+        if name not in ("precision", "profiles"):
+            yield f"{name} {value}"
 
 
 def _time(seconds: float) -> str:

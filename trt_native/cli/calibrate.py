@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trt_native.cli.console import print_json, report_errors, stderr, stdout, table
-from trt_native.cli.options import read_fields, with_fields
+from trt_native.cli.options import complete_backend, read_fields, with_fields
 from trt_native.cli.progress import BuildProgress
 from trt_native.config import CalibrationMethod, CalibrationRunner, QuantizationSpec
 from trt_native.errors import SpecError
 from trt_native.files import with_ending
 from trt_native.progress import phase
+from trt_native.units import counted
 
 if TYPE_CHECKING:
     from trt_native.calibration.caches import CalibrationCache
@@ -72,7 +73,11 @@ def calibrate(
         ),
     ] = None,
     backend: Annotated[
-        str, typer.Option(help="Backend of the engines: auto, tensorrt or rtx; auto as in build.")
+        str,
+        typer.Option(
+            help="Backend of the engines: auto, tensorrt or rtx; auto as in build.",
+            autocompletion=complete_backend,
+        ),
     ] = "auto",
     trt_version: Annotated[
         str | None,
@@ -178,7 +183,7 @@ def _origin(path: Path, cache: CalibrationCache) -> list[tuple[str, str]]:
         ("model", f"{origin.model['file']} (SHA-256 {origin.model['sha256'][:16]}...)"),
         ("method", origin.method),
         ("activations from", origin.runner),
-        ("data", f"{origin.batches} batches: {', '.join(shapes)}"),
+        ("data", f"{counted(origin.batches, 'batch', 'es')}: {', '.join(shapes)}"),
         ("made", f"{origin.created} by {origin.producer}"),
     ]
 
@@ -215,7 +220,7 @@ def _show(path: Path, json: bool) -> None:
         return
     table(str(path), ("", ""), _origin(path, cache))
     table(
-        f"Ranges ({len(cache.scales)} tensors)",
+        f"Ranges ({counted(len(cache.scales), 'tensor')})",
         ("tensor", "range +/-", "largest value", "covered", "scale"),
         (
             (name, f"{cache.threshold(name):.6g}", *_coverage(cache, name), f"{scale:.6g}")
@@ -279,4 +284,4 @@ def _diff(first: Path, second: Path, json: bool) -> None:
             ),
         )
     else:
-        stdout.print(f"The {len(worst)} tensors in both have the same ranges.", highlight=False)
+        stdout.print(f"Same ranges in both: {counted(len(worst), 'tensor')}.", highlight=False)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import json
 import logging
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -20,7 +21,16 @@ from rich.text import Text
 from trt_native.cli import interrupted
 from trt_native.errors import TrtNativeError, on_one_line
 
-__all__ = ["print_json", "printable", "report_errors", "set_verbosity", "stderr", "stdout", "table"]
+__all__ = [
+    "Verbose",
+    "print_json",
+    "printable",
+    "report_errors",
+    "set_verbosity",
+    "stderr",
+    "stdout",
+    "table",
+]
 
 
 def printable(text: str) -> str:
@@ -50,6 +60,10 @@ stdout = _Console()
 stderr = _Console(stderr=True)
 
 _F = TypeVar("_F", bound=Callable[..., None])
+Verbose = Annotated[
+    int,
+    typer.Option("--verbose", "-v", count=True, help="TensorRT's information; twice: everything."),
+]
 _verbosity = 0
 
 
@@ -63,51 +77,68 @@ def set_verbosity(level: int) -> None:
     handler.setFormatter(_Formatter("%(message)s"))
     levels = (logging.WARNING, logging.INFO, logging.DEBUG)
     logger = logging.getLogger("trt_native")
+    for earlier in [h for h in logger.handlers if isinstance(h, RichHandler)]:
+        logger.removeHandler(earlier)
     logger.addHandler(handler)
     logger.setLevel(levels[min(level, 2)])
 
 
 def report_errors(command: _F) -> _F:
-    """End a failing command with one clear message and exit code 1 instead of a traceback."""
+    """End a failing command with one clear message and exit code 1 instead of a traceback.
+
+    With ``--json`` the error is also a JSON document on standard output. The command gets the
+    option ``--verbose``, too, which may so stand behind it.
+    """
 
     @functools.wraps(command)
-    def run(*args: Any, command_context: typer.Context | None = None, **kwargs: Any) -> None:
+    def run(
+        *args: Any,
+        command_context: typer.Context | None = None,
+        verbose: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        fail = functools.partial(_fail, context=command_context, json=bool(kwargs.get("json")))
+        if verbose:
+            set_verbosity(max(verbose, _verbosity))
         try:
             command(*args, **kwargs)
             sys.stdout.flush()
         except KeyboardInterrupt:
             interrupted()
         except TrtNativeError as error:
-            _fail(_with_flags(error, command_context))
+            fail(error)
         except BrokenPipeError:
             # The reader has gone; the interpreter must not try to flush to it again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
         except OSError as error:
-            message = f"{error.filename or 'input/output'}: {error.strerror or error}"
-            _fail(str(TrtNativeError(message)))
+            fail(TrtNativeError(f"{error.filename or 'input/output'}: {error.strerror or error}"))
         except MemoryError:
-            _fail("the machine has too little memory for this")
+            fail(TrtNativeError("the machine has too little memory for this"))
 
     # Typer passes the context to a parameter of its type, whichever its name.
-    parameter = inspect.Parameter(
-        "command_context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context
-    )
+    added = {"command_context": typer.Context, "verbose": Verbose}
     own = inspect.signature(command, eval_str=True)
     run.__signature__ = own.replace(  # type: ignore[attr-defined]
-        parameters=[*own.parameters.values(), parameter]
+        parameters=[*own.parameters.values(), *itertools.starmap(_keyword, added.items())]
     )
-    run.__annotations__ = {**command.__annotations__, "command_context": typer.Context}
+    run.__annotations__ = {**command.__annotations__, **added}
     return run  # type: ignore[return-value]
 
 
-def _with_flags(error: TrtNativeError, context: typer.Context | None) -> str:
-    """The error's text, with the flags that set its options in the running command."""
+def _keyword(name: str, annotation: Any) -> inspect.Parameter:
+    default = 0 if annotation is Verbose else inspect.Parameter.empty
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default
+    )
+
+
+def _flags(error: TrtNativeError, context: typer.Context | None) -> list[str]:
+    """The flags that set an error's options in the running command."""
     known = context.command.params if context is not None else ()
     parameters = {parameter.name: parameter for parameter in known}
     flags = [_flag(parameters[name]) for name in error.options if name in parameters]
-    listed = f" ({', '.join(filter(None, flags))})" if any(flags) else ""
-    return "\n  ".join((error.message + listed, *error.lines))
+    return list(filter(None, flags))
 
 
 def _flag(parameter: Any) -> str:
@@ -118,9 +149,23 @@ def _flag(parameter: Any) -> str:
     return "/".join(max(flags, key=len) for flags in forms if flags)
 
 
-def _fail(message: str) -> None:
+def _fail(error: TrtNativeError, context: typer.Context | None, json: bool) -> None:
+    flags = _flags(error, context)
+    listed = f" ({', '.join(flags)})" if flags else ""
     stderr.print("error: ", style="bold red", end="")
-    stderr.print(message, markup=False, highlight=False)
+    stderr.print("\n  ".join((error.message + listed, *error.lines)), highlight=False)
+    if json:
+        print_json(
+            {
+                "error": {
+                    "kind": type(error).__name__,
+                    "message": error.message,
+                    "problems": error.problems,
+                    "details": error.details,
+                    "options": flags,
+                }
+            }
+        )
     if _verbosity >= 2:
         stderr.print(traceback.format_exc(), markup=False, highlight=False)
     raise typer.Exit(1) from None

@@ -76,7 +76,7 @@ def _check_plan(path: Path, ignore_manifest: bool, json: bool) -> None:
 def _findings(path: Path, ignore_manifest: bool) -> dict[str, Any]:
     from trt_native.cli.rebuild_command import rebuild_command
     from trt_native.errors import PlanError
-    from trt_native.plans.compatibility import compatibility
+    from trt_native.plans.compatibility import NO_GPU, compatibility
     from trt_native.plans.manifest import find_model, read_manifest
     from trt_native.plans.plan import Plan
 
@@ -101,8 +101,9 @@ def _findings(path: Path, ignore_manifest: bool) -> dict[str, Any]:
     if known is not None:
         found["built_for"] = list(known.compute_capabilities)
         try:
-            rebuild = rebuild_command(known, path, environment)
-            model = find_model(known, path)[1]
+            if environment.gpu or errors != [NO_GPU]:  # else no other plan loads here either
+                rebuild = rebuild_command(known, path, environment)
+                model = find_model(known, path)[1]
         except PlanError as error:
             warnings.append(error.message)
     return {
@@ -130,6 +131,7 @@ def _environment() -> Environment:
 
 
 def _print_findings(path: Path, findings: dict[str, Any]) -> None:
+    from trt_native.plans.compatibility import NO_GPU
     from trt_native.units import format_bytes
 
     here = findings["here"]
@@ -153,7 +155,7 @@ def _print_findings(path: Path, findings: dict[str, Any]) -> None:
         stdout.print(f"- {line}", markup=False, highlight=False)
     for line in findings["warnings"]:
         stdout.print(f"- note: {line}", markup=False, highlight=False)
-    if findings["loads"]:
+    if findings["loads"] or findings["errors"] == [NO_GPU]:
         return
     if findings["rebuild"]:
         stdout.print(f"To build it again here ({findings['model']}):", markup=False)

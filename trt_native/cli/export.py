@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trt_native.cli.console import print_json, report_errors, stderr, table
+from trt_native.cli.options import complete_precision
 from trt_native.cli.progress import ExportProgress
 from trt_native.errors import SpecError
 from trt_native.units import format_bytes
@@ -66,7 +67,10 @@ def latentsync(
         ),
     ] = None,
     precision: Annotated[
-        str, typer.Option(help="fp32, fp16 or bf16: types of the ONNX graph.")
+        str,
+        typer.Option(
+            help="fp32, fp16 or bf16: types of the ONNX graph.", autocompletion=complete_precision
+        ),
     ] = "fp32",
     static: Annotated[
         str | None,
@@ -152,7 +156,10 @@ def latentsync_vae(
         ),
     ] = None,
     precision: Annotated[
-        str, typer.Option(help="fp32, fp16 or bf16: types of the ONNX graphs.")
+        str,
+        typer.Option(
+            help="fp32, fp16 or bf16: types of the ONNX graphs.", autocompletion=complete_precision
+        ),
     ] = "fp32",
     opset: Annotated[int | None, typer.Option(help="ONNX operator-set version.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the reports as JSON.")] = False,
@@ -198,7 +205,10 @@ def latentsync_whisper(
         typer.Option(help="With random weights: tiny or small. \\[default: tiny]"),
     ] = None,
     precision: Annotated[
-        str, typer.Option(help="fp32, fp16 or bf16: types of the ONNX graph.")
+        str,
+        typer.Option(
+            help="fp32, fp16 or bf16: types of the ONNX graph.", autocompletion=complete_precision
+        ),
     ] = "fp32",
     opset: Annotated[int | None, typer.Option(help="ONNX operator-set version.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,

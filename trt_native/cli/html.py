@@ -84,7 +84,7 @@ def plan_page(report: PlanReport, times: Mapping[str, float] | None = None) -> s
             ("built", f"{manifest.created} on {manifest.gpu or 'a machine without a GPU'}"),
             ("for", ", ".join(manifest.compute_capabilities) or "every GPU of the backend"),
             ("model", str(manifest.model["file"])),
-            ("precision", str(manifest.precision["applied"])),
+            ("precision", manifest.arithmetic),
             *((f"option {name}", str(value)) for name, value in manifest.options.items()),
         ]
     tables: list[_Table] = [("", ("", ""), facts)]

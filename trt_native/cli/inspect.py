@@ -13,11 +13,11 @@ import typer
 
 from trt_native.cli.console import print_json, report_errors, stderr, stdout, table
 from trt_native.cli.html import TENSOR_COLUMNS, GraphNode, page, plan_page, tensor_rows
-from trt_native.cli.options import IgnoreManifest
+from trt_native.cli.options import IgnoreManifest, complete_backend
 from trt_native.cli.quantize import engine_layers_text
 from trt_native.errors import BuildError, ModelError, SpecError, UnsupportedError
 from trt_native.shapes import TensorSpec
-from trt_native.units import format_bytes
+from trt_native.units import counted, format_bytes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -55,7 +55,8 @@ def inspect(
     backend: Annotated[
         str,
         typer.Option(
-            help="For an ONNX file: the backend to ask what it refuses, auto, tensorrt or rtx."
+            help="For an ONNX file: the backend to ask what it refuses, auto, tensorrt or rtx.",
+            autocompletion=complete_backend,
         ),
     ] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
@@ -113,7 +114,7 @@ def _inspect_onnx(path: Path, html: Path | None, backend: str, json: bool) -> No
     table(str(path), ("", ""), rows)
     table("Tensors", ("", "name", "dtype", "shape"), tensors)
     table(
-        f"Operators ({sum(summary.operators.values())} nodes)",
+        f"Operators ({counted(sum(summary.operators.values()), 'node')})",
         ("operator", "count"),
         summary.operators.items(),
     )
@@ -227,7 +228,7 @@ def _inspect_plan(
             ("built", f"{manifest.created} on {manifest.gpu or 'a machine without a GPU'}"),
             ("for", targets),
             ("model", f"{manifest.model['file']} (SHA-256 {manifest.model['sha256'][:16]}...)"),
-            ("precision", str(manifest.precision["applied"])),
+            ("precision", manifest.arithmetic),
             *_running(manifest),
             *((f"option {name}", str(value)) for name, value in manifest.options.items()),
         ]

@@ -13,8 +13,36 @@ import typer
 from trt_native.config import BuildConfig, CommandOption, QuantizationSpec
 from trt_native.errors import TrtNativeError
 
-__all__ = ["IgnoreManifest", "flag_words", "read_fields", "with_fields"]
+__all__ = [
+    "BackendOption",
+    "IgnoreManifest",
+    "complete_backend",
+    "complete_precision",
+    "flag_words",
+    "read_fields",
+    "with_fields",
+]
 
+
+def _completing(*words: str) -> Callable[[str], list[str]]:
+    """A completion of an option's value in the shell."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [word for word in words if word.startswith(incomplete.lower())]
+
+    return complete
+
+
+complete_backend = _completing("auto", "tensorrt", "rtx")
+complete_precision = _completing("fp32", "fp16", "bf16")
+
+BackendOption = Annotated[
+    str,
+    typer.Option(
+        help="auto, tensorrt or rtx; auto reads TRT_NATIVE_BACKEND first.",
+        autocompletion=complete_backend,
+    ),
+]
 IgnoreManifest = Annotated[
     bool,
     typer.Option(
@@ -103,6 +131,7 @@ def _parameter(
         _flag(name, option, flag),
         help=help_text,
         metavar=option.metavar or None,
+        autocompletion=_completion(name, option),
         rich_help_panel=panel,
     )
     return inspect.Parameter(
@@ -111,6 +140,15 @@ def _parameter(
         default=default,
         annotation=Annotated[word | None if default is None else word, declared],
     )
+
+
+def _completion(name: str, option: CommandOption) -> Callable[[str], list[str]] | None:
+    """The completion of a choice."""
+    choices = getattr(option.parse, "__self__", None)
+    if not isinstance(choices, type) or not issubclass(choices, Enum):
+        return None
+    further = ("best",) if name == "precision" else ()
+    return _completing(*(str(choice.value) for choice in choices), *further)
 
 
 def _flag(name: str, option: CommandOption, flag: str = "") -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trt_native.cli.console import print_json, report_errors, stderr, table
-from trt_native.cli.options import read_fields, with_fields
+from trt_native.cli.options import complete_backend, read_fields, with_fields
 from trt_native.config import Precision, QuantizationSpec
 from trt_native.errors import SpecError
 from trt_native.shapes import ProfileSpec
@@ -48,7 +48,8 @@ def quantize(
         str | None,
         typer.Option(
             help="auto, tensorrt or rtx: leave alone what that TensorRT does not build in the"
-            " format. \\[default: quantize for any]"
+            " format. \\[default: quantize for any]",
+            autocompletion=complete_backend,
         ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,

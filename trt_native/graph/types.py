@@ -14,7 +14,7 @@ from trt_native.graph.nodes import (
 )
 from trt_native.graph.validity import wraps_graph_errors
 
-__all__ = ["is_reduced", "nodes_with_functions", "reduced_types"]
+__all__ = ["is_reduced", "nodes_with_functions", "quantized_types", "reduced_types"]
 
 
 _QUANTIZED = QDQ | op_set(
@@ -79,6 +79,16 @@ def reduced_types(model: ir.Model) -> frozenset[str]:
     names = {dtype.name.lower() for dtype in types & _REDUCED_TYPES}
     quantized = any(node.op_type in _QUANTIZED for node in nodes)
     return frozenset(names | {"quantized"} if quantized else names)
+
+
+def quantized_types(model: ir.Model) -> tuple[str, ...]:
+    """ONNX type names, in order, of the values that the Q/DQ nodes of a model quantize to."""
+    found = set()
+    for node in nodes_with_functions(model):
+        if node.op_type == "DequantizeLinear":
+            types = [v.dtype for v in (node.inputs[0], *node.inputs[2:]) if v is not None]
+            found |= {dtype.name.lower() for dtype in types if dtype is not None}
+    return tuple(sorted(found))
 
 
 def nodes_with_functions(model: ir.Model) -> list[ir.Node]:

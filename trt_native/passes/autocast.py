@@ -49,6 +49,7 @@ from trt_native.passes.quantize_arrays import read_tensor, requantize_lazily, ro
 from trt_native.passes.raise_opset import RaisedOpset, raise_opset, require_opset
 from trt_native.passes.replacement import NameAuthority
 from trt_native.schemas import schema_of
+from trt_native.units import counted
 
 __all__ = ["Autocast", "PrecisionReport", "autocast", "can_be_reduced", "match_fp32_patterns"]
 logger = logging.getLogger(__name__)
@@ -206,7 +207,10 @@ class Autocast(GraphPass):
             return f"FP32 arithmetic in {record['target']}"
         reduced = sum(record["reduced"].values())
         kept = sum(sum(operators.values()) for operators in record["kept"].values())
-        lines = [f"{record['target']}: {reduced} nodes; {kept} stay FP32, {record['casts']} casts"]
+        lines = [
+            f"{record['target']}: {counted(reduced, 'node')}; {kept} stay{'s' * (kept == 1)} FP32,"
+            f" {counted(record['casts'], 'cast')}"
+        ]
         for reason, names in record["examples"].items():
             count = sum(record["kept"][reason].values())
             more = ", ..." if count > len(names) else ""

@@ -58,6 +58,7 @@ from trt_native.passes.quantize_rules import (
 from trt_native.passes.raise_opset import RaisedOpset, require_opset
 from trt_native.passes.replacement import NameAuthority
 from trt_native.shapes import Shape
+from trt_native.units import counted
 
 __all__ = [
     "METADATA_KEY",
@@ -286,7 +287,7 @@ class Quantize(GraphPass):
         calibration = record["calibration"]
         if calibration.get("runner"):
             batches, runner = calibration["batches"], calibration["runner"]
-            lines.append(f"ranges from {batches} batches run by {runner}")
+            lines.append(f"ranges from {counted(batches, 'batch', 'es')} run by {runner}")
         if record["raised"] is not None:
             lines.append(str(RaisedOpset(**record["raised"])))
         return "\n".join(filter(None, (*lines, record["not_built"])))

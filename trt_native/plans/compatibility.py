@@ -9,7 +9,11 @@ from trt_native.plans.header import PlanHeader, version_numbers
 from trt_native.plans.manifest import Manifest
 from trt_native.units import format_bytes
 
-__all__ = ["CompatibilityReport", "Environment", "compatibility"]
+__all__ = ["NO_GPU", "CompatibilityReport", "Environment", "compatibility"]
+
+
+NO_GPU = "loading a plan needs a GPU, and none is usable here"
+"""The error on a machine without a GPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +69,7 @@ def compatibility(
     """
     errors, warnings = _library_report(header, manifest, environment)
     if environment.gpu is None:
-        errors.append("loading a plan needs a GPU, and none is usable here")
+        errors.append(NO_GPU)
         return CompatibilityReport(tuple(errors), tuple(warnings))
     if manifest is None:
         warnings.append("there is no manifest, so the GPU that the plan is for is not known")

@@ -191,7 +191,13 @@ class Manifest:
     def describe(self) -> str:
         """The model, the precision and the library on one line."""
         library = f"{self.backend} {self.backend_version}"
-        return f"{self.model['file']}, {self.precision['applied']}, {library}"
+        return f"{self.model['file']}, {self.arithmetic}, {library}"
+
+    @property
+    def arithmetic(self) -> str:
+        """The applied precision, with the types of the model's own Q/DQ nodes."""
+        types = ", ".join(map(str, self.precision.get("quantized_in_model", ())))
+        return f"{self.precision['applied']}" + f" with Q/DQ nodes of {types}" * bool(types)
 
     @property
     def inputs(self) -> tuple[PlanTensor, ...]:
@@ -256,6 +262,8 @@ class Manifest:
             noted = data["model"].get("metadata", {})
             _check_types(noted, dict.fromkeys(noted, (str,)), "model.metadata.")
             _check_types(data["precision"], _PRECISION_TYPES, "precision.")
+            if "quantized_in_model" in data["precision"]:
+                _check_types(data["precision"], {"quantized_in_model": (list,)}, "precision.")
             if (found := data["precision"].get("engine_layers")) is not None:
                 optional = {name: (list,) for name in ("int8", "fp8") if name in found}
                 _check_types(found, {"layers": (int,), **optional}, "precision.engine_layers.")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from trt_native.units import counted
+
 __all__ = ["from_schema_1"]
 
 _PASSES = {
@@ -45,7 +47,11 @@ def from_schema_1(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _record(name: str, found: Any) -> dict[str, Any]:
     if isinstance(found, int):
-        return {"name": name, "nodes": {"nodes": found}, "summary": f"{name}: {found} nodes"}
+        return {
+            "name": name,
+            "nodes": {"nodes": found},
+            "summary": f"{name}: {counted(found, 'node')}",
+        }
     counts = found.get("quantized", found.get("reduced", found))
     details = {} if counts is found else dict(found)
     text = ", ".join(f"{count} {operator}" for operator, count in counts.items())
