@@ -45,6 +45,7 @@ step "lint"
 
 in_background types "$bin/mypy"
 in_background imports "$bin/lint-imports"
+in_background package "$bin/python" scripts/check_package.py
 in_background trt10 tests/lanes/run_lane.sh trt10 tests/backends
 in_background trt11 tests/lanes/run_lane.sh trt11 tests/backends
 
@@ -59,6 +60,7 @@ print("coverage: {percent_covered:.1f} %".format(**json.load(open(sys.argv[1]))[
 
 finish types "types"
 finish imports "import contract"
+finish package "wheel and source distribution"
 finish trt10 "backend tests on the real Python API of TensorRT 10"
 finish trt11 "backend tests on the real Python API of TensorRT 11"
 echo

@@ -223,4 +223,4 @@ class TestQuantizedBuild:
 def test_no_backend_says_what_to_install(model, plant):
     env = plant("import sys; sys.modules['tensorrt'] = sys.modules['tensorrt_rtx'] = None")
     message = fails("build", model, *DIMS, env=env)
-    assert "no TensorRT is installed; install one: pip install 'trt-native[rtx]'" in message
+    assert "no TensorRT is installed; install one: pip install 'tensorrt-rtx>=1.4,<2'" in message

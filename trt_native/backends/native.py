@@ -36,6 +36,7 @@ from trt_native.files import atomic_write, open_regular_file
 from trt_native.graph.inference import infer_values
 from trt_native.graph.nodes import all_nodes
 from trt_native.graph.onnx_file import read_model
+from trt_native.installing import install_command
 from trt_native.plans.manifest import PlanTensor
 from trt_native.progress import Progress
 from trt_native.units import format_bytes
@@ -150,7 +151,7 @@ class TensorRTBackend:
             except Exception as error:  # pybind11 raises TypeError where a factory fails
                 hint = (
                     "; it builds only on a machine with a GPU that it supports. TensorRT-RTX"
-                    " builds without one: pip install 'trt-native[rtx]' and use backend rtx"
+                    f" builds without one: {install_command('rtx')} and use backend rtx"
                     if self.capabilities.build_needs_gpu
                     else ""
                 )

@@ -11,6 +11,7 @@ from typing import Any
 
 from trt_native.backends.base import Backend
 from trt_native.errors import UnsupportedError
+from trt_native.installing import install_command
 
 __all__ = ["BACKEND_VARIABLE", "BackendInfo", "available_backends", "load_backend"]
 
@@ -19,8 +20,8 @@ BACKEND_VARIABLE = "TRT_NATIVE_BACKEND"
 """Environment variable that names the backend where no argument does."""
 
 _INSTALL = (
-    "install one: pip install 'trt-native[rtx]' (TensorRT-RTX, builds without a GPU too),"
-    " 'trt-native[tensorrt11]' or 'trt-native[tensorrt]' (TensorRT 11 or 10)"
+    f"install one: {install_command('rtx')} (TensorRT-RTX, builds without a GPU too), or"
+    f" {install_command('tensorrt11')} or {install_command('tensorrt')}"
 )
 
 

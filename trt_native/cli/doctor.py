@@ -14,6 +14,7 @@ import typer
 
 from trt_native.cli.console import print_json, report_errors, stdout, table
 from trt_native.cli.options import IgnoreManifest
+from trt_native.installing import install_command
 
 if TYPE_CHECKING:
     from trt_native.plans.compatibility import Environment
@@ -52,7 +53,7 @@ def doctor(
                 name,
                 tuple(filter(None, (b["version"], b["error"]))),
                 b["note"],
-                f"pip install 'trt-native[{b['extra']}]'",
+                install_command(b["extra"]),
             )
             for name, b in findings["backends"].items()
         ),
@@ -229,6 +230,6 @@ def _version(package: str) -> str | None:
 
 def _summary(builders: list[str], has_gpu: bool) -> str:
     if not builders:
-        return "Cannot build plans here: no TensorRT that works. pip install 'trt-native[rtx]'"
+        return f"Cannot build plans here: no TensorRT that works. {install_command('rtx')}"
     done = f"Builds plans with {' and '.join(builders)}"
     return f"{done}, and runs them." if has_gpu else f"{done}; running them needs a GPU."

@@ -29,6 +29,7 @@ from trt_native.errors import USER_CODE_ERRORS, ExportError, SpecError, Unsuppor
 from trt_native.export.assumptions import check_assumptions, plain_output
 from trt_native.files import check_writable
 from trt_native.graph.onnx_file import save_model, tensor_specs
+from trt_native.installing import install_command
 from trt_native.progress import ByteProgress, no_progress
 from trt_native.shapes import TensorSpec
 
@@ -224,7 +225,7 @@ def require_torch() -> None:
     except ImportError as error:
         raise UnsupportedError(
             f"exporting needs PyTorch and onnxscript ({error.name} is not installed):"
-            " pip install 'trt-native[export]'"
+            f" {install_command('export')}"
         ) from None
 
 

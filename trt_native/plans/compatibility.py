@@ -85,11 +85,11 @@ def _library_report(
     product = header.product
     version = environment.libraries.get(product)
     if version is None:
-        extra = "tensorrt11" if (product, header.version[0]) == ("TensorRT", 11) else header.backend
+        package = "tensorrt-rtx" if header.backend == "rtx" else "tensorrt"
         present = " and ".join(f"{k} {v}" for k, v in environment.libraries.items())
         return [
             f"the plan needs {product} {header.version_text}, which is not installed"
-            f" (found: {present or 'no TensorRT'}); pip install 'trt-native[{extra}]'"
+            f" (found: {present or 'no TensorRT'}); pip install {package}=={header.version_text}"
         ], []
     exact = header.mismatch_exact(version)
     if exact is None:

@@ -24,6 +24,7 @@ import onnx_ir as ir
 
 from trt_native.errors import ModelError, UnsupportedError
 from trt_native.files import open_regular_file, sha256_of_file
+from trt_native.installing import install_command
 from trt_native.models.latentsync.releases import current_names
 from trt_native.progress import ByteProgress, no_progress
 
@@ -161,7 +162,7 @@ def _read_torch_or_safetensors(path: Path) -> Any:
         advice = "" if path.suffix == ".safetensors" else ", or save its weights as .safetensors"
         raise UnsupportedError(
             f"{path}: reading it needs PyTorch, which is not installed:"
-            f" pip install 'trt-native[export]'{advice}"
+            f" {install_command('export')}{advice}"
         ) from None
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file

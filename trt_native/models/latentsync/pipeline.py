@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from trt_native.errors import ClosedError, PlanError, SpecError, UnsupportedError
+from trt_native.installing import install_command
 from trt_native.models.latentsync.config import UNetConfig
 from trt_native.models.latentsync.inputs import fractional_timestep
 from trt_native.plans.manifest import PlanTensor
@@ -28,7 +29,7 @@ try:
 except ImportError:
     raise UnsupportedError(
         "LatentSyncUNet needs PyTorch, which is not installed: install LatentSync's requirements,"
-        " or pip install 'trt-native[export]'"
+        f" or {install_command('export')}"
     ) from None
 
 from trt_native.models.latentsync.plan_module import (
