@@ -196,6 +196,21 @@ class TestRefusals:
             build_latentsync(tmp_path / name, RANDOM)
         assert (tmp_path / "file").read_text() == "mine"
 
+    def test_sources_that_the_build_would_replace(self, exports, tmp_path):
+        (tmp_path / ".onnx-files").mkdir()
+        for name in ("unet.plan", "whisper.encoder.plan.json", ".onnx-files/tiny.pt"):
+            source = tmp_path / name
+            source.write_bytes(b"weights")
+            for sources in (
+                ModelSources(checkpoint=source),
+                ModelSources(random_seed=0, whisper=str(source), config="small"),
+            ):
+                with pytest.raises(SpecError, match=r"files to read|is emptied by this build"):
+                    build_latentsync(tmp_path, sources, FolderOptions(vae=False))
+            assert source.read_bytes() == b"weights"
+            source.unlink()
+        assert exports == []
+
     def test_a_shallow_plan_that_would_not_fit(self, tmp_path):
         (tmp_path / "unet.shallow.plan").write_text("")
         with pytest.raises(SpecError, match="from an earlier build with DeepCache"):

@@ -16,8 +16,10 @@ from trt_native.builder.isolated import Job, build_with_retries
 from trt_native.config import BuildConfig, Precision
 from trt_native.errors import SpecError
 from trt_native.export.module import require_torch
+from trt_native.files import is_within
 from trt_native.graph.dims import read_limits
 from trt_native.graph.onnx_file import read_model
+from trt_native.graph.outputs import check_outputs
 from trt_native.models.latentsync import plan_names
 from trt_native.models.latentsync.checkpoint import Checkpoint
 from trt_native.models.latentsync.config import UNetConfig
@@ -26,6 +28,7 @@ from trt_native.models.latentsync.profile import FRAMES
 from trt_native.models.latentsync.vae_export import export_vae
 from trt_native.models.latentsync.weights import choose_config, open_checkpoint
 from trt_native.models.latentsync.whisper_export import export_whisper
+from trt_native.plans.manifest import manifest_path
 from trt_native.progress import ByteProgress, Progress
 from trt_native.shapes import ProfileSpec
 
@@ -189,6 +192,7 @@ def _check(folder: Path, weights: ModelSources, options: FolderOptions) -> None:
     in_the_way = next((p for p in (folder, *folder.parents) if p.exists() and not p.is_dir()), None)
     if in_the_way is not None:
         raise SpecError(f"cannot write to {folder}: {in_the_way} is not a folder; name another")
+    _check_targets(folder, weights)
     load_backend(options.backend)  # before minutes of export
     shallow = folder / plan_names.SHALLOW
     if not options.deepcache and shallow.exists():
@@ -197,6 +201,23 @@ def _check(folder: Path, weights: ModelSources, options: FolderOptions) -> None:
             f" {plan_names.FULL}; remove it, or build for DeepCache again",
             options=("deepcache",),
         )
+
+
+def _check_targets(folder: Path, weights: ModelSources) -> None:
+    """Refuse a folder in which a source would be replaced, or removed as an earlier ONNX file."""
+    sources = [
+        source
+        for source in (
+            weights.checkpoint, weights.vae, weights.whisper, weights.config, weights.vae_config
+        )
+        if isinstance(source, str | Path)
+    ]  # fmt: skip
+    temporary = (folder / _ONNX).resolve()
+    if lost := next((s for s in sources if is_within(Path(s), temporary)), None):
+        raise SpecError(f"{lost}: {temporary} is emptied by this build; move the file elsewhere")
+    if folder.is_dir():
+        plans = [folder / name for name in plan_names.ALL]
+        check_outputs(plans, reads=sources, companions=map(manifest_path, plans))
 
 
 def _opened(

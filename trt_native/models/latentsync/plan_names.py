@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["DECODER", "ENCODER", "FULL", "SHALLOW", "WHISPER"]
+__all__ = ["ALL", "DECODER", "ENCODER", "FULL", "SHALLOW", "WHISPER"]
 
 FULL, SHALLOW = "unet.plan", "unet.shallow.plan"
 ENCODER, DECODER = "vae.encoder.plan", "vae.decoder.plan"
 WHISPER = "whisper.encoder.plan"
+ALL = (FULL, SHALLOW, ENCODER, DECODER, WHISPER)
