@@ -12,8 +12,8 @@ from rich.console import Console
 
 from trt_native.builder.isolated import build_isolated
 from trt_native.cli import main
-from trt_native.cli.progress import BuildProgress
 from trt_native.cli.streams import prepare_streams
+from trt_native.progress_bars import BuildProgress
 
 
 @pytest.fixture

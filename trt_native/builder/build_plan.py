@@ -16,19 +16,20 @@ from trt_native.config import BuildConfig
 from trt_native.errors import SpecError
 from trt_native.files import as_path
 from trt_native.plans.plan import Plan
-from trt_native.progress import Progress
+from trt_native.progress_bars import AnyProgress, shows_progress
 from trt_native.scratch import scratch_folder
 from trt_native.units import parse_duration
 
 __all__ = ["build_plan"]
 
 
+@shows_progress
 def build_plan(
     model: str | os.PathLike[str] | onnx.ModelProto | bytes,
     config: BuildConfig | None = None,
     *,
     backend: str | Backend = "auto",
-    progress: Progress | None = None,
+    progress: AnyProgress = None,
     extra_outputs: Sequence[str] | str = (),
     isolated: bool = False,
     timeout_s: float | str | None = None,
@@ -44,7 +45,7 @@ def build_plan(
             weights inside, as a ``ModelProto`` or as the bytes of a file.
         config: Configuration of the plan; see :class:`~trt_native.config.BuildConfig`.
         backend: ``auto``, ``tensorrt``, ``rtx``, or a loaded backend.
-        progress: Receives progress callbacks.
+        progress: Receives progress; see :data:`trt_native.progress_bars.AnyProgress`.
         extra_outputs: Names of tensors inside the model that the plan returns too, in the type that
             they have there. Other passes do not depend on them, but how TensorRT fuses layers does.
         isolated: Build in a child process, so that a crash of TensorRT raises :class:`BuildError`;

@@ -28,6 +28,7 @@ from trt_native.files import atomic_write, open_regular_file, read_text_file, sh
 from trt_native.plans.manifest import MANIFEST_SCHEMA, Manifest
 from trt_native.plans.plan import Plan
 from trt_native.progress import Progress, phase
+from trt_native.progress_bars import AnyProgress, shows_progress
 from trt_native.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
@@ -180,13 +181,14 @@ class EngineCache:
 
     # Building
 
+    @shows_progress
     def build_plan(
         self,
         model: str | os.PathLike[str],
         config: BuildConfig | None = None,
         *,
         backend: str | Backend = "auto",
-        progress: Progress | None = None,
+        progress: AnyProgress = None,
     ) -> BuiltPlan:
         """Return the plan if it is here, else build it and keep it.
 

@@ -32,13 +32,15 @@ from trt_native.graph.refit_signature import (
 )
 from trt_native.plans.manifest import Manifest, PlanTensor
 from trt_native.plans.plan import Plan
-from trt_native.progress import Progress, phase
+from trt_native.progress import phase
+from trt_native.progress_bars import AnyProgress, shows_progress
 from trt_native.runtime.engine import Engine, backend_for
 from trt_native.shapes import ProfileSpec, ShapeRange, TensorSpec
 
 __all__ = ["refit_plan"]
 
 
+@shows_progress
 def refit_plan(
     plan: Plan | str | os.PathLike[str],
     model: str | os.PathLike[str],
@@ -46,7 +48,7 @@ def refit_plan(
     calibration_cache: str | os.PathLike[str] | None = None,
     backend: str | Backend = "auto",
     ordinal: int = 0,
-    progress: Progress | None = None,
+    progress: AnyProgress = None,
 ) -> Plan:
     """Put the weights of another ONNX file of the same architecture into a plan.
 
@@ -62,7 +64,7 @@ def refit_plan(
         calibration_cache: A calibration cache of ``model``, for a plan of precision INT8 or FP8.
         backend: ``auto`` takes the library that the plan's header names.
         ordinal: CUDA ordinal of the GPU to load the plan on.
-        progress: Receives progress callbacks.
+        progress: Receives progress; see :data:`trt_native.progress_bars.AnyProgress`.
 
     Returns:
         The plan with the weights, and a manifest of its own, not yet saved.

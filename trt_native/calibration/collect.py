@@ -32,6 +32,7 @@ from trt_native.graph.functions import inline_functions
 from trt_native.graph.onnx_file import hash_files, operator_names, read_model
 from trt_native.graph.quantizable import QUANTIZABLE_OPS, quantizable_tensors
 from trt_native.progress import Progress, phase
+from trt_native.progress_bars import AnyProgress, shows_progress
 from trt_native.shapes import Shape, format_shape
 
 __all__ = [
@@ -93,7 +94,7 @@ class ActivationSource(Protocol):
             tensors: Names of the tensors to measure.
             batches: As for :func:`collect`.
             histograms: Whether to make histograms.
-            progress: Receives progress callbacks.
+            progress: Receives progress; see :data:`trt_native.progress_bars.AnyProgress`.
         """
         ...
 
@@ -127,6 +128,7 @@ class ReferenceActivations:
         return collect(batches, run, tensors, histograms=histograms, progress=progress)
 
 
+@shows_progress
 def calibrate(
     model: Path,
     batches: Iterable[Batch],
@@ -137,7 +139,7 @@ def calibrate(
     patterns: Sequence[str] = (),
     version: str = DEFAULT_VERSION,
     source: ActivationSource | None = None,
-    progress: Progress | None = None,
+    progress: AnyProgress = None,
     fixed_inputs: FixedValues | None = None,
 ) -> CalibrationCache:
     """Find the range of every tensor that a quantized model needs one for.

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from trt_native.builder.isolated import Job, build_with_retries
 from trt_native.cli.console import print_json, stderr, table
-from trt_native.cli.progress import BuildProgress
 from trt_native.config import BuildConfig, QuantizationSpec
 from trt_native.errors import BuildError
+from trt_native.progress_bars import BuildProgress
 from trt_native.units import counted, format_bytes
 
 if TYPE_CHECKING:

@@ -179,7 +179,7 @@ def _profiles(dims: list[str], shapes: list[str], file: Path | None) -> tuple[Pr
 
 
 def _build(job: Job, timeout_s: float | None, retry: bool, json: bool) -> None:
-    from trt_native.cli.progress import BuildProgress
+    from trt_native.progress_bars import BuildProgress
 
     with BuildProgress(stderr) as progress:
         outcome = build_with_retries(job, progress, timeout_s=timeout_s, retry=retry)

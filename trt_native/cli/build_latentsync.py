@@ -11,8 +11,8 @@ from trt_native.builder.plan_cache import FOLDER_VARIABLE, EngineCache
 from trt_native.cli.console import print_json, report_errors, stderr, table
 from trt_native.cli.export import AllowMismatch, FloatTimestep
 from trt_native.cli.options import BackendOption, complete_precision
-from trt_native.cli.progress import BuildProgress, ExportProgress
 from trt_native.errors import SpecError
+from trt_native.progress_bars import BuildProgress, ExportProgress
 from trt_native.units import format_bytes
 
 __all__ = ["build_latentsync"]

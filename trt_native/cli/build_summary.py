@@ -72,7 +72,7 @@ def _pass_rows(passes: Any) -> list[tuple[str, tuple[str, ...]]]:
 
 def print_dry_run(model: Path, config: BuildConfig, backend: str, json: bool) -> None:
     """Print the decisions of a build, whose model its passes and TensorRT's parser have taken."""
-    from trt_native.cli.progress import BuildProgress
+    from trt_native.progress_bars import BuildProgress
 
     job = Job(
         model=model, target=with_ending(model, ".plan"), config=config, backend=backend,

@@ -11,11 +11,11 @@ import typer
 
 from trt_native.cli.console import print_json, report_errors, stderr, stdout, table
 from trt_native.cli.options import complete_backend, read_fields, with_fields
-from trt_native.cli.progress import BuildProgress
 from trt_native.config import CalibrationMethod, CalibrationRunner, QuantizationSpec
 from trt_native.errors import SpecError
 from trt_native.files import with_ending
 from trt_native.progress import phase
+from trt_native.progress_bars import BuildProgress
 from trt_native.units import counted
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import typer
 
 from trt_native.cli.console import print_json, report_errors, stderr, table
 from trt_native.cli.options import complete_precision
-from trt_native.cli.progress import ExportProgress
 from trt_native.errors import SpecError
+from trt_native.progress_bars import ExportProgress
 from trt_native.units import format_bytes
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ import typer
 
 from trt_native.cli.console import print_json, report_errors, stderr, table
 from trt_native.cli.options import with_fields
-from trt_native.cli.progress import BuildProgress
 from trt_native.config import QuantizationSpec
 from trt_native.graph.outputs import check_outputs
 from trt_native.plans.manifest import Manifest, manifest_path
+from trt_native.progress_bars import BuildProgress
 from trt_native.units import format_bytes
 
 __all__ = ["refit"]

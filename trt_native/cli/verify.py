@@ -392,7 +392,7 @@ class _Layers:
     def run(
         self, inputs: Mapping[str, np.ndarray[Any, Any]], thresholds: Thresholds, passed: bool
     ) -> LayerReport:
-        from trt_native.cli.progress import BuildProgress
+        from trt_native.progress_bars import BuildProgress
         from trt_native.verify import first_mismatch as layers
 
         with BuildProgress(stderr) as progress:

@@ -31,6 +31,7 @@ from trt_native.files import check_writable
 from trt_native.graph.onnx_file import save_model, tensor_specs
 from trt_native.installing import install_command
 from trt_native.progress import ByteProgress, no_progress
+from trt_native.progress_bars import AnyProgress, shows_byte_progress
 from trt_native.shapes import TensorSpec
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ class ExportReport:
         return {**dataclasses.asdict(self), "path": str(self.path), "external_data": external}
 
 
+@shows_byte_progress
 def export_module(
     module: nn.Module,
     inputs: Sequence[Tensor] | Mapping[str, Tensor],
@@ -125,7 +127,7 @@ def export_module(
     output_names: Sequence[str] | str | None = None,
     opset: int | None = None,
     metadata: Mapping[str, str] | None = None,
-    progress: ByteProgress | None = None,
+    progress: AnyProgress = None,
 ) -> ExportReport:
     """Export any module, in evaluation mode, to one ONNX file.
 

@@ -26,6 +26,7 @@ from trt_native.models.latentsync.graph import OLDEST_OPSET, Dims, write_graph
 from trt_native.models.latentsync.structure import is_position, parameter_shapes
 from trt_native.models.latentsync.weights import Weights, load_weights
 from trt_native.progress import ByteProgress, no_progress
+from trt_native.progress_bars import AnyProgress, shows_byte_progress
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,6 +48,7 @@ _EXTENTS = ("batch", "frames", "height", "width")
 _IR_VERSION = 10  # the newest that TensorRT 10.3 reads
 
 
+@shows_byte_progress
 def export_latentsync(
     path: str | Path,
     *,
@@ -58,7 +60,7 @@ def export_latentsync(
     opset: int | None = None,
     timestep_dtype: str = "int64",
     allow_mismatch: bool = False,
-    progress: ByteProgress | None = None,
+    progress: AnyProgress = None,
 ) -> ExportReport:
     """Export the LatentSync U-Net with the weights of a checkpoint, or with random ones.
 
@@ -108,6 +110,7 @@ def export_latentsync(
     return ExportReport.of(model, _parameters(weights), path, data, total_bytes, started)
 
 
+@shows_byte_progress
 def export_deepcache(
     path: str | Path,
     *,
@@ -119,7 +122,7 @@ def export_deepcache(
     opset: int | None = None,
     timestep_dtype: str = "int64",
     allow_mismatch: bool = False,
-    progress: ByteProgress | None = None,
+    progress: AnyProgress = None,
 ) -> tuple[ExportReport, ExportReport]:
     """Export the LatentSync U-Net as the two graphs that DeepCache (branch 0) alternates between.
 

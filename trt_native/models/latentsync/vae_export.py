@@ -11,7 +11,7 @@ from trt_native.files import check_writable, with_ending
 from trt_native.graph.onnx_file import dtype_name
 from trt_native.graph.outputs import check_outputs
 from trt_native.models.latentsync.export import graph_dtype
-from trt_native.progress import ByteProgress
+from trt_native.progress_bars import AnyProgress, shows_byte_progress
 
 if TYPE_CHECKING:
     from trt_native.models.latentsync.vae import VaeConfig
@@ -31,6 +31,7 @@ def vae_paths(path: str | Path) -> tuple[Path, Path]:
     return encoder, decoder
 
 
+@shows_byte_progress
 def export_vae(
     path: str | Path,
     *,
@@ -39,7 +40,7 @@ def export_vae(
     random_seed: int | None = None,
     precision: str = "fp32",
     opset: int | None = None,
-    progress: ByteProgress | None = None,
+    progress: AnyProgress = None,
 ) -> tuple[ExportReport, ExportReport]:
     """Export an ``AutoencoderKL`` with the weights of a folder, or with random ones.
 

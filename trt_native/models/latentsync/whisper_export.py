@@ -12,7 +12,7 @@ from trt_native.export.module import ExportReport, export_module, require_torch
 from trt_native.graph.onnx_file import dtype_name
 from trt_native.graph.outputs import check_outputs
 from trt_native.models.latentsync.export import graph_dtype
-from trt_native.progress import ByteProgress
+from trt_native.progress_bars import AnyProgress, shows_byte_progress
 
 if TYPE_CHECKING:
     from trt_native.models.latentsync.whisper import WhisperConfig
@@ -23,6 +23,7 @@ MEL, FEATURES, EMBEDDINGS = "mel", "features", "embeddings"
 """Tensors of the graph."""
 
 
+@shows_byte_progress
 def export_whisper(
     path: str | Path,
     *,
@@ -31,7 +32,7 @@ def export_whisper(
     random_seed: int | None = None,
     precision: str = "fp32",
     opset: int | None = None,
-    progress: ByteProgress | None = None,
+    progress: AnyProgress = None,
 ) -> ExportReport:
     """Export the encoder of a Whisper, for one segment of 30 s.
 
