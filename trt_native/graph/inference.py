@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import onnx
 import onnx.shape_inference
@@ -14,6 +14,7 @@ from trt_native.errors import ModelError
 from trt_native.graph.nodes import all_nodes, bodies, constant_of
 
 __all__ = [
+    "infer_around",
     "infer_behind",
     "infer_proto",
     "infer_shapes",
@@ -79,6 +80,13 @@ def infer_values(model: ir.Model) -> None:
             value.shape = value.shape if shape is None else shape
         if all(value.type is not None for value in made if value.name):
             return
+
+
+def infer_around(model: ir.Model, nodes: Iterable[ir.Node]) -> None:
+    """Fill in values where the type or shape of one that these nodes read or make is lacking."""
+    values = (v for node in nodes for v in (*node.inputs, *node.outputs) if v is not None)
+    if any(value.name and not _is_known(value) for value in values):
+        infer_values(model)
 
 
 def infer_behind(model: ir.Model, wanted: Collection[ir.Value]) -> None:

@@ -9,10 +9,12 @@ import onnx
 import onnx_ir as ir
 
 from trt_native.graph.dims import fixed_extents
+from trt_native.graph.folding import Folded, fold_constants
+from trt_native.graph.nodes import all_nodes
 from trt_native.graph.pools import POOLS, end_padding
 from trt_native.shapes import Profile
 
-__all__ = ["MOST_ELEMENTS", "bound_skeleton", "skeleton"]
+__all__ = ["MOST_ELEMENTS", "folded_twins", "skeleton"]
 
 MOST_ELEMENTS = 1024
 """Elements of a tensor that may say something about shapes."""
@@ -69,15 +71,26 @@ def skeleton(model: ir.Model) -> onnx.ModelProto:
     return proto
 
 
-def bound_skeleton(model: ir.Model, profiles: Sequence[Profile]) -> ir.Model:
-    """A :func:`skeleton` whose inputs have the extents that the profiles fix."""
+def folded_twins(
+    model: ir.Model, profiles: Sequence[Profile]
+) -> tuple[ir.Model, dict[ir.Node, tuple[ir.Node, Folded | None]]]:
+    """Find out which nodes follow from constants and the extents that the profiles fix.
+
+    Returns:
+        A :func:`skeleton` whose inputs have these extents, folded; and for each node of the model,
+        in bodies too, its twin there, and what that folded to.
+    """
     copy = ir.from_proto(skeleton(model))
     fixed = fixed_extents(profiles)
     for value in copy.graph.inputs:
         if value.name in fixed and value.shape is not None:
             pairs = zip(value.shape, fixed[str(value.name)], strict=True)
             value.shape = ir.Shape(axis if extent is None else extent for axis, extent in pairs)
-    return copy
+    twins = tuple(all_nodes(copy.graph))
+    folded: dict[ir.Node, Folded] = {}
+    fold_constants(copy, in_bodies=True, on_fold=folded.__setitem__)
+    nodes = zip(all_nodes(model.graph), twins, strict=True)
+    return copy, {node: (twin, folded.get(twin)) for node, twin in nodes}
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

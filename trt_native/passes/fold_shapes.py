@@ -16,9 +16,9 @@ import numpy as np
 import onnx_ir as ir
 
 from trt_native.arrays import Array
-from trt_native.graph.folding import Folded, fold_constants
+from trt_native.graph.folding import Folded
 from trt_native.graph.nodes import all_nodes, constant_of, input_of, op_set, opset_of
-from trt_native.graph.skeleton import bound_skeleton
+from trt_native.graph.skeleton import folded_twins
 from trt_native.graph.validity import wraps_graph_errors
 from trt_native.passes.base import GraphPass
 from trt_native.passes.branches import BranchInliner
@@ -58,19 +58,12 @@ class FoldShapes(GraphPass):
 
     def _found(self, model: ir.Model) -> dict[ir.Node, Change]:
         """How to change which node, outer ones first."""
-        nodes = list(all_nodes(model.graph))
-        candidates = {node for node in nodes if _is_candidate(node)}
+        candidates = [node for node in all_nodes(model.graph) if _is_candidate(node)]
         if not candidates:
             return {}
-        copy = bound_skeleton(model, self.context.profiles)
-        copies = list(all_nodes(copy.graph))
-        folded: dict[ir.Node, Folded] = {}
-        fold_constants(copy, in_bodies=True, on_fold=folded.__setitem__)
-        found = {}
-        for node, twin in zip(nodes, copies, strict=True):
-            if node in candidates and (change := _change(node, twin, folded.get(twin), model)):
-                found[node] = change
-        return found
+        _, twins = folded_twins(model, self.context.profiles)
+        changes = {node: _change(node, *twins[node], model) for node in candidates}
+        return {node: change for node, change in changes.items() if change}
 
 
 def _is_candidate(node: ir.Node) -> bool:

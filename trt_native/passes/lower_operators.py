@@ -16,10 +16,10 @@ import onnx_ir as ir
 
 from trt_native.arrays import Array
 from trt_native.backends.parser_support import refused_nodes
-from trt_native.graph.folding import Folded, fold_constants
-from trt_native.graph.inference import infer_values
+from trt_native.graph.folding import Folded
+from trt_native.graph.inference import infer_around, infer_values
 from trt_native.graph.nodes import all_nodes, dtype_of, input_of, op_set, opset_of
-from trt_native.graph.skeleton import bound_skeleton
+from trt_native.graph.skeleton import folded_twins
 from trt_native.graph.validity import wraps_graph_errors
 from trt_native.passes import (
     rules_arithmetic,
@@ -88,13 +88,10 @@ class LowerOperators(GraphPass):
     def _found(self, model: ir.Model) -> dict[ir.Node, Write]:
         """How to write which node."""
         backend, opset = self.context.backend, opset_of(model)
-        nodes = list(all_nodes(model.graph))
-        candidates = [node for node in nodes if _is_candidate(node)]
+        candidates = [node for node in all_nodes(model.graph) if _is_candidate(node)]
         if backend is None or not candidates or opset < _FIRST_OPSET:
             return {}
-        values = (v for node in candidates for v in (*node.inputs, *node.outputs) if v is not None)
-        if any(value.name and (value.dtype is None or value.shape is None) for value in values):
-            infer_values(model)
+        infer_around(model, candidates)
         has = backend.capabilities
         refused = set(refused_nodes(candidates, model.opset_imports, backend))
         refused |= {n for n in candidates if unsupported_reason(n, has.crashing_operators)}
@@ -102,16 +99,11 @@ class LowerOperators(GraphPass):
         refused |= {n for n in candidates if picks_nearest_of_parts(n)}
         if not refused:
             return {}
-        copy = bound_skeleton(model, self.context.profiles)
-        copies = list(all_nodes(copy.graph))
-        folded: dict[ir.Node, Folded] = {}
-        fold_constants(copy, in_bodies=True, on_fold=folded.__setitem__)
+        copy, twins = folded_twins(model, self.context.profiles)
         infer_values(copy)
         found = {
-            node: _way(
-                Site(node, twin, opset, is_inside=node.graph is not model.graph), folded.get(twin)
-            )
-            for node, twin in zip(nodes, copies, strict=True)
+            node: _way(Site(node, twin, opset, is_inside=node.graph is not model.graph), folded)
+            for node, (twin, folded) in twins.items()
             if node in refused
         }
         return {node: write for node, write in found.items() if write is not None}
