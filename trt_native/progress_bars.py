@@ -35,6 +35,31 @@ _FEW = 30  # so few steps that each is shown
 _LINE_INTERVAL = 5.0
 
 
+def _started_bars(console: Console, counter: Any) -> Any:
+    """Bars of rich, with a column of its own for what is counted; they vanish in the end."""
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    bars = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        counter,
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+    bars.start()
+    return bars
+
+
 class BuildProgress:
     """A :class:`trt_native.progress.Progress` for people.
 
@@ -54,27 +79,9 @@ class BuildProgress:
 
     def __enter__(self) -> BuildProgress:
         if self._console.is_terminal:
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                Progress,
-                SpinnerColumn,
-                TextColumn,
-                TimeElapsedColumn,
-                TimeRemainingColumn,
-            )
+            from rich.progress import MofNCompleteColumn
 
-            self._bars = Progress(
-                SpinnerColumn(),
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                console=self._console,
-                transient=True,
-            )
-            self._bars.start()
+            self._bars = _started_bars(self._console, MofNCompleteColumn())
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -125,27 +132,9 @@ class ExportProgress:
 
     def __enter__(self) -> ExportProgress:
         if self._console.is_terminal:
-            from rich.progress import (
-                BarColumn,
-                DownloadColumn,
-                Progress,
-                SpinnerColumn,
-                TextColumn,
-                TimeElapsedColumn,
-                TimeRemainingColumn,
-            )
+            from rich.progress import DownloadColumn
 
-            self._bar = Progress(
-                SpinnerColumn(),
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                DownloadColumn(binary_units=True),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                console=self._console,
-                transient=True,
-            )
-            self._bar.start()
+            self._bar = _started_bars(self._console, DownloadColumn(binary_units=True))
         return self
 
     def __exit__(self, *exception: object) -> None:
