@@ -6,29 +6,22 @@ import dataclasses
 
 import pytest
 from helpers import tiny_models
+from helpers.backends import backend_or_skip
 
 from trt_native.backends.base import BuildRequest
-from trt_native.backends.registry import load_backend
 from trt_native.config import BuildConfig, Precision
-from trt_native.errors import UnsupportedError
 from trt_native.graph.onnx_file import operator_names, read_model
 from trt_native.shapes import Profile, ShapeRange
 
 
 @pytest.fixture(scope="module")
 def backend():
-    try:
-        return load_backend()
-    except UnsupportedError as error:
-        pytest.skip(error.message)
+    return backend_or_skip()
 
 
 @pytest.fixture(scope="module")
 def trt10():
-    try:
-        backend = load_backend("tensorrt")
-    except UnsupportedError as error:
-        pytest.skip(error.message)
+    backend = backend_or_skip("tensorrt")
     if backend.name != "trt10":
         pytest.skip(f"this is {backend.name}")
     return backend

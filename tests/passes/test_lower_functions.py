@@ -8,14 +8,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from helpers.backends import backend_or_skip
 from helpers.metrics import relative_error
 from helpers.onnx_node_tests import node_tests
 from helpers.text_models import model, normal
 from onnx.reference import ReferenceEvaluator
 
-from trt_native.backends.registry import load_backend
 from trt_native.config import BuildConfig, Precision
-from trt_native.errors import UnsupportedError
 from trt_native.passes.base import PassContext, ResolvedPrecision
 from trt_native.passes.lower_functions import LowerFunctions
 from trt_native.passes.normalize import normalize
@@ -26,10 +25,7 @@ pytestmark = pytest.mark.backend
 
 @pytest.fixture(scope="module")
 def lowering():
-    try:
-        backend = load_backend("rtx")
-    except UnsupportedError as error:
-        pytest.skip(error.message)
+    backend = backend_or_skip("rtx")
     context = PassContext(config=BuildConfig(), precision=ResolvedPrecision(), backend=backend)
     return LowerFunctions(context)
 

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from helpers.backends import backend_or_skip
 from helpers.operator_cases import (
     RESIZES,
     cases,
@@ -21,9 +22,7 @@ from helpers.operator_cases import (
 from onnx import TensorProto
 
 from trt_native.backends.parser_support import WRITTEN_WHERE
-from trt_native.backends.registry import load_backend
 from trt_native.config import BuildConfig
-from trt_native.errors import UnsupportedError
 from trt_native.passes import lower_operators
 from trt_native.passes.array_builder import ArrayBuilder, Site
 from trt_native.passes.base import PassContext, ResolvedPrecision
@@ -39,10 +38,7 @@ pytestmark = pytest.mark.backend
 
 @pytest.fixture(scope="module")
 def lowering():
-    try:
-        backend = load_backend("rtx")
-    except UnsupportedError as error:
-        pytest.skip(error.message)
+    backend = backend_or_skip("rtx")
     context = PassContext(config=BuildConfig(), precision=ResolvedPrecision(), backend=backend)
     return LowerOperators(context)
 
