@@ -81,6 +81,8 @@ def _transposed_pixel(extents, kernel, strides, kind=np.float32, **options):
     wide = (torch.tensor(array.astype(np.float64)) for array in (x, w, b))
     expected = convolve(*wide, stride=strides, **options).numpy().astype(kind)
     attributes = {"pads": list(options["padding"]) * 2} if "padding" in options else {}
+    if "output_padding" in options:
+        attributes["output_padding"] = list(options["output_padding"])
     return _case(
         "ConvTranspose", {"x": x}, [expected], constants={"w": w, "b": b}, strides=strides,
         kernel_shape=kernel, **attributes,
@@ -238,6 +240,12 @@ def _recurrent(operator):
     )
 
 
+def _least(operator, number):
+    x = np.array([-(2**63), -1, 0, 5, 2**40, 2**63 - 1])
+    expected = [x + number]  # the same as the difference, as both wrap
+    return _case(operator, {"x": x}, expected, constants={"c": number})
+
+
 CASES = {
     "triangle": _triangle,
     "mean": _mean,
@@ -247,6 +255,17 @@ CASES = {
     "transposed pixel of FP16": lambda: _transposed_pixel((1, 1), [2, 3], [3, 2], np.float16),
     "transposed line": lambda: _transposed_pixel((1, 4), [3, 2], [2, 3]),
     "transposed column": lambda: _transposed_pixel((5, 1), [2, 3], [2, 3], padding=(0, 1)),
+    "transposed row, padded": lambda: _transposed_pixel(
+        (1, 4), [2, 3], [3, 2], output_padding=(2, 1)
+    ),
+    "transposed row, cut and padded": lambda: _transposed_pixel(
+        (1, 4), [2, 3], [3, 2], padding=(1, 1), output_padding=(2, 1)
+    ),
+    "transposed pixel, padded": lambda: _transposed_pixel(
+        (1, 1), [2, 2], [3, 3], output_padding=(2, 1)
+    ),
+    "sum with the least number": lambda: _least("Add", np.array(-(2**63))),
+    "difference to the least number": lambda: _least("Sub", np.array([[-(2**63)]])),
     "pool": _pool,
     "squares": lambda: _reduction("ReduceSumSquare", np.square),
     "L1": lambda: _reduction("ReduceL1", np.abs),

@@ -182,6 +182,96 @@ def test_a_sampler_of_an_output(body):
 
 
 @pytest.mark.parametrize(
+    ("body", "shape", "expected"),
+    [
+        ("r = Exp (x) y = Reshape (r, s)", "2,4,5", ["r"]),
+        ("r = Exp (x) y = Reshape (r, s)", "n,4,5", ["r"]),
+        ("r = Exp (x) u = Unsqueeze (r, a) y = Squeeze (u, a)", "2,4,5", ["r"]),
+        ("r = Exp (x) y = AveragePool <kernel_shape = [1]> (r)", "2,4,5", ["r"]),
+        ("r = Exp (x) y = AveragePool <kernel_shape = [3], pads = [1, 1]> (r)", "2,4,5", []),
+        ("r = Exp (x) y = Reshape (r, t)", "2,20", []),
+        ("r = Exp (x) y = Identity (r)", "2,4,5", []),
+        ('r = Exp (x) y = Resize <mode = "nearest"> (r, , , t)', "2,4,3", ["r"]),
+        ('r = Exp (x) y = Resize <mode = "linear"> (r, , , t)', "2,4,3", []),
+    ],
+)
+def test_outputs_of_the_same_elements(body, shape, expected):
+    source = "float[{}]".format("n,4,5" if shape[0] == "n" else "2,4,5")
+    proto = parsed(body, f"{source} x", f"{source} r, float[{shape}] y")
+    numbers = {"s": [0, 0, 0], "a": [0], "t": [int(e) for e in shape.replace("n", "2").split(",")]}
+    for name, values in numbers.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(values), name))
+    found, model = broken(proto)
+    assert found == expected
+    for name in found:
+        assert readers(model, name) == {"Shape", "Gather"}
+
+
+@pytest.mark.parametrize(
+    ("body", "outputs", "expected"),
+    [
+        ("a = Softmax (x) b = Concat <axis = 2> (a, a) y = Softmax (b)", "2,4,10", ["b"]),
+        ("a = Softmax (x) b = Pad (a, p) y = Softmax (b)", "2,4,7", ["b"]),
+        ("a = Softmax <axis = 0> (x) b = Abs (a) y = Softmax <axis = 0> (b)", "2,4,5", []),
+        ("a = ReduceSum (x, i) y = Slice (a, m, f, i, m)", "2,4,1", ["a"]),
+        ("a = ReduceSum (x, i) y = Slice (a, z, l, i)", "2,4,1", []),
+        (
+            "a = ReduceLogSum (x, i) t = Transpose <perm = [0, 2, 1]> (a) y = MatMul (a, t)",
+            "2,4,4",
+            ["a"],
+        ),
+        ("a = ReduceMax (x, i) b = Log (a) y = MatMul (b, w)", "2,4,3", ["b"]),
+        ("b = Log (x) y = MatMul (b, v)", "2,4,3", []),
+        ("a = ReduceMax (x, i) y = MatMul (a, w)", "2,4,3", []),
+    ],
+)
+def test_what_follows_a_reduction(body, outputs, expected):
+    proto = parsed(body, "float[2,4,5] x", f"float[{outputs}] y")
+    arrays = {"i": [2], "m": [-1], "f": [-(2**31)], "z": [0], "l": [2**31], "p": [0, 0, 1, 0, 0, 1]}
+    arrays |= {"w": np.ones((1, 3), np.float32), "v": np.ones((5, 3), np.float32)}
+    for name, values in arrays.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(values), name))
+    found, model = broken(proto)
+    assert found == expected
+    for name in found:
+        assert readers(model, name) == {"Shape", "Gather"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "kernel", "row", "expected"),
+    [
+        ("float16", 1, (1, 3, 1, 6), ["a"]),
+        ("float16", 1, (4, 1), ["a"]),
+        ("float16", 1, (1, 3, 1, 1), []),
+        ("float16", 1, (4, 6), []),
+        ("float16", 3, (1, 3, 1, 6), []),
+        ("float", 1, (1, 3, 1, 6), []),
+    ],
+)
+def test_rows_and_pointwise_convolutions(kind, kernel, row, expected):
+    body = f"a = Conv <pads = [{', '.join([str(kernel // 2)] * 4)}]> (x, w) y = Sub (a, r)"
+    proto = parsed(body, f"{kind}[1,2,4,6] x", f"{kind}[1,3,4,6] y")
+    number = np.float16 if kind == "float16" else np.float32
+    for name, shape in {"w": (3, 2, kernel, kernel), "r": row}.items():
+        array = np.ones(shape, number)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    assert broken(proto)[0] == expected
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "r = Relu (x) a = Abs (r) l = Log (a) s = GridSample (l, g)",
+        "t = Relu (x) r = Tan (t) u = Reshape (r, z) s = GridSample (u, g)",
+    ],
+)
+def test_a_sampler_far_behind_an_output(body):
+    proto = parsed(body, "float[1,2,4,4] x, float[1,3,3,2] g", "float[1,2,3,3] s, float[1,2,4,4] r")
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, 2, 4, 4]), "z"))
+    assert broken(proto)[0] == [proto.graph.node[-1].input[0]]
+
+
+@pytest.mark.parametrize(
     ("body", "expected"),
     [
         ("n = LayerNormalization (x, w) y = Mul (z, n)", ["n"]),

@@ -354,6 +354,36 @@ def test_nearest_elements_by_scales_of_parts_are_selected(lowering, extent, scal
 
 
 @pytest.mark.parametrize(
+    ("sizes", "coordinates", "written"),
+    [
+        ([4, 12], "half_pixel", True),  # third element: (1.5 / 3) - 0.5 is whole
+        ([2, 10], "pytorch_half_pixel", True),
+        ([4, 8], "half_pixel", False),  # steps that FP32 holds
+        ([5, 7], "half_pixel", True),
+        ([5, 8], "half_pixel", False),  # no coordinate is whole
+        ([4, 12], "asymmetric", False),
+    ],
+)
+def test_coordinates_that_are_rounded_up(lowering, sizes, coordinates, written):
+    proto = one_node(
+        "Resize",
+        {"x": (TensorProto.FLOAT, [2, sizes[0]])},
+        {"y": (TensorProto.FLOAT, [2, sizes[1]])},
+        19,
+        {"sizes": np.array([2, sizes[1]])},
+        order=["x", "", "", "sizes"],
+        mode="nearest",
+        nearest_mode="ceil",
+        coordinate_transformation_mode=coordinates,
+    )
+    x = np.arange(2 * sizes[0], dtype=np.float32).reshape(2, -1)
+    found = computed(lowering, proto, {"x": x})
+    assert (found is not None) == written
+    if found is not None:
+        np.testing.assert_array_equal(found, reference(proto, {"x": x}))
+
+
+@pytest.mark.parametrize(
     ("sizes", "written"),
     [
         ("b = Slice (s, zero, two, zero) t = Concat <axis = 0> (b, new)", True),

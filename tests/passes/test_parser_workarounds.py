@@ -209,7 +209,7 @@ def test_a_value_without_axes_is_not_tiled(known):
 @pytest.mark.parametrize(
     "attributes",
     [
-        {"strides": [2, 2], "output_padding": [1, 1]},
+        {"strides": [2, 2], "output_padding": [1, 1], "output_shape": [4, 4]},
         {"strides": [2, 2], "auto_pad": "SAME_UPPER"},
         {"strides": [1, 1], "pads": [1, 1, 1, 1]},
         {"strides": [1, 1], "dilations": [2, 2]},

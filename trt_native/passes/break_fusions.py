@@ -19,7 +19,15 @@ import onnx_ir as ir
 from trt_native.errors import SpecError, UnsupportedError
 from trt_native.graph.dims import fixed_dimensions
 from trt_native.graph.inference import infer_types, infer_values, known_type
-from trt_native.graph.nodes import PRODUCTS, constant_of, input_of, op_set, opset_of
+from trt_native.graph.nodes import (
+    FLOAT,
+    PRODUCTS,
+    constant_of,
+    dtype_of,
+    input_of,
+    op_set,
+    opset_of,
+)
 from trt_native.graph.validity import wraps_graph_errors
 from trt_native.passes.base import GraphPass
 from trt_native.passes.raise_opset import RaisedOpset, opset_problems, require_opset
@@ -32,6 +40,7 @@ _BREAK_KEY = "trt_native.break_fusion"  # in the metadata of the nodes that brea
 _OPSET = 11  # has Range
 _RAISED = 13  # what an older model is raised to
 _AXES_OF_SOFTMAX = 13  # before this opset the softmax family flattens from its axis on
+_INFINITE_AT_0 = op_set("Log Reciprocal ReduceLogSum")
 _SMALL = 15  # elements; wrong were 2 to 7, right from 8 on
 
 _SOFTMAX = op_set("Softmax LogSoftmax Hardmax")
@@ -54,6 +63,9 @@ _ELEMENTWISE = op_set(
     " ThresholdedRelu Where Xor"
 )
 _MOVING = op_set("Expand Flatten Reshape Squeeze Transpose Unsqueeze")
+_SPREADING = op_set("Concat Pad Slice Tile")
+_RESHAPING = op_set("Flatten Reshape Squeeze Unsqueeze")
+_POOLS = op_set("AveragePool MaxPool")
 _LOOPS = op_set("CumSum GRU GroupNormalization InstanceNormalization LSTM Loop RNN Scan")
 """TensorRT computes these by layers of their own, or by loops, rather than in a fusion."""
 _NORMS = (
@@ -280,10 +292,15 @@ def _miscompiled(model: ir.Model, profiles: Sequence[Profile], *, infer: bool) -
         profiles: The optimization profiles.
         infer: Whether to infer shapes that are lacking.
     """
+    yield from _equal_outputs(model)
     yield from _shared_with_samplers(model)
+    yield from _shared_with_resizes(model)
     yield from _shared_with_sums(model)
     yield from _states_of_loops(model)
     yield from _casts_of_products(model)
+    yield from _reversed_reductions(model)
+    yield from _logarithms_in_products(model)
+    yield from _columns_of_products(model)
     pairs, spreads = list(_reduction_pairs(model)), list(_spread_norms(model))
     values = [v for _, node, _ in pairs for v in node.inputs[:1]]
     values += [v for node, _, _ in spreads for v in (*node.inputs, *node.outputs)]
@@ -309,6 +326,99 @@ def _miscompiled(model: ir.Model, profiles: Sequence[Profile], *, infer: bool) -
             yield _Point(
                 value, ((reader, index),), f"{reader.op_type} that broadcasts a norm or softmax"
             )
+
+
+def _equal_outputs(model: ir.Model) -> Iterator[_Point]:
+    """An output that is another one, reshaped to the same shape: that other one is not written."""
+    for output in model.graph.outputs:
+        value = output
+        while (node := value.producer()) is not None and _may_keep_shape(node):
+            (index, source), *_ = enumerate(node.inputs)
+            assert source is not None  # noqa: S101  # for the type checker
+            if source.is_graph_output() and _may_be_as_large(source, output):
+                reason = f"{output.name!r} has its elements, and both are outputs"
+                yield _Point(source, ((node, index),), reason)
+                break
+            value = source
+
+
+def _may_keep_shape(node: ir.Node) -> bool:
+    """Whether a node reshapes, or is a pool of windows of one element."""
+    if node.domain or not node.inputs or node.inputs[0] is None:
+        return False
+    windows = node.attributes.get_ints("kernel_shape", [0])
+    return node.op_type in _RESHAPING or (node.op_type in _POOLS and set(windows) == {1})
+
+
+def _may_be_as_large(one: ir.Value, other: ir.Value) -> bool:
+    """Whether two values may have one shape, as far as their shapes are known."""
+    if one.shape is None or other.shape is None:
+        return True
+    pairs = zip(one.shape, other.shape, strict=False)
+    unlike = (isinstance(a, int) and isinstance(b, int) and a != b for a, b in pairs)
+    return len(one.shape) == len(other.shape) and not any(unlike)
+
+
+def _shared_with_resizes(model: ir.Model) -> Iterator[_Point]:
+    """Of an output that a Resize to the nearest reads only what it takes may be written."""
+    for resize in (node for node in model.graph if node.op_type == "Resize" and not node.domain):
+        value = resize.inputs[0]
+        nearest = resize.attributes.get_string("mode", "nearest") == "nearest"
+        if nearest and value is not None and value.is_graph_output() and value.producer():
+            yield _Point(value, ((resize, 0),), "an output, and Resize reads it")
+
+
+def _reversed_reductions(model: ir.Model) -> Iterator[_Point]:
+    """Behind a Slice that goes backwards, a reduction takes a part of its elements."""
+    for reader in (node for node in model.graph if node.op_type == "Slice" and not node.domain):
+        value, steps = reader.inputs[0], input_of(reader, 4)
+        known = None if steps is None else constant_of(steps)
+        backwards = steps is not None and (known is None or bool((known.numpy() < 0).any()))
+        node = None if value is None else value.producer()
+        if value is not None and node is not None and backwards and node.op_type in _REDUCE:
+            yield _Point(value, ((reader, 0),), f"Slice that reverses {node.op_type}")
+
+
+def _logarithms_in_products(model: ir.Model) -> Iterator[_Point]:
+    """Where a product pads what it reads, the logarithm or reciprocal of that is infinite."""
+    for product in (node for node in model.graph if node.op_type in ("MatMul", "Gemm")):
+        for node, _ in _back(product.inputs, _INFINITE_AT_0):
+            found = node.op_type in _REDUCE or any(_back(node.inputs, _REDUCE))
+            if found and not product.domain:
+                value = node.outputs[0]
+                reason = f"{product.op_type} of {node.op_type} of a reduction"
+                yield _Point(value, tuple(value.uses()), reason)
+
+
+def _columns_of_products(model: ir.Model) -> Iterator[_Point]:
+    """A pointwise convolution below FP32, and an operand that is one row or one column."""
+    for node in model.graph:
+        if node.domain or node.op_type not in _ELEMENTWISE or len(node.inputs) != 2:
+            continue
+        for index, value in enumerate(node.inputs):
+            product = None if value is None else value.producer()
+            other = node.inputs[1 - index]
+            if value is None or product is None or other is None or product.op_type != "Conv":
+                continue
+            weight = input_of(product, 1)
+            if weight is not None and _is_pointwise(weight) and _is_row(other, weight):
+                reason = f"{node.op_type} of a pointwise Conv and of rows or columns"
+                yield _Point(value, ((node, index),), reason)
+
+
+def _is_pointwise(weight: ir.Value) -> bool:
+    """Whether a weight is one below FP32 of windows of one element."""
+    pointwise = weight.shape is not None and set(weight.shape[2:]) == {1}
+    return pointwise and dtype_of(weight) != FLOAT
+
+
+def _is_row(other: ir.Value, weight: ir.Value) -> bool:
+    """Whether a value is broadcast along some of a convolution's spatial axes, but not all."""
+    if other.shape is None or weight.shape is None:
+        return False
+    extents = [1] * (len(weight.shape) - len(other.shape)) + list(other.shape)
+    along = [extent == 1 for extent in extents[2:]]
+    return any(along) and not all(along)
 
 
 def _shared_with_samplers(model: ir.Model) -> Iterator[_Point]:
@@ -356,25 +466,40 @@ def _casts_of_products(model: ir.Model) -> Iterator[_Point]:
 
 
 def _comes_out(value: ir.Value) -> bool:
-    """Whether a value is an output, or fused with one: by its elementwise node, or an equal one."""
+    """Whether a value is fused with an output behind it, or with another node equal to its own."""
+    pending, seen = [value], set[ir.Value]()
+    while pending:
+        one = pending.pop()
+        node = one.producer()
+        if one in seen or node is None or _BREAK_KEY in node.metadata_props:
+            continue
+        seen.add(one)
+        if one.is_graph_output():
+            return True
+        if node.op_type in _ELEMENTWISE:
+            pending += [source for source in _read_values(node) if source is not None]
+        elif node.op_type in _MOVING and node.inputs[0] is not None:
+            pending.append(node.inputs[0])
+    return _has_twin(value)
+
+
+def _has_twin(value: ir.Value) -> bool:
+    """Whether another node of the same operator reads what an elementwise one reads."""
     node = value.producer()
-    if value.is_graph_output():
-        return node is None or _BREAK_KEY not in node.metadata_props
     if node is None or node.op_type not in _ELEMENTWISE:
         return False
-    sources = [source for source in node.inputs if source is not None]
-    twins = [
-        reader
-        for source in sources
+    return any(
+        reader is not node and reader.op_type == node.op_type
+        for source in node.inputs
+        if source is not None
         for reader, _ in source.uses()
-        if reader is not node and reader.op_type == node.op_type
-    ]
-    made = [source for source in sources if source.producer() is not None]
-    return any(source.is_graph_output() for source in made) or bool(twins)
+    )
 
 
 def _back(
-    values: Sequence[ir.Value | None], operators: frozenset[str]
+    values: Sequence[ir.Value | None],
+    operators: frozenset[str],
+    moving: frozenset[str] = _MOVING,
 ) -> Iterator[tuple[ir.Node, bool]]:
     """Nodes of some operators behind elementwise and moving nodes alone; whether axes move."""
     pending = [(value, False) for value in values]
@@ -389,8 +514,8 @@ def _back(
             yield node, moved
         elif node.op_type in _ELEMENTWISE:
             pending += [(one, moved) for one in _read_values(node)]
-        elif node.op_type in _MOVING:
-            pending.append((node.inputs[0], True))
+        elif node.op_type in moving:
+            pending += [(one, True) for one in _moved_values(node)]
 
 
 def _read_values(node: ir.Node) -> Sequence[ir.Value | None]:
@@ -398,11 +523,15 @@ def _read_values(node: ir.Node) -> Sequence[ir.Value | None]:
     return node.inputs[:1] if node.op_type == "CastLike" else node.inputs
 
 
+def _moved_values(node: ir.Node) -> Sequence[ir.Value | None]:
+    return node.inputs if node.op_type == "Concat" else node.inputs[:1]
+
+
 def _reduction_pairs(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Node, bool]]:
     """Reductions with elementwise and moving nodes at most between them, and whether axes move."""
     for second in model.graph:
         if second.op_type in _REDUCTIONS and not second.domain:
-            for first, moved in _back(second.inputs[:1], _REDUCTIONS):
+            for first, moved in _back(second.inputs[:1], _REDUCTIONS, _MOVING | _SPREADING):
                 yield first, second, moved
 
 

@@ -1,7 +1,8 @@
 """Rules for transposed convolutions of a single element.
 
 Where an axis has one element, TensorRT-RTX has no kernel for a stride above 1, and an activation
-behind a single pixel was computed wrong in FP16. The stride of such an axis says nothing.
+behind a single pixel was computed wrong in FP16. The stride of such an axis says nothing but how
+large its output padding may be, which is zeros there, before the bias.
 :class:`~trt_native.passes.parser_workarounds.ParserWorkarounds` applies them.
 """
 
@@ -12,7 +13,7 @@ from math import prod
 import onnx_ir as ir
 
 from trt_native.graph.nodes import constant_of, input_of
-from trt_native.passes.extent_workarounds import CONV_TRANSPOSE_PADDING
+from trt_native.passes.extent_workarounds import CONV_TRANSPOSE_PADDING, padded
 from trt_native.passes.replacement import ReplacementBuilder, RewriteRule
 
 __all__ = ["CONV_TRANSPOSE"]
@@ -40,15 +41,15 @@ def _ints(node: ir.Node, name: str) -> list[int]:
     return list(node.attributes.get_ints(name, []))
 
 
-def _is_padded_otherwise(node: ir.Node) -> bool:
-    """Whether strides or more than the padding say how large the output is."""
+def _is_sized_otherwise(node: ir.Node) -> bool:
+    """Whether more than strides and padding says how large the output is."""
     automatic = node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET"
-    return automatic or "output_shape" in node.attributes or any(_ints(node, "output_padding"))
+    return automatic or "output_shape" in node.attributes
 
 
 def _idle_strides(node: ir.Node) -> list[int]:
     """The axes, from the first spatial one on, that have one element and a stride above 1."""
-    if _is_padded_otherwise(node):
+    if _is_sized_otherwise(node):
         return []
     strides = _ints(node, "strides")
     return [
@@ -59,10 +60,27 @@ def _idle_strides(node: ir.Node) -> list[int]:
 
 
 def _rewrite_strides(new: ReplacementBuilder) -> None:
-    """Let these strides be 1."""
-    strides, idle = _ints(new.node, "strides"), _idle_strides(new.node)
-    strides = [1 if axis in idle else stride for axis, stride in enumerate(strides)]
-    new.node.attributes["strides"] = ir.AttrInt64s("strides", strides)
+    """Let these strides be 1, and write their output padding."""
+    node, idle = new.node, _idle_strides(new.node)
+    rank = len(_extents(node))
+    strides, pads = _ints(node, "strides"), _ints(node, "pads") or [0] * 2 * rank
+    paddings = _ints(node, "output_padding") or [0] * rank
+    written = [0] * rank
+    for axis in idle:
+        strides[axis] = 1
+        kept = min(paddings[axis], pads[rank + axis])  # what the padding would cut off
+        pads[rank + axis] -= kept
+        written[axis], paddings[axis] = paddings[axis] - kept, 0
+    attributes = {**node.attributes, "strides": strides}
+    if "output_padding" in node.attributes:
+        attributes |= {"pads": pads, "output_padding": paddings}
+    bias = input_of(node, 2) if any(written) else None
+    inputs = node.inputs if bias is None else node.inputs[:2]
+    (y,) = new.add_with(node.op_type, inputs, 1, attributes)
+    y = padded(new, y, [0] * rank, written) or y
+    if bias is not None:
+        y = new.add("Add", [y, new.reshaped(bias, [1, -1, *[1] * rank])])
+    new.replace(y)
 
 
 def _is_pixel(node: ir.Node) -> bool:
@@ -76,7 +94,7 @@ def _is_pixel(node: ir.Node) -> bool:
         and node.attributes.get_int("group", 1) == 1
         and not any(_ints(node, "pads"))
         and all(dilation == 1 for dilation in _ints(node, "dilations"))
-        and not _is_padded_otherwise(node)
+        and not _is_sized_otherwise(node)
     )
 
 
@@ -91,6 +109,8 @@ def _rewrite_pixel(new: ReplacementBuilder) -> None:
     rows = new.reshaped(x, [-1, channels])
     columns = new.reshaped(weight, [channels, outputs * prod(kernel)])
     y = new.reshaped(new.add("MatMul", [rows, columns]), [-1, outputs, *kernel])
+    padding = _ints(new.node, "output_padding") or [0] * len(kernel)
+    y = padded(new, y, [0] * len(kernel), padding) or y
     bias = input_of(new.node, 2)
     if bias is not None:
         y = new.add("Add", [y, new.reshaped(bias, [1, outputs, *[1] * len(kernel)])])

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -19,17 +19,20 @@ from trt_native.passes.replacement import ORIGIN_KEY, ReplacementBuilder, Rewrit
 __all__ = [
     "CONV_TRANSPOSE_PADDING",
     "GRID_SAMPLE_MODE",
+    "LEAST_NUMBER",
     "LOOP_CONDITION",
     "POOL_PADDING",
     "RESIZE_BY_SCALES",
     "RMS_NORM_TYPES",
     "computes_condition",
-    "picks_nearest_of_parts",
+    "padded",
+    "picks_other_nearest",
     "resize_reason",
 ]
 
 _PADS_AS_INPUT = 11  # since this opset Pad takes them so
 _FREE_OF_SIZE = ("half_pixel", "pytorch_half_pixel", "asymmetric")
+_LEAST = -(2**63)
 _MOST_TRIPS = 2**31 - 2  # TensorRT takes larger limits for none
 _MODES = {"linear": "bilinear", "cubic": "bicubic"}
 
@@ -74,7 +77,7 @@ def _rewrite_pool(new: ReplacementBuilder) -> None:
         starts, given = pads[: len(ends)], pads[len(ends) :]
         if _counts_padding(node):  # elements of the padding count, those past it do not
             counted = [min(pair) for pair in zip(given, ends, strict=True)]
-            x = _padded(new, x, starts, counted)
+            x = padded(new, x, starts, counted)
             attributes["count_include_pad"] = 0
             starts = [0] * len(ends)
             ends = [end - count for end, count in zip(ends, counted, strict=True)]
@@ -82,9 +85,10 @@ def _rewrite_pool(new: ReplacementBuilder) -> None:
     new.replace(*new.add_with(node.op_type, [x], len(node.outputs), attributes))
 
 
-def _padded(
+def padded(
     new: ReplacementBuilder, x: ir.Value | None, starts: Sequence[int], ends: Sequence[int]
 ) -> ir.Value | None:
+    """Zeros before and behind each spatial axis."""
     if not any((*starts, *ends)):
         return x
     around = [0, 0, *starts, 0, 0, *ends]
@@ -174,6 +178,11 @@ def resize_reason(node: ir.Node) -> str:
     ceil = node.attributes.get_string("nearest_mode", "round_prefer_floor") == "ceil"
     if nearest and ceil and coordinates == "align_corners":
         return "nearest_mode ceil with align_corners picks other elements; use another nearest_mode"
+    if nearest and any(_ceils(node)):
+        return (
+            f"nearest_mode ceil with {coordinates} may pick other elements where extents are not"
+            " fixed; use another nearest_mode, or fix them"
+        )
     scale = None if coordinates in _FREE_OF_SIZE else _broken_scale(node)
     if scale is None:
         return ""
@@ -183,10 +192,45 @@ def resize_reason(node: ir.Node) -> str:
     )
 
 
-def picks_nearest_of_parts(node: ir.Node) -> bool:
-    """Whether a Resize to the nearest has a scale that may give no whole number of elements."""
-    nearest = node.attributes.get_string("mode", "nearest") == "nearest"
-    return node.op_type == "Resize" and nearest and _broken_scale(node) is not None
+def picks_other_nearest(node: ir.Node) -> bool:
+    """Whether TensorRT may take other elements for the nearest.
+
+    It does by scales that may give no whole number of elements, and, rounding up, where it computes
+    a little more than a whole number.
+    """
+    if node.op_type != "Resize" or node.attributes.get_string("mode", "nearest") != "nearest":
+        return False
+    return _broken_scale(node) is not None or any(_ceils(node))
+
+
+def _ceils(node: ir.Node) -> Iterator[bool]:
+    """For each axis, whether coordinates may be rounded up that are whole; with inexact steps."""
+    attributes = node.attributes
+    coordinates = attributes.get_string("coordinate_transformation_mode", "half_pixel")
+    ceil = attributes.get_string("nearest_mode", "round_prefer_floor") == "ceil"
+    if not ceil or "half_pixel" not in coordinates or not node.outputs[0].shape:
+        return
+    for axis in range(len(node.outputs[0].shape)):
+        extent, size = _extent(node.inputs[0], axis), _extent(node.outputs[0], axis)
+        if extent is None or size is None:
+            yield _extents_differ(node, axis)
+            continue
+        step = Fraction(extent, size)
+        inexact = step.denominator & (step.denominator - 1)
+        half = Fraction(1, 2)
+        yield bool(inexact) and any(
+            ((index + half) * step - half).denominator == 1 for index in range(size)
+        )
+
+
+def _extents_differ(node: ir.Node, axis: int) -> bool:
+    """Whether an axis of an unknown extent is resized, as far as can be seen."""
+    x, y = node.inputs[0], node.outputs[0]
+    if x is None or x.shape is None or y.shape is None:
+        return True
+    one, other = x.shape[axis], y.shape[axis]
+    named = isinstance(one, ir.SymbolicDim) and one.value is not None
+    return not (named and one == other)
 
 
 def _broken_scale(node: ir.Node) -> float | None:
@@ -287,7 +331,37 @@ def _rewrite_rms_norm(new: ReplacementBuilder) -> None:
     new.replace(new.add("Cast", [normed], kind, to=kind))
 
 
+def _least_number(value: ir.Value | None) -> bool:
+    """Whether a value is one number, the least of INT64, for which TensorRT takes 0 in a sum."""
+    tensor = None if value is None else constant_of(value)
+    if tensor is None or tensor.dtype != ir.DataType.INT64 or tensor.size != 1:
+        return False
+    return int(tensor.numpy().reshape(-1)[0]) == _LEAST
+
+
+def _adds_least_number(node: ir.Node) -> bool:
+    return any(_least_number(value) for value in node.inputs)
+
+
+def _rewrite_sum(new: ReplacementBuilder) -> None:
+    """Add, or subtract, the half of it twice."""
+    node = new.node
+    operands = list(node.inputs)
+    halves: list[tuple[str, ir.Value]] = []
+    for position, value in enumerate(node.inputs):
+        tensor = None if value is None else constant_of(value)
+        if tensor is not None and _least_number(value):
+            half = np.full_like(tensor.numpy(), _LEAST // 2)
+            operands[position] = new.constant(np.zeros_like(half))
+            halves += 2 * [(node.op_type if position else "Add", new.constant(half))]
+    total = new.add(node.op_type, operands)
+    for operator, number in halves:
+        total = new.add(operator, [total, number])
+    new.replace(total)
+
+
 POOL_PADDING = RewriteRule(_rounds_up_too_far, _rewrite_pool)
+LEAST_NUMBER = RewriteRule(_adds_least_number, _rewrite_sum)
 RESIZE_BY_SCALES = RewriteRule(_is_one_too_large, _rewrite_resize)
 CONV_TRANSPOSE_PADDING = RewriteRule(_loses_output_padding, _rewrite_auto_pad)
 GRID_SAMPLE_MODE = RewriteRule(_has_new_mode, _rewrite_grid_sample)

@@ -7,6 +7,7 @@ divides or converts larger numbers.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -419,13 +420,25 @@ def _bitwise(combine: Callable[[_IntegerLowering, list[ir.Value], ir.DataType], 
         ]
         powers = low.constant([2**index for index in range(bits)], within)
         weighted = low.builder.add("Mul", [combine(low, parts, within), powers], within)
-        axis = low.constant([-1], _INT64)
-        total = low.builder.add("ReduceSum", [weighted, axis], within, keepdims=0)
+        total = _summed(low, weighted, bits)
         if kind.is_signed():
             total = low.wrapped(total, kind, within)
         return total if result is within else low.cast(total, result)
 
     return rule
+
+
+def _summed(low: _IntegerLowering, x: ir.Value, count: int) -> ir.Value:
+    """The sum over the last axis, in pairs: a ReduceSum of large numbers is not exact."""
+    add, kind, axis = low.builder.add, x.dtype, low.constant([-1], _INT64)
+    while count > 1:
+        count //= 2
+        ends = [low.constant([end], _INT64) for end in (0, count, 2 * count)]
+        halves = [
+            add("Slice", [x, start, end, axis], kind) for start, end in itertools.pairwise(ends)
+        ]
+        x = add("Add", halves, kind)
+    return add("Squeeze", [x, axis], kind)
 
 
 def _bits(low: _IntegerLowering, x: ir.Value, kind: ir.DataType, within: ir.DataType) -> ir.Value:
@@ -435,7 +448,8 @@ def _bits(low: _IntegerLowering, x: ir.Value, kind: ir.DataType, within: ir.Data
     negative = None
     if bits == 64:
         negative = add("Less", [x, low.constant(0, within)], ir.DataType.BOOL)
-        raised = add("Sub", [x, low.constant(2**63, within)], within)
+        quarter = low.constant(2**62, within)  # TensorRT takes 0 for one number of -2**63 in a sum
+        raised = add("Add", [add("Add", [x, quarter], within), quarter], within)
         x = add("Where", [negative, raised, x], within)
     elif kind.is_signed():
         x = add("Mod", [x, low.constant(2**bits, within)], within)

@@ -30,7 +30,7 @@ from trt_native.passes import (
 )
 from trt_native.passes.array_builder import ArrayBuilder, OperatorRule, Site
 from trt_native.passes.base import GraphPass
-from trt_native.passes.extent_workarounds import picks_nearest_of_parts
+from trt_native.passes.extent_workarounds import picks_other_nearest
 from trt_native.passes.reject_unsupported import unsupported_reason
 from trt_native.passes.replacement import NameAuthority
 
@@ -96,7 +96,7 @@ class LowerOperators(GraphPass):
         refused = set(refused_nodes(candidates, model.opset_imports, backend))
         refused |= {n for n in candidates if unsupported_reason(n, has.crashing_operators)}
         refused |= {n for n in candidates if n.op_type in has.operators_elsewhere}
-        refused |= {n for n in candidates if picks_nearest_of_parts(n)}
+        refused |= {n for n in candidates if picks_other_nearest(n)}
         if not refused:
             return {}
         copy, twins = folded_twins(model, self.context.profiles)

@@ -30,6 +30,7 @@ from trt_native.passes.conv_transpose_workarounds import CONV_TRANSPOSE
 from trt_native.passes.decompose_norms import SCALE_PER_CHANNEL
 from trt_native.passes.extent_workarounds import (
     GRID_SAMPLE_MODE,
+    LEAST_NUMBER,
     LOOP_CONDITION,
     POOL_PADDING,
     RESIZE_BY_SCALES,
@@ -281,6 +282,7 @@ _RULES = {
     "Mean": RewriteRule(lambda node: bool(node.inputs), _rewrite_mean),
     "GlobalLpPool": RewriteRule(_keeps_signs, _rewrite_global_lp_pool),
     **dict.fromkeys(("ReduceSumSquare", "ReduceL1", "ReduceL2", "ReduceLogSum"), _NOOP_REDUCTION),
+    **dict.fromkeys(("Add", "Sub"), LEAST_NUMBER),
     **dict.fromkeys(("LSTM", "GRU", "RNN"), _BATCH_FIRST_RECURRENT),
 }
 
