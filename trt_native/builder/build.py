@@ -43,6 +43,7 @@ from trt_native.graph.dims import (
     with_opt_shape_profiles,
 )
 from trt_native.graph.fixed_inputs import check_fixed_inputs
+from trt_native.graph.mapped_model import release_pages
 from trt_native.graph.model_interface import ModelInterface, model_interface
 from trt_native.graph.onnx_file import (
     CHANGED_KEY,
@@ -569,6 +570,7 @@ def _lower(
         changed = folder / (path.name if plain else "model.onnx")
         with phase(progress, "Writing the rewritten graph"):
             save_temporary(graph, changed)
+            release_pages(graph)
         yield LoweredModel(changed, records, pinned_nodes(graph))
 
 

@@ -73,6 +73,15 @@ _TAIL_LINES = 20
 _CRASHES = tuple(
     getattr(signal, name, -1) for name in ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT")
 )
+_ADVICE = {
+    signal.SIGABRT: (
+        "it gave up, or another program ended it: build again, or try another version or backend"
+    ),
+    getattr(signal, "SIGBUS", -1): (
+        "a file was cut off while it was read, or its disk failed: build again once the model's"
+        " files are complete"
+    ),
+}
 _LONG_S = 3600.0
 # The child imports from where this process does, not from its working folder.
 _BOOT = (
@@ -501,12 +510,10 @@ class _Child:
             details.append(f"TensorRT's last line: {last}")
         if code is not None and code < 0:
             failure = f"crashed with {_signal_text(-code)}"
-            advice = (
-                "it gave up, or another program ended it: build again, or try another version or"
-                " backend"
-                if code == -signal.SIGABRT
-                else "the model is damaged, or meets a defect of this TensorRT: check the model, or"
-                " try another version or backend"
+            advice = _ADVICE.get(
+                -code,
+                "the model is damaged, or meets a defect of this TensorRT: check the model, or"
+                " try another version or backend",
             )
         else:
             failure = f"ended the building process with exit code {code}"

@@ -19,6 +19,7 @@ import onnx_ir as ir
 from trt_native.errors import ModelError, SpecError
 from trt_native.files import is_within, open_regular_file, sha256_of_file
 from trt_native.graph.functions import check_inlined_size
+from trt_native.graph.mapped_model import load_mapped
 from trt_native.graph.sparse import densify
 from trt_native.graph.validity import (
     all_tensors,
@@ -59,7 +60,7 @@ CHANGED_KEY = "trt_native.changed"
 
 
 def read_model(path: Path) -> ir.Model:
-    """Load an ONNX file; external weights stay on disk, but are checked to be there in full.
+    """Load an ONNX file; weights stay on disk, but external ones are checked to be there in full.
 
     Axes of inputs that have neither an extent nor a name get one, such as ``x_0`` for the first of
     ``x``.
@@ -119,10 +120,11 @@ def read_model(path: Path) -> ir.Model:
 
 def _load(path: Path) -> ir.Model:
     """Load a file, with sparse constants made dense."""
-    proto = onnx.load(path, load_external_data=False)
-    count = densify(proto)  # onnx_ir reads no sparse tensors
-    linked = _follow_links(proto, path)
-    model = ir.from_proto(proto)
+    mapped = load_mapped(path)
+    count = densify(mapped.proto)  # onnx_ir reads no sparse tensors
+    linked = _follow_links(mapped.proto, path)
+    model = ir.from_proto(mapped.proto)
+    mapped.complete(model)
     model.meta[_LINKED_KEY] = linked
     if count:
         model.meta[CHANGED_KEY] = True
