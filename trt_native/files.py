@@ -19,6 +19,7 @@ from trt_native.errors import SpecError
 from trt_native.units import format_bytes
 
 __all__ = [
+    "AtomicFile",
     "as_path",
     "atomic_write",
     "check_companion",
@@ -141,53 +142,104 @@ def set_temporary_tag(tag: str) -> None:
 def remove_temporaries(folder: Path, tag: str) -> None:
     """Remove the temporary files that a process with this mark left in ``folder`` when it died.
 
-    There are none where the filesystem has files without a name; see :func:`atomic_write`.
+    There are none where the filesystem has files without a name; see :class:`AtomicFile`.
     """
     for path in folder.glob(f".*.{tag}-*"):
         path.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
-    """Open a file that takes the place of ``path`` once the block ends, and only if it succeeds.
+class AtomicFile:
+    """A new file that takes the place of ``path`` once it is published.
 
-    Where the filesystem can do it, the file has no name until it is complete, so that nothing is
-    left even of a process that is killed. Elsewhere (NFS, for one) it has a temporary name.
+    Where the filesystem can do it, the file has no name until then, so that nothing is left even of
+    a process that is killed. Elsewhere (NFS, for one) it has a temporary name.
+
+    As a context manager it is published at the end of the block, or removed if that fails.
 
     Args:
         path: The target file.
         durable: Wait until the content is on disk, so that it outlives a loss of power.
 
+    Attributes:
+        file: The open file, to be written and read.
+
     Raises:
         OSError: the folder cannot be written to, or the disk is full.
     """
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "is a folder, a pipe or a device", str(path))
-    temporary = path.with_name(f".{path.name[:50]}.{_temporary_tag}-{secrets.token_hex(2)}")
-    unnamed = _open_unnamed(path.parent)
-    try:
-        with unnamed or temporary.open("xb") as file:
-            yield file
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-            if unnamed is not None:
-                # A source directory, though unused, makes Python call linkat, which follows links.
-                link = f"/proc/self/fd/{file.fileno()}"
-                os.link(link, temporary, src_dir_fd=file.fileno(), follow_symlinks=True)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+
+    def __init__(self, path: Path, *, durable: bool = True) -> None:
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "is a folder, a pipe or a device", str(path))
+        name = f".{path.name[:50]}.{_temporary_tag}-{secrets.token_hex(2)}"
+        self._path, self._temporary, self._durable = path, path.with_name(name), durable
+        unnamed = _open_unnamed(path.parent)
+        self._is_named = unnamed is None
+        self.file: BinaryIO = unnamed or self._temporary.open("x+b")
+
+    def publish(self) -> None:
+        """Close the file and give it its name; remove it if that fails.
+
+        Raises:
+            OSError: the disk is full, or the folder cannot be written to.
+        """
+        try:
+            with self.file as file:
+                file.flush()
+                if self._durable:
+                    os.fsync(file.fileno())
+                if not self._is_named:
+                    # A source directory, though unused, makes Python call linkat, which follows
+                    # links.
+                    link = f"/proc/self/fd/{file.fileno()}"
+                    os.link(link, self._temporary, src_dir_fd=file.fileno(), follow_symlinks=True)
+            self._temporary.replace(self._path)
+        except BaseException:
+            self.discard()
+            raise
+
+    def discard(self) -> None:
+        """Remove a file that was not published."""
+        with contextlib.suppress(OSError):  # what is left to write, on a full disk
+            self.file.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def __enter__(self) -> AtomicFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None:
+            self.publish()
+        else:
+            self.discard()
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+    """Open an :class:`AtomicFile`, which is published once the block ends, if it succeeds.
+
+    Raises:
+        OSError: as :class:`AtomicFile`.
+    """
+    with AtomicFile(path, durable=durable) as new:
+        yield new.file
 
 
 def save_with_json(
-    path: Path, data: bytes | memoryview, json_path: Path, document: Mapping[str, Any] | None
+    path: Path,
+    data: bytes | memoryview | AtomicFile,
+    json_path: Path,
+    document: Mapping[str, Any] | None,
 ) -> None:
     """Write a file, and the JSON file that describes it.
 
     Both are complete on disk or not there at all; a file that was there before stays until both
     new ones are ready. Without a document, a JSON file that this package wrote is removed.
+
+    Args:
+        path: The file.
+        data: Its content, or the file itself, written but not yet published.
+        json_path: The JSON file.
+        document: Its content.
 
     Raises:
         OSError: the folder cannot be written to, the disk is full, or there is a JSON file of
@@ -198,12 +250,13 @@ def save_with_json(
         raise FileExistsError(errno.EEXIST, _not_own(json_path), str(json_path))
     text = b"" if document is None else json.dumps(document, indent=1).encode() + b"\n"
     with _put_back(json_path), contextlib.ExitStack() as files:
-        opened = files.enter_context(atomic_write(path))
-        opened.write(data)
+        new = files.enter_context(data if isinstance(data, AtomicFile) else AtomicFile(path))
+        if not isinstance(data, AtomicFile):
+            new.file.write(data)
         if document is not None:
             files.enter_context(atomic_write(json_path)).write(text)
-        opened.flush()  # a full disk is noticed before the JSON file takes its place
-        os.fsync(opened.fileno())
+        new.file.flush()  # a full disk is noticed before the JSON file takes its place
+        os.fsync(new.file.fileno())
     if document is None and is_own:
         json_path.unlink(missing_ok=True)
 
@@ -254,7 +307,7 @@ def _open_unnamed(folder: Path) -> BinaryIO | None:
     if flag is None or not os.path.isdir("/proc/self/fd"):
         return None
     try:
-        return os.fdopen(os.open(folder, flag | os.O_WRONLY, 0o666), "wb")
+        return os.fdopen(os.open(folder, flag | os.O_RDWR, 0o666), "w+b")
     except OSError:  # opening it by name reports the problem, if there is one
         return None
 

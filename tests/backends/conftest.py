@@ -10,6 +10,7 @@ from helpers.backends import backend_or_skip
 
 from trt_native.backends.base import BuildRequest
 from trt_native.config import BuildConfig, Precision
+from trt_native.cuda import gpu_info
 from trt_native.graph.onnx_file import operator_names, read_model
 from trt_native.shapes import Profile, ShapeRange
 
@@ -17,6 +18,15 @@ from trt_native.shapes import Profile, ShapeRange
 @pytest.fixture(scope="module")
 def backend():
     return backend_or_skip()
+
+
+@pytest.fixture(scope="module")
+def streaming(backend):
+    """The backend, where it writes plans to files."""
+    assert backend.capabilities.streams_plans
+    if backend.capabilities.build_needs_gpu and gpu_info() is None:
+        pytest.skip("the library behind this lane has this function at another position")
+    return backend
 
 
 @pytest.fixture(scope="module")

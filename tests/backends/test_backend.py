@@ -7,6 +7,8 @@ TensorRT 10 and 11.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import os
 
 import onnx
 import onnx_ir as ir
@@ -21,6 +23,7 @@ from trt_native.graph.onnx_file import read_model
 from trt_native.passes.autocast import autocast
 from trt_native.passes.quantize import quantize_model
 from trt_native.plans.header import PlanHeader
+from trt_native.plans.plan_file import PlanFile
 
 pytestmark = pytest.mark.backend
 
@@ -33,6 +36,18 @@ def test_a_dynamic_model_becomes_a_plan(backend, request_for):
         ("y", "output", "float32", (-1, 8, -1, -1)),
     ]
     assert set(result.seconds) == {"parse", "build"}
+
+
+def test_a_plan_goes_to_its_file_as_it_is_made(streaming, request_for, tmp_path):
+    backend = streaming
+    in_memory = build(backend, request_for(tiny_models.external_weights))
+    with PlanFile(tmp_path / "m.plan") as file:
+        result = build(backend, request_for(tiny_models.external_weights, output=file))
+        os.lseek(file.new.file.fileno(), 0, os.SEEK_SET)
+        assert file.new.file.read() == in_memory.data == result.data
+    assert result.sha256 == in_memory.sha256 == hashlib.sha256(in_memory.data).hexdigest()
+    assert result.tensors == in_memory.tensors
+    assert not [name for name in os.listdir(tmp_path) if "plan" in name]
 
 
 def test_fixed_extents_make_the_network_static(backend, request_for):

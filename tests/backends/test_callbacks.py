@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 
 import pytest
 from helpers.backend_builds import DYNAMIC, build
 
-from trt_native.backends.callbacks import Log
+from trt_native.backends.callbacks import Log, make_stream_writer
 from trt_native.errors import BuildError
+from trt_native.plans.plan_file import PlanFile
+
+HEADER = b"vtrt" + bytes(12) + (99).to_bytes(8, "little") + bytes(8)
 
 pytestmark = pytest.mark.backend
 
@@ -53,6 +57,50 @@ def test_a_cancelled_build_stops(backend, request_for):
 def test_an_exception_of_a_callback_ends_the_build_and_is_raised_again(backend, request_for):
     with pytest.raises(ZeroDivisionError, match="planted"):
         build(backend, request_for(shapes=DYNAMIC), Recorder(fail_at="Building engine"))
+
+
+class TestWriting:
+    @pytest.fixture
+    def output(self, tmp_path):
+        with PlanFile(tmp_path / "m.plan") as output:
+            yield output
+        assert not [name for name in os.listdir(tmp_path) if "plan" in name]
+
+    def test_an_exception_ends_the_build_and_is_raised_again(
+        self, streaming, request_for, output, monkeypatch
+    ):
+        writes = []
+
+        def write(chunk):
+            writes.append(type(chunk))
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(output, "write", write)
+        with pytest.raises(KeyboardInterrupt):
+            build(streaming, request_for(shapes=DYNAMIC, output=output))
+        assert writes == [bytes]
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [(b"", "something else than a plan"), (b"vtrt", "only 4 bytes"), (HEADER, "of 99")],
+    )
+    def test_success_without_a_whole_plan_is_an_error(
+        self, streaming, request_for, output, monkeypatch, content, message
+    ):
+        real = output.write
+        monkeypatch.setattr(output, "write", lambda chunk: real(content))
+        if content == HEADER and streaming.name != "rtx":
+            pytest.skip("the header of these plans has no length")
+        with pytest.raises(BuildError, match=message):
+            build(streaming, request_for(shapes=DYNAMIC, output=output))
+
+    def test_a_cancelled_build_writes_nothing(self, backend, request_for, output):
+        cancelled = threading.Event()
+        writer = make_stream_writer(backend._trt, output.write, cancelled)
+        assert writer.write(b"vtrt") == 4
+        cancelled.set()
+        assert writer.write(b"more") == 0
+        assert bytes(output.content()) == b"vtrt"
 
 
 def test_tensorrts_log_goes_to_logging(backend, request_for, caplog):

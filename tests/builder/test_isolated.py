@@ -238,13 +238,13 @@ class TestEnds:
             """
             import os, signal
             from trt_native import files
-            from trt_native.plans.plan import Plan
-            def save(self, path):
-                with files.atomic_write(path) as file:
-                    file.write(bytes(self.data)[:1000])
-                    file.flush()
-                    os.kill(os.getpid(), signal.SIGKILL)
-            Plan.save = save
+            from trt_native.plans.plan_file import PlanFile
+            real = PlanFile.write
+            def write(self, chunk):
+                real(self, chunk[:1000])
+                self.new.file.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+            PlanFile.write = write
             """,
             TMPDIR=str(scratch),
         )
@@ -319,7 +319,7 @@ class TestEnds:
             import time
             from trt_native.plans.plan import Plan
             real = Plan.save
-            Plan.save = lambda *arguments: time.sleep(5) or real(*arguments)
+            Plan.save = lambda *plan, **written: time.sleep(5) or real(*plan, **written)
             """
         )
         result = subprocess.run(

@@ -8,8 +8,8 @@ import os, signal, sys, threading, time
 from trt_native.backends.native import TensorRTBackend
 from trt_native.errors import BuildError, SpecError
 real = TensorRTBackend._serialize
-def serialize(self, builder, network, config, progress, cancelled):
-    build = lambda: real(self, builder, network, config, progress, cancelled)
+def serialize(self, builder, network, config, progress, cancelled, output):
+    build = lambda: real(self, builder, network, config, progress, cancelled, output)
     workspace = config.get_memory_pool_limit(self._trt.MemoryPoolType.WORKSPACE)
     level = config.builder_optimization_level
     progress.phase_start("Building engine", None, 3)

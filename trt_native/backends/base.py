@@ -16,6 +16,7 @@ from trt_native.config import QUANTIZED_OPS, BuildConfig, Precision
 from trt_native.errors import SpecError
 from trt_native.graph.model_interface import ModelInterface
 from trt_native.plans.manifest import PlanTensor
+from trt_native.plans.plan_file import PlanFile
 from trt_native.progress import Progress
 from trt_native.shapes import Profile
 
@@ -81,6 +82,7 @@ class Capabilities:
             where it has one and else as separate products. Otherwise ``Attention`` must be written
             out.
         operators_elsewhere: Operators that it lacks, to which other TensorRT has them.
+        streams_plans: It writes a plan to a file as it is made, without the whole of it in memory.
         unsupported_options: Name of a :class:`BuildConfig` field to the reason why this backend
             does not support it, and what to do instead.
     """
@@ -100,6 +102,7 @@ class Capabilities:
     small_recurrent: bool = True
     attention_layer: bool = False
     operators_elsewhere: Mapping[str, str] = field(default_factory=dict)
+    streams_plans: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +149,8 @@ class BuildRequest:
             that cannot be used is an error if the config names it, else it is replaced.
         interface: The inputs and outputs that the parsed network must have; None to take what it
             has.
+        output: File for the plan, where the backend can write it as it is made; see
+            :attr:`Capabilities.streams_plans`.
     """
 
     onnx: Path
@@ -160,6 +165,7 @@ class BuildRequest:
     calibration: Calibration | None = None
     timing_cache: Path | None = None
     interface: ModelInterface | None = None
+    output: PlanFile | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,12 +173,15 @@ class BuildResult:
     """Result of a build.
 
     Attributes:
-        data: The serialized engine, in memory that TensorRT owns and this object keeps alive.
+        data: The serialized engine, in memory that TensorRT owns and this object keeps alive, or in
+            the mapped file that the request gave.
+        sha256: Its SHA-256, in hexadecimal.
         tensors: The network's inputs and outputs, without profiles and dimension names.
         seconds: Duration of ``parse`` and ``build``.
     """
 
     data: memoryview = field(repr=False)
+    sha256: str
     tensors: tuple[PlanTensor, ...]
     seconds: Mapping[str, float]
 

@@ -1,4 +1,4 @@
-"""Objects that TensorRT calls back: log, progress monitor, output allocator, profiler.
+"""Objects that TensorRT calls back: log, progress monitor, output allocator, streams, profiler.
 
 TensorRT swallows what they raise and goes on with less, so none of them ever raises: an exception
 is kept, the work is stopped where that is possible, and the caller raises it afterwards.
@@ -15,7 +15,14 @@ from typing import Any
 
 from trt_native.progress import Progress
 
-__all__ = ["Log", "make_log", "make_monitor", "make_output_allocator", "make_profiler"]
+__all__ = [
+    "Log",
+    "make_log",
+    "make_monitor",
+    "make_output_allocator",
+    "make_profiler",
+    "make_stream_writer",
+]
 
 _LOGGER = logging.getLogger("trt_native.tensorrt")
 _HARMLESS = re.compile(r"Make sure (?:input|output) .* has Int64 binding")
@@ -178,6 +185,30 @@ def make_output_allocator(trt: Any, allocate: Callable[[str, int], int]) -> Any:
             return self._shapes[name]
 
     return Allocator()
+
+
+def make_stream_writer(trt: Any, write: Callable[[bytes], None], cancelled: threading.Event) -> Any:
+    """A ``trt.IStreamWriter`` that passes a plan's bytes on, and takes none once cancelled.
+
+    Its attribute ``failure`` holds the first exception ``write`` raised, which also stops it.
+    """
+
+    class Writer(trt.IStreamWriter):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IStreamWriter.__init__(self)
+            self.failure: BaseException | None = None
+
+        def write(self, data: bytes) -> int:
+            if self.failure is not None or cancelled.is_set():
+                return 0
+            try:
+                write(data)
+            except BaseException as error:  # of any kind; kept for the caller
+                self.failure = error
+                return 0
+            return len(data)
+
+    return Writer()
 
 
 def make_profiler(trt: Any, report: Callable[[str, float], None]) -> Any:

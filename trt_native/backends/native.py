@@ -9,6 +9,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from trt_native.backends.callbacks import (
     make_monitor,
     make_output_allocator,
     make_profiler,
+    make_stream_writer,
 )
 from trt_native.backends.interface import interface_problems
 from trt_native.backends.parser_support import reads_computed_shape, refusal_lines, refused_nodes
@@ -37,7 +39,9 @@ from trt_native.graph.inference import infer_values
 from trt_native.graph.nodes import all_nodes
 from trt_native.graph.onnx_file import read_model
 from trt_native.installing import install_command
+from trt_native.plans.header import PlanHeader
 from trt_native.plans.manifest import PlanTensor
+from trt_native.plans.plan_file import PlanFile
 from trt_native.progress import Progress
 from trt_native.units import format_bytes
 
@@ -197,10 +201,11 @@ class TensorRTBackend:
         self._configure(request, network, config)
         self._add_profiles(request, builder, config)
         with self._calibrating(request, builder, config, progress, cancelled):
-            data = self._serialize(builder, network, config, progress, cancelled)
+            output = request.output if self.capabilities.streams_plans else None
+            data, sha256 = self._serialize(builder, network, config, progress, cancelled, output)
         self._save_timing_cache(request, config)
         seconds = {"parse": parsed - started, "build": time.perf_counter() - parsed}
-        return BuildResult(data, self._tensors(network), seconds)
+        return BuildResult(data, sha256, self._tensors(network), seconds)
 
     def parse(self, request: BuildRequest) -> None:
         """See :meth:`trt_native.backends.base.Backend.parse`."""
@@ -369,20 +374,46 @@ class TensorRTBackend:
         config: Any,
         progress: Progress | None,
         cancelled: threading.Event,
-    ) -> memoryview:
+        output: PlanFile | None,
+    ) -> tuple[memoryview, str]:
+        """Build the plan, in a file if there is one; its bytes and their SHA-256."""
         monitor = make_monitor(self._trt, progress, cancelled)
         config.progress_monitor = monitor
+        write = output.write if output is not None else None
+        writer = make_stream_writer(self._trt, write, cancelled) if write is not None else None
         with self._log.collect_errors(also=BUDGET_LINE) as errors:
-            serialized = builder.build_serialized_network(network, config)
-        if monitor.failure is not None:
-            raise monitor.failure
+            if writer is None:
+                built = builder.build_serialized_network(network, config)
+            else:
+                built = builder.build_serialized_network_to_stream(network, config, writer)
+        failures = [one.failure for one in (monitor, writer) if one is not None]
+        for failure in filter(None, failures):
+            raise failure
         if cancelled.is_set():
             raise BuildError("the build was cancelled")
-        if serialized is None:
+        if built is None or built is False:
             raise self._build_error(
                 errors, config.get_memory_pool_limit(self._trt.MemoryPoolType.WORKSPACE)
             )
-        return memoryview(serialized).cast("B")
+        if output is not None:
+            return self._written(output), output.sha256
+        data = memoryview(built).cast("B")
+        return data, sha256(data).hexdigest()
+
+    def _written(self, output: PlanFile) -> memoryview:
+        """The plan in its file, which TensorRT says that it has written."""
+        data = output.content()
+        try:
+            declared = PlanHeader.parse(data).declared_bytes
+        except PlanError as error:
+            raise BuildError(
+                f"{self.product} {self.version} wrote something else than a plan: {error.message}"
+            ) from None
+        if declared not in (None, len(data)):
+            raise BuildError(
+                f"{self.product} {self.version} wrote {len(data)} bytes of a plan of {declared}"
+            )
+        return data
 
     def _build_error(self, lines: list[str], workspace_bytes: int) -> BuildError:
         message = f"{self.product} {self.version} failed to build the network"

@@ -63,6 +63,7 @@ class RtxBackend(TensorRTBackend):
                 Precision.INT8: ALL_QUANTIZED_OPS[Precision.INT8] - unsupported,
             },
             attention_layer=hasattr(self._trt, "IAttentionInputLayer"),
+            streams_plans=hasattr(self._trt.Builder, "build_serialized_network_to_stream"),
             operators_elsewhere=_OPERATORS_ELSEWHERE,
             unsupported_options=_UNSUPPORTED_OPTIONS,
             int8_unsupported=unsupported,

@@ -37,6 +37,7 @@ class TensorRT10Backend(TensorRTBackend):
             targets=(),
             quantized_ops=ALL_QUANTIZED_OPS,
             attention_layer=hasattr(self._trt, "IAttentionInputLayer"),
+            streams_plans=hasattr(self._trt.Builder, "build_serialized_network_to_stream"),
             unsupported_options=TENSORRT_UNSUPPORTED_OPTIONS,
         )
 

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +65,7 @@ from trt_native.passes.quantize import Quantize
 from trt_native.plans.engine_layers import parse_layers, quantized_layers
 from trt_native.plans.manifest import Manifest, PlanTensor
 from trt_native.plans.plan import Plan
+from trt_native.plans.plan_file import PlanFile
 from trt_native.progress import Progress, phase
 from trt_native.runtime.engine import Engine
 from trt_native.scratch import scratch_folder
@@ -235,6 +235,7 @@ def build_prepared(
     *,
     progress: Progress | None = None,
     timing_cache: Path | None = None,
+    output: PlanFile | None = None,
 ) -> Plan:
     """Run a prepared build.
 
@@ -242,6 +243,7 @@ def build_prepared(
         prepared: The build.
         progress: Receives progress callbacks.
         timing_cache: File to use where the config names none, for a backend that times layers.
+        output: File for the plan, where the backend can write it as it is made.
 
     Raises:
         SpecError: less can be quantized than was requested, or the model lacks an extra output.
@@ -252,9 +254,12 @@ def build_prepared(
     interface = _interface(prepared, progress)
     with lower(prepared, progress) as lowered:
         request = replace(
-            _request(prepared, lowered, interface), timing_cache=config.timing_cache or timing_cache
+            _request(prepared, lowered, interface),
+            timing_cache=config.timing_cache or timing_cache,
+            output=output,
         )
         refit = _refit_record(lowered, progress) if config.refit or config.strip_weights else None
+        release_pages(prepared.graph)
         cancelled = threading.Event()
         result = run_interruptible(lambda: chosen.build(request, progress, cancelled), cancelled)
     _check_unchanged(prepared)
@@ -320,7 +325,7 @@ def _manifest(
     metadata = _own_metadata(prepared.decisions.model.metadata)
     return Manifest(
         producer=f"trt-native {__version__}",
-        plan_sha256=sha256(result.data).hexdigest(),
+        plan_sha256=result.sha256,
         plan_bytes=len(result.data),
         backend=backend.name,
         backend_version=backend.version,
@@ -570,7 +575,6 @@ def _lower(
         changed = folder / (path.name if plain else "model.onnx")
         with phase(progress, "Writing the rewritten graph"):
             save_temporary(graph, changed)
-            release_pages(graph)
         yield LoweredModel(changed, records, pinned_nodes(graph))
 
 

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import json
 import logging
+import mmap
 import os
 import re
 import shutil
@@ -27,6 +28,7 @@ from trt_native.errors import PlanError, SpecError
 from trt_native.files import atomic_write, open_regular_file, read_text_file, sha256_of_file
 from trt_native.plans.manifest import MANIFEST_SCHEMA, Manifest
 from trt_native.plans.plan import Plan
+from trt_native.plans.plan_file import PlanFile
 from trt_native.progress import Progress, phase
 from trt_native.progress_bars import AnyProgress, shows_progress
 from trt_native.units import format_bytes, parse_bytes
@@ -189,6 +191,7 @@ class EngineCache:
         *,
         backend: str | Backend = "auto",
         progress: AnyProgress = None,
+        output: PlanFile | None = None,
     ) -> BuiltPlan:
         """Return the plan if it is here, else build it and keep it.
 
@@ -203,6 +206,7 @@ class EngineCache:
             config: The same.
             backend: The same.
             progress: The same.
+            output: File for a plan that is built, where the backend can write it as it is made.
 
         Raises:
             UnsupportedError, ModelError, SpecError, BuildError: as
@@ -224,7 +228,10 @@ class EngineCache:
             if plan:
                 return BuiltPlan(plan, cached=True)
             plan = build_prepared(
-                prepared, progress=progress, timing_cache=self._timing_cache(prepared)
+                prepared,
+                progress=progress,
+                timing_cache=self._timing_cache(prepared),
+                output=output,
             )
             # A build may write files that its options name. With those as they are now, the same
             # build would come out the same.
@@ -371,11 +378,11 @@ class EngineCache:
             return Plan(data, dataclasses.replace(manifest, model=model, options=options))
         return None
 
-    def _read(self, key: str) -> tuple[Manifest, bytes]:
+    def _read(self, key: str) -> tuple[Manifest, memoryview]:
         file = self._engines / f"{key}.plan"
         sealed = _read_checksummed(file.with_suffix(".json"))
         with open_regular_file(file) as opened:
-            data = opened.read()
+            data = memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
         manifest = Manifest.from_json(sealed.get("manifest"))
         if sealed.get("key") != key:
             raise ValueError("the entry belongs to another key")

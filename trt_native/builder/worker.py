@@ -26,9 +26,10 @@ from trt_native.scratch import hold_folder, remove_abandoned
 
 if TYPE_CHECKING:
     from trt_native.backends.base import Backend
-    from trt_native.builder.plan_cache import EngineCache
+    from trt_native.builder.plan_cache import BuiltPlan, EngineCache
     from trt_native.config import BuildConfig
     from trt_native.plans.plan import Plan
+    from trt_native.plans.plan_file import PlanFile
 
 __all__ = ["main"]
 
@@ -108,9 +109,9 @@ def _build(job: Job, scratch: Path, report: _Report) -> dict[str, Any]:
 def _build_and_save(job: Job, report: _Report) -> dict[str, Any]:
     from trt_native.backends.building import default_workspace
     from trt_native.backends.registry import load_backend
-    from trt_native.builder.build_plan import build_plan
-    from trt_native.builder.plan_cache import BuiltPlan, EngineCache
+    from trt_native.builder.plan_cache import EngineCache
     from trt_native.cuda import gpu_info
+    from trt_native.plans.plan_file import PlanFile
 
     backend = load_backend(job.backend)
     if job.action != "build":
@@ -124,19 +125,34 @@ def _build_and_save(job: Job, report: _Report) -> dict[str, Any]:
     has_levels = "optimization_level" not in backend.capabilities.unsupported_options
     report("backend", f"{backend.product} {backend.version}", workspace, has_levels)
     progress = _Progress(report)
-    if cache is None:
-        built = BuiltPlan(build_plan(job.model, config, backend=backend, progress=progress))
-    else:
-        built = cache.build_plan(job.model, config, backend=backend, progress=progress)
-    if job.retry:
-        _check_kernels(job.model, built.plan, report, progress)
-    if cache is not None and job.asked is not None:
-        settings = {name: getattr(config, name) for name in _FALLBACK_FIELDS}
-        cache.record_fallback(job.model, job.asked, {"failed": failed, **settings}, backend=backend)
-    # From here on a cancel comes too late: the plan is written, and the parent reads the result.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    built.plan.save(job.target)
+    with PlanFile(job.target) as output:
+        built = _built(job.model, config, backend, cache, progress, output)
+        if job.retry:
+            _check_kernels(job.model, built.plan, report, progress)
+        if cache is not None and job.asked is not None:
+            content = {"failed": failed, **{f: getattr(config, f) for f in _FALLBACK_FIELDS}}
+            cache.record_fallback(job.model, job.asked, content, backend=backend)
+        # From here on a cancel comes too late: the plan is named, and the parent reads the result.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        built.plan.save(job.target, written=output)
     return {"manifest": built.manifest.to_json(), "cached": built.cached, "failed": failed}
+
+
+def _built(
+    model: Path,
+    config: BuildConfig,
+    backend: Backend,
+    cache: EngineCache | None,
+    progress: _Progress,
+    output: PlanFile,
+) -> BuiltPlan:
+    if cache is not None:
+        return cache.build_plan(model, config, backend=backend, progress=progress, output=output)
+    from trt_native.builder.build import build_prepared, prepare
+    from trt_native.builder.plan_cache import BuiltPlan
+
+    prepared = prepare(model, config, backend=backend, progress=progress)
+    return BuiltPlan(build_prepared(prepared, progress=progress, output=output))
 
 
 def _decide(job: Job, backend: Backend, report: _Report) -> dict[str, Any]:

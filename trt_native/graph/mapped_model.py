@@ -46,6 +46,7 @@ class MappedModel:
         for name, tensor in self.weights.items():
             model.graph.initializers[name].const_value = tensor
         model.meta[_MAPPING_KEY] = self.mapping
+        release_pages(model)  # of which reading a few bytes of each weight took many
 
 
 def release_pages(model: ir.Model) -> None:

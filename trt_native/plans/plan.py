@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from trt_native.errors import PlanError, on_one_line
-from trt_native.files import as_path, open_regular_file, save_with_json
+from trt_native.files import AtomicFile, as_path, open_regular_file, save_with_json
 from trt_native.plans.header import HEADER_BYTES, PlanHeader
 from trt_native.plans.manifest import Manifest, manifest_path, read_manifest
+from trt_native.plans.plan_file import PlanFile
 from trt_native.plans.prefix import read_prefix
 from trt_native.units import format_bytes
 
@@ -85,11 +86,15 @@ class Plan:
                 " it first (trt_native.refit_plan, or trt-native refit)"
             )
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
+    def save(self, path: str | os.PathLike[str], *, written: PlanFile | None = None) -> Path:
         """Write the plan to ``path`` and its manifest to ``path`` + ``.json``.
 
         Both are complete on disk or not there at all; a file that was there before stays until
         both new ones are ready.
+
+        Args:
+            path: The file.
+            written: A file for this path, which is published if it has this plan's bytes.
 
         Raises:
             PlanError: the folder cannot be written to, or the disk is full.
@@ -97,7 +102,8 @@ class Plan:
         target = as_path(path)
         try:
             document = None if self.manifest is None else self.manifest.to_json()
-            save_with_json(target, self.data, manifest_path(target), document)
+            content = self.data if written is None else self._written(written)
+            save_with_json(target, content, manifest_path(target), document)
         except OSError as error:
             needed = format_bytes(len(self.data))
             raise PlanError(
@@ -105,6 +111,10 @@ class Plan:
                 " no partial file was written"
             ) from error
         return target
+
+    def _written(self, file: PlanFile) -> memoryview | bytes | AtomicFile:
+        same = self.manifest is not None and self.manifest.plan_sha256 == file.sha256
+        return file.new if same and file.new is not None else self.data
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, ignore_manifest: bool = False) -> Plan:
