@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections import Counter
@@ -137,8 +136,8 @@ def inspect_plan(plan: Plan) -> PlanReport:
         path=str(plan.path or ""),
         product=header.product,
         version=manifest.backend_version if manifest else header.version_text,
-        plan_bytes=len(plan.data),
-        sha256=manifest.plan_sha256 if manifest else hashlib.sha256(plan.data).hexdigest(),
+        plan_bytes=plan.size,
+        sha256=plan.sha256,
         manifest=manifest,
         tensors=tensors,
         activation_bytes=activation_bytes,
@@ -159,7 +158,7 @@ def read_report(path: Path, *, ignore_manifest: bool = False) -> PlanReport:
             is_json = file.peek(1)[:1] == b"{"
             is_plan = is_plan_file(file, os.fstat(file.fileno()).st_size)
         if is_plan or not is_json:
-            return inspect_plan(Plan.load(path, ignore_manifest=ignore_manifest))
+            return inspect_plan(Plan.open(path, ignore_manifest=ignore_manifest))
         data = json.loads(read_text_file(path))
     except OSError as error:
         raise PlanError(f"cannot read {path}: {error.strerror}") from None

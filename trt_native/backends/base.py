@@ -17,6 +17,7 @@ from trt_native.errors import SpecError
 from trt_native.graph.model_interface import ModelInterface
 from trt_native.plans.manifest import PlanTensor
 from trt_native.plans.plan_file import PlanFile
+from trt_native.plans.stored_content import StoredContent
 from trt_native.progress import Progress
 from trt_native.shapes import Profile
 
@@ -83,6 +84,7 @@ class Capabilities:
             out.
         operators_elsewhere: Operators that it lacks, to which other TensorRT has them.
         streams_plans: It writes a plan to a file as it is made, without the whole of it in memory.
+        loads_streams: It reads a plan from a file as it is needed, likewise.
         unsupported_options: Name of a :class:`BuildConfig` field to the reason why this backend
             does not support it, and what to do instead.
     """
@@ -103,6 +105,7 @@ class Capabilities:
     attention_layer: bool = False
     operators_elsewhere: Mapping[str, str] = field(default_factory=dict)
     streams_plans: bool = False
+    loads_streams: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,13 +258,17 @@ class Backend(Protocol):
         """
         ...
 
-    def deserialize(self, data: bytes | memoryview) -> Any:
+    def deserialize(self, content: bytes | memoryview | StoredContent) -> Any:
         """Turn a plan into an ``ICudaEngine`` on the current GPU.
 
         The caller has checked the plan with :func:`trt_native.plans.compatibility.compatibility`.
 
+        Args:
+            content: The plan. One in a file is read as it is needed, where
+                :attr:`Capabilities.loads_streams` says so, else into memory.
+
         Raises:
-            PlanError: TensorRT rejected the plan.
+            PlanError: TensorRT rejected the plan, or its file cannot be read or has changed.
         """
 
     def contexts(

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from trt_native.plans.stored_content import ContentReader
 from trt_native.progress import Progress
 
 __all__ = [
@@ -21,7 +22,9 @@ __all__ = [
     "make_monitor",
     "make_output_allocator",
     "make_profiler",
+    "make_stream_reader",
     "make_stream_writer",
+    "stream_reader_class",
 ]
 
 _LOGGER = logging.getLogger("trt_native.tensorrt")
@@ -209,6 +212,40 @@ def make_stream_writer(trt: Any, write: Callable[[bytes], None], cancelled: thre
             return len(data)
 
     return Writer()
+
+
+def stream_reader_class(trt: Any) -> Any:
+    """The base class of streams that plans are loaded from; None where there is none."""
+    return getattr(trt, "IStreamReaderV2", None) or getattr(trt, "IStreamReader", None)
+
+
+def make_stream_reader(trt: Any, source: ContentReader) -> Any:
+    """A stream that TensorRT loads a plan from: an ``IStreamReaderV2`` where it has that.
+
+    Its attribute ``failure`` holds the first exception that reading raised, which also ends it.
+    """
+    base = stream_reader_class(trt)
+
+    class Reader(base):  # type: ignore[misc, valid-type]
+        def __init__(self) -> None:
+            base.__init__(self)
+            self.failure: BaseException | None = None
+
+        def read(self, size: int, _stream: int = 0) -> bytes:
+            try:
+                return source.read(size)
+            except BaseException as error:  # of any kind; kept for the caller
+                self.failure = self.failure or error
+                return b""
+
+        def seek(self, offset: int, where: Any) -> bool:
+            try:
+                return source.seek(offset, int(where))
+            except BaseException as error:
+                self.failure = self.failure or error
+                return False
+
+    return Reader()
 
 
 def make_profiler(trt: Any, report: Callable[[str, float], None]) -> Any:

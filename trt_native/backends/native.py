@@ -27,6 +27,7 @@ from trt_native.backends.callbacks import (
     make_monitor,
     make_output_allocator,
     make_profiler,
+    make_stream_reader,
     make_stream_writer,
 )
 from trt_native.backends.interface import interface_problems
@@ -42,6 +43,7 @@ from trt_native.installing import install_command
 from trt_native.plans.header import PlanHeader
 from trt_native.plans.manifest import PlanTensor
 from trt_native.plans.plan_file import PlanFile
+from trt_native.plans.stored_content import StoredContent
 from trt_native.progress import Progress
 from trt_native.units import format_bytes
 
@@ -103,7 +105,11 @@ class TensorRTBackend:
     def _set_targets(self, request: BuildRequest, config: Any) -> None:
         """Choose the GPUs the plan is for."""
 
-    def _load_error(self, runtime: Any, data: bytes | memoryview) -> str | None:  # noqa: ARG002
+    def _load_error(
+        self,
+        runtime: Any,  # noqa: ARG002
+        content: bytes | memoryview | StoredContent,  # noqa: ARG002
+    ) -> str | None:
         """Reason why the library does not support this plan on this machine, if it reports one."""
         return None
 
@@ -476,12 +482,14 @@ class TensorRTBackend:
 
     # Loading
 
-    def deserialize(self, data: bytes | memoryview) -> Any:
+    def deserialize(self, content: bytes | memoryview | StoredContent) -> Any:
         """See :meth:`trt_native.backends.base.Backend.deserialize`."""
+        if isinstance(content, StoredContent) and not self.capabilities.loads_streams:
+            content = content.read()
         with self._log.collect_errors() as errors:
             runtime = self._trt.Runtime(self._log.tensorrt_logger)
-            unsupported = self._load_error(runtime, data)
-            engine = runtime.deserialize_cuda_engine(data)
+            unsupported = self._load_error(runtime, content)
+            engine = self._deserialize(runtime, content)
         if engine is None:
             raise PlanError(
                 f"{self.product} {self.version} cannot load the plan:"
@@ -496,6 +504,16 @@ class TensorRTBackend:
                 self.version,
                 unsupported,
             )
+        return engine
+
+    def _deserialize(self, runtime: Any, content: bytes | memoryview | StoredContent) -> Any:
+        if not isinstance(content, StoredContent):
+            return runtime.deserialize_cuda_engine(content)
+        with content.open() as source:
+            reader = make_stream_reader(self._trt, source)
+            engine = runtime.deserialize_cuda_engine(reader)
+            if reader.failure is not None:
+                raise reader.failure
         return engine
 
     def contexts(

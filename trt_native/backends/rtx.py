@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from trt_native.backends.base import ALL_QUANTIZED_OPS, BuildRequest, Capabilities, ContextFactory
+from trt_native.backends.callbacks import stream_reader_class
 from trt_native.backends.native import TensorRTBackend
 from trt_native.config import BuildConfig, Precision
 from trt_native.cuda import gpu_info
 from trt_native.errors import UnsupportedError
+from trt_native.plans.stored_content import StoredContent
 
 __all__ = ["RtxBackend"]
 
@@ -64,6 +66,7 @@ class RtxBackend(TensorRTBackend):
             },
             attention_layer=hasattr(self._trt, "IAttentionInputLayer"),
             streams_plans=hasattr(self._trt.Builder, "build_serialized_network_to_stream"),
+            loads_streams=stream_reader_class(self._trt) is not None,
             operators_elsewhere=_OPERATORS_ELSEWHERE,
             unsupported_options=_UNSUPPORTED_OPTIONS,
             int8_unsupported=unsupported,
@@ -100,8 +103,10 @@ class RtxBackend(TensorRTBackend):
         """See :meth:`trt_native.backends.base.Backend.contexts`."""
         return _CompilingContextFactory(self._trt, engine, cached, compile_new_shapes)
 
-    def _load_error(self, runtime: Any, data: bytes | memoryview) -> str | None:
-        validity, diagnostics = runtime.get_engine_validity(data)
+    def _load_error(self, runtime: Any, content: bytes | memoryview | StoredContent) -> str | None:
+        if isinstance(content, StoredContent):
+            content = content.head(int(runtime.engine_header_size))
+        validity, diagnostics = runtime.get_engine_validity(content)
         if validity != self._trt.EngineValidity.INVALID:
             return None
         members = self._trt.EngineInvalidityDiagnostics.__members__.items()

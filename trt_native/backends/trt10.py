@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from trt_native.backends.base import ALL_QUANTIZED_OPS, BuildRequest, Capabilities
+from trt_native.backends.callbacks import stream_reader_class
 from trt_native.backends.native import TENSORRT_UNSUPPORTED_OPTIONS, TensorRTBackend
 from trt_native.backends.trt10_calibrator import (
     DeviceUploader,
@@ -38,6 +39,7 @@ class TensorRT10Backend(TensorRTBackend):
             quantized_ops=ALL_QUANTIZED_OPS,
             attention_layer=hasattr(self._trt, "IAttentionInputLayer"),
             streams_plans=hasattr(self._trt.Builder, "build_serialized_network_to_stream"),
+            loads_streams=stream_reader_class(self._trt) is not None,
             unsupported_options=TENSORRT_UNSUPPORTED_OPTIONS,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trt_native.backends.base import ALL_QUANTIZED_OPS, Capabilities
+from trt_native.backends.callbacks import stream_reader_class
 from trt_native.backends.native import TENSORRT_UNSUPPORTED_OPTIONS, TensorRTBackend
 
 __all__ = ["TensorRT11Backend"]
@@ -25,6 +26,7 @@ class TensorRT11Backend(TensorRTBackend):
             quantized_ops=ALL_QUANTIZED_OPS,
             attention_layer=hasattr(self._trt, "IAttentionInputLayer"),
             streams_plans=hasattr(self._trt.Builder, "build_serialized_network_to_stream"),
+            loads_streams=stream_reader_class(self._trt) is not None,
             unsupported_options=TENSORRT_UNSUPPORTED_OPTIONS,
         )
 

@@ -94,7 +94,7 @@ def bench_plan(
             "path": str(plan.path or ""),
             "product": plan.header.product,
             "version": plan.manifest.backend_version if plan.manifest else plan.header.version_text,
-            "bytes": len(plan.data),
+            "bytes": plan.size,
         },
         gpu=gpu,
         options=options,

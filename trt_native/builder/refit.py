@@ -80,7 +80,7 @@ def refit_plan(
         CudaError: there is no GPU.
     """
     started = time.perf_counter()
-    source = plan if isinstance(plan, Plan) else Plan.load(plan)
+    source = plan if isinstance(plan, Plan) else Plan.open(plan)
     manifest, known = _refittable(source)
     chosen = _backend(source, backend)
     config = manifest.build_config()

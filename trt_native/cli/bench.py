@@ -107,8 +107,8 @@ def bench(
     if html is not None:
         given = [file for _, file in map(split_entry, inputs or [])]
         check_outputs([html], reads=[plan, compare, *given])
-    loaded = Plan.load(plan, ignore_manifest=ignore_manifest)
-    other = None if compare is None else Plan.load(compare, ignore_manifest=ignore_manifest)
+    loaded = Plan.open(plan, ignore_manifest=ignore_manifest)
+    other = None if compare is None else Plan.open(compare, ignore_manifest=ignore_manifest)
     with stderr.status("measuring"):
         report = bench_plan(loaded, supply, options, other=other)
     if html is not None:

@@ -83,7 +83,7 @@ def _print(target: Path, selection: SelectionReport) -> None:
     columns = ("precision", "error", "ms", "MiB", "")
     rows = (tuple(_row(candidate, selection)) for candidate in selection.candidates)
     table("Plans compared", columns, rows)
-    size = format_bytes(len(selection.plan.data))
+    size = format_bytes(selection.plan.size)
     chosen = f"{selection.chosen}: the fastest with an error of at most {selection.max_error:g}"
     table("Built", ("", ""), [("plan", f"{target} ({size})"), ("chosen", chosen), ("data", data)])
 

@@ -72,7 +72,7 @@ def triton(
         batching_delay_us=batching_delay,
         warmup=warmup,
     )
-    loaded = Plan.load(plan, ignore_manifest=ignore_manifest)
+    loaded = Plan.open(plan, ignore_manifest=ignore_manifest)
     folder, model = deploy_triton(loaded, repository, config, force=force)
     linked = (folder / "1" / "model.plan").samefile(plan)
     needs = _needs(loaded)
@@ -116,7 +116,7 @@ def trtexec(
     from trt_native.deploy import trtexec_command
     from trt_native.plans.plan import Plan
 
-    loaded = Plan.load(plan, ignore_manifest=ignore_manifest)
+    loaded = Plan.open(plan, ignore_manifest=ignore_manifest)
     words = trtexec_command(loaded, plan, profile=profile, shapes=read_shapes(shape or []))
     if json:
         print_json({"command": shlex.join(words), "words": words, "needs": _needs(loaded)})

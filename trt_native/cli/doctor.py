@@ -86,10 +86,8 @@ def _findings(path: Path, ignore_manifest: bool) -> dict[str, Any]:
     found: dict[str, Any] = {"plan": str(path), "made_by": None, "bytes": None, "built_for": None}
     errors, warnings = [], []
     try:
-        plan = Plan.load(path, ignore_manifest=ignore_manifest)
-        found.update(
-            made_by=f"{plan.header.product} {plan.header.version_text}", bytes=len(plan.data)
-        )
+        plan = Plan.open(path, ignore_manifest=ignore_manifest)
+        found.update(made_by=f"{plan.header.product} {plan.header.version_text}", bytes=plan.size)
         report = compatibility(plan.header, plan.manifest, environment)
         errors, warnings, known = list(report.errors), list(report.warnings), plan.manifest
     except PlanError as error:

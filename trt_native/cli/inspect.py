@@ -208,7 +208,7 @@ def _inspect_plan(
     from trt_native.plans.plan import Plan
 
     layer_times = read_layer_times(times) if times is not None else None
-    report = inspect_plan(Plan.load(path, ignore_manifest=ignore_manifest))
+    report = inspect_plan(Plan.open(path, ignore_manifest=ignore_manifest))
     if html is not None:
         _write_html(html, plan_page(report, layer_times))
     if json:

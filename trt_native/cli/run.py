@@ -68,7 +68,7 @@ def run(
     check_seed(random, shapes)
     if random is None and not arrays:
         raise SpecError("no inputs: give --input NAME=FILE.npy, or --random SEED")
-    loaded = Plan.load(plan, ignore_manifest=ignore_manifest)
+    loaded = Plan.open(plan, ignore_manifest=ignore_manifest)
     if loaded.manifest is not None:
         check_not_fixed(arrays, loaded.manifest.build_config().fixed_values())
     with Session(loaded) as session:

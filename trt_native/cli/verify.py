@@ -173,7 +173,7 @@ def verify(
     from trt_native.verify import check, default_thresholds, open_reference
     from trt_native.verify.check import verify_plan
 
-    loaded = Plan.load(plan, ignore_manifest=ignore_manifest)
+    loaded = Plan.open(plan, ignore_manifest=ignore_manifest)
     thresholds, origin = default_thresholds(loaded.manifest)
     if max_relative_error is not None:
         thresholds, origin = replace(thresholds, max_relative_error=max_relative_error), "as given"

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import html
-import mmap
 import os
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -20,27 +16,39 @@ from trt_native.plans.header import HEADER_BYTES, PlanHeader
 from trt_native.plans.manifest import Manifest, manifest_path, read_manifest
 from trt_native.plans.plan_file import PlanFile
 from trt_native.plans.prefix import read_prefix
+from trt_native.plans.stored_content import StoredContent, new_memory
 from trt_native.units import format_bytes
 
 __all__ = ["Plan"]
 
 
-_CHUNK = 16 * 2**20
+class _Data:
+    """The field ``data`` of a plan, which may be in its file."""
+
+    def __get__(self, plan: Plan | None, _: object = None) -> bytes | memoryview:
+        if plan is None:
+            raise AttributeError("the field has no default")
+        content: bytes | memoryview | StoredContent = plan.__dict__["content"]
+        return content.read() if isinstance(content, StoredContent) else content
+
+    def __set__(self, plan: Plan, content: bytes | memoryview | StoredContent) -> None:
+        plan.__dict__["content"] = content
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """A serialized engine.
 
     Attributes:
         data: TensorRT's bytes. They may be memory that TensorRT owns; it lives as long as this.
+            Those of a plan that was opened are read from its file each time.
         manifest: What is known of the plan; None for a plan that came without a manifest.
         path: Where it was loaded from, if it was.
         prefix: Metadata that Ultralytics' exports have in front of the plan in its file; None
             without. It is no part of ``data``, and not saved.
     """
 
-    data: bytes | memoryview
+    data: _Data = _Data()
     manifest: Manifest | None = None
     path: Path | None = None
     prefix: dict[str, Any] | None = None
@@ -54,7 +62,7 @@ class Plan:
     def _facts(self) -> list[str]:
         """Where it is from, its size, what made it, and its precision, as far as known."""
         facts = [] if self.path is None else [repr(str(self.path))]
-        facts.append(format_bytes(len(self.data)))
+        facts.append(format_bytes(self.size))
         if self.manifest is not None:
             facts.append(self.manifest.describe())
         return facts
@@ -66,13 +74,38 @@ class Plan:
         return "\n".join(map(on_one_line, lines))
 
     @property
+    def content(self) -> bytes | memoryview | StoredContent:
+        """TensorRT's bytes, or where they are for a plan that was opened."""
+        content: bytes | memoryview | StoredContent = self.__dict__["content"]
+        return content
+
+    @property
+    def size(self) -> int:
+        """Number of TensorRT's bytes."""
+        content = self.content
+        return content.size if isinstance(content, StoredContent) else len(content)
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of TensorRT's bytes in hexadecimal; the manifest's, which was checked."""
+        if self.manifest is not None:
+            return self.manifest.plan_sha256
+        content = self.content
+        if isinstance(content, StoredContent):
+            return content.sha256()
+        return hashlib.sha256(content).hexdigest()
+
+    @property
     def header(self) -> PlanHeader:
         """The plan's header.
 
         Raises:
             PlanError: the bytes are not a plan.
         """
-        return PlanHeader.parse(self.data)
+        content = self.content
+        if isinstance(content, StoredContent):
+            content = content.head(HEADER_BYTES)
+        return PlanHeader.parse(content)
 
     def check_complete(self) -> None:
         """Refuse a plan whose manifest records that its weights were left out.
@@ -129,46 +162,56 @@ class Plan:
                 manifest describes.
         """
         source = as_path(path)
-        try:
-            with open_regular_file(source) as file:
-                size = os.fstat(file.fileno()).st_size
-                offset, prefix = _prefix(source, file, size)
-                file.seek(offset)
-                size -= offset
-                _check_header(source, file.read(HEADER_BYTES), size)
-                manifest = None if ignore_manifest else read_manifest(source)
-                if manifest and manifest.plan_bytes != size:
-                    raise _differs(source, f"{size} bytes instead of {manifest.plan_bytes}")
-                file.seek(offset)
-                data, digest = _read_hashed(file, size, hashed=manifest is not None)
-        except OSError as error:
-            raise PlanError(f"cannot read {source}: {error.strerror}") from None
-        if manifest and manifest.plan_sha256 != digest:
-            raise _differs(source, "SHA-256 differs")
-        return cls(data, manifest, source, prefix)
+        content, manifest, prefix = _find(source, ignore_manifest)
+        if manifest is None:
+            return cls(content.read(), None, source, prefix)
+        memory = new_memory(content.size)
+        _check_hash(source, manifest, content.sha256(memory))
+        return cls(memory.toreadonly(), manifest, source, prefix)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, ignore_manifest: bool = False) -> Plan:
+        """Check a plan and the manifest next to it as :meth:`load` does, but leave it in its file.
+
+        No memory holds the plan. Its bytes are read when they are needed, such as by
+        :class:`~trt_native.runtime.engine.Engine`; the file must stay as it is until then.
+
+        Args:
+            path: As for :meth:`load`.
+            ignore_manifest: The same.
+
+        Raises:
+            PlanError: as :meth:`load`.
+        """
+        source = as_path(path)
+        content, manifest, prefix = _find(source, ignore_manifest)
+        if manifest is not None:
+            _check_hash(source, manifest, content.sha256())
+        return cls(content, manifest, source, prefix)
 
 
-def _read_hashed(file: BufferedReader, size: int, *, hashed: bool) -> tuple[memoryview, str]:
-    """A file's bytes and, if wanted, their SHA-256, which takes as long as reading: side by side.
+def _find(
+    source: Path, ignore_manifest: bool
+) -> tuple[StoredContent, Manifest | None, dict[str, Any] | None]:
+    """A plan in its file, its manifest, and what is in front of it; the hash is not checked."""
+    try:
+        with open_regular_file(source) as file:
+            size = os.fstat(file.fileno()).st_size
+            offset, prefix = _prefix(source, file, size)
+            content = StoredContent.of(source, file, offset)
+            file.seek(offset)
+            _check_header(source, file.read(HEADER_BYTES), content.size)
+    except OSError as error:
+        raise PlanError(f"cannot read {source}: {error.strerror}") from None
+    manifest = None if ignore_manifest else read_manifest(source)
+    if manifest and manifest.plan_bytes != content.size:
+        raise _differs(source, f"{content.size} bytes instead of {manifest.plan_bytes}")
+    return content, manifest, prefix
 
-    Raises:
-        OSError: the file cannot be read, or is shorter now.
-    """
-    memory = memoryview(mmap.mmap(-1, size))  # unlike a bytearray it is not filled with zeros first
-    digest = hashlib.sha256()
-    chunks = [memory[start : start + _CHUNK] for start in range(0, size, _CHUNK)]
-    with contextlib.ExitStack() as stack:
-        read_all: Callable[..., Iterator[int]] = map
-        if len(chunks) > 1:  # to start a thread takes longer than to read one chunk
-            from concurrent.futures import ThreadPoolExecutor
 
-            read_all = stack.enter_context(ThreadPoolExecutor(1)).map
-        for chunk, read in zip(chunks, read_all(file.readinto, chunks), strict=True):
-            if read != len(chunk):
-                raise OSError(errno.EIO, "became shorter while it was read")
-            if hashed:
-                digest.update(chunk)
-    return memory.toreadonly(), digest.hexdigest()
+def _check_hash(source: Path, manifest: Manifest, sha256: str) -> None:
+    if manifest.plan_sha256 != sha256:
+        raise _differs(source, "SHA-256 differs")
 
 
 def _prefix(path: Path, file: BufferedReader, size: int) -> tuple[int, dict[str, Any] | None]:

@@ -71,12 +71,12 @@ class Engine:
     ) -> None:
         self._native: Any = None
         self._lock = threading.Lock()
-        self.plan = plan if isinstance(plan, Plan) else Plan.load(plan)
+        self.plan = plan if isinstance(plan, Plan) else Plan.open(plan)
         self.ordinal = ordinal
         self.backend = backend_for(self.plan, backend)
         gpu = require_gpu(ordinal)
         _check(self.plan, environment_of([self.backend], gpu))
-        self._native = self.backend.deserialize(self.plan.data)
+        self._native = self.backend.deserialize(self.plan.content)
         if weight_budget_bytes is not None:
             self._limit_weights(weight_budget_bytes)
         self._cache_file = (

@@ -43,11 +43,7 @@ class RuntimeCacheFile:
         if plan.path is None:
             return None
         owner = {
-            "kernels_of": (
-                plan.manifest.plan_sha256  # Plan.load has compared it with the bytes
-                if plan.manifest
-                else hashlib.sha256(plan.data).hexdigest()
-            ),
+            "kernels_of": plan.sha256,
             "gpu": gpu.name,
             "compute_capability": gpu.compute_capability,
             "driver": gpu.driver,

@@ -108,7 +108,7 @@ class LatentSyncPipelineEngines:
             engines = {}
             for name in names:
                 engine = Engine(
-                    Plan.load(path / name),
+                    Plan.open(path / name),
                     backend=backend,
                     ordinal=ordinal,
                     compile_new_shapes=compile_new_shapes,

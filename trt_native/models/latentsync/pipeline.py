@@ -180,7 +180,7 @@ class LatentSyncUNet(PlanModule):
         interval: int,
     ) -> LatentSyncUNet:
         given = UNetConfig.load(config) if isinstance(config, (str, Path)) else config
-        loaded = [plan if isinstance(plan, Plan) else Plan.load(plan) for plan in plans]
+        loaded = [plan if isinstance(plan, Plan) else Plan.open(plan) for plan in plans]
         configs = [given or _config_of(plan) for plan in loaded]
         _check_origins(loaded, configs)
         ordinal = gpu_ordinal(device)
