@@ -7,14 +7,14 @@ import functools
 import operator
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
 from trt_native.errors import SpecError, UnsupportedError
-from trt_native.shapes import ProfileSpec
+from trt_native.shapes import DimRange, ProfileSpec, ShapeRange
 from trt_native.units import INT64_MAX, parse_bytes
 
 __all__ = [
@@ -304,6 +304,23 @@ def _with_known_names(declaring: type[_T]) -> type[_T]:
     return declaring
 
 
+def _fast_texts(given: Any) -> tuple[str, ...]:
+    """The texts of shapes, of which each may be a mapping."""
+    items = [given] if isinstance(given, str | Mapping) else given
+    if not isinstance(items, Iterable):
+        raise SpecError(f"fast at: not shapes: {given!r}", options=("fast_at",))
+    return tuple(
+        ",".join(f"{name}={_extents_text(value)}" for name, value in item.items())
+        if isinstance(item, Mapping)
+        else str(item)
+        for item in items
+    )
+
+
+def _extents_text(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
 def _unknown_name(declaring: type[Any], name: str) -> str:
     """The error about an option that a class does not have."""
     flags = {}
@@ -516,6 +533,10 @@ class BuildConfig:
             ``("sr=16000",)``; a mapping of name to value is taken, too. The plan has no such input.
         add_opt_shape_profiles: Add to each profile with ranges one of its optimum shapes alone, for
             which the plan then has the kernels of a static plan. Sessions select it automatically.
+        fast_at: Shapes in the ranges of a profile for which the plan also has the kernels of a
+            static plan, such as ``("batch=2,height=512", "x=1x3x8x8")``; mappings of dimensions or
+            inputs to extents or shapes are taken, too. Dimensions that are not named have their
+            optimum. Sessions select the profile of such a shape automatically.
         precision: See :class:`Precision`.
         io_precision: See :class:`IoPrecision`.
         keep_fp32: Shell patterns of ONNX node names (``*/norm*``) or operators (``op:Resize``)
@@ -565,6 +586,17 @@ class BuildConfig:
             "Shapes",
             type=bool,
             negatable=False,
+        ),
+    )
+    fast_at: tuple[str, ...] = field(
+        default=(),
+        metadata=_option(
+            "A shape to run as fast as in a static plan, such as batch=2,height=512 or"
+            " x=2x3x512x512; dimensions that it lacks have their OPT. Repeatable.",
+            "Shapes",
+            parse=tuple,
+            metavar="NAME=N[,NAME=N...]",
+            repeatable=True,
         ),
     )
     precision: Precision = field(
@@ -682,6 +714,7 @@ class BuildConfig:
         if isinstance(self.fixed_inputs, Mapping):
             texts = tuple(f"{name}={value}" for name, value in self.fixed_inputs.items())
             object.__setattr__(self, "fixed_inputs", texts)
+        object.__setattr__(self, "fast_at", _fast_texts(self.fast_at))
         if isinstance(self.quantization, Mapping):
             object.__setattr__(self, "quantization", QuantizationSpec(**self.quantization))
         if not isinstance(self.quantization, QuantizationSpec):
@@ -694,6 +727,7 @@ class BuildConfig:
         object.__setattr__(self, "compute_capabilities", capabilities)
         _read_fields(self)
         self.fixed_values()
+        self.fast_shapes()
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
             raise SpecError(
                 f"optimization level {self.optimization_level}: it goes from 0 to 5",
@@ -767,6 +801,34 @@ class BuildConfig:
             if found.setdefault(name, number) != number:
                 raise SpecError(f"{name!r} is fixed to two values", options=("fixed_inputs",))
         return found
+
+    def fast_shapes(self) -> tuple[ProfileSpec, ...]:
+        """The shapes of :attr:`fast_at`: a dimension or an input to the one that it has.
+
+        Raises:
+            SpecError: an entry is not ``NAME=N`` or ``NAME=SHAPE``, several separated by commas.
+        """
+        found = []
+        for text in self.fast_at:
+            entries = str(text).split(",")
+            dims = [entry for entry in entries if re.fullmatch(r".*=\s*\d+\s*", entry)]
+            try:
+                spec = ProfileSpec.parse(dims, [entry for entry in entries if entry not in dims])
+            except SpecError as error:
+                raise SpecError(
+                    f"fast at {text!r}: {error.message}",
+                    error.details,
+                    problems=error.problems,
+                    options=("fast_at",),
+                ) from None
+            ranges: list[DimRange | ShapeRange] = [*spec.dims.values(), *spec.shapes.values()]
+            if any(r.min != r.max for r in ranges):
+                raise SpecError(
+                    f"fast at {text!r}: has a range; give one shape, such as batch=2,height=512",
+                    options=("fast_at",),
+                )
+            found.append(spec)
+        return tuple(found)
 
     @property
     def allows_tf32(self) -> bool:

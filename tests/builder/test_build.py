@@ -394,12 +394,16 @@ def test_several_profiles(tmp_path):
     assert x.shape == (-1, 3, 8, -1)
 
 
-def test_a_profile_of_the_optimum_shapes_alone(tmp_path):
+def test_profiles_of_single_shapes(tmp_path):
     path = tiny_models.conv(tmp_path / "m.onnx")
-    plan = build(path, *DIMS, add_opt_shape_profiles=True)
+    shapes = ("batch=1", "batch=2", "x=4x3x16x8")
+    plan = build(path, *DIMS, add_opt_shape_profiles=True, fast_at=shapes)
     (x,) = plan.manifest.inputs
-    assert [str(r) for r in x.profiles] == ["1x3x8x8:2x3x8x8:4x3x16x8", "2x3x8x8"]
+    assert [str(r) for r in x.profiles] == [
+        "1x3x8x8:2x3x8x8:4x3x16x8", "2x3x8x8", "1x3x8x8", "4x3x16x8",
+    ]  # fmt: skip
     assert plan.manifest.options["add_opt_shape_profiles"] is True
+    assert plan.manifest.options["fast_at"] == list(shapes)
 
 
 def test_an_input_that_is_a_shape(tmp_path):

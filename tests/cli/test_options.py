@@ -17,6 +17,7 @@ ELSEWHERE = {
     "shapes",
     "profile",
     "add_opt_shape_profiles",
+    "fast_at",
     "dry_run",
     "json",
     "verbose",

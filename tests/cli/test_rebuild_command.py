@@ -40,6 +40,7 @@ def test_the_rebuild_command_has_every_option(plan, tmp_path):
         profiles=(ProfileSpec.parse(["a b=1:2:4"], ["x=1x1:2x1:4x1"]),),
         fixed_inputs={"sr": 16000, "a=b": True, "rate": -0.5},
         add_opt_shape_profiles=True,
+        fast_at=[{"batch": 2, "height": 8}, "x=1x3x8x8"],
         precision=Precision.INT8,
         quantization=QuantizationSpec(
             calibration_data="my data",

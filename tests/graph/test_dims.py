@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from trt_native.config import BuildConfig
 from trt_native.errors import ModelError, SpecError
 from trt_native.graph.dims import (
     fixed_axes,
@@ -11,6 +12,7 @@ from trt_native.graph.dims import (
     read_profile_file,
     resolve_profiles,
     shape_problems,
+    with_fast_profiles,
     with_opt_shape_profiles,
     write_limits,
 )
@@ -65,6 +67,72 @@ def test_optimum_shapes_get_profiles_of_their_own_once():
     assert with_opt_shape_profiles(profiles) == (*profiles, *resolve(alone))
     assert with_opt_shape_profiles(resolve(large, alone)) == resolve(large, alone)
     assert with_opt_shape_profiles(()) == ()
+
+
+def fast(texts, *specs, inputs=INPUTS):
+    shapes = BuildConfig(fast_at=texts).fast_shapes()
+    return with_fast_profiles(resolve(*specs, inputs=inputs), inputs, specs, shapes)
+
+
+@pytest.mark.parametrize(
+    ("text", "latents", "audio"),
+    [
+        ("frames=1", "2x13x1x64x64", "2x50x384"),
+        ("batch=1, frames=3,height=40", "1x13x3x40x64", "3x50x384"),
+        ("latents=1x13x2x32x64", "1x13x2x32x64", "2x50x384"),
+    ],
+)
+def test_single_shapes_get_profiles_of_their_own(text, latents, audio):
+    range_, alone = fast([text], ProfileSpec.parse(DIMS))
+    assert (range_,) == resolve(ProfileSpec.parse(DIMS))
+    assert alone.shapes == {
+        "latents": ShapeRange.parse(latents),
+        "audio": ShapeRange.parse(audio),
+    }
+
+
+def test_single_shapes_belong_to_the_profile_with_room_for_them():
+    small = ProfileSpec.parse(["batch=1", "frames=1:2:4", "height=8", "width=8"])
+    profiles = fast(
+        ["frames=16", "frames=3,batch=1", "batch=1,frames=3"], ProfileSpec.parse(DIMS), small
+    )
+    assert [str(p.shapes["latents"]) for p in profiles[2:]] == ["2x13x16x64x64", "1x13x3x64x64"]
+    _, of_small = fast(["frames=3"], small)
+    assert str(of_small.shapes["latents"]) == "1x13x3x8x8"
+
+
+def test_a_single_shape_by_dimensions_where_the_range_is_of_an_input():
+    shape = "latents=1x13x1x8x8:1x13x4x8x8:2x13x4x8x8"
+    _, alone = fast(["batch=2,frames=3,height=8,width=8"], ProfileSpec.parse((), [shape]))
+    assert str(alone.shapes["latents"]) == "2x13x3x8x8"
+    with pytest.raises(SpecError, match="does not fit the model") as caught:
+        fast(["batch=2"], ProfileSpec.parse((), [shape]))
+    assert any("frames" in problem for problem in caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("frames=17", "fast at frames=17: outside of the ranges of the profiles"),
+        ("latents=3x13x1x32x64", "outside of the ranges"),
+        ("hieght=3", "does not fit the model"),
+        ("latents=3x13", "does not fit the model"),
+        ("batch=1:2:2", "has a range; give one shape"),
+        ("batch", "not NAME=RANGE"),
+        ("", "not NAME=RANGE"),
+        ("batch=-1", "not a shape"),
+        ("batch=1,batch=2", "given twice"),
+    ],
+)
+def test_what_is_no_single_shape_of_a_profile(text, message):
+    with pytest.raises(SpecError, match=message) as caught:
+        fast([text], ProfileSpec.parse(DIMS))
+    assert caught.value.options == ("fast_at",)
+
+
+def test_a_single_shape_of_a_static_model():
+    with pytest.raises(SpecError, match="no effect, because every shape of the model is fixed"):
+        fast(["batch=1"], ProfileSpec(), inputs=(STEP,))
 
 
 def test_all_faults_come_in_one_error_with_the_dimensions():

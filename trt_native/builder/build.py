@@ -39,6 +39,7 @@ from trt_native.graph.dims import (
     fixed_extents,
     read_limits,
     resolve_profiles,
+    with_fast_profiles,
     with_opt_shape_profiles,
 )
 from trt_native.graph.fixed_inputs import check_fixed_inputs
@@ -69,7 +70,7 @@ from trt_native.plans.plan_file import PlanFile
 from trt_native.progress import Progress, phase
 from trt_native.runtime.engine import Engine
 from trt_native.scratch import scratch_folder
-from trt_native.shapes import Profile, TensorSpec
+from trt_native.shapes import Profile, ProfileSpec, TensorSpec
 
 __all__ = [
     "BuildDecisions",
@@ -431,8 +432,13 @@ def _decide(
     summary = replace(summary, inputs=check_fixed_inputs(summary.inputs, config.fixed_values()))
     limits = read_limits(summary.metadata)
     profiles = resolve_profiles(summary.inputs, config.profiles, limits)
+    resolved = profiles
     if config.add_opt_shape_profiles:
         profiles = with_opt_shape_profiles(profiles)
+    if config.fast_at:
+        specs, shapes = config.profiles or (ProfileSpec(),), config.fast_shapes()
+        fast = with_fast_profiles(resolved, summary.inputs, specs, shapes)
+        profiles += tuple(one for one in fast if one not in profiles)
     return BuildDecisions(
         model=summary,
         profiles=profiles,

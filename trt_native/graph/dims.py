@@ -41,6 +41,7 @@ __all__ = [
     "read_profile_file",
     "resolve_profiles",
     "shape_problems",
+    "with_fast_profiles",
     "with_opt_shape_profiles",
     "write_limits",
 ]
@@ -127,6 +128,75 @@ def with_opt_shape_profiles(profiles: Sequence[Profile]) -> tuple[Profile, ...]:
         if alone not in found:
             found.append(alone)
     return tuple(found)
+
+
+def with_fast_profiles(
+    profiles: Sequence[Profile],
+    inputs: Sequence[TensorSpec],
+    specs: Sequence[ProfileSpec],
+    fast: Sequence[ProfileSpec],
+) -> tuple[Profile, ...]:
+    """The profiles, and behind them one of each of single shapes inside of them.
+
+    Args:
+        profiles: The profiles.
+        inputs: The model's inputs.
+        specs: What the profiles were resolved from.
+        fast: The shapes. What they leave open has the optimum of the profile that has room for it.
+
+    Raises:
+        SpecError: a shape does not fit the model, or no profile.
+    """
+    found = list(profiles)
+    for shapes in fast:
+        alone = _fast_profile(profiles, inputs, specs, shapes)
+        if alone not in found:
+            found.append(alone)
+    return tuple(found)
+
+
+def _fast_profile(
+    profiles: Sequence[Profile],
+    inputs: Sequence[TensorSpec],
+    specs: Sequence[ProfileSpec],
+    shapes: ProfileSpec,
+) -> Profile:
+    text = ",".join(f"{name}={r}" for name, r in (*shapes.dims.items(), *shapes.shapes.items()))
+    if not profiles:
+        raise SpecError(
+            f"fast at {text}: no effect, because every shape of the model is fixed",
+            options=("fast_at",),
+        )
+    for profile, spec in zip(profiles, specs, strict=True):
+        try:
+            (alone,) = resolve_profiles(inputs, [_completed(spec, profile, shapes)])
+        except SpecError as error:
+            raise SpecError(
+                f"fast at {text}: the shape does not fit the model:",
+                error.details,
+                problems=error.problems,
+                options=("fast_at",),
+            ) from None
+        if _has_room(profile.shapes, alone.shapes) and _has_room(profile.values, alone.values):
+            return alone
+    raise SpecError(
+        f"fast at {text}: outside of the ranges of the profiles; widen them, or leave it out",
+        options=("fast_at",),
+    )
+
+
+def _completed(spec: ProfileSpec, profile: Profile, shapes: ProfileSpec) -> ProfileSpec:
+    """Shapes, and for what they leave open the optima of a profile."""
+    dims = {name: DimRange(r.opt, r.opt, r.opt) for name, r in spec.dims.items()}
+    # A shape of an input would win over the dimensions that are given here.
+    kept = {name: r for name, r in spec.shapes.items() if not shapes.dims or name in profile.values}
+    return ProfileSpec({**dims, **shapes.dims}, {**_optima(kept), **shapes.shapes})
+
+
+def _has_room(outer: Mapping[str, ShapeRange], inner: Mapping[str, ShapeRange]) -> bool:
+    return outer.keys() == inner.keys() and all(
+        outer[name].contains(r.opt) for name, r in inner.items()
+    )
 
 
 def _optima(ranges: Mapping[str, ShapeRange]) -> dict[str, ShapeRange]:
