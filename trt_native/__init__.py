@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from trt_native.builder.refit import refit_plan as refit_plan
     from trt_native.config import BuildConfig as BuildConfig
     from trt_native.config import IoPrecision as IoPrecision
+    from trt_native.config import KernelSpecialization as KernelSpecialization
     from trt_native.config import Precision as Precision
     from trt_native.config import QuantizationSpec as QuantizationSpec
     from trt_native.errors import TrtNativeError as TrtNativeError
@@ -43,6 +44,7 @@ _LAZY_EXPORTS = {
     "Engine": "runtime.engine",
     "EngineCache": "builder.plan_cache",
     "IoPrecision": "config",
+    "KernelSpecialization": "config",
     "LatentSyncPipelineEngines": "models.latentsync.engines",
     "LatentSyncUNet": "models.latentsync.pipeline",
     "LatentSyncVAE": "models.latentsync.vae_pipeline",

@@ -114,6 +114,19 @@ class Precision(_Choice):
             raise SpecError(f"{error.message}, {best}") from None
 
 
+class KernelSpecialization(_Choice):
+    """Kernels that TensorRT-RTX compiles for a shape in the range of a profile, where it runs.
+
+    ``EAGER``: those of the shape, when it is first run, which takes seconds. ``LAZY``: the same in
+    the background; until then, those of the whole range run, which are slower. ``NONE``: those of
+    the whole range alone.
+    """
+
+    EAGER = "eager"
+    LAZY = "lazy"
+    NONE = "none"
+
+
 class IoPrecision(_Choice):
     """Type of a plan's floating-point inputs and outputs; ``KEEP`` is the ONNX file's."""
 

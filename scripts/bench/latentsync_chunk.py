@@ -232,7 +232,7 @@ def load(
             setup.plans,
             interval=interval,
             overlap=name.endswith("-overlap"),
-            compile_new_shapes=name != "ours-generic",
+            kernel_specialization="none" if name == "ours-generic" else None,
         )
         engines.install(SimpleNamespace(vae=engines.vae, scheduler=scheduler))
         return engines.vae, engines.unet

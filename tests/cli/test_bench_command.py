@@ -30,7 +30,7 @@ def bench(tmp_path, monkeypatch, main_in_process):
     make_plan(tmp_path / "other.plan", (X, Y))
     speeds = {"m.plan": Speed(), "other.plan": Speed(compute=1.0)}
     machine = FakeMachine(speeds)
-    monkeypatch.setattr("trt_native.bench.measure.CudaMachine", lambda: machine)
+    monkeypatch.setattr("trt_native.bench.CudaMachine", lambda **_: machine)
 
     def call(*arguments):
         ended = main_in_process("bench", *arguments)

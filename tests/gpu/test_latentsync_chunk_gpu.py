@@ -162,7 +162,7 @@ def test_a_video_with_a_short_last_chunk(loop, folder, vae, interval, guidance, 
 def test_lengths_that_compile_nothing(loop, folder, vae):
     pipeline = SimpleNamespace(vae=vae[0], unet=InPyTorch(unet()))
     expected = run(loop, pipeline, 1.5)
-    options = {"interval": 1, "compile_new_shapes": False}
+    options = {"interval": 1, "kernel_specialization": "none"}
     with LatentSyncPipelineEngines.from_folder(folder, **options) as engines:
         engines.install(pipeline)
         found = run(loop, pipeline, 1.5)

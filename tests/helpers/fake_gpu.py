@@ -147,6 +147,7 @@ class FakeEngine(Engine):
     def __init__(self, driver):
         self.ordinal = 0
         self.profile_count = 1
+        self.kernel_specialization = None
         self.tensors = (
             PlanTensor("x", "input", "float32", (-1, 3), (), (ShapeRange.parse("1x3:2x3:64x3"),)),
             PlanTensor("y", "output", "float32", (-1, 3)),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from helpers import tiny_models
 
 from trt_native import Engine, Plan, build_plan
 from trt_native.backends.registry import load_backend
-from trt_native.config import BuildConfig
+from trt_native.config import BuildConfig, KernelSpecialization
 from trt_native.cuda import GpuInfo
-from trt_native.errors import PlanError
+from trt_native.errors import PlanError, TrtNativeError
 from trt_native.plans.engine_layers import layer_records
 from trt_native.runtime.engine import environment_of
 
@@ -41,6 +43,39 @@ def test_a_plan_for_another_gpu_never_reaches_tensorrt(tmp_path, guarded_backend
     plan = build_plan(path, BuildConfig(compute_capabilities=("8.6",)), backend="rtx")
     with pytest.raises(PlanError, match=r"for compute capability 8.6, this GPU is NVIDIA L4"):
         Engine(plan, backend=guarded_backend)
+
+
+@pytest.mark.parametrize(
+    ("asked", "specializes", "found"),
+    [
+        (None, True, "eager"),
+        ("LAZY", True, "lazy"),
+        (KernelSpecialization.NONE, True, "none"),
+        ("often", True, "'often' is none of: eager, lazy, none"),
+        (None, False, None),
+        ("none", False, "kernel specialization none: it compiles no kernels where a plan runs"),
+    ],
+)
+def test_the_kernel_specialization(guarded_backend, monkeypatch, asked, specializes, found):
+    class StoppedError(Exception):
+        pass
+
+    def contexts(engine, cached, *, specialization):
+        assert specialization == (found or "eager")
+        raise StoppedError
+
+    changed = dataclasses.replace(guarded_backend.capabilities, specializes_kernels=specializes)
+    monkeypatch.setattr(guarded_backend, "capabilities", changed)
+    monkeypatch.setattr(guarded_backend, "deserialize", lambda content: object())
+    monkeypatch.setattr(guarded_backend, "contexts", contexts)
+    head = b"vtrt" + bytes(12) + (64).to_bytes(8, "little")
+    version = bytes(int(part) % 256 for part in guarded_backend.version.split("."))
+    plan = Plan(head + version + bytes(36))
+    refused = bool(found) and " " in found
+    with pytest.raises(
+        TrtNativeError if refused else StoppedError, match=found if refused else None
+    ):
+        Engine(plan, backend=guarded_backend, kernel_specialization=asked)
 
 
 def test_environment_of():

@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 from helpers.fake_gpu import FakeEngine, FakeTensor
 
+from trt_native.config import KernelSpecialization
 from trt_native.errors import ClosedError, SpecError
+from trt_native.plans.manifest import PlanTensor
 from trt_native.runtime import Session
 from trt_native.runtime import session as session_module
+from trt_native.runtime.input_checks import zeros_for
 from trt_native.runtime.launch import CheckedLaunch
+from trt_native.shapes import ShapeRange
 
 
 class Submitting:
@@ -159,3 +163,53 @@ def test_a_negative_number_of_graphs(gpu):
 def test_a_session_has_the_tensors_of_its_engine(session):
     assert [tensor.name for tensor in session.inputs] == ["x"]
     assert [str(tensor) for tensor in session.outputs] == ["y: float32 ? x 3"]
+
+
+class TestWarmUp:
+    def test_each_shape_runs_twice_and_is_replayed_then(self, session, gpu):
+        session.warm_up([{"x": (5, 3)}, {"x": [7, 3]}, {}])
+        assert session.graph_count == 3
+        before = len(gpu.log)
+        for rows in (5, 7, 2):  # 2 is the optimum
+            x = np.ones((rows, 3), np.float32)
+            np.testing.assert_array_equal(session.run({"x": x})["y"], 2 * x)
+        assert [kind for kind, _ in gpu.log[before:]].count("replay") == 3
+
+    def test_arrays_are_taken_as_they_are(self, session):
+        session.warm_up([{"x": np.ones((4, 3), np.float32)}])
+        assert session.graph_count == 1
+
+    @pytest.mark.parametrize(
+        ("shapes", "message"),
+        [
+            ({"z": (1, 3)}, "not inputs of the engine: z; it has x"),
+            ({"x": (-1, 3)}, "neither a shape nor an array"),
+            ({"x": "1x3"}, "neither a shape nor an array"),
+            ({"x": (99, 3)}, "99x3"),
+        ],
+    )
+    def test_what_is_no_shape(self, session, shapes, message):
+        with pytest.raises(SpecError, match=message):
+            session.warm_up([shapes])
+
+    def test_an_input_that_is_a_shape_has_its_optimum(self):
+        values = ShapeRange.parse("1x2:2x4:4x8")
+        shape = PlanTensor("shape", "input", "int64", (2,), values=(values,))
+        np.testing.assert_array_equal(zeros_for([shape], {})["shape"], [2, 4])
+        scalar = PlanTensor("n", "input", "int32", (), values=(ShapeRange.parse("1:2:4"),))
+        assert zeros_for([scalar], {}) == {"n": 2}
+
+
+def test_lazy_kernels_are_not_kept_in_graphs(gpu):
+    engine = FakeEngine(gpu)
+    engine.kernel_specialization = KernelSpecialization.LAZY
+    x = np.ones((2, 3), np.float32)
+    with Session(engine, cuda_graphs=8) as session:
+        for _ in range(3):
+            np.testing.assert_array_equal(session.run({"x": x})["y"], 2 * x)
+        assert session.graph_count == 0
+
+
+def test_an_engine_has_its_kernel_specialization(gpu):
+    with pytest.raises(SpecError, match="an engine has one; give it to Engine"):
+        Session(FakeEngine(gpu), kernel_specialization="lazy")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from trt_native.config import QUANTIZED_OPS, BuildConfig, Precision
+from trt_native.config import QUANTIZED_OPS, BuildConfig, KernelSpecialization, Precision
 from trt_native.errors import SpecError
 from trt_native.graph.model_interface import ModelInterface
 from trt_native.plans.manifest import PlanTensor
@@ -85,6 +85,8 @@ class Capabilities:
         operators_elsewhere: Operators that it lacks, to which other TensorRT has them.
         streams_plans: It writes a plan to a file as it is made, without the whole of it in memory.
         loads_streams: It reads a plan from a file as it is needed, likewise.
+        specializes_kernels: It compiles kernels for the shapes that are run, and can be asked not
+            to, or to do so in the background.
         unsupported_options: Name of a :class:`BuildConfig` field to the reason why this backend
             does not support it, and what to do instead.
     """
@@ -106,6 +108,7 @@ class Capabilities:
     operators_elsewhere: Mapping[str, str] = field(default_factory=dict)
     streams_plans: bool = False
     loads_streams: bool = False
+    specializes_kernels: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,7 +275,11 @@ class Backend(Protocol):
         """
 
     def contexts(
-        self, engine: Any, cached: bytes, *, compile_new_shapes: bool = True
+        self,
+        engine: Any,
+        cached: bytes,
+        *,
+        specialization: KernelSpecialization = KernelSpecialization.EAGER,
     ) -> ContextFactory:
         """Create the factory for execution contexts of an engine.
 
@@ -280,8 +287,8 @@ class Backend(Protocol):
             engine: What :meth:`deserialize` returned.
             cached: What :meth:`ContextFactory.cache` returned in an earlier process, or nothing.
                 Bytes that the library does not accept are ignored.
-            compile_new_shapes: Compile kernels for each shape in a profile's range when it is
-                first run, where the library can; else run those for the whole range.
+            specialization: Kernels for shapes in a profile's range, where the library compiles
+                kernels as :attr:`Capabilities.specializes_kernels` says.
         """
         ...
 

@@ -33,7 +33,7 @@ from trt_native.backends.callbacks import (
 from trt_native.backends.interface import interface_problems
 from trt_native.backends.parser_support import reads_computed_shape, refusal_lines, refused_nodes
 from trt_native.backends.workspace_shortage import BUDGET_LINE, find_shortage
-from trt_native.config import BuildConfig
+from trt_native.config import BuildConfig, KernelSpecialization
 from trt_native.errors import BuildError, PlanError, SpecError, UnsupportedError
 from trt_native.files import atomic_write, open_regular_file
 from trt_native.graph.inference import infer_values
@@ -521,7 +521,7 @@ class TensorRTBackend:
         engine: Any,
         cached: bytes,  # noqa: ARG002
         *,
-        compile_new_shapes: bool = True,  # noqa: ARG002
+        specialization: KernelSpecialization = KernelSpecialization.EAGER,  # noqa: ARG002
     ) -> ContextFactory:
         """See :meth:`trt_native.backends.base.Backend.contexts`."""
         return _StaticContextFactory(self._trt, engine)

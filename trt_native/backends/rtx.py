@@ -7,7 +7,7 @@ from typing import Any
 from trt_native.backends.base import ALL_QUANTIZED_OPS, BuildRequest, Capabilities, ContextFactory
 from trt_native.backends.callbacks import stream_reader_class
 from trt_native.backends.native import TensorRTBackend
-from trt_native.config import BuildConfig, Precision
+from trt_native.config import BuildConfig, KernelSpecialization, Precision
 from trt_native.cuda import gpu_info
 from trt_native.errors import UnsupportedError
 from trt_native.plans.stored_content import StoredContent
@@ -72,6 +72,7 @@ class RtxBackend(TensorRTBackend):
             int8_unsupported=unsupported,
             quantizing_needs_gpu=release < _FIRST_TO_QUANTIZE_WITHOUT_GPU,
             dynamic_conditionals=False,
+            specializes_kernels=True,
             crashing_operators=frozenset({"RoiAlign"}),
             small_recurrent=False,
         )
@@ -98,10 +99,14 @@ class RtxBackend(TensorRTBackend):
             config.set_compute_capability(getattr(self._trt.ComputeCapability, member), index)
 
     def contexts(
-        self, engine: Any, cached: bytes, *, compile_new_shapes: bool = True
+        self,
+        engine: Any,
+        cached: bytes,
+        *,
+        specialization: KernelSpecialization = KernelSpecialization.EAGER,
     ) -> ContextFactory:
         """See :meth:`trt_native.backends.base.Backend.contexts`."""
-        return _CompilingContextFactory(self._trt, engine, cached, compile_new_shapes)
+        return _CompilingContextFactory(self._trt, engine, cached, specialization)
 
     def _load_error(self, runtime: Any, content: bytes | memoryview | StoredContent) -> str | None:
         if isinstance(content, StoredContent):
@@ -117,17 +122,18 @@ class RtxBackend(TensorRTBackend):
 class _CompilingContextFactory:
     """Creates contexts that compile kernels on the current GPU, and share a runtime cache.
 
-    Kernels for new shapes are compiled at once, in the first run with these shapes, or not at all:
-    by default they come some runs later, and a CUDA graph would keep the slower ones for good.
+    Kernels for new shapes are compiled at once, in the first run with these shapes, unless that is
+    asked for otherwise: TensorRT's default is LAZY.
     """
 
-    def __init__(self, trt: Any, engine: Any, cached: bytes, compile_new_shapes: bool) -> None:
+    def __init__(
+        self, trt: Any, engine: Any, cached: bytes, specialization: KernelSpecialization
+    ) -> None:
         self._trt = trt
         self._engine = engine
         self._config = engine.create_runtime_config()
-        strategies = trt.DynamicShapesKernelSpecializationStrategy
-        self._config.dynamic_shapes_kernel_specialization_strategy = (
-            strategies.EAGER if compile_new_shapes else strategies.NONE
+        self._config.dynamic_shapes_kernel_specialization_strategy = getattr(
+            trt.DynamicShapesKernelSpecializationStrategy, specialization.value.upper()
         )
         self._cache = self._config.create_runtime_cache()
         if cached:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from trt_native import cuda
 from trt_native.arrays import Array
+from trt_native.config import KernelSpecialization
 from trt_native.cuda import GpuInfo, require_gpu
 from trt_native.plans.manifest import PlanTensor
 from trt_native.plans.plan import Plan
@@ -140,10 +141,14 @@ class CudaMachine:
 
     Args:
         ordinal: CUDA ordinal of the GPU.
+        kernel_specialization: As for :class:`~trt_native.runtime.engine.Engine`.
     """
 
-    def __init__(self, ordinal: int = 0) -> None:
+    def __init__(
+        self, ordinal: int = 0, *, kernel_specialization: KernelSpecialization | str | None = None
+    ) -> None:
         self._ordinal = ordinal
+        self._specialization = kernel_specialization
 
     def describe(self) -> GpuInfo:
         """The GPU.
@@ -168,7 +173,7 @@ class CudaMachine:
 
     def load(self, plan: Plan) -> Engine:
         """Deserialize a plan."""
-        return Engine(plan, ordinal=self._ordinal)
+        return Engine(plan, ordinal=self._ordinal, kernel_specialization=self._specialization)
 
     def session(self, engine: Engine) -> MeasurableSession:
         """A new session of an engine."""

@@ -24,7 +24,7 @@ from trt_native.cli.inputs import (
     read_shapes,
     split_entry,
 )
-from trt_native.cli.options import IgnoreManifest
+from trt_native.cli.options import IgnoreManifest, KernelSpecializationOption
 from trt_native.shapes import Shape
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def bench(
     html: Annotated[
         Path | None, typer.Option(help="Write one self-contained page to this file.")
     ] = None,
+    kernel_specialization: KernelSpecializationOption = None,
     ignore_manifest: IgnoreManifest = False,
     json: Annotated[
         bool,
@@ -88,7 +89,7 @@ def bench(
     ] = False,
 ) -> None:
     """Measure the speed of a plan on the GPU, and find its bottleneck."""
-    from trt_native.bench import BenchOptions, bench_plan
+    from trt_native.bench import BenchOptions, CudaMachine, bench_plan
     from trt_native.files import atomic_write
     from trt_native.graph.outputs import check_outputs
     from trt_native.plans.plan import Plan
@@ -110,7 +111,8 @@ def bench(
     loaded = Plan.open(plan, ignore_manifest=ignore_manifest)
     other = None if compare is None else Plan.open(compare, ignore_manifest=ignore_manifest)
     with stderr.status("measuring"):
-        report = bench_plan(loaded, supply, options, other=other)
+        machine = CudaMachine(kernel_specialization=kernel_specialization)
+        report = bench_plan(loaded, supply, options, other=other, machine=machine)
     if html is not None:
         from trt_native.cli.bench_html import bench_page
 

@@ -16,6 +16,7 @@ from trt_native.errors import TrtNativeError
 __all__ = [
     "BackendOption",
     "IgnoreManifest",
+    "KernelSpecializationOption",
     "complete_backend",
     "complete_precision",
     "flag_words",
@@ -48,6 +49,16 @@ IgnoreManifest = Annotated[
     typer.Option(
         "--no-manifest/--manifest",
         help="Ignore the manifest stored next to the plan, or use it.",
+    ),
+]
+KernelSpecializationOption = Annotated[
+    str | None,
+    typer.Option(
+        "--kernel-specialization",
+        help="eager, lazy or none: kernels that TensorRT-RTX compiles for a shape in a profile's"
+        " range when it is first run; in the background; or none but those of the whole range.",
+        autocompletion=_completing("eager", "lazy", "none"),
+        show_default="eager",
     ),
 ]
 

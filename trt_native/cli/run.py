@@ -21,7 +21,7 @@ from trt_native.cli.inputs import (
     split_entry,
     warn_of_nonfinite,
 )
-from trt_native.cli.options import IgnoreManifest
+from trt_native.cli.options import IgnoreManifest, KernelSpecializationOption
 from trt_native.errors import SpecError
 from trt_native.shapes import format_shape
 
@@ -49,6 +49,7 @@ def run(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the outputs to this .npz file.")
     ] = None,
+    kernel_specialization: KernelSpecializationOption = None,
     ignore_manifest: IgnoreManifest = False,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -71,7 +72,7 @@ def run(
     loaded = Plan.open(plan, ignore_manifest=ignore_manifest)
     if loaded.manifest is not None:
         check_not_fixed(arrays, loaded.manifest.build_config().fixed_values())
-    with Session(loaded) as session:
+    with Session(loaded, kernel_specialization=kernel_specialization) as session:
         if random is not None:
             generator = np.random.default_rng(random)
             arrays = fill_random(session.engine.inputs, arrays, shapes, generator)

@@ -13,6 +13,7 @@ from typing import Any
 from trt_native.backends.base import NUMPY_DTYPES, Backend
 from trt_native.backends.missing_kernels import missing_kernel
 from trt_native.backends.registry import load_backend
+from trt_native.config import KernelSpecialization
 from trt_native.cuda import GpuInfo, memory_info, require_gpu
 from trt_native.errors import ClosedError, CudaError, PlanError, SpecError, UnsupportedError
 from trt_native.plans.compatibility import Environment, compatibility
@@ -40,9 +41,10 @@ class Engine:
         runtime_cache: Keep the kernels that TensorRT-RTX compiles in ``PLAN.cache`` next to the
             plan, so that the next process need not compile them. No effect with other backends,
             nor for a plan that is not a file.
-        compile_new_shapes: Let TensorRT-RTX compile kernels for each shape in a profile's range
-            when it is first run, which takes seconds. False: run kernels for the whole range, which
-            are slower. No effect with other backends.
+        kernel_specialization: Kernels that TensorRT-RTX compiles for a shape in a profile's range,
+            ``eager``, ``lazy`` or ``none``; see :class:`~trt_native.config.KernelSpecialization`.
+            None: eager, with TensorRT-RTX. Runs go without CUDA graphs of a session where it is
+            lazy: these would keep the slower kernels for good.
 
     An engine may be shared by sessions in any number of threads.
 
@@ -52,10 +54,12 @@ class Engine:
         tensors: Inputs, then outputs, in the engine's order.
         profile_count: Number of optimization profiles; at least 1.
         ordinal: CUDA ordinal of the GPU it is on.
+        kernel_specialization: The one it was given; None where the backend compiles no kernels.
 
     Raises:
         PlanError: the plan is damaged, or for another TensorRT or GPU.
-        UnsupportedError: the TensorRT that the plan needs is not installed.
+        UnsupportedError: the TensorRT that the plan needs is not installed, or compiles no kernels
+            for which a specialization could be chosen.
         CudaError: there is no GPU.
     """
 
@@ -67,13 +71,14 @@ class Engine:
         ordinal: int = 0,
         weight_budget_bytes: int | None = None,
         runtime_cache: bool = True,
-        compile_new_shapes: bool = True,
+        kernel_specialization: KernelSpecialization | str | None = None,
     ) -> None:
         self._native: Any = None
         self._lock = threading.Lock()
         self.plan = plan if isinstance(plan, Plan) else Plan.open(plan)
         self.ordinal = ordinal
         self.backend = backend_for(self.plan, backend)
+        self.kernel_specialization = _specialization(self.backend, kernel_specialization)
         gpu = require_gpu(ordinal)
         _check(self.plan, environment_of([self.backend], gpu))
         self._native = self.backend.deserialize(self.plan.content)
@@ -85,7 +90,7 @@ class Engine:
         self._contexts: Any = self.backend.contexts(
             self._native,
             self._cache_file.read() if self._cache_file else b"",
-            compile_new_shapes=compile_new_shapes,
+            specialization=self.kernel_specialization or KernelSpecialization.EAGER,
         )
         self._finalizer = weakref.finalize(
             self, save_runtime_cache_file, self._contexts, self._cache_file
@@ -284,6 +289,20 @@ def environment_of(backends: Iterable[Backend], gpu: GpuInfo | None) -> Environm
         total_bytes=gpu.total_bytes if gpu else None,
         free_bytes=gpu.free_bytes if gpu else None,
     )
+
+
+def _specialization(
+    backend: Backend, asked: KernelSpecialization | str | None
+) -> KernelSpecialization | None:
+    if backend.capabilities.specializes_kernels:
+        return KernelSpecialization.parse(asked or KernelSpecialization.EAGER)
+    if asked is not None:
+        raise UnsupportedError(
+            f"{backend.product} {backend.version}: kernel specialization {asked}: it compiles no"
+            " kernels where a plan runs; leave it out, or build the plan with TensorRT-RTX",
+            options=("kernel_specialization",),
+        )
+    return None
 
 
 def _check(plan: Plan, environment: Environment) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from trt_native.arrays import Array
+from trt_native.config import KernelSpecialization
 from trt_native.cuda import DeviceBuffer, Event, Graph, Stream, is_capturing
 from trt_native.errors import CudaError
 from trt_native.plans.manifest import PlanTensor
@@ -56,7 +57,7 @@ class ExecutionContext:
 
     Args:
         engine: The engine.
-        graphs: How many CUDA graphs to keep; 0 for none.
+        graphs: How many CUDA graphs to keep; 0 for none. None are kept where kernels come later.
         activation_memory: Shared memory for activations; None for memory of its own.
 
     Attributes:
@@ -93,7 +94,8 @@ class ExecutionContext:
             self._context.set_device_memory(activation_memory.pointer, activation_memory.nbytes)
         self._profile = int(self._context.active_optimization_profile)
         self._known_shapes: OrderedDict[Hashable, BoundShapes] = OrderedDict()
-        self._graphs = GraphCache(graphs)
+        lazy = engine.kernel_specialization is KernelSpecialization.LAZY
+        self._graphs = GraphCache(0 if lazy else graphs)
         self._applied: BoundShapes | None = None
         self._addresses: dict[str, int] = {}
         self._dynamic_outputs: dict[str, DeviceBuffer] = {}

@@ -96,6 +96,38 @@ def check_views(
     raise SpecError("the inputs do not fit the engine:", listing, problems=found)
 
 
+def zeros_for(tensors: Iterable[PlanTensor], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrays for inputs: those that are given, else zeros of the shapes that are.
+
+    An input without either has the optimum in the first profile: its shape, or its values.
+
+    Raises:
+        SpecError: an input is unknown, or what is given for it is neither.
+    """
+    by_name = {tensor.name: tensor for tensor in tensors}
+    if unknown := sorted(given.keys() - by_name.keys()):
+        raise SpecError(
+            f"not inputs of the engine: {', '.join(unknown)}; it has {', '.join(by_name)}"
+        )
+    return {name: _zeros(tensor, given.get(name)) for name, tensor in by_name.items()}
+
+
+def _zeros(tensor: PlanTensor, value: Any) -> Any:
+    if hasattr(value, "nbytes"):
+        return value
+    if value is None and tensor.values:
+        return np.array(tensor.values[0].opt, tensor.dtype).reshape(tensor.shape)
+    if value is None:
+        value = tensor.profiles[0].opt if tensor.profiles else tensor.shape
+    shape = value if isinstance(value, tuple | list) else ()
+    if shape is not value or not all(isinstance(n, int) and n >= 0 for n in shape):
+        raise SpecError(
+            f"{tensor.name!r}: neither a shape nor an array: {value!r}; write for example"
+            " (1, 3, 8, 8)"
+        )
+    return np.zeros(shape, tensor.dtype)
+
+
 def choose_profile(
     tensors: tuple[PlanTensor, ...], profile_count: int, shapes: Mapping[str, Shape]
 ) -> int | None:

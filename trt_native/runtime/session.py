@@ -10,6 +10,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
+from trt_native.config import KernelSpecialization
 from trt_native.cuda import Event, Stream, require_gpu, stream_handle
 from trt_native.errors import CudaError, SpecError
 from trt_native.plans.manifest import PlanTensor
@@ -19,7 +20,7 @@ from trt_native.runtime.engine import Engine
 from trt_native.runtime.execution import ExecutionContext
 from trt_native.runtime.future import InferenceFuture, RunTracker, StartedRun
 from trt_native.runtime.guard import SessionGuard
-from trt_native.runtime.input_checks import read_inputs
+from trt_native.runtime.input_checks import read_inputs, zeros_for
 from trt_native.runtime.launch import CheckedLaunch, Launch, LaunchResources, input_signature
 from trt_native.runtime.staging import HostExecution, StagingPipeline
 
@@ -45,6 +46,7 @@ class Session:
     Args:
         engine: An engine, or a plan or its path, which the session then loads and owns.
         backend: See :class:`~trt_native.runtime.engine.Engine`; only for a plan.
+        kernel_specialization: The same.
         cuda_graphs: Number of CUDA graphs to keep, each for one combination of shapes and
             addresses; 0 runs without. One is captured when a combination recurs.
         activation_memory: Memory for activations, shared with other sessions; None for memory of
@@ -63,13 +65,24 @@ class Session:
         engine: Engine | Plan | str | os.PathLike[str],
         *,
         backend: str = "auto",
+        kernel_specialization: KernelSpecialization | str | None = None,
         cuda_graphs: int = _DEFAULT_GRAPHS,
         activation_memory: ActivationMemory | None = None,
     ) -> None:
         if cuda_graphs < 0:
             raise SpecError(f"cuda_graphs={cuda_graphs}: must be 0 or more")
         owned = not isinstance(engine, Engine)
-        self.engine = engine if isinstance(engine, Engine) else Engine(engine, backend=backend)
+        if isinstance(engine, Engine):
+            if kernel_specialization is not None:
+                raise SpecError(
+                    "kernel_specialization: an engine has one; give it to Engine, or give a plan",
+                    options=("kernel_specialization",),
+                )
+            self.engine = engine
+        else:
+            self.engine = Engine(
+                engine, backend=backend, kernel_specialization=kernel_specialization
+            )
         require_gpu(self.engine.ordinal)
         ordinal = self.engine.ordinal
         self._guard = SessionGuard(ordinal)
@@ -209,6 +222,29 @@ class Session:
                 raise failure
             finally:
                 del failure, run  # whose traceback holds this frame
+
+    def warm_up(self, shapes: Iterable[Mapping[str, Any]]) -> None:
+        """Run with zeros of some shapes, so that later runs with them wait for nothing.
+
+        TensorRT-RTX compiles its kernels for a shape when that is first run, which takes seconds;
+        they are then written to the runtime cache, if the engine has one. CUDA graphs of runs with
+        arrays on the host are captured. With kernel specialization ``lazy`` this only begins.
+
+        Args:
+            shapes: For each run, input name to its shape, or to an array where the values matter.
+                Inputs that are left out have their optimum in the first profile.
+
+        Raises:
+            SpecError, CudaError, ClosedError: as :meth:`run`.
+        """
+        runs = [zeros_for(self.inputs, given) for given in shapes]
+        # The largest come first: where buffers grow, graphs of smaller shapes would be lost.
+        for inputs in sorted(runs, key=lambda one: sum(array.nbytes for array in one.values()))[
+            ::-1
+        ]:
+            for _ in range(2):  # the second captures a CUDA graph
+                self.run(inputs)
+        self.engine.save_runtime_cache()
 
     def create_execution(self, inputs: Mapping[str, Any]) -> HostExecution:
         """Allocate and fill the memory of repeated runs with inputs like these, for measurements.

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from trt_native.config import KernelSpecialization
 from trt_native.errors import PlanError, SpecError
 from trt_native.models.latentsync.config import UNetConfig
 from trt_native.models.latentsync.pipeline import LatentSyncUNet, gpu_ordinal
@@ -71,7 +72,7 @@ class LatentSyncPipelineEngines:
         *,
         interval: int | None = None,
         overlap: bool = True,
-        compile_new_shapes: bool = True,
+        kernel_specialization: KernelSpecialization | str | None = None,
         backend: str = "auto",
         device: torch.device | int | str | None = None,
     ) -> LatentSyncPipelineEngines:
@@ -87,8 +88,8 @@ class LatentSyncPipelineEngines:
             overlap: Decode a chunk on a stream of its own while the next one is encoded and
                 denoised; the decoder then has activation memory of its own. See
                 :class:`LatentSyncVAE`.
-            compile_new_shapes: As for :class:`~trt_native.Engine`; here new shapes are last chunks
-                of lengths that did not occur before.
+            kernel_specialization: As for :class:`~trt_native.Engine`; here new shapes are last
+                chunks of lengths that did not occur before.
             backend: As for :class:`~trt_native.Engine`.
             device: The GPU; by default torch's current one.
 
@@ -111,7 +112,7 @@ class LatentSyncPipelineEngines:
                     Plan.open(path / name),
                     backend=backend,
                     ordinal=ordinal,
-                    compile_new_shapes=compile_new_shapes,
+                    kernel_specialization=kernel_specialization,
                 )
                 undo.callback(engine.close)
                 engines[name] = engine
