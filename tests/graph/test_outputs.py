@@ -74,6 +74,23 @@ def test_a_file_that_is_read_stays(line, folder, main_in_process):
     assert contents(folder) == before
 
 
+def test_a_model_is_not_read_where_a_plan_is_replaced(folder, monkeypatch):
+    def read(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("trt_native.graph.onnx_file.read_model", read)
+    plan, described = folder / "n.plan", folder / "n.plan.json"
+    save_with_json(plan, b"vtrt", described, {"producer": "trt-native 1"})
+    check_outputs([plan], models=[folder / "m.onnx"], companions=[described])
+    for output in (folder / "weights.bin", folder / "soft.bin", folder / "data/batch_0.npz"):
+        with pytest.raises(ZeroDivisionError):
+            check_outputs([plan, output], models=[folder / "m.onnx"], companions=[described])
+    with pytest.raises(SpecError, match="it is one of the files to read"):
+        check_outputs([plan], models=[plan])
+    with pytest.raises(SpecError, match="it is one of the files to read"):
+        check_outputs([plan], reads=[plan])
+
+
 def test_a_json_file_of_another_program_stays(folder):
     theirs = b'{"learning_rate": 0.1}'
     for name in ("new.plan.json", "t.json"):

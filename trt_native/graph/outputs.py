@@ -6,11 +6,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from trt_native.errors import ModelError, SpecError
-from trt_native.files import check_companion, check_writable, source_file
+from trt_native.files import check_companion, check_writable, open_regular_file, source_file
+from trt_native.plans.header import PlanHeader
 
 __all__ = ["check_outputs"]
 
 _DATA = (".bin", ".npy", ".npz", ".pt", ".safetensors")
+_HEAD_BYTES = 4096
 _DESCRIPTIONS = ("config.json", "manifest.json")
 
 
@@ -45,16 +47,29 @@ def check_outputs(
     places = [path.absolute() for path in (*named, *derived)]
     if twice := next((path for path in places if places.count(path) > 1), None):
         raise SpecError(f"cannot write {twice}: two outputs have this name; name another")
-    if any(path.exists() for path in (*named, *derived)):
-        from trt_native.graph.onnx_file import model_files, read_model
-
+    present = [path for path in (*named, *derived) if path.exists()]
+    if present:
         protected = [file for source in reads if source is not None for file in _files_of(source)]
-        for model in read:
-            protected += model_files(model, read_model(model))
+        protected += read
+        if not all(map(_is_plan_or_manifest, present)):
+            from trt_native.graph.onnx_file import model_files, read_model
+
+            for model in read:
+                protected += model_files(model, read_model(model))
         for path in (*named, *derived):
             check_writable(path, reads=protected)
     for path in derived:
         check_companion(path)
+
+
+def _is_plan_or_manifest(path: Path) -> bool:
+    """Whether a file is not the weights of a model, without reading the model."""
+    try:
+        with open_regular_file(path) as file:
+            head = file.read(_HEAD_BYTES)
+    except OSError:
+        return False
+    return head.startswith(PlanHeader.tags()) or b'"producer": "trt-native ' in head
 
 
 def _files_of(source: str | Path) -> Iterator[Path]:
