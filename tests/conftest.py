@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import textwrap
+import zipfile
 from importlib import resources
 
 import numpy as np
@@ -153,3 +154,18 @@ def _every_manifest_is_valid():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Manifest, "to_json", to_json)
         yield
+
+
+@pytest.fixture
+def inflated(monkeypatch):
+    """The bytes that were read from each member of a ZIP archive, headers included."""
+    counts = {}
+    read = zipfile.ZipExtFile.read
+
+    def counting(self, size=-1):
+        data = read(self, size)
+        counts[self.name] = counts.get(self.name, 0) + len(data)
+        return data
+
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", counting)
+    return counts

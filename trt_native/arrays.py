@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
+import os
 import zipfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 
 from trt_native.errors import SpecError, TrtNativeError
 from trt_native.files import atomic_write, open_regular_file
+from trt_native.shapes import Shape, format_shape
+from trt_native.units import format_bytes
 
 __all__ = [
     "ArrayArchive",
     "ArrayWriter",
     "Batch",
+    "StoredArray",
     "is_float",
-    "load_arrays",
+    "open_array",
     "open_arrays",
-    "reading",
     "save_arrays",
     "write_arrays",
 ]
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+_MAGIC = np.lib.format.MAGIC_PREFIX
+_ZIP_MAGIC = b"PK\x03\x04"
+_PIECE = 1 << 22  # bytes that are read at a time
 
 Batch: TypeAlias = Mapping[str, Array]
 """Input name to array, for one run of a model."""
@@ -36,60 +47,237 @@ def is_float(dtype: np.dtype[Any]) -> bool:
     return dtype.kind == "f" or "float" in dtype.name
 
 
-def load_arrays(path: Path) -> Array | dict[str, Array]:
-    """One array of an ``.npy`` file, or all arrays of an ``.npz`` file by name.
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """The file that arrays come from, and the kind of error that it raises."""
 
-    Raises:
-        SpecError: the file cannot be read, is damaged, or holds something else.
+    path: Path
+    kind: type[TrtNativeError]
+
+    def error(self, text: str) -> TrtNativeError:
+        return self.kind(f"{self.path}: {text}")
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Convert every exception from reading the file in the block into one of this kind."""
+        try:
+            yield
+        except self.kind:
+            raise
+        except OSError as error:
+            raise self.error(f"cannot be read: {error.strerror or error}") from None
+        except Exception as error:  # zipfile, zlib and NumPy have kinds of their own
+            reason = " ".join(str(error).split())
+            raise self.error(f"not a NumPy file, or damaged ({reason})") from None
+
+
+class StoredArray:
+    """An array in an open file: its header has been read, its values are read when asked for.
+
+    Attributes:
+        dtype: Type of the elements.
+        shape: Extents, in elements.
     """
-    with reading(path), open_regular_file(path) as file:
-        loaded = np.load(file, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        archive = ArrayArchive(path, loaded)
-        return {name: archive[name] for name in archive.names}
+
+    def __init__(
+        self,
+        origin: _Origin,
+        label: str,
+        file: BinaryIO,
+        start: int,
+        header: tuple[Shape, bool, np.dtype[Any]],
+    ) -> None:
+        self.shape, self._fortran_order, self.dtype = header
+        self._origin = origin
+        self._label = label
+        self._file = file
+        self._start = start
+
+    @classmethod
+    def open(cls, origin: _Origin, label: str, file: BinaryIO, size: int) -> StoredArray:
+        """Read the header at the start of a file of ``size`` bytes.
+
+        Raises:
+            TrtNativeError: of the origin's kind; there is none, the array is of Python objects, or
+                the file is smaller than the header says.
+        """
+        with origin.reading():
+            version = np.lib.format.read_magic(file)
+            if version == (1, 0):
+                header = np.lib.format.read_array_header_1_0(file)
+            elif version == (2, 0):
+                header = np.lib.format.read_array_header_2_0(file)
+            else:
+                raise ValueError(f"version {version} of its header is not known")
+            array = cls(origin, label, file, file.tell(), header)
+            present = size - array._start
+            if array.dtype.hasobject:
+                raise ValueError("it holds Python objects")
+            if min(array.shape, default=0) < 0 or array.nbytes > present:
+                raise origin.error(
+                    f"{array} is declared, but the file has {format_bytes(present)} of it;"
+                    " write it again"
+                )
+            return array
+
+    def __str__(self) -> str:
+        size = format_bytes(self.nbytes)
+        return f"{self._label} of {self.dtype} {format_shape(self.shape)} ({size})"
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the values, in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def placeholder(self, dtype: np.dtype[Any] | None = None) -> Array:
+        """An array of this shape, for checks: read-only, and without memory of its own."""
+        with self._origin.reading():
+            return np.broadcast_to(np.zeros((), dtype or self.dtype), self.shape)
+
+    def read(self) -> Array:
+        """The array; one of an ``.npy`` file is mapped, and changes to it are not written.
+
+        Raises:
+            TrtNativeError: of the file's kind; it is damaged, or larger than the machine's memory.
+        """
+        memory = _physical_memory()
+        if memory is not None and self.nbytes > memory:
+            raise self._origin.error(
+                f"{self} does not fit the {format_bytes(memory)} of memory of this machine; give a"
+                " smaller one"
+            )
+        order: Any = "F" if self._fortran_order else "C"
+        with self._origin.reading():
+            if isinstance(self._file, BufferedReader) and self.nbytes:
+                shape = self.shape or (1,)
+                mapped = np.memmap(self._file, self.dtype, "c", self._start, shape, order)
+                return np.asarray(mapped).reshape(self.shape, order=order)
+            values = np.empty(math.prod(self.shape), self.dtype)
+            filled = 0
+            for piece in self.pieces():
+                values[filled : filled + len(piece)] = piece
+                filled += len(piece)
+            return values.reshape(self.shape, order=order)
+
+    def pieces(self) -> Iterator[Array]:
+        """The elements in the order of the file, as flat arrays of at most 4 MiB.
+
+        Raises:
+            TrtNativeError: of the file's kind; they are damaged.
+        """
+        end = self._start + self.nbytes
+        most = max(1, _PIECE // max(1, self.dtype.itemsize)) * self.dtype.itemsize
+        for position in range(self._start, end, most or 1):
+            size = min(most, end - position)
+            with self._origin.reading():
+                self._file.seek(position)
+                block = self._file.read(size)
+                if len(block) < size:
+                    raise EOFError("it ends before the array does")
+            yield np.frombuffer(block, self.dtype)
+
+    def row(self, number: int) -> StoredArray:
+        """A part along the first axis; ascending ones are read in one pass over the file."""
+        stored = self._in_rows if self._fortran_order else self
+        header = (self.shape[1:], False, self.dtype)
+        part = StoredArray(self._origin, self._label, stored._file, 0, header)
+        part._start = stored._start + number * part.nbytes
+        return part
+
+    @functools.cached_property
+    def _in_rows(self) -> StoredArray:
+        """The array in memory, row by row, for one that the file has column by column."""
+        header = (self.shape, False, self.dtype)
+        return StoredArray(self._origin, self._label, BytesIO(self.read().tobytes()), 0, header)
 
 
-class ArrayArchive:
-    """An open ``.npz`` file; each array is read when it is asked for. See :func:`open_arrays`.
+def _physical_memory() -> int | None:
+    """The machine's memory in bytes; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+class ArrayArchive(Mapping[str, StoredArray]):
+    """The arrays of an open ``.npz`` file by name, in its order. See :func:`open_arrays`.
+
+    The names are those of the file's table of contents; an array's header is read when the array is
+    looked up.
 
     Attributes:
         path: The file.
-        names: Names of the arrays, in the file's order.
     """
 
-    def __init__(self, path: Path, archive: Any) -> None:
-        self.path = path
-        self.names: tuple[str, ...] = tuple(archive.files)
+    def __init__(self, origin: _Origin, archive: zipfile.ZipFile) -> None:
+        self.path = origin.path
+        self._origin = origin
         self._archive = archive
+        self._members = {m.filename.removesuffix(".npy"): m for m in archive.infolist()}
+        if len(self._members) < len(archive.infolist()):
+            raise origin.error("two arrays in it have the same name")
 
-    def __getitem__(self, name: str) -> Array:
-        """Read an array.
+    def __getitem__(self, name: str) -> StoredArray:
+        """Read the header of an array.
 
         Raises:
-            SpecError: it is damaged, or not an array.
+            KeyError: there is none of that name.
+            TrtNativeError: of the file's kind; it is damaged, or not an array.
         """
-        with reading(self.path):
-            array = self._archive[name]
-        if not isinstance(array, np.ndarray):
-            raise SpecError(f"{self.path}: {name!r} is not an array")
-        return array
+        member = self._members[name]
+        with self._origin.reading():
+            file: Any = self._archive.open(member)
+            if not file.peek(len(_MAGIC)).startswith(_MAGIC):
+                raise self._origin.error(f"{name!r} is not an array")
+            return StoredArray.open(self._origin, f"array {name!r}", file, member.file_size)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._members)
+
+    def __len__(self) -> int:
+        return len(self._members)
 
 
 @contextlib.contextmanager
-def open_arrays(path: Path) -> Iterator[ArrayArchive]:
+def open_arrays(path: Path, kind: type[TrtNativeError] = SpecError) -> Iterator[ArrayArchive]:
     """Open an ``.npz`` file for the time of a block.
 
+    Args:
+        path: The file.
+        kind: Class of the errors, also of those that reading its arrays raises.
+
     Raises:
-        SpecError: the file cannot be read, is damaged, or is not an ``.npz``.
+        SpecError: or ``kind``; the file cannot be read, is damaged, or is not an ``.npz``.
     """
+    origin = _Origin(path, kind)
     with contextlib.ExitStack() as stack:
-        with reading(path):
+        with origin.reading():
             file = stack.enter_context(open_regular_file(path))
-            loaded = np.load(file, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            raise SpecError(f"{path}: holds one array without a name; write an .npz file")
-        yield ArrayArchive(path, loaded)
+            if file.peek(len(_MAGIC)).startswith(_MAGIC):
+                raise origin.error("holds one array without a name; write an .npz file")
+            archive = ArrayArchive(origin, stack.enter_context(zipfile.ZipFile(file)))
+        yield archive
+
+
+@contextlib.contextmanager
+def open_array(path: Path, kind: type[TrtNativeError] = SpecError) -> Iterator[StoredArray]:
+    """Open an ``.npy`` file for the time of a block.
+
+    Args:
+        path: The file.
+        kind: Class of the errors, also of those that reading the array raises.
+
+    Raises:
+        SpecError: or ``kind``; the file cannot be read, is damaged, or is not an ``.npy``.
+    """
+    origin = _Origin(path, kind)
+    with contextlib.ExitStack() as stack:
+        with origin.reading():
+            file = stack.enter_context(open_regular_file(path))
+            if file.peek(len(_ZIP_MAGIC)).startswith(_ZIP_MAGIC):
+                raise origin.error("holds several arrays by name; write one to an .npy file")
+            size = os.fstat(file.fileno()).st_size
+        yield StoredArray.open(origin, "an array", file, size)
 
 
 class ArrayWriter:
@@ -120,17 +308,3 @@ def save_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
     with write_arrays(path) as write:
         for name, array in arrays.items():
             write(name, array)
-
-
-@contextlib.contextmanager
-def reading(path: Path, kind: type[TrtNativeError] = SpecError) -> Iterator[None]:
-    """Convert every exception from reading a NumPy file in the block into one error type."""
-    try:
-        yield
-    except kind:
-        raise
-    except OSError as error:
-        raise kind(f"{path}: cannot be read: {error.strerror or error}") from None
-    except Exception as error:  # zipfile, zlib and NumPy have kinds of their own
-        reason = " ".join(str(error).split())
-        raise kind(f"{path}: not a NumPy file, or damaged ({reason})") from None

@@ -63,6 +63,48 @@ class TestShapes:
         assert found[1:].common_shapes()["z"] == (4, 2)
 
 
+class TestInflating:
+    """A megabyte of zeros is a kilobyte in a file."""
+
+    @pytest.mark.parametrize(
+        ("x", "problem"),
+        [
+            (np.zeros((2, 1 << 17, 5), np.float32), "needs 4 on axis 2"),
+            (np.zeros((2, 1 << 17, 4), np.int32), "'x' needs float32, found int32"),
+            (np.zeros((1 << 18, 4), np.float32), "needs 3 axes"),
+        ],
+    )
+    def test_what_does_not_fit_is_not_inflated(self, tmp_path, inflated, x, problem):
+        np.savez_compressed(tmp_path / "b.npz", **{**batch(), "x": x, "stpe": x})
+        text = error_of(tmp_path / "b.npz")
+        assert problem in text
+        assert "'stpe' is not an input of the model; did you mean 'step'?" in text
+        assert inflated["x.npy"] < 1000
+        assert "stpe.npy" not in inflated
+
+    def test_stacks_are_read_batch_by_batch(self, tmp_path, inflated):
+        stacked = np.zeros((64, 1, 1 << 7, 1 << 7), np.float32)
+        np.savez_compressed(tmp_path / "b.npz", image=stacked)
+        found = read_batches(tmp_path / "b.npz", [TensorSpec("image", "float32", (1, 128, 128))])
+        assert len(found) == 64
+        assert stacked.nbytes <= inflated["image.npy"] < stacked.nbytes + 1000
+        inflated.clear()
+        for _, array in zip(range(4), found, strict=False):
+            assert array["image"].shape == (1, 128, 128)
+        assert inflated["image.npy"] < stacked.nbytes // 8
+
+    def test_values_are_checked_in_pieces(self, tmp_path, monkeypatch):
+        x = np.zeros((2, 1 << 19, 4), np.float32)
+        x[1, -1] = np.inf, np.nan, 1, 2
+        np.savez_compressed(tmp_path / "b.npz", x=x)
+        sizes = []
+        finite = np.isfinite
+        monkeypatch.setattr(np, "isfinite", lambda a: sizes.append(np.size(a)) or finite(a))
+        text = error_of(tmp_path / "b.npz", [INPUTS[0]])
+        assert f"'x' has values that are NaN or infinite, 2 of {x.size}" in text
+        assert max(sizes) == 1 << 20
+
+
 class TestErrors:
     def test_all_of_them_in_one_error(self, tmp_path):
         good = batch()

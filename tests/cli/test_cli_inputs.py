@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import ml_dtypes
 import numpy as np
 import pytest
 from helpers.made_plans import TWO, X, tensor
 
+from trt_native.arrays import StoredArray
 from trt_native.cli.inputs import (
     check_not_fixed,
     check_seed,
     fill_random,
-    load_inputs,
+    open_inputs,
     read_shapes,
-    warn_of_nonfinite,
 )
 from trt_native.errors import SpecError
 
 FLAG = tensor("flag", "input", "bool", shape=(64,))
 STEP = tensor("step", "input", "int64", shape=(100,))
 SIZE = tensor("size", "input", "int64", shape=(2,), values=("1x2:3x4:5x6",))
+
+FILE_INPUTS = {
+    "x": tensor("x", "input", "float32", shape=(2, 3)),
+    "y": tensor("y", "input", "int64", shape=(1,)),
+    "z": tensor("z", "input", "float32", "1x3:1x3:4x3"),
+}
 
 
 @pytest.fixture
@@ -42,8 +47,9 @@ class TestFiles:
         ],
     )
     def test_arrays_come_by_name(self, files, entries, sources):
-        found = load_inputs(entries)
-        assert list(found) == list(sources)
+        with open_inputs(entries) as given:
+            assert given.names == tuple(sources)
+            found = given.read([FILE_INPUTS[name] for name in "zyx"])
         for name, source in sources.items():
             np.testing.assert_array_equal(found[name], files[source])
 
@@ -52,7 +58,7 @@ class TestFiles:
         [
             (["x.npy"], "--input 'x.npy': write NAME=FILE.npy, or name an .npz file"),
             (["=x.npy"], "write NAME=FILE.npy"),
-            (["x=all.npz"], "--input 'x=all.npz': the file holds several arrays"),
+            (["x=all.npz"], "all.npz: holds several arrays by name; write one to an .npy file"),
             (["all.npz", "x=x.npy"], "--input 'x=x.npy': x was given before"),
             (["all.npz", "all.npz"], "--input 'all.npz': x, y was given before"),
             (["x=none.npy"], "none.npy: cannot be read: No such file"),
@@ -60,15 +66,67 @@ class TestFiles:
     )
     @pytest.mark.usefixtures("files")
     def test_entries_that_do_not_fit(self, entries, message):
-        with pytest.raises(SpecError) as caught:
-            load_inputs(entries)
+        with pytest.raises(SpecError) as caught, open_inputs(entries):
+            pass
         assert message in str(caught.value)
 
     def test_a_single_array_under_the_name_of_an_archive(self, tmp_path, files):
         np.save(tmp_path / "one.npy", files["x"])
         (tmp_path / "one.npy").rename(tmp_path / "one.npz")
-        with pytest.raises(SpecError, match="the file holds one array without a name"):
-            load_inputs(["one.npz"])
+        with (
+            pytest.raises(SpecError, match="holds one array without a name"),
+            open_inputs(["one.npz"]),
+        ):
+            pass
+
+    @pytest.mark.parametrize(
+        ("inputs", "problem"),
+        [
+            ("x", "'y' is not an input"),
+            ("xyz", None),
+            ([tensor("x", "input", "float16", shape=(2, 3)), "y"], "'x' needs float16"),
+            ([tensor("x", "input", "float32", shape=(2, 4)), "y"], "'x' cannot have the shape 2x3"),
+            (
+                [
+                    tensor("x", "input", "float32", "1x3", "2x3"),
+                    tensor("y", "input", "int64", "1", "8"),
+                ],
+                "no single profile allows these shapes together",
+            ),
+        ],
+    )
+    @pytest.mark.usefixtures("files")
+    def test_arrays_are_inflated_only_where_all_fit(self, monkeypatch, inputs, problem):
+        read = []
+        whole = StoredArray.read
+        monkeypatch.setattr(StoredArray, "read", lambda a: read.append(a.shape) or whole(a))
+        tensors = [FILE_INPUTS[i] if isinstance(i, str) else i for i in inputs]
+        with open_inputs(["all.npz"]) as given:
+            if problem is None:
+                given.read(tensors)
+                given.read(tensors)
+                assert read == [(2, 3), (1,)]
+                return
+            with pytest.raises(SpecError) as caught:
+                given.read(tensors)
+        assert problem in str(caught.value)
+        assert read == []
+
+    def test_warnings_name_inputs_that_are_not_finite(self, tmp_path, capsys):
+        arrays = {
+            "fine": np.ones(2, np.float32),
+            "count": np.array([2**62]),
+            "flag": np.array([True]),
+            "a[b]": np.array([1, np.nan], np.float16),
+        }
+        np.savez(tmp_path / "a.npz", **arrays)
+        inputs = [tensor(n, "input", a.dtype.name, shape=a.shape) for n, a in arrays.items()]
+        with open_inputs([f"{tmp_path}/a.npz"]) as given:
+            for _ in range(2):
+                given.read(inputs)
+        assert capsys.readouterr().err.splitlines() == [
+            "warning: input 'a[b]' has NaN or infinite values",
+        ]
 
 
 class TestShapes:
@@ -112,22 +170,6 @@ def test_inputs_that_are_constants_of_the_plan():
     check_not_fixed({"x": X}, {"sr": 16000})
     with pytest.raises(SpecError, match="built with sr = 16000 and has no such input"):
         check_not_fixed({"x": X, "sr": X}, {"sr": 16000})
-
-
-def test_warnings_name_inputs_that_are_not_finite(capsys):
-    warn_of_nonfinite(
-        {
-            "fine": np.ones(2, np.float32),
-            "count": np.array([2**62]),
-            "flag": np.array([True]),
-            "a[b]": np.array([1, np.nan], np.float16),
-            "half": np.array([np.inf], ml_dtypes.bfloat16),
-        }
-    )
-    assert capsys.readouterr().err.splitlines() == [
-        "warning: input 'a[b]' has NaN or infinite values",
-        "warning: input 'half' has NaN or infinite values",
-    ]
 
 
 class TestRandom:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from trt_native.calibration.caches import cache_header
-from trt_native.cli.inputs import load_inputs, read_shapes
+from trt_native.cli.inputs import open_inputs, read_shapes
 from trt_native.config import (
     BuildConfig,
     CalibrationMethod,
@@ -69,9 +69,9 @@ def test_entries(text):
     spec, error = attempt(ProfileSpec.parse, *entries, kind=SpecError)
     dim, _ = attempt(DimRange.parse, text.rpartition("=")[2], kind=SpecError)
     assert error is not None or dim in spec.dims.values()
-    for read_words in (read_shapes, load_inputs):
-        found, error = attempt(read_words, [text], kind=SpecError)
-        assert error is not None or isinstance(found, dict)
+    found, error = attempt(read_shapes, [text], kind=SpecError)
+    assert error is not None or isinstance(found, dict)
+    attempt(lambda: open_inputs([text]).__enter__(), kind=SpecError)
     for choice in (Precision, IoPrecision, HardwareCompatibility, CalibrationMethod):
         found, error = attempt(choice.parse, text)
         assert error is not None or found in choice

@@ -199,10 +199,11 @@ def test_a_missing_onnx_file():
 
 X = tensor("x", "input", "bfloat16", shape=(2, 3))
 N = tensor("n", "input", "int64", shape=(1,))
+Y = tensor("y", "output", "float32", shape=(-1,))
 
 
 def read(path):
-    with GoldenFile.open(path, (X, N), ["y"]) as golden:
+    with GoldenFile.open(path, (X, N), (Y,)) as golden:
         return [(inputs, outputs()) for inputs, outputs in golden.cases()]
 
 
@@ -245,6 +246,16 @@ def test_a_golden_file_that_numpy_wrote(tmp_path):
         ({"x": 1, "n": 1, "y": 1, "Y": 2}, "Y is not an input or output of the plan"),
         ({"batch_1/x": 1, "batch_1/n": 1}, "batch_1/y is missing"),
         ({}, "holds no arrays"),
+        ({"x": np.ones((2, 3)), "n": 1, "y": 1}, "'n' cannot have the shape scalar"),
+        ({"x": np.ones((2, 3), int), "n": [1], "y": [1]}, "'x' needs bfloat16, found int64"),
+        (
+            {"x": np.ones((2, 3)), "n": [1], "y": [[1]]},
+            "y has the shape 1x1, the plan's output \\?",
+        ),
+        (
+            {f"batch_1/{n}": v for n, v in (("x", [[1.0]]), ("n", [1]), ("y", [1]))},
+            r"\(batch_1\): ",
+        ),
     ],
     ids=str,
 )

@@ -6,16 +6,17 @@ One batch is what one run of the model takes: an array for every input.
 from __future__ import annotations
 
 import difflib
+import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import ml_dtypes  # noqa: F401  (makes bfloat16 and float8 known to NumPy by name)
 import numpy as np
 
-from trt_native.arrays import Array, Batch, is_float
+from trt_native.arrays import Array, Batch, StoredArray, is_float
 from trt_native.calibration.folder import DataManifest
-from trt_native.calibration.sources import Source, open_source
+from trt_native.calibration.sources import Source, StoredBatch, open_source
 from trt_native.errors import CalibrationError, SpecError
 from trt_native.graph.dims import shape_problems
 from trt_native.shapes import Shape, TensorSpec, format_shape
@@ -84,12 +85,13 @@ class Batches(Sequence[Batch]):
         return len(self._numbers)
 
     def __iter__(self) -> Iterator[Batch]:
-        arrays = self._content.read(self._numbers)
-        for number, batch in zip(self._numbers, arrays, strict=True):
-            shapes = {name: array.shape for name, array in batch.items()}
+        batches = self._content.read(self._numbers)
+        for number, batch in zip(self._numbers, batches, strict=True):
+            arrays = {t.name: batch[t.name] for t in self.inputs if t.name in batch}
+            shapes = {name: array.shape for name, array in arrays.items()}
             if shapes != self._all_shapes[number]:
                 raise CalibrationError(f"{self.source}: batch {number} changed while it was in use")
-            yield _converted(batch, self.inputs)
+            yield _converted(arrays, self.inputs)
 
     @overload
     def __getitem__(self, index: int) -> Batch: ...
@@ -146,9 +148,16 @@ def read_batches(
         if isinstance(batch, CalibrationError):
             problems.add(batch.message, label)
             continue
-        for problem in _batch_problems(batch, specs):
+        known = {t.name: t for t in specs}
+        for problem in _name_problems(batch, known):
             problems.add(problem, label)
-        shapes.append({name: array.shape for name, array in batch.items()})
+        try:
+            arrays = {name: batch[name] for name in known if name in batch}
+            for problem in _array_problems(arrays, specs):
+                problems.add(problem, label)
+            shapes.append({name: array.shape for name, array in arrays.items()})
+        except CalibrationError as error:
+            problems.add(error.message, label)
     if problems:
         raise problems.error(text, specs, content.hint)
     if not shapes:
@@ -183,38 +192,51 @@ def _where(places: list[str]) -> str:
     return f" ({places[0]}{more})" if places else ""
 
 
-def _batch_problems(batch: Batch, inputs: Sequence[TensorSpec]) -> list[str]:
-    known = {tensor.name: tensor for tensor in inputs}
+def _name_problems(names: Iterable[str], known: Collection[str]) -> list[str]:
     problems = []
-    for name in batch:
+    for name in names:
         if name not in known:
             close = difflib.get_close_matches(str(name), list(known), 1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             problems.append(f"{name!r} is not an input of the model{hint}")
-    problems += [f"{name!r} is missing" for name in known if name not in batch]
-    for name, tensor in known.items():
-        if name in batch:
-            problems += _value_problems(tensor, batch[name])
-    shapes = {name: array.shape for name, array in batch.items() if name in known}
-    return problems + shape_problems(inputs, shapes)
+    return problems + [f"{name!r} is missing" for name in known if name not in set(names)]
 
 
-def _value_problems(tensor: TensorSpec, array: Array) -> list[str]:
+def _array_problems(batch: StoredBatch, inputs: Sequence[TensorSpec]) -> list[str]:
+    """Problems of types and shapes, and where an array has none, of its values."""
+    problems = []
+    for tensor in inputs:
+        if (array := batch.get(tensor.name)) is not None:
+            own = _type_problems(tensor, array)
+            fits = not own and not shape_problems([tensor], {tensor.name: array.shape})
+            problems += _value_problems(tensor, array) if fits else own
+    return problems + shape_problems(inputs, {name: array.shape for name, array in batch.items()})
+
+
+def _type_problems(tensor: TensorSpec, array: Array | StoredArray) -> list[str]:
     try:
         wanted = np.dtype(tensor.dtype)
     except TypeError:
         return [f"{tensor.name!r} has the type {tensor.dtype}, which cannot be calibrated"]
     if not _convertible(array.dtype, wanted):
         return [f"{tensor.name!r} needs {tensor.dtype}, found {array.dtype}"]
-    if array.size == 0:
-        return [f"{tensor.name!r} is empty"]
+    return [] if math.prod(array.shape) else [f"{tensor.name!r} is empty"]
+
+
+def _value_problems(tensor: TensorSpec, array: Array | StoredArray) -> list[str]:
+    wanted = np.dtype(tensor.dtype)
     if not is_float(wanted):
         return []
-    values = array if array.dtype.kind == "f" else array.astype(np.float32)
-    if wrong := int(np.count_nonzero(~np.isfinite(values))):
-        return [f"{tensor.name!r} has values that are NaN or infinite, {wrong} of {values.size}"]
-    if not np.isfinite(_cast(array, wanted).astype(np.float32)).all():
-        peak = float(np.abs(values).max())
+    wrong, peak, too_large = 0, 0.0, False
+    for piece in array.pieces() if isinstance(array, StoredArray) else (array,):
+        values = piece if piece.dtype.kind == "f" else piece.astype(np.float32)
+        wrong += int(np.count_nonzero(~np.isfinite(values)))
+        peak = max(peak, float(np.abs(values).max()))
+        too_large |= not np.isfinite(_cast(piece, wanted).astype(np.float32)).all()
+    if wrong:
+        total = math.prod(array.shape)
+        return [f"{tensor.name!r} has values that are NaN or infinite, {wrong} of {total}"]
+    if too_large:
         return [f"{tensor.name!r} has values up to {peak:.3g}, too large for {tensor.dtype}"]
     return []
 
@@ -230,5 +252,10 @@ def _cast(array: Array, dtype: np.dtype[Any]) -> Array:
         return array.astype(dtype, order="C", copy=False)
 
 
-def _converted(batch: Batch, inputs: Sequence[TensorSpec]) -> Batch:
-    return {tensor.name: _cast(batch[tensor.name], np.dtype(tensor.dtype)) for tensor in inputs}
+def _converted(batch: StoredBatch, inputs: Sequence[TensorSpec]) -> Batch:
+    arrays = {}
+    for tensor in inputs:
+        array = batch[tensor.name]
+        values = array.read() if isinstance(array, StoredArray) else array
+        arrays[tensor.name] = _cast(values, np.dtype(tensor.dtype))
+    return arrays

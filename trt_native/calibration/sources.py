@@ -8,22 +8,27 @@ import importlib
 import importlib.util
 import inspect
 import itertools
+import math
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from trt_native.arrays import Array, Batch, reading
+from trt_native.arrays import Array, Batch, StoredArray, open_array, open_arrays
 from trt_native.calibration.folder import MANIFEST_NAME, DataManifest, read_data_manifest
 from trt_native.errors import USER_CODE_ERRORS, CalibrationError
-from trt_native.files import is_within, open_regular_file
+from trt_native.files import is_within
 from trt_native.shapes import TensorSpec
 
-__all__ = ["Source", "load_function", "open_source"]
+__all__ = ["Source", "StoredBatch", "load_function", "open_source"]
+
+StoredBatch: TypeAlias = Mapping[str, "Array | StoredArray"]
+"""Input name to array, which may not have been read from its file yet."""
 
 _SOURCES = (
     "give a folder of .npz or .npy files, one .npz file, or FILE.py:FUNCTION that yields"
@@ -44,12 +49,15 @@ class Source:
     problems: tuple[str, ...] = ()
     hint: str = ""
 
-    def scan(self) -> Iterator[tuple[str, Batch | CalibrationError]]:
-        """Every batch, or why it cannot be read, with a label."""
+    def scan(self) -> Iterator[tuple[str, StoredBatch | CalibrationError]]:
+        """Every batch, or why it cannot be read, with a label; its files are open until the next.
+
+        To read an array may raise a CalibrationError.
+        """
         raise NotImplementedError
 
-    def read(self, numbers: range) -> Iterator[Batch]:
-        """These batches; the numbers ascend.
+    def read(self, numbers: range) -> Iterator[StoredBatch]:
+        """These batches, the files of each open until the next; the numbers ascend.
 
         Raises:
             CalibrationError: one cannot be read any more.
@@ -72,10 +80,11 @@ def open_source(text: str, inputs: Sequence[TensorSpec], limit: int | None) -> S
         raise CalibrationError(f"{text}: no such calibration data; {_SOURCES}")
     if path.suffix != ".npz":
         raise CalibrationError(f"{text}: not calibration data; {_SOURCES}")
-    batch = _load_npz(path)
-    if _is_stacked(batch, inputs):
-        return _Stacked(path, batch, limit)
-    alone = _Files([(path.name, partial(_load_npz, path))])
+    with _open_npz(path) as batch:
+        known = {t.name: batch[t.name] for t in inputs if t.name in batch}
+        if _is_stacked(known, inputs):
+            return _Stacked(path, known, limit)
+    alone = _Files([(path.name, partial(_open_npz, path))])
     alone.hint = "a file of several batches has one more axis than the input, first, in each array"
     return alone
 
@@ -91,7 +100,7 @@ def _open_folder(folder: Path, inputs: Sequence[TensorSpec], limit: int | None) 
         raise CalibrationError(f"{folder}: has {found}; {_SOURCES}")
     if arrays:
         return _loose(folder, arrays, inputs, limit)
-    return _Files([(name, partial(_load_npz, folder / name)) for name in archives[:limit]])
+    return _Files([(name, partial(_open_npz, folder / name)) for name in archives[:limit]])
 
 
 def _listed(
@@ -105,7 +114,7 @@ def _listed(
             raise CalibrationError(
                 f"{folder}: {name!r} leads outside the folder; it is not followed"
             )
-    source = _Files([(name, partial(_load_npz, folder / name)) for name in names[:limit]])
+    source = _Files([(name, partial(_open_npz, folder / name)) for name in names[:limit]])
     source.manifest = manifest
     source.problems = tuple(
         f"{name} is in the folder but not in its {MANIFEST_NAME}"
@@ -131,7 +140,7 @@ def _loose(
         else:
             problems.append(f"{name}: name it BATCH.INPUT.npy, such as 0001.{inputs[0].name}.npy")
     chosen = list(groups.items())[:limit]
-    source = _Files([(label, partial(_load_npys, paths)) for label, paths in chosen])
+    source = _Files([(label, partial(_open_npys, paths)) for label, paths in chosen])
     source.problems = tuple(problems)
     return source
 
@@ -144,45 +153,54 @@ def _files(folder: Path, suffix: str) -> list[str]:
 class _Files(Source):
     """Batches that each have files of their own."""
 
-    def __init__(self, entries: Sequence[tuple[str, Callable[[], Batch]]]) -> None:
+    def __init__(
+        self, entries: Sequence[tuple[str, Callable[[], AbstractContextManager[StoredBatch]]]]
+    ) -> None:
         self._entries = entries
 
-    def scan(self) -> Iterator[tuple[str, Batch | CalibrationError]]:
-        for label, load in self._entries:
+    def scan(self) -> Iterator[tuple[str, StoredBatch | CalibrationError]]:
+        for label, opened in self._entries:
             try:
-                yield label, load()
+                with opened() as batch:
+                    yield label, batch
             except CalibrationError as error:
                 yield label, error
 
-    def read(self, numbers: range) -> Iterator[Batch]:
-        return (self._entries[number][1]() for number in numbers)
+    def read(self, numbers: range) -> Iterator[StoredBatch]:
+        for number in numbers:
+            with self._entries[number][1]() as batch:
+                yield batch
 
 
 class _Stacked(Source):
-    """Batches along the first axis of the arrays of one file."""
+    """Batches along the first axis of the arrays of one file, which is read batch by batch."""
 
-    def __init__(self, path: Path, batch: Batch, limit: int | None) -> None:
-        counts = {name: len(array) for name, array in batch.items()}
+    def __init__(self, path: Path, stacks: Mapping[str, StoredArray], limit: int | None) -> None:
+        counts = {name: stack.shape[0] for name, stack in stacks.items()}
         if len(set(counts.values())) > 1:
             raise CalibrationError(
                 f"{path}: the first axes hold different numbers of batches: {counts}"
             )
         self._path = path
+        self._stacks = tuple(stacks)
         self._numbers = range(max(counts.values()))[:limit]
 
-    def scan(self) -> Iterator[tuple[str, Batch | CalibrationError]]:
+    def scan(self) -> Iterator[tuple[str, StoredBatch | CalibrationError]]:
         for number, batch in enumerate(self.read(self._numbers)):
             yield f"batch {number}", batch
 
-    def read(self, numbers: range) -> Iterator[Batch]:
-        arrays = _load_npz(self._path)
-        return ({name: array[n, ...] for name, array in arrays.items()} for n in numbers)
+    def read(self, numbers: range) -> Iterator[StoredBatch]:
+        with _open_npz(self._path) as arrays:
+            stacks = {name: arrays[name] for name in self._stacks if name in arrays}
+            others = {name: arrays[name] for name in arrays if name not in stacks}
+            for number in numbers:
+                yield {name: stack.row(number) for name, stack in stacks.items()} | others
 
 
-def _is_stacked(batch: Batch, inputs: Sequence[TensorSpec]) -> bool:
+def _is_stacked(batch: Mapping[str, StoredArray], inputs: Sequence[TensorSpec]) -> bool:
     ranks = {tensor.name: len(tensor.shape) for tensor in inputs if tensor.shape is not None}
-    extra = {array.ndim - ranks[name] for name, array in batch.items() if name in ranks}
-    return extra == {1} and all(array.ndim for array in batch.values())
+    extra = {len(array.shape) - ranks[name] for name, array in batch.items() if name in ranks}
+    return extra == {1} and all(math.prod(array.shape) for array in batch.values())
 
 
 class _Function(Source):
@@ -194,7 +212,7 @@ class _Function(Source):
         self._limit = limit
         self._digests: list[bytes] = []
 
-    def scan(self) -> Iterator[tuple[str, Batch | CalibrationError]]:
+    def scan(self) -> Iterator[tuple[str, StoredBatch | CalibrationError]]:
         try:
             for number, batch in enumerate(self._yielded()):
                 self._digests.append(_digest(batch))
@@ -202,7 +220,7 @@ class _Function(Source):
         except CalibrationError as error:
             yield f"batch {len(self._digests)}", error
 
-    def read(self, numbers: range) -> Iterator[Batch]:
+    def read(self, numbers: range) -> Iterator[StoredBatch]:
         if not numbers:
             return
         for number, batch in enumerate(self._yielded()):
@@ -305,21 +323,13 @@ def _load_module(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-def _load_npz(path: Path) -> dict[str, Array]:
-    with reading(path, CalibrationError), open_regular_file(path) as file:
-        archive = np.load(file, allow_pickle=False)
-        if isinstance(archive, np.ndarray):
-            raise TypeError("it holds one array without a name, as an .npy file does")
-        arrays = dict(archive)
-        strangers = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
-        if strangers:
-            raise TypeError(f"{strangers[0]!r} in it is not an array")
-        return arrays
+_open_npz = partial(open_arrays, kind=CalibrationError)
 
 
-def _load_npys(paths: Mapping[str, Path]) -> dict[str, Array]:
-    arrays = {}
-    for name, path in paths.items():
-        with reading(path, CalibrationError), open_regular_file(path) as file:
-            arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
-    return arrays
+@contextlib.contextmanager
+def _open_npys(paths: Mapping[str, Path]) -> Iterator[dict[str, StoredArray]]:
+    with contextlib.ExitStack() as files:
+        yield {
+            name: files.enter_context(open_array(path, CalibrationError))
+            for name, path in paths.items()
+        }

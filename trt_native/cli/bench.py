@@ -18,9 +18,10 @@ from trt_native.cli.bench_tables import (
 from trt_native.cli.console import print_json, report_errors, stderr, stdout, table
 from trt_native.cli.inputs import (
     INPUT_HELP,
+    GivenInputs,
     check_seed,
     fill_random,
-    load_inputs,
+    open_inputs,
     read_shapes,
     split_entry,
 )
@@ -104,15 +105,16 @@ def bench(
     )
     shapes = read_shapes(shape or [])
     check_seed(random, shapes)
-    supply = _supply(load_inputs(inputs or []), shapes, random)
-    if html is not None:
-        given = [file for _, file in map(split_entry, inputs or [])]
-        check_outputs([html], reads=[plan, compare, *given])
-    loaded = Plan.open(plan, ignore_manifest=ignore_manifest)
-    other = None if compare is None else Plan.open(compare, ignore_manifest=ignore_manifest)
-    with stderr.status("measuring"):
-        machine = CudaMachine(kernel_specialization=kernel_specialization)
-        report = bench_plan(loaded, supply, options, other=other, machine=machine)
+    with open_inputs(inputs or []) as given:
+        if html is not None:
+            files = [file for _, file in map(split_entry, inputs or [])]
+            check_outputs([html], reads=[plan, compare, *files])
+        loaded = Plan.open(plan, ignore_manifest=ignore_manifest)
+        other = None if compare is None else Plan.open(compare, ignore_manifest=ignore_manifest)
+        with stderr.status("measuring"):
+            supply = _supply(given, shapes, random)
+            machine = CudaMachine(kernel_specialization=kernel_specialization)
+            report = bench_plan(loaded, supply, options, other=other, machine=machine)
     if html is not None:
         from trt_native.cli.bench_html import bench_page
 
@@ -128,7 +130,7 @@ def bench(
 
 
 def _supply(
-    given: dict[str, np.ndarray[Any, Any]], shapes: dict[str, Shape], seed: int
+    given: GivenInputs, shapes: dict[str, Shape], seed: int
 ) -> Callable[[Sequence[PlanTensor]], dict[str, np.ndarray[Any, Any]]]:
     """A function that makes inputs: as requested for the first plan, of its shapes for others."""
     import numpy as np
@@ -136,8 +138,9 @@ def _supply(
     first: dict[str, Shape] = {}
 
     def supply(tensors: Sequence[PlanTensor]) -> dict[str, np.ndarray[Any, Any]]:
-        arrays = fill_random(tensors, given, first or shapes, np.random.default_rng(seed))
-        first.update({n: array.shape for n, array in arrays.items() if n not in given})
+        own, generator = given.read(tensors), np.random.default_rng(seed)
+        arrays = fill_random(tensors, own, first or shapes, generator)
+        first.update({n: array.shape for n, array in arrays.items() if n not in own})
         return arrays
 
     return supply

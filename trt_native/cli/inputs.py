@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections import ChainMap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,19 +16,20 @@ from trt_native.shapes import Shape, ShapeRange, format_shape, parse_shape
 if TYPE_CHECKING:
     import numpy as np
 
+    from trt_native.arrays import StoredArray
     from trt_native.plans.manifest import PlanTensor
 
 __all__ = [
     "INPUT_HELP",
     "RANDOM_HELP",
     "SHAPE_HELP",
+    "GivenInputs",
     "check_not_fixed",
     "check_seed",
     "fill_random",
-    "load_inputs",
+    "open_inputs",
     "read_shapes",
     "split_entry",
-    "warn_of_nonfinite",
 ]
 
 INPUT_HELP = "NAME=FILE.npy, or FILE.npz with arrays by input name. Repeatable."
@@ -34,32 +37,60 @@ RANDOM_HELP = "Fill the inputs that are not given with random values."
 SHAPE_HELP = "Shape of a random input, NAME=1x3x8x8. \\[default: the profile's opt]"
 
 
-def load_inputs(entries: list[str]) -> dict[str, np.ndarray[Any, Any]]:
-    """The arrays that ``--input`` names.
+class GivenInputs:
+    """The arrays that ``--input`` names. Made by :func:`open_inputs`.
+
+    Args:
+        stored: Input name to array, each read when it is looked up.
+    """
+
+    def __init__(self, stored: Mapping[str, StoredArray]) -> None:
+        self.names = tuple(stored)
+        self._stored = stored
+        self._arrays: dict[str, np.ndarray[Any, Any]] = {}
+
+    def read(self, tensors: Sequence[PlanTensor]) -> dict[str, np.ndarray[Any, Any]]:
+        """The arrays, which are read once their types and shapes are known to fit a plan's inputs.
+
+        Warns on standard error of NaN and infinite values.
+
+        Raises:
+            SpecError: a name is not of an input, an array does not fit, or is damaged.
+        """
+        from trt_native.runtime.input_checks import check_inputs, count_profiles
+
+        found = self._arrays or {n: self._stored[n].placeholder() for n in self.names}
+        check_inputs(tuple(tensors), count_profiles(tensors), found, partial=True)
+        if not self._arrays:
+            self._arrays = {name: self._stored[name].read() for name in self.names}
+            _warn_of_nonfinite(self._arrays)
+        return dict(self._arrays)
+
+
+@contextlib.contextmanager
+def open_inputs(entries: list[str]) -> Iterator[GivenInputs]:
+    """Open the files that ``--input`` names for the time of a block.
 
     Raises:
         SpecError: an entry has another form, or its file cannot be read.
     """
-    from trt_native.arrays import load_arrays
+    from trt_native.arrays import open_array, open_arrays
 
-    arrays: dict[str, np.ndarray[Any, Any]] = {}
-    for entry in entries:
-        name, file = split_entry(entry)
-        if not name and not entry.endswith(".npz"):
-            raise SpecError(f"--input {entry!r}: write NAME=FILE.npy, or name an .npz file")
-        one = bool(name)
-        loaded = load_arrays(Path(file))
-        if isinstance(loaded, dict) == one:
-            found = "several arrays" if one else "one array without a name"
-            raise SpecError(
-                f"--input {entry!r}: the file holds {found}; write NAME=FILE.npy for one array,"
-                " or name an .npz file for arrays by name"
+    with contextlib.ExitStack() as files:
+        opened: ChainMap[str, StoredArray] = ChainMap()
+        for entry in entries:
+            name, file = split_entry(entry)
+            if not name and not entry.endswith(".npz"):
+                raise SpecError(f"--input {entry!r}: write NAME=FILE.npy, or name an .npz file")
+            arrays: Any = (
+                {name: files.enter_context(open_array(Path(file)))}
+                if name
+                else files.enter_context(open_arrays(Path(file)))
             )
-        named = loaded if isinstance(loaded, dict) else {name: loaded}
-        if twice := sorted(set(named) & set(arrays)):
-            raise SpecError(f"--input {entry!r}: {', '.join(twice)} was given before")
-        arrays.update(named)
-    return arrays
+            if twice := sorted(set(arrays) & set(opened)):
+                raise SpecError(f"--input {entry!r}: {', '.join(twice)} was given before")
+            opened.maps.insert(0, arrays)
+        yield GivenInputs(opened)
 
 
 def split_entry(entry: str) -> tuple[str, str]:
@@ -85,17 +116,12 @@ def read_shapes(entries: list[str]) -> dict[str, Shape]:
     return shapes
 
 
-def warn_of_nonfinite(arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+def _warn_of_nonfinite(arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
     """Warn on standard error of inputs with NaN or infinite values."""
     import numpy as np
 
-    from trt_native.arrays import is_float
-
     for name, array in arrays.items():
-        if not is_float(array.dtype):
-            continue
-        values = array if array.dtype.kind == "f" else array.astype(np.float32)
-        if not np.isfinite(values).all():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
             stderr.print(f"warning: input {name!r} has NaN or infinite values", markup=False)
 
 

@@ -16,10 +16,9 @@ from trt_native.cli.inputs import (
     check_not_fixed,
     check_seed,
     fill_random,
-    load_inputs,
+    open_inputs,
     read_shapes,
     split_entry,
-    warn_of_nonfinite,
 )
 from trt_native.cli.options import IgnoreManifest, KernelSpecializationOption
 from trt_native.errors import SpecError
@@ -62,22 +61,23 @@ def run(
     from trt_native.runtime import Session
 
     if output is not None:
-        given = [file for _, file in map(split_entry, inputs or [])]
-        check_outputs([output], reads=[plan, *given])
-    arrays = load_inputs(inputs or [])
-    shapes = read_shapes(shape or [])
-    check_seed(random, shapes)
-    if random is None and not arrays:
-        raise SpecError("no inputs: give --input NAME=FILE.npy, or --random SEED")
-    loaded = Plan.open(plan, ignore_manifest=ignore_manifest)
-    if loaded.manifest is not None:
-        check_not_fixed(arrays, loaded.manifest.build_config().fixed_values())
-    with Session(loaded, kernel_specialization=kernel_specialization) as session:
-        if random is not None:
-            generator = np.random.default_rng(random)
-            arrays = fill_random(session.engine.inputs, arrays, shapes, generator)
-        results = session.run(arrays)
-    warn_of_nonfinite(arrays)
+        files = [file for _, file in map(split_entry, inputs or [])]
+        check_outputs([output], reads=[plan, *files])
+    with open_inputs(inputs or []) as given:
+        shapes = read_shapes(shape or [])
+        check_seed(random, shapes)
+        if random is None and not given.names:
+            raise SpecError("no inputs: give --input NAME=FILE.npy, or --random SEED")
+        loaded = Plan.open(plan, ignore_manifest=ignore_manifest)
+        if loaded.manifest is not None:
+            check_not_fixed(given.names, loaded.manifest.build_config().fixed_values())
+            given.read(loaded.manifest.inputs)
+        with Session(loaded, kernel_specialization=kernel_specialization) as session:
+            arrays = given.read(session.engine.inputs)
+            if random is not None:
+                generator = np.random.default_rng(random)
+                arrays = fill_random(session.engine.inputs, arrays, shapes, generator)
+            results = session.run(arrays)
     if output is not None:
         save_arrays(output, results)
     _report(results, output, json)

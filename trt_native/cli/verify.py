@@ -17,13 +17,13 @@ from trt_native.cli.inputs import (
     INPUT_HELP,
     RANDOM_HELP,
     SHAPE_HELP,
+    GivenInputs,
     check_not_fixed,
     check_seed,
     fill_random,
-    load_inputs,
+    open_inputs,
     read_shapes,
     split_entry,
-    warn_of_nonfinite,
 )
 from trt_native.cli.options import IgnoreManifest
 from trt_native.errors import SpecError
@@ -185,7 +185,7 @@ def verify(
         floor=floor,
     )
     fixed = loaded.manifest.build_config().fixed_values() if loaded.manifest else {}
-    check_not_fixed(source.given, fixed)
+    check_not_fixed(source.names, fixed)
     reference = open_reference(against, fixed)
     stored = isinstance(reference, Path)
     source.check(stored)
@@ -240,8 +240,9 @@ class _Source:
             raise SpecError(f"{option}: no effect without --random SEED")
         if corners and (inputs or shapes):
             raise SpecError("--corners: no effect with --input or --shape, which say the shapes")
-        self.given = load_inputs(inputs)
-        warn_of_nonfinite(self.given)
+        self._entries = inputs
+        with open_inputs(inputs) as given:
+            self.names = given.names
         self.shapes: dict[str, Shape] = read_shapes(shapes)
         check_seed(seed, self.shapes)
         self.seed, self.data, self.count = seed, data, count
@@ -255,7 +256,7 @@ class _Source:
 
     def check(self, stored: bool) -> None:
         """Reject inputs with a reference that stores its own, and no inputs with any other."""
-        given = self.given or self.seed is not None or self.data is not None
+        given = self.names or self.seed is not None or self.data is not None
         if stored and given:
             raise SpecError(
                 "--against names stored inputs and outputs; leave --input, --random and --data out"
@@ -272,16 +273,17 @@ class _Source:
         if isinstance(reference, Path):
             from trt_native.verify import GoldenFile
 
-            with GoldenFile.open(reference, opened.inputs, outputs) as golden:
+            with GoldenFile.open(reference, opened.inputs, opened.outputs) as golden:
                 yield (Case(*case) for case in golden.cases())
         else:
-            batches = self._batches(opened.inputs)
-            yield (
-                case._replace(reference=partial(reference, case.inputs, outputs))
-                for case in batches
-            )
+            with open_inputs(self._entries) as given:
+                batches = self._batches(opened.inputs, given)
+                yield (
+                    case._replace(reference=partial(reference, case.inputs, outputs))
+                    for case in batches
+                )
 
-    def _batches(self, tensors: tuple[PlanTensor, ...]) -> Iterator[Case]:
+    def _batches(self, tensors: tuple[PlanTensor, ...], given: GivenInputs) -> Iterator[Case]:
         """The cases, but for their reference."""
         from trt_native.verify.check import Case
 
@@ -291,11 +293,13 @@ class _Source:
             for batch in read_batches(self.data, [_spec(t) for t in tensors], limit=self.count):
                 yield Case(batch, dict)
         elif self.seed is None:
-            yield Case(self.given, dict)
+            yield Case(given.read(tensors), dict)
         else:
-            yield from self._random(tensors, self.seed)
+            yield from self._random(tensors, given, self.seed)
 
-    def _random(self, tensors: tuple[PlanTensor, ...], first: int) -> Iterator[Case]:
+    def _random(
+        self, tensors: tuple[PlanTensor, ...], given: GivenInputs, first: int
+    ) -> Iterator[Case]:
         import numpy as np
 
         from trt_native.verify.check import Case
@@ -304,7 +308,7 @@ class _Source:
             for seed in range(first, first + self.seeds):
                 batch = fill_random(
                     tensors,
-                    self.given,
+                    given.read(tensors),
                     {**corner.shapes, **self.shapes},
                     np.random.default_rng(seed),
                     values=corner.values,

@@ -12,7 +12,7 @@ from trt_native.config import BuildConfig
 from trt_native.errors import PlanError, SpecError
 from trt_native.files import is_within, read_text_file, sha256_of_file
 from trt_native.plans.schema_1 import from_schema_1
-from trt_native.shapes import ShapeRange
+from trt_native.shapes import Shape, ShapeRange
 
 __all__ = [
     "MANIFEST_SCHEMA",
@@ -91,6 +91,12 @@ class PlanTensor:
     def __str__(self) -> str:
         ranges = ", ".join(map(str, self.profiles or self.values))
         return f"{self.name}: {self.dtype} {self.describe_shape()}" + f" ({ranges})" * bool(ranges)
+
+    def can_have(self, shape: Shape) -> bool:
+        """Whether a shape has this tensor's number of axes and its fixed extents."""
+        return len(shape) == len(self.shape) and all(
+            own in (-1, extent) for own, extent in zip(self.shape, shape, strict=True)
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As JSON holds it, ranges as ``MIN:OPT:MAX``."""

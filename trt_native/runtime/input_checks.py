@@ -19,6 +19,7 @@ __all__ = [
     "check_outputs",
     "check_views",
     "choose_profile",
+    "count_profiles",
     "describe_input",
     "host_values",
     "native_order",
@@ -38,7 +39,11 @@ def read_inputs(inputs: Mapping[str, Any]) -> tuple[dict[str, TensorView], list[
 
 
 def check_inputs(
-    tensors: tuple[PlanTensor, ...], profile_count: int, inputs: Mapping[str, Any]
+    tensors: tuple[PlanTensor, ...],
+    profile_count: int,
+    inputs: Mapping[str, Any],
+    *,
+    partial: bool = False,
 ) -> int:
     """Check arrays against the inputs of an engine, and choose the optimization profile.
 
@@ -46,6 +51,7 @@ def check_inputs(
         tensors: The engine's inputs.
         profile_count: Number of its profiles.
         inputs: The arrays, by name.
+        partial: Whether inputs may be missing.
 
     Returns:
         Number of the tightest profile that allows all the shapes.
@@ -55,7 +61,12 @@ def check_inputs(
             profile; one error lists all problems.
     """
     views, problems = read_inputs(inputs)
-    return check_views(tensors, profile_count, views, frozenset(), problems)
+    return check_views(tensors, profile_count, views, frozenset(), problems, partial=partial)
+
+
+def count_profiles(tensors: Iterable[PlanTensor]) -> int:
+    """The number of optimization profiles, as far as inputs show it; at least 1."""
+    return max((len(tensor.profiles) for tensor in tensors), default=0) or 1
 
 
 def check_views(
@@ -65,6 +76,8 @@ def check_views(
     on_host: frozenset[str],
     problems: Iterable[str] = (),
     ordinal: int | None = None,
+    *,
+    partial: bool = False,
 ) -> int:
     """Check inputs as :func:`check_inputs`, given views of them.
 
@@ -75,6 +88,7 @@ def check_views(
         on_host: Names of the inputs that TensorRT reads on the host.
         problems: Known problems.
         ordinal: CUDA ordinal of the engine's GPU.
+        partial: Whether inputs may be missing.
     """
     known = {tensor.name for tensor in tensors}
     found = list(problems)
@@ -83,11 +97,12 @@ def check_views(
         if tensor.name in views:
             found += _problems_of(tensor, views[tensor.name], tensor.name in on_host)
             found += _elsewhere(tensor.name, views[tensor.name], ordinal)
-        elif not any(problem.startswith(f"{tensor.name!r}:") for problem in found):
+        elif not partial and not any(p.startswith(f"{tensor.name!r}:") for p in found):
             found.append(f"{tensor.name!r} is missing")
     if not found:
         shapes = {name: view.shape for name, view in views.items()}
-        profile = choose_profile(tensors, profile_count, shapes)
+        given = tuple(tensor for tensor in tensors if tensor.name in shapes)
+        profile = choose_profile(given, profile_count, shapes)
         if profile is not None:
             return profile
         found.append("no single profile allows these shapes together")

@@ -38,6 +38,8 @@ from trt_native.graph.onnx_file import read_model
 from trt_native.plans.manifest import PlanTensor
 from trt_native.reference import NAME
 from trt_native.reference.evaluator import has_own_formula
+from trt_native.runtime.input_checks import check_inputs, count_profiles
+from trt_native.shapes import format_shape
 
 __all__ = [
     "RUNNER",
@@ -293,23 +295,25 @@ class GoldenFile:
     """
 
     def __init__(
-        self, archive: ArrayArchive, inputs: Sequence[PlanTensor], outputs: Sequence[str]
+        self, archive: ArrayArchive, inputs: Sequence[PlanTensor], outputs: Sequence[PlanTensor]
     ) -> None:
         self.name = str(archive.path)
         self._archive = archive
         self._inputs = tuple(inputs)
         self._outputs = tuple(outputs)
         self._prefixes = self._check()
+        self._check_headers()
 
     @classmethod
     @contextlib.contextmanager
     def open(
-        cls, path: Path, inputs: Sequence[PlanTensor], outputs: Sequence[str]
+        cls, path: Path, inputs: Sequence[PlanTensor], outputs: Sequence[PlanTensor]
     ) -> Iterator[GoldenFile]:
         """Open a file and check that it has an array for every tensor of the plan.
 
         Raises:
-            SpecError: it cannot be read, lacks arrays, or has others.
+            SpecError: it cannot be read, lacks arrays, has others, or has some whose types or
+                shapes the plan's tensors cannot have.
         """
         with open_arrays(path) as archive:
             yield cls(archive, inputs, outputs)
@@ -328,24 +332,42 @@ class GoldenFile:
             yield inputs, partial(self._expected, prefix)
 
     def _expected(self, prefix: str) -> dict[str, Array]:
-        return {name: self._archive[prefix + name] for name in self._outputs}
+        return {t.name: self._archive[prefix + t.name].read() for t in self._outputs}
 
     def _input(self, tensor: PlanTensor, prefix: str) -> Array:
-        array = self._archive[prefix + tensor.name]
-        wanted = np.dtype(tensor.dtype)
-        both = is_float(array.dtype) and is_float(np.dtype(wanted))
-        return array.astype(wanted, copy=False) if both else array
+        stored = self._archive[prefix + tensor.name]
+        return stored.read().astype(_kept_type(stored.dtype, tensor), copy=False)
+
+    def _check_headers(self) -> None:
+        """Check types and shapes before any array is read."""
+        for prefix in self._prefixes:
+            found = {}
+            for tensor in self._inputs:
+                stored = self._archive[prefix + tensor.name]
+                found[tensor.name] = stored.placeholder(_kept_type(stored.dtype, tensor))
+            try:
+                check_inputs(self._inputs, count_profiles(self._inputs), found)
+            except SpecError as error:
+                place = f" ({prefix.rstrip('/')})" if prefix else ""
+                raise error.restated(f"{self.name}{place}: {error.message}", SpecError) from None
+            for tensor in self._outputs:
+                shape = self._archive[prefix + tensor.name].shape
+                if not tensor.can_have(shape):
+                    raise SpecError(
+                        f"{self.name}: {prefix}{tensor.name} has the shape {format_shape(shape)},"
+                        f" the plan's output {tensor.describe_shape()}"
+                    )
 
     def _check(self) -> tuple[str, ...]:
         """The prefixes of the batches."""
         batches: dict[str, set[str]] = {}
-        for name in self._archive.names:
+        for name in self._archive:
             match = _BATCH.fullmatch(name)
             prefix = f"batch_{match[1]}/" if match else ""
             batches.setdefault(prefix, set()).add(match[2] if match else name)
         if not batches:
             raise SpecError(f"{self.name}: holds no arrays")
-        wanted = [*(tensor.name for tensor in self._inputs), *self._outputs]
+        wanted = [tensor.name for tensor in (*self._inputs, *self._outputs)]
         problems = []
         for prefix, names in batches.items():
             problems += [f"{prefix}{name} is missing" for name in wanted if name not in names]
@@ -361,6 +383,12 @@ class GoldenFile:
                 problems=problems[:10],
             )
         return tuple(sorted(batches, key=lambda prefix: (len(prefix), prefix)))
+
+
+def _kept_type(found: np.dtype[Any], tensor: PlanTensor) -> np.dtype[Any]:
+    """The type that a stored array is given in: the plan's, where both are floating-point."""
+    wanted = np.dtype(tensor.dtype)
+    return wanted if is_float(found) and is_float(wanted) else found
 
 
 class _GoldenWriter:
