@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,31 @@ def test_files_that_are_not_models(tmp_path, command, content, message):
 
 def test_wrong_usage_is_exit_code_2(model):
     assert "No such option" in fails("build", model, "--fast", code=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "options"),
+    [
+        ("build m.onnx --json --fast", "No such option: --fast", ["--fast"]),
+        ("--nope build --json", "No such option: --nope", ["--nope"]),
+        ("nope --json", "No such command 'nope'", []),
+        ("build --json", "Missing argument 'MODEL.onnx'", []),
+        ("export latentsync --json", "Missing option '--output' / '-o'", ["--output"]),
+        ("run m.plan --random x --json", "Invalid value for '--random'", ["--random"]),
+        ("inspect m.plan --json --html", "Option '--html' requires an argument", ["--html"]),
+        ("cache list --json extra", "unexpected extra argument", []),
+    ],
+)
+def test_wrong_usage_as_json(arguments, message, options):
+    result = CliRunner().invoke(app, arguments.split())
+    assert result.exit_code == 2
+    error = json.loads(result.stdout)["error"]
+    assert set(error) == {"kind", "message", "problems", "details", "options"}
+    assert (error["kind"], error["options"]) == ("UsageError", options)
+    assert message in error["message"]
+    plain = CliRunner().invoke(app, [word for word in arguments.split() if word != "--json"])
+    assert plain.stdout == ""
+    assert plain.exit_code == 2
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from trt_native._version import __version__
 from trt_native.cli.bench import bench
@@ -12,7 +15,7 @@ from trt_native.cli.build import build
 from trt_native.cli.build_latentsync import build_latentsync
 from trt_native.cli.cache import cache_app
 from trt_native.cli.calibrate import calibrate
-from trt_native.cli.console import Verbose, set_verbosity, stdout
+from trt_native.cli.console import Verbose, flag_of, print_json_error, set_verbosity, stdout
 from trt_native.cli.deploy import deploy_app
 from trt_native.cli.diff import diff
 from trt_native.cli.doctor import doctor
@@ -26,8 +29,39 @@ from trt_native.cli.verify import verify
 
 __all__ = ["app"]
 
+_UsageError: Any = typer.BadParameter.__base__  # which Typer has from click, or of its own
+
+
+class _Program(TyperGroup):
+    """The command tree, which with ``--json`` also prints wrong usage as JSON."""
+
+    _json = False
+
+    def make_context(self, info_name: Any, args: Sequence[str], *rest: Any, **extra: Any) -> Any:
+        self._json = "--json" in args
+        with self._reporting():
+            return super().make_context(info_name, list(args), *rest, **extra)
+
+    def invoke(self, ctx: Any) -> Any:
+        with self._reporting():
+            return super().invoke(ctx)
+
+    @contextmanager
+    def _reporting(self) -> Iterator[None]:
+        try:
+            yield
+        except _UsageError as error:
+            if self._json:
+                parameter = getattr(error, "param", None)
+                flag = flag_of(parameter) if parameter else getattr(error, "option_name", "")
+                options = [flag] if flag else []
+                print_json_error("UsageError", error.format_message(), options=options)
+            raise
+
+
 app = typer.Typer(
     name="trt-native",
+    cls=_Program,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

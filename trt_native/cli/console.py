@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -23,7 +23,9 @@ from trt_native.errors import TrtNativeError, on_one_line
 
 __all__ = [
     "Verbose",
+    "flag_of",
     "print_json",
+    "print_json_error",
     "printable",
     "report_errors",
     "set_verbosity",
@@ -137,11 +139,11 @@ def _flags(error: TrtNativeError, context: typer.Context | None) -> list[str]:
     """The flags that set an error's options in the running command."""
     known = context.command.params if context is not None else ()
     parameters = {parameter.name: parameter for parameter in known}
-    flags = [_flag(parameters[name]) for name in error.options if name in parameters]
+    flags = [flag_of(parameters[name]) for name in error.options if name in parameters]
     return list(filter(None, flags))
 
 
-def _flag(parameter: Any) -> str:
+def flag_of(parameter: Any) -> str:
     """The flag that changes the default, such as ``--name``; empty for an argument."""
     if parameter.param_type_name != "option":
         return ""
@@ -155,20 +157,29 @@ def _fail(error: TrtNativeError, context: typer.Context | None, json: bool) -> N
     stderr.print("error: ", style="bold red", end="")
     stderr.print("\n  ".join((error.message + listed, *error.lines)), highlight=False)
     if json:
-        print_json(
-            {
-                "error": {
-                    "kind": type(error).__name__,
-                    "message": error.message,
-                    "problems": error.problems,
-                    "details": error.details,
-                    "options": flags,
-                }
-            }
+        print_json_error(
+            type(error).__name__,
+            error.message,
+            problems=error.problems,
+            details=error.details,
+            options=flags,
         )
     if _verbosity >= 2:
         stderr.print(traceback.format_exc(), markup=False, highlight=False)
     raise typer.Exit(1) from None
+
+
+def print_json_error(
+    kind: str,
+    message: str,
+    *,
+    problems: Sequence[str] = (),
+    details: Sequence[str] = (),
+    options: Sequence[str] = (),
+) -> None:
+    """Write the JSON document of an error to standard output; ``options`` are flags."""
+    fields = {"problems": problems, "details": details, "options": options}
+    print_json({"error": {"kind": kind, "message": message, **fields}})
 
 
 def print_json(data: object) -> None:
