@@ -120,3 +120,37 @@ def test_a_restated_error_keeps_all_but_its_message_and_class():
     assert type(again) is errors.PlanError
     assert str(again) == "plan: lost\n  - p\n  log\n  more"
     assert again.options == ("a", "b")
+
+
+class TestLongNames:
+    NAME = "a" * 35_000 + "b" * 35_000
+
+    @pytest.mark.parametrize("length", [0, 1, 500])
+    def test_what_is_short_stays(self, length):
+        assert errors.shortened("x" * length) == "x" * length
+
+    def test_words_lose_their_middle(self):
+        text = errors.shortened(f"node '{self.NAME}' reads '/a/path'")
+        assert len(text) < 550
+        assert text.startswith("node 'aaaa")
+        assert "a...(69," in text
+        assert " characters)...b" in text
+        assert text.endswith("bbbb' reads '/a/path'")
+
+    def test_lines_lose_their_middle(self):
+        text = errors.shortened("ab " * 30_000)
+        assert len(text) <= 8000
+        assert text.startswith("ab ab")
+        assert text.endswith("ab ab ")
+        assert len(errors.shortened("ab " * 30_000, 100)) <= 100
+
+    def test_errors_have_them_whole(self):
+        error = errors.SpecError(self.NAME, [self.NAME], problems=[self.NAME])
+        assert len(str(error)) < 2000
+        assert (error.message, error.details, error.problems) == (self.NAME, *[(self.NAME,)] * 2)
+
+    def test_close_names_are_not_looked_for(self):
+        # 70,000 letters of 150 kinds: a comparison would take hours.
+        name = "".join(chr(0x4E00 + 37 * i % 151) for i in range(70_000))
+        assert errors.close_names(name, [name[1:], "b"]) == []
+        assert errors.close_names("stpe", [name, "step"]) == ["step"]

@@ -26,6 +26,7 @@ __all__ = [
     "Batch",
     "StoredArray",
     "is_float",
+    "member_of",
     "open_array",
     "open_arrays",
     "save_arrays",
@@ -36,6 +37,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 _MAGIC = np.lib.format.MAGIC_PREFIX
 _ZIP_MAGIC = b"PK\x03\x04"
+_LONGEST_NAME = 2**16 - 1 - len(".npy")  # bytes
 _PIECE = 1 << 22  # bytes that are read at a time
 
 Batch: TypeAlias = Mapping[str, Array]
@@ -280,6 +282,17 @@ def open_array(path: Path, kind: type[TrtNativeError] = SpecError) -> Iterator[S
         yield StoredArray.open(origin, "an array", file, size)
 
 
+def member_of(name: str) -> str:
+    """The name that the array of a name has in an ``.npz`` file.
+
+    Raises:
+        SpecError: it is longer than a name in a ZIP archive can be.
+    """
+    if len(name.encode("utf-8", "replace")) > _LONGEST_NAME:
+        raise SpecError(f"{name!r} is too long for an .npz file, by its {len(name):,} characters")
+    return f"{name}.npy"
+
+
 class ArrayWriter:
     """Writes the arrays of an ``.npz`` file one by one. See :func:`write_arrays`."""
 
@@ -292,7 +305,7 @@ class ArrayWriter:
         ``numpy.savez`` takes the names as keywords, and so cannot write one called ``file``.
         """
         known = array.astype(np.float32) if array.dtype.kind == "V" else array
-        with self._archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+        with self._archive.open(member_of(name), "w", force_zip64=True) as member:
             np.lib.format.write_array(member, known, allow_pickle=False)
 
 

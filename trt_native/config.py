@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import operator
 import os
@@ -13,7 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from trt_native.errors import SpecError, UnsupportedError
+from trt_native.errors import SpecError, UnsupportedError, close_names
 from trt_native.shapes import DimRange, ProfileSpec, ShapeRange
 from trt_native.units import INT64_MAX, parse_bytes
 
@@ -340,7 +339,7 @@ def _unknown_name(declaring: type[Any], name: str) -> str:
     for field_name, described in declaring.__dataclass_fields__.items():
         option = described.metadata.get("option")
         flags[option.flag.replace("-", "_") if option and option.flag else field_name] = field_name
-    close = difflib.get_close_matches(name, [*flags, *flags.values()], 1)
+    close = close_names(name, [*flags, *flags.values()])
     meant = f"; did you mean {flags.get(close[0], close[0])}?" if close else ""
     if declaring is BuildConfig and name in QuantizationSpec.__dataclass_fields__:
         meant = f"; it is one of quantization=QuantizationSpec({name}=...)"

@@ -9,7 +9,7 @@ their flags.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 __all__ = [
     "USER_CODE_ERRORS",
@@ -23,7 +23,9 @@ __all__ = [
     "SpecError",
     "TrtNativeError",
     "UnsupportedError",
+    "close_names",
     "on_one_line",
+    "shortened",
 ]
 
 USER_CODE_ERRORS = (Exception, SystemExit)
@@ -45,6 +47,37 @@ def on_one_line(text: str) -> str:
     return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+_LONG_WORD = re.compile(r"\S{501,}")
+_LONGEST_LINE = 8000
+
+
+def shortened(text: str, longest: int = _LONGEST_LINE) -> str:
+    """One line as it is shown to a person: words and lines without end lose their middle.
+
+    A name in a model may have any length; here no more than 500 characters of it are left.
+    """
+    if len(text) <= min(longest, 500):
+        return text
+    text = _LONG_WORD.sub(lambda found: _without_middle(found[0], 500), text)
+    return text if len(text) <= longest else _without_middle(text, longest)
+
+
+def _without_middle(text: str, longest: int) -> str:
+    kept = (longest - 40) // 2
+    return f"{text[:kept]}...({len(text) - 2 * kept:,} characters)...{text[-kept:]}"
+
+
+def close_names(name: str, known: Iterable[str], count: int = 1, cutoff: float = 0.6) -> list[str]:
+    """The known names that are most like one, which may have been meant; none for long ones.
+
+    The time of a comparison grows with the square of the length.
+    """
+    import difflib  # only where something is wrong
+
+    names = [other for other in known if len(other) <= 500]
+    return difflib.get_close_matches(name, names, count, cutoff) if len(name) <= 500 else []
+
+
 class TrtNativeError(Exception):
     """Base of every error raised by this package.
 
@@ -54,6 +87,8 @@ class TrtNativeError(Exception):
         options: Names of the Python options that the error is about: fields of ``BuildConfig`` or
             ``QuantizationSpec``, or parameters of the function that raised it.
         problems: Problems found by a validation, one line each.
+
+    In ``str(error)`` very long names are without their middle; the attributes have them whole.
 
     Attributes:
         message: The message, on one line.
@@ -75,7 +110,7 @@ class TrtNativeError(Exception):
         self.details = tuple(details)
         self.options = tuple(options)
         self.problems = tuple(map(on_one_line, problems))
-        super().__init__("\n  ".join((message, *self.lines)))
+        super().__init__("\n  ".join(map(shortened, (message, *self.lines))))
 
     @property
     def lines(self) -> tuple[str, ...]:

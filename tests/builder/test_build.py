@@ -575,3 +575,15 @@ def test_limits_in_the_metadata_of_a_model_are_enforced(tmp_path):
     assert build(path, "batch=1:2:3", *DIMS[1:]).manifest.model["metadata"] == {
         "trt_native.max.batch": "3"
     }
+
+
+def test_the_longest_names_are_whole_in_the_manifest(tmp_path):
+    name = "h" * 3990
+    path = tiny_models.dense(tmp_path / "m.onnx", width=8, layers=1, name=name)
+    plan = build(path, "batch=1:2:4", precision=Precision.FP16)
+    assert [tensor.name for tensor in plan.manifest.tensors] == [f"{name}0", f"{name}1"]
+    assert len(plan.summary()) < 2000
+    assert len(repr(plan)) < 2000
+    path = tiny_models.dense(tmp_path / "m.onnx", width=8, layers=1, name="h" * 70_000)
+    with pytest.raises(UnsupportedError, match="no names of more than 4,000 characters"):
+        build(path, "batch=1:2:4")

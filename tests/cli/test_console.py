@@ -107,3 +107,21 @@ def test_a_closed_pipe_is_silent(model):
     )
     assert "Traceback" not in result.stderr
     assert "Exception" not in result.stderr
+
+
+def test_long_names_are_without_their_middle_but_in_json_and_commands(capsys):
+    name = "x" * 70_000
+    stderr.print(f"error: node {name!r}\nand so on")
+    table(name, [name], [[name], [("1", name)]])
+    record = logging.LogRecord("trt_native", logging.INFO, "", 0, "layer %s", (name,), None)
+    assert len(console._Formatter("%(message)s").format(record)) < 600
+    captured = capsys.readouterr()
+    assert len(captured.err) < 600
+    assert captured.err.endswith("x'\nand so on\n")
+    assert len(captured.out) < 10_000
+    assert captured.out.count("characters)") == 4
+    print_json({"name": name})
+    console.print_command(f"build --dim {name}=1\x1b")
+    lines = capsys.readouterr().out.splitlines()
+    assert json.loads("".join(lines[:-1])) == {"name": name}
+    assert lines[-1] == f"build --dim {name}=1\\x1b"

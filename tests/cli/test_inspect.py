@@ -6,6 +6,7 @@ import json
 
 import onnx_ir as ir
 import pytest
+from helpers import tiny_models
 from helpers.program import DIMS, HAS_GPU, trt_native
 from helpers.program import failing as fails
 from helpers.text_models import f32
@@ -68,3 +69,17 @@ def test_inspect_plan(model, tmp_path):
         assert "only a machine with a GPU" in data["layers_unreadable"]
     plan.write_bytes(plan.read_bytes()[:-1])
     assert "damaged: its header says" in fails("inspect", plan)
+
+
+def test_names_of_70_kilobytes(tmp_path):
+    name = "h" * 70_000
+    model = tiny_models.dense(tmp_path / "m.onnx", layers=1, name=name)
+    page = tmp_path / "m.html"
+    result = trt_native("inspect", model, "--html", page)
+    assert result.returncode == 0
+    assert len(result.stdout) < 20_000
+    assert page.stat().st_size < 20_000
+    assert "hhh...(69,5" in page.read_text()
+    found = json.loads(trt_native("inspect", model, "--json").stdout)
+    assert found["inputs"][0]["name"] == name + "0"
+    assert f"input '{name}0' (70,001)" in found["support"]["refused"][0]

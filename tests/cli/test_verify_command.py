@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -433,3 +434,24 @@ def test_nothing_but_nan_does_not_agree(model, plan, runs, verify, tmp_path):
 def test_wrong_usage_is_exit_code_2(plan, verify):
     assert verify(plan)[0] == 2
     assert verify(plan, "--against", "m.onnx", "--min-psnr", "loud")[0] == 2
+
+
+def test_names_of_70_kilobytes(runs, verify, tmp_path):
+    name = "h" * 70_000
+    model = tiny_models.dense(tmp_path / "m.onnx", name=name)
+    tensors = (dataclasses.replace(H0, name=f"{name}0"), dataclasses.replace(H2, name=f"{name}2"))
+    plan = make_plan(tmp_path / "m.plan", tensors).path
+    runs(model)
+    code, out, _ = verify(plan, "--against", model, "--random", 0)
+    assert code == 0
+    assert len(out) < 5000
+    found = json.loads(verify(plan, "--against", model, "--random", 0, "--json")[1])
+    assert found["outputs"][0]["name"] == f"{name}2"
+    np.savez(tmp_path / "g.npz", h0=np.zeros((1, 64), np.float32))
+    code, out, err = verify(plan, "--against", tmp_path / "g.npz")
+    assert code == 1
+    assert len(err) < 8000
+    code, out, err = verify(plan, "--against", model, "--random", 0, "--save", tmp_path / "s.npz")
+    assert code == 1
+    assert "is too long for an .npz file" in err
+    assert not (tmp_path / "s.npz").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from helpers.one_node_models import KERNEL, SCALE, model_of
 from helpers.passes import normalized
@@ -119,3 +120,29 @@ def test_attention_of_a_value_to_itself_is_refused(body, refused):
 
 def test_attention_of_fp16_to_itself_is_not_refused():
     check_parser_support(attention("y = Attention (x, x, v)", "float16"))
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"name": "n" * 4001}, "as node 'n"),
+        ({"x": "x" * 4001}, "as input 'x"),
+        ({"s": "s" * 4001}, "as weight 's"),
+        ({"y": "y" * 4001}, "as tensor 'y"),
+        ({"d": "d" * 4001}, "as dimension 'd"),
+    ],
+    ids=lambda value: str(value)[:12],
+)
+def test_names_that_are_too_long_for_tensorrt(change, problem):
+    names = {n: n for n in ("x", "s", "y", "d")} | change
+    node = helper.make_node("Mul", [names["x"], names["s"]], [names["y"]], change.get("name"))
+    tensors = [
+        helper.make_tensor_value_info(names[n], TensorProto.FLOAT, [names["d"]]) for n in "xy"
+    ]
+    weight = numpy_helper.from_array(np.ones(1, np.float32), names["s"])
+    graph = helper.make_graph([node], "g", tensors[:1], tensors[1:], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    with pytest.raises(UnsupportedError, match="no names of more than 4,000 characters") as caught:
+        check_parser_support(ir.from_proto(model))
+    assert problem in caught.value.message
+    assert "(4,001)" in caught.value.message

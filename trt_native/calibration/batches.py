@@ -5,7 +5,6 @@ One batch is what one run of the model takes: an array for every input.
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ import numpy as np
 from trt_native.arrays import Array, Batch, StoredArray, is_float
 from trt_native.calibration.folder import DataManifest
 from trt_native.calibration.sources import Source, StoredBatch, open_source
-from trt_native.errors import CalibrationError, SpecError
+from trt_native.errors import CalibrationError, SpecError, close_names
 from trt_native.graph.dims import shape_problems
 from trt_native.shapes import Shape, TensorSpec, format_shape
 
@@ -196,7 +195,7 @@ def _name_problems(names: Iterable[str], known: Collection[str]) -> list[str]:
     problems = []
     for name in names:
         if name not in known:
-            close = difflib.get_close_matches(str(name), list(known), 1)
+            close = close_names(str(name), known)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             problems.append(f"{name!r} is not an input of the model{hint}")
     return problems + [f"{name!r} is missing" for name in known if name not in set(names)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from trt_native.calibration.ranges import (
 )
 from trt_native.calibration.reference_runner import ReferenceRunner
 from trt_native.config import CalibrationMethod, FixedValues
-from trt_native.errors import CalibrationError, SpecError
+from trt_native.errors import CalibrationError, SpecError, close_names
 from trt_native.graph.fixed_inputs import fix_inputs
 from trt_native.graph.functions import inline_functions
 from trt_native.graph.onnx_file import hash_files, operator_names, read_model
@@ -242,7 +241,7 @@ def _ranges(
 def _chosen(tensors: Sequence[str], patterns: Sequence[str]) -> list[str]:
     for pattern in patterns:
         if not fnmatch.filter(tensors, pattern):
-            close = difflib.get_close_matches(pattern, tensors, n=3, cutoff=0.4)
+            close = close_names(pattern, tensors, 3, 0.4)
             hint = f"; close: {', '.join(close)}" if close else ""
             raise SpecError(f"pattern {pattern!r} matches no tensor that can be calibrated{hint}")
     if not patterns:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from trt_native.arrays import Array, Batch
+from trt_native.arrays import Array, Batch, member_of
 from trt_native.errors import CalibrationError, SpecError
 from trt_native.files import read_text_file
 from trt_native.shapes import Shape, TensorSpec
@@ -241,7 +241,7 @@ def _write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
     # Not numpy.savez: it takes the names as keywords, so an input called "file" would not do.
     with zipfile.ZipFile(path, "x", zipfile.ZIP_DEFLATED) as archive:
         for name, array in arrays.items():
-            member = zipfile.ZipInfo(f"{name}.npy")
+            member = zipfile.ZipInfo(member_of(name))
             member.compress_type = zipfile.ZIP_DEFLATED
             with archive.open(member, "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, array, allow_pickle=False)

@@ -17,6 +17,7 @@ from trt_native.cli.bench_tables import (
     ratio_lines,
 )
 from trt_native.cli.html import page
+from trt_native.errors import shortened
 
 if TYPE_CHECKING:
     from trt_native.bench import BenchReport, LayerTime
@@ -67,12 +68,12 @@ def _svg(width: float, height: float, shapes: Iterator[str]) -> str:
 def _rect(x: float, y: float, width: float, height: float, fill: str, title: str) -> str:
     return (
         f'<rect x="{x:.2f}" y="{y:.2f}" width="{width:.2f}" height="{height:.2f}" fill="{fill}">'
-        f"<title>{escape(title)}</title></rect>"
+        f"<title>{escape(shortened(title))}</title></rect>"
     )
 
 
 def _text(x: float, y: float, text: str, anchor: str = "start") -> str:
-    return f'<text x="{x:.2f}" y="{y:.2f}" text-anchor="{anchor}">{escape(text)}</text>'
+    return f'<text x="{x:.2f}" y="{y:.2f}" text-anchor="{anchor}">{escape(shortened(text))}</text>'
 
 
 def _histogram(values: np.ndarray[Any, Any]) -> str:

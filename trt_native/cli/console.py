@@ -19,11 +19,12 @@ from rich.table import Table
 from rich.text import Text
 
 from trt_native.cli import interrupted
-from trt_native.errors import TrtNativeError, on_one_line
+from trt_native.errors import TrtNativeError, on_one_line, shortened
 
 __all__ = [
     "Verbose",
     "flag_of",
+    "print_command",
     "print_json",
     "print_json_error",
     "printable",
@@ -36,11 +37,12 @@ __all__ = [
 
 
 def printable(text: str) -> str:
-    """The text with escapes for characters that control a terminal, apart from line ends.
+    """The text as a terminal shows it, line ends apart: control characters are escaped.
 
-    Names in a model, in a plan's manifest and of files may hold some.
+    Names in a model, in a plan's manifest and of files may hold some, and may be very long: they
+    are without their middle then, as what follows takes time for each character.
     """
-    return "\n".join(map(on_one_line, text.split("\n")))
+    return "\n".join(shortened(on_one_line(line)) for line in text.split("\n"))
 
 
 class _Console(Console):
@@ -184,7 +186,12 @@ def print_json_error(
 
 def print_json(data: object) -> None:
     """Write one JSON document to standard output."""
-    stdout.print(json.dumps(data, indent=1), markup=False, highlight=False)
+    stdout.file.write(json.dumps(data, indent=1) + "\n")
+
+
+def print_command(command: str) -> None:
+    """Write a command to standard output, whole, so that it can be copied."""
+    stdout.file.write(on_one_line(command) + "\n")
 
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
@@ -206,4 +213,4 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) 
 
 def _text(content: object, style: str = "") -> Text:
     lines = content if isinstance(content, tuple) else (content,)
-    return Text("\n".join(on_one_line(str(line)) for line in lines), style)
+    return Text("\n".join(shortened(on_one_line(str(line))) for line in lines), style)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trt_native.cli.console import print_json, report_errors, stderr, stdout, table
+from trt_native.cli.console import print_command, print_json, report_errors, stderr, table
 from trt_native.cli.inputs import read_shapes
 from trt_native.cli.options import IgnoreManifest
 
@@ -121,7 +121,7 @@ def trtexec(
     if json:
         print_json({"command": shlex.join(words), "words": words, "needs": _needs(loaded)})
         return
-    stdout.print(shlex.join(words), markup=False, highlight=False)
+    print_command(shlex.join(words))
     stderr.print(f"for the {words[0]} of {_needs(loaded)}", markup=False, highlight=False)
 
 

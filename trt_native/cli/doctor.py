@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trt_native.cli.console import print_json, report_errors, stdout, table
+from trt_native.cli.console import print_command, print_json, report_errors, stdout, table
 from trt_native.cli.options import IgnoreManifest
 from trt_native.installing import install_command
 
@@ -158,7 +158,7 @@ def _print_findings(path: Path, findings: dict[str, Any]) -> None:
         return
     if findings["rebuild"]:
         stdout.print(f"To build it again here ({findings['model']}):", markup=False)
-        stdout.print(f"  {findings['rebuild']}", markup=False, highlight=False)
+        print_command(f"  {findings['rebuild']}")
     else:
         stdout.print("How it was built is not recorded: build it again from its ONNX file.")
 

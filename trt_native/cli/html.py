@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
+from trt_native.errors import shortened
 from trt_native.shapes import format_shape
 from trt_native.units import format_bytes
 
@@ -156,7 +157,7 @@ def page(
         f"<h1>{escape(title)}</h1>",
     ]
     if remark:
-        parts.append(f"<p>{escape(remark)}</p>")
+        parts.append(f"<p>{escape(shortened(remark))}</p>")
     if nodes:
         parts += ["<h2>Graph</h2>", '<div class="graph">', *_svg(nodes), "</div>"]
     for heading, markup in figures:
@@ -173,7 +174,8 @@ def page(
 
 
 def _cell(content: object) -> str:
-    return escape("\n".join(content) if isinstance(content, tuple) else str(content))
+    lines = content if isinstance(content, tuple) else str(content).split("\n")
+    return escape("\n".join(map(shortened, lines)))
 
 
 def _svg(nodes: Sequence[GraphNode]) -> Iterator[str]:
@@ -204,7 +206,7 @@ def _svg(nodes: Sequence[GraphNode]) -> Iterator[str]:
             )
     for (x, y), node in zip(places, nodes, strict=True):
         color = _COLORS.get(node.precision, "#f2f2f2")
-        yield f"<g><title>{escape(node.name)}</title>"
+        yield f"<g><title>{escape(shortened(node.name))}</title>"
         yield f'<rect x="{x}" y="{y}" width="{_WIDTH}" height="{_HEIGHT}" rx="4" fill="{color}"/>'
         lines = (f"{node.kind} {node.note}".strip(), node.name, node.shape)
         for number, line in enumerate(lines):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trt_native.cli.console import print_json, report_errors, stderr, stdout, table
+from trt_native.cli.console import print_command, print_json, report_errors, stderr, stdout, table
 from trt_native.cli.html import TENSOR_COLUMNS, GraphNode, page, plan_page, tensor_rows
 from trt_native.cli.options import IgnoreManifest, complete_backend
 from trt_native.cli.quantize import engine_layers_text
@@ -148,7 +148,7 @@ def _print_support(path: Path, backend: str, support: dict[str, Any]) -> None:
     ]
     table(f"A build by {support['product']} {support['version']}", ("", ""), rows)
     if not support["refused"]:
-        stdout.print(_build_line(path, backend, support))
+        print_command(_build_line(path, backend, support))
 
 
 def _build_line(path: Path, backend: str, support: dict[str, Any]) -> str:

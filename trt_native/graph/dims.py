@@ -6,7 +6,6 @@ where an axis is an expression such as ``batch*frames``, so that coupled axes st
 
 from __future__ import annotations
 
-import difflib
 import json
 import operator
 import re
@@ -18,7 +17,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from trt_native.errors import ModelError, SpecError
+from trt_native.errors import ModelError, SpecError, close_names
 from trt_native.files import parse_yaml, read_text_file
 from trt_native.shapes import (
     DimRange,
@@ -241,7 +240,7 @@ def _add_problem(problems: list[str], where: str, problem: str) -> None:
 
 
 def _close(name: str, known: Any) -> str:
-    match = difflib.get_close_matches(name, list(known), 1)
+    match = close_names(name, known)
     return f"; did you mean {match[0]!r}?" if match else ""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +9,7 @@ import onnx_ir as ir
 
 from trt_native.arrays import Array
 from trt_native.config import FixedValues
-from trt_native.errors import SpecError
+from trt_native.errors import SpecError, close_names
 from trt_native.shapes import TensorSpec
 
 __all__ = ["check_fixed_inputs", "fix_inputs"]
@@ -32,7 +31,7 @@ def check_fixed_inputs(inputs: Sequence[TensorSpec], values: FixedValues) -> tup
     problems = []
     for name, value in values.items():
         if name not in by_name:
-            close = difflib.get_close_matches(name, list(by_name), 1)
+            close = close_names(name, by_name)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             problems.append(f"{name!r} is not an input of the model{hint}")
         elif problem := _problem(by_name[name], value):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 from collections.abc import Iterable, Sequence
 
 import onnx_ir as ir
 
-from trt_native.errors import SpecError
+from trt_native.errors import SpecError, close_names
 
 __all__ = ["match_nodes"]
 
@@ -34,7 +33,7 @@ def match_nodes(
         names = {n: (n.op_type if by_op else n.name or "") for n in candidates}
         matches[pattern] = {n for n, name in names.items() if fnmatch.fnmatchcase(name, wanted)}
         if not matches[pattern]:
-            close = difflib.get_close_matches(wanted, sorted(set(names.values())), n=3, cutoff=0.4)
+            close = close_names(wanted, sorted(set(names.values())), 3, 0.4)
             hint = f"; close: {', '.join(close)}" if close else ""
             kind = "operator type" if by_op else "node name"
             origin = " or ".join(options)

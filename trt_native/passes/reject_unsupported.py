@@ -6,7 +6,7 @@ parser is of the same source.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import onnx_ir as ir
@@ -20,6 +20,7 @@ from trt_native.passes.extent_workarounds import computes_condition, resize_reas
 __all__ = ["RejectUnsupported", "check_parser_support", "unsupported_reason"]
 
 _MOST_NAMED = 20
+_LONGEST_NAME = 4000  # TensorRT takes 4096 characters, and passes add some
 
 
 @wraps_graph_errors
@@ -33,6 +34,14 @@ def check_parser_support(model: ir.Model, crashing: Collection[str] = ()) -> Non
     Raises:
         UnsupportedError: there is such a node; all of them in one error.
     """
+    long = [item for item in _names(model) if len(item[1]) > _LONGEST_NAME]
+    if long:
+        kind, name = long[0]
+        others = f" and {len(long) - 1} more" if long[1:] else ""
+        raise UnsupportedError(
+            f"TensorRT takes no names of more than {_LONGEST_NAME:,} characters, as {kind} {name!r}"
+            f" ({len(name):,}){others}; write the model with shorter ones"
+        )
     found = [
         f"input {value.name!r} is an output too, and TensorRT would rename it; give the output a"
         " name of its own behind an Identity"
@@ -62,8 +71,10 @@ class RejectUnsupported(GraphPass):
 
     def needed(self, model: ir.Model) -> bool:
         """Whether a node has no other form that TensorRT computes correctly."""
-        return any(value.is_graph_output() for value in model.graph.inputs) or any(
-            unsupported_reason(node, self._crashing) for node in all_nodes(model.graph)
+        return (
+            any(value.is_graph_output() for value in model.graph.inputs)
+            or any(unsupported_reason(node, self._crashing) for node in all_nodes(model.graph))
+            or any(len(name) > _LONGEST_NAME for _, name in _names(model))
         )
 
     def rewrite(self, model: ir.Model) -> Mapping[str, Any]:
@@ -75,6 +86,21 @@ class RejectUnsupported(GraphPass):
     def _crashing(self) -> Collection[str]:
         backend = self.context.backend
         return () if backend is None else backend.capabilities.crashing_operators
+
+
+def _names(model: ir.Model) -> Iterator[tuple[str, str]]:
+    """The names that TensorRT gets, each with what has it."""
+    for value in model.graph.inputs:
+        yield "input", value.name or ""
+        for axis in value.shape or ():
+            yield "dimension", str(getattr(axis, "value", ""))
+    for graph in model.graphs():
+        for name in graph.initializers:
+            yield "weight", name
+    for node in all_nodes(model.graph):
+        yield "node", node.name or ""
+        for output in node.outputs:
+            yield "tensor", output.name or ""
 
 
 def unsupported_reason(node: ir.Node, crashing: Collection[str]) -> str:

@@ -10,7 +10,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from trt_native.errors import PlanError, on_one_line
+from trt_native.errors import PlanError, on_one_line, shortened
 from trt_native.files import AtomicFile, as_path, open_regular_file, save_with_json
 from trt_native.plans.header import HEADER_BYTES, PlanHeader
 from trt_native.plans.manifest import Manifest, manifest_path, read_manifest
@@ -71,7 +71,7 @@ class Plan:
         """Describe the plan for a person: its facts, and its inputs and outputs, a line each."""
         tensors = [] if self.manifest is None else self.manifest.tensors
         lines = [", ".join(self._facts()), *(f"  {tensor.mode:6} {tensor}" for tensor in tensors)]
-        return "\n".join(map(on_one_line, lines))
+        return "\n".join(shortened(on_one_line(line)) for line in lines)
 
     @property
     def content(self) -> bytes | memoryview | StoredContent:

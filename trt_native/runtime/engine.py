@@ -15,7 +15,14 @@ from trt_native.backends.missing_kernels import missing_kernel
 from trt_native.backends.registry import load_backend
 from trt_native.config import KernelSpecialization
 from trt_native.cuda import GpuInfo, memory_info, require_gpu
-from trt_native.errors import ClosedError, CudaError, PlanError, SpecError, UnsupportedError
+from trt_native.errors import (
+    ClosedError,
+    CudaError,
+    PlanError,
+    SpecError,
+    UnsupportedError,
+    shortened,
+)
 from trt_native.plans.compatibility import Environment, compatibility
 from trt_native.plans.engine_layers import layer_records
 from trt_native.plans.manifest import PlanTensor
@@ -257,7 +264,7 @@ class Engine:
 
 
 def _listed(tensors: Iterable[PlanTensor]) -> str:
-    return ", ".join(tensor.name for tensor in tensors)
+    return ", ".join(shortened(tensor.name) for tensor in tensors)
 
 
 def check_kernels(errors: Sequence[str], product: str) -> None:

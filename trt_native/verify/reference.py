@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import logging
 import re
 import sys
@@ -30,7 +29,7 @@ from trt_native.arrays import (
 from trt_native.calibration.reference_runner import ReferenceRunner
 from trt_native.calibration.sources import load_function
 from trt_native.config import FixedValues
-from trt_native.errors import USER_CODE_ERRORS, CalibrationError, SpecError
+from trt_native.errors import USER_CODE_ERRORS, CalibrationError, SpecError, close_names
 from trt_native.graph.fixed_inputs import fix_inputs
 from trt_native.graph.functions import inline_functions
 from trt_native.graph.nodes import all_nodes
@@ -372,7 +371,7 @@ class GoldenFile:
         for prefix, names in batches.items():
             problems += [f"{prefix}{name} is missing" for name in wanted if name not in names]
             for name in sorted(names - set(wanted)):
-                close = difflib.get_close_matches(name, wanted, 1)
+                close = close_names(name, wanted)
                 hint = f"; did you mean {close[0]!r}?" if close else ""
                 problems.append(f"{prefix}{name} is not an input or output of the plan{hint}")
         if problems:
