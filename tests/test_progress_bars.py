@@ -1,14 +1,27 @@
 import functools
 import io
+import time
 
 import pytest
 from rich.console import Console
 from tqdm import tqdm
 
+from trt_native import build_plan, progress_bars
+from trt_native.builder.plan_cache import EngineCache
+from trt_native.builder.refit import refit_plan
+from trt_native.builder.select_precision import select_precision
+from trt_native.calibration.collect import calibrate
 from trt_native.errors import SpecError
 from trt_native.export import export_module
 from trt_native.progress import phase
-from trt_native.progress_bars import ExportProgress, shows_byte_progress, shows_progress
+from trt_native.progress_bars import (
+    BuildProgress,
+    ExportProgress,
+    shows_byte_progress,
+    shows_progress,
+)
+from trt_native.verify.check import verify_plan
+from trt_native.verify.first_mismatch import find_first_mismatch
 
 STEPS = [
     ("Hashing the checkpoint", 0, 4096),
@@ -104,6 +117,92 @@ class TestAnyProgress:
             work(progress=progress)
 
 
-def test_the_functions_keep_their_names():
-    assert export_module.__name__ == "export_module"
-    assert "progress" in export_module.__wrapped__.__kwdefaults__
+@pytest.mark.parametrize(
+    "function",
+    [
+        build_plan,
+        EngineCache.build_plan,
+        refit_plan,
+        select_precision,
+        calibrate,
+        verify_plan,
+        find_first_mismatch,
+        export_module,
+    ],
+    ids=lambda function: function.__qualname__,
+)
+def test_all_long_work_takes_any_progress(function):
+    assert function.__wrapped__.__kwdefaults__["progress"] is None
+    with pytest.raises(SpecError, match="give True, tqdm"):
+        function(progress=3)
+
+
+def lines_of(display, work, count, monkeypatch):
+    """The lines that a display writes while nothing happens."""
+    monkeypatch.setattr(progress_bars, "_LINE_INTERVAL", 0.01)
+    file = io.StringIO()
+    progress = display(Console(file=file, width=1000))
+    work(progress)  # before there is a thread that could write in between
+    with progress:
+        deadline = time.monotonic() + 30
+        while file.getvalue().count("\n") < count and time.monotonic() < deadline:
+            time.sleep(0.01)
+    return [line.split("] ", 1)[1] for line in file.getvalue().splitlines()]
+
+
+class TestWaits:
+    """Elsewhere than on a terminal, a line comes when none was written for a time."""
+
+    def test_what_is_done_how_far_and_what_is_left(self, monkeypatch):
+        def work(progress):
+            progress.phase_start("Comparing", None, 0)
+            progress.phase_start("Running the reference\n" + "x" * 9000, "Comparing", 2000)
+            progress.step_complete("Running the reference\n" + "x" * 9000, 999)
+
+        display = functools.partial(BuildProgress, brief=True)
+        for line in lines_of(display, work, 2, monkeypatch):
+            assert len(line) < 700
+            assert line.startswith("Running the reference\\nxxx")
+            assert line.endswith(" characters)..." + line.rpartition("...")[2])
+            assert ": 1,000 of 2,000, about 0 s left" in line
+
+    def test_a_phase_of_unknown_length(self, monkeypatch):
+        def work(progress):
+            progress.phase_start("Capturing", None, 0)
+            progress.step_complete("Capturing", 4)
+
+        assert lines_of(BuildProgress, work, 3, monkeypatch)[:2] == ["Capturing", "Capturing: 5"]
+
+    def test_a_phase_without_steps(self, monkeypatch):
+        def work(progress):
+            progress.phase_start("Building", None, 1)
+
+        first, second, *_ = lines_of(BuildProgress, work, 3, monkeypatch)
+        assert (first, second) == ("Building", "Building (0 s so far)")
+
+    def test_bytes(self, monkeypatch):
+        def work(progress):
+            progress("Writing", 0, 4 << 20)
+            progress("Writing", 1 << 20, 4 << 20)
+
+        lines = lines_of(ExportProgress, work, 2, monkeypatch)
+        assert lines[0] == "Writing (4.0 MiB)"
+        assert "Writing: 1.0 MiB of 4.0 MiB, about 0 s left" in lines
+
+    def test_between_phases(self, monkeypatch):
+        def work(progress):
+            progress.phase_start("Reading", None, 1)
+            progress.phase_finish("Reading")
+
+        assert lines_of(BuildProgress, work, 2, monkeypatch)[:2] == ["Reading", "working"]
+
+
+def test_names_beside_bars_are_short_and_on_one_line():
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=250)
+    with BuildProgress(console) as progress:
+        progress.phase_start("Building\x1b " + "x" * 9000, None, 0)
+        progress.step_complete("Building\x1b " + "x" * 9000, 6)
+    assert "Building\\x1b xxx" in file.getvalue()
+    assert "x" * 101 not in file.getvalue()
+    assert "7/?" in file.getvalue()

@@ -19,10 +19,10 @@ def no_progress(phase: str, done: int, total: int) -> None:
 
 
 class Progress(Protocol):
-    """Receives progress callbacks of a build, on the building thread; must return quickly."""
+    """Receives progress callbacks of long work, on the working thread; must return quickly."""
 
     def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
-        """A phase of so many steps begins inside ``parent``."""
+        """A phase of so many steps (0: not known) begins inside ``parent``."""
 
     def step_complete(self, phase: str, step: int) -> None:
         """A step, counted from 0, is done."""
@@ -32,11 +32,13 @@ class Progress(Protocol):
 
 
 @contextlib.contextmanager
-def phase(progress: Progress | None, name: str, steps: int = 1) -> Iterator[Callable[[int], None]]:
+def phase(
+    progress: Progress | None, name: str, steps: int = 1, *, parent: str | None = None
+) -> Iterator[Callable[[int], None]]:
     """Report the work of a block as a phase; gives a function that reports a step as done."""
     if progress is None:
         yield lambda step: None  # noqa: ARG005
         return
-    progress.phase_start(name, None, steps)
+    progress.phase_start(name, parent, steps)
     yield functools.partial(progress.step_complete, name)
     progress.phase_finish(name)

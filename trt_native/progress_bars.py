@@ -1,14 +1,16 @@
-"""Progress of builds and exports: bars on a terminal, occasional plain lines elsewhere."""
+"""Progress of long work for people: bars on a terminal, occasional plain lines elsewhere."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from trt_native.errors import SpecError
+from trt_native.errors import SpecError, on_one_line, shortened
 from trt_native.progress import ByteProgress, Progress
 from trt_native.units import format_bytes
 
@@ -19,6 +21,7 @@ __all__ = [
     "AnyProgress",
     "BuildProgress",
     "ExportProgress",
+    "open_progress",
     "shows_byte_progress",
     "shows_progress",
 ]
@@ -29,10 +32,11 @@ bar like it, a :class:`~trt_native.progress.Progress`, or a function that takes 
 number of steps or bytes done, and their total (a :data:`~trt_native.progress.ByteProgress`)."""
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_D = TypeVar("_D", bound="_Display")
 
 _BAR_INTERVAL = 0.05
 _FEW = 30  # so few steps that each is shown
-_LINE_INTERVAL = 5.0
+_LINE_INTERVAL = 10.0
 
 
 def _started_bars(console: Console, counter: Any) -> Any:
@@ -60,99 +64,155 @@ def _started_bars(console: Console, counter: Any) -> Any:
     return bars
 
 
-class BuildProgress:
-    """A :class:`trt_native.progress.Progress` for people.
+@dataclass(slots=True)
+class _Work:
+    """A phase that is going on."""
 
-    TensorRT calls it thousands of times from the building thread. So on a terminal at most 20 steps
-    a second of a long phase are shown, and elsewhere at most one line in 5 seconds.
+    phase: str
+    total: int
+    started: float
+    done: int = 0
+    bar: Any = None
+
+
+class _Display:
+    """What both kinds of progress for people share.
+
+    On a terminal there are bars with a moving sign. Elsewhere a thread writes a line whenever none
+    was written for ten seconds: what is being done, how far, and how long the rest may take.
 
     Args:
         console: The console to write to.
+        brief: Whether to write nothing elsewhere but these lines, none where a phase begins.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, brief: bool = False) -> None:
         self._console = console
+        self._brief = brief
         self._bars: Any = None
-        self._tasks: dict[str, Any] = {}
-        self._steps: dict[str, int] = {}
+        self._work: list[_Work] = []
         self._started = self._shown = time.monotonic()
+        self._ended = threading.Event()
 
-    def __enter__(self) -> BuildProgress:
+    def __enter__(self: _D) -> _D:
         if self._console.is_terminal:
-            from rich.progress import MofNCompleteColumn
-
-            self._bars = _started_bars(self._console, MofNCompleteColumn())
+            self._bars = _started_bars(self._console, self._counter())
+        else:
+            threading.Thread(target=self._report_waits, daemon=True).start()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._ended.set()
         if self._bars is not None:
             self._bars.stop()
 
+    def _counter(self) -> Any:
+        """The column of a bar for what is counted."""
+        raise NotImplementedError
+
+    def _count(self, count: int) -> str:
+        """A number of what is counted, as text."""
+        raise NotImplementedError
+
+    def _begin(self, phase: str, total: int, *, line: str = "") -> None:
+        work = _Work(phase, total, time.monotonic())
+        if self._bars is not None:
+            work.bar = self._bars.add_task(_label(phase), total=total or None)
+        elif line and not self._brief:
+            self._write(line)
+        self._work.append(work)
+
+    def _finish(self, phase: str) -> None:
+        for work in [work for work in self._work if work.phase == phase]:
+            self._work.remove(work)
+            if self._bars is not None:
+                self._bars.remove_task(work.bar)
+
+    def _report_waits(self) -> None:
+        while not self._ended.wait(max(self._shown + _LINE_INTERVAL - time.monotonic(), 0.01)):
+            if time.monotonic() - self._shown >= _LINE_INTERVAL:
+                innermost = self._work[-1:]  # in one step: the other thread changes the list
+                self._write(self._state(innermost[0]) if innermost else "working")
+
+    def _state(self, work: _Work) -> str:
+        if not work.done:
+            return f"{work.phase} ({time.monotonic() - work.started:.0f} s so far)"
+        if not work.total:
+            return f"{work.phase}: {self._count(work.done)}"
+        rest = (time.monotonic() - work.started) * (work.total - work.done) / work.done
+        return (
+            f"{work.phase}: {self._count(work.done)} of {self._count(work.total)}, about"
+            f" {rest:.0f} s left"
+        )
+
+    def _write(self, text: str) -> None:
+        self._shown = time.monotonic()
+        line = f"[{self._shown - self._started:6.1f} s] {shortened(on_one_line(text))}"
+        self._console.print(line, markup=False, highlight=False)
+
+
+def _label(phase: str) -> str:
+    """A phase's name beside its bar: TensorRT puts names of the model into some."""
+    return shortened(on_one_line(phase), 100)
+
+
+class BuildProgress(_Display):
+    """A :class:`trt_native.progress.Progress` for people.
+
+    TensorRT calls it thousands of times from the building thread. So on a terminal at most 20 steps
+    a second of a long phase are shown.
+    """
+
+    def _counter(self) -> Any:
+        from rich.progress import MofNCompleteColumn
+
+        return MofNCompleteColumn()
+
+    def _count(self, count: int) -> str:
+        return f"{count:,}"
+
     def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
         """See :class:`trt_native.progress.Progress`."""
-        self._steps[phase] = steps
-        if self._bars is not None:
-            self._tasks[phase] = self._bars.add_task(phase, total=steps)
-        elif parent is None:
-            self._line(phase)
+        self._begin(phase, steps, line=phase if parent is None else "")
 
     def step_complete(self, phase: str, step: int) -> None:
         """See :class:`trt_native.progress.Progress`."""
-        now = time.monotonic()
+        work = next((work for work in reversed(self._work) if work.phase == phase), None)
+        if work is None:
+            return
+        work.done = step + 1
         if self._bars is not None:
-            if self._steps[phase] <= _FEW or now - self._shown >= _BAR_INTERVAL:
+            now = time.monotonic()
+            if work.total <= _FEW or now - self._shown >= _BAR_INTERVAL:
                 self._shown = now
-                self._bars.update(self._tasks[phase], completed=step + 1)
-        elif now - self._shown >= _LINE_INTERVAL:
-            self._line(f"{phase} {step + 1}/{self._steps[phase]}")
+                self._bars.update(work.bar, completed=work.done)
 
     def phase_finish(self, phase: str) -> None:
         """See :class:`trt_native.progress.Progress`."""
-        if self._bars is not None:
-            self._bars.remove_task(self._tasks.pop(phase))
-
-    def _line(self, text: str) -> None:
-        self._shown = time.monotonic()
-        elapsed = self._shown - self._started
-        self._console.print(f"[{elapsed:6.1f} s] {text}", markup=False, highlight=False)
+        self._finish(phase)
 
 
-class ExportProgress:
-    """A :data:`trt_native.progress.ByteProgress` for people: one bar, or a line for each phase.
+class ExportProgress(_Display):
+    """A :data:`trt_native.progress.ByteProgress` for people: one bar, or a line for each phase."""
 
-    Args:
-        console: The console to write to.
-    """
+    def _counter(self) -> Any:
+        from rich.progress import DownloadColumn
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._bar: Any = None
-        self._phase = ""
-        self._started = time.monotonic()
+        return DownloadColumn(binary_units=True)
 
-    def __enter__(self) -> ExportProgress:
-        if self._console.is_terminal:
-            from rich.progress import DownloadColumn
-
-            self._bar = _started_bars(self._console, DownloadColumn(binary_units=True))
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+    def _count(self, count: int) -> str:
+        return format_bytes(count)
 
     def __call__(self, phase: str, done: int, total: int) -> None:
         """See :data:`trt_native.progress.ByteProgress`."""
-        begins, self._phase = phase != self._phase, phase
-        if self._bar is not None:
-            for task in self._bar.task_ids if begins else ():
-                self._bar.remove_task(task)
-            task = self._bar.add_task(phase) if begins else self._bar.task_ids[0]
-            self._bar.update(task, completed=done, total=total or None)
-        elif begins:
-            elapsed = time.monotonic() - self._started
-            size = f" ({format_bytes(total)})" if total else ""
-            self._console.print(f"[{elapsed:6.1f} s] {phase}{size}", markup=False, highlight=False)
+        if not self._work or self._work[0].phase != phase:
+            for work in self._work[:]:
+                self._finish(work.phase)
+            self._begin(phase, total, line=phase + (f" ({format_bytes(total)})" if total else ""))
+        work = self._work[0]
+        work.done, work.total = done, total
+        if self._bars is not None:
+            self._bars.update(work.bar, completed=done, total=total or None)
 
 
 class _TqdmProgress:
@@ -174,7 +234,7 @@ class _TqdmProgress:
             self.phase_finish(phase)
 
     def phase_start(self, phase: str, parent: str | None, steps: int) -> None:  # noqa: ARG002
-        self._bars[phase] = self._make_bar(total=steps, desc=phase)
+        self._bars[phase] = self._make_bar(total=steps or None, desc=_label(phase))
 
     def step_complete(self, phase: str, step: int) -> None:
         bar = self._bars[phase]
@@ -190,7 +250,7 @@ class _BarOfPhases:
     def __init__(self, bar: Any) -> None:
         self._bar = bar
 
-    def __call__(self, *, total: int, desc: str) -> Any:
+    def __call__(self, *, total: int | None, desc: str) -> Any:
         self._bar.reset(total=total)
         self._bar.set_description(desc)
         return self
@@ -242,6 +302,17 @@ class _BytesAsSteps:
 
 
 @contextlib.contextmanager
+def open_progress(given: AnyProgress) -> Iterator[Progress | None]:
+    """What is given to receive progress, as a :class:`Progress`, for the time of a block.
+
+    Raises:
+        SpecError: it receives none.
+    """
+    with _opened(given, BuildProgress) as found:
+        yield found if found is None or hasattr(found, "phase_start") else _StepsAsBytes(found)
+
+
+@contextlib.contextmanager
 def _opened(given: AnyProgress, own: type[Any]) -> Iterator[Any]:
     """What is given, ready to receive progress; ``own`` is the kind of bars that ``True`` means."""
     makes_bars = isinstance(given, type | functools.partial)
@@ -272,9 +343,7 @@ def shows_progress(function: _F) -> _F:
 
     @functools.wraps(function)
     def run(*args: Any, progress: AnyProgress = None, **options: Any) -> Any:
-        with _opened(progress, BuildProgress) as found:
-            steps = found is None or hasattr(found, "phase_start")
-            receiver = found if steps else _StepsAsBytes(found)
+        with open_progress(progress) as receiver:
             return function(*args, progress=receiver, **options)
 
     return run  # type: ignore[return-value]

@@ -154,6 +154,14 @@ class TestCapture:
         assert [set(arrays) for _, arrays in found] == [{"input"}] * 2
         assert all("timestep" not in entry for entry, _ in found)
 
+    def test_progress(self, tmp_path):
+        calls = []
+        run(Denoiser(), tmp_path / "d", range(3), batches=2, progress=lambda *c: calls.append(c))
+        assert calls == [
+            *(("Capturing calls", done, 0) for done in range(4)),
+            *(("Writing the batches", done, 2) for done in range(3)),
+        ]
+
     def test_an_exception_in_the_block_leaves_nothing(self, tmp_path):
         def fail(*_):
             raise ZeroDivisionError

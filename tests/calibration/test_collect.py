@@ -151,7 +151,8 @@ def test_progress_receives_every_batch(batches):
     ]
     progress = Recorder()
     collect(iter(batches), identity, ["x"], progress=progress)
-    assert progress.calls == [(phases[1], 1), (phases[1], "end")]
+    steps = [(phases[1], "step", i) for i in range(3)]
+    assert progress.calls == [(phases[1], 0), *steps, (phases[1], "end")]
 
 
 @pytest.fixture

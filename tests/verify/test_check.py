@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from trt_native.errors import SpecError
-from trt_native.verify.check import Case, verify_plan
+from trt_native.verify.check import Case, Cases, verify_plan
 from trt_native.verify.metrics import Thresholds
 
 EXPECTED = {"y": np.array([3.0, 4.0]), "z": np.array([1.0, 1.0])}
@@ -149,3 +149,13 @@ class TestCases:
 
         with pytest.raises(SpecError, match="the plan cannot"):
             verify_plan(run, [Case(*cases(0.5)[0], "corner", optional=True)], LIMITS)
+
+
+def test_progress_receives_every_case():
+    calls = []
+    shown = Cases(2, iter(cases(0.0, 0.1)))
+    verify_plan(plan, shown, Thresholds(), progress=lambda *call: calls.append(call))
+    assert calls == [("Comparing with the reference", done, 2) for done in range(3)]
+    calls.clear()
+    verify_plan(plan, iter(cases(0.0)), Thresholds(), progress=lambda *call: calls.append(call))
+    assert calls == [("Comparing with the reference", done, 0) for done in range(2)]

@@ -16,6 +16,7 @@ from helpers.text_models import model
 from onnx.reference import ReferenceEvaluator
 
 from trt_native.errors import ModelError, SpecError
+from trt_native.progress_bars import open_progress
 from trt_native.verify import CallableReference, GoldenFile, OnnxReference, open_reference
 from trt_native.verify.reference import golden_writer
 
@@ -50,6 +51,19 @@ def test_an_onnx_file(tmp_path, rng):
             assert sorted(found) == names
             for name in names:
                 np.testing.assert_array_equal(found[name], whole[name])
+
+
+def test_progress_receives_every_node(tmp_path):
+    calls = []
+    path = tiny_models.norm(tmp_path / "m.onnx")
+    count = len(onnx.load(path).graph.node)
+    with open_progress(lambda *call: calls.append(call)) as progress:
+        OnnxReference(path)({"x": np.ones((1, 16), np.float32)}, ["y"], progress)
+    assert calls == [("Running the reference", done, count) for done in range(count + 1)]
+    calls.clear()
+    with open_progress(lambda *call: calls.append(call)) as progress:
+        CallableReference("builtins:dict")({"y": np.ones(1)}, ["y"], progress)
+    assert calls == [("Calling builtins:dict", 0, 1)]
 
 
 def test_a_fused_operator_is_computed_by_a_formula_of_this_package_and_named(tmp_path, rng):

@@ -41,6 +41,7 @@ from trt_native.graph.types import is_reduced
 from trt_native.passes.split_fp32_products import can_split
 from trt_native.plans.plan import Plan
 from trt_native.progress import Progress
+from trt_native.progress_bars import AnyProgress, shows_progress
 from trt_native.runtime import HostExecution, Session
 from trt_native.scratch import scratch_folder
 
@@ -183,6 +184,7 @@ class MeasurementHooks:
     )
 
 
+@shows_progress
 def select_precision(
     model: Path,
     config: BuildConfig,
@@ -192,7 +194,7 @@ def select_precision(
     backend: str | Backend = "auto",
     build: _Build | None = None,
     measuring: MeasurementHooks | None = None,
-    progress: Progress | None = None,
+    progress: AnyProgress = None,
 ) -> SelectionReport:
     """Build FP16, INT8, FP8 and INT8 weights, and choose the fastest that is accurate enough.
 
@@ -207,7 +209,7 @@ def select_precision(
         backend: As for :func:`~trt_native.builder.build_plan.build_plan`.
         build: Builds the model with a configuration and saves the plan; in this process if None.
         measuring: Functions that run and time plans.
-        progress: Receives progress callbacks.
+        progress: Receives progress; see :data:`trt_native.progress_bars.AnyProgress`.
 
     Raises:
         SpecError: the options contradict one another, the model is not FP32, or there are too few

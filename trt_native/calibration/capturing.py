@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,6 +17,8 @@ from trt_native._version import __version__
 from trt_native.arrays import Array, Batch
 from trt_native.calibration.folder import check_new_folder, write_batches
 from trt_native.errors import CalibrationError, SpecError
+from trt_native.progress import Progress, phase
+from trt_native.progress_bars import AnyProgress, open_progress
 from trt_native.shapes import Shape
 
 __all__ = ["Capture", "capture"]
@@ -34,6 +37,7 @@ def capture(
     model: str = "",
     origin: Mapping[str, Any] | None = None,
     seed: int = 0,
+    progress: AnyProgress = None,
 ) -> Capture:
     """Record the inputs of a denoiser's calls, and write them as calibration data.
 
@@ -61,6 +65,8 @@ def capture(
         model: The model the data is for, in words, for the manifest.
         origin: Origin of the data, for the manifest; as JSON can hold it.
         seed: Decides what is kept and how it is shuffled.
+        progress: Receives progress; see :data:`trt_native.progress_bars.AnyProgress`. The steps are
+            the calls, and then the batches that are written.
 
     Returns:
         A context manager.
@@ -80,6 +86,7 @@ def capture(
         timestep,
         model,
         {**(origin or {}), "seed": seed},
+        progress,
     )
 
 
@@ -98,6 +105,7 @@ class Capture:
         timestep: str | None,
         model: str,
         origin: Mapping[str, Any],
+        progress: AnyProgress,
     ) -> None:
         self._denoiser = denoiser
         self._folder = folder
@@ -111,8 +119,14 @@ class Capture:
         self._others = 0
         self._hook: Any = None
         self._observing = False
+        self._given_progress = progress
+        self._reporting = contextlib.ExitStack()
+        self._progress: Progress | None = None
+        self._count: Callable[[int], None] | None = None
 
     def __enter__(self) -> Capture:
+        self._progress = self._reporting.enter_context(open_progress(self._given_progress))
+        self._count = self._reporting.enter_context(phase(self._progress, "Capturing calls", 0))
         self._observing = True
         if hasattr(self._denoiser, "register_forward_pre_hook"):
 
@@ -126,8 +140,9 @@ class Capture:
         self._observing = False
         if self._hook is not None:
             self._hook.remove()
-        if kind is None:
-            self._write()
+        with self._reporting:
+            if kind is None:
+                self._write()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the denoiser."""
@@ -142,6 +157,8 @@ class Capture:
         values = self._arguments(*args, **kwargs)
         form = {name: _form_of(name, value) for name, value in values.items()}
         self._calls += 1
+        if self._count is not None:
+            self._count(self._calls - 1)
         if self._form is None:
             if self._timestep is not None and self._timestep not in form:
                 raise CalibrationError(
@@ -169,17 +186,25 @@ class Capture:
                 self._calls,
             )
         kept = self._sample.shuffled()
-        write_batches(
-            self._folder,
-            (batch for _, batch in kept),
-            model=self._model,
-            origin={
-                "producer": f"trt-native {__version__}",
-                "calls": self._calls,
-                **self._origin,
-            },
-            notes=[{} if step is None else {"timestep": step} for step, _ in kept],
-        )
+        with phase(self._progress, "Writing the batches", len(kept)) as written:
+            write_batches(
+                self._folder,
+                _reporting((batch for _, batch in kept), written),
+                model=self._model,
+                origin={
+                    "producer": f"trt-native {__version__}",
+                    "calls": self._calls,
+                    **self._origin,
+                },
+                notes=[{} if step is None else {"timestep": step} for step, _ in kept],
+            )
+
+
+def _reporting(batches: Iterable[Batch], done: Callable[[int], None]) -> Iterator[Batch]:
+    """The batches; each is reported as done when the next is asked for."""
+    for number, batch in enumerate(batches):
+        yield batch
+        done(number)
 
 
 class _Sample:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -327,19 +328,23 @@ def _pass(
     use: Callable[[str, Array], None],
 ) -> list[dict[str, Shape]]:
     """Run every batch once; return the shapes of each."""
-    steps = len(batches) if isinstance(batches, Sized) else None
-    shapes = []
-    with phase(progress, f"Running the model: {title}", steps or 1) as step:
+    shapes: list[dict[str, Shape]] = []
+    total = len(batches) * len(tensors) if isinstance(batches, Sized) else 0
+    with phase(progress, f"Running the model: {title}", total) as step:
+        done = itertools.count()
+
+        def use_one(name: str, values: Array) -> None:
+            use(name, values)
+            step(next(done))
+
         for number, batch in enumerate(batches):
             try:
-                _run_batch(run(batch), tensors, use)
+                _run_batch(run(batch), tensors, use_one)
             except CalibrationError as error:
                 raise error.restated(
                     f"batch {number}: {error.message}", CalibrationError
                 ) from error
             shapes.append({name: np.shape(array) for name, array in batch.items()})
-            if steps:
-                step(number)
     if not shapes:
         raise CalibrationError("there are no batches to calibrate with")
     return shapes

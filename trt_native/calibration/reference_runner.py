@@ -79,8 +79,19 @@ class ReferenceRunner:
         }
         self._steps = self._plan(model)
 
-    def __call__(self, batch: Batch) -> Iterator[tuple[str, Array]]:
+    @property
+    def steps(self) -> int:
+        """Number of nodes that run."""
+        return len(self._steps)
+
+    def __call__(
+        self, batch: Batch, on_step: Callable[[int], None] | None = None
+    ) -> Iterator[tuple[str, Array]]:
         """Run a batch.
+
+        Args:
+            batch: The inputs.
+            on_step: Called with the number of each node that has run, counted from 0.
 
         Raises:
             CalibrationError: an input is missing, unknown, or of another type or shape.
@@ -90,7 +101,7 @@ class ReferenceRunner:
         for name in (*(tensor.name for tensor in self._inputs), *self._weights):
             if name in self._wanted:
                 yield name, values[name]
-        for step in self._steps:
+        for number, step in enumerate(self._steps):
             inputs = {name: values[name] for name in step.reads}
             try:
                 with np.errstate(all="ignore"):
@@ -104,6 +115,8 @@ class ReferenceRunner:
                     yield name, output
             for name in step.drops:
                 del values[name]
+            if on_step is not None:
+                on_step(number)
 
     def _failure(self, node: ir.Node, error: Exception, given: str = "") -> UnsupportedError:
         operator = f"{node.domain}::{node.op_type}" if node.domain else node.op_type

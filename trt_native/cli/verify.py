@@ -27,6 +27,7 @@ from trt_native.cli.inputs import (
 )
 from trt_native.cli.options import IgnoreManifest
 from trt_native.errors import SpecError
+from trt_native.progress import phase
 from trt_native.shapes import Shape, TensorSpec, format_shape
 from trt_native.units import parse_bytes
 
@@ -35,8 +36,9 @@ if TYPE_CHECKING:
 
     from trt_native.plans.manifest import PlanTensor
     from trt_native.plans.plan import Plan
+    from trt_native.progress import Progress
     from trt_native.verify import LayerReport, OutputComparison, Reference, Thresholds, Verification
-    from trt_native.verify.check import Case, OpenPlan
+    from trt_native.verify.check import Case, Cases, OpenPlan
     from trt_native.verify.corners import Corner
 
 __all__ = ["verify"]
@@ -170,6 +172,7 @@ def verify(
 
     from trt_native.graph.outputs import check_outputs
     from trt_native.plans.plan import Plan
+    from trt_native.progress_bars import BuildProgress
     from trt_native.verify import check, default_thresholds, open_reference
     from trt_native.verify.check import verify_plan
 
@@ -197,11 +200,12 @@ def verify(
         check_outputs([save], reads=[plan, data, against, *given], models=onnx)
     search = _Layers(plan, loaded, model, reference, limit) if layers else None
     with (
+        BuildProgress(stderr, brief=True) as progress,
         check.open_session(loaded) as opened,
-        source.cases(reference, opened) as cases,
+        source.cases(reference, opened, progress) as cases,
         _saving(save, source.several(opened)) as on_case,
     ):
-        found = verify_plan(opened.run, cases, thresholds, on_case=on_case)
+        found = verify_plan(opened.run, cases, thresholds, on_case=on_case, progress=progress)
     report = search.run(found.worst_inputs, thresholds, found.passed) if search else None
     name = str(reference) if isinstance(reference, Path) else reference.name
     runner = None if isinstance(reference, Path) else reference.runner
@@ -265,37 +269,46 @@ class _Source:
             raise SpecError("no inputs: give --input NAME=FILE.npy, --random SEED, or --data DIR")
 
     @contextlib.contextmanager
-    def cases(self, reference: Reference | Path, opened: OpenPlan) -> Iterator[Iterator[Case]]:
+    def cases(
+        self, reference: Reference | Path, opened: OpenPlan, progress: Progress
+    ) -> Iterator[Cases]:
         """The batches, each with a function that computes its reference outputs."""
-        from trt_native.verify.check import Case
+        from trt_native.verify.check import Case, Cases
 
         outputs = [tensor.name for tensor in opened.outputs]
         if isinstance(reference, Path):
             from trt_native.verify import GoldenFile
 
             with GoldenFile.open(reference, opened.inputs, opened.outputs) as golden:
-                yield (Case(*case) for case in golden.cases())
+                yield Cases(len(golden), (Case(*case) for case in golden.cases()))
         else:
             with open_inputs(self._entries) as given:
-                batches = self._batches(opened.inputs, given)
-                yield (
-                    case._replace(reference=partial(reference, case.inputs, outputs))
-                    for case in batches
+                batches = self._batches(opened.inputs, given, progress)
+                yield Cases(
+                    len(batches),
+                    (
+                        case._replace(reference=partial(reference, case.inputs, outputs, progress))
+                        for case in batches
+                    ),
                 )
 
-    def _batches(self, tensors: tuple[PlanTensor, ...], given: GivenInputs) -> Iterator[Case]:
+    def _batches(
+        self, tensors: tuple[PlanTensor, ...], given: GivenInputs, progress: Progress
+    ) -> Cases:
         """The cases, but for their reference."""
-        from trt_native.verify.check import Case
+        from trt_native.verify.check import Case, Cases
 
         if self.data is not None:
             from trt_native.calibration import read_batches
 
-            for batch in read_batches(self.data, [_spec(t) for t in tensors], limit=self.count):
-                yield Case(batch, dict)
-        elif self.seed is None:
-            yield Case(given.read(tensors), dict)
-        else:
-            yield from self._random(tensors, given, self.seed)
+            with phase(progress, "Reading the data"):
+                inputs = [_spec(tensor) for tensor in tensors]
+                batches = read_batches(self.data, inputs, limit=self.count)
+            return Cases(len(batches), (Case(batch, dict) for batch in batches))
+        if self.seed is None:
+            return Cases(1, iter([Case(given.read(tensors), dict)]))
+        count = self.seeds * len(self._corners(tensors))
+        return Cases(count, self._random(tensors, given, self.seed))
 
     def _random(
         self, tensors: tuple[PlanTensor, ...], given: GivenInputs, first: int

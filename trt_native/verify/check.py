@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from functools import reduce
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from trt_native.arrays import Array, Batch
 from trt_native.errors import SpecError, TrtNativeError
 from trt_native.plans.manifest import PlanTensor
 from trt_native.plans.plan import Plan
+from trt_native.progress import Progress, phase
+from trt_native.progress_bars import AnyProgress, shows_progress
 from trt_native.runtime import Session
 from trt_native.runtime.engine import Engine
 from trt_native.verify.metrics import OutputComparison, Thresholds, compare_outputs
+from trt_native.verify.reference import COMPARING
 
-__all__ = ["Case", "OpenPlan", "RunFn", "Verification", "open_session", "verify_plan"]
+__all__ = ["Case", "Cases", "OpenPlan", "RunFn", "Verification", "open_session", "verify_plan"]
+
+_C = TypeVar("_C")
 
 RunFn: TypeAlias = Callable[[Batch], Mapping[str, Array]]
 """Runs a plan: arrays by input name in, arrays by output name out."""
@@ -37,6 +42,25 @@ class Case(NamedTuple):
     reference: Callable[[], Mapping[str, Array]]
     label: str = ""
     optional: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Cases:
+    """Cases of which the number is known before the first is made.
+
+    Attributes:
+        count: Their number.
+        cases: The cases; they can be iterated once.
+    """
+
+    count: int
+    cases: Iterator[Case]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Case]:
+        return self.cases
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +128,14 @@ class Verification:
         return problems
 
 
+@shows_progress
 def verify_plan(
     run: RunFn,
     cases: Iterable[Case | tuple[Batch, Callable[[], Mapping[str, Array]]]],
     thresholds: Thresholds,
     *,
     on_case: Callable[[Batch, Mapping[str, Array]], None] | None = None,
+    progress: AnyProgress = None,
 ) -> Verification:
     """Run a plan on the inputs of cases, and compare its outputs with theirs.
 
@@ -119,6 +145,8 @@ def verify_plan(
             inputs that do not fit it are known before the reference has worked for long.
         thresholds: The limits for the differences.
         on_case: Gets the inputs and the reference's outputs of each batch.
+        progress: Receives progress; see :data:`trt_native.progress_bars.AnyProgress`. Its steps are
+            the cases, if there is a number of them.
 
     Raises:
         SpecError: there are no cases, or the arrays cannot be compared.
@@ -127,7 +155,7 @@ def verify_plan(
     labels: list[str] = []
     skipped: dict[str, str] = {}
     worst: tuple[tuple[bool, float], Batch] | None = None
-    for number, given in enumerate(cases):
+    for number, given in _reported(cases, progress):
         case = Case(*given)
         label = case.label or f"batch {number}"
         outputs = _outputs(run, case)
@@ -150,6 +178,14 @@ def verify_plan(
     if worst is None:
         raise SpecError("there are no inputs to verify with")
     return Verification(tuple(batches), thresholds, worst[1], tuple(labels), skipped)
+
+
+def _reported(cases: Iterable[_C], progress: Progress | None) -> Iterator[tuple[int, _C]]:
+    """The cases with their numbers; each is reported when the next is asked for."""
+    with phase(progress, COMPARING, len(cases) if isinstance(cases, Sized) else 0) as step:
+        for number, case in enumerate(cases):
+            yield number, case
+            step(number)
 
 
 def _outputs(run: RunFn, case: Case) -> tuple[Mapping[str, Array], Mapping[str, Array]] | str:

@@ -37,6 +37,7 @@ from trt_native.graph.nodes import (
     op_set,
 )
 from trt_native.progress import Progress, phase
+from trt_native.progress_bars import AnyProgress, shows_progress
 from trt_native.scratch import scratch_folder
 from trt_native.units import format_bytes
 from trt_native.verify.check import RunFn, open_session
@@ -172,6 +173,7 @@ def open_with_extra_outputs(
         yield opened.run
 
 
+@shows_progress
 def find_first_mismatch(
     model: Path,
     inputs: Batch,
@@ -182,7 +184,7 @@ def find_first_mismatch(
     memory_bytes: int = 8 << 30,
     open_broken: OpenRunner | None = None,
     fixed_inputs: FixedValues | None = None,
-    progress: Progress | None = None,
+    progress: AnyProgress = None,
 ) -> LayerReport:
     """Find the first tensor inside a model that does not match ``onnx.reference``.
 
@@ -204,7 +206,8 @@ def find_first_mismatch(
         open_broken: Runs the model with TensorRT's fusions across these tensors broken. Given for
             a plan whose outputs do not match, it is used to find one tensor that makes them match.
         fixed_inputs: Values of the inputs that the batch lacks, as they are constants of the plan.
-        progress: Receives progress callbacks of the reference.
+        progress: Receives progress of the reference; see
+            :data:`trt_native.progress_bars.AnyProgress`.
 
     Raises:
         ModelError: a file is damaged.

@@ -35,12 +35,14 @@ from trt_native.graph.functions import inline_functions
 from trt_native.graph.nodes import all_nodes
 from trt_native.graph.onnx_file import read_model
 from trt_native.plans.manifest import PlanTensor
+from trt_native.progress import Progress, phase
 from trt_native.reference import NAME
 from trt_native.reference.evaluator import has_own_formula
 from trt_native.runtime.input_checks import check_inputs, count_profiles
 from trt_native.shapes import format_shape
 
 __all__ = [
+    "COMPARING",
     "RUNNER",
     "CallableReference",
     "GoldenFile",
@@ -56,6 +58,9 @@ RUNNER = f"{NAME} {onnx.__version__}"
 """The program that runs ONNX files, with its version."""
 
 _LOGGER = logging.getLogger(__name__)
+COMPARING = "Comparing with the reference"
+"""The phase of which a reference's work is a part."""
+
 _FORMS = "name an ONNX file, an .npz file, FILE.py:CALLABLE or package.module:CALLABLE"
 _BATCH = re.compile(r"batch_(\d{1,9})/(.+)", re.DOTALL)
 
@@ -68,8 +73,15 @@ class Reference(Protocol):
     runner: str
     """The program that computes it, with its version."""
 
-    def __call__(self, batch: Batch, outputs: Sequence[str]) -> dict[str, Array]:
+    def __call__(
+        self, batch: Batch, outputs: Sequence[str], progress: Progress | None = None
+    ) -> dict[str, Array]:
         """The outputs for a batch of inputs.
+
+        Args:
+            batch: The inputs.
+            outputs: Names of the outputs.
+            progress: Receives progress callbacks.
 
         Raises:
             SpecError, CalibrationError: the reference does not take the inputs, or lacks an output.
@@ -147,7 +159,9 @@ class OnnxReference:
         self._runner: ReferenceRunner | None = None
         self._outputs: tuple[str, ...] = ()
 
-    def __call__(self, batch: Batch, outputs: Sequence[str]) -> dict[str, Array]:
+    def __call__(
+        self, batch: Batch, outputs: Sequence[str], progress: Progress | None = None
+    ) -> dict[str, Array]:
         """See :class:`Reference`. Any tensor of the main graph can be an output.
 
         Raises:
@@ -158,7 +172,9 @@ class OnnxReference:
         if self._runner is None or self._outputs != tuple(outputs):
             self._runner = self._open(outputs)
             self._outputs = tuple(outputs)
-        return dict(self._runner(batch))
+        steps = self._runner.steps
+        with phase(progress, "Running the reference", steps, parent=COMPARING) as step:
+            return dict(self._runner(batch, step))
 
     def _open(self, outputs: Sequence[str]) -> ReferenceRunner:
         model = self._model or read_inlined(self.path, self._fixed)
@@ -210,13 +226,16 @@ class CallableReference:
         if getattr(self._function, "training", False) is True:
             _LOGGER.warning("%s is in training mode; call its eval() for one without dropout", text)
 
-    def __call__(self, batch: Batch, outputs: Sequence[str]) -> dict[str, Array]:
+    def __call__(
+        self, batch: Batch, outputs: Sequence[str], progress: Progress | None = None
+    ) -> dict[str, Array]:
         """See :class:`Reference`.
 
         Raises:
             SpecError: it raises an error, or does not return the outputs.
         """
-        result = self._call({**self._fixed, **batch})
+        with phase(progress, f"Calling {self.name}", parent=COMPARING):
+            result = self._call({**self._fixed, **batch})
         if isinstance(result, Mapping):
             by_name = {str(name): value for name, value in result.items()}
             missing = [name for name in outputs if name not in by_name]
