@@ -51,7 +51,7 @@ def as_path(given: str | os.PathLike[str]) -> Path:
     try:
         return Path(given)
     except TypeError:
-        raise SpecError(f"not the path of a file: a {type(given).__name__}") from None
+        raise SpecError(f"expected the path of a file, found {type(given).__name__}") from None
 
 
 def is_within(path: Path, folder: Path) -> bool:

@@ -55,7 +55,7 @@ class TestFromPython:
             assert manifest.model["sha256"] == sha256(model.read_bytes()).hexdigest()
 
     def test_models_that_are_not(self, model):
-        with pytest.raises(SpecError, match="not the path of a file: a list"):
+        with pytest.raises(SpecError, match="expected the path of a file, found list"):
             build_plan([model])
         apart = onnx.load(model)
         apart.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
