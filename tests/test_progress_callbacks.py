@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import typing
 
 import pytest
 
-from trt_native.progress import ByteProgress, Progress, no_progress, phase
+from trt_native.progress import Progress, byte_phase, phase
 
 
 class Recorder:
@@ -75,11 +74,22 @@ def test_errors_of_the_work_come_through():
         raise KeyError("x")
 
 
-def test_no_progress_takes_the_arguments_of_byte_progress():
-    arguments, _ = typing.get_args(ByteProgress)
-    hints = typing.get_type_hints(no_progress)
-    assert [hints[name] for name in inspect.signature(no_progress).parameters] == arguments
-    assert no_progress("hash", 1, 0) is None
+def test_bytes_are_steps_of_a_mebibyte():
+    recorder = Recorder()
+    with byte_phase(recorder, "Reading", (3 << 20) + 1) as read:
+        for done in (0, 5, 10, 1 << 20, (1 << 20) + 1, (3 << 20) + 1):
+            read(done)
+    with byte_phase(recorder, "Nothing", 0):
+        pass
+    assert recorder.calls == [
+        ("start", "Reading (MiB)", None, 4),
+        *(("step", "Reading (MiB)", step) for step in (0, 1, 3)),
+        ("finish", "Reading (MiB)"),
+        ("start", "Nothing (MiB)", None, 1),
+        ("finish", "Nothing (MiB)"),
+    ]
+    with byte_phase(None, "Reading", 5) as read:
+        read(5)
 
 
 @pytest.mark.parametrize("name", ["phase_start", "step_complete", "phase_finish"])

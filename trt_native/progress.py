@@ -7,15 +7,9 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-__all__ = ["ByteProgress", "Progress", "no_progress", "phase"]
+__all__ = ["Progress", "byte_phase", "phase"]
 
-
-ByteProgress = Callable[[str, int, int], None]
-"""Called with the activity, the number of bytes done, and their total (0: unknown)."""
-
-
-def no_progress(phase: str, done: int, total: int) -> None:
-    """A :data:`ByteProgress` that does nothing."""
+_MIB = 1 << 20
 
 
 class Progress(Protocol):
@@ -42,3 +36,22 @@ def phase(
     progress.phase_start(name, parent, steps)
     yield functools.partial(progress.step_complete, name)
     progress.phase_finish(name)
+
+
+@contextlib.contextmanager
+def byte_phase(progress: Progress | None, name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Report the work of a block on ``total`` bytes as a phase with a step for each MiB.
+
+    Gives a function that takes the number of bytes that are done.
+    """
+    with phase(progress, f"{name} (MiB)", -(-total // _MIB) or 1) as step:
+        reported = 0
+
+        def report(done: int) -> None:
+            nonlocal reported
+            count = -(-done // _MIB)
+            if count > reported:
+                reported = count
+                step(count - 1)
+
+        yield report

@@ -11,38 +11,35 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from trt_native.errors import SpecError, on_one_line, shortened
-from trt_native.progress import ByteProgress, Progress
-from trt_native.units import format_bytes
+from trt_native.progress import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = [
     "AnyProgress",
-    "BuildProgress",
-    "ExportProgress",
+    "ProgressDisplay",
     "open_progress",
-    "shows_byte_progress",
     "shows_progress",
 ]
 
 AnyProgress = Any
 """What may be given to receive progress: ``True`` (bars on standard error), ``tqdm`` or a class or
 bar like it, a :class:`~trt_native.progress.Progress`, or a function that takes the phase, the
-number of steps or bytes done, and their total (a :data:`~trt_native.progress.ByteProgress`)."""
+number of steps done, and their total (0: not known)."""
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-_D = TypeVar("_D", bound="_Display")
 
 _BAR_INTERVAL = 0.05
 _FEW = 30  # so few steps that each is shown
 _LINE_INTERVAL = 10.0
 
 
-def _started_bars(console: Console, counter: Any) -> Any:
-    """Bars of rich, with a column of its own for what is counted; they vanish in the end."""
+def _started_bars(console: Console) -> Any:
+    """Bars of rich, which vanish in the end."""
     from rich.progress import (
         BarColumn,
+        MofNCompleteColumn,
         Progress,
         SpinnerColumn,
         TextColumn,
@@ -54,7 +51,7 @@ def _started_bars(console: Console, counter: Any) -> Any:
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        counter,
+        MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
@@ -75,11 +72,12 @@ class _Work:
     bar: Any = None
 
 
-class _Display:
-    """What both kinds of progress for people share.
+class ProgressDisplay:
+    """A :class:`trt_native.progress.Progress` for people.
 
-    On a terminal there are bars with a moving sign. Elsewhere a thread writes a line whenever none
-    was written for ten seconds: what is being done, how far, and how long the rest may take.
+    On a terminal there are bars with a moving sign. TensorRT reports thousands of steps, so at most
+    20 a second of a long phase are shown. Elsewhere a thread writes a line whenever none was
+    written for ten seconds: what is being done, how far, and how long the rest may take.
 
     Args:
         console: The console to write to.
@@ -94,9 +92,9 @@ class _Display:
         self._started = self._shown = time.monotonic()
         self._ended = threading.Event()
 
-    def __enter__(self: _D) -> _D:
+    def __enter__(self) -> ProgressDisplay:
         if self._console.is_terminal:
-            self._bars = _started_bars(self._console, self._counter())
+            self._bars = _started_bars(self._console)
         else:
             threading.Thread(target=self._report_waits, daemon=True).start()
         return self
@@ -106,74 +104,14 @@ class _Display:
         if self._bars is not None:
             self._bars.stop()
 
-    def _counter(self) -> Any:
-        """The column of a bar for what is counted."""
-        raise NotImplementedError
-
-    def _count(self, count: int) -> str:
-        """A number of what is counted, as text."""
-        raise NotImplementedError
-
-    def _begin(self, phase: str, total: int, *, line: str = "") -> None:
-        work = _Work(phase, total, time.monotonic())
-        if self._bars is not None:
-            work.bar = self._bars.add_task(_label(phase), total=total or None)
-        elif line and not self._brief:
-            self._write(line)
-        self._work.append(work)
-
-    def _finish(self, phase: str) -> None:
-        for work in [work for work in self._work if work.phase == phase]:
-            self._work.remove(work)
-            if self._bars is not None:
-                self._bars.remove_task(work.bar)
-
-    def _report_waits(self) -> None:
-        while not self._ended.wait(max(self._shown + _LINE_INTERVAL - time.monotonic(), 0.01)):
-            if time.monotonic() - self._shown >= _LINE_INTERVAL:
-                innermost = self._work[-1:]  # in one step: the other thread changes the list
-                self._write(self._state(innermost[0]) if innermost else "working")
-
-    def _state(self, work: _Work) -> str:
-        if not work.done:
-            return f"{work.phase} ({time.monotonic() - work.started:.0f} s so far)"
-        if not work.total:
-            return f"{work.phase}: {self._count(work.done)}"
-        rest = (time.monotonic() - work.started) * (work.total - work.done) / work.done
-        return (
-            f"{work.phase}: {self._count(work.done)} of {self._count(work.total)}, about"
-            f" {rest:.0f} s left"
-        )
-
-    def _write(self, text: str) -> None:
-        self._shown = time.monotonic()
-        line = f"[{self._shown - self._started:6.1f} s] {shortened(on_one_line(text))}"
-        self._console.print(line, markup=False, highlight=False)
-
-
-def _label(phase: str) -> str:
-    """A phase's name beside its bar: TensorRT puts names of the model into some."""
-    return shortened(on_one_line(phase), 100)
-
-
-class BuildProgress(_Display):
-    """A :class:`trt_native.progress.Progress` for people.
-
-    TensorRT calls it thousands of times from the building thread. So on a terminal at most 20 steps
-    a second of a long phase are shown.
-    """
-
-    def _counter(self) -> Any:
-        from rich.progress import MofNCompleteColumn
-
-        return MofNCompleteColumn()
-
-    def _count(self, count: int) -> str:
-        return f"{count:,}"
-
     def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
         """See :class:`trt_native.progress.Progress`."""
-        self._begin(phase, steps, line=phase if parent is None else "")
+        work = _Work(phase, steps, time.monotonic())
+        if self._bars is not None:
+            work.bar = self._bars.add_task(_label(phase), total=steps or None)
+        elif parent is None and not self._brief:
+            self._write(phase)
+        self._work.append(work)
 
     def step_complete(self, phase: str, step: int) -> None:
         """See :class:`trt_native.progress.Progress`."""
@@ -189,30 +127,37 @@ class BuildProgress(_Display):
 
     def phase_finish(self, phase: str) -> None:
         """See :class:`trt_native.progress.Progress`."""
-        self._finish(phase)
+        for work in [work for work in self._work if work.phase == phase]:
+            self._work.remove(work)
+            if self._bars is not None:
+                self._bars.remove_task(work.bar)
+
+    def _report_waits(self) -> None:
+        while not self._ended.wait(max(self._shown + _LINE_INTERVAL - time.monotonic(), 0.01)):
+            if time.monotonic() - self._shown >= _LINE_INTERVAL:
+                innermost = self._work[-1:]  # in one step: the other thread changes the list
+                self._write(_state(innermost[0]) if innermost else "working")
+
+    def _write(self, text: str) -> None:
+        self._shown = time.monotonic()
+        line = f"[{self._shown - self._started:6.1f} s] {shortened(on_one_line(text))}"
+        self._console.print(line, markup=False, highlight=False)
 
 
-class ExportProgress(_Display):
-    """A :data:`trt_native.progress.ByteProgress` for people: one bar, or a line for each phase."""
+def _state(work: _Work) -> str:
+    """A phase, how far it is, and how long its rest may take."""
+    seconds = time.monotonic() - work.started
+    if not work.done:
+        return f"{work.phase} ({seconds:.0f} s so far)"
+    if not work.total:
+        return f"{work.phase}: {work.done:,}"
+    rest = seconds * (work.total - work.done) / work.done
+    return f"{work.phase}: {work.done:,} of {work.total:,}, about {rest:.0f} s left"
 
-    def _counter(self) -> Any:
-        from rich.progress import DownloadColumn
 
-        return DownloadColumn(binary_units=True)
-
-    def _count(self, count: int) -> str:
-        return format_bytes(count)
-
-    def __call__(self, phase: str, done: int, total: int) -> None:
-        """See :data:`trt_native.progress.ByteProgress`."""
-        if not self._work or self._work[0].phase != phase:
-            for work in self._work[:]:
-                self._finish(work.phase)
-            self._begin(phase, total, line=phase + (f" ({format_bytes(total)})" if total else ""))
-        work = self._work[0]
-        work.done, work.total = done, total
-        if self._bars is not None:
-            self._bars.update(work.bar, completed=done, total=total or None)
+def _label(phase: str) -> str:
+    """A phase's name beside its bar: TensorRT puts names of the model into some."""
+    return shortened(on_one_line(phase), 100)
 
 
 class _TqdmProgress:
@@ -262,10 +207,10 @@ class _BarOfPhases:
         """Nothing: the caller closes it."""
 
 
-class _StepsAsBytes:
-    """A :class:`trt_native.progress.Progress` that calls a :data:`ByteProgress` with steps."""
+class _CallsOfSteps:
+    """A :class:`trt_native.progress.Progress` that calls a function at each step."""
 
-    def __init__(self, report: ByteProgress) -> None:
+    def __init__(self, report: Callable[[str, int, int], None]) -> None:
         self._report = report
         self._totals: dict[str, int] = {}
 
@@ -280,27 +225,6 @@ class _StepsAsBytes:
         del self._totals[phase]
 
 
-class _BytesAsSteps:
-    """A :data:`ByteProgress` that reports bytes as the steps of a phase."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._phase: str | None = None
-
-    def __call__(self, phase: str, done: int, total: int) -> None:
-        if phase != self._phase:
-            self.close()
-            self._phase = phase
-            self._progress.phase_start(phase, None, total or 1)
-        if done:
-            self._progress.step_complete(phase, done - 1)
-
-    def close(self) -> None:
-        if self._phase is not None:
-            self._progress.phase_finish(self._phase)
-            self._phase = None
-
-
 @contextlib.contextmanager
 def open_progress(given: AnyProgress) -> Iterator[Progress | None]:
     """What is given to receive progress, as a :class:`Progress`, for the time of a block.
@@ -308,20 +232,13 @@ def open_progress(given: AnyProgress) -> Iterator[Progress | None]:
     Raises:
         SpecError: it receives none.
     """
-    with _opened(given, BuildProgress) as found:
-        yield found if found is None or hasattr(found, "phase_start") else _StepsAsBytes(found)
-
-
-@contextlib.contextmanager
-def _opened(given: AnyProgress, own: type[Any]) -> Iterator[Any]:
-    """What is given, ready to receive progress; ``own`` is the kind of bars that ``True`` means."""
     makes_bars = isinstance(given, type | functools.partial)
     if given is None or given is False:
         yield None
     elif given is True:
         from rich.console import Console
 
-        with own(Console(stderr=True)) as bars:
+        with ProgressDisplay(Console(stderr=True)) as bars:
             yield bars
     elif makes_bars and callable(given):
         with _TqdmProgress(given) as progress:
@@ -329,8 +246,10 @@ def _opened(given: AnyProgress, own: type[Any]) -> Iterator[Any]:
     elif hasattr(given, "update") and hasattr(given, "set_description"):
         with _TqdmProgress(_BarOfPhases(given)) as progress:
             yield progress
-    elif hasattr(given, "phase_start") or callable(given):
+    elif hasattr(given, "phase_start"):
         yield given
+    elif callable(given):
+        yield _CallsOfSteps(given)
     else:
         raise SpecError(
             f"progress: {given!r} receives none; give True, tqdm, a Progress or a function",
@@ -345,19 +264,5 @@ def shows_progress(function: _F) -> _F:
     def run(*args: Any, progress: AnyProgress = None, **options: Any) -> Any:
         with open_progress(progress) as receiver:
             return function(*args, progress=receiver, **options)
-
-    return run  # type: ignore[return-value]
-
-
-def shows_byte_progress(function: _F) -> _F:
-    """As :func:`shows_progress`, for a function that takes a :data:`ByteProgress`."""
-
-    @functools.wraps(function)
-    def run(*args: Any, progress: AnyProgress = None, **options: Any) -> Any:
-        with _opened(progress, ExportProgress) as found, contextlib.ExitStack() as ends:
-            if hasattr(found, "phase_start"):
-                found = _BytesAsSteps(found)
-                ends.callback(found.close)
-            return function(*args, progress=found, **options)
 
     return run  # type: ignore[return-value]

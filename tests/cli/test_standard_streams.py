@@ -13,7 +13,7 @@ from rich.console import Console
 from trt_native.builder.isolated import build_isolated
 from trt_native.cli import main
 from trt_native.cli.streams import prepare_streams
-from trt_native.progress_bars import BuildProgress
+from trt_native.progress_bars import ProgressDisplay
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_a_command_ends_as_usual_without_standard_error(
 def test_progress_goes_on_without_standard_error(lost_error):
     prepare_streams()
     for terminal in (True, False):
-        with BuildProgress(Console(stderr=True, force_terminal=terminal)) as progress:
+        with ProgressDisplay(Console(stderr=True, force_terminal=terminal)) as progress:
             progress.phase_start("Building", None, 2)
             progress.step_complete("Building", 0)
             progress.phase_finish("Building")

@@ -112,13 +112,14 @@ class TestCheckpoint:
             reported[phase] = (done, total)
 
         path = DATA / "unet_small.pt"
-        loaded = load_checkpoint(path, progress)
+        loaded = load_checkpoint(path, progress=progress)
         load_into(UNet(UNetConfig.load("small")), loaded.state_dict, progress=progress)
         size = path.stat().st_size
         weights = sum(t.numel() * t.element_size() for t in loaded.state_dict.values())
+        read, converted = (-(-count // 2**20) for count in (size, weights))
         assert reported == {
-            "Hashing the checkpoint": (size, size),
-            "Converting the weights": (weights, weights),
+            "Hashing the checkpoint (MiB)": (read, read),
+            "Converting the weights (MiB)": (converted, converted),
         }
 
     def test_every_key_that_does_not_fit_is_reported(self, state):

@@ -95,7 +95,7 @@ def bench(
     from trt_native.files import atomic_write
     from trt_native.graph.outputs import check_outputs
     from trt_native.plans.plan import Plan
-    from trt_native.progress_bars import BuildProgress
+    from trt_native.progress_bars import ProgressDisplay
 
     options = BenchOptions(
         iterations=iterations,
@@ -113,7 +113,7 @@ def bench(
             check_outputs([html], reads=[plan, compare, *files])
         loaded = Plan.open(plan, ignore_manifest=ignore_manifest)
         other = None if compare is None else Plan.open(compare, ignore_manifest=ignore_manifest)
-        with BuildProgress(stderr, brief=True) as progress, phase(progress, "Measuring"):
+        with ProgressDisplay(stderr, brief=True) as progress, phase(progress, "Measuring"):
             supply = _supply(given, shapes, random)
             machine = CudaMachine(kernel_specialization=kernel_specialization)
             report = bench_plan(loaded, supply, options, other=other, machine=machine)

@@ -12,7 +12,7 @@ from trt_native.builder.isolated import Job, build_with_retries
 from trt_native.cli.console import print_json, stderr, table
 from trt_native.config import BuildConfig, QuantizationSpec
 from trt_native.errors import BuildError
-from trt_native.progress_bars import BuildProgress
+from trt_native.progress_bars import ProgressDisplay
 from trt_native.units import counted, format_bytes
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def build_best(
     from trt_native.builder.select_precision import DEFAULT_MAX_ERROR, select_precision
 
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    with BuildProgress(stderr) as progress:
+    with ProgressDisplay(stderr) as progress:
 
         def build(config: BuildConfig, target: Path) -> None:
             left = None if deadline is None else deadline - time.monotonic()

@@ -179,9 +179,9 @@ def _profiles(dims: list[str], shapes: list[str], file: Path | None) -> tuple[Pr
 
 
 def _build(job: Job, timeout_s: float | None, retry: bool, json: bool) -> None:
-    from trt_native.progress_bars import BuildProgress
+    from trt_native.progress_bars import ProgressDisplay
 
-    with BuildProgress(stderr) as progress:
+    with ProgressDisplay(stderr) as progress:
         outcome = build_with_retries(job, progress, timeout_s=timeout_s, retry=retry)
     if json:
         print_json(

@@ -12,7 +12,7 @@ from trt_native.cli.console import print_json, report_errors, stderr, table
 from trt_native.cli.export import AllowMismatch, FloatTimestep
 from trt_native.cli.options import BackendOption, complete_precision
 from trt_native.errors import SpecError
-from trt_native.progress_bars import BuildProgress, ExportProgress
+from trt_native.progress_bars import ProgressDisplay
 from trt_native.units import format_bytes
 
 __all__ = ["build_latentsync"]
@@ -109,31 +109,31 @@ def build_latentsync(
         raise SpecError("give either --vae FOLDER or --no-vae")
     from trt_native.models.latentsync import build_folder
 
-    reports = build_folder.build_latentsync(
-        output,
-        build_folder.ModelSources(
-            checkpoint=checkpoint,
-            vae=vae,
-            whisper=whisper,
-            random_seed=random_weights,
-            config=config,
-            vae_config=vae_config,
-            allow_mismatch=allow_mismatch,
-        ),
-        build_folder.FolderOptions(
-            resolution=resolution,
-            precision=precision,
-            deepcache=deepcache,
-            guidance=guidance,
-            float_timestep=float_timestep,
-            vae=not no_vae,
-            vae_frames=vae_frames,
-            backend=backend,
-            cache=None if no_cache else EngineCache(cache).folder,
-        ),
-        exporting=lambda: ExportProgress(stderr),
-        building=lambda: BuildProgress(stderr),
-    )
+    with ProgressDisplay(stderr) as progress:
+        reports = build_folder.build_latentsync(
+            output,
+            build_folder.ModelSources(
+                checkpoint=checkpoint,
+                vae=vae,
+                whisper=whisper,
+                random_seed=random_weights,
+                config=config,
+                vae_config=vae_config,
+                allow_mismatch=allow_mismatch,
+            ),
+            build_folder.FolderOptions(
+                resolution=resolution,
+                precision=precision,
+                deepcache=deepcache,
+                guidance=guidance,
+                float_timestep=float_timestep,
+                vae=not no_vae,
+                vae_frames=vae_frames,
+                backend=backend,
+                cache=None if no_cache else EngineCache(cache).folder,
+            ),
+            progress=progress,
+        )
     if json:
         print_json({"folder": str(output), "plans": [report.to_dict() for report in reports]})
         return

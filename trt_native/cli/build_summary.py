@@ -72,13 +72,13 @@ def _pass_rows(passes: Any) -> list[tuple[str, tuple[str, ...]]]:
 
 def print_dry_run(model: Path, config: BuildConfig, backend: str, json: bool) -> None:
     """Print the decisions of a build, whose model its passes and TensorRT's parser have taken."""
-    from trt_native.progress_bars import BuildProgress
+    from trt_native.progress_bars import ProgressDisplay
 
     job = Job(
         model=model, target=with_ending(model, ".plan"), config=config, backend=backend,
         cache=None, cache_bytes=None,
     )  # fmt: skip
-    with BuildProgress(stderr) as progress:
+    with ProgressDisplay(stderr) as progress:
         decisions = decide_in_child(job, progress)
     version = decisions.pop("version")
     if json:

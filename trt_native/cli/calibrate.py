@@ -15,7 +15,7 @@ from trt_native.config import CalibrationMethod, CalibrationRunner, Quantization
 from trt_native.errors import SpecError
 from trt_native.files import with_ending
 from trt_native.progress import phase
-from trt_native.progress_bars import BuildProgress
+from trt_native.progress_bars import ProgressDisplay
 from trt_native.units import counted
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def _calibrate(
 
     check_outputs([output], reads=[data], models=[model], companions=[Path(f"{output}.json")])
     started = time.perf_counter()
-    with BuildProgress(stderr) as progress:
+    with ProgressDisplay(stderr) as progress:
         inputs, _ = tensor_specs(read_model(model))
         with phase(progress, "Reading the calibration data"):
             batches = read_batches(data, inputs, limit=limit)

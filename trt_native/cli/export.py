@@ -10,7 +10,7 @@ import typer
 from trt_native.cli.console import print_json, report_errors, stderr, table
 from trt_native.cli.options import complete_precision
 from trt_native.errors import SpecError
-from trt_native.progress_bars import ExportProgress
+from trt_native.progress_bars import ProgressDisplay
 from trt_native.units import format_bytes
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def latentsync(
     extents = _parse_static(static) if static is not None else None
     from trt_native.models.latentsync.export import export_deepcache, export_latentsync
 
-    with ExportProgress(stderr) as progress:
+    with ProgressDisplay(stderr) as progress:
         export = export_deepcache if deepcache else export_latentsync
         written = export(
             output,
@@ -172,7 +172,7 @@ def latentsync_vae(
         raise SpecError("give either --folder FOLDER or --random-weights SEED")
     from trt_native.models.latentsync.vae_export import export_vae
 
-    with ExportProgress(stderr) as progress:
+    with ProgressDisplay(stderr) as progress:
         reports = export_vae(
             output,
             folder=folder,
@@ -218,7 +218,7 @@ def latentsync_whisper(
         raise SpecError("give either --checkpoint FILE or --random-weights SEED")
     from trt_native.models.latentsync.whisper_export import export_whisper
 
-    with ExportProgress(stderr) as progress:
+    with ProgressDisplay(stderr) as progress:
         report = export_whisper(
             output,
             checkpoint=checkpoint,

@@ -12,7 +12,7 @@ from trt_native.cli.options import with_fields
 from trt_native.config import QuantizationSpec
 from trt_native.graph.outputs import check_outputs
 from trt_native.plans.manifest import Manifest, manifest_path
-from trt_native.progress_bars import BuildProgress
+from trt_native.progress_bars import ProgressDisplay
 from trt_native.units import format_bytes
 
 __all__ = ["refit"]
@@ -47,7 +47,7 @@ def refit(
     check_outputs([output], reads=[calibration_cache], models=[model], companions=companions)
     from trt_native.builder.refit import refit_plan
 
-    with BuildProgress(stderr) as progress:
+    with ProgressDisplay(stderr) as progress:
         refitted = refit_plan(plan, model, calibration_cache=calibration_cache, progress=progress)
     refitted.save(output)
     manifest = refitted.manifest

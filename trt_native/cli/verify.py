@@ -172,7 +172,7 @@ def verify(
 
     from trt_native.graph.outputs import check_outputs
     from trt_native.plans.plan import Plan
-    from trt_native.progress_bars import BuildProgress
+    from trt_native.progress_bars import ProgressDisplay
     from trt_native.verify import check, default_thresholds, open_reference
     from trt_native.verify.check import verify_plan
 
@@ -200,7 +200,7 @@ def verify(
         check_outputs([save], reads=[plan, data, against, *given], models=onnx)
     search = _Layers(plan, loaded, model, reference, limit) if layers else None
     with (
-        BuildProgress(stderr, brief=True) as progress,
+        ProgressDisplay(stderr, brief=True) as progress,
         check.open_session(loaded) as opened,
         source.cases(reference, opened, progress) as cases,
         _saving(save, source.several(opened)) as on_case,
@@ -409,10 +409,10 @@ class _Layers:
     def run(
         self, inputs: Mapping[str, np.ndarray[Any, Any]], thresholds: Thresholds, passed: bool
     ) -> LayerReport:
-        from trt_native.progress_bars import BuildProgress
+        from trt_native.progress_bars import ProgressDisplay
         from trt_native.verify import first_mismatch as layers
 
-        with BuildProgress(stderr) as progress:
+        with ProgressDisplay(stderr) as progress:
             opened = partial(
                 layers.open_with_extra_outputs,
                 self.model,

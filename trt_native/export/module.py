@@ -30,8 +30,8 @@ from trt_native.export.assumptions import check_assumptions, plain_output
 from trt_native.files import check_writable
 from trt_native.graph.onnx_file import save_model, tensor_specs
 from trt_native.installing import install_command
-from trt_native.progress import ByteProgress, no_progress
-from trt_native.progress_bars import AnyProgress, shows_byte_progress
+from trt_native.progress import Progress, phase
+from trt_native.progress_bars import AnyProgress, shows_progress
 from trt_native.shapes import TensorSpec
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class ExportReport:
         return {**dataclasses.asdict(self), "path": str(self.path), "external_data": external}
 
 
-@shows_byte_progress
+@shows_progress
 def export_module(
     module: nn.Module,
     inputs: Sequence[Tensor] | Mapping[str, Tensor],
@@ -164,7 +164,6 @@ def export_module(
     """
     started = time.perf_counter()
     path = Path(path)
-    report = progress or no_progress
     check_writable(path)
     model = _exported_model(
         module,
@@ -174,10 +173,10 @@ def export_module(
         output_names=output_names,
         opset=opset,
         metadata=metadata,
-        progress=report,
+        progress=progress,
     )
     with writing(path):
-        data, total_bytes = save_model(model, path, report)
+        data, total_bytes = save_model(model, path, progress)
     parameters = sum(parameter.numel() for parameter in module.parameters())
     return ExportReport.of(model, parameters, path, data, total_bytes, started)
 
@@ -191,7 +190,7 @@ def _exported_model(
     output_names: Sequence[str] | str | None = None,
     opset: int | None = None,
     metadata: Mapping[str, str] | None = None,
-    progress: ByteProgress = no_progress,
+    progress: Progress | None = None,
 ) -> ir.Model:
     """The module as an ONNX model in memory, its weights those of the module, not copied."""
     require_torch()
@@ -203,14 +202,14 @@ def _exported_model(
     with ExitStack() as stack:
         stack.enter_context(_quiet())
         stack.enter_context(_evaluating(module))
-        progress("Tracing the module", 0, 0)
-        program = _trace(module, named, by_parameter)
-        _check_extents(program)
-        symbols = _symbol_names(program, by_parameter)
-        check_assumptions(program, module, named, by_parameter, symbols)
-        progress("Translating to ONNX", 0, 0)
-        model = _translate(program, opset or _default_opset(module))
-        _fold(model)
+        with phase(progress, "Tracing the module"):
+            program = _trace(module, named, by_parameter)
+            _check_extents(program)
+            symbols = _symbol_names(program, by_parameter)
+            check_assumptions(program, module, named, by_parameter, symbols)
+        with phase(progress, "Translating to ONNX"):
+            model = _translate(program, opset or _default_opset(module))
+            _fold(model)
     _name_tensors(model, names, output_names, _default_names(program, names))
     _name_dimensions(model, symbols, axes)
     _name_nodes(model)

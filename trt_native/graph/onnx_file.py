@@ -27,7 +27,7 @@ from trt_native.graph.validity import (
     root_cause,
     wraps_graph_errors,
 )
-from trt_native.progress import ByteProgress, no_progress
+from trt_native.progress import Progress, byte_phase
 from trt_native.shapes import TensorSpec
 from trt_native.units import format_bytes
 
@@ -382,7 +382,7 @@ def file_states(files: Iterable[Path]) -> dict[Path, tuple[int, int, int]]:
 
 
 def save_model(
-    model: ir.Model, path: Path, progress: ByteProgress = no_progress
+    model: ir.Model, path: Path, progress: Progress | None = None
 ) -> tuple[Path | None, int]:
     """Write a model, with weights too large to be inside in ``<name>.data`` next to it.
 
@@ -406,7 +406,7 @@ def _weight_bytes(model: ir.Model) -> int:
 
 
 def save_models(
-    models: Mapping[Path, ir.Model], data: Path | None, progress: ByteProgress
+    models: Mapping[Path, ir.Model], data: Path | None, progress: Progress | None
 ) -> dict[Path, int]:
     """Check models and write them, all or none.
 
@@ -414,7 +414,7 @@ def save_models(
         models: The models by file; all files in one folder.
         data: The file for the weights of the first model, which the others share where they have
             the same; None if weights are inside.
-        progress: Receives the number of bytes written.
+        progress: Receives progress callbacks.
 
     Returns:
         The size of each file.
@@ -432,12 +432,15 @@ def save_models(
         )
     total = _weight_bytes(models[first])
 
-    def on_tensor(tensor: ir.TensorProtocol, info: Any) -> None:
-        progress("Writing the weights", info.offset + tensor.nbytes, total)
-
-    progress("Writing the weights", 0, total)
     external = data.name if data else None
-    with tempfile.TemporaryDirectory(prefix=f".{first.name}.", dir=first.parent) as name:
+    with (
+        byte_phase(progress, "Writing the weights", total) as written_bytes,
+        tempfile.TemporaryDirectory(prefix=f".{first.name}.", dir=first.parent) as name,
+    ):
+
+        def on_tensor(tensor: ir.TensorProtocol, info: Any) -> None:
+            written_bytes(info.offset + tensor.nbytes)
+
         folder = Path(name)
         for path, model in models.items():
             written = folder / path.name

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,8 @@ from trt_native.models.latentsync.vae_export import export_vae
 from trt_native.models.latentsync.weights import choose_config, open_checkpoint
 from trt_native.models.latentsync.whisper_export import export_whisper
 from trt_native.plans.manifest import manifest_path
-from trt_native.progress import ByteProgress, Progress
+from trt_native.progress import Progress
+from trt_native.progress_bars import AnyProgress, shows_progress
 from trt_native.shapes import ProfileSpec
 
 if TYPE_CHECKING:
@@ -127,13 +128,13 @@ class BuiltPart:
         return {**asdict(self), "plan": str(self.plan)}
 
 
+@shows_progress
 def build_latentsync(
     folder: str | Path,
     weights: ModelSources,
     options: FolderOptions | None = None,
     *,
-    exporting: Callable[[], AbstractContextManager[ByteProgress | None]] | None = None,
-    building: Callable[[], AbstractContextManager[Progress | None]] | None = None,
+    progress: AnyProgress = None,
 ) -> list[BuiltPart]:
     """Export and build LatentSync's U-Net, VAE and audio encoder.
 
@@ -146,8 +147,7 @@ def build_latentsync(
         folder: The folder to write to; it is made where it is missing.
         weights: The weights.
         options: What is built, and how.
-        exporting: Makes what receives the progress of an export.
-        building: Makes what receives the progress of a build.
+        progress: Receives progress; see :data:`trt_native.progress_bars.AnyProgress`.
 
     Returns:
         A record of each plan.
@@ -160,13 +160,12 @@ def build_latentsync(
     """
     options = options or FolderOptions()
     target = Path(folder)
-    exporting, building = exporting or nullcontext, building or nullcontext
     _check(target, weights, options)
     scale = _downscale(weights) if options.vae else _USUAL_DOWNSCALE
-    weights = _opened(weights, exporting)
+    weights = _opened(weights, progress)
     latents = _latent_size(weights, options.resolution, scale)
     target.mkdir(parents=True, exist_ok=True)
-    run = _FolderBuild(target, weights, options, exporting, building)
+    run = _FolderBuild(target, weights, options, progress)
     with _only_builder(target):
         # The short ones first: what is wrong with their files shows before minutes of the U-Net.
         whisper = run.whisper() if weights.whisper is not None else []
@@ -220,14 +219,11 @@ def _check_targets(folder: Path, weights: ModelSources) -> None:
         check_outputs(plans, reads=sources, companions=map(manifest_path, plans))
 
 
-def _opened(
-    weights: ModelSources, exporting: Callable[[], AbstractContextManager[ByteProgress | None]]
-) -> ModelSources:
+def _opened(weights: ModelSources, progress: Progress | None) -> ModelSources:
     """Open the checkpoint first: without it, minutes for the VAE would be wasted."""
     if not isinstance(weights.checkpoint, str | Path):
         return weights
-    with exporting() as progress:
-        return replace(weights, checkpoint=open_checkpoint(weights.checkpoint, progress))
+    return replace(weights, checkpoint=open_checkpoint(weights.checkpoint, progress))
 
 
 def _downscale(weights: ModelSources) -> int:
@@ -285,23 +281,21 @@ class _FolderBuild:
     folder: Path
     weights: ModelSources
     options: FolderOptions
-    exporting: Callable[[], AbstractContextManager[ByteProgress | None]]
-    building: Callable[[], AbstractContextManager[Progress | None]]
+    progress: Progress | None
 
     def unet(self, latents: int) -> list[BuiltPart]:
         weights = self.weights
         write = export_deepcache if self.options.deepcache else export_latentsync
-        with self.exporting() as progress:
-            written = write(
-                self._onnx(plan_names.FULL),
-                config=weights.config,
-                checkpoint=weights.checkpoint,
-                random_seed=weights.random_seed,
-                precision=self.options.precision,
-                timestep_dtype="float32" if self.options.float_timestep else "int64",
-                allow_mismatch=weights.allow_mismatch,
-                progress=progress,
-            )
+        written = write(
+            self._onnx(plan_names.FULL),
+            config=weights.config,
+            checkpoint=weights.checkpoint,
+            random_seed=weights.random_seed,
+            precision=self.options.precision,
+            timestep_dtype="float32" if self.options.float_timestep else "int64",
+            allow_mismatch=weights.allow_mismatch,
+            progress=self.progress,
+        )
         batch = "1:2:2" if self.options.guidance else "1"
         reports = written if isinstance(written, tuple) else (written,)
         frames = _most_frames(reports[0].path)
@@ -311,42 +305,37 @@ class _FolderBuild:
 
     def vae(self, latents: int, scale: int) -> list[BuiltPart]:
         weights = self.weights
-        with self.exporting() as progress:
-            written = export_vae(
-                self.folder / _ONNX / "vae.onnx",
-                folder=weights.vae,
-                config=weights.vae_config,
-                random_seed=weights.random_seed,
-                precision=self.options.precision,
-                progress=progress,
-            )
+        written = export_vae(
+            self.folder / _ONNX / "vae.onnx",
+            folder=weights.vae,
+            config=weights.vae_config,
+            random_seed=weights.random_seed,
+            precision=self.options.precision,
+            progress=self.progress,
+        )
         frames = f"frames={self.options.vae_frames}"
         sizes = (scale * latents, latents)
         return self._built(written, [[frames, f"height={n}", f"width={n}"] for n in sizes])
 
     def whisper(self) -> list[BuiltPart]:
-        with self.exporting() as progress:
-            written = export_whisper(
-                self._onnx(plan_names.WHISPER),
-                checkpoint=self.weights.whisper,
-                precision=self.options.precision,
-                progress=progress,
-            )
+        written = export_whisper(
+            self._onnx(plan_names.WHISPER),
+            checkpoint=self.weights.whisper,
+            precision=self.options.precision,
+            progress=self.progress,
+        )
         return self._built((written,), [[]])
 
     def _onnx(self, plan: str) -> Path:
         return (self.folder / _ONNX / plan).with_suffix(".onnx")
 
     def _built(self, exports: tuple[ExportReport, ...], dims: list[list[str]]) -> list[BuiltPart]:
-        with self.building() as progress:
-            return [
-                self._build(export, ProfileSpec.parse(ranges), progress)
-                for export, ranges in zip(exports, dims, strict=True)
-            ]
+        return [
+            self._build(export, ProfileSpec.parse(ranges))
+            for export, ranges in zip(exports, dims, strict=True)
+        ]
 
-    def _build(
-        self, export: ExportReport, profile: ProfileSpec, progress: Progress | None
-    ) -> BuiltPart:
+    def _build(self, export: ExportReport, profile: ProfileSpec) -> BuiltPart:
         # An FP32 model would be built in FP16 by default; others keep their types.
         is_fp32 = self.options.precision == "fp32"
         config = BuildConfig(
@@ -363,7 +352,7 @@ class _FolderBuild:
             cache=self.options.cache,
             cache_bytes=None,
         )
-        outcome = build_with_retries(job, progress)
+        outcome = build_with_retries(job, self.progress)
         return BuiltPart(
             plan=target,
             plan_bytes=outcome.manifest.plan_bytes,

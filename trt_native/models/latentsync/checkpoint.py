@@ -26,7 +26,8 @@ from trt_native.errors import ModelError, UnsupportedError
 from trt_native.files import open_regular_file, sha256_of_file
 from trt_native.installing import install_command
 from trt_native.models.latentsync.releases import current_names
-from trt_native.progress import ByteProgress, no_progress
+from trt_native.progress import Progress, byte_phase
+from trt_native.progress_bars import AnyProgress, shows_progress
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -102,7 +103,8 @@ class LoadReport:
         )
 
 
-def load_checkpoint(path: str | Path, progress: ByteProgress | None = None) -> Checkpoint:
+@shows_progress
+def load_checkpoint(path: str | Path, *, progress: AnyProgress = None) -> Checkpoint:
     """Read a ``.safetensors`` file or one that ``torch.save`` wrote, without running its pickle.
 
     The latter may hold ``{"global_step", "state_dict"}``, ``{"config", "state_dict"}``, Whisper's
@@ -115,7 +117,8 @@ def load_checkpoint(path: str | Path, progress: ByteProgress | None = None) -> C
     return _load(path, _read_torch_or_safetensors, progress)
 
 
-def load_safetensors(path: str | Path, progress: ByteProgress | None = None) -> Checkpoint:
+@shows_progress
+def load_safetensors(path: str | Path, *, progress: AnyProgress = None) -> Checkpoint:
     """Read a ``.safetensors`` file without PyTorch, its tensors as those of onnx_ir.
 
     They are read from the file each time they are asked for, and not kept.
@@ -126,18 +129,16 @@ def load_safetensors(path: str | Path, progress: ByteProgress | None = None) -> 
     return _load(path, _map_safetensors, progress)
 
 
-def _load(
-    path: str | Path, read: Callable[[Path], Any], progress: ByteProgress | None
-) -> Checkpoint:
+def _load(path: str | Path, read: Callable[[Path], Any], progress: Progress | None) -> Checkpoint:
     path = Path(path)
-    report = progress or no_progress
     try:
         with open_regular_file(path) as file:  # before a reader waits for a pipe
             size = os.fstat(file.fileno()).st_size
         if size == 0:
             raise ModelError(f"{path}: is empty; download the checkpoint again")
         data = read(path)
-        sha256 = sha256_of_file(path, lambda n: report("Hashing the checkpoint", n, size))
+        with byte_phase(progress, "Hashing the checkpoint", size) as hashed:
+            sha256 = sha256_of_file(path, hashed)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from None
     header: Mapping[str, Any] = data if isinstance(data, Mapping) else {}
@@ -311,12 +312,13 @@ def _special_kind(tensor: Any) -> str | None:
     return None
 
 
+@shows_progress
 def load_into(
     module: nn.Module,
     state_dict: Mapping[str, Tensor],
     *,
     strict: bool = True,
-    progress: ByteProgress | None = None,
+    progress: AnyProgress = None,
 ) -> LoadReport:
     """Put weights into a module, converted to its dtype and device.
 
@@ -332,7 +334,7 @@ def load_into(
         state_dict: Weights by name.
         strict: Whether anything missing, unexpected or of another shape is an error. If not, it
             is left out, and what is missing keeps its value in the module.
-        progress: Receives the number of bytes converted.
+        progress: Receives progress; see :data:`trt_native.progress_bars.AnyProgress`.
 
     Returns:
         What was left out; empty if ``strict``.
@@ -347,25 +349,26 @@ def load_into(
     found = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
     report = check_fit(shapes, found, strict=strict)
     fitting = {name: t for name, t in state_dict.items() if shapes.get(name) == found[name]}
-    converted = dict(_converted(fitting, own, progress or no_progress))
+    converted = dict(_converted(fitting, own, progress))
     module.load_state_dict(converted, strict=False, assign=True)
     return report
 
 
 def _converted(
-    state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor], progress: ByteProgress
+    state_dict: Mapping[str, Tensor], own: Mapping[str, Tensor], progress: Progress | None
 ) -> Iterator[tuple[str, Tensor]]:
     total = sum(tensor.nbytes for tensor in state_dict.values())
     done = 0
-    for name, source in state_dict.items():
-        target = own[name]
-        device = source.device if target.is_meta else target.device
-        converted = source.to(device=device, dtype=target.dtype)
-        if converted is not source and source.device.type == "cpu":
-            page_out(source.data_ptr(), source.nbytes)
-        done += source.nbytes
-        progress("Converting the weights", done, total)
-        yield name, converted
+    with byte_phase(progress, "Converting the weights", total) as report:
+        for name, source in state_dict.items():
+            target = own[name]
+            device = source.device if target.is_meta else target.device
+            converted = source.to(device=device, dtype=target.dtype)
+            if converted is not source and source.device.type == "cpu":
+                page_out(source.data_ptr(), source.nbytes)
+            done += source.nbytes
+            report(done)
+            yield name, converted
 
 
 def page_out(address: int, size: int) -> None:

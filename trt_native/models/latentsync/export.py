@@ -25,8 +25,8 @@ from trt_native.models.latentsync.config import UNetConfig
 from trt_native.models.latentsync.graph import OLDEST_OPSET, Dims, write_graph
 from trt_native.models.latentsync.structure import is_position, parameter_shapes
 from trt_native.models.latentsync.weights import Weights, load_weights
-from trt_native.progress import ByteProgress, no_progress
-from trt_native.progress_bars import AnyProgress, shows_byte_progress
+from trt_native.progress import Progress
+from trt_native.progress_bars import AnyProgress, shows_progress
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +48,7 @@ _EXTENTS = ("batch", "frames", "height", "width")
 _IR_VERSION = 10  # the newest that TensorRT 10.3 reads
 
 
-@shows_byte_progress
+@shows_progress
 def export_latentsync(
     path: str | Path,
     *,
@@ -89,7 +89,7 @@ def export_latentsync(
             timesteps have fractions, such as diffusers' Euler, Heun and KDPM2.
         allow_mismatch: Whether to go on where the checkpoint does not fit: what is unexpected
             is ignored, and what is missing gets random values.
-        progress: Receives the phase and the number of bytes done.
+        progress: Receives progress; see :data:`trt_native.progress_bars.AnyProgress`.
 
     Returns:
         What was written.
@@ -106,11 +106,11 @@ def export_latentsync(
     weights = _weights(options, config, checkpoint, random_seed, static, allow_mismatch, progress)
     model = options.model(weights, static or {}, random_seed)
     with writing(path):
-        data, total_bytes = save_model(model, path, progress or no_progress)
+        data, total_bytes = save_model(model, path, progress)
     return ExportReport.of(model, _parameters(weights), path, data, total_bytes, started)
 
 
-@shows_byte_progress
+@shows_progress
 def export_deepcache(
     path: str | Path,
     *,
@@ -146,7 +146,7 @@ def export_deepcache(
     )
     with writing(path):
         models = {path: full, shallow_path: shallow}
-        sizes = save_models(models, data, progress or no_progress)
+        sizes = save_models(models, data, progress)
     parameters, own_bytes = _parameters(weights), sizes[path] + sizes[data]
     return (
         ExportReport.of(full, parameters, path, data, own_bytes, started),
@@ -273,7 +273,7 @@ def _weights(
     random_seed: int | None,
     static: Mapping[str, int] | None,
     allow_mismatch: bool,
-    progress: ByteProgress | None,
+    progress: Progress | None,
 ) -> Weights:
     weights = load_weights(
         config=config,

@@ -19,13 +19,14 @@ from trt_native.models.latentsync.config import UNetConfig
 from trt_native.models.latentsync.releases import without_absent_motion
 from trt_native.models.latentsync.unet import UNet
 from trt_native.models.latentsync.weights import check_source, choose_config
-from trt_native.progress import ByteProgress
+from trt_native.progress_bars import AnyProgress, shows_progress
 
 __all__ = ["load_unet"]
 
 _logger = logging.getLogger(__name__)
 
 
+@shows_progress
 def load_unet(
     *,
     config: UNetConfig | str | Path | None = None,
@@ -33,7 +34,7 @@ def load_unet(
     random_seed: int | None = None,
     dtype: str = "float32",
     allow_mismatch: bool = False,
-    progress: ByteProgress | None = None,
+    progress: AnyProgress = None,
 ) -> tuple[UNet, str | None]:
     """Make a U-Net on the CPU, in evaluation mode, without a second copy of its weights.
 
@@ -49,7 +50,7 @@ def load_unet(
         dtype: Type of the weights, by torch's name.
         allow_mismatch: Whether to go on where the checkpoint does not fit: what is unexpected is
             ignored, and what is missing gets random values; the log names them.
-        progress: Receives the number of bytes of the checkpoint read and converted.
+        progress: Receives progress; see :data:`trt_native.progress_bars.AnyProgress`.
 
     Returns:
         The module, and the SHA-256 of the checkpoint's file if there is one.
@@ -61,7 +62,7 @@ def load_unet(
     check_source(checkpoint, random_seed)
     weights = checkpoint
     if isinstance(weights, str | Path):
-        weights = load_checkpoint(weights, progress)
+        weights = load_checkpoint(weights, progress=progress)
     own = weights.config if isinstance(weights, Checkpoint) else None
     state = weights.state_dict if isinstance(weights, Checkpoint) else weights
     chosen = choose_config(config, own)

@@ -11,7 +11,7 @@ from trt_native.files import check_writable, with_ending
 from trt_native.graph.onnx_file import dtype_name
 from trt_native.graph.outputs import check_outputs
 from trt_native.models.latentsync.export import graph_dtype
-from trt_native.progress_bars import AnyProgress, shows_byte_progress
+from trt_native.progress_bars import AnyProgress, shows_progress
 
 if TYPE_CHECKING:
     from trt_native.models.latentsync.vae import VaeConfig
@@ -31,7 +31,7 @@ def vae_paths(path: str | Path) -> tuple[Path, Path]:
     return encoder, decoder
 
 
-@shows_byte_progress
+@shows_progress
 def export_vae(
     path: str | Path,
     *,
@@ -58,7 +58,7 @@ def export_vae(
         random_seed: Random weights that depend on this number alone, instead of a folder.
         precision: ``fp32``, ``fp16`` or ``bf16``.
         opset: ONNX operator-set version; as for :func:`trt_native.export.export_module` if None.
-        progress: Receives the phase and the number of bytes done.
+        progress: Receives progress; see :data:`trt_native.progress_bars.AnyProgress`.
 
     Returns:
         What was written for the encoder and for the decoder.

@@ -23,7 +23,7 @@ from trt_native.models.latentsync.checkpoint import (
 from trt_native.models.latentsync.config import UNetConfig
 from trt_native.models.latentsync.releases import current_names, without_absent_motion
 from trt_native.models.latentsync.structure import parameter_shapes, random_parameters
-from trt_native.progress import ByteProgress
+from trt_native.progress import Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,7 +58,7 @@ def load_weights(
     random_seed: int | None,
     dtype: ir.DataType,
     allow_mismatch: bool,
-    progress: ByteProgress | None,
+    progress: Progress | None,
 ) -> Weights:
     """Find a U-Net's weights, without PyTorch unless they are its tensors or in its format.
 
@@ -93,14 +93,14 @@ def load_weights(
     return Weights(chosen, tensors, whole.sha256 if whole else None)
 
 
-def open_checkpoint(path: str | Path, progress: ByteProgress | None = None) -> Checkpoint:
+def open_checkpoint(path: str | Path, progress: Progress | None = None) -> Checkpoint:
     """Read a checkpoint, without PyTorch unless it is in its format.
 
     Raises:
         ModelError: as :func:`trt_native.models.latentsync.load_checkpoint`.
     """
     is_safetensors = Path(path).suffix == ".safetensors"
-    return (load_safetensors if is_safetensors else load_checkpoint)(path, progress)
+    return (load_safetensors if is_safetensors else load_checkpoint)(path, progress=progress)
 
 
 def _fitting(

@@ -12,7 +12,7 @@ from trt_native.export.module import ExportReport, export_module, require_torch
 from trt_native.graph.onnx_file import dtype_name
 from trt_native.graph.outputs import check_outputs
 from trt_native.models.latentsync.export import graph_dtype
-from trt_native.progress_bars import AnyProgress, shows_byte_progress
+from trt_native.progress_bars import AnyProgress, shows_progress
 
 if TYPE_CHECKING:
     from trt_native.models.latentsync.whisper import WhisperConfig
@@ -23,7 +23,7 @@ MEL, FEATURES, EMBEDDINGS = "mel", "features", "embeddings"
 """Tensors of the graph."""
 
 
-@shows_byte_progress
+@shows_progress
 def export_whisper(
     path: str | Path,
     *,
@@ -48,7 +48,7 @@ def export_whisper(
         random_seed: Random weights that depend on this number alone, instead of a file.
         precision: ``fp32``, ``fp16`` or ``bf16``.
         opset: As for :func:`trt_native.export.export_module`.
-        progress: Receives the phase and the number of bytes done.
+        progress: Receives progress; see :data:`trt_native.progress_bars.AnyProgress`.
 
     Raises:
         SpecError, ModelError: as :func:`trt_native.models.latentsync.whisper.load_whisper`; also
