@@ -17,6 +17,8 @@ import onnx_ir as ir
 from trt_native._version import __version__
 from trt_native.arrays import Array, Batch
 from trt_native.calibration.caches import CalibrationCache, Provenance, TensorRange, cache_header
+from trt_native.calibration.cpu_runner import CpuRunner, expected_runtime
+from trt_native.calibration.free_memory import memory_limit
 from trt_native.calibration.ranges import (
     DEFAULT_PERCENTILE,
     Histogram,
@@ -24,8 +26,7 @@ from trt_native.calibration.ranges import (
     magnitude,
     threshold,
 )
-from trt_native.calibration.reference_runner import ReferenceRunner
-from trt_native.config import CalibrationMethod, FixedValues
+from trt_native.config import CalibrationMethod, CpuRuntime, FixedValues
 from trt_native.errors import CalibrationError, SpecError
 from trt_native.graph.fixed_inputs import fix_inputs
 from trt_native.graph.functions import inline_functions
@@ -49,6 +50,10 @@ __all__ = [
 
 DEFAULT_VERSION = "10.16.1"
 """Default version of TensorRT in a cache's header: the last that calibrates."""
+
+REUSED_BYTES = 4 * 2**30
+"""Activations kept from one pass over the data for the next; a quarter of the free memory where
+that is less."""
 
 _SMALLEST = float(np.finfo(np.float32).tiny)
 
@@ -100,9 +105,21 @@ class ActivationSource(Protocol):
 
 
 class ReferenceActivations:
-    """Activations from the reference evaluator, on the CPU: exact, and slow."""
+    """Activations from the CPU: by OpenVINO, or the reference evaluator, which is slow.
 
-    name = ReferenceRunner.name
+    Args:
+        runtime: What to run the model with.
+
+    Attributes:
+        name: What that is, by name; after a run also how far it was checked.
+
+    Raises:
+        UnsupportedError: OpenVINO was asked for and is not installed.
+    """
+
+    def __init__(self, runtime: CpuRuntime = CpuRuntime.AUTO) -> None:
+        self._runtime = runtime
+        self.name = expected_runtime(runtime)
 
     def __call__(
         self,
@@ -116,16 +133,19 @@ class ReferenceActivations:
         """See :class:`ActivationSource`.
 
         Raises:
-            UnsupportedError: the reference evaluator cannot run the model.
+            UnsupportedError: the model cannot be run.
             CalibrationError: as :func:`collect`.
         """
-        run = ReferenceRunner(
+        run = CpuRunner(
             model,
             tensors,
+            self._runtime,
             alternative="calibrate with an engine on a GPU",
             options=("calibration_runner",),
         )
-        return collect(batches, run, tensors, histograms=histograms, progress=progress)
+        found = collect(batches, run, tensors, histograms=histograms, progress=progress)
+        self.name = run.program
+        return found
 
 
 @shows_progress
@@ -273,7 +293,9 @@ def collect(
         CalibrationError: there are no batches, fewer or more of them the second time, a tensor is
             NaN or infinite, or ``run`` leaves one out.
     """
-    run_all = partial(_pass, batches, run, tensors, progress)
+    once = histograms and isinstance(batches, Iterator)
+    kept = _Kept(run, set(tensors), memory_limit(REUSED_BYTES) if histograms and not once else 0)
+    run_all = partial(_pass, batches, kept, tensors, progress)
     amax = dict.fromkeys(tensors, 0.0)
     filled: dict[str, Histogram] = {}
 
@@ -287,7 +309,6 @@ def collect(
         if name in filled:
             filled[name].add(values)
 
-    once = histograms and isinstance(batches, Iterator)
     if once:
         filled = {name: Histogram() for name in tensors}
         shapes = run_all("histograms", count)
@@ -297,10 +318,51 @@ def collect(
         shapes = run_all("largest values", measure)
     if histograms and not once and any(amax.values()):
         filled = {name: Histogram(peak) for name, peak in amax.items() if peak}
+        kept.start_again()
         again = len(run_all("histograms", count))
         if again != len(shapes):
             raise uneven_passes(len(shapes), again)
     return Activations(amax, filled, len(shapes), distinct_shapes(shapes))
+
+
+class _Kept:
+    """Runs batches, and keeps the activations of the first of them for another pass.
+
+    Args:
+        run: As for :func:`collect`.
+        tensors: Names of the tensors to keep.
+        room: Bytes to keep.
+    """
+
+    def __init__(
+        self, run: Callable[[Batch], Iterable[tuple[str, Array]]], tensors: set[str], room: int
+    ) -> None:
+        self._run = run
+        self._tensors = tensors
+        self._room = room
+        self._batches: list[list[tuple[str, Array]]] = []
+        self._again: Iterator[list[tuple[str, Array]]] | None = None
+
+    def start_again(self) -> None:
+        """Begin the next pass."""
+        self._again = iter(self._batches)
+
+    def __call__(self, batch: Batch) -> Iterable[tuple[str, Array]]:
+        """The activations of a batch."""
+        if self._again is not None:
+            found = next(self._again, None)
+            return self._run(batch) if found is None else found
+        return self._keeping(batch) if self._room > 0 else self._run(batch)
+
+    def _keeping(self, batch: Batch) -> Iterator[tuple[str, Array]]:
+        found = []
+        for name, array in self._run(batch):
+            yield name, array
+            if self._room > 0 and name in self._tensors:
+                self._room -= np.asarray(array).nbytes
+                found.append((name, array))
+        if self._room > 0:
+            self._batches.append(found)
 
 
 def uneven_passes(first: int, later: int) -> CalibrationError:
