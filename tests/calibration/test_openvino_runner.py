@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -10,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 
 from trt_native.calibration import cpu_runner, openvino_runner
 from trt_native.calibration.cpu_runner import CpuRunner
-from trt_native.calibration.openvino_operators import trusted_nodes
+from trt_native.calibration.openvino_operators import measurement, trusted_nodes
 from trt_native.calibration.openvino_runner import OpenVinoRunner
 from trt_native.config import CpuRuntime
 from trt_native.errors import CalibrationError, UnsupportedError
@@ -129,6 +131,11 @@ def test_no_trust_in(name):
     model = ir.from_proto(parsed(text, opset))
     infer_types(model)
     assert {node.op_type for node in trusted_nodes(model)} <= {"Constant"}
+
+
+def test_the_measured_version_is_the_one_of_the_constraints():
+    constraints = (Path(__file__).parents[2] / "constraints.txt").read_text().splitlines()
+    assert f"openvino=={measurement().openvino}" in constraints
 
 
 def test_shapes_are_trusted():
