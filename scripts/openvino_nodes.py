@@ -113,7 +113,7 @@ def node_tests() -> Iterator[Case]:
 
 def own_cases() -> Iterator[Case]:
     """Shapes and attributes that the node tests lack."""
-    random = np.random.default_rng(0)
+    random, number_of = np.random.default_rng(0), itertools.count()
 
     def case(operator: str, *inputs: Any, outputs: int = 1, **attributes: Any) -> Case:
         arrays = {
@@ -129,7 +129,7 @@ def own_cases() -> Iterator[Case]:
         )
         words = " ".join(f"{name}={value}" for name, value in attributes.items())
         shapes = " ".join("x".join(map(str, array.shape)) for array in arrays.values())
-        name = f"own {operator} of {shapes} {words}".strip()
+        name = f"own {next(number_of)} {operator} of {shapes} {words}".strip()
         return Case(name, node, onnx.defs.onnx_opset_version(), arrays)
 
     for rank in (1, 2, 3):
@@ -407,29 +407,33 @@ def limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
 
 
-def is_right(features: tuple[str, ...], results: Results) -> bool:
-    """Whether no case like it was wrong, and OpenVINO runs most of them."""
-    counts = Counter(status for found, status, _ in results if found == features)
-    return not counts["wrong"] + counts["crashed"] and counts["right"] > counts["refused"]
-
-
 def learned(results: Results) -> tuple[set[str], dict[str, str]]:
-    """Features with which every case was right, and an example for each of the others.
+    """Features with which OpenVINO is right, and an example for each of the others.
 
-    As few features are distrusted as it takes for each wrong case to have one.
+    As few features are distrusted as it takes for each wrong case to have one; and types with which
+    OpenVINO refuses all cases with the same features, so that it is not asked in vain.
     """
-    cases = [(features, is_right(features, results), found) for features, _, found in results]
-    trusted = {feature for features, right, _ in cases if right for feature in features}
+    statuses: dict[frozenset[str], set[str]] = defaultdict(set)
+    examples: dict[frozenset[str], str] = {}
+    for features, status, found in results:
+        statuses[frozenset(features)].add(status)
+        if status != "right":
+            examples.setdefault(frozenset(features), found)
+    bad = {one for one, found in statuses.items() if found & {"wrong", "crashed"}}
+    refused = {one for one, found in statuses.items() if found == {"refused"}}
+    trusted = set().union(*(one for one in statuses if one not in bad | refused))
     wrong: dict[str, str] = {}
-    while blamed := [case for case in cases if not case[1] and trusted.issuperset(case[0])]:
-        good, bad = Counter[str](), Counter[str]()
-        for features, right, _ in cases:
-            if trusted.issuperset(features):
-                (good if right else bad).update(features)
-        suspects = sorted({feature for features, _, _ in blamed for feature in features})
-        worst = max(suspects, key=lambda f: (bad[f] / (bad[f] + good[f]), bad[f]))
-        wrong[worst] = next(found for features, _, found in blamed if worst in features)
-        trusted.discard(worst)
+    for group, of_types in ((bad, False), (refused, True)):
+        while blamed := [one for one in group if trusted >= one]:
+            suspects = {f for one in blamed for f in one if "->" in f or not of_types}
+            counts = Counter(f for one in statuses if trusted >= one for f in one)
+            blames = Counter(f for one in blamed for f in one)
+            worst = max(sorted(suspects), key=lambda f: (blames[f] / counts[f], blames[f]))
+            wrong[worst] = next(examples[one] for one in statuses if one in group and worst in one)
+            trusted.discard(worst)
+    for one in (*bad, *refused):
+        for feature in one - trusted:
+            wrong.setdefault(feature, examples[one])
     return trusted, wrong
 
 
