@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import partial
@@ -55,6 +57,7 @@ REUSED_BYTES = 4 * 2**30
 """Activations kept from one pass over the data for the next; a quarter of the free memory where
 that is less."""
 
+_MEASURING = 2  # tensors at a time: NumPy counts without other threads
 _SMALLEST = float(np.finfo(np.float32).tiny)
 
 
@@ -413,18 +416,27 @@ def _run_batch(
     tensors: Sequence[str],
     use: Callable[[str, Array], None],
 ) -> None:
-    wanted = set(tensors)
     missing = set(tensors)
-    for name, values in activations:
-        if name not in wanted:
-            continue
-        try:
-            use(name, values)
-        except ValueError:
-            raise not_finite(name) from None
-        missing.discard(name)
+    pending: deque[tuple[str, Future[None]]] = deque()
+    with ThreadPoolExecutor(_MEASURING) as threads:
+        for name, values in activations:
+            if name not in missing:
+                continue
+            missing.discard(name)
+            pending.append((name, threads.submit(use, name, values)))
+            if len(pending) > _MEASURING:
+                _finish(*pending.popleft())
+        while pending:
+            _finish(*pending.popleft())
     if missing:
         raise CalibrationError(f"the model gave no values of tensor {min(missing)!r}")
+
+
+def _finish(name: str, measured: Future[None]) -> None:
+    try:
+        measured.result()
+    except ValueError:
+        raise not_finite(name) from None
 
 
 def distinct_shapes(batches: Sequence[Mapping[str, Shape]]) -> dict[str, tuple[str, ...]]:
