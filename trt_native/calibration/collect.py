@@ -297,7 +297,8 @@ def collect(
             NaN or infinite, or ``run`` leaves one out.
     """
     once = histograms and isinstance(batches, Iterator)
-    kept = _Kept(run, set(tensors), memory_limit(REUSED_BYTES) if histograms and not once else 0)
+    room = memory_limit(REUSED_BYTES) if histograms and not once else 0
+    kept = _Kept(run, set(tensors), room, len(batches) if isinstance(batches, Sized) else 0)
     run_all = partial(_pass, batches, kept, tensors, progress)
     amax = dict.fromkeys(tensors, 0.0)
     filled: dict[str, Histogram] = {}
@@ -329,20 +330,26 @@ def collect(
 
 
 class _Kept:
-    """Runs batches, and keeps the activations of the first of them for another pass.
+    """Runs batches, and keeps their activations for another pass where all of them fit.
 
     Args:
         run: As for :func:`collect`.
         tensors: Names of the tensors to keep.
         room: Bytes to keep.
+        count: Number of batches; 0 if that is not known.
     """
 
     def __init__(
-        self, run: Callable[[Batch], Iterable[tuple[str, Array]]], tensors: set[str], room: int
+        self,
+        run: Callable[[Batch], Iterable[tuple[str, Array]]],
+        tensors: set[str],
+        room: int,
+        count: int,
     ) -> None:
         self._run = run
         self._tensors = tensors
         self._room = room
+        self._first_of = count
         self._batches: list[list[tuple[str, Array]]] = []
         self._again: Iterator[list[tuple[str, Array]]] | None = None
 
@@ -363,9 +370,14 @@ class _Kept:
             yield name, array
             if self._room > 0 and name in self._tensors:
                 self._room -= np.asarray(array).nbytes
-                found.append((name, array))
+                found.append((name, np.array(array)))
         if self._room > 0:
             self._batches.append(found)
+        if len(self._batches) == 1 and self._first_of > 1:  # keep none where not all will fit
+            used = sum(array.nbytes for _, array in found)
+            if used * (self._first_of - 1) > self._room:
+                self._room = 0
+                self._batches.clear()
 
 
 def uneven_passes(first: int, later: int) -> CalibrationError:

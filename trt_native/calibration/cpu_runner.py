@@ -139,7 +139,7 @@ class CpuRunner:
         """Run a batch.
 
         Yields:
-            Names and values, in any order.
+            Names and values, in any order, in memory that the next batch may overwrite.
 
         Raises:
             CalibrationError: an input is missing, unknown, or of another type or shape.
@@ -157,7 +157,7 @@ class CpuRunner:
             found = self._engine(batch)
             for name, array in self._whole(found, expected):
                 self._returned = True
-                yield name, np.array(array)
+                yield name, array
         except EngineError as error:
             if not isinstance(error, BatchError) or isinstance(found, Iterator):
                 self._give_up(error)

@@ -187,7 +187,7 @@ class OnnxReference:
         if self._runner is None or self._outputs != tuple(outputs):
             self._runner = self._open(outputs)
             self._outputs = tuple(outputs)
-        return dict(self._runner(batch))
+        return {name: np.array(array) for name, array in self._runner(batch)}
 
     def _open(self, outputs: Sequence[str]) -> CpuRunner:
         model = self._model or read_inlined(self.path, self._fixed)
