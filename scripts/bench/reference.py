@@ -2,8 +2,8 @@
 """Calibration and verification of the small LatentSync U-Net on the CPU, beside another checkout.
 
 Each runs in a process of its own, one after the other: ``trt-native calibrate`` as a command, and
-the reference that ``trt-native verify`` computes for the shapes that it takes by default. Ranges
-and outputs are compared first. Hide a GPU, if there is one, by CUDA_VISIBLE_DEVICES=-1.
+the reference that ``trt-native verify`` computes, at corners of a profile. Ranges and outputs are
+compared first. Hide a GPU, if there is one, by CUDA_VISIBLE_DEVICES=-1.
 """
 
 from __future__ import annotations
