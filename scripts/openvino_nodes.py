@@ -5,7 +5,7 @@ ONNX's node tests and some more cases, each in every version of the operator sin
 takes it, with large integers in the place of numbers where the operator takes these, and with all,
 some or none of the further inputs as constants. ``--write`` puts the result into the file by which
 calibration and verification choose what OpenVINO runs. Without it, differences from that file make
-the exit code 1. Takes about 6 minutes on two cores.
+the exit code 1. Takes about 9 minutes on two cores.
 """
 
 from __future__ import annotations
