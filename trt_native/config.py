@@ -22,6 +22,7 @@ __all__ = [
     "CalibrationMethod",
     "CalibrationRunner",
     "CommandOption",
+    "CpuRuntime",
     "FixedValues",
     "HardwareCompatibility",
     "IoPrecision",
@@ -148,14 +149,28 @@ class CalibrationRunner(_Choice):
 
     ``ENGINE``: TensorRT engines with extra outputs, on the GPU, in the model's own types.
     ``ENGINE_FP16``: the same in FP16, for a model whose FP32 engine the GPU has no room for.
-    ``REFERENCE``: ``onnx.reference``, on the CPU. ``AUTO``: an engine where there is a GPU, in FP16
-    where the weights are large; else the reference.
+    ``REFERENCE``: ``onnx.reference``, on the CPU. ``OPENVINO``: OpenVINO, on the CPU. ``AUTO``: an
+    engine where there is a GPU, in FP16 where the weights are large; else OpenVINO where it is
+    installed and right, and the reference.
     """
 
     AUTO = "auto"
     ENGINE = "engine"
     ENGINE_FP16 = "engine-fp16"
     REFERENCE = "reference"
+    OPENVINO = "openvino"
+
+
+class CpuRuntime(_Choice):
+    """The runtime that runs a model on the CPU as a reference.
+
+    ``ONNX``: ``onnx.reference``, node by node in NumPy. ``OPENVINO``: OpenVINO in FP32, but for the
+    operators that it has wrong. ``AUTO``: OpenVINO where it is installed and right, else the other.
+    """
+
+    AUTO = "auto"
+    OPENVINO = "openvino"
+    ONNX = "onnx"
 
 
 class ProfilingVerbosity(_Choice):
@@ -437,7 +452,8 @@ class QuantizationSpec:
         default=CalibrationRunner.AUTO,
         metadata=_option(
             "What runs the model with the data: engine (TensorRT, on the GPU), engine-fp16,"
-            " reference (onnx.reference, on the CPU), or auto: an engine where there is a GPU.",
+            " reference (onnx.reference, on the CPU), openvino (on the CPU), or auto: an engine"
+            " where there is a GPU, else openvino where it is installed.",
             _QUANTIZATION,
             parse=CalibrationRunner.parse,
         ),

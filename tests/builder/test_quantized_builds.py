@@ -15,11 +15,12 @@ from trt_native import BuildConfig, IoPrecision, Precision, ProfileSpec, build_p
 from trt_native.backends.registry import load_backend
 from trt_native.backends.rtx import RtxBackend
 from trt_native.builder.build import decide
+from trt_native.builder.engine_calibration import activation_source
 from trt_native.builder.plan_cache import EngineCache
 from trt_native.calibration.batches import read_batches
 from trt_native.calibration.collect import calibrate
 from trt_native.calibration.folder import write_batches
-from trt_native.config import CalibrationMethod, QuantizationSpec
+from trt_native.config import CalibrationMethod, CalibrationRunner, QuantizationSpec
 from trt_native.errors import CalibrationError, SpecError, UnsupportedError
 from trt_native.graph.onnx_file import read_model, tensor_specs
 from trt_native.passes.autocast import autocast
@@ -75,9 +76,14 @@ def test_data_instead_of_a_cache(tmp_path, rng, precision):
     write_batches(tmp_path / "data", arrays, model="dense")
     batches = read_batches(tmp_path / "data", tensor_specs(read_model(model))[0])
     method = CalibrationMethod.MSE if precision is Precision.INT8 else CalibrationMethod.MINMAX
-    calibrate(model, batches, method=method).save(tmp_path / "own.calib")
+    reference = activation_source(CalibrationRunner.REFERENCE)
+    calibrate(model, batches, method=method, source=reference).save(tmp_path / "own.calib")
 
-    given = {"calibration_data": str(tmp_path / "data"), "calibration_cache": None}
+    given = {
+        "calibration_data": str(tmp_path / "data"),
+        "calibration_cache": None,
+        "calibration_runner": CalibrationRunner.REFERENCE,
+    }
     plan = build(model, precision, calibration_method=CalibrationMethod.MSE, **given)
     assert plan.data == build(model, precision, calibration_cache=tmp_path / "own.calib").data
     assert pass_records(plan.manifest)["quantize"]["calibration"] == {

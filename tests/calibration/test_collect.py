@@ -11,9 +11,10 @@ import pytest
 from helpers import tiny_models
 from onnx.reference import ReferenceEvaluator
 
-from trt_native.calibration.collect import calibrate, collect
+import trt_native.calibration.collect as collect_module
+from trt_native.calibration.collect import ReferenceActivations, calibrate, collect
 from trt_native.calibration.ranges import BINS, Histogram, entropy_threshold, mse_threshold
-from trt_native.config import CalibrationMethod
+from trt_native.config import CalibrationMethod, CpuRuntime
 from trt_native.errors import CalibrationError, SpecError
 from trt_native.graph.onnx_file import hash_files, read_model
 from trt_native.graph.quantizable import quantizable_tensors
@@ -177,7 +178,7 @@ def images(count=3, seed=0):
 )
 def test_a_cache(model, method, find):
     batches = images()
-    cache = calibrate(model, batches, method=method)
+    cache = calibrate(model, batches, method=method, source=ReferenceActivations(CpuRuntime.ONNX))
     values = np.abs(np.concatenate([np.tanh(b["x"]) for b in batches])).astype(np.float64)
     amax = values.max()
     bound = find(np.histogram(values, BINS, (0, amax))[0], amax)
@@ -309,7 +310,8 @@ def test_the_golden_unet(golden_onnx):
         }
         for step in (900, 100)
     ]
-    cache = calibrate(path, batches, method=ENTROPY)
+    source = ReferenceActivations(CpuRuntime.ONNX)
+    cache = calibrate(path, batches, method=ENTROPY, source=source)
     tensors = quantizable_tensors(read_model(path))
     assert list(cache.scales) == tensors
     evaluator = ReferenceEvaluator(str(path))
@@ -320,3 +322,19 @@ def test_the_golden_unet(golden_onnx):
         counts = np.histogram(values, BINS, (0, amax))[0]
         assert cache.amax(name) == amax
         assert cache.scales[name] == np.float32(entropy_threshold(counts, amax / BINS, amax) / 127)
+
+
+@pytest.mark.parametrize(("room", "runs"), [(2**30, 3), (160, 6), (0, 6)])
+def test_activations_that_fit_are_not_computed_again(batches, monkeypatch, room, runs):
+    count = []
+
+    def run(batch):
+        count.append(1)
+        yield from batch.items()
+
+    monkeypatch.setattr(collect_module, "REUSED_BYTES", room)
+    found = collect(batches, run, ["x"])
+    assert len(count) == runs
+    whole = collect(batches, identity, ["x"])
+    np.testing.assert_array_equal(found.histograms["x"].counts, whole.histograms["x"].counts)
+    assert found.shapes == whole.shapes

@@ -11,8 +11,9 @@ from helpers import tiny_models
 from onnx import numpy_helper
 
 from trt_native.calibration.batches import read_batches
+from trt_native.calibration.collect import ReferenceActivations
 from trt_native.calibration.model_ranges import NO_RANGES, find_ranges, load_ranges
-from trt_native.config import CalibrationMethod, Precision
+from trt_native.config import CalibrationMethod, CpuRuntime, Precision
 from trt_native.errors import CalibrationError
 from trt_native.graph.onnx_file import hash_files, read_model
 from trt_native.shapes import TensorSpec
@@ -115,7 +116,8 @@ class TestFindRanges:
         assert found.origin["method"] == "minmax"
 
     def test_shapes_and_origin(self, dense, batches, tmp_path):
-        found = find_ranges(dense, batches, Precision.INT8, CalibrationMethod.MINMAX)
+        source = ReferenceActivations(CpuRuntime.ONNX)
+        found = find_ranges(dense, batches, Precision.INT8, CalibrationMethod.MINMAX, source=source)
         assert found.shapes == {"h0": (3, 64)}
         assert found.origin == {
             "data": str(tmp_path / "data"),

@@ -25,6 +25,7 @@ from trt_native.verify import check
 from trt_native.verify import first_mismatch as layers
 from trt_native.verify.check import OpenPlan
 
+ONNX = ("--reference-runner", "onnx")
 H0 = tensor("h0", "input", "float32", "1x64:2x64:4x64", dims=("batch", None))
 H2 = tensor("h2", "output", "float32", shape=(-1, 64), dims=("batch", None))
 
@@ -268,7 +269,7 @@ def built(tmp_path):
 class TestLayers:
     def test_they_name_the_node(self, built, runs, verify, tmp_path):
         runs(tmp_path / "wrong.onnx")
-        base = (built, "--against", tmp_path / "m.onnx", "--random", 0, "--layers")
+        base = (built, "--against", tmp_path / "m.onnx", "--random", 0, "--layers", *ONNX)
         code, out, err = verify(*base)
         assert code == 1
         assert (
@@ -306,7 +307,7 @@ class TestLayers:
 
     def test_a_model_that_is_not_the_plans(self, built, runs, verify, tmp_path):
         runs(tmp_path / "wrong.onnx")
-        base = (built, "--against", tmp_path / "m.onnx", "--random", 0, "--layers")
+        base = (built, "--against", tmp_path / "m.onnx", "--random", 0, "--layers", *ONNX)
         code, _, err = verify(*base, "--model", tmp_path / "m.onnx")
         assert code == 1
         assert "warning: the plan was not built from" in err

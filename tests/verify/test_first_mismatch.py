@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from trt_native.calibration.reference_runner import ReferenceRunner
-from trt_native.config import BuildConfig, Precision
+from trt_native.config import BuildConfig, CpuRuntime, Precision
 from trt_native.errors import CudaError, SpecError
 from trt_native.graph.onnx_file import read_model
 from trt_native.shapes import ProfileSpec
@@ -79,7 +79,9 @@ def test_the_first_mismatch_is_found_with_few_plans(tmp_path, x, layer, tensors_
     model = chain(tmp_path / "m.onnx")
     runs = Runs(perturbed(model, f"w{layer}"), ["t99"])
     memory = tensors_per_plan * 4 * 8 * 4
-    report = find_first_mismatch(model, x, runs, LIMITS, reference=model, memory_bytes=memory)
+    report = find_first_mismatch(
+        model, x, runs, LIMITS, reference=model, memory_bytes=memory, runtime=CpuRuntime.ONNX
+    )
     assert (report.first.name, report.first.node) == (f"m{layer}", f"mm{layer}")
     assert report.first.operator == "MatMul"
     assert all(len(names) <= tensors_per_plan for names in runs.extra_outputs)

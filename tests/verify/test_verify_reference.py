@@ -15,6 +15,7 @@ from helpers.made_plans import tensor
 from helpers.text_models import model
 from onnx.reference import ReferenceEvaluator
 
+from trt_native.config import CpuRuntime
 from trt_native.errors import ModelError, SpecError
 from trt_native.progress_bars import open_progress
 from trt_native.verify import CallableReference, GoldenFile, OnnxReference, open_reference
@@ -40,7 +41,7 @@ def user_code(tmp_path, monkeypatch):
 
 def test_an_onnx_file(tmp_path, rng):
     path = tiny_models.norm(tmp_path / "m.onnx")
-    reference = open_reference(str(path))
+    reference = open_reference(str(path), runtime=CpuRuntime.ONNX)
     assert isinstance(reference, OnnxReference)
     evaluator = ReferenceEvaluator(str(path))
     for batch in (1, 3):

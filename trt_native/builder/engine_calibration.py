@@ -33,7 +33,13 @@ from trt_native.calibration.collect import (
 )
 from trt_native.calibration.device import MEASURED_DTYPES, DeviceStatistics
 from trt_native.calibration.ranges import Histogram
-from trt_native.config import BuildConfig, CalibrationRunner, Precision, ProfilingVerbosity
+from trt_native.config import (
+    BuildConfig,
+    CalibrationRunner,
+    CpuRuntime,
+    Precision,
+    ProfilingVerbosity,
+)
 from trt_native.cuda import GpuInfo, gpu_info, require_gpu
 from trt_native.errors import CalibrationError, CudaError, UnsupportedError
 from trt_native.graph.dims import fixed_extents, resolve_profiles
@@ -104,10 +110,12 @@ def activation_source(
 
     Raises:
         CudaError: an engine was asked for, and there is no GPU.
-        UnsupportedError: an engine was asked for, and no TensorRT is installed.
+        UnsupportedError: an engine or OpenVINO was asked for, and is not installed.
     """
     if by is CalibrationRunner.REFERENCE:
-        return ReferenceActivations()
+        return ReferenceActivations(CpuRuntime.ONNX)
+    if by is CalibrationRunner.OPENVINO:
+        return ReferenceActivations(CpuRuntime.OPENVINO)
     if by is not CalibrationRunner.AUTO:
         try:
             require_gpu(ordinal)
@@ -122,8 +130,9 @@ def activation_source(
     except UnsupportedError as error:
         if by is not CalibrationRunner.AUTO:
             raise
-        _LOGGER.warning("activations come from onnx.reference, on the CPU: %s", error.message)
-        return ReferenceActivations()
+        source = ReferenceActivations()
+        _LOGGER.warning("activations come from %s, on the CPU: %s", source.name, error.message)
+        return source
     return EngineActivations(chosen, by=by, memory_bytes=memory_bytes, ordinal=ordinal)
 
 

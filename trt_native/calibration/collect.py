@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import partial
@@ -17,6 +19,8 @@ import onnx_ir as ir
 from trt_native._version import __version__
 from trt_native.arrays import Array, Batch
 from trt_native.calibration.caches import CalibrationCache, Provenance, TensorRange, cache_header
+from trt_native.calibration.cpu_runner import CpuRunner, expected_runtime
+from trt_native.calibration.free_memory import memory_limit
 from trt_native.calibration.ranges import (
     DEFAULT_PERCENTILE,
     Histogram,
@@ -24,8 +28,7 @@ from trt_native.calibration.ranges import (
     magnitude,
     threshold,
 )
-from trt_native.calibration.reference_runner import ReferenceRunner
-from trt_native.config import CalibrationMethod, FixedValues
+from trt_native.config import CalibrationMethod, CpuRuntime, FixedValues
 from trt_native.errors import CalibrationError, SpecError, close_names
 from trt_native.graph.fixed_inputs import fix_inputs
 from trt_native.graph.functions import inline_functions
@@ -50,6 +53,11 @@ __all__ = [
 DEFAULT_VERSION = "10.16.1"
 """Default version of TensorRT in a cache's header: the last that calibrates."""
 
+REUSED_BYTES = 4 * 2**30
+"""Activations kept from one pass over the data for the next; a quarter of the free memory where
+that is less."""
+
+_MEASURING = 2  # tensors at a time: NumPy counts without other threads
 _SMALLEST = float(np.finfo(np.float32).tiny)
 
 
@@ -100,9 +108,21 @@ class ActivationSource(Protocol):
 
 
 class ReferenceActivations:
-    """Activations from the reference evaluator, on the CPU: exact, and slow."""
+    """Activations from the CPU: by OpenVINO, or the reference evaluator, which is slow.
 
-    name = ReferenceRunner.name
+    Args:
+        runtime: What to run the model with.
+
+    Attributes:
+        name: What that is, by name; after a run also how far it was checked.
+
+    Raises:
+        UnsupportedError: OpenVINO was asked for and is not installed.
+    """
+
+    def __init__(self, runtime: CpuRuntime = CpuRuntime.AUTO) -> None:
+        self._runtime = runtime
+        self.name = expected_runtime(runtime)
 
     def __call__(
         self,
@@ -116,16 +136,19 @@ class ReferenceActivations:
         """See :class:`ActivationSource`.
 
         Raises:
-            UnsupportedError: the reference evaluator cannot run the model.
+            UnsupportedError: the model cannot be run.
             CalibrationError: as :func:`collect`.
         """
-        run = ReferenceRunner(
+        run = CpuRunner(
             model,
             tensors,
+            self._runtime,
             alternative="calibrate with an engine on a GPU",
             options=("calibration_runner",),
         )
-        return collect(batches, run, tensors, histograms=histograms, progress=progress)
+        found = collect(batches, run, tensors, histograms=histograms, progress=progress)
+        self.name = run.program
+        return found
 
 
 @shows_progress
@@ -273,7 +296,10 @@ def collect(
         CalibrationError: there are no batches, fewer or more of them the second time, a tensor is
             NaN or infinite, or ``run`` leaves one out.
     """
-    run_all = partial(_pass, batches, run, tensors, progress)
+    once = histograms and isinstance(batches, Iterator)
+    room = memory_limit(REUSED_BYTES) if histograms and not once else 0
+    kept = _Kept(run, set(tensors), room, len(batches) if isinstance(batches, Sized) else 0)
+    run_all = partial(_pass, batches, kept, tensors, progress)
     amax = dict.fromkeys(tensors, 0.0)
     filled: dict[str, Histogram] = {}
 
@@ -287,7 +313,6 @@ def collect(
         if name in filled:
             filled[name].add(values)
 
-    once = histograms and isinstance(batches, Iterator)
     if once:
         filled = {name: Histogram() for name in tensors}
         shapes = run_all("histograms", count)
@@ -297,10 +322,62 @@ def collect(
         shapes = run_all("largest values", measure)
     if histograms and not once and any(amax.values()):
         filled = {name: Histogram(peak) for name, peak in amax.items() if peak}
+        kept.start_again()
         again = len(run_all("histograms", count))
         if again != len(shapes):
             raise uneven_passes(len(shapes), again)
     return Activations(amax, filled, len(shapes), distinct_shapes(shapes))
+
+
+class _Kept:
+    """Runs batches, and keeps their activations for another pass where all of them fit.
+
+    Args:
+        run: As for :func:`collect`.
+        tensors: Names of the tensors to keep.
+        room: Bytes to keep.
+        count: Number of batches; 0 if that is not known.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Batch], Iterable[tuple[str, Array]]],
+        tensors: set[str],
+        room: int,
+        count: int,
+    ) -> None:
+        self._run = run
+        self._tensors = tensors
+        self._room = room
+        self._first_of = count
+        self._batches: list[list[tuple[str, Array]]] = []
+        self._again: Iterator[list[tuple[str, Array]]] | None = None
+
+    def start_again(self) -> None:
+        """Begin the next pass."""
+        self._again = iter(self._batches)
+
+    def __call__(self, batch: Batch) -> Iterable[tuple[str, Array]]:
+        """The activations of a batch."""
+        if self._again is not None:
+            found = next(self._again, None)
+            return self._run(batch) if found is None else found
+        return self._keeping(batch) if self._room > 0 else self._run(batch)
+
+    def _keeping(self, batch: Batch) -> Iterator[tuple[str, Array]]:
+        found = []
+        for name, array in self._run(batch):
+            yield name, array
+            if self._room > 0 and name in self._tensors:
+                self._room -= np.asarray(array).nbytes
+                found.append((name, np.array(array)))
+        if self._room > 0:
+            self._batches.append(found)
+        if len(self._batches) == 1 and self._first_of > 1:  # keep none where not all will fit
+            used = sum(array.nbytes for _, array in found)
+            if used * (self._first_of - 1) > self._room:
+                self._room = 0
+                self._batches.clear()
 
 
 def uneven_passes(first: int, later: int) -> CalibrationError:
@@ -355,18 +432,27 @@ def _run_batch(
     tensors: Sequence[str],
     use: Callable[[str, Array], None],
 ) -> None:
-    wanted = set(tensors)
     missing = set(tensors)
-    for name, values in activations:
-        if name not in wanted:
-            continue
-        try:
-            use(name, values)
-        except ValueError:
-            raise not_finite(name) from None
-        missing.discard(name)
+    pending: deque[tuple[str, Future[None]]] = deque()
+    with ThreadPoolExecutor(_MEASURING) as threads:
+        for name, values in activations:
+            if name not in missing:
+                continue
+            missing.discard(name)
+            pending.append((name, threads.submit(use, name, values)))
+            if len(pending) > _MEASURING:
+                _finish(*pending.popleft())
+        while pending:
+            _finish(*pending.popleft())
     if missing:
         raise CalibrationError(f"the model gave no values of tensor {min(missing)!r}")
+
+
+def _finish(name: str, measured: Future[None]) -> None:
+    try:
+        measured.result()
+    except ValueError:
+        raise not_finite(name) from None
 
 
 def distinct_shapes(batches: Sequence[Mapping[str, Shape]]) -> dict[str, tuple[str, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from trt_native.graph.onnx_file import tensor_specs
 from trt_native.reference import NAME
 from trt_native.shapes import TensorSpec, format_shape
 
-__all__ = ["ReferenceRunner"]
+__all__ = ["ReferenceRunner", "convert_batch", "cut_model", "values_read"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +66,7 @@ class ReferenceRunner:
         self._options = tuple(options)
         graph = model.graph
         self._wanted = frozenset(tensors)
-        outputs = [value for value in _values(graph) if value.name in self._wanted]
-        graph.outputs.clear()
-        graph.outputs.extend(outputs)
-        passes.RemoveUnusedNodesPass()(model)
+        cut_model(model, self._wanted)
         ir.external_data.load_to_model(model)
         self._inputs = tensor_specs(model)[0]
         self._weights = {
@@ -97,7 +94,7 @@ class ReferenceRunner:
             CalibrationError: an input is missing, unknown, or of another type or shape.
             UnsupportedError: the reference cannot run a node with these values.
         """
-        values: dict[str, Any] = {**self._weights, **_converted(batch, self._inputs)}
+        values: dict[str, Any] = {**self._weights, **convert_batch(batch, self._inputs)}
         for name in (*(tensor.name for tensor in self._inputs), *self._weights):
             if name in self._wanted:
                 yield name, values[name]
@@ -136,9 +133,7 @@ class ReferenceRunner:
         kept = set(self._weights)
         steps = []
         for node in reversed(model.graph):
-            inner = (n for body in bodies(node) for n in all_nodes(body))
-            reads = {v: None for n in (node, *inner) for v in n.inputs if v is not None}
-            reads = {value: None for value in reads if value in own}
+            reads = [value for value in values_read(node) if value in own]
             writes = [value for value in node.outputs if value.name]
             used = [str(value.name) for value in (*reads, *writes)]
             drops = [name for name in dict.fromkeys(used) if name not in kept]
@@ -159,14 +154,38 @@ class ReferenceRunner:
         return steps[::-1]
 
 
+def cut_model(model: ir.Model, tensors: Collection[str]) -> None:
+    """Leave in a model what values of its main graph need, which become its outputs.
+
+    Args:
+        model: The model; its inputs all stay.
+        tensors: Names of the values.
+    """
+    graph = model.graph
+    outputs = [value for value in _values(graph) if value.name in tensors]
+    graph.outputs.clear()
+    graph.outputs.extend(outputs)
+    passes.RemoveUnusedNodesPass()(model)
+
+
+def values_read(node: ir.Node) -> dict[ir.Value, None]:
+    """The values that a node reads, those read inside its bodies included, in order."""
+    inner = (n for body in bodies(node) for n in all_nodes(body))
+    return {v: None for n in (node, *inner) for v in n.inputs if v is not None}
+
+
 def _described(item: tuple[str, Any]) -> str:
     name, value = item
     shape = getattr(value, "shape", None)
     return f"{name}: {type(value).__name__ if shape is None else format_shape(shape) or 'a scalar'}"
 
 
-def _converted(batch: Batch, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
-    """The batch with its floating-point arrays, and integers that fit, in the inputs' own types."""
+def convert_batch(batch: Batch, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
+    """The batch with its floating-point arrays, and integers that fit, in the inputs' own types.
+
+    Raises:
+        CalibrationError: an input is missing, unknown, or of another type or shape.
+    """
     if wrong := set(batch) ^ {tensor.name for tensor in inputs}:
         state = "missing" if min(wrong) not in batch else "not one of the model's"
         raise CalibrationError(

@@ -96,9 +96,9 @@ def calibrate(
 ) -> None:
     """Find the ranges that INT8 and FP8 need, by running a model on sample inputs.
 
-    On a GPU, engines with extra outputs run the model; elsewhere onnx.reference does, on the CPU,
-    which suits small models. The cache is in TensorRT's own text format; its provenance is
-    written to a .json file next to it.
+    On a GPU, engines with extra outputs run the model; elsewhere OpenVINO does where it is
+    installed, or onnx.reference, which suits small models. The cache is in TensorRT's own text
+    format; its provenance is written to a .json file next to it.
     """
     if [model is not None, show is not None, diff is not None].count(True) != 1:
         raise SpecError("give one of: MODEL.onnx with --data DIR, --show FILE, or --diff A B")

@@ -26,6 +26,7 @@ from trt_native.cli.inputs import (
     split_entry,
 )
 from trt_native.cli.options import IgnoreManifest
+from trt_native.config import CpuRuntime
 from trt_native.errors import SpecError
 from trt_native.progress import phase
 from trt_native.shapes import Shape, TensorSpec, format_shape
@@ -56,7 +57,7 @@ def verify(
         str,
         typer.Option(
             metavar="REFERENCE",
-            help="MODEL.onnx, run by onnx.reference on the CPU; FILE.py:CALLABLE or"
+            help="MODEL.onnx, run on the CPU; FILE.py:CALLABLE or"
             " package.module:CALLABLE, which takes the inputs by name, as torch tensors if it"
             " imports torch; or an .npz file with inputs and outputs by name.",
         ),
@@ -130,6 +131,14 @@ def verify(
             rich_help_panel=_LIMITS,
         ),
     ] = 1e-6,
+    reference_runner: Annotated[
+        str,
+        typer.Option(
+            help="What runs ONNX files on the CPU: openvino, in FP32, but for the operators that it"
+            " has wrong; onnx (onnx.reference), which is slow; or auto: openvino where it is"
+            " installed."
+        ),
+    ] = "auto",
     save: Annotated[
         Path | None,
         typer.Option(
@@ -140,7 +149,7 @@ def verify(
         bool,
         typer.Option(
             "--layers",
-            help="Find the first tensor inside the model that differs from onnx.reference: builds"
+            help="Find the first tensor inside the model that differs from the reference: builds"
             " the model again, a few times, with further outputs.",
             rich_help_panel=_LAYERS,
         ),
@@ -168,6 +177,7 @@ def verify(
     if not layers and (model is not None or memory_bytes is not None):
         raise SpecError("--model and --memory are for --layers, which is not given")
     limit = parse_bytes(memory_bytes or _MEMORY)
+    runtime = CpuRuntime.parse(reference_runner)
     source = _Source(inputs or [], random, shape or [], data, batches, seeds, corners)
 
     from trt_native.graph.outputs import check_outputs
@@ -189,16 +199,18 @@ def verify(
     )
     fixed = loaded.manifest.build_config().fixed_values() if loaded.manifest else {}
     check_not_fixed(source.names, fixed)
-    reference = open_reference(against, fixed)
+    reference = open_reference(against, fixed, runtime)
     stored = isinstance(reference, Path)
     source.check(stored)
+    if runtime is not CpuRuntime.AUTO and not (layers or against.endswith(".onnx")):
+        raise SpecError("--reference-runner: no effect without an ONNX file to run")
     if save is not None:
         if stored:
             raise SpecError("--save: --against names stored outputs already")
         given = [file for _, file in map(split_entry, inputs or [])]
         onnx = [file for file in (model, Path(against)) if file and file.suffix == ".onnx"]
         check_outputs([save], reads=[plan, data, against, *given], models=onnx)
-    search = _Layers(plan, loaded, model, reference, limit) if layers else None
+    search = _Layers(plan, loaded, model, reference, limit, runtime) if layers else None
     with (
         ProgressDisplay(stderr, brief=True) as progress,
         check.open_session(loaded) as opened,
@@ -367,6 +379,7 @@ class _Layers:
         model: Path | None,
         reference: Reference | Path,
         memory_bytes: int,
+        runtime: CpuRuntime,
     ) -> None:
         from trt_native.verify import OnnxReference
 
@@ -380,6 +393,7 @@ class _Layers:
         self.config = plan.manifest.build_config()
         self.backend = plan.header.backend
         self.memory_bytes = memory_bytes
+        self.runtime = runtime
         self.reference = reference.path if isinstance(reference, OnnxReference) else None
         self.model = self._find(path, plan, model)
 
@@ -429,6 +443,7 @@ class _Layers:
                 memory_bytes=self.memory_bytes,
                 open_broken=None if passed else lambda names: opened((), broken=names),
                 fixed_inputs=self.config.fixed_values(),
+                runtime=self.runtime,
                 progress=progress,
             )
 

@@ -1,9 +1,9 @@
 """The first tensor inside a model that differs between its plan and the reference.
 
-Plans are built with some of the tensors as further outputs, and these are compared with
-``onnx.reference``. A mismatch is taken to propagate to what is computed from it: where a tensor
-agrees, so does all that it was made from. So each plan leaves only the tensors between those that
-agree and the first that does not, and few plans are needed for any number of tensors. In the
+Plans are built with some of the tensors as further outputs, and these are compared with those of
+the ONNX file on the CPU. A mismatch is taken to propagate to what is computed from it: where a
+tensor agrees, so does all that it was made from. So each plan leaves only the tensors between those
+that agree and the first that does not, and few plans are needed for any number of tensors. In the
 end the tensor found has been compared with all that its node reads.
 """
 
@@ -24,8 +24,8 @@ import onnx_ir as ir
 from trt_native.arrays import Array, Batch
 from trt_native.backends.base import Backend
 from trt_native.builder.build_plan import build_plan
-from trt_native.calibration.reference_runner import ReferenceRunner
-from trt_native.config import BuildConfig, FixedValues, ProfilingVerbosity
+from trt_native.calibration.cpu_runner import CpuRunner
+from trt_native.config import BuildConfig, CpuRuntime, FixedValues, ProfilingVerbosity
 from trt_native.errors import CudaError, SpecError, UnsupportedError
 from trt_native.graph.inference import infer_types
 from trt_native.graph.nodes import (
@@ -184,9 +184,10 @@ def find_first_mismatch(
     memory_bytes: int = 8 << 30,
     open_broken: OpenRunner | None = None,
     fixed_inputs: FixedValues | None = None,
+    runtime: CpuRuntime = CpuRuntime.AUTO,
     progress: AnyProgress = None,
 ) -> LayerReport:
-    """Find the first tensor inside a model that does not match ``onnx.reference``.
+    """Find the first tensor inside a model that does not match the reference.
 
     A tensor mismatches if its relative L2 error exceeds the threshold, or it has NaN or infinities
     where the reference has none; the other thresholds are for outputs. So that cancellation error
@@ -206,6 +207,7 @@ def find_first_mismatch(
         open_broken: Runs the model with TensorRT's fusions across these tensors broken. Given for
             a plan whose outputs do not match, it is used to find one tensor that makes them match.
         fixed_inputs: Values of the inputs that the batch lacks, as they are constants of the plan.
+        runtime: What runs the reference.
         progress: Receives progress of the reference; see
             :data:`trt_native.progress_bars.AnyProgress`.
 
@@ -213,7 +215,7 @@ def find_first_mismatch(
         ModelError: a file is damaged.
         SpecError: there is no relative error to judge by, or the models have no tensors in common.
         CalibrationError: the inputs do not fit the model.
-        UnsupportedError: ``onnx.reference`` cannot run the model.
+        UnsupportedError: the reference cannot be run.
     """
     if thresholds.max_relative_error is None:
         raise SpecError("a mismatch is judged by the relative error, for which no limit is given")
@@ -221,9 +223,9 @@ def find_first_mismatch(
     tensors = _Tensors(_typed(model, fixed))
     with scratch_folder() as folder:
         compared_with = _typed(reference or model, fixed)
-        expected = _Expected(folder, compared_with, tensors.names, inputs, progress)
+        expected = _Expected(folder, compared_with, tensors.names, inputs, runtime, progress)
         search = _Search(tensors, expected, inputs, open_runner, thresholds, memory_bytes)
-        report = search.run(f"{reference or model}, run by {reference_program(compared_with)}")
+        report = search.run(f"{reference or model}, run by {expected.program}")
         if open_broken is None:
             return report
         remedy = search.remedy(open_broken)
@@ -281,6 +283,7 @@ class _Expected:
         model: ir.Model,
         names: Sequence[str],
         inputs: Batch,
+        runtime: CpuRuntime,
         progress: Progress | None,
     ) -> None:
         made = {value.name for node in model.graph for value in node.outputs}
@@ -295,15 +298,18 @@ class _Expected:
         self.rms = {name: root_mean_square(array) for name, array in inputs.items()}
         self._files: dict[str, Path] = {}
         with phase(progress, "Running the reference", len(wanted)) as step:
-            run = ReferenceRunner(
+            run = CpuRunner(
                 model,
                 wanted,
+                runtime,
+                reference_program=reference_program(model),
                 alternative="compare the outputs alone, with a callable or with stored outputs",
                 options=("layers", "against"),
             )
             for number, (name, values) in enumerate(run(inputs)):
                 self._keep(folder, name, np.asarray(values))
                 step(number)
+        self.program = run.program
 
     def _keep(self, folder: Path, name: str, values: Array) -> None:
         plain = values.astype(np.float32) if values.dtype.kind == "V" else values

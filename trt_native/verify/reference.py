@@ -26,9 +26,9 @@ from trt_native.arrays import (
     open_arrays,
     write_arrays,
 )
-from trt_native.calibration.reference_runner import ReferenceRunner
+from trt_native.calibration.cpu_runner import CpuRunner, expected_runtime
 from trt_native.calibration.sources import load_function
-from trt_native.config import FixedValues
+from trt_native.config import CpuRuntime, FixedValues
 from trt_native.errors import USER_CODE_ERRORS, CalibrationError, SpecError, close_names
 from trt_native.graph.fixed_inputs import fix_inputs
 from trt_native.graph.functions import inline_functions
@@ -68,10 +68,15 @@ _BATCH = re.compile(r"batch_(\d{1,9})/(.+)", re.DOTALL)
 class Reference(Protocol):
     """Computes what a plan should."""
 
-    name: str
-    """Name of the reference, for people."""
-    runner: str
-    """The program that computes it, with its version."""
+    @property
+    def name(self) -> str:
+        """Name of the reference, for people."""
+        ...
+
+    @property
+    def runner(self) -> str:
+        """The program that computes it, with its version."""
+        ...
 
     def __call__(
         self, batch: Batch, outputs: Sequence[str], progress: Progress | None = None
@@ -90,12 +95,17 @@ class Reference(Protocol):
         ...
 
 
-def open_reference(text: str, fixed_inputs: FixedValues | None = None) -> Reference | Path:
+def open_reference(
+    text: str,
+    fixed_inputs: FixedValues | None = None,
+    runtime: CpuRuntime = CpuRuntime.AUTO,
+) -> Reference | Path:
     """Find out what a reference names, and load it.
 
     Args:
         text: An ONNX file, ``FILE.py:CALLABLE``, ``package.module:CALLABLE``, or an ``.npz`` file.
         fixed_inputs: Values of the inputs that the plan lacks, as they are constants of it.
+        runtime: What runs an ONNX file.
 
     Returns:
         The reference; for an ``.npz`` file its path, for :meth:`GoldenFile.open`.
@@ -106,7 +116,7 @@ def open_reference(text: str, fixed_inputs: FixedValues | None = None) -> Refere
     """
     path = Path(text)
     if path.suffix == ".onnx":
-        return OnnxReference(path, fixed_inputs)
+        return OnnxReference(path, fixed_inputs, runtime)
     if path.suffix == ".npz":
         return path
     if ":" in text and not path.exists():
@@ -138,26 +148,46 @@ def reference_program(model: ir.Model) -> str:
 
 
 class OnnxReference:
-    """An ONNX file run by ``onnx.reference``, in the types that the file has: exact, and slow.
+    """An ONNX file run on the CPU, in the types that the file has.
 
-    Operators that ``onnx.reference`` has wrong are those of :mod:`trt_native.reference`.
+    OpenVINO runs what is FP32 where it is installed; ``onnx.reference`` runs the rest, or all of
+    it, which is slow. Operators that ``onnx.reference`` has wrong are those of
+    :mod:`trt_native.reference`.
 
     Args:
         path: The file.
         fixed_inputs: Values of the inputs that batches lack.
+        runtime: What to run it with.
 
     Raises:
         ModelError: it is missing or damaged.
+        UnsupportedError: OpenVINO was asked for and is not installed.
     """
 
-    def __init__(self, path: Path, fixed_inputs: FixedValues | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        fixed_inputs: FixedValues | None = None,
+        runtime: CpuRuntime = CpuRuntime.AUTO,
+    ) -> None:
         self.path = path
         self._fixed = dict(fixed_inputs or {})
         self._model: ir.Model | None = read_inlined(path, self._fixed)
-        self.runner = reference_program(self._model)
-        self.name = f"{path}, run by {self.runner}"
-        self._runner: ReferenceRunner | None = None
+        self.runtime = runtime
+        self._program = reference_program(self._model)
+        expected_runtime(runtime)  # says what is not installed before there is work
+        self._runner: CpuRunner | None = None
         self._outputs: tuple[str, ...] = ()
+
+    @property
+    def runner(self) -> str:
+        """See :class:`Reference`; after a run also how far the runtime was checked."""
+        return self._program if self._runner is None else self._runner.program
+
+    @property
+    def name(self) -> str:
+        """See :class:`Reference`."""
+        return f"{self.path}, run by {self.runner}"
 
     def __call__(
         self, batch: Batch, outputs: Sequence[str], progress: Progress | None = None
@@ -167,16 +197,15 @@ class OnnxReference:
         Raises:
             SpecError: the model has no such tensor.
             CalibrationError: the inputs do not fit.
-            UnsupportedError: ``onnx.reference`` cannot run an operator.
+            UnsupportedError: the model cannot be run, or OpenVINO was wrong.
         """
         if self._runner is None or self._outputs != tuple(outputs):
             self._runner = self._open(outputs)
             self._outputs = tuple(outputs)
-        steps = self._runner.steps
-        with phase(progress, "Running the reference", steps, parent=COMPARING) as step:
-            return dict(self._runner(batch, step))
+        with phase(progress, "Running the reference", self._runner.steps, parent=COMPARING) as step:
+            return {name: np.array(array) for name, array in self._runner(batch, step)}
 
-    def _open(self, outputs: Sequence[str]) -> ReferenceRunner:
+    def _open(self, outputs: Sequence[str]) -> CpuRunner:
         model = self._model or read_inlined(self.path, self._fixed)
         self._model = None  # the runner cuts it down
         graph = model.graph
@@ -189,9 +218,11 @@ class OnnxReference:
                     f"{self.path}: has no tensor {name!r}, which the plan returns; its outputs are"
                     f" {have}; compare with the model that the plan was built from"
                 )
-        return ReferenceRunner(
+        return CpuRunner(
             model,
             outputs,
+            self.runtime,
+            reference_program=self._program,
             alternative="compare with a callable or with stored outputs instead",
             options=("against",),
         )
