@@ -268,6 +268,7 @@ def _run(session: Session, inputs: Mapping[str, Array]) -> dict[str, Array]:
     for array in into.values():
         if array.nbytes:
             check(driver.cuMemsetD8(array.pointer, _DIRT, array.nbytes))
+    check(driver.cuCtxSynchronize())  # it is not ordered with the session's streams
     try:
         found = session.run(inputs, out=into, device="cuda")
     except SpecError:  # an output whose shape depends on the data takes no buffer

@@ -15,6 +15,7 @@ from trt_native.shapes import ProfileSpec
 pytestmark = [pytest.mark.gpu, pytest.mark.backend]
 
 WEIGHTS = ", ".join(f"{3 * np.sin(2 * n):.2f}" for n in range(24))
+ROW = ", ".join(f"{np.cos(n):.2f}" for n in range(112))
 HEADER = '<ir_version: 8, opset_import: ["": 18]>'
 MODELS = {
     "softmax and minimum": f"""{HEADER} g (float[1,2,2,2] x) => (float[1,2,2,1] y)
@@ -64,8 +65,7 @@ MODELS = {
           t = Transpose <perm = [0, 2, 1]> (a) y = MatMul (a, t) }}""",
     "row and pointwise convolution": f"""{HEADER} g (float[4,1,28,56] x) => (float[4,2,28,56] y)
         {{ w = Constant <value = float[2,1,1,1] {{0.3, 1.1}}> ()
-          k = Constant <value = int64[4] {{1, 2, 1, 56}}> ()
-          c = ConstantOfShape <value = float[1] {{0.5}}> (k)
+          c = Constant <value = float[1,2,1,56] {{{ROW}}}> ()
           d = Constant <value = float {{2}}> () q = Div (x, d) a = Conv (q, w) y = Sub (a, c) }}""",
     "product and cast": f"""{HEADER} g (float[2,2] x) => (int32[2,4] y)
         {{ w = Constant <value = float[2,4] {{-2.6, 3.9, -0.7, 4.8, 2.2, 3.1, -2.4, -4.4}}> ()

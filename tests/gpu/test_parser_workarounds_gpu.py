@@ -8,6 +8,7 @@ import pytest
 from helpers.passes import pass_records
 
 from trt_native import BuildConfig, Precision, Session, build_plan
+from trt_native.shapes import ProfileSpec
 
 pytest.importorskip("torch")
 from helpers.miscompiled_models import CASES
@@ -24,7 +25,9 @@ def test_values(tmp_path, name, precision):
         pytest.skip("the model is in FP16")
     path = tmp_path / "m.onnx"
     onnx.save(case.model, path)
-    plan = build_plan(path, BuildConfig(precision=precision))
+    dynamic = case.model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    profiles = (ProfileSpec.parse([f"{dynamic}=1:1:3"]),) if dynamic else ()
+    plan = build_plan(path, BuildConfig(precision=precision, profiles=profiles))
     records = pass_records(plan.manifest)
     done = records.get("lower_operators") or records["parser_workarounds"]
     assert done["nodes"] == {case.operator: 1}

@@ -240,6 +240,27 @@ def _recurrent(operator):
     )
 
 
+def _to_pixels(extents, kernel, pads=(0, 0, 0, 0), **attributes):
+    """Convolutions of any batch."""
+    x, w, b = _draw(3, 4, *extents), _draw(5, 4, *kernel), np.linspace(-1, 1, 5, dtype=np.float32)
+    around = list(pads)
+    if "auto_pad" in attributes:
+        odd = attributes["auto_pad"] == "SAME_LOWER"
+        missing = [max(k - e, 0) for k, e in zip(kernel, extents, strict=True)]
+        before = [(m + odd) // 2 for m in missing]
+        around = before + [m - one for m, one in zip(missing, before, strict=True)]
+    else:
+        attributes["pads"] = around
+    top, left, bottom, right = around
+    padded = torch.nn.functional.pad(torch.tensor(x), (left, right, top, bottom))
+    strides = attributes.get("strides", 1)
+    expected = torch.nn.functional.conv2d(padded, torch.tensor(w), torch.tensor(b), strides)
+    case = _case("Conv", {"x": x}, [expected.numpy()], constants={"w": w, "b": b}, **attributes)
+    for value in (*case.model.graph.input, *case.model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "n"
+    return case
+
+
 def _least(operator, number):
     x = np.array([-(2**63), -1, 0, 5, 2**40, 2**63 - 1])
     expected = [x + number]  # the same as the difference, as both wrap
@@ -263,6 +284,14 @@ CASES = {
     ),
     "transposed pixel, padded": lambda: _transposed_pixel(
         (1, 1), [2, 2], [3, 3], output_padding=(2, 1)
+    ),
+    "convolution to a pixel": lambda: _to_pixels((3, 2), [3, 2]),
+    "convolution to a padded pixel": lambda: _to_pixels((2, 1), [3, 2], [1, 0, 0, 1]),
+    "convolution to a cut pixel": lambda: _to_pixels((4, 3), [3, 2], strides=[2, 2]),
+    "convolution of one pixel": lambda: _to_pixels((1, 1), [1, 1], strides=[2, 2]),
+    "convolution of a pixel, above": lambda: _to_pixels((1, 1), [1, 2], auto_pad="SAME_UPPER"),
+    "convolution of a pixel, below": lambda: _to_pixels(
+        (2, 1), [3, 2], strides=[2, 2], auto_pad="SAME_LOWER"
     ),
     "sum with the least number": lambda: _least("Add", np.array(-(2**63))),
     "difference to the least number": lambda: _least("Sub", np.array([[-(2**63)]])),

@@ -59,7 +59,9 @@ def test_progress_receives_every_node(tmp_path):
     path = tiny_models.norm(tmp_path / "m.onnx")
     count = len(onnx.load(path).graph.node)
     with open_progress(lambda *call: calls.append(call)) as progress:
-        OnnxReference(path)({"x": np.ones((1, 16), np.float32)}, ["y"], progress)
+        OnnxReference(path, runtime=CpuRuntime.ONNX)(
+            {"x": np.ones((1, 16), np.float32)}, ["y"], progress
+        )
     assert calls == [("Running the reference", done, count) for done in range(count + 1)]
     calls.clear()
     with open_progress(lambda *call: calls.append(call)) as progress:
@@ -102,7 +104,7 @@ def test_inputs_that_are_constants_of_the_plan(tmp_path, user_code):
 def test_an_onnx_file_of_another_model(tmp_path):
     path = tiny_models.norm(tmp_path / "m.onnx")
     with pytest.raises(SpecError, match="has no tensor 'z', which the plan returns; its outputs"):
-        OnnxReference(path)({"x": np.ones((1, 16), np.float32)}, ["z"])
+        OnnxReference(path, runtime=CpuRuntime.ONNX)({"x": np.ones((1, 16), np.float32)}, ["z"])
 
 
 def test_a_function_of_numpy_arrays(user_code, rng):

@@ -166,7 +166,8 @@ class BreakFusions(GraphPass):
     def _points(self, model: ir.Model, *, infer: bool) -> list[_Point]:
         requested = [_requested(model, name) for name in self.context.config.break_fusions]
         taken = {point.value.name for point in requested}
-        found = _merged(_miscompiled(model, self.context.profiles, infer=infer))
+        lowered = self.context.precision.lowered_to is not None
+        found = _merged(_miscompiled(model, self.context.profiles, lowered=lowered, infer=infer))
         points = [*requested, *(point for point in found if point.value.name not in taken)]
         return [point for point in points if point.reads or _has_bias(point.value)]
 
@@ -284,12 +285,15 @@ def _merged(points: Iterator[_Point]) -> list[_Point]:
     return list(merged.values())
 
 
-def _miscompiled(model: ir.Model, profiles: Sequence[Profile], *, infer: bool) -> Iterator[_Point]:
+def _miscompiled(
+    model: ir.Model, profiles: Sequence[Profile], *, lowered: bool, infer: bool
+) -> Iterator[_Point]:
     """The fusions that TensorRT miscompiles.
 
     Args:
         model: The model.
         profiles: The optimization profiles.
+        lowered: Whether FP32 arithmetic is, or will be, reduced.
         infer: Whether to infer shapes that are lacking.
     """
     yield from _equal_outputs(model)
@@ -300,7 +304,7 @@ def _miscompiled(model: ir.Model, profiles: Sequence[Profile], *, infer: bool) -
     yield from _casts_of_products(model)
     yield from _reversed_reductions(model)
     yield from _logarithms_in_products(model)
-    yield from _columns_of_products(model)
+    yield from _columns_of_products(model, lowered)
     pairs, spreads = list(_reduction_pairs(model)), list(_spread_norms(model))
     values = [v for _, node, _ in pairs for v in node.inputs[:1]]
     values += [v for node, _, _ in spreads for v in (*node.inputs, *node.outputs)]
@@ -390,7 +394,7 @@ def _logarithms_in_products(model: ir.Model) -> Iterator[_Point]:
                 yield _Point(value, tuple(value.uses()), reason)
 
 
-def _columns_of_products(model: ir.Model) -> Iterator[_Point]:
+def _columns_of_products(model: ir.Model, lowered: bool) -> Iterator[_Point]:
     """A pointwise convolution below FP32, and an operand that is one row or one column."""
     for node in model.graph:
         if node.domain or node.op_type not in _ELEMENTWISE or len(node.inputs) != 2:
@@ -401,15 +405,15 @@ def _columns_of_products(model: ir.Model) -> Iterator[_Point]:
             if value is None or product is None or other is None or product.op_type != "Conv":
                 continue
             weight = input_of(product, 1)
-            if weight is not None and _is_pointwise(weight) and _is_row(other, weight):
+            reduced = weight is not None and (lowered or dtype_of(weight) != FLOAT)
+            if weight is not None and reduced and _is_pointwise(weight) and _is_row(other, weight):
                 reason = f"{node.op_type} of a pointwise Conv and of rows or columns"
                 yield _Point(value, ((node, index),), reason)
 
 
 def _is_pointwise(weight: ir.Value) -> bool:
-    """Whether a weight is one below FP32 of windows of one element."""
-    pointwise = weight.shape is not None and set(weight.shape[2:]) == {1}
-    return pointwise and dtype_of(weight) != FLOAT
+    """Whether a weight is one of windows of one element."""
+    return weight.shape is not None and set(weight.shape[2:]) == {1}
 
 
 def _is_row(other: ir.Value, weight: ir.Value) -> bool:

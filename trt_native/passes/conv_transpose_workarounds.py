@@ -1,8 +1,11 @@
-"""Rules for transposed convolutions of a single element.
+"""Rules for convolutions of a single element, transposed and not.
 
 Where an axis has one element, TensorRT-RTX has no kernel for a stride above 1, and an activation
 behind a single pixel was computed wrong in FP16. The stride of such an axis says nothing but how
 large its output padding may be, which is zeros there, before the bias.
+
+A convolution to a single pixel was computed wrong for other batches than the optimum of 1, by the
+kernels that TensorRT-RTX compiles for a shape.
 :class:`~trt_native.passes.parser_workarounds.ParserWorkarounds` applies them.
 """
 
@@ -10,13 +13,14 @@ from __future__ import annotations
 
 from math import prod
 
+import numpy as np
 import onnx_ir as ir
 
 from trt_native.graph.nodes import constant_of, input_of
 from trt_native.passes.extent_workarounds import CONV_TRANSPOSE_PADDING, padded
 from trt_native.passes.replacement import ReplacementBuilder, RewriteRule
 
-__all__ = ["CONV_TRANSPOSE"]
+__all__ = ["CONV", "CONV_TRANSPOSE"]
 
 
 def _is_rewritten(node: ir.Node) -> bool:
@@ -118,3 +122,57 @@ def _rewrite_pixel(new: ReplacementBuilder) -> None:
 
 
 CONV_TRANSPOSE = RewriteRule(_is_rewritten, _rewrite)
+
+
+def _makes_pixels(node: ir.Node) -> bool:
+    """Whether all of an input comes into one pixel of each output, for any batch."""
+    x, y, weight = node.inputs[0], node.outputs[0], input_of(node, 1)
+    if x is None or x.shape is None or y.shape is None or isinstance(x.shape[0], int):
+        return False
+    return (
+        weight is not None
+        and constant_of(weight) is not None
+        and all(isinstance(extent, int) for extent in x.shape[1:])
+        and all(extent == 1 for extent in y.shape[2:])
+        and node.attributes.get_int("group", 1) == 1
+        and all(dilation == 1 for dilation in _ints(node, "dilations"))
+    )
+
+
+def _begin_padding(node: ir.Node, extents: list[int], kernel: list[int]) -> list[int]:
+    automatic = node.attributes.get_string("auto_pad", "NOTSET")
+    if not automatic.startswith("SAME"):
+        given = _ints(node, "pads") if automatic == "NOTSET" else []
+        return given[: len(kernel)] or [0] * len(kernel)
+    missing = [max(size - extent, 0) for size, extent in zip(kernel, extents, strict=True)]
+    odd = automatic == "SAME_LOWER"
+    return [(total + odd) // 2 for total in missing]
+
+
+def _rewrite_to_pixels(new: ReplacementBuilder) -> None:
+    """Multiply the window, as a vector, by the weights as a matrix."""
+    node = new.node
+    x, weight = node.inputs[:2]
+    assert x is not None  # noqa: S101  # for the type checker
+    assert weight is not None  # noqa: S101
+    tensor = constant_of(weight)
+    assert tensor is not None  # noqa: S101
+    outputs, channels, *kernel = (int(extent) for extent in tensor.shape.numpy())
+    extents = [extent for extent in _extents(node) if isinstance(extent, int)]
+    begins = _begin_padding(node, extents, kernel)
+    ends = [k - b - e for k, b, e in zip(kernel, begins, extents, strict=True)]
+    window = padded(new, x, begins, [max(end, 0) for end in ends])
+    if any(end < 0 for end in ends):
+        zeros, sizes = new.constant(np.zeros(len(kernel), np.int64)), new.constant(np.array(kernel))
+        window = new.add(
+            "Slice", [window, zeros, sizes, new.constant(np.arange(2, 2 + len(kernel)))]
+        )
+    assert window is not None  # noqa: S101
+    rows = new.reshaped(window, [-1, channels * prod(kernel)])
+    columns = new.reshaped(weight, [outputs, channels * prod(kernel)])
+    bias = input_of(node, 2)
+    y = new.add("Gemm", [rows, columns, *([] if bias is None else [bias])], transB=1)
+    new.replace(new.reshaped(y, [-1, outputs, *[1] * len(kernel)]))
+
+
+CONV = RewriteRule(_makes_pixels, _rewrite_to_pixels)

@@ -344,19 +344,19 @@ def _adds_least_number(node: ir.Node) -> bool:
 
 
 def _rewrite_sum(new: ReplacementBuilder) -> None:
-    """Add, or subtract, the half of it twice."""
+    """Subtract the half of it twice, which also adds it, as INT64 wraps; sums would be joined."""
     node = new.node
     operands = list(node.inputs)
-    halves: list[tuple[str, ir.Value]] = []
+    halves: list[ir.Value] = []
     for position, value in enumerate(node.inputs):
         tensor = None if value is None else constant_of(value)
         if tensor is not None and _least_number(value):
-            half = np.full_like(tensor.numpy(), _LEAST // 2)
-            operands[position] = new.constant(np.zeros_like(half))
-            halves += 2 * [(node.op_type if position else "Add", new.constant(half))]
+            array = np.full_like(tensor.numpy(), _LEAST // 2)
+            operands[position] = new.constant(np.zeros_like(array))
+            halves += 2 * [new.constant(array)]
     total = new.add(node.op_type, operands)
-    for operator, number in halves:
-        total = new.add(operator, [total, number])
+    for half in halves:
+        total = new.add("Sub", [total, half])
     new.replace(total)
 
 

@@ -26,7 +26,7 @@ from trt_native.graph.nodes import (
 )
 from trt_native.graph.validity import wraps_graph_errors
 from trt_native.passes.base import GraphPass, count_text
-from trt_native.passes.conv_transpose_workarounds import CONV_TRANSPOSE
+from trt_native.passes.conv_transpose_workarounds import CONV, CONV_TRANSPOSE
 from trt_native.passes.decompose_norms import SCALE_PER_CHANNEL
 from trt_native.passes.extent_workarounds import (
     GRID_SAMPLE_MODE,
@@ -102,8 +102,8 @@ class ParserWorkarounds(GraphPass):
 def _lacks_shape(node: ir.Node) -> bool:
     """Whether a rule depends on a shape that is not known yet."""
     x = input_of(node, 0)
-    depends = node.op_type in ("ConvTranspose", "Tile") and not node.domain
-    return depends and x is not None and x.shape is None
+    depends = node.op_type in ("Conv", "ConvTranspose", "Tile") and not node.domain
+    return depends and x is not None and (x.shape is None or node.outputs[0].shape is None)
 
 
 def _rewrite_trilu(new: ReplacementBuilder) -> None:
@@ -274,6 +274,7 @@ _RULES = {
     "Clip": RewriteRule(_has_reversed_limits, _rewrite_clip),
     **dict.fromkeys(("MaxPool", "AveragePool"), POOL_PADDING),
     "Resize": RESIZE_BY_SCALES,
+    "Conv": CONV,
     "ConvTranspose": CONV_TRANSPOSE,
     "GridSample": GRID_SAMPLE_MODE,
     "Loop": LOOP_CONDITION,
