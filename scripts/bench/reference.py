@@ -34,7 +34,7 @@ import numpy as np
 from trt_native.verify import OnnxReference
 reference = OnnxReference(Path(sys.argv[1]))
 for number, file in enumerate(sys.argv[2:-1]):
-    outputs = reference(dict(np.load(file)), ["noise_pred"])
+    outputs = reference(dict(np.load(file, allow_pickle=False)), ["noise_pred"])
     np.save(f"{sys.argv[-1]}_{number}.npy", outputs["noise_pred"])
 print(reference.runner, file=sys.stderr)
 """
@@ -122,7 +122,12 @@ def main(
         worst = {
             "calibrate": max(abs(new[tensor] / amax - 1) for tensor, amax in old.items()),
             "verify": max(
-                off(*(np.load(folder / f"{which}_{n}.npy") for which in ("here", "base")))
+                off(
+                    *(
+                        np.load(folder / f"{which}_{n}.npy", allow_pickle=False)
+                        for which in ("here", "base")
+                    )
+                )
                 for n in range(len(cases))
             ),
         }

@@ -154,7 +154,9 @@ def test_what_tensorrt_parses_is_valid_and_means_the_same(tmp_path, name, precis
         pytest.skip("the model is in FP16")
     path = tmp_path / "m.onnx"
     onnx.save(case.model, path)
-    prepared = prepare(path, config(precision=precision), backend=load_backend("rtx"))
+    batch = case.model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    dims = (f"{batch}=1:1:3",) if batch else ()
+    prepared = prepare(path, config(*dims, precision=precision), backend=load_backend("rtx"))
     with lower(prepared) as lowered:
         model = onnx.load(lowered.path)
     records = pass_records(lowered)
