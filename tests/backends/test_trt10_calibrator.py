@@ -486,14 +486,14 @@ def driven(trt10, driver, monkeypatch):
     uploader = HostUploader()
     seen = {"uploader": uploader}
 
-    def calibrate_and_serialize(builder, network, config, progress, cancelled):
+    def calibrate_and_serialize(builder, network, config, progress, cancelled, output):
         flags = trt10._trt.BuilderFlag.__members__
         profile = config.get_calibration_profile()
         seen["flags"] = {name for name, flag in flags.items() if config.get_flag(flag)}
         seen["profile"] = profile and [tuple(shape) for shape in profile.get_shape("x")]
         if seen.get("calls", True):
             seen["trace"] = calibrate(driver, config.int8_calibrator, {"x": 3 * 3 * 8 * 8 * 4})
-        return serialize(builder, network, config, progress, cancelled)
+        return serialize(builder, network, config, progress, cancelled, output)
 
     monkeypatch.setattr(trt10, "_serialize", calibrate_and_serialize)
     monkeypatch.setattr("trt_native.backends.trt10.DeviceUploader", lambda: uploader)
