@@ -154,9 +154,7 @@ def test_what_tensorrt_parses_is_valid_and_means_the_same(tmp_path, name, precis
         pytest.skip("the model is in FP16")
     path = tmp_path / "m.onnx"
     onnx.save(case.model, path)
-    batch = case.model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
-    dims = (f"{batch}=1:1:3",) if batch else ()
-    prepared = prepare(path, config(*dims, precision=precision), backend=load_backend("rtx"))
+    prepared = prepare(path, config(*case.dims, precision=precision), backend=load_backend("rtx"))
     with lower(prepared) as lowered:
         model = onnx.load(lowered.path)
     records = pass_records(lowered)

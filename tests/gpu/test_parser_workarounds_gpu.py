@@ -25,8 +25,7 @@ def test_values(tmp_path, name, precision):
         pytest.skip("the model is in FP16")
     path = tmp_path / "m.onnx"
     onnx.save(case.model, path)
-    dynamic = case.model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
-    profiles = (ProfileSpec.parse([f"{dynamic}=1:1:3"]),) if dynamic else ()
+    profiles = (ProfileSpec.parse(case.dims),) if case.dims else ()
     plan = build_plan(path, BuildConfig(precision=precision, profiles=profiles))
     records = pass_records(plan.manifest)
     done = records.get("lower_operators") or records["parser_workarounds"]

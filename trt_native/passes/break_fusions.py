@@ -337,11 +337,11 @@ def _equal_outputs(model: ir.Model) -> Iterator[_Point]:
     for output in model.graph.outputs:
         value = output
         while (node := value.producer()) is not None and _may_keep_shape(node):
-            (index, source), *_ = enumerate(node.inputs)
+            source = node.inputs[0]
             assert source is not None  # noqa: S101  # for the type checker
             if source.is_graph_output() and _may_be_as_large(source, output):
                 reason = f"{output.name!r} has its elements, and both are outputs"
-                yield _Point(source, ((node, index),), reason)
+                yield _Point(source, ((node, 0),), reason)
                 break
             value = source
 
@@ -363,9 +363,14 @@ def _may_be_as_large(one: ir.Value, other: ir.Value) -> bool:
     return len(one.shape) == len(other.shape) and not any(unlike)
 
 
+def _nodes(model: ir.Model, *operators: str) -> Iterator[ir.Node]:
+    """Nodes of some of ONNX's own operators."""
+    return (node for node in model.graph if node.op_type in operators and not node.domain)
+
+
 def _shared_with_resizes(model: ir.Model) -> Iterator[_Point]:
     """Of an output that a Resize to the nearest reads only what it takes may be written."""
-    for resize in (node for node in model.graph if node.op_type == "Resize" and not node.domain):
+    for resize in _nodes(model, "Resize"):
         value = resize.inputs[0]
         nearest = resize.attributes.get_string("mode", "nearest") == "nearest"
         if nearest and value is not None and value.is_graph_output() and value.producer():
@@ -374,7 +379,7 @@ def _shared_with_resizes(model: ir.Model) -> Iterator[_Point]:
 
 def _reversed_reductions(model: ir.Model) -> Iterator[_Point]:
     """Behind a Slice that goes backwards, a reduction takes a part of its elements."""
-    for reader in (node for node in model.graph if node.op_type == "Slice" and not node.domain):
+    for reader in _nodes(model, "Slice"):
         value, steps = reader.inputs[0], input_of(reader, 4)
         known = None if steps is None else constant_of(steps)
         backwards = steps is not None and (known is None or bool((known.numpy() < 0).any()))
@@ -385,10 +390,9 @@ def _reversed_reductions(model: ir.Model) -> Iterator[_Point]:
 
 def _logarithms_in_products(model: ir.Model) -> Iterator[_Point]:
     """Where a product pads what it reads, the logarithm or reciprocal of that is infinite."""
-    for product in (node for node in model.graph if node.op_type in ("MatMul", "Gemm")):
+    for product in _nodes(model, "MatMul", "Gemm"):
         for node, _ in _back(product.inputs, _INFINITE_AT_0):
-            found = node.op_type in _REDUCE or any(_back(node.inputs, _REDUCE))
-            if found and not product.domain:
+            if node.op_type in _REDUCE or any(_back(node.inputs, _REDUCE)):
                 value = node.outputs[0]
                 reason = f"{product.op_type} of {node.op_type} of a reduction"
                 yield _Point(value, tuple(value.uses()), reason)
@@ -440,7 +444,7 @@ def _shared_with_samplers(model: ir.Model) -> Iterator[_Point]:
 
 def _shared_with_sums(model: ir.Model) -> Iterator[_Point]:
     """What a CumSum and elementwise nodes read is not there any more for the CumSum."""
-    for total in (node for node in model.graph if node.op_type == "CumSum" and not node.domain):
+    for total in _nodes(model, "CumSum"):
         value = total.inputs[0]
         if value is None or constant_of(value) is not None:
             continue
@@ -460,7 +464,7 @@ def _states_of_loops(model: ir.Model) -> Iterator[_Point]:
 
 def _casts_of_products(model: ir.Model) -> Iterator[_Point]:
     """A product that is cast to integers or booleans behind elementwise nodes at most."""
-    for cast in (node for node in model.graph if node.op_type == "Cast" and not node.domain):
+    for cast in _nodes(model, "Cast"):
         kind = ir.DataType(cast.attributes.get_int("to", 0))
         if kind.is_integer() or kind == ir.DataType.BOOL:
             for product, _ in _back(cast.inputs, PRODUCTS):
@@ -471,20 +475,7 @@ def _casts_of_products(model: ir.Model) -> Iterator[_Point]:
 
 def _comes_out(value: ir.Value) -> bool:
     """Whether a value is fused with an output behind it, or with another node equal to its own."""
-    pending, seen = [value], set[ir.Value]()
-    while pending:
-        one = pending.pop()
-        node = one.producer()
-        if one in seen or node is None or _BREAK_KEY in node.metadata_props:
-            continue
-        seen.add(one)
-        if one.is_graph_output():
-            return True
-        if node.op_type in _ELEMENTWISE:
-            pending += [source for source in _read_values(node) if source is not None]
-        elif node.op_type in _MOVING and node.inputs[0] is not None:
-            pending.append(node.inputs[0])
-    return _has_twin(value)
+    return any(one.is_graph_output() for one, _, _ in _behind([value])) or _has_twin(value)
 
 
 def _has_twin(value: ir.Value) -> bool:
@@ -506,6 +497,26 @@ def _back(
     moving: frozenset[str] = _MOVING,
 ) -> Iterator[tuple[ir.Node, bool]]:
     """Nodes of some operators behind elementwise and moving nodes alone; whether axes move."""
+    for _, node, moved in _behind(values, operators, moving):
+        if node.op_type in operators:
+            yield node, moved
+
+
+def _behind(
+    values: Sequence[ir.Value | None],
+    ends: frozenset[str] = frozenset(),
+    moving: frozenset[str] = _MOVING,
+) -> Iterator[tuple[ir.Value, ir.Node, bool]]:
+    """What nodes made of some values, and all that is behind it by elementwise and moving nodes.
+
+    Args:
+        values: The values.
+        ends: Operators behind which there is nothing more, either.
+        moving: Operators that move elements.
+
+    Yields:
+        A value, the node that makes it, and whether axes move between.
+    """
     pending = [(value, False) for value in values]
     seen: set[ir.Value] = set()
     while pending:
@@ -514,9 +525,10 @@ def _back(
         if value is None or node is None or value in seen or _BREAK_KEY in node.metadata_props:
             continue
         seen.add(value)
-        if node.op_type in operators:
-            yield node, moved
-        elif node.op_type in _ELEMENTWISE:
+        yield value, node, moved
+        if node.op_type in ends:
+            continue
+        if node.op_type in _ELEMENTWISE:
             pending += [(one, moved) for one in _read_values(node)]
         elif node.op_type in moving:
             pending += [(one, True) for one in _moved_values(node)]

@@ -331,16 +331,16 @@ def _rewrite_rms_norm(new: ReplacementBuilder) -> None:
     new.replace(new.add("Cast", [normed], kind, to=kind))
 
 
-def _least_number(value: ir.Value | None) -> bool:
-    """Whether a value is one number, the least of INT64, for which TensorRT takes 0 in a sum."""
+def _least_number(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """One number, the least of INT64, for which TensorRT takes 0 in a sum."""
     tensor = None if value is None else constant_of(value)
     if tensor is None or tensor.dtype != ir.DataType.INT64 or tensor.size != 1:
-        return False
-    return int(tensor.numpy().reshape(-1)[0]) == _LEAST
+        return None
+    return tensor if tensor.numpy().item() == _LEAST else None
 
 
 def _adds_least_number(node: ir.Node) -> bool:
-    return any(_least_number(value) for value in node.inputs)
+    return any(_least_number(value) is not None for value in node.inputs)
 
 
 def _rewrite_sum(new: ReplacementBuilder) -> None:
@@ -349,9 +349,9 @@ def _rewrite_sum(new: ReplacementBuilder) -> None:
     operands = list(node.inputs)
     halves: list[ir.Value] = []
     for position, value in enumerate(node.inputs):
-        tensor = None if value is None else constant_of(value)
-        if tensor is not None and _least_number(value):
-            array = np.full_like(tensor.numpy(), _LEAST // 2)
+        least = _least_number(value)
+        if least is not None:
+            array = np.full_like(least.numpy(), _LEAST // 2)
             operands[position] = new.constant(np.zeros_like(array))
             halves += 2 * [new.constant(array)]
     total = new.add(node.op_type, operands)

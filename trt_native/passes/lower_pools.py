@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from trt_native.graph.inference import infer_values
 from trt_native.graph.nodes import all_nodes, dtype_of, opset_of
-from trt_native.graph.pools import POOLS, end_padding
+from trt_native.graph.pools import POOLS, end_padding, same_padding
 from trt_native.passes.array_builder import BOOL, INT64, ArrayBuilder
 from trt_native.passes.base import GraphPass
 from trt_native.passes.replacement import KEEP_FP32_KEY, NameAuthority
@@ -116,11 +116,10 @@ def _windows(node: ir.Node) -> _PoolWindows | None:
     auto_pad = node.attributes.get_string("auto_pad", "NOTSET")
     extents = _spatial(node)
     if auto_pad.startswith("SAME"):
-        totals = _totals_of_same(spans, strides, extents)
-        if totals is None:
+        padding = same_padding(spans, strides, extents, upper=auto_pad == "SAME_UPPER")
+        if padding is None:
             return None
-        less, more = [n // 2 for n in totals], [n - n // 2 for n in totals]
-        starts, given = (less, more) if auto_pad == "SAME_UPPER" else (more, less)
+        starts, given = padding
         ends = given
     else:
         pads = (_ints(node, "pads") if auto_pad == "NOTSET" else []) or [0] * 2 * rank
@@ -145,21 +144,6 @@ def _spatial(node: ir.Node) -> list[Any] | None:
 def _channels(node: ir.Node) -> Any:
     x = node.inputs[0]
     return None if x is None or x.shape is None else x.shape[1]
-
-
-def _totals_of_same(
-    spans: Sequence[int], strides: Sequence[int], extents: Sequence[Any] | None
-) -> list[int] | None:
-    """Padding of both ends of each axis, with which there are ceil(extent / stride) windows."""
-    totals = []
-    for span, stride, extent in zip(spans, strides, extents or [None] * len(spans), strict=True):
-        if stride == 1:
-            totals.append(span)
-        elif isinstance(extent, int):
-            totals.append(max((-(-extent // stride) - 1) * stride + span + 1 - extent, 0))
-        else:
-            return None
-    return totals
 
 
 def _write_out(new: ArrayBuilder, windows: _PoolWindows) -> None:

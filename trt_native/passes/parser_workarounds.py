@@ -26,7 +26,7 @@ from trt_native.graph.nodes import (
 )
 from trt_native.graph.validity import wraps_graph_errors
 from trt_native.passes.base import GraphPass, count_text
-from trt_native.passes.conv_transpose_workarounds import CONV, CONV_TRANSPOSE
+from trt_native.passes.conv_workarounds import CONV, CONV_TRANSPOSE
 from trt_native.passes.decompose_norms import SCALE_PER_CHANNEL
 from trt_native.passes.extent_workarounds import (
     GRID_SAMPLE_MODE,

@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trt_native.graph.nodes import constant_of, input_of
+from trt_native.graph.pools import same_padding
 from trt_native.passes.extent_workarounds import CONV_TRANSPOSE_PADDING, padded
 from trt_native.passes.replacement import ReplacementBuilder, RewriteRule
 
@@ -139,14 +140,17 @@ def _makes_pixels(node: ir.Node) -> bool:
     )
 
 
-def _begin_padding(node: ir.Node, extents: list[int], kernel: list[int]) -> list[int]:
+def _begin_padding(node: ir.Node, kernel: list[int]) -> list[int]:
     automatic = node.attributes.get_string("auto_pad", "NOTSET")
-    if not automatic.startswith("SAME"):
-        given = _ints(node, "pads") if automatic == "NOTSET" else []
-        return given[: len(kernel)] or [0] * len(kernel)
-    missing = [max(size - extent, 0) for size, extent in zip(kernel, extents, strict=True)]
-    odd = automatic == "SAME_LOWER"
-    return [(total + odd) // 2 for total in missing]
+    if automatic.startswith("SAME"):
+        spans = [extent - 1 for extent in kernel]
+        strides = _ints(node, "strides") or [1] * len(kernel)
+        upper = automatic == "SAME_UPPER"
+        padding = same_padding(spans, strides, _extents(node), upper=upper)
+        assert padding is not None  # noqa: S101  # the extents are known
+        return padding[0]
+    given = _ints(node, "pads") if automatic == "NOTSET" else []
+    return given[: len(kernel)] or [0] * len(kernel)
 
 
 def _rewrite_to_pixels(new: ReplacementBuilder) -> None:
@@ -159,7 +163,7 @@ def _rewrite_to_pixels(new: ReplacementBuilder) -> None:
     assert tensor is not None  # noqa: S101
     outputs, channels, *kernel = (int(extent) for extent in tensor.shape.numpy())
     extents = [extent for extent in _extents(node) if isinstance(extent, int)]
-    begins = _begin_padding(node, extents, kernel)
+    begins = _begin_padding(node, kernel)
     ends = [k - b - e for k, b, e in zip(kernel, begins, extents, strict=True)]
     window = padded(new, x, begins, [max(end, 0) for end in ends])
     if any(end < 0 for end in ends):
