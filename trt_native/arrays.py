@@ -59,6 +59,14 @@ class _Origin:
     def error(self, text: str) -> TrtNativeError:
         return self.kind(f"{self.path}: {text}")
 
+    def open(self, stack: contextlib.ExitStack, other: bytes, reason: str) -> BufferedReader:
+        """Open the file for as long as a stack lives; refuse one that begins as another kind."""
+        with self.reading():
+            file = stack.enter_context(open_regular_file(self.path))
+            if file.peek(len(other)).startswith(other):
+                raise self.error(reason)
+            return file
+
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
         """Convert every exception from reading the file in the block into one of this kind."""
@@ -253,10 +261,9 @@ def open_arrays(path: Path, kind: type[TrtNativeError] = SpecError) -> Iterator[
     """
     origin = _Origin(path, kind)
     with contextlib.ExitStack() as stack:
+        reason = "holds one array without a name; write an .npz file"
+        file = origin.open(stack, _MAGIC, reason)
         with origin.reading():
-            file = stack.enter_context(open_regular_file(path))
-            if file.peek(len(_MAGIC)).startswith(_MAGIC):
-                raise origin.error("holds one array without a name; write an .npz file")
             archive = ArrayArchive(origin, stack.enter_context(zipfile.ZipFile(file)))
         yield archive
 
@@ -274,10 +281,9 @@ def open_array(path: Path, kind: type[TrtNativeError] = SpecError) -> Iterator[S
     """
     origin = _Origin(path, kind)
     with contextlib.ExitStack() as stack:
+        reason = "holds several arrays by name; write one to an .npy file"
+        file = origin.open(stack, _ZIP_MAGIC, reason)
         with origin.reading():
-            file = stack.enter_context(open_regular_file(path))
-            if file.peek(len(_ZIP_MAGIC)).startswith(_ZIP_MAGIC):
-                raise origin.error("holds several arrays by name; write one to an .npy file")
             size = os.fstat(file.fileno()).st_size
         yield StoredArray.open(origin, "an array", file, size)
 

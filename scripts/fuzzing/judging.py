@@ -273,11 +273,10 @@ def _run(session: Session, inputs: Mapping[str, Array]) -> dict[str, Array]:
         found = session.run(inputs, out=into, device="cuda")
     except SpecError:  # an output whose shape depends on the data takes no buffer
         found = first
-    return {name: np.asarray(_on_host(array)) for name, array in found.items()}
-
-
-def _on_host(array: Any) -> Any:
-    return array.numpy() if isinstance(array, DeviceArray) else array
+    return {
+        name: array.numpy() if isinstance(array, DeviceArray) else np.asarray(array)
+        for name, array in found.items()
+    }
 
 
 def _verdict(

@@ -10,7 +10,7 @@ import json
 import operator
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -121,11 +121,16 @@ def with_opt_shape_profiles(profiles: Sequence[Profile]) -> tuple[Profile, ...]:
 
     TensorRT gives a profile without ranges the kernels of a static plan; the weights are shared.
     """
+    optima = (Profile(_optima(profile.shapes), _optima(profile.values)) for profile in profiles)
+    return _extended(profiles, optima)
+
+
+def _extended(profiles: Sequence[Profile], more: Iterable[Profile]) -> tuple[Profile, ...]:
+    """Profiles, and behind them others that are not among them."""
     found = list(profiles)
-    for profile in profiles:
-        alone = Profile(_optima(profile.shapes), _optima(profile.values))
-        if alone not in found:
-            found.append(alone)
+    for profile in more:
+        if profile not in found:
+            found.append(profile)
     return tuple(found)
 
 
@@ -146,12 +151,7 @@ def with_fast_profiles(
     Raises:
         SpecError: a shape does not fit the model, or no profile.
     """
-    found = list(profiles)
-    for shapes in fast:
-        alone = _fast_profile(profiles, inputs, specs, shapes)
-        if alone not in found:
-            found.append(alone)
-    return tuple(found)
+    return _extended(profiles, (_fast_profile(profiles, inputs, specs, one) for one in fast))
 
 
 def _fast_profile(
