@@ -67,6 +67,31 @@ MODELS = {
         {{ w = Constant <value = float[2,1,1,1] {{0.3, 1.1}}> ()
           c = Constant <value = float[1,2,1,56] {{{ROW}}}> ()
           d = Constant <value = float {{2}}> () q = Div (x, d) a = Conv (q, w) y = Sub (a, c) }}""",
+    "every other mean": f"""{HEADER} g (float[4,3,5,6] x) => (float[4,2,5,1] y)
+        {{ i = Constant <value = int64[1] {{3}}> () b = Constant <value = int64[1] {{0}}> ()
+          e = Constant <value = int64[1] {{99}}> () c = Constant <value = int64[1] {{1}}> ()
+          t = Constant <value = int64[1] {{2}}> () a = ReduceMean (x, i) d = Abs (a)
+          s = Slice (d, b, e, c, t) y = Neg (s) }}""",
+    "softmax of a softmax": f"""{HEADER} g (float[4,5,6,5] x) => (float[4,5,6,5] y)
+        {{ a = Softmax <axis = 1> (x) y = Softmax <axis = 1> (a) }}""",
+    "normed mean": f"""{HEADER} g (float[4,3,5,5] x) => (float[4,3,5,1] y)
+        {{ i = Constant <value = int64[1] {{3}}> () a = LpNormalization <axis = 3> (x)
+          y = ReduceMean (a, i) }}""",
+    "a part that is an output": f"""{HEADER} g (float[2,8,3] x)
+        => (float[2,4,3] v, float[2,4,3] w, float[2,4,3] y)
+        {{ s = Constant <value = float[4,3] {{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}}> ()
+          v, w = Split <axis = 1, num_outputs = 2> (x)
+          y = LayerNormalization <axis = 1> (v, s) }}""",
+    "an output resized to its shape": f"""{HEADER} g (float[1,1,4,5] x)
+        => (float[1,1,4,5] r, float[1,1,4,5] y)
+        {{ s = Constant <value = int64[4] {{1, 1, 4, 5}}> () r = Exp (x)
+          y = Resize <mode = "linear"> (r, , , s) }}""",
+    "an output summed along no axis": f"""{HEADER} g (float[4,1] x)
+        => (float[4,1] r, float[4,1] y) {{ r = Exp (x) y = Einsum <equation = "ab->ab"> (r) }}""",
+    "a number for each image": f"""{HEADER} g (float[3,4,5,6] x, float[3,1,1,1] b)
+        => (float[3,1,5,6] y)
+        {{ w = Constant <value = float[1,4,1,1] {{0.3, 1.1, -0.4, 0.8}}> ()
+          a = Conv (x, w) y = Add (a, b) }}""",
     "product and cast": f"""{HEADER} g (float[2,2] x) => (int32[2,4] y)
         {{ w = Constant <value = float[2,4] {{-2.6, 3.9, -0.7, 4.8, 2.2, 3.1, -2.4, -4.4}}> ()
           a = Gemm (x, w) y = Cast <to = 6> (a) }}""",

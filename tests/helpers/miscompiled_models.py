@@ -26,10 +26,10 @@ class Case(NamedTuple):
 
     @property
     def dims(self):
-        """The range of a batch that is not fixed, whose optimum is 1."""
-        batch = self.model.graph.input[0].type.tensor_type.shape.dim
-        name = batch[0].dim_param if batch else ""
-        return [f"{name}=1:1:3"] if name else []
+        """The ranges of a batch, whose optimum is 1, and of a length that are not fixed."""
+        ranges = {"n": "n=1:1:3", "l": "l=4:9:12"}
+        dims = self.model.graph.input[0].type.tensor_type.shape.dim
+        return [ranges[dim.dim_param] for dim in dims if dim.dim_param]
 
 
 def _case(operator, inputs, expected, *, constants=None, opset=18, before=(), **attributes):
@@ -274,6 +274,51 @@ def _least(operator, number):
     return _case(operator, {"x": x}, expected, constants={"c": number})
 
 
+def _transposed_line(kernel, stride, groups=1, kind=np.float32, **options):
+    """Along one axis: with gaps between windows, or in groups of a length that is not fixed."""
+    x, w = _draw(2, 4, 9, kind=kind), _draw(4, 3, kernel, kind=kind)
+    b = np.linspace(-1, 1, 3 * groups).astype(kind)
+    wide = (torch.tensor(array.astype(np.float64)) for array in (x, w, b))
+    convolve = torch.nn.functional.conv_transpose1d
+    expected = convolve(*wide, stride=stride, groups=groups, **options).numpy().astype(kind)
+    names = {"padding": "pads", "output_padding": "output_padding", "dilation": "dilations"}
+    given = {names[name]: [value] for name, value in options.items()}
+    given |= {"pads": given["pads"] * 2} if "pads" in given else {}
+    case = _case(
+        "ConvTranspose", {"x": x}, [expected], constants={"w": w, "b": b}, strides=[stride],
+        group=groups, **given,
+    )  # fmt: skip
+    if groups > 1:
+        for value, name in ((case.model.graph.input[0], "l"), (case.model.graph.output[0], "m")):
+            value.type.tensor_type.shape.dim[2].dim_param = name
+    return case
+
+
+def _few_pixels(height, width, corners):
+    """A cubic interpolation between few pixels of an image that a node makes."""
+    x, grid = _draw(2, 3, height, width), _draw(2, 4, 5, 2)
+    expected = torch.nn.functional.grid_sample(
+        torch.tensor(-x), torch.tensor(grid), "bicubic", "zeros", bool(corners)
+    )
+    case = _case(
+        "GridSample", {"x": x}, [expected.numpy()], constants={"g": grid}, before=["a", "g"],
+        mode="cubic", align_corners=corners, opset=20,
+    )  # fmt: skip
+    case.model.graph.node.insert(0, helper.make_node("Neg", ["x"], ["a"]))
+    return case
+
+
+def _exponential():
+    """Two Elus that differ in alpha alone."""
+    x = _draw(2, 3, 4)
+    expected = [torch.nn.functional.elu(torch.tensor(x), alpha).numpy() for alpha in (1.5, 1)]
+    case = _case("Elu", {"x": x}, expected[:1], alpha=1.5)
+    other = helper.make_node("Elu", ["x"], ["y1"])
+    case.model.graph.node.append(other)
+    case.model.graph.output.append(helper.make_tensor_value_info("y1", 1, x.shape))
+    return case._replace(expected=expected)
+
+
 CASES = {
     "triangle": _triangle,
     "mean": _mean,
@@ -292,6 +337,18 @@ CASES = {
     "transposed pixel, padded": lambda: _transposed_pixel(
         (1, 1), [2, 2], [3, 3], output_padding=(2, 1)
     ),
+    "transposed gaps": lambda: _transposed_line(2, 5),
+    "transposed gaps of FP16": lambda: _transposed_line(1, 3, kind=np.float16),
+    "transposed gaps of windows with gaps": lambda: _transposed_line(
+        3, 7, dilation=2, padding=1, output_padding=2
+    ),
+    "transposed groups": lambda: _transposed_line(3, 2, 4),
+    "transposed groups, cut": lambda: _transposed_line(5, 2, 2, padding=4, output_padding=1),
+    "transposed groups, cut at both ends": lambda: _transposed_line(2, 3, 2, padding=2),
+    "transposed groups with gaps": lambda: _transposed_line(2, 4, 4, dilation=2, output_padding=1),
+    "few pixels": lambda: _few_pixels(1, 4, 0),
+    "few pixels between corners": lambda: _few_pixels(5, 3, 1),
+    "exponentials": _exponential,
     "convolution to a pixel": lambda: _to_pixels((3, 2), [3, 2]),
     "convolution to a padded pixel": lambda: _to_pixels((2, 1), [3, 2], [1, 0, 0, 1]),
     "convolution to a cut pixel": lambda: _to_pixels((4, 3), [3, 2], strides=[2, 2]),

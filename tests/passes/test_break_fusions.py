@@ -76,8 +76,14 @@ def reduction(first, second, axes, between=""):
         (reduction("LogSoftmax <axis = 1> (x)", "ReduceMean", [-1], "b = Exp (a)"), ["b"]),
         (reduction("Softmax <axis = 2> (x)", "ReduceSum", [0, 1]), ["b"]),
         (reduction("LpNormalization <axis = 0> (x)", "ReduceMin", [0, 1]), ["b"]),
-        (reduction("Softmax <axis = 1> (x)", "ReduceMax", [1]), []),  # the same axis
-        (reduction("Softmax <axis = -2> (x)", "ReduceMax", [1]), []),
+        (reduction("Softmax <axis = 1> (x)", "ReduceMax", [1]), ["b"]),  # the same axis
+        (reduction("MeanVarianceNormalization <axes = [1]> (x)", "ReduceMax", [1]), []),
+        (reduction("MeanVarianceNormalization <axes = [-2]> (x)", "ReduceMax", [1]), []),
+        (reduction("MeanVarianceNormalization <axes = [0]> (x)", "ReduceMax", [1]), ["b"]),
+        (
+            'a = MeanVarianceNormalization <axes = [0]> (x) y = Einsum <equation = "abc->ab"> (a)',
+            ["a"],
+        ),
         # The same number, of an axis that has moved.
         (reduction("Softmax <axis = 1> (x)", "ReduceMax", [1], "b = Transpose (a)"), ["b"]),
         # A product in between ends the kernel.
@@ -202,6 +208,9 @@ def test_a_sampler_of_an_output(body):
         ("r = Exp (x) y = AveragePool <kernel_shape = [3], pads = [1, 1]> (r)", "2,4,5", []),
         ("r = Exp (x) y = Reshape (r, t)", "2,20", []),
         ("r = Exp (x) y = Identity (r)", "2,4,5", []),
+        ('r = Exp (x) y = Einsum <equation = "abc->abc"> (r)', "2,4,5", ["r"]),
+        ('r = Exp (x) y = Einsum <equation = "abc->ab"> (r)', "2,4", []),
+        ('r = Exp (x) y = Resize <mode = "linear"> (r, , , t)', "2,4,5", ["r"]),
         ('r = Exp (x) y = Resize <mode = "nearest"> (r, , , t)', "2,4,3", ["r"]),
         ('r = Exp (x) y = Resize <mode = "linear"> (r, , , t)', "2,4,3", []),
     ],
@@ -218,9 +227,13 @@ def test_outputs_of_the_same_elements(body, shape, expected):
     [
         ("a = Softmax (x) b = Concat <axis = 2> (a, a) y = Softmax (b)", "2,4,10", ["b"]),
         ("a = Softmax (x) b = Pad (a, p) y = Softmax (b)", "2,4,7", ["b"]),
-        ("a = Softmax <axis = 0> (x) b = Abs (a) y = Softmax <axis = 0> (b)", "2,4,5", []),
+        ("a = Softmax <axis = 0> (x) b = Abs (a) y = Softmax <axis = 0> (b)", "2,4,5", ["b"]),
         ("a = ReduceSum (x, i) y = Slice (a, m, f, i, m)", "2,4,1", ["a"]),
         ("a = ReduceSum (x, i) y = Slice (a, z, l, i)", "2,4,1", []),
+        ("a = ReduceSum (x, i) y = Slice (a, z, l, o, d)", "2,2,1", ["a"]),
+        ("a = ReduceSum (x, i) b = Floor (a) y = Slice (b, z, l, i, d)", "2,4,1", ["b"]),
+        ("a = GlobalAveragePool (x) y = Slice (a, z, l, o, d)", "2,2,1", ["a"]),
+        ("a = CumSum (x, j) y = Slice (a, z, l, o, d)", "2,2,5", []),
         (
             "a = ReduceLogSum (x, i) t = Transpose <perm = [0, 2, 1]> (a) y = MatMul (a, t)",
             "2,4,4",
@@ -233,9 +246,69 @@ def test_outputs_of_the_same_elements(body, shape, expected):
 )
 def test_what_follows_a_reduction(body, outputs, expected):
     proto = parsed(body, "float[2,4,5] x", f"float[{outputs}] y")
-    arrays = {"i": [2], "m": [-1], "f": [-(2**31)], "z": [0], "l": [2**31], "p": [0, 0, 1, 0, 0, 1]}
+    arrays = {"o": [1], "d": [2], "j": 1}
+    arrays |= {
+        "i": [2],
+        "m": [-1],
+        "f": [-(2**31)],
+        "z": [0],
+        "l": [2**31],
+        "p": [0, 0, 1, 0, 0, 1],
+    }
     arrays |= {"w": np.ones((1, 3), np.float32), "v": np.ones((5, 3), np.float32)}
     check_copies(with_constants(proto, arrays), expected)
+
+
+@pytest.mark.parametrize(
+    ("body", "outputs", "expected"),
+    [
+        ("a, b = Split <axis = 1, num_outputs = 2> (x) y = Softmax (a)", "a b y", ["a"]),
+        ("a, b = Split <axis = 1, num_outputs = 2> (x) c = Exp (b) y = Softmax (c)", "a b y", "b"),
+        ("a, b = Split <axis = 1, num_outputs = 2> (x) y = Softmax (a)", "b y", []),
+        ("a, b = Split <axis = 1, num_outputs = 2> (x) y = Softmax (a)", "a y", []),
+        ("a, b = Split <axis = 1, num_outputs = 2> (x) y = Exp (a)", "a b y", []),
+        ("r = Exp (x) a = Abs (r) y = Resize <mode = \"nearest\"> (a, , , s)", "r y", ["a"]),
+        ("a = Greater (k, l) y = Transpose (a)", "y", ["a"]),
+        ("a = Greater (x, l) y = Transpose (a)", "y", []),
+        ("c = Cast <to = 9> (x) a = Or (t, c) y = Transpose (a)", "y", ["c"]),
+        ("c = Cast <to = 9> (x) y = And (c, f)", "y", ["c"]),
+        ("c = Cast <to = 9> (x) y = Or (c, f)", "y", []),
+        ("c = Cast <to = 9> (x) a = Or (c, t) y = Cast <to = 1> (a)", "y", []),
+        ("g = GlobalAveragePool (x) a, b = Split <axis = 0, num_outputs = 2> (g)"
+         " y, h = GRU <hidden_size = 2> (a, w, w)", "y", ["a"]),
+        ("a, b = Split <axis = 0, num_outputs = 2> (x) y, h = GRU <hidden_size = 2> (a, v, w)",
+         "y", []),
+    ],
+)  # fmt: skip
+def test_outputs_that_are_written_in_part(body, outputs, expected):
+    booleans = ("Transpose", "And", "Or")
+    last = body.split(" y = ")[-1]
+    kinds = {"y": "bool" if last.startswith(booleans) else "float"}
+    typed = ", ".join(f"{kinds.get(name, 'float')}[N{name}] {name}" for name in outputs.split())
+    proto = parsed(body, "float[2,4,5] x", typed)
+    numbers = {"s": [2, 4, 3], "t": True, "f": False}
+    numbers |= {name: np.ones((2, 3), np.float32) for name in "kl"}
+    numbers |= {"w": np.ones((1, 6, 1), np.float32), "v": np.ones((1, 6, 5), np.float32)}
+    check_copies(with_constants(proto, numbers), list(expected))
+
+
+@pytest.mark.parametrize(
+    ("operator", "shape", "expected"),
+    [
+        ("Add", "3,1,1,1", ["a"]),
+        ("Mean", "3,1,1,1", ["a"]),
+        ("Add", "n,1,1,1", ["a"]),
+        ("Mul", "3,1,1,1", []),
+        ("Add", "1,1,1,1", []),
+        ("Add", "3,4,1,1", []),
+        ("Add", "1", []),
+    ],
+)
+def test_a_number_for_each_image(operator, shape, expected):
+    body = f"a = Conv (x, w) y = {operator} (a, b)"
+    inputs = f"float[{shape[0] if shape[:2] == 'n,' else 3},2,5,5] x, float[{shape}] b"
+    proto = parsed(body, inputs, "float[N,4,4,4] y")
+    check_copies(with_constants(proto, {"w": np.ones((4, 2, 2, 2), np.float32)}), expected)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,9 @@ large its output padding may be, which is zeros there, before the bias.
 
 A convolution to a single pixel was computed wrong for other batches than the optimum of 1, by the
 kernels that TensorRT-RTX compiles for a shape.
+
+A transposed convolution along one axis leaves elements unwritten that no window reaches, where the
+windows are shorter than their stride, and is wrong in groups for dynamic lengths.
 :class:`~trt_native.passes.parser_workarounds.ParserWorkarounds` applies them.
 """
 
@@ -23,9 +26,17 @@ from trt_native.passes.replacement import ReplacementBuilder, RewriteRule
 
 __all__ = ["CONV", "CONV_TRANSPOSE"]
 
+_LONGEST_GAP = 4096
+
 
 def _is_rewritten(node: ir.Node) -> bool:
-    return CONV_TRANSPOSE_PADDING.check(node) or _is_pixel(node) or bool(_idle_strides(node))
+    return (
+        CONV_TRANSPOSE_PADDING.check(node)
+        or _is_pixel(node)
+        or bool(_idle_strides(node))
+        or _has_dynamic_groups(node)
+        or _gap(node) > 0
+    )
 
 
 def _rewrite(new: ReplacementBuilder) -> None:
@@ -33,8 +44,12 @@ def _rewrite(new: ReplacementBuilder) -> None:
         CONV_TRANSPOSE_PADDING.rewrite(new)
     elif _is_pixel(new.node):
         _rewrite_pixel(new)
-    else:
+    elif _idle_strides(new.node):
         _rewrite_strides(new)
+    elif _has_dynamic_groups(new.node):
+        _rewrite_groups(new)
+    else:
+        _rewrite_gaps(new)
 
 
 def _extents(node: ir.Node) -> list[int | ir.SymbolicDim]:
@@ -120,6 +135,90 @@ def _rewrite_pixel(new: ReplacementBuilder) -> None:
     if bias is not None:
         y = new.add("Add", [y, new.reshaped(bias, [1, outputs, *[1] * len(kernel)])])
     new.replace(y)
+
+
+def _number(node: ir.Node, name: str, default: int) -> int:
+    """An attribute with a number for each axis, of a node that has one axis."""
+    return (_ints(node, name) or [default])[0]
+
+
+def _along_one_axis(node: ir.Node) -> bool:
+    """Whether a convolution of known weights goes along one axis, and no more says its extent."""
+    weight = input_of(node, 1)
+    known = weight is not None and constant_of(weight) is not None
+    return known and len(_extents(node)) == 1 and not _is_sized_otherwise(node)
+
+
+def _span(node: ir.Node) -> int:
+    """Elements from the first to the last of a window along one axis."""
+    weight = node.inputs[1]
+    assert weight is not None  # noqa: S101  # for the type checker
+    tensor = constant_of(weight)
+    assert tensor is not None  # noqa: S101
+    return _number(node, "dilations", 1) * (tensor.shape.numpy()[2] - 1) + 1
+
+
+def _gap(node: ir.Node) -> int:
+    """Elements between two windows; 0 where there are too many to write them as zeros."""
+    gap = _number(node, "strides", 1) - _span(node) if _along_one_axis(node) else 0
+    return gap if gap <= _LONGEST_GAP else 0
+
+
+def _rewrite_gaps(new: ReplacementBuilder) -> None:
+    """Make the windows longer by zeros, and cut off as much at the end."""
+    node, (x, weight, *bias) = new.node, new.node.inputs
+    assert weight is not None  # noqa: S101  # for the type checker
+    tensor = constant_of(weight)
+    assert tensor is not None  # noqa: S101
+    dilation = _number(node, "dilations", 1)
+    more = -(-_gap(node) // dilation)
+    values = tensor.numpy()
+    zeros = np.zeros((*values.shape[:2], more), values.dtype)
+    longer = new.constant(np.concatenate([values, zeros], axis=2))
+    begin, end = _ints(node, "pads") or [0, 0]
+    attributes = {**node.attributes, "pads": [begin, end + more * dilation]}
+    attributes["kernel_shape"] = [values.shape[2] + more]
+    new.replace(*new.add_with(node.op_type, [x, longer, *bias], 1, attributes))
+
+
+def _has_dynamic_groups(node: ir.Node) -> bool:
+    return (
+        _along_one_axis(node)
+        and not isinstance(_extents(node)[0], int)
+        and node.attributes.get_int("group", 1) > 1
+        and _number(node, "strides", 1) > 1
+    )
+
+
+def _rewrite_groups(new: ReplacementBuilder) -> None:
+    """Put zeros between the elements, and convolve that with the reversed windows."""
+    node, (x, weight, *bias) = new.node, new.node.inputs
+    assert x is not None  # noqa: S101  # for the type checker
+    assert weight is not None  # noqa: S101
+    tensor = constant_of(weight)
+    assert tensor is not None  # noqa: S101
+    stride, groups = _number(node, "strides", 1), node.attributes.get_int("group", 1)
+    channels, outputs, length = tensor.shape.numpy()
+    grouped = tensor.numpy().reshape(groups, channels // groups, outputs, length)
+    windows = grouped.swapaxes(1, 2)[..., ::-1].reshape(-1, channels // groups, length)
+    spread = new.reshaped(x, [0, 0, -1, 1])
+    spread = new.reshaped(padded(new, spread, [0, 0], [0, stride - 1]) or spread, [0, 0, -1])
+    begin, end = _ints(node, "pads") or [0, 0]
+    around = _span(node) - 1
+    # Behind the last element there are zeros already.
+    pads = [around - begin, around - end - (stride - 1) + _number(node, "output_padding", 0)]
+    if min(pads) < 0:
+        ends = min(pads[1], 0) or np.iinfo(np.int64).max
+        cuts = [new.constant(np.array([n])) for n in (max(-pads[0], 0), ends, 2)]
+        spread = new.add("Slice", [spread, *cuts])
+    attributes = {
+        "dilations": [_number(node, "dilations", 1)],
+        "group": groups,
+        "kernel_shape": [length],
+        "pads": [max(pad, 0) for pad in pads],
+    }
+    inputs = [spread, new.constant(np.ascontiguousarray(windows)), *bias]
+    new.replace(*new.add_with("Conv", inputs, 1, attributes))
 
 
 CONV_TRANSPOSE = RewriteRule(_is_rewritten, _rewrite)

@@ -18,7 +18,6 @@ from trt_native.passes.replacement import ORIGIN_KEY, ReplacementBuilder, Rewrit
 
 __all__ = [
     "CONV_TRANSPOSE_PADDING",
-    "GRID_SAMPLE_MODE",
     "LEAST_NUMBER",
     "LOOP_CONDITION",
     "POOL_PADDING",
@@ -34,7 +33,6 @@ _PADS_AS_INPUT = 11  # since this opset Pad takes them so
 _FREE_OF_SIZE = ("half_pixel", "pytorch_half_pixel", "asymmetric")
 _LEAST = -(2**63)
 _MOST_TRIPS = 2**31 - 2  # TensorRT takes larger limits for none
-_MODES = {"linear": "bilinear", "cubic": "bicubic"}
 
 
 # Pools
@@ -256,16 +254,6 @@ def _rewrite_auto_pad(new: ReplacementBuilder) -> None:
     del new.node.attributes["auto_pad"]
 
 
-def _has_new_mode(node: ir.Node) -> bool:
-    return node.attributes.get_string("mode", "linear") in _MODES
-
-
-def _rewrite_grid_sample(new: ReplacementBuilder) -> None:
-    """Give the mode its older name: some parsers take the one of opset 20 as nearest."""
-    mode = new.node.attributes.get_string("mode", "linear")
-    new.node.attributes["mode"] = ir.AttrString("mode", _MODES[mode])
-
-
 def _renames_condition(node: ir.Node) -> bool:
     condition = input_of(node, 1)
     return condition is not None and (condition.is_graph_input() or condition.is_graph_output())
@@ -364,6 +352,5 @@ POOL_PADDING = RewriteRule(_rounds_up_too_far, _rewrite_pool)
 LEAST_NUMBER = RewriteRule(_adds_least_number, _rewrite_sum)
 RESIZE_BY_SCALES = RewriteRule(_is_one_too_large, _rewrite_resize)
 CONV_TRANSPOSE_PADDING = RewriteRule(_loses_output_padding, _rewrite_auto_pad)
-GRID_SAMPLE_MODE = RewriteRule(_has_new_mode, _rewrite_grid_sample)
 LOOP_CONDITION = RewriteRule(_is_incomplete, _rewrite_loop)
 RMS_NORM_TYPES = RewriteRule(_has_other_scale_type, _rewrite_rms_norm)

@@ -29,7 +29,6 @@ from trt_native.passes.base import GraphPass, count_text
 from trt_native.passes.conv_workarounds import CONV, CONV_TRANSPOSE
 from trt_native.passes.decompose_norms import SCALE_PER_CHANNEL
 from trt_native.passes.extent_workarounds import (
-    GRID_SAMPLE_MODE,
     LEAST_NUMBER,
     LOOP_CONDITION,
     POOL_PADDING,
@@ -37,9 +36,11 @@ from trt_native.passes.extent_workarounds import (
     RMS_NORM_TYPES,
 )
 from trt_native.passes.replacement import NameAuthority, ReplacementBuilder, RewriteRule
+from trt_native.passes.sampler_workarounds import GRID_SAMPLE
 
 __all__ = ["ParserWorkarounds", "apply_parser_workarounds"]
 
+_SHAPED = ("Conv", "ConvTranspose", "GridSample", "Tile")
 _BFLOAT16_NORM = 22  # since this opset InstanceNormalization takes it
 _BATCH_FIRST = [1, 0, 2]  # swaps the first two axes of a recurrent layer's input, or state
 # (sequence, directions, batch, hidden) and (directions, batch, hidden) to layout 1's orders
@@ -102,7 +103,7 @@ class ParserWorkarounds(GraphPass):
 def _lacks_shape(node: ir.Node) -> bool:
     """Whether a rule depends on a shape that is not known yet."""
     x = input_of(node, 0)
-    depends = node.op_type in ("Conv", "ConvTranspose", "Tile") and not node.domain
+    depends = node.op_type in _SHAPED and not node.domain
     return depends and x is not None and (x.shape is None or node.outputs[0].shape is None)
 
 
@@ -210,6 +211,24 @@ def _rewrite_clip(new: ReplacementBuilder) -> None:
     new.node.replace_input_with(1, new.node.inputs[2])
 
 
+def _differs_in_alpha(node: ir.Node) -> bool:
+    """Whether there is an Elu of another alpha, which TensorRT takes for the same."""
+    alpha = node.attributes.get_float("alpha", 1.0)
+    assert node.graph is not None  # noqa: S101  # for the type checker
+    others = (one for one in node.graph if one.op_type == "Elu" and not one.domain)
+    return alpha != 1 and any(one.attributes.get_float("alpha", 1.0) != alpha for one in others)
+
+
+def _rewrite_elu(new: ReplacementBuilder) -> None:
+    """Multiply the negative part by alpha."""
+    x, kind = new.node.inputs[0], new.kind
+    assert kind is not None  # noqa: S101  # for the type checker
+    alpha = np.array(new.node.attributes.get_float("alpha", 1.0), kind.numpy())
+    negative = new.add("Neg", [new.add("Relu", [new.add("Neg", [x])])])
+    scaled = new.add("Mul", [new.add("Elu", [negative]), new.constant(alpha)])
+    new.replace(new.add("Add", [new.add("Relu", [x]), scaled]))
+
+
 def _rewrite_batch_first(new: ReplacementBuilder) -> None:
     """Transpose to layout 0: TensorRT ignores layout 1, with the batch before the sequence."""
     node = new.node
@@ -269,6 +288,7 @@ _NOOP_REDUCTION = RewriteRule(_reduces_nothing, _rewrite_noop_reduction)
 _BATCH_FIRST_RECURRENT = RewriteRule(_is_batch_first, _rewrite_batch_first)
 _RULES = {
     "GroupNormalization": RewriteRule(_has_one_group, _rewrite_single_group_norm),
+    "Elu": RewriteRule(_differs_in_alpha, _rewrite_elu),
     "Trilu": RewriteRule(lambda node: "upper" not in node.attributes, _rewrite_trilu),
     "ReduceLogSumExp": RewriteRule(_overflows, _rewrite_log_sum_exp),
     "Clip": RewriteRule(_has_reversed_limits, _rewrite_clip),
@@ -276,7 +296,7 @@ _RULES = {
     "Resize": RESIZE_BY_SCALES,
     "Conv": CONV,
     "ConvTranspose": CONV_TRANSPOSE,
-    "GridSample": GRID_SAMPLE_MODE,
+    "GridSample": GRID_SAMPLE,
     "Loop": LOOP_CONDITION,
     "RMSNormalization": RMS_NORM_TYPES,
     "Tile": RewriteRule(_tiles_a_scalar, _rewrite_tile),

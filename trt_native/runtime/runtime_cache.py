@@ -68,7 +68,8 @@ class RuntimeCacheFile:
         """Whether there is a file of this name with anything else in it."""
         try:
             with open_regular_file(self.path) as file:
-                return "kernels_of" not in json.loads(file.readline(_HEAD_BYTES))
+                head = file.readline(_HEAD_BYTES)
+                return bool(head) and "kernels_of" not in json.loads(head)
         except FileNotFoundError:
             return False
         except (OSError, ValueError, TypeError, RecursionError):
