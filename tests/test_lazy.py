@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import trt_native
-from trt_native._lazy import lazy_exports
+from trt_native._lazy import HEAVY_MODULES, delay_imports, lazy_exports
 
 PACKAGES = ("trt_native", "trt_native.calibration", "trt_native.models.latentsync")
 
@@ -126,3 +126,30 @@ for found in pkgutil.walk_packages(trt_native.__path__, "trt_native."):
 def test_every_module_can_be_imported_without_posix():
     pytest.importorskip("torch")
     subprocess.run([sys.executable, "-c", WITHOUT_POSIX], check=True)
+
+
+def test_modules_that_run_when_they_are_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "heavy_module.py").write_text("import sys\nsys.heavy_module_ran = True\nNAME = 1")
+    delay_imports("heavy_module")
+    module = importlib.import_module("heavy_module")
+    assert not hasattr(sys, "heavy_module_ran")
+    assert module.NAME == 1
+    assert sys.heavy_module_ran
+    del sys.heavy_module_ran, sys.modules["heavy_module"]
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("heavier_module")
+
+
+def test_onnx_ir_works_with_modules_that_run_later():
+    code = f"""
+        import sys
+        from trt_native._lazy import delay_imports
+        delay_imports(*{HEAVY_MODULES})
+        import onnx_ir
+        assert "sympy.core" not in sys.modules
+        assert (onnx_ir.SymbolicDim("2*n") + 1).evaluate({{"n": 3}}) == 7
+        assert "sympy.core" in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
 
-import numpy as np
-import onnx
 import pytest
-from helpers import tiny_models
 
 from trt_native.backends.building import (
     CancelRequest,
     default_workspace,
     run_interruptible,
-    save_temporary,
 )
 from trt_native.cuda import GpuInfo
-from trt_native.errors import BuildError
-from trt_native.graph.onnx_file import read_model
 
 GIB = 2**30
 
@@ -42,31 +35,6 @@ def test_the_workspace_is_a_power_of_two_that_is_free(free, workspace):
 
 def test_the_workspace_without_a_gpu():
     assert default_workspace(None) == 8 * GIB
-
-
-def test_a_temporary_model_has_its_weights_next_to_it(tmp_path):
-    source = tiny_models.dense(tmp_path / "m.onnx")
-    (tmp_path / "scratch").mkdir()
-    target = tmp_path / "scratch" / "g.onnx"
-    save_temporary(read_model(source), target)
-    assert sorted(os.listdir(target.parent)) == ["g.onnx", "g.onnx.data"]
-    before, after = (
-        {w.name: onnx.numpy_helper.to_array(w) for w in onnx.load(path).graph.initializer}
-        for path in (source, target)
-    )
-    assert before.keys() == after.keys()
-    for name, weight in before.items():
-        np.testing.assert_array_equal(after[name], weight)
-    assert target.stat().st_size < 64 * 64 * 4 < (target.parent / "g.onnx.data").stat().st_size
-
-
-def test_a_folder_that_cannot_be_written_to(tmp_path):
-    model = read_model(tiny_models.dense(tmp_path / "m.onnx"))
-    missing = tmp_path / "none"
-    with pytest.raises(
-        BuildError, match=f"cannot write the rewritten model to {missing}: .*TMPDIR"
-    ):
-        save_temporary(model, missing / "g.onnx")
 
 
 def test_work_runs_in_another_thread_and_returns_its_result():

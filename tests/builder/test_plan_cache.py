@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from helpers import tiny_models
 from onnx import numpy_helper
 
 import trt_native.builder.plan_cache as cache_module
+import trt_native.cuda
 from trt_native import BuildConfig, EngineCache, Plan, Precision, ProfileSpec
 from trt_native.backends.registry import load_backend
 from trt_native.builder import build as build_module
@@ -61,6 +63,11 @@ def build(cache, model, rtx):
     return run
 
 
+def use_gpu(monkeypatch, gpu):
+    for module in (build_module, trt_native.cuda):
+        monkeypatch.setattr(module, "gpu_info", lambda: gpu)
+
+
 def age(path, seconds=10):
     """Make a file look as if it had been written long ago."""
     then = time.time() - seconds
@@ -88,6 +95,31 @@ class TestHits:
         second = build(moved)
         assert second.cached
         assert second.manifest.model == {**first.manifest.model, "file": "other.onnx"}
+
+    def test_the_same_request_reads_no_model(self, build, model, cache):
+        first = build()
+        code = """
+            import sys
+            from trt_native import BuildConfig, EngineCache, ProfileSpec
+            config = BuildConfig(profiles=(ProfileSpec.parse(sys.argv[3:]),))
+            built = EngineCache(sys.argv[1]).build_plan(sys.argv[2], config, backend="rtx")
+            assert built.cached and not {"onnx", "onnx_ir"} & set(sys.modules)
+            print(built.manifest.plan_sha256)
+        """
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code), cache.folder, model, *DIMS],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == first.manifest.plan_sha256
+        # The model is read where the note of the request is damaged, or tells of other files.
+        (note,) = (cache.folder / "notes").iterdir()
+        content = note.read_text()
+        for text in (content[:-9], "", content.replace(first.manifest.model["sha256"], "0" * 64)):
+            note.write_text(text)
+            assert build().cached
+            assert note.read_text() == content
 
     def test_another_way_to_say_the_same_shapes(self, build):
         build(options=config())
@@ -146,14 +178,14 @@ class TestHits:
     def test_the_gpu_counts(self, build, monkeypatch):
         build()
         gpu = GpuInfo("NVIDIA A", "8.9", "13.0", 24 * 2**30, 20 * 2**30)
-        monkeypatch.setattr(build_module, "gpu_info", lambda: gpu)
+        use_gpu(monkeypatch, gpu)
         assert not build().cached
         # What is free on it varies all the time, and does not count.
         less = dataclasses.replace(gpu, free_bytes=19 * 2**30)
-        monkeypatch.setattr(build_module, "gpu_info", lambda: less)
+        use_gpu(monkeypatch, less)
         assert build().cached
         other = dataclasses.replace(gpu, name="NVIDIA B")
-        monkeypatch.setattr(build_module, "gpu_info", lambda: other)
+        use_gpu(monkeypatch, other)
         assert not build().cached
 
     def test_this_package_counts(self, build, monkeypatch):

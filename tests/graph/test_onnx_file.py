@@ -9,7 +9,7 @@ import pytest
 from helpers import tiny_models
 from onnx import TensorProto, helper
 
-from trt_native.errors import ModelError
+from trt_native.errors import BuildError, ModelError
 from trt_native.graph.dims import resolve_profiles
 from trt_native.graph.onnx_file import (
     file_states,
@@ -17,6 +17,7 @@ from trt_native.graph.onnx_file import (
     model_files,
     operator_names,
     read_model,
+    save_temporary,
     summarize,
 )
 from trt_native.shapes import ProfileSpec
@@ -266,3 +267,28 @@ def test_a_plan_is_called_that(tmp_path):
         ModelError, match=r"m\.plan: not an ONNX file, but a TensorRT plan; name the ONNX file"
     ):
         read_model(tmp_path / "m.plan")
+
+
+def test_a_temporary_model_has_its_weights_next_to_it(tmp_path):
+    source = tiny_models.dense(tmp_path / "m.onnx")
+    (tmp_path / "scratch").mkdir()
+    target = tmp_path / "scratch" / "g.onnx"
+    save_temporary(read_model(source), target)
+    assert sorted(os.listdir(target.parent)) == ["g.onnx", "g.onnx.data"]
+    before, after = (
+        {w.name: onnx.numpy_helper.to_array(w) for w in onnx.load(path).graph.initializer}
+        for path in (source, target)
+    )
+    assert before.keys() == after.keys()
+    for name, weight in before.items():
+        np.testing.assert_array_equal(after[name], weight)
+    assert target.stat().st_size < 64 * 64 * 4 < (target.parent / "g.onnx.data").stat().st_size
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path):
+    model = read_model(tiny_models.dense(tmp_path / "m.onnx"))
+    missing = tmp_path / "none"
+    with pytest.raises(
+        BuildError, match=f"cannot write the rewritten model to {missing}: .*TMPDIR"
+    ):
+        save_temporary(model, missing / "g.onnx")

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from trt_native.config import QUANTIZED_OPS, BuildConfig, KernelSpecialization, Precision
 from trt_native.errors import SpecError
-from trt_native.graph.model_interface import ModelInterface
 from trt_native.plans.manifest import PlanTensor
 from trt_native.plans.plan_file import PlanFile
 from trt_native.plans.stored_content import StoredContent
@@ -23,6 +22,7 @@ from trt_native.shapes import Profile
 
 if TYPE_CHECKING:
     from trt_native.calibration.batches import Batches
+    from trt_native.graph.model_interface import ModelInterface
 
 __all__ = [
     "ALL_QUANTIZED_OPS",

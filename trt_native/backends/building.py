@@ -1,4 +1,4 @@
-"""Helpers shared by all builds: an interruptible thread, a workspace limit, a file to parse."""
+"""Helpers shared by all builds: an interruptible thread, and a workspace limit."""
 
 from __future__ import annotations
 
@@ -6,16 +6,11 @@ import logging
 import threading
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
-import onnx_ir as ir
-
 from trt_native.cuda import GpuInfo
-from trt_native.errors import BuildError
-from trt_native.graph.validity import wraps_graph_errors
 
-__all__ = ["CancelRequest", "default_workspace", "run_interruptible", "save_temporary"]
+__all__ = ["CancelRequest", "default_workspace", "run_interruptible"]
 
 _LOGGER = logging.getLogger(__name__)
 _DEFAULT_WORKSPACE = 8 * 2**30
@@ -34,23 +29,6 @@ def default_workspace(gpu: GpuInfo | None) -> int:
     if gpu is None:
         return _DEFAULT_WORKSPACE
     return min(_DEFAULT_WORKSPACE, 1 << max(0, gpu.free_bytes.bit_length() - 1))
-
-
-@wraps_graph_errors
-def save_temporary(model: ir.Model, path: Path) -> None:
-    """Write a changed model and its weights to a temporary folder, for TensorRT to parse.
-
-    Raises:
-        BuildError: the folder cannot be written to, or has too little space.
-        ModelError: the graph is malformed.
-    """
-    try:
-        ir.save(model, path, external_data=f"{path.name}.data")
-    except OSError as error:
-        raise BuildError(
-            f"cannot write the rewritten model to {path.parent}: {error.strerror or error}; point"
-            " the environment variable TMPDIR at a folder with more space"
-        ) from error
 
 
 def run_interruptible(work: Callable[[], _T], cancelled: threading.Event) -> _T:

@@ -13,8 +13,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-
 from trt_native.backends.base import (
     NUMPY_DTYPES,
     BuildRequest,
@@ -30,15 +28,10 @@ from trt_native.backends.callbacks import (
     make_stream_reader,
     make_stream_writer,
 )
-from trt_native.backends.interface import interface_problems
-from trt_native.backends.parser_support import reads_computed_shape, refusal_lines, refused_nodes
 from trt_native.backends.workspace_shortage import BUDGET_LINE, find_shortage
 from trt_native.config import BuildConfig, KernelSpecialization
 from trt_native.errors import BuildError, PlanError, SpecError, UnsupportedError
 from trt_native.files import atomic_write, open_regular_file
-from trt_native.graph.inference import infer_values
-from trt_native.graph.nodes import all_nodes
-from trt_native.graph.onnx_file import read_model
 from trt_native.installing import install_command
 from trt_native.plans.header import PlanHeader
 from trt_native.plans.manifest import PlanTensor
@@ -245,8 +238,10 @@ class TensorRTBackend:
             if not parser.supports_operator(operator.rpartition("::")[2])
         }
         product, name = f"{self.product} {self.version}", request.onnx.name
+        from trt_native.backends.parser_support import refusal_lines, refused_in_file
+
         named = {parser.get_error(i).node_name() for i in range(parser.num_errors)}
-        if problems := refusal_lines(self._refused(request.onnx, named), missing, self):
+        if problems := refusal_lines(refused_in_file(request.onnx, named, self), missing, self):
             for line in lines:
                 _LOGGER.info("%s", line)
             raise BuildError(
@@ -259,23 +254,14 @@ class TensorRTBackend:
         elsewhere = self.capabilities.operators_elsewhere
         unknown = {name: node for name, node in request.operators.items() if name in elsewhere}
         if unknown:
+            from trt_native.backends.parser_support import refusal_lines
+
             raise BuildError(
                 f"{self.product} {self.version} does not support these operators of"
                 f" {request.onnx.name}:",
                 [_HINT],
                 problems=refusal_lines({}, unknown, self),
             )
-
-    def _refused(self, path: Path, named: Collection[str]) -> dict[ir.Node, str]:
-        """The nodes that the parser refuses; of those that read a shape, the ones that it named."""
-        model = read_model(path)
-        infer_values(model)
-        found = refused_nodes(all_nodes(model.graph), model.opset_imports, self)
-        return {
-            node: reason
-            for node, reason in found.items()
-            if node.name in named or not reads_computed_shape(node)
-        }
 
     def _decompose_attention(self, network: Any) -> None:
         """Let TensorRT compute attention without a fused kernel, where it has none."""
@@ -300,6 +286,8 @@ class TensorRTBackend:
         """Refuse a network whose inputs or outputs are not those of the model."""
         if request.interface is None:
             return
+        from trt_native.backends.interface import interface_problems
+
         with self._log.collect_errors() as errors:
             problems = interface_problems(network, request.interface)
         if problems:

@@ -8,15 +8,18 @@ takes 0.1 to 0.2 ms, so none is kept on disk. What the parser takes may still fa
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
 from trt_native.backends.base import Backend
-from trt_native.graph.nodes import constant_of
+from trt_native.graph.inference import infer_values
+from trt_native.graph.nodes import all_nodes, constant_of
+from trt_native.graph.onnx_file import read_model
 from trt_native.graph.validity import wraps_graph_errors
 
 __all__ = [
@@ -26,6 +29,7 @@ __all__ = [
     "one_node_model",
     "reads_computed_shape",
     "refusal_lines",
+    "refused_in_file",
     "refused_nodes",
 ]
 
@@ -61,6 +65,28 @@ WRITTEN_WHERE = {
 """Where a build writes an operator as plain ones, if a parser refuses it."""
 
 _ANSWERS: dict[tuple[str, str], dict[bytes, str]] = {}
+
+
+def refused_in_file(path: Path, named: Collection[str], backend: Backend) -> dict[ir.Node, str]:
+    """The nodes of a file that a parser refuses, with its reasons.
+
+    Args:
+        path: The ONNX file.
+        named: Names of the nodes that the parser named. Others that read a computed shape are not
+            asked about: alone they lack it.
+        backend: The TensorRT whose parser is asked.
+
+    Raises:
+        ModelError: the file cannot be read.
+    """
+    model = read_model(path)
+    infer_values(model)
+    found = refused_nodes(all_nodes(model.graph), model.opset_imports, backend)
+    return {
+        node: reason
+        for node, reason in found.items()
+        if node.name in named or not reads_computed_shape(node)
+    }
 
 
 @wraps_graph_errors

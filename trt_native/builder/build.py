@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from trt_native._version import __version__
 from trt_native.backends.base import Backend, BuildRequest, BuildResult, Calibration
-from trt_native.backends.building import default_workspace, run_interruptible, save_temporary
+from trt_native.backends.building import default_workspace, run_interruptible
 from trt_native.backends.registry import load_backend
 from trt_native.builder.engine_calibration import activation_source
 from trt_native.builder.magnitudes import measure_magnitudes
@@ -53,6 +53,7 @@ from trt_native.graph.onnx_file import (
     model_files,
     operator_names,
     read_model,
+    save_temporary,
     summarize,
 )
 from trt_native.graph.quantizable import quantizable_tensors
@@ -141,7 +142,8 @@ class PreparedBuild:
         passes: The passes that will run.
         files: ``file``, ``sha256`` and ``bytes`` of the ONNX file and of each of its ``external``
             weights.
-        states: :func:`~trt_native.graph.onnx_file.file_states` of these files when they were read.
+        states: :func:`~trt_native.graph.onnx_file.file_states` of these files when they were read,
+            in that order.
         ranges: The ranges of the activations, from a calibration cache.
         batches: The calibration data; None where that is not needed.
         extra_outputs: Names of tensors to return besides the model's outputs.

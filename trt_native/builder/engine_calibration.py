@@ -20,7 +20,7 @@ from onnx_ir.passes import common as passes
 
 from trt_native.arrays import Batch
 from trt_native.backends.base import Backend, BuildRequest
-from trt_native.backends.building import default_workspace, run_interruptible, save_temporary
+from trt_native.backends.building import default_workspace, run_interruptible
 from trt_native.backends.registry import load_backend
 from trt_native.calibration.collect import (
     Activations,
@@ -45,7 +45,7 @@ from trt_native.errors import CalibrationError, CudaError, UnsupportedError
 from trt_native.graph.dims import fixed_extents, resolve_profiles
 from trt_native.graph.macs import static_shapes
 from trt_native.graph.model_interface import model_interface
-from trt_native.graph.onnx_file import operator_names, tensor_specs
+from trt_native.graph.onnx_file import operator_names, save_temporary, tensor_specs
 from trt_native.graph.types import is_reduced
 from trt_native.passes.base import PassContext, ResolvedPrecision
 from trt_native.passes.pipelines import CALIBRATE, run_passes, select_passes

@@ -24,8 +24,15 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trt_native.config import as_config
 from trt_native.errors import PlanError, SpecError
-from trt_native.files import atomic_write, open_regular_file, read_text_file, sha256_of_file
+from trt_native.files import (
+    as_path,
+    atomic_write,
+    open_regular_file,
+    read_text_file,
+    sha256_of_file,
+)
 from trt_native.plans.manifest import MANIFEST_SCHEMA, Manifest
 from trt_native.plans.plan import Plan
 from trt_native.plans.plan_file import PlanFile
@@ -39,6 +46,7 @@ if TYPE_CHECKING:
     from trt_native.backends.base import Backend
     from trt_native.builder.build import PreparedBuild
     from trt_native.config import BuildConfig
+    from trt_native.cuda import GpuInfo
 
 __all__ = [
     "FOLDERS",
@@ -212,19 +220,27 @@ class EngineCache:
             UnsupportedError, ModelError, SpecError, BuildError: as
                 :func:`trt_native.builder.build_plan.build_plan`.
         """
+        from trt_native.backends.registry import load_backend
+
+        path, config, chosen = as_path(model), as_config(config), load_backend(backend)
+        request = self._request(path, config, chosen)
+        plan = request and self._find_requested(request, config)
+        if plan:
+            return BuiltPlan(plan, cached=True)
         from trt_native.builder.build import build_prepared, prepare
 
         prepared = prepare(
-            model, config, backend=backend, progress=progress, hash_file=self.hash_file
+            path, config, backend=chosen, progress=progress, hash_file=self.hash_file
         )
         key = self._key(prepared)
-        plan = key and self._find(key, prepared)
+        plan = key and self._find(key, config, prepared.files)
         if plan:
+            self._remember(request, key, prepared)
             return BuiltPlan(plan, cached=True)
         with self._build_lock(key, progress):
             # Another builder may have built it, or written the files that the options name.
             key = self._key(prepared)
-            plan = key and self._find(key, prepared)
+            plan = key and self._find(key, config, prepared.files)
             if plan:
                 return BuiltPlan(plan, cached=True)
             plan = build_prepared(
@@ -238,6 +254,7 @@ class EngineCache:
             key = self._key(prepared)
             if key:
                 self._keep(key, BuiltPlan(plan))
+            self._remember(self._request(path, config, chosen), key, prepared)
         return BuiltPlan(plan)
 
     def record_fallback(
@@ -289,24 +306,50 @@ class EngineCache:
 
         return self._key(prepare(model, config, backend=backend, hash_file=self.hash_file))
 
+    def _request(self, path: Path, config: BuildConfig, backend: Backend) -> str | None:
+        """What is asked for, as far as it is known before the model is read."""
+        from trt_native.backends.building import default_workspace
+        from trt_native.cuda import gpu_info
+
+        gpu = gpu_info()
+        return self._described(
+            config,
+            backend,
+            gpu,
+            path=os.fsencode(path.absolute()).hex(),
+            profiles=config.profiles,
+            workspace_bytes=config.workspace_bytes or default_workspace(gpu),
+        )
+
     def _key(self, prepared: PreparedBuild) -> str | None:
-        config = {
-            name: getattr(prepared.config, name)
-            for name in prepared.config.__dataclass_fields__
+        files, decisions = prepared.files, prepared.decisions
+        return self._described(
+            prepared.config,
+            prepared.backend,
+            prepared.gpu,
+            model=files["sha256"],
+            external={file["file"]: file["sha256"] for file in files["external"]},
+            profiles=decisions.profiles,
+            workspace_bytes=decisions.workspace_bytes,
+        )
+
+    def _described(
+        self, config: BuildConfig, backend: Backend, gpu: GpuInfo | None, **parts: Any
+    ) -> str | None:
+        """A digest of all that goes into a plan; None where something has no fingerprint."""
+        options = {
+            name: getattr(config, name)
+            for name in config.__dataclass_fields__
             if name not in ("profiles", "workspace_bytes")
         }
-        data = prepared.config.quantization.calibration_data
-        gpu, backend, files = prepared.gpu, prepared.backend, prepared.files
+        data = config.quantization.calibration_data
         try:
             described = self._key_part(
                 {
                     "code": _code_hash(),
                     "schema": MANIFEST_SCHEMA,
-                    "model": files["sha256"],
-                    "external": {file["file"]: file["sha256"] for file in files["external"]},
-                    "profiles": prepared.decisions.profiles,
-                    "workspace_bytes": prepared.decisions.workspace_bytes,
-                    "config": config,
+                    **parts,
+                    "config": options,
                     "calibration_data": data and _path_of_data(data),
                     "backend": (backend.name, backend.version),
                     "gpu": (gpu.name, gpu.compute_capability) if gpu else None,
@@ -363,7 +406,29 @@ class EngineCache:
 
     # Entries
 
-    def _find(self, key: str, prepared: PreparedBuild) -> Plan | None:
+    def _remember(self, request: str | None, key: str | None, prepared: PreparedBuild) -> None:
+        """Note which plan a request came to, so that the model need not be read for the next."""
+        if request is None or key is None:
+            return
+        paths = [str(path.absolute()) for path in prepared.states]
+        with self._optional():
+            self._make(self._notes)
+            content = {"key": key, "files": prepared.files, "paths": paths}
+            _write_checksummed(self._notes / f"{request}.json", content)
+
+    def _find_requested(self, request: str, config: BuildConfig) -> Plan | None:
+        """The plan that the same request came to, if all files of the model are as they were."""
+        try:
+            note = _read_checksummed(self._notes / f"{request}.json")
+            files = note["files"]
+            hashes = [file["sha256"] for file in (files, *files["external"])]
+            if hashes != [self.hash_file(Path(path)) for path in note["paths"]]:
+                return None
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+        return self._find(note["key"], config, files)
+
+    def _find(self, key: str, config: BuildConfig, files: Mapping[str, Any]) -> Plan | None:
         with self._optional():
             try:
                 manifest, data = self._read(key)
@@ -373,8 +438,8 @@ class EngineCache:
                 self._warn(f"entry {key[:12]} is damaged ({error}); building the plan again")
                 self._remove(key)
                 return None
-            options = prepared.config.options()
-            model = {**manifest.model, **prepared.files}  # the same content, by this build's names
+            options = config.options()
+            model = {**manifest.model, **files}  # the same content, by this build's names
             return Plan(data, dataclasses.replace(manifest, model=model, options=options))
         return None
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from trt_native import errors
+from trt_native._lazy import HEAVY_MODULES, delay_imports
 from trt_native.builder.fallback import Attempt
 from trt_native.builder.isolated import INTERRUPTED, LINE_BYTES, Job, folders_written
 from trt_native.files import remove_temporaries, set_temporary_tag
@@ -49,6 +50,7 @@ def main(request_file: int) -> None:
     Args:
         request_file: Descriptor of a file that holds the request.
     """
+    delay_imports(*HEAVY_MODULES)
     # A background job may ignore SIGINT, which the parent sends to cancel.
     signal.signal(signal.SIGINT, _cancel)
     with os.fdopen(request_file, "rb") as file:

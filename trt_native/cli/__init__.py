@@ -17,9 +17,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: The words after the program's name; those of the process by default.
     """
+    from trt_native._lazy import HEAVY_MODULES, delay_imports
     from trt_native.cli.streams import prepare_streams
 
     prepare_streams()
+    delay_imports(*HEAVY_MODULES)
     try:
         signal.signal(signal.SIGTERM, _interrupt)
         from trt_native.cli.app import app

@@ -296,7 +296,7 @@ def _names(axis: int | str | None) -> set[str]:
 
 def dimension_symbols(text: str) -> set[str]:
     """The names in an expression of dimensions; the text itself where it is a name."""
-    expression = _expression(text)
+    expression = None if text.isidentifier() else _expression(text)
     return {text} if expression is None else set(expression.free_symbols())
 
 
@@ -325,6 +325,8 @@ def evaluate_dimension(text: str, extents: Mapping[str, int]) -> Any:
     Returns:
         An int; or something else where it comes out as no whole number, or is no expression.
     """
+    if text.isidentifier() and text in extents:
+        return extents[text]
     expression = _expression(text)
     try:
         return None if expression is None else expression.evaluate(extents)

@@ -16,7 +16,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from trt_native.errors import ModelError, SpecError
+from trt_native.errors import BuildError, ModelError, SpecError
 from trt_native.files import is_within, open_regular_file, sha256_of_file
 from trt_native.graph.functions import check_inlined_size
 from trt_native.graph.mapped_model import load_mapped
@@ -42,6 +42,7 @@ __all__ = [
     "read_model",
     "save_model",
     "save_models",
+    "save_temporary",
     "summarize",
     "tensor_specs",
     "value_spec",
@@ -398,6 +399,23 @@ def save_model(
     in_two = _weight_bytes(model) > _MAX_INLINE_BYTES
     data = Path(f"{path}.data") if in_two else None
     return data, sum(save_models({path: model}, data, progress).values())
+
+
+@wraps_graph_errors
+def save_temporary(model: ir.Model, path: Path) -> None:
+    """Write a changed model and its weights to a temporary folder, for TensorRT to parse.
+
+    Raises:
+        BuildError: the folder cannot be written to, or has too little space.
+        ModelError: the graph is malformed.
+    """
+    try:
+        ir.save(model, path, external_data=f"{path.name}.data")
+    except OSError as error:
+        raise BuildError(
+            f"cannot write the rewritten model to {path.parent}: {error.strerror or error}; point"
+            " the environment variable TMPDIR at a folder with more space"
+        ) from error
 
 
 def _weight_bytes(model: ir.Model) -> int:

@@ -41,14 +41,14 @@ def _is_rewritten(node: ir.Node) -> bool:
 
 def _rewrite(new: ReplacementBuilder) -> None:
     if CONV_TRANSPOSE_PADDING.check(new.node):
-        CONV_TRANSPOSE_PADDING.rewrite(new)
-    elif _is_pixel(new.node):
+        CONV_TRANSPOSE_PADDING.rewrite(new)  # in place
+    if _is_pixel(new.node):
         _rewrite_pixel(new)
     elif _idle_strides(new.node):
         _rewrite_strides(new)
     elif _has_dynamic_groups(new.node):
         _rewrite_groups(new)
-    else:
+    elif _gap(new.node) > 0:
         _rewrite_gaps(new)
 
 
