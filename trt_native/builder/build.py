@@ -19,21 +19,26 @@ from trt_native._version import __version__
 from trt_native.backends.base import Backend, BuildRequest, BuildResult, Calibration
 from trt_native.backends.building import default_workspace, run_interruptible
 from trt_native.backends.registry import load_backend
-from trt_native.builder.engine_calibration import activation_source
-from trt_native.builder.magnitudes import measure_magnitudes
-from trt_native.calibration.batches import Batches, read_batches
-from trt_native.calibration.model_ranges import NO_RANGES, Ranges, find_ranges, load_ranges
+from trt_native.builder.activation_ranges import (
+    any_ranges,
+    cached_ranges,
+    calibrated_ranges,
+    calibration_batches,
+    check_ranges,
+    with_ranges,
+)
+from trt_native.calibration.batches import Batches
+from trt_native.calibration.model_ranges import Ranges
 from trt_native.config import (
     BuildConfig,
     CalibrationMethod,
-    CalibrationRunner,
     IoPrecision,
     Precision,
     QuantizationSpec,
     as_config,
 )
 from trt_native.cuda import GpuInfo, gpu_info
-from trt_native.errors import ModelError, SpecError, TrtNativeError, UnsupportedError
+from trt_native.errors import SpecError, TrtNativeError, UnsupportedError
 from trt_native.files import as_path, check_writable, sha256_of_file
 from trt_native.graph.dims import (
     fixed_extents,
@@ -48,6 +53,7 @@ from trt_native.graph.model_interface import ModelInterface, model_interface
 from trt_native.graph.onnx_file import (
     CHANGED_KEY,
     ModelSummary,
+    check_unchanged,
     file_states,
     hash_files,
     model_files,
@@ -56,14 +62,12 @@ from trt_native.graph.onnx_file import (
     save_temporary,
     summarize,
 )
-from trt_native.graph.quantizable import quantizable_tensors
 from trt_native.graph.refit_signature import refit_signature
 from trt_native.graph.types import is_reduced, quantized_types, reduced_types
 from trt_native.passes.autocast import can_be_reduced
 from trt_native.passes.base import GraphPass, PassContext, ResolvedPrecision
 from trt_native.passes.pin_fp32_nodes import pinned_nodes
 from trt_native.passes.pipelines import BUILD, describe_passes, run_passes, select_passes
-from trt_native.passes.quantize import Quantize
 from trt_native.plans.engine_layers import parse_layers, quantized_layers
 from trt_native.plans.manifest import Manifest, PlanTensor
 from trt_native.plans.plan import Plan
@@ -207,7 +211,7 @@ def prepare(
     path = as_path(model)
     chosen = load_backend(backend)
     chosen.check(config)
-    _check_ranges(config)
+    check_ranges(config)
     if config.timing_cache is not None:
         check_writable(config.timing_cache)
     with phase(progress, "Reading the model"):
@@ -225,8 +229,8 @@ def prepare(
         )
         passes = select_passes(BUILD, graph, context)
         files = hash_files(path, graph, hash_file)
-        ranges = _ranges(config, files)
-    batches = _batches(decisions, config, progress)
+        ranges = cached_ranges(config, files)
+    batches = calibration_batches(config, decisions.model.inputs, progress)
     return PreparedBuild(
         path, graph, config, chosen, gpu, decisions, passes, files, states, ranges, batches,
         tuple(extra_outputs), started,
@@ -265,7 +269,7 @@ def build_prepared(
         release_pages(prepared.graph)
         cancelled = threading.Event()
         result = run_interruptible(lambda: chosen.build(request, progress, cancelled), cancelled)
-    _check_unchanged(prepared)
+    check_unchanged(prepared.states, "the plan was built; build it")
     precision = precision_record(prepared)
     if config.precision.quantized:
         precision["engine_layers"] = None
@@ -303,17 +307,6 @@ def _interface(prepared: PreparedBuild, progress: Progress | None) -> ModelInter
     with phase(progress, "Inferring the shapes of inputs and outputs"):
         found = model_interface(prepared.graph, prepared.decisions.profiles, prepared.extra_outputs)
     return found.with_types(types)
-
-
-def _check_unchanged(prepared: PreparedBuild) -> None:
-    """Refuse a plan whose weights may be of one file and whose manifest may name another."""
-    present = file_states(prepared.states)
-    changed = [str(file) for file, state in prepared.states.items() if present[file] != state]
-    if changed:
-        raise ModelError(
-            f"{', '.join(changed)} changed while the plan was built; build it again once the file"
-            " is complete"
-        )
 
 
 def _manifest(
@@ -375,44 +368,14 @@ def decide(
     # Hashes serve the manifest, and to check a calibration cache.
     hash_file = sha256_of_file if cached else lambda _: ""
     prepared = prepare(model, config, backend=backend, progress=progress, hash_file=hash_file)
-    ranges = prepared.ranges if prepared.batches is None else _any_ranges(prepared)
-    passes = _with_ranges(prepared.passes, ranges)
+    ranges = prepared.ranges if prepared.batches is None else any_ranges(prepared.graph)
+    passes = with_ranges(prepared.passes, ranges)
     described = tuple(describe_passes(passes, prepared.graph))
     interface = _interface(prepared, progress)
     with _lower(prepared, passes, progress) as lowered:
         request = _request(prepared, lowered, interface)
         run_interruptible(lambda: prepared.backend.parse(request), threading.Event())
     return replace(prepared.decisions, passes=described)
-
-
-def _check_ranges(config: BuildConfig) -> None:
-    spec = config.quantization
-    if (
-        config.precision.needs_ranges
-        and spec.calibration_cache is None
-        and spec.calibration_data is None
-    ):
-        raise SpecError(
-            f"precision {config.precision} needs the ranges of the activations: give a calibration"
-            " cache or calibration data, or use precision int8-weights, which needs neither",
-            options=("calibration_cache", "calibration_data"),
-        )
-
-
-def _ranges(config: BuildConfig, files: Mapping[str, Any]) -> Ranges:
-    """The ranges of the activations, where any are quantized."""
-    cache = config.quantization.calibration_cache
-    return NO_RANGES if cache is None else load_ranges(cache, files, config.precision)
-
-
-def _batches(
-    decisions: BuildDecisions, config: BuildConfig, progress: Progress | None
-) -> Batches | None:
-    """The calibration data, checked against the model."""
-    if config.quantization.calibration_data is None:
-        return None
-    with phase(progress, "Checking the calibration data"):
-        return read_batches(config.quantization.calibration_data, decisions.model.inputs)
 
 
 def _native_method(spec: QuantizationSpec) -> str:
@@ -453,23 +416,30 @@ def _decide(
 
 
 def resolve_precision(
-    graph: ir.Model, config: BuildConfig, backend: Backend, path: Path
+    graph: ir.Model, config: BuildConfig, backend: Backend | None, path: Path
 ) -> ResolvedPrecision:
     """Find out what a requested precision means for a model.
+
+    Args:
+        graph: The model.
+        config: The configuration that was requested.
+        backend: The TensorRT that builds; None where types come from the graph in any case.
+        path: The ONNX file.
 
     Raises:
         SpecError: it would not have the effect that it asks for.
         UnsupportedError: the backend does not build models with Q/DQ nodes on this machine.
     """
     applied = _applied_precision(graph, config, path)
-    calibrates = _calibrates(graph, config, backend)
+    calibrates = backend is not None and _calibrates(graph, config, backend)
     writes_qdq = config.precision.quantized and not calibrates
     quantized = writes_qdq or "quantized" in reduced_types(graph)
-    if quantized:
+    if quantized and backend is not None:
         _check_quantizing(backend)
     # Q/DQ nodes alone say what is quantized where types come from the graph.
     from_graph = applied is None or quantized or is_reduced(graph)
-    strongly_typed = not backend.capabilities.weakly_typed or from_graph or config.weight_streaming
+    weakly_typed = backend is not None and backend.capabilities.weakly_typed
+    strongly_typed = not weakly_typed or from_graph or config.weight_streaming
     return ResolvedPrecision(
         applied=applied,
         strongly_typed=strongly_typed,
@@ -521,8 +491,8 @@ def _applied_precision(graph: ir.Model, config: BuildConfig, path: Path) -> Prec
     if wanted.quantized:
         if "quantized" in present:
             raise SpecError(
-                f"{path.name} has Q/DQ nodes already, which precision {wanted} would add; use"
-                " precision auto to build it as it is"
+                f"{path.name} has Q/DQ nodes already, which precision {wanted} would add; leave"
+                " the precision out to keep it as it is"
             )
         applied = wanted
     elif not is_reduced(graph):
@@ -533,7 +503,7 @@ def _applied_precision(graph: ir.Model, config: BuildConfig, path: Path) -> Prec
     else:
         raise SpecError(
             f"{path.name} already has {', '.join(sorted(present))} types, which precision {wanted}"
-            " does not change; use precision auto, or export the model in FP32"
+            " does not change; leave the precision out, or export the model in FP32"
         )
     if _lowered_to(graph, applied) is None:
         without_effect = {
@@ -560,7 +530,13 @@ def lower(prepared: PreparedBuild, progress: Progress | None = None) -> Iterator
     Raises:
         SpecError, CalibrationError, BuildError: as :func:`build_prepared`.
     """
-    passes = _with_ranges(prepared.passes, _calibrated_ranges(prepared, progress))
+    ranges = prepared.ranges
+    if prepared.batches is not None:
+        ranges = calibrated_ranges(
+            prepared.path, prepared.graph, prepared.passes, prepared.batches,
+            config=prepared.config, backend=prepared.backend, ranges=ranges, progress=progress,
+        )  # fmt: skip
+    passes = with_ranges(prepared.passes, ranges)
     with _lower(prepared, passes, progress) as lowered:
         yield lowered
 
@@ -584,12 +560,6 @@ def _lower(
         with phase(progress, "Writing the rewritten graph"):
             save_temporary(graph, changed)
         yield LoweredModel(changed, records, pinned_nodes(graph))
-
-
-def _with_ranges(passes: Sequence[GraphPass], ranges: Ranges) -> tuple[GraphPass, ...]:
-    for one in passes:
-        one.context = replace(one.context, ranges=ranges)
-    return tuple(passes)
 
 
 def precision_record(prepared: PreparedBuild) -> dict[str, Any]:
@@ -618,52 +588,6 @@ def _calibration_record(prepared: PreparedBuild) -> dict[str, Any]:
     if batches is not None:
         origin = {"data": batches.source, "batches": len(batches), "method": _native_method(spec)}
     return {"by": f"{prepared.backend.product} {prepared.backend.version}", **origin}
-
-
-def _any_ranges(prepared: PreparedBuild) -> Ranges:
-    """A range for every tensor that could need one, to see what would be quantized."""
-    return replace(NO_RANGES, amax=dict.fromkeys(quantizable_tensors(prepared.graph), 1.0))
-
-
-def _calibrated_ranges(prepared: PreparedBuild, progress: Progress | None) -> Ranges:
-    """The ranges of the activations, found with the calibration data if there is any."""
-    quantize = next((one for one in prepared.passes if isinstance(one, Quantize)), None)
-    if prepared.batches is not None and not prepared.config.precision.quantized:
-        return _measured_magnitudes(prepared, prepared.batches, progress)
-    if prepared.batches is None or quantize is None:
-        return prepared.ranges
-    config, backend, spec = prepared.config, prepared.backend, prepared.config.quantization
-    _with_ranges([quantize], _any_ranges(prepared))
-    quantize.quantize(prepared.graph, dry_run=True)  # nothing to quantize: say so before the work
-    source = activation_source(
-        spec.calibration_runner, backend=backend, memory_bytes=spec.calibration_memory_bytes
-    )
-    with phase(progress, f"Calibrating with {source.name}"):
-        return find_ranges(
-            prepared.path,
-            prepared.batches,
-            config.precision,
-            spec.calibration_method,
-            progress,
-            ops=quantize.ops(),
-            source=source,
-            fixed_inputs=config.fixed_values(),
-        )
-
-
-def _measured_magnitudes(
-    prepared: PreparedBuild, batches: Batches, progress: Progress | None
-) -> Ranges:
-    """The magnitudes of all values, by which FP16 is chosen."""
-    spec, runner = prepared.config.quantization, prepared.config.quantization.calibration_runner
-    if runner is CalibrationRunner.AUTO and prepared.gpu is not None:
-        runner = CalibrationRunner.ENGINE  # which never takes FP16, as AUTO may
-    source = activation_source(
-        runner, backend=prepared.backend, memory_bytes=spec.calibration_memory_bytes
-    )
-    with phase(progress, f"Measuring magnitudes with {source.name}"):
-        fixed = prepared.config.fixed_values()
-        return measure_magnitudes(prepared.path, batches, source, progress, fixed)
 
 
 def _own_metadata(metadata: Mapping[str, str]) -> dict[str, str]:

@@ -34,6 +34,7 @@ from trt_native.units import format_bytes
 __all__ = [
     "CHANGED_KEY",
     "ModelSummary",
+    "check_unchanged",
     "dtype_name",
     "file_states",
     "hash_files",
@@ -380,6 +381,24 @@ def file_states(files: Iterable[Path]) -> dict[Path, tuple[int, int, int]]:
         except OSError:
             states[file] = (0, 0, 0)  # gone
     return states
+
+
+def check_unchanged(states: Mapping[Path, tuple[int, int, int]], work: str) -> None:
+    """Refuse a result that may have the weights of one file and the name of another.
+
+    Args:
+        states: The result of :func:`file_states` before the work.
+        work: What was done meanwhile and what to do again, as ``the plan was built; build it``.
+
+    Raises:
+        ModelError: a file changed.
+    """
+    present = file_states(states)
+    changed = [str(file) for file, state in states.items() if present[file] != state]
+    if changed:
+        raise ModelError(
+            f"{', '.join(changed)} changed while {work} again once the file is complete"
+        )
 
 
 def save_model(

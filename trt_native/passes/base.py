@@ -59,6 +59,7 @@ class PassContext:
         profiles: The resolved optimization profiles.
         ranges: The ranges of the activations, for quantization.
         extra_outputs: Names of tensors to return besides the model's outputs.
+        opset: The opset that an ONNX file is to have; None for the model's own.
     """
 
     config: BuildConfig
@@ -67,6 +68,7 @@ class PassContext:
     profiles: tuple[Profile, ...] = ()
     ranges: Ranges = field(default=NO_RANGES)
     extra_outputs: tuple[str, ...] = ()
+    opset: int | None = None
 
 
 class GraphPass(ir.passes.InPlacePass, abc.ABC):

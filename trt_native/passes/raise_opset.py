@@ -32,7 +32,7 @@ from trt_native.passes.base import count_text
 from trt_native.passes.replacement import NameAuthority, ReplacementBuilder
 from trt_native.schemas import schema_of
 
-__all__ = ["RaisedOpset", "opset_problems", "raise_opset", "require_opset"]
+__all__ = ["RaisedOpset", "opset_problems", "raise_opset", "require_opset", "schema_steps"]
 
 _BF16_OPSET, _IR_VERSION = 22, 10
 _OLDEST = 7  # operators of earlier ones broadcast otherwise
@@ -135,7 +135,7 @@ def opset_problems(model: ir.Model, opset: int) -> list[str]:
 
 
 def _problems(node: ir.Node, present: int, opset: int) -> Iterator[str]:
-    for old, new in _steps(node, present, opset):
+    for old, new in schema_steps(node, present, opset):
         rule = _RULES.get((node.op_type, new.since_version))
         if rule is not None:
             problem = rule.problem(node)
@@ -145,7 +145,7 @@ def _problems(node: ir.Node, present: int, opset: int) -> Iterator[str]:
             yield f"{node.op_type} {problem}"
 
 
-def _steps(
+def schema_steps(
     node: ir.Node, present: int, opset: int
 ) -> list[tuple[onnx.defs.OpSchema, onnx.defs.OpSchema]]:
     """The changes of an operator between two opsets, as schemas before and after, in order."""
@@ -164,7 +164,7 @@ def _raise(model: ir.Model, opset: int) -> RaisedOpset:
     present, names = opset_of(model), NameAuthority(model)
     counts: Counter[str] = Counter()
     for node in list(all_nodes(model.graph)):
-        steps = () if node.domain else _steps(node, present, opset)
+        steps = () if node.domain else schema_steps(node, present, opset)
         rules = [_RULES.get((node.op_type, new.since_version)) for _, new in steps]
         rewrites = [rule.rewrite for rule in rules if rule is not None and rule.rewrite is not None]
         counts[node.op_type] += bool(rewrites)
