@@ -13,6 +13,8 @@ from trt_native._version import __version__
 
 if TYPE_CHECKING:
     from trt_native.builder.build_plan import build_plan as build_plan
+    from trt_native.builder.conversion_config import ConversionConfig as ConversionConfig
+    from trt_native.builder.convert import convert_onnx as convert_onnx
     from trt_native.builder.plan_cache import EngineCache as EngineCache
     from trt_native.builder.quantize_file import quantize_onnx as quantize_onnx
     from trt_native.builder.refit import refit_plan as refit_plan
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 _LAZY_EXPORTS = {
     "BuildConfig": "config",
+    "ConversionConfig": "builder.conversion_config",
     "DimRange": "shapes",
     "Engine": "runtime.engine",
     "EngineCache": "builder.plan_cache",
@@ -60,6 +63,7 @@ _LAZY_EXPORTS = {
     "TensorRTModule": "runtime.torch_module",
     "TrtNativeError": "errors",
     "build_plan": "builder.build_plan",
+    "convert_onnx": "builder.convert",
     "quantize_onnx": "builder.quantize_file",
     "refit_plan": "builder.refit",
 }

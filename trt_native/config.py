@@ -31,6 +31,7 @@ __all__ = [
     "QuantizationSpec",
     "as_config",
     "parse_ops",
+    "with_known_names",
 ]
 QUANTIZED_OPS = ("Conv", "MatMul", "Gemm")
 """Operators whose inputs Q/DQ nodes are written for."""
@@ -314,7 +315,7 @@ _READERS: dict[type, Callable[[Any], Any]] = {
 }
 
 
-def _with_known_names(declaring: type[_T]) -> type[_T]:
+def with_known_names(declaring: type[_T]) -> type[_T]:
     """Make an unknown keyword a :class:`SpecError` that names the one that is meant."""
     initialize = declaring.__init__
 
@@ -398,7 +399,7 @@ def _capability_texts(value: Any) -> Any:
     return [".".join(map(str, item)) if isinstance(item, tuple) else str(item) for item in value]
 
 
-@_with_known_names
+@with_known_names
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizationSpec:
     """Quantization of a floating-point graph for precision INT8, FP8 or INT8_WEIGHTS.
@@ -546,7 +547,7 @@ class QuantizationSpec:
             )
 
 
-@_with_known_names
+@with_known_names
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildConfig:
     """Options of a build, apart from the model and the backend.
@@ -598,7 +599,8 @@ class BuildConfig:
         default=(),
         metadata=_option(
             "NAME=VALUE: build the input NAME in as a constant, such as sr=16000 or"
-            " training=false. For inputs with one element; the plan has no such input. Repeatable.",
+            " training=false. For inputs with one element; there is no such input then."
+            " Repeatable.",
             "Shapes",
             parse=tuple,
             flag="fix",
@@ -639,7 +641,7 @@ class BuildConfig:
     io_precision: IoPrecision = field(
         default=IoPrecision.KEEP,
         metadata=_option(
-            "keep, fp32 or fp16: type of the plan's floating-point inputs and outputs.",
+            "keep, fp32 or fp16: type of floating-point inputs and outputs.",
             _TYPES,
             parse=IoPrecision.parse,
         ),

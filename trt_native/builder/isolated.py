@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trt_native.errors
+from trt_native.builder.conversion_config import ConversionConfig
 from trt_native.builder.fallback import (
     RETRIES,
     Attempt,
@@ -44,6 +45,7 @@ from trt_native.scratch import new_scratch_path, scratch_folder
 from trt_native.units import format_bytes
 
 if TYPE_CHECKING:
+    from trt_native.builder.convert import ConvertedFile
     from trt_native.progress import Progress
 
 __all__ = [
@@ -54,6 +56,7 @@ __all__ = [
     "build_in_child",
     "build_isolated",
     "build_with_retries",
+    "convert_in_child",
     "decide_in_child",
     "inspect_in_child",
 ]
@@ -109,8 +112,9 @@ class Job:
         retry: Whether the settings that an earlier build of the same fell back to may be used.
         asked: The original configuration, where ``config`` is a fallback.
         failed: The attempts before ``config``.
-        action: ``build``, ``decide`` (see :func:`decide_in_child`) or ``inspect`` (see
-            :func:`inspect_in_child`).
+        action: ``build``, ``decide`` (see :func:`decide_in_child`), ``inspect`` (see
+            :func:`inspect_in_child`) or ``convert`` (see :func:`convert_in_child`).
+        conversion: What to do to the model, for ``convert``.
     """
 
     model: Path
@@ -123,6 +127,7 @@ class Job:
     asked: BuildConfig | None = None
     failed: tuple[Attempt, ...] = ()
     action: str = "build"
+    conversion: ConversionConfig | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +293,36 @@ def inspect_in_child(model: Path, backend: str) -> dict[str, Any]:
         cache=None, cache_bytes=None, action="inspect",
     )  # fmt: skip
     return _result(job, None, None)
+
+
+def convert_in_child(
+    model: Path,
+    output: Path,
+    config: ConversionConfig,
+    backend: str,
+    progress: Progress | None = None,
+) -> ConvertedFile:
+    """Convert an ONNX file in a child process, where TensorRT's parser may crash.
+
+    Args:
+        model: As for :func:`~trt_native.builder.convert.convert_onnx`, like the rest.
+        output: The same.
+        config: The same.
+        backend: The same, by name.
+        progress: Receives progress callbacks.
+
+    Raises:
+        TrtNativeError, KeyboardInterrupt: as :func:`build_with_retries`.
+    """
+    from cattrs import Converter
+
+    from trt_native.builder import convert
+
+    job = Job(
+        model=model, target=output, config=BuildConfig(), backend=backend,
+        cache=None, cache_bytes=None, action="convert", conversion=config,
+    )  # fmt: skip
+    return Converter().structure(_result(job, progress, None), convert.ConvertedFile)
 
 
 def _result(job: Job, progress: Progress | None, deadline: float | None) -> dict[str, Any]:

@@ -18,14 +18,21 @@ from trt_native.calibration.model_ranges import NO_RANGES, load_ranges
 from trt_native.config import BuildConfig, Precision, QuantizationSpec
 from trt_native.errors import ModelError, SpecError
 from trt_native.graph.dims import resolve_profiles
-from trt_native.graph.onnx_file import hash_files, read_model, save_model, tensor_specs
+from trt_native.graph.onnx_file import (
+    check_unchanged,
+    hash_files,
+    read_model,
+    save_model,
+    tensor_specs,
+)
 from trt_native.graph.outputs import check_outputs
 from trt_native.passes.base import PassContext, ResolvedPrecision
 from trt_native.passes.pipelines import QUANTIZE, run_passes, select_passes
 from trt_native.passes.quantize import QuantizationReport, Quantize, check_not_quantized
+from trt_native.progress import Progress
 from trt_native.shapes import ProfileSpec, Shape
 
-__all__ = ["QuantizedFile", "quantize_onnx"]
+__all__ = ["QuantizedFile", "quantize_onnx", "save_result"]
 
 
 @dataclass(frozen=True)
@@ -117,14 +124,7 @@ def quantize_onnx(
     passes = select_passes(QUANTIZE, graph, context)
     run_passes(passes, graph)
     (report,) = (one.report for one in passes if isinstance(one, Quantize) and one.report)
-    try:
-        external, total_bytes = save_model(graph, output)
-    except OSError as error:
-        raise ModelError(f"{output}: cannot be written: {error.strerror or error}") from None
-    except onnx.checker.ValidationError as error:
-        raise ModelError(
-            f"{model}: the quantized model is not valid ONNX", str(error).splitlines()
-        ) from None
+    external, total_bytes = save_result(graph, output, model)
     seconds = time.perf_counter() - started
     return QuantizedFile(output, external, total_bytes, ranges.origin, report, seconds)
 
@@ -132,3 +132,47 @@ def quantize_onnx(
 def _shapes(graph: ir.Model, dims: ProfileSpec) -> dict[str, Shape]:
     profiles = resolve_profiles(tensor_specs(graph)[0], [dims])
     return {name: shape.opt for profile in profiles for name, shape in profile.shapes.items()}
+
+
+def save_result(
+    graph: ir.Model,
+    output: Path,
+    model: Path,
+    *,
+    external: bool = False,
+    states: Mapping[Path, tuple[int, int, int]] | None = None,
+    progress: Progress | None = None,
+) -> tuple[Path | None, int]:
+    """Write what was made of an ONNX file, whole or not at all.
+
+    Args:
+        graph: The model to write.
+        output: The file to write.
+        model: The file that it was made from.
+        external: Whether weights go to ``<name>.data`` next to it though they have room inside.
+        states: The result of :func:`~trt_native.graph.onnx_file.file_states` for the files that it
+            was made from, of which weights are read as they are written.
+        progress: Receives progress callbacks.
+
+    Returns:
+        The file with the weights, if any, and the size of all files.
+
+    Raises:
+        ModelError: it cannot be written, is not valid, or a file that it was made from changed.
+    """
+    try:
+        data, total_bytes = save_model(graph, output, progress, external=external)
+    except OSError as error:
+        raise ModelError(f"{output}: cannot be written: {error.strerror or error}") from None
+    except onnx.checker.ValidationError as error:
+        raise ModelError(
+            f"{model}: what was made of it is not valid ONNX", str(error).splitlines()
+        ) from None
+    try:
+        check_unchanged(states or {}, f"{output.name} was written; convert it")
+    except ModelError:
+        for file in (output, data):
+            if file is not None:
+                file.unlink(missing_ok=True)
+        raise
+    return data, total_bytes

@@ -118,7 +118,7 @@ def _build_and_save(job: Job, report: _Report) -> dict[str, Any]:
     backend = load_backend(job.backend)
     if job.action != "build":
         report("backend", f"{backend.product} {backend.version}", 0, False)
-        return (_decide if job.action == "decide" else _inspect)(job, backend, report)
+        return _ACTIONS[job.action](job, backend, report)
     cache = None if job.cache is None else EngineCache(job.cache, job.cache_bytes)
     config, failed = job.config, [attempt.to_json() for attempt in job.failed]
     if cache is not None and job.retry and not failed:
@@ -168,6 +168,18 @@ def _inspect(job: Job, backend: Backend, report: _Report) -> dict[str, Any]:  # 
     from trt_native.builder.model_support import model_support
 
     return model_support(job.model, backend=backend).to_json()
+
+
+def _convert(job: Job, backend: Backend, report: _Report) -> dict[str, Any]:
+    from trt_native.builder.convert import convert_onnx
+
+    progress = _Progress(report)
+    return convert_onnx(
+        job.model, job.target, job.conversion, backend=backend, progress=progress
+    ).to_dict()
+
+
+_ACTIONS = {"convert": _convert, "decide": _decide, "inspect": _inspect}
 
 
 def _check_kernels(model: Path, plan: Plan, report: _Report, progress: _Progress) -> None:

@@ -16,6 +16,7 @@ from trt_native.cli.build_latentsync import build_latentsync
 from trt_native.cli.cache import cache_app
 from trt_native.cli.calibrate import calibrate
 from trt_native.cli.console import Verbose, flag_of, print_json_error, set_verbosity, stdout
+from trt_native.cli.convert import convert
 from trt_native.cli.deploy import deploy_app
 from trt_native.cli.diff import diff
 from trt_native.cli.doctor import doctor
@@ -88,6 +89,7 @@ def options(
 
 app.add_typer(export_app)
 app.add_typer(guide_app)
+app.command()(convert)
 app.command()(quantize)
 app.add_typer(cache_app)
 app.command()(build)

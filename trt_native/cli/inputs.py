@@ -46,6 +46,7 @@ class GivenInputs:
 
     def __init__(self, stored: Mapping[str, StoredArray]) -> None:
         self.names = tuple(stored)
+        self.shapes = {name: array.shape for name, array in stored.items()}
         self._stored = stored
         self._arrays: dict[str, np.ndarray[Any, Any]] = {}
 

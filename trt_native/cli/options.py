@@ -19,13 +19,14 @@ __all__ = [
     "KernelSpecializationOption",
     "complete_backend",
     "complete_precision",
+    "completing",
     "flag_words",
     "read_fields",
     "with_fields",
 ]
 
 
-def _completing(*words: str) -> Callable[[str], list[str]]:
+def completing(*words: str) -> Callable[[str], list[str]]:
     """A completion of an option's value in the shell."""
 
     def complete(incomplete: str) -> list[str]:
@@ -34,8 +35,8 @@ def _completing(*words: str) -> Callable[[str], list[str]]:
     return complete
 
 
-complete_backend = _completing("auto", "tensorrt", "rtx")
-complete_precision = _completing("fp32", "fp16", "bf16")
+complete_backend = completing("auto", "tensorrt", "rtx")
+complete_precision = completing("fp32", "fp16", "bf16")
 
 BackendOption = Annotated[
     str,
@@ -57,7 +58,7 @@ KernelSpecializationOption = Annotated[
         "--kernel-specialization",
         help="eager, lazy or none: kernels that TensorRT-RTX compiles for a shape in a profile's"
         " range when it is first run; in the background; or none but those of the whole range.",
-        autocompletion=_completing("eager", "lazy", "none"),
+        autocompletion=completing("eager", "lazy", "none"),
         show_default="eager",
     ),
 ]
@@ -159,7 +160,7 @@ def _completion(name: str, option: CommandOption) -> Callable[[str], list[str]] 
     if not isinstance(choices, type) or not issubclass(choices, Enum):
         return None
     further = ("best",) if name == "precision" else ()
-    return _completing(*(str(choice.value) for choice in choices), *further)
+    return completing(*(str(choice.value) for choice in choices), *further)
 
 
 def _flag(name: str, option: CommandOption, flag: str = "") -> str:

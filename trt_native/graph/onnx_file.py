@@ -402,9 +402,11 @@ def check_unchanged(states: Mapping[Path, tuple[int, int, int]], work: str) -> N
 
 
 def save_model(
-    model: ir.Model, path: Path, progress: Progress | None = None
+    model: ir.Model, path: Path, progress: Progress | None = None, *, external: bool = False
 ) -> tuple[Path | None, int]:
     """Write a model, with weights too large to be inside in ``<name>.data`` next to it.
+
+    With ``external`` they go there in any case.
 
     The files are complete and valid, or not there at all; then an earlier one stays as it was.
 
@@ -415,7 +417,7 @@ def save_model(
         OSError: a file cannot be written.
         onnx.checker.ValidationError: the model is not valid.
     """
-    in_two = _weight_bytes(model) > _MAX_INLINE_BYTES
+    in_two = external or _weight_bytes(model) > _MAX_INLINE_BYTES
     data = Path(f"{path}.data") if in_two else None
     return data, sum(save_models({path: model}, data, progress).values())
 

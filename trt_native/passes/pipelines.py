@@ -13,6 +13,7 @@ from trt_native.passes.autocast import Autocast
 from trt_native.passes.base import GraphPass, PassContext
 from trt_native.passes.break_fusions import BreakFusions
 from trt_native.passes.bypass_quantizers import BypassQuantizers
+from trt_native.passes.change_opset import ChangeOpset
 from trt_native.passes.decompose_norms import DecomposeNorms
 from trt_native.passes.fix_inputs import FixInputs
 from trt_native.passes.fold_shapes import FoldShapes
@@ -36,7 +37,16 @@ from trt_native.passes.split_fp32_products import SplitFp32Products
 from trt_native.passes.widen_recurrent import WidenRecurrent
 from trt_native.progress import Progress, phase
 
-__all__ = ["BUILD", "CALIBRATE", "QUANTIZE", "describe_passes", "run_passes", "select_passes"]
+__all__ = [
+    "BUILD",
+    "CALIBRATE",
+    "CONVERT",
+    "LOWER",
+    "QUANTIZE",
+    "describe_passes",
+    "run_passes",
+    "select_passes",
+]
 
 BUILD: tuple[type[GraphPass], ...] = (
     FixInputs,
@@ -87,6 +97,20 @@ CALIBRATE: tuple[type[GraphPass], ...] = (
 
 QUANTIZE: tuple[type[GraphPass], ...] = (Normalize, Quantize)
 """For a quantized ONNX file."""
+
+CONVERT: tuple[type[GraphPass], ...] = (
+    FixInputs,
+    Normalize,
+    LowerFused,
+    FoldShapes,
+    Quantize,
+    Autocast,
+    ChangeOpset,
+)
+"""For an ONNX file for any tool."""
+
+LOWER: tuple[type[GraphPass], ...] = (*BUILD, ChangeOpset)
+"""For an ONNX file for one backend."""
 
 
 @wraps_graph_errors

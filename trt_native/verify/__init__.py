@@ -17,6 +17,7 @@ from trt_native.verify.metrics import (
     compare_outputs,
     default_thresholds,
 )
+from trt_native.verify.models import compare_models
 from trt_native.verify.reference import (
     CallableReference,
     GoldenFile,
@@ -35,6 +36,7 @@ __all__ = [
     "Reference",
     "Thresholds",
     "Verification",
+    "compare_models",
     "compare_outputs",
     "default_thresholds",
     "find_first_mismatch",

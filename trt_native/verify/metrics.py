@@ -20,6 +20,7 @@ __all__ = [
     "Thresholds",
     "compare_outputs",
     "default_thresholds",
+    "relative_limit",
     "root_mean_square",
 ]
 
@@ -195,6 +196,11 @@ def default_thresholds(manifest: Manifest | None) -> tuple[Thresholds, str]:
         return Thresholds(max_relative_error=limit), f"the default for a plan in {applied}"
     why = "whose types are the model's own" if manifest else "without a manifest"
     return Thresholds(max_relative_error=_RELATIVE["fp16"]), f"the default for a plan {why}"
+
+
+def relative_limit(arithmetic: str) -> float:
+    """The relative L2 error of :func:`default_thresholds` for an arithmetic, such as ``fp16``."""
+    return _RELATIVE[arithmetic]
 
 
 def compare_outputs(

@@ -1,0 +1,111 @@
+"""Comparison of an ONNX file with the one that it was converted from, on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from trt_native.arrays import Batch
+from trt_native.config import FixedValues
+from trt_native.graph.dims import dimension_symbols, read_limits, resolve_profiles
+from trt_native.graph.macs import multiply_adds, static_shapes
+from trt_native.graph.nodes import PRODUCTS
+from trt_native.graph.onnx_file import read_model, tensor_specs
+from trt_native.plans.manifest import PlanTensor
+from trt_native.progress import Progress
+from trt_native.shapes import DimRange, ProfileSpec, Shape, ShapeRange
+from trt_native.verify.metrics import OutputComparison, compare_outputs
+from trt_native.verify.reference import OnnxReference, read_inlined
+
+__all__ = ["compare_models", "model_inputs", "product_size"]
+
+_EXTENT = 2  # of dimensions that nothing is said about
+
+
+def compare_models(
+    original: Path,
+    converted: Path,
+    batch: Batch,
+    *,
+    fixed_inputs: FixedValues | None = None,
+    progress: Progress | None = None,
+) -> tuple[OutputComparison, ...]:
+    """Run a model and what it was converted to, each in its own types, and compare the outputs.
+
+    Args:
+        original: The ONNX file that was converted.
+        converted: The result.
+        batch: The inputs of the result, in its types.
+        fixed_inputs: Values of the inputs that the result lacks, as they are constants of it.
+        progress: Receives progress callbacks.
+
+    Raises:
+        SpecError, CalibrationError: the inputs do not fit, or an output is missing.
+        UnsupportedError: a model cannot be run on the CPU.
+    """
+    found = OnnxReference(converted)
+    outputs = [str(value.name) for value in read_model(converted).graph.outputs]
+    expected = OnnxReference(original, fixed_inputs)
+    types = {spec.name: np.dtype(spec.dtype) for spec in tensor_specs(read_model(original))[0]}
+    given = {name: array.astype(types[name]) for name, array in batch.items()}
+    results = found(batch, outputs, progress)
+    wanted = expected(given, outputs, progress)
+    return tuple(compare_outputs(name, results[name], wanted[name]) for name in outputs)
+
+
+def model_inputs(path: Path, shapes: Mapping[str, Shape]) -> tuple[PlanTensor, ...]:
+    """The inputs of a model, each with one shape.
+
+    Args:
+        path: The ONNX file.
+        shapes: Shapes of inputs. Dimensions that no shape says have the extent 2, or the most that
+            the model notes.
+
+    Raises:
+        SpecError: the shapes do not fit the model.
+    """
+    model = read_model(path)
+    inputs, _ = tensor_specs(model)
+    limits = read_limits(model.metadata_props)
+    names = {n for i in inputs for axis in i.shape or () for n in _names(axis)}
+    extents = {name: min(_EXTENT, limits.get(name, _EXTENT)) for name in names}
+    spec = ProfileSpec(
+        {name: DimRange(n, n, n) for name, n in extents.items()},
+        {name: ShapeRange(shape, shape, shape) for name, shape in shapes.items()},
+    )
+    profiles = resolve_profiles(inputs, [spec])
+    found = profiles[0].shapes if profiles else {}
+    return tuple(
+        PlanTensor(
+            name=i.name,
+            mode="input",
+            dtype=i.dtype,
+            shape=found[i.name].opt if i.name in found else _static(i.shape),
+        )
+        for i in inputs
+    )
+
+
+def _names(axis: int | str | None) -> set[str]:
+    return dimension_symbols(axis) if isinstance(axis, str) else set()
+
+
+def _static(shape: tuple[int | str | None, ...] | None) -> Shape:
+    return tuple(axis for axis in shape or () if isinstance(axis, int))
+
+
+def product_size(path: Path, shapes: Mapping[str, Shape], fixed_inputs: FixedValues) -> int | None:
+    """Count the multiply-adds of a model's matrix products; None where a shape is not known.
+
+    Args:
+        path: The ONNX file.
+        shapes: The shape of each input.
+        fixed_inputs: Values of further inputs.
+    """
+    model = read_inlined(path, fixed_inputs)
+    known = static_shapes(model, shapes)
+    products = [n for n in model.graph.all_nodes() if n.op_type in PRODUCTS and not n.domain]
+    counts = [multiply_adds(node, known) for node in products]
+    return None if None in counts else sum(count for count in counts if count is not None)
