@@ -102,7 +102,10 @@ class ConversionConfig:
 def _choice(name: str, value: Precision, known: tuple[Precision, ...]) -> Precision:
     text = str(value).lower().replace("_", "-")
     if text not in [str(one) for one in known]:
+        others = known is ARITHMETIC and text in [str(one) for one in Precision if one.quantized]
+        meant = "; it is a format to quantize to" if others else ""
         raise SpecError(
-            f"{name} {text!r} is none of: {', '.join(map(str, known))}", options=(name,)
+            f"{name} {text!r} is none of: {', '.join(map(str, known))}{meant}",
+            options=(name, "quantize") if others else (name,),
         )
     return Precision(text)

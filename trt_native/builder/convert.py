@@ -24,6 +24,7 @@ from trt_native.builder.activation_ranges import (
 )
 from trt_native.builder.build import resolve_precision
 from trt_native.builder.conversion_config import ConversionConfig
+from trt_native.builder.model_support import refused_operators
 from trt_native.builder.quantize_file import save_result
 from trt_native.config import BuildConfig, IoPrecision, Precision
 from trt_native.errors import SpecError
@@ -61,6 +62,7 @@ class ConvertedFile:
         total_bytes: Size of both.
         opset: Version of ONNX's operators.
         backend: Name and version of the backend that it is for; None for any tool.
+        refused: What the backend still refuses of it, where it was lowered, one line each.
         passes: What each pass did, in order, with its ``name`` and a ``summary``.
         weight_bytes_before: Size of the weights in the file that was read.
         weight_bytes_after: Size of the weights as written.
@@ -72,6 +74,7 @@ class ConvertedFile:
     total_bytes: int
     opset: int
     backend: str | None
+    refused: tuple[str, ...]
     passes: tuple[Mapping[str, Any], ...]
     weight_bytes_before: int
     weight_bytes_after: int
@@ -148,6 +151,9 @@ def convert_onnx(
         passes = select_passes(LOWER if config.lower else CONVERT, graph, context)
     passes = _with_found_ranges(path, graph, passes, inputs, build, chosen, progress)
     records = run_passes(passes, graph, progress)
+    refused: list[str] = []
+    if config.lower and chosen is not None:
+        refused = refused_operators(graph, chosen)
     external, total_bytes = save_result(
         graph, target, path, external=is_external, states=states, progress=progress
     )
@@ -157,6 +163,7 @@ def convert_onnx(
         total_bytes=total_bytes,
         opset=opset_of(graph),
         backend=f"{chosen.name} {chosen.version}" if chosen else None,
+        refused=tuple(refused),
         passes=tuple(records),
         weight_bytes_before=bytes_before,
         weight_bytes_after=sum(tensor.nbytes for tensor in all_tensors(graph)),

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from trt_native.backends.base import Backend
 from trt_native.backends.parser_support import reads_computed_shape, refusal_lines, refused_nodes
 from trt_native.backends.registry import load_backend
@@ -20,7 +22,7 @@ from trt_native.graph.onnx_file import operator_names, read_model, tensor_specs
 from trt_native.passes.base import PassContext
 from trt_native.passes.pipelines import BUILD, run_passes, select_passes
 
-__all__ = ["ModelSupport", "model_support"]
+__all__ = ["ModelSupport", "model_support", "refused_operators"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,12 +84,7 @@ def model_support(
         records = run_passes(select_passes(BUILD, graph, context), graph)
     except (UnsupportedError, SpecError) as error:
         refused += error.problems or (error.message,)
-    infer_values(graph)
-    elsewhere = chosen.capabilities.operators_elsewhere
-    lacking = {name: node for name, node in operator_names(graph).items() if name in elsewhere}
-    nodes = [node for node in all_nodes(graph.graph) if not reads_computed_shape(node)]
-    found = refused_nodes(nodes, graph.opset_imports, chosen)
-    refused += refusal_lines(found, lacking, chosen)
+    refused += refused_operators(graph, chosen)
     return ModelSupport(
         backend=chosen.name,
         product=chosen.product,
@@ -97,3 +94,16 @@ def model_support(
         dimensions=tuple(sorted({name for axis in named for name in dimension_symbols(axis)})),
         unranked=tuple(spec.name for spec in inputs if spec.shape is None),
     )
+
+
+def refused_operators(graph: ir.Model, backend: Backend) -> list[str]:
+    """What a backend's parser refuses of a graph that the passes were applied to, one line each.
+
+    Nodes that read a shape which the model computes are not asked about. Fills in missing types and
+    shapes.
+    """
+    infer_values(graph)
+    elsewhere = backend.capabilities.operators_elsewhere
+    lacking = {name: node for name, node in operator_names(graph).items() if name in elsewhere}
+    nodes = [node for node in all_nodes(graph.graph) if not reads_computed_shape(node)]
+    return refusal_lines(refused_nodes(nodes, graph.opset_imports, backend), lacking, backend)

@@ -23,7 +23,7 @@ from trt_native.cli.inputs import (
 )
 from trt_native.cli.options import complete_backend, completing, read_fields, with_fields
 from trt_native.config import BuildConfig, QuantizationSpec
-from trt_native.errors import SpecError, TrtNativeError
+from trt_native.errors import SpecError, TrtNativeError, UnsupportedError
 from trt_native.shapes import ProfileSpec, Shape
 from trt_native.units import format_bytes
 
@@ -233,7 +233,9 @@ class _Samples:
         except TrtNativeError as error:
             if self._seed is not None or self._given.names:
                 raise
-            return _Compared((), f"{error.message}; give inputs with --input or --shape")
+            is_missing = isinstance(error, UnsupportedError)
+            hint = "" if is_missing else "; give other inputs with --input or --shape"
+            return _Compared((), f"{error.message}{hint}")
 
     def _compare(
         self, model: Path, result: ConvertedFile, config: ConversionConfig, progress: Progress
@@ -291,6 +293,7 @@ def _print(result: ConvertedFile, compared: _Compared) -> None:
             for record in result.passes
             if record["summary"]
         ),
+        *([("still refused", result.refused)] if result.refused else []),
         ("size of weights", f"{before} before, {after} after"),
         ("error", compared.lines()),
         ("time", f"{result.seconds:.1f} s"),

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from trt_native.errors import UnsupportedError
 from trt_native.graph.nodes import all_nodes, allowed_types, constant_of, input_of, op_set, opset_of
 from trt_native.graph.opset import same_meaning
+from trt_native.graph.pools import POOLS
 from trt_native.passes.raise_opset import schema_steps
 from trt_native.passes.replacement import NameAuthority, ReplacementBuilder
 from trt_native.schemas import schema_of
@@ -42,11 +43,11 @@ class _Rule(NamedTuple):
     """How a node is written as before a change of its operator.
 
     Attributes:
-        rewrite: Changes the node.
+        rewrite: Changes the node; None where it stays as it is.
         problem: Explains why it cannot be; empty where it can.
     """
 
-    rewrite: Callable[[ReplacementBuilder], None]
+    rewrite: Callable[[ReplacementBuilder], None] | None
     problem: Callable[[ir.Node], str]
 
 
@@ -87,7 +88,8 @@ def lower_opset(model: ir.Model, opset: int) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for node in list(all_nodes(model.graph)):
         for old, new in () if node.domain else reversed(schema_steps(node, opset, present)):
-            if rule := _RULES.get((node.op_type, new.since_version)):
+            rule = _RULES.get((node.op_type, new.since_version))
+            if rule is not None and rule.rewrite is not None:
                 rule.rewrite(ReplacementBuilder(node, names, opset))
                 counts[node.op_type] += 1
             for name in node.attributes.keys() - old.attributes.keys():
@@ -104,8 +106,12 @@ def _problems(node: ir.Node, present: int, opset: int) -> Iterator[str]:
     if oldest is None or oldest.deprecated:
         yield f"{node.op_type} is newer"
         return
+    values = [value for value in (*node.inputs, *node.outputs) if value is not None]
     for old, new in reversed(schema_steps(node, opset, present)):
         rule = _RULES.get((node.op_type, new.since_version))
+        if any(v.type is not None and not isinstance(v.type, ir.TensorType) for v in values):
+            yield f"{node.op_type} of sequences or optional values may be newer"
+            return
         problem = rule.problem(node) if rule else _change_problem(node, old, new)
         if problem:
             yield f"{node.op_type} {problem}"
@@ -122,14 +128,16 @@ def _change_problem(node: ir.Node, old: onnx.defs.OpSchema, new: onnx.defs.OpSch
         added = _ADDED_VALUES.get((node.op_type, name, since), ())
         if added and attribute.as_string() in added:
             return f"with {name} {attribute.as_string()} is newer"
-        if name not in old.attributes and not _is_default(attribute, new.attributes[name]):
+        is_added = name in new.attributes and name not in old.attributes
+        if is_added and not _is_default(attribute, new.attributes[name]):
             return f"with {name} is newer"
-    for side, values, before in (
-        ("inputs", node.inputs, old.inputs),
-        ("outputs", node.outputs, old.outputs),
+    for side, values, before, least in (
+        ("inputs", node.inputs, old.inputs, old.min_input),
+        ("outputs", node.outputs, old.outputs, old.min_output),
     ):
-        if _count(values) > len(before) and not _is_variadic(before):
-            return f"with {_count(values)} {side} is newer"
+        count = _count(values)
+        if count < least or (count > len(before) and not _is_variadic(before)):
+            return f"with {count} {side} is newer"
     return ""
 
 
@@ -227,12 +235,18 @@ def _older_sampling(new: ReplacementBuilder) -> None:
     new.node.attributes["mode"] = ir.AttrString("mode", _OLDER_SAMPLING.get(mode, mode))
 
 
+def _rounding_problem(node: ir.Node) -> str:
+    """Up to opset 21 it is not specified whether a last window may be in the padding."""
+    return "with ceil_mode was changed" if node.attributes.get_int("ceil_mode", 0) else ""
+
+
 _REDUCTIONS = op_set(
     "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd "
     "ReduceSumSquare"
 )
 _RULES = {
     **{(operator, 18): _Rule(_axes_as_attribute, _axes_problem) for operator in _REDUCTIONS},
+    **{(pool, 22): _Rule(None, _rounding_problem) for pool in POOLS},
     ("GridSample", 20): _Rule(_older_sampling, _sampling_problem),
     ("Split", 18): _Rule(_parts_as_input, _parts_problem),
 }
