@@ -23,13 +23,14 @@ from trt_native.passes.normalize import normalize
 from trt_native.passes.pipelines import (
     BUILD,
     CALIBRATE,
+    CONVERT,
     QUANTIZE,
     describe_passes,
     run_passes,
     select_passes,
 )
 
-PASSES = tuple(dict.fromkeys((*BUILD, *CALIBRATE, *QUANTIZE)))
+PASSES = tuple(dict.fromkeys((*BUILD, *CALIBRATE, *QUANTIZE, *CONVERT)))
 
 TEXTS = {
     "dense": """<ir_version: 9, opset_import: ["": 19]>
@@ -160,6 +161,7 @@ def context_for(pass_type, model):
         backend=Weakly(),
         ranges=Ranges(ranges, {}, {}),
         extra_outputs=tuple(outputs[:1]),
+        opset=23 if pass_type.name == "change_opset" else None,
     )
 
 
@@ -239,7 +241,9 @@ def test_a_pass_changes_nothing_the_second_time(pass_type, name):
 
 
 @pytest.mark.parametrize("name", CORPUS)
-@pytest.mark.parametrize("pipeline", [BUILD, CALIBRATE], ids=["build", "calibrate"])
+@pytest.mark.parametrize(
+    "pipeline", [BUILD, CALIBRATE, CONVERT], ids=["build", "calibrate", "convert"]
+)
 def test_a_pipeline_describes_what_it_does(pipeline, name, rng):
     proto = model_of(name)
     model = ir.from_proto(proto)

@@ -143,7 +143,11 @@ def _change_problem(node: ir.Node, old: onnx.defs.OpSchema, new: onnx.defs.OpSch
 
 def _is_default(attribute: ir.Attr, declared: onnx.defs.OpSchema.Attribute) -> bool:
     """Whether an attribute has the value that it has without being given."""
-    if attribute.is_ref() or not declared.default_value.name:
+    if attribute.is_ref():
+        return False
+    if attribute.name == "dilations":
+        return set(attribute.as_ints()) == {1}
+    if not declared.default_value.name:
         return False
     return bool(attribute.value == onnx.helper.get_attribute_value(declared.default_value)) or (
         attribute.type == ir.AttributeType.STRING
