@@ -83,6 +83,14 @@ def test_what_takes_the_cpu_long_is_compared_on_request(tmp_path):
     assert printed["compared_with"] == "random inputs (seed 3)"
 
 
+def test_random_numbers_are_not_compared(tmp_path):
+    text = """<ir_version: 9, opset_import: ["": 18]>
+        g (float[2,3] x) => (float[2,3] y) { r = RandomNormalLike (x) y = Add (x, r) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    printed = printed_by(tmp_path / "m.onnx", "-o", tmp_path / "c.onnx", *FP16)
+    assert printed["not_compared"] == "the model draws random numbers (RandomNormalLike)"
+
+
 @pytest.mark.backend
 def test_a_child_process_lowers_for_a_backend(tmp_path):
     text = """<ir_version: 9, opset_import: ["": 18]>

@@ -243,8 +243,15 @@ class _Samples:
         import numpy as np
 
         from trt_native.verify.metrics import Thresholds, relative_limit
-        from trt_native.verify.models import compare_models, model_inputs, product_size
+        from trt_native.verify.models import (
+            compare_models,
+            model_inputs,
+            product_size,
+            random_operators,
+        )
 
+        if drawing := random_operators(model):
+            return _Compared((), f"the model draws random numbers ({', '.join(drawing)})")
         fixed = config.build_config().fixed_values()
         tensors = model_inputs(result.path, {**self._shapes, **self._given.shapes})
         described = f"random inputs (seed {self._seed or 0})"

@@ -12,14 +12,20 @@ from onnx_ir.passes import common
 from trt_native.arrays import Array
 from trt_native.graph.evaluation import evaluate_node
 from trt_native.graph.inference import infer_shapes
-from trt_native.graph.nodes import FLOAT, SHAPES, all_nodes, bodies, constant_of, input_of, op_set
+from trt_native.graph.nodes import (
+    FLOAT,
+    RANDOM_OPS,
+    SHAPES,
+    all_nodes,
+    bodies,
+    constant_of,
+    input_of,
+    op_set,
+)
 
 __all__ = ["fold_constants", "taken_branch"]
 
 _MOST_ELEMENTS = 1 << 16  # of what a folded node reads, and of what it computes
-_RANDOM = op_set(
-    "RandomNormal RandomUniform RandomNormalLike RandomUniformLike Bernoulli Multinomial"
-)
 _GROWING = op_set("ConstantOfShape EyeLike Expand OneHot Pad Range Resize Tile Upsample")
 _CONTROL_FLOW = op_set("If Loop Scan")
 _SELECTIONS = op_set("Gather Slice")
@@ -78,7 +84,7 @@ def _fold(
             on_fold(node, taken)
         _inline_branch(model.graph, node, taken)
         return True
-    if node.op_type in _CONTROL_FLOW or node.op_type in _RANDOM or any(bodies(node)):
+    if node.op_type in _CONTROL_FLOW or node.op_type in RANDOM_OPS or any(bodies(node)):
         return False
     if node.op_type == "Identity" and node.outputs[0].is_graph_output():
         return False

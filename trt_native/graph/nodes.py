@@ -26,6 +26,9 @@ CASTS = op_set("Cast CastLike")
 PRODUCTS = op_set("MatMul Gemm Conv ConvTranspose")
 SHAPES = op_set("Shape Size")  # read no values
 QDQ = op_set("QuantizeLinear DequantizeLinear")
+RANDOM_OPS = op_set(
+    "RandomNormal RandomUniform RandomNormalLike RandomUniformLike Bernoulli Multinomial"
+)
 
 
 def all_nodes(graph: ir.Graph | ir.Function) -> Iterator[ir.Node]:

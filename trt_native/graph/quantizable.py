@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from trt_native.errors import SpecError
 from trt_native.graph.inference import infer_types
-from trt_native.graph.nodes import bodies, op_set
+from trt_native.graph.nodes import RANDOM_OPS, bodies
 from trt_native.graph.validity import wraps_graph_errors
 
 __all__ = ["QUANTIZABLE_OPS", "constant_values", "quantizable_tensors", "residual_adds"]
@@ -19,7 +19,6 @@ QUANTIZABLE_OPS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 _FLOATS = frozenset(
     {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
 )
-_RANDOM = op_set("RandomNormalLike RandomUniformLike Bernoulli Multinomial")
 _OPERANDS = 2  # a third input is the bias, which stays as it is
 
 
@@ -105,7 +104,7 @@ def constant_values(graph: ir.Graph) -> set[ir.Value]:
     constants = set(graph.initializers.values())
     for node in graph:
         inputs = [value for value in node.inputs if value is not None]
-        computed = inputs and node.op_type not in _RANDOM and not list(bodies(node))
+        computed = inputs and node.op_type not in RANDOM_OPS and not list(bodies(node))
         if node.op_type == "Constant" or (computed and constants.issuperset(inputs)):
             constants.update(node.outputs)
     return constants

@@ -11,7 +11,7 @@ from trt_native.arrays import Batch
 from trt_native.config import FixedValues
 from trt_native.graph.dims import dimension_symbols, read_limits, resolve_profiles
 from trt_native.graph.macs import multiply_adds, static_shapes
-from trt_native.graph.nodes import PRODUCTS
+from trt_native.graph.nodes import PRODUCTS, RANDOM_OPS, all_nodes
 from trt_native.graph.onnx_file import read_model, tensor_specs
 from trt_native.plans.manifest import PlanTensor
 from trt_native.progress import Progress
@@ -19,7 +19,7 @@ from trt_native.shapes import DimRange, ProfileSpec, Shape, ShapeRange
 from trt_native.verify.metrics import OutputComparison, compare_outputs
 from trt_native.verify.reference import OnnxReference, read_inlined
 
-__all__ = ["compare_models", "model_inputs", "product_size"]
+__all__ = ["compare_models", "model_inputs", "product_size", "random_operators"]
 
 _EXTENT = 2  # of dimensions that nothing is said about
 
@@ -109,3 +109,10 @@ def product_size(path: Path, shapes: Mapping[str, Shape], fixed_inputs: FixedVal
     products = [n for n in model.graph.all_nodes() if n.op_type in PRODUCTS and not n.domain]
     counts = [multiply_adds(node, known) for node in products]
     return None if None in counts else sum(count for count in counts if count is not None)
+
+
+def random_operators(path: Path) -> tuple[str, ...]:
+    """The operators by which a model draws random numbers, so that no two runs are the same."""
+    nodes = all_nodes(read_inlined(path).graph)
+    found = {node.op_type for node in nodes if node.op_type in RANDOM_OPS and not node.domain}
+    return tuple(sorted(found))
