@@ -181,6 +181,19 @@ def test_bodies_and_functions_compute_the_same(seed, tmp_path):
         assert error(run(result.path, **inputs), run(model, **inputs)) < 1e-3
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_quantizers_of_16_bits_keep_their_digits(precision, tmp_path):
+    text = """<ir_version: 10, opset_import: ["": 21]>
+        g (float[64] x) => (uint16[64] y) <float s = {0.01}, uint16 z = {7}>
+        { a = Relu (x) y = QuantizeLinear (a, s, z) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    convert_onnx(tmp_path / "m.onnx", tmp_path / "c.onnx", {"precision": precision})
+    x = np.linspace(0, 700, 64, dtype=np.float32)
+    expected = run(tmp_path / "m.onnx", x=x)
+    assert expected.max() == 65535
+    np.testing.assert_array_equal(run(tmp_path / "c.onnx", x=x), expected)
+
+
 def test_weights_stay_outside_where_they_were_or_have_no_room(dense, tmp_path, monkeypatch):
     model = tiny_models.external_weights(tmp_path / "e.onnx")
     result = convert_onnx(model, tmp_path / "c.onnx", {"precision": "fp16"})

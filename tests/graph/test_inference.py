@@ -251,3 +251,16 @@ def test_a_part_that_contradicts_itself_stays_unknown():
     made = {v.name: v for node in model.graph for v in node.outputs}
     infer_behind(model, [made["z"]])
     assert made["z"].shape is None
+
+
+def test_sequences_are_not_taken_for_tensors():
+    text = """<ir_version: 9, opset_import: ["": 18]>
+        g (float[2,3] x) => (float[a,b] y)
+        { e = SequenceEmpty <dtype = 1> () s = SequenceInsert (e, x)
+          y = ConcatFromSequence <axis = 0> (s) }"""
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    infer_types(model)
+    types = [node.outputs[0].type for node in model.graph]
+    of = ir.SequenceType(ir.TensorType(ir.DataType.FLOAT))
+    assert types == [of, of, ir.TensorType(ir.DataType.FLOAT)]
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)

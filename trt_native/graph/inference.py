@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from trt_native.errors import ModelError
-from trt_native.graph.nodes import all_nodes, bodies, constant_of
+from trt_native.graph.nodes import all_nodes, bodies, constant_of, op_set
 
 __all__ = [
     "infer_around",
@@ -29,6 +29,12 @@ _LONGEST = 2**16
 
 _LENGTHS = ("EmbedLayerNormalization", 1)
 """The only output of a fused operator that is not of the type of its inputs."""
+
+
+_CONTAINER_OPS = op_set(
+    "SequenceEmpty SequenceConstruct SequenceInsert SequenceErase SequenceMap SplitToSequence"
+    " Optional"
+)
 
 
 def infer_types(model: ir.Model) -> None:
@@ -79,7 +85,27 @@ def infer_values(model: ir.Model) -> None:
         for value, shape in zip(made, shapes, strict=True):
             value.shape = value.shape if shape is None else shape
         if all(value.type is not None for value in made if value.name):
-            return
+            break
+    if any(node.op_type in _CONTAINER_OPS and not node.domain for node in all_nodes(model.graph)):
+        _type_containers(model)
+
+
+def _type_containers(model: ir.Model) -> None:
+    """Give sequences and optional values their types, for which onnx_ir takes those of tensors."""
+    from trt_native.graph.skeleton import skeleton, subgraphs
+
+    inferred = onnx.shape_inference.infer_shapes(skeleton(model))
+    types = {
+        info.name: info.type
+        for graph in subgraphs(inferred.graph)
+        for info in graph.value_info
+        if not info.type.HasField("tensor_type")
+    }
+    for node in all_nodes(model.graph):
+        for value in node.outputs:
+            if value.name in types:
+                found = ir.serde.deserialize_type_proto_for_type(types[value.name])
+                value.type, value.shape = found, None
 
 
 def infer_around(model: ir.Model, nodes: Iterable[ir.Node]) -> None:

@@ -14,7 +14,7 @@ from trt_native.graph.nodes import all_nodes
 from trt_native.graph.pools import POOLS, end_padding
 from trt_native.shapes import Profile
 
-__all__ = ["MOST_ELEMENTS", "folded_twins", "skeleton"]
+__all__ = ["MOST_ELEMENTS", "folded_twins", "skeleton", "subgraphs"]
 
 MOST_ELEMENTS = 1024
 """Elements of a tensor that may say something about shapes."""
@@ -46,7 +46,7 @@ def skeleton(model: ir.Model) -> onnx.ModelProto:
         for graph, values in present:
             graph.initializers.clear()
             graph.initializers.update(values)
-    for graph_proto in _graphs(proto.graph):
+    for graph_proto in subgraphs(proto.graph):
         for stored in graph_proto.initializer:
             if stored.data_location == onnx.TensorProto.EXTERNAL and stored.name in tensors:
                 small = tensors[stored.name]  # its file is not at hand
@@ -93,13 +93,13 @@ def folded_twins(
     return copy, {node: (twin, folded.get(twin)) for node, twin in nodes}
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+def subgraphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """A graph and the bodies in it."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
             for body in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
-                yield from _graphs(body)
+                yield from subgraphs(body)
 
 
 def _round_down(node: onnx.NodeProto) -> None:

@@ -115,6 +115,7 @@ class _Need(enum.Flag):
 _EXACT = frozenset({Label.STATISTIC, Label.INTEGER, Label.INPUT})
 _COPIES = DATA_MOVEMENT_OPS | CASTS
 _LARGEST_FP16 = 65504.0
+_WIDE = (ir.DataType.INT16, ir.DataType.UINT16, ir.DataType.INT32, ir.DataType.UINT32)
 _SCALE_TOLERANCE = 2.0**-10  # what FP16 loses of a number that is not subnormal, and a bit more
 
 
@@ -346,6 +347,8 @@ class NodeClassifier:
         """Decide about Q/DQ: ``QuantizeLinear`` saturates, so only the scale may not fit FP16."""
         packed = node.outputs[0] if node.op_type == "QuantizeLinear" else node.inputs[0]
         scale = constant_of(node.inputs[1]) if node.inputs[1] is not None else None
+        if node.op_type == "QuantizeLinear" and packed is not None and packed.dtype in _WIDE:
+            return Reason.RANGE, None  # more digits than either target has
         if self.target != FLOAT16 or packed is None or scale is None or not scale.size:
             return None, None
         scales = scale.numpy()
