@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trt_native.errors
-from trt_native.builder.conversion_config import ConversionConfig
 from trt_native.builder.fallback import (
     RETRIES,
     Attempt,
@@ -45,6 +44,7 @@ from trt_native.scratch import new_scratch_path, scratch_folder
 from trt_native.units import format_bytes
 
 if TYPE_CHECKING:
+    from trt_native.builder.conversion_config import ConversionConfig
     from trt_native.builder.convert import ConvertedFile
     from trt_native.progress import Progress
 
@@ -114,7 +114,7 @@ class Job:
         failed: The attempts before ``config``.
         action: ``build``, ``decide`` (see :func:`decide_in_child`), ``inspect`` (see
             :func:`inspect_in_child`) or ``convert`` (see :func:`convert_in_child`).
-        conversion: What to do to the model, for ``convert``.
+        conversion: What to do to the model, for ``convert``: a ``ConversionConfig`` as JSON.
     """
 
     model: Path
@@ -127,7 +127,7 @@ class Job:
     asked: BuildConfig | None = None
     failed: tuple[Attempt, ...] = ()
     action: str = "build"
-    conversion: ConversionConfig | None = None
+    conversion: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,11 +318,13 @@ def convert_in_child(
 
     from trt_native.builder import convert
 
+    converter = Converter()
     job = Job(
         model=model, target=output, config=BuildConfig(), backend=backend,
-        cache=None, cache_bytes=None, action="convert", conversion=config,
+        cache=None, cache_bytes=None, action="convert",
+        conversion=converter.unstructure(config),
     )  # fmt: skip
-    return Converter().structure(_result(job, progress, None), convert.ConvertedFile)
+    return converter.structure(_result(job, progress, None), convert.ConvertedFile)
 
 
 def _result(job: Job, progress: Progress | None, deadline: float | None) -> dict[str, Any]:

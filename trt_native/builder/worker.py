@@ -171,12 +171,14 @@ def _inspect(job: Job, backend: Backend, report: _Report) -> dict[str, Any]:  # 
 
 
 def _convert(job: Job, backend: Backend, report: _Report) -> dict[str, Any]:
+    from cattrs import Converter
+
+    from trt_native.builder.conversion_config import ConversionConfig
     from trt_native.builder.convert import convert_onnx
 
+    config = Converter().structure(job.conversion, ConversionConfig)
     progress = _Progress(report)
-    return convert_onnx(
-        job.model, job.target, job.conversion, backend=backend, progress=progress
-    ).to_dict()
+    return convert_onnx(job.model, job.target, config, backend=backend, progress=progress).to_dict()
 
 
 _ACTIONS = {"convert": _convert, "decide": _decide, "inspect": _inspect}
