@@ -553,5 +553,7 @@ def main(name: str, folder: str, seconds: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit("usage: peer_process.py WAY FOLDER SECONDS (peers.py makes the folder)")
     main(*sys.argv[1:])
     os._exit(0)  # what a peer does when the interpreter ends is no part of the comparison

@@ -305,10 +305,15 @@ def _rule(columns: int) -> Iterator[str]:
 
 def closing(comparison: Comparison, facts: Mapping[str, Any]) -> Iterator[str]:
     """What was left out and why, and what was measured with, as lines of Markdown."""
+    ways = [found for shape in comparison.measured.values() for found in shape.values()]
+    counts = [len(found.processes) for found in ways]
     yield ""
+    yield f"- processes of each way and shape: {min(counts)} to {max(counts)}"
     for title, reasons in (("Not here", comparison.unavailable), ("Failed", comparison.failed)):
         for name, reason in reasons.items():
             yield f"- {title}: {WAYS[name].peer}, {WAYS[name].text}: {' '.join(reason.split())}"
+    if all(found.same_bits for found in ways):
+        yield "- results: of all the same, bit for bit"
     for title in ("gpu", "versions"):
         yield f"- {title}: {', '.join(f'{k} {v}' for k, v in facts[title].items()) or 'unknown'}"
     yield f"- command: `{facts['command']}`"

@@ -219,9 +219,10 @@ def test_tables_and_ratios(script):
     assert "| Polygraphy | NumPy arrays, over Session.map, NumPy | 4 | 10.00 |" in text
     facts = {"gpu": {"name": "a GPU"}, "versions": {"torch": "2"}, "command": "peers.py"}
     lines = list(peers.closing(found, facts))
-    assert (
-        "- Not here: ONNX Runtime's TensorRT-RTX plug-in, IO binding, CUDA graph: no GPU" in lines
-    )
+    plugin = "ONNX Runtime's TensorRT-RTX plug-in, IO binding, CUDA graph"
+    assert f"- Not here: {plugin}: no GPU" in lines
+    assert "- processes of each way and shape: 1 to 2" in lines
+    assert "- results: of all the same, bit for bit" in lines
     assert "- Failed: trtutils, raw_exec: WrongResultError: off" in lines
     assert lines[-1] == "- command: `peers.py`"
 
