@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from trt_native.runtime import SessionPool as SessionPool
     from trt_native.runtime.engine import Engine as Engine
     from trt_native.runtime.torch_module import TensorRTModule as TensorRTModule
+    from trt_native.runtime.warming import warm_plan as warm_plan
     from trt_native.shapes import DimRange as DimRange
     from trt_native.shapes import ProfileSpec as ProfileSpec
     from trt_native.shapes import ShapeRange as ShapeRange
@@ -66,6 +67,7 @@ _LAZY_EXPORTS = {
     "convert_onnx": "builder.convert",
     "quantize_onnx": "builder.quantize_file",
     "refit_plan": "builder.refit",
+    "warm_plan": "runtime.warming",
 }
 
 __all__ = [*_LAZY_EXPORTS, "__version__"]

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import MappingProxyType
 
 import onnx
 import pytest
@@ -25,7 +26,8 @@ from trt_native.builder import isolated
 from trt_native.builder.fallback import FusionError
 from trt_native.builder.isolated import Job, build_with_retries
 from trt_native.config import BuildConfig, Precision
-from trt_native.errors import BuildError
+from trt_native.errors import BuildError, TrtNativeError
+from trt_native.plans.plan import Plan
 from trt_native.shapes import ProfileSpec
 
 pytestmark = pytest.mark.usefixtures("started_builds")
@@ -454,6 +456,75 @@ NO_KERNEL = """
     trial_run.run_once = run_once
     return build()
 """
+
+
+class TestWarming:
+    """What a child reports after its plan is written."""
+
+    RESULT = MappingProxyType({"manifest": {}, "cached": False, "failed": []})
+    JOB = Job(
+        model=Path("m.onnx"), target=Path("m.plan"), config=BuildConfig(), backend="rtx",
+        cache=None, cache_bytes=None, warm=True,
+    )  # fmt: skip
+
+    def child(self, **changes):
+        child = isolated._Child(dataclasses.replace(self.JOB, **changes), None)
+        child._on_result(dict(self.RESULT))
+        return child
+
+    def test_a_warm_plan(self):
+        child = self.child()
+        child._on_warmed(2.5)
+        assert child.result(timed_out=False) == {**self.RESULT, "warming_s": 2.5}
+        assert self.child(warm=False).result(timed_out=True) == self.RESULT
+        assert self.child(action="decide").result(timed_out=False) == self.RESULT
+
+    def test_too_little_time(self):
+        child = self.child()
+        child._on_phase_start("Compiling kernels", None, 0)
+        with pytest.raises(BuildError, match=r"m\.plan is built, .* in phase 'Compiling kernels'"):
+            child.result(timed_out=True)
+
+    @pytest.mark.parametrize(
+        ("kind", "words"),
+        [("CudaError", "too little memory"), ("BuildError", "std::bad_alloc")],
+    )
+    def test_an_error_says_that_the_plan_is_there(self, kind, words):
+        child = self.child()
+        child._on_error(
+            {"type": kind, "message": words, "details": ["E"], "options": [], "problems": []}
+        )
+        with pytest.raises(
+            TrtNativeError, match=f"^m.plan is built, but not all its .*{words}"
+        ) as caught:
+            child.result(timed_out=False)
+        assert type(caught.value).__name__ == kind  # no retry builds what is there again
+        assert caught.value.details == ("E",)
+
+    @pytest.mark.backend
+    def test_it_comes_after_the_plan_is_written(self, plant, model, tmp_path):
+        pytest.importorskip("tensorrt_rtx")
+        code = """
+        import os, signal
+        from pathlib import Path
+        import trt_native.runtime.warming as warming
+        def warm_plan(plan, *, compiled):
+            assert Path(plan.path).read_bytes() == bytes(plan.data)
+            print("last words", flush=True)
+            os.kill(os.getpid(), signal.SIGSEGV)
+        warming.warm_plan = warm_plan
+        warming.check_warming = lambda *arguments: None
+        """
+        ended = subprocess.run(
+            command("build", model, *DIMS, "--backend", "rtx", "--no-cache", "--warm"),
+            capture_output=True, text=True, timeout=120, check=False, env=plant(code),
+        )  # fmt: skip
+        message = " ".join(failed(ended).split())
+        assert "m.plan is built, but not all its kernels are compiled" in message
+        assert "crashed with SIGSEGV" in message
+        assert "in phase 'Compiling kernels for the GPU'" in message
+        assert "last words" in message
+        assert Plan.load(tmp_path / "m.plan").manifest is not None
 
 
 class TestMissingKernels:

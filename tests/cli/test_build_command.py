@@ -106,6 +106,22 @@ class TestBuild:
             (["--optimization-level", "9"], "it goes from 0 to 5"),
             (["--keep-fp32", "nothing*"], "nothing*"),
             (["--backend", "vulkan"], "no backend 'vulkan'"),
+            (["--strip-weights", "--warm"], "a plan without weights cannot run"),
+            pytest.param(
+                ["--warm"],
+                "kernels are compiled on the GPU that runs them: cannot find a GPU",
+                marks=pytest.mark.skipif(HAS_GPU, reason="this machine has a GPU"),
+            ),
+            pytest.param(
+                ["--precision", "best", "--calibration-data", "x", "--warm"],
+                "kernels are compiled on the GPU that runs them: cannot find a GPU",
+                marks=pytest.mark.skipif(HAS_GPU, reason="this machine has a GPU"),
+            ),
+            pytest.param(
+                ["--dry-run", "--warm"],
+                "kernels are compiled on the GPU that runs them: cannot find a GPU",
+                marks=pytest.mark.skipif(HAS_GPU, reason="this machine has a GPU"),
+            ),
             pytest.param(
                 ["--strip-weights"],
                 "only on a machine with a GPU",

@@ -11,7 +11,7 @@ from helpers import tiny_models
 from helpers.made_plans import GOLDEN
 
 from trt_native.builder.fallback import Attempt
-from trt_native.builder.isolated import Outcome
+from trt_native.builder.isolated import Job, Outcome
 from trt_native.cli import console
 from trt_native.cli.build_summary import print_dry_run, print_summary
 from trt_native.config import BuildConfig
@@ -43,9 +43,10 @@ def tables(capsys, monkeypatch):
 
 @pytest.fixture
 def summary(tables):
-    def printed(*, cached=False, attempts=(), **changes):
+    def printed(*, cached=False, attempts=(), warming_s=None, **changes):
         manifest = dataclasses.replace(MANIFEST, **changes)
-        titles, rows = tables(print_summary, Path("m.plan"), Outcome(manifest, cached, attempts))
+        outcome = Outcome(manifest, cached, attempts, warming_s)
+        titles, rows = tables(print_summary, Path("m.plan"), outcome)
         return titles, {
             name: "\n".join(cells[0] for cells in found) for name, found in rows.items()
         }
@@ -130,6 +131,18 @@ def test_a_precision_that_tensorrt_calibrated(summary):
     ]
 
 
+def test_kernels_that_were_compiled(summary):
+    _, rows = summary(warming_s=12.34)
+    assert rows["kernels"] == "in m.plan.cache, compiled in 12.3 s"
+
+
+def job(model, config):
+    return Job(
+        model=model, target=model.with_suffix(".plan"), config=config, backend="rtx",
+        cache=None, cache_bytes=None,
+    )  # fmt: skip
+
+
 @pytest.mark.backend
 class TestDryRun:
     @pytest.fixture(autouse=True)
@@ -139,7 +152,7 @@ class TestDryRun:
     def test_decisions_and_profiles(self, tables, model):
         profile = ProfileSpec.parse(["batch=1:2:4", "height=8", "width=8"])
         config = BuildConfig(profiles=(profile,), workspace_bytes=3 << 20)
-        titles, rows = tables(print_dry_run, model, config, "rtx", False)
+        titles, rows = tables(print_dry_run, job(model, config), False)
         assert titles == ["Would build", "Profiles"]
         assert rows["backend"][0][0].startswith("rtx 1.")
         assert rows["precision"][0][0].endswith("(types from the graph)")
@@ -149,5 +162,5 @@ class TestDryRun:
     def test_a_model_without_dynamic_inputs(self, tables, tmp_path):
         path = tiny_models.conv(tmp_path / "static.onnx", (1, 3, 8, 8))
         assert onnx.load(path).graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
-        titles, _ = tables(print_dry_run, path, BuildConfig(), "rtx", False)
+        titles, _ = tables(print_dry_run, job(path, BuildConfig()), False)
         assert titles == ["Would build", "No profiles: every input is static."]

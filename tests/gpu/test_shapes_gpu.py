@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from helpers import tiny_models
 from helpers.backends import backend_or_skip
+from helpers.program import trt_native
 from helpers.tolerances import FP32_PRODUCTS
 from onnx.reference import ReferenceEvaluator
 
-from trt_native import BuildConfig, Engine, KernelSpecialization, Precision, Session, build_plan
-from trt_native.errors import SpecError, UnsupportedError
+from trt_native import (
+    BuildConfig,
+    Engine,
+    KernelSpecialization,
+    Precision,
+    Session,
+    build_plan,
+    warm_plan,
+)
+from trt_native.builder.isolated import Job, build_with_retries
+from trt_native.errors import PlanError, SpecError, UnsupportedError
 from trt_native.shapes import ProfileSpec
 
 pytestmark = [pytest.mark.gpu, pytest.mark.backend]
@@ -75,3 +87,56 @@ def test_shapes_are_warmed_up(model, plan, tmp_path):
         with pytest.raises(SpecError, match="9x3x8x8"):
             session.warm_up([{"x": (9, 3, 8, 8)}])
     assert not content or kept.read_bytes() == content, "nothing was compiled again"
+
+
+def test_a_warmed_plan_has_the_kernels_of_all_optima(model, plan, tmp_path):
+    path = plan.save(tmp_path / "m.plan")
+    kept = tmp_path / "m.plan.cache"
+    if backend_or_skip().name != "rtx":
+        with pytest.raises(UnsupportedError, match="has its kernels in the plan"):
+            warm_plan(path)
+        assert not kept.exists()
+        return
+    kept.write_bytes(b"of another program")
+    with pytest.raises(PlanError, match="not a runtime cache"):
+        warm_plan(path)
+    kept.unlink()
+    assert warm_plan(path) == kept
+    content = kept.read_bytes()
+    with Session(path) as session:
+        for shape in SHAPES[:4]:  # the optima of the four profiles
+            check(model, session, shape, np.random.default_rng(5))
+    assert kept.read_bytes() == content, "nothing was compiled again"
+
+
+def test_a_build_warms_its_plan_for_later_processes(model, tmp_path):
+    path, kept = tmp_path / "m.plan", tmp_path / "m.plan.cache"
+    words = ["build", model, "-o", path, "--dim", "batch=1:2:4", "--dim", "height=8:8:16"]
+    words += ["--dim", "width=8", "--fast-at", FAST[0], "--no-cache", "--warm", "--json"]
+    ended = trt_native(*words)
+    if backend_or_skip().name != "rtx":
+        assert ended.returncode == 1
+        assert "has its kernels in the plan" in ended.stderr
+        assert not path.exists()
+        return
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["warming_s"] > 0
+    content = kept.read_bytes()
+    assert trt_native("run", path, "--random", 0).returncode == 0
+    assert kept.read_bytes() == content, "the run compiled nothing"
+
+
+def test_a_retrying_build_compiles_once_for_all(model, tmp_path):
+    if backend_or_skip().name != "rtx":
+        pytest.skip("only TensorRT-RTX compiles kernels where a plan runs")
+    job = Job(
+        model=model, target=tmp_path / "m.plan",
+        config=BuildConfig(profiles=(ProfileSpec.parse(["batch=2", "height=8", "width=8"]),)),
+        backend="auto", cache=None, cache_bytes=None, warm=True,
+    )  # fmt: skip
+    outcome = build_with_retries(job, None, retry=True)
+    assert outcome.warming_s is not None
+    content = (tmp_path / "m.plan.cache").read_bytes()
+    with Session(job.target) as session:
+        session.run({"x": np.zeros((2, 3, 8, 8), np.float32)})
+    assert (tmp_path / "m.plan.cache").read_bytes() == content

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from helpers import tiny_models
 
-from trt_native.errors import ModelError, SpecError
+from trt_native.errors import ModelError, PlanError, SpecError
 from trt_native.files import save_with_json
 from trt_native.graph.onnx_file import read_model, save_model
 from trt_native.graph.outputs import check_outputs
@@ -110,7 +110,8 @@ def test_a_json_file_of_another_program_stays(folder):
 
 def test_kernels_do_not_replace_a_file_of_another_program(folder):
     plan_cache = folder / "m.plan.cache"
-    RuntimeCacheFile(plan_cache, {"kernels_of": "0" * 64}).write(b"kernels")
+    with pytest.raises(PlanError, match="not a runtime cache; move it"):
+        RuntimeCacheFile(plan_cache, {"kernels_of": "0" * 64}).write(b"kernels")
     assert plan_cache.read_bytes() == b"ftrt precious"
     plan_cache.unlink()
     for kernels in (b"kernels", b"more kernels"):

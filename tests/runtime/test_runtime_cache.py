@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 
 from trt_native.backends.registry import load_backend
 from trt_native.cuda import GpuInfo
+from trt_native.errors import PlanError
 from trt_native.plans.plan import Plan
-from trt_native.runtime.runtime_cache import RuntimeCacheFile
+from trt_native.runtime.runtime_cache import RuntimeCacheFile, save_runtime_cache_file
 
 
 @pytest.fixture
@@ -42,6 +44,15 @@ def test_kernels_are_written_only_where_there_are_more(kernels, tmp_path):
     assert path.stat().st_mtime_ns == before
     file.write(b"123456")
     assert kernels().read() == b"123456"
+
+
+def test_a_session_goes_on_where_kernels_cannot_be_written(kernels, tmp_path):
+    path = tmp_path / "m.plan.cache"
+    path.write_bytes(b"precious")
+    with pytest.raises(PlanError, match="not a runtime cache"):
+        kernels().write(b"compiled")
+    save_runtime_cache_file(SimpleNamespace(cache=lambda: b"compiled"), kernels())
+    assert path.read_bytes() == b"precious"
 
 
 def test_a_plan_that_is_no_file_keeps_no_kernels():

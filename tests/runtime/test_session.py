@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -174,6 +175,16 @@ class TestWarmUp:
             x = np.ones((rows, 3), np.float32)
             np.testing.assert_array_equal(session.run({"x": x})["y"], 2 * x)
         assert [kind for kind, _ in gpu.log[before:]].count("replay") == 3
+
+    def test_the_optimum_of_every_profile(self, gpu, monkeypatch):
+        engine, shapes = FakeEngine(gpu), []
+        ranges = tuple(map(ShapeRange.parse, ("1x3:2x3:64x3", "9x3", "2x3")))
+        engine.profile_count = 3
+        engine.tensors = (replace(engine.tensors[0], profiles=ranges), engine.tensors[1])
+        with Session(engine) as session:
+            monkeypatch.setattr(session, "run", lambda inputs: shapes.append(inputs["x"].shape))
+            session.warm_up()
+        assert set(shapes) == {(2, 3), (9, 3)}
 
     def test_arrays_are_taken_as_they_are(self, session):
         session.warm_up([{"x": np.ones((4, 3), np.float32)}])

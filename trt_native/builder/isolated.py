@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import trt_native.errors
 from trt_native.builder.fallback import (
@@ -32,6 +32,7 @@ from trt_native.builder.fallback import (
     FallbackLadder,
     FusionError,
     ResourceError,
+    RetryableError,
     resource_error,
 )
 from trt_native.builder.plan_cache import FOLDERS as CACHE_FOLDERS
@@ -59,6 +60,7 @@ __all__ = [
     "convert_in_child",
     "decide_in_child",
     "inspect_in_child",
+    "warming_error",
 ]
 
 LINE_BYTES = 1024
@@ -109,6 +111,8 @@ class Job:
         backend: ``auto``, ``tensorrt`` or ``rtx``.
         cache: Folder of the cache; None to build without one.
         cache_bytes: Size limit of the cache; None for its default.
+        warm: Whether to compile the plan's kernels once it is written; see
+            :func:`trt_native.runtime.warming.warm_plan`.
         retry: Whether the settings that an earlier build of the same fell back to may be used.
         asked: The original configuration, where ``config`` is a fallback.
         failed: The attempts before ``config``.
@@ -123,6 +127,7 @@ class Job:
     backend: str
     cache: Path | None
     cache_bytes: int | None
+    warm: bool = False
     retry: bool = False
     asked: BuildConfig | None = None
     failed: tuple[Attempt, ...] = ()
@@ -138,11 +143,13 @@ class Outcome:
         manifest: Its manifest.
         cached: Whether it came from the cache.
         attempts: The attempts that failed before.
+        warming_s: Time in seconds that its kernels were compiled for; None where they were not.
     """
 
     manifest: Manifest
     cached: bool
     attempts: tuple[Attempt, ...] = ()
+    warming_s: float | None = None
 
 
 def build_with_retries(
@@ -161,7 +168,8 @@ def build_with_retries(
 
     Raises:
         TrtNativeError: the error that the build raised, and :class:`BuildError` where it
-            crashed, was killed or took too long.
+            crashed, was killed or took too long. Where it is about the kernels of a plan to be
+            warmed, the plan is there.
         KeyboardInterrupt: it was interrupted, and has ended.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
@@ -206,6 +214,15 @@ def build_with_retries(
 def _given_up(failure: BuildError, attempts: Sequence[Attempt]) -> TrtNativeError:
     tried = [f"attempt {i}: {attempt}" for i, attempt in enumerate(attempts, 1)]
     return failure.restated(failure.message, BuildError, details=tried)
+
+
+def warming_error(plan: Path, failure: TrtNativeError) -> TrtNativeError:
+    """The error for a plan that is built, but could not be warmed."""
+    return failure.restated(
+        f"{plan} is built, but not all its kernels are compiled, so that its first run will do it:"
+        f" {failure.message}",
+        BuildError if isinstance(failure, RetryableError) else type(failure),
+    )
 
 
 def build_isolated(
@@ -263,7 +280,8 @@ def build_in_child(
     """
     result = _result(job, progress, deadline)
     failed = (Attempt(**attempt) for attempt in result["failed"])
-    return Outcome(Manifest.from_json(result["manifest"]), bool(result["cached"]), tuple(failed))
+    manifest = Manifest.from_json(result["manifest"])
+    return Outcome(manifest, bool(result["cached"]), tuple(failed), result.get("warming_s"))
 
 
 def decide_in_child(job: Job, progress: Progress | None) -> dict[str, Any]:
@@ -352,6 +370,7 @@ class _Child:
         self._workspace_bytes = 0
         self._has_levels = False  # nothing is known of the backend yet
         self._result: dict[str, Any] | None = None
+        self._is_cold = job.warm and job.action == "build"
         self._error: dict[str, Any] | None = None
         self._missing: tuple[str, list[str]] | None = None
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
@@ -448,8 +467,17 @@ class _Child:
             TrtNativeError: it failed.
             MemoryError: Python had too little memory for it.
         """
-        if self._result is not None:
+        if self._result is not None and not self._is_cold:
             return self._result
+        try:
+            self._fail(timed_out=timed_out)
+        except TrtNativeError as failure:
+            if self._result is None:
+                raise
+            raise warming_error(self._job.target, failure) from None
+
+    def _fail(self, *, timed_out: bool) -> NoReturn:
+        """Raise the error of a child that did not do all of its job."""
         if timed_out:
             lower = ", or lower the optimization level" if self._has_levels else ""
             raise BuildError(
@@ -474,7 +502,7 @@ class _Child:
             )
         raise self._lacking(self._crashed(code))
 
-    def _raise(self, error: dict[str, Any]) -> None:
+    def _raise(self, error: dict[str, Any]) -> NoReturn:
         if error["type"] == "MemoryError":
             raise MemoryError
         kind = getattr(trt_native.errors, error["type"])
@@ -598,6 +626,11 @@ class _Child:
 
     def _on_result(self, result: dict[str, Any]) -> None:
         self._result = result
+
+    def _on_warmed(self, seconds: float) -> None:
+        self._is_cold = False
+        if self._result is not None:
+            self._result["warming_s"] = seconds
 
     def _on_error(self, error: dict[str, Any]) -> None:
         self._error = error

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import ml_dtypes  # noqa: F401  (makes bfloat16 and float8 known to NumPy by name)
-import numpy as np
-
-from trt_native.arrays import Array
 from trt_native.cuda import require_gpu
-from trt_native.plans.manifest import PlanTensor
 from trt_native.plans.plan import Plan
 from trt_native.runtime import Session
+from trt_native.runtime.input_checks import zeros_for
 
 __all__ = ["run_once"]
 
 
-def run_once(plan: Plan) -> None:
+def run_once(plan: Plan) -> bytes:
     """Run a plan on zeros of the first profile's optimum shapes.
+
+    Returns:
+        The kernels that were compiled for that, as a runtime cache holds them.
 
     Raises:
         PlanError, UnsupportedError: the plan cannot be loaded on this machine.
@@ -23,10 +22,5 @@ def run_once(plan: Plan) -> None:
     """
     require_gpu()
     with Session(plan, cuda_graphs=0) as session:
-        session.run({tensor.name: _zeros(tensor) for tensor in session.engine.inputs})
-
-
-def _zeros(tensor: PlanTensor) -> Array:
-    if tensor.values:
-        return np.array(tensor.values[0].opt, tensor.dtype).reshape(tensor.shape)
-    return np.zeros(tensor.profiles[0].opt if tensor.profiles else tensor.shape, tensor.dtype)
+        session.run(zeros_for(session.inputs, {}))
+        return session.engine.compiled_kernels()

@@ -67,7 +67,7 @@ def main(request_file: int) -> None:
         ).start()
         _log_to(report, request["log_level"])
         _record_lines(request["record"])
-        report("result", _build(job, scratch, report))
+        _build(job, scratch, report)
     except KeyboardInterrupt:  # the parent sent it
         _leave(INTERRUPTED)
     except errors.TrtNativeError as error:
@@ -97,18 +97,18 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _build(job: Job, scratch: Path, report: _Report) -> dict[str, Any]:
+def _build(job: Job, scratch: Path, report: _Report) -> None:
     remove_abandoned()
     scratch.mkdir(mode=0o700)
     try:
         with hold_folder(scratch):
             os.environ["TMPDIR"] = tempfile.tempdir = str(scratch)
-            return _build_and_save(job, report)
+            _build_and_save(job, report)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _build_and_save(job: Job, report: _Report) -> dict[str, Any]:
+def _build_and_save(job: Job, report: _Report) -> None:
     from trt_native.backends.building import default_workspace
     from trt_native.backends.registry import load_backend
     from trt_native.builder.plan_cache import EngineCache
@@ -116,9 +116,14 @@ def _build_and_save(job: Job, report: _Report) -> dict[str, Any]:
     from trt_native.plans.plan_file import PlanFile
 
     backend = load_backend(job.backend)
+    if job.warm:
+        from trt_native.runtime.warming import check_warming
+
+        check_warming(backend, job.target, job.config)
     if job.action != "build":
         report("backend", f"{backend.product} {backend.version}", 0, False)
-        return _ACTIONS[job.action](job, backend, report)
+        report("result", _ACTIONS[job.action](job, backend, report))
+        return
     cache = None if job.cache is None else EngineCache(job.cache, job.cache_bytes)
     config, failed = job.config, [attempt.to_json() for attempt in job.failed]
     if cache is not None and job.retry and not failed:
@@ -129,15 +134,31 @@ def _build_and_save(job: Job, report: _Report) -> dict[str, Any]:
     progress = _Progress(report)
     with PlanFile(job.target) as output:
         built = _built(job.model, config, backend, cache, progress, output)
+        compiled = b""
         if job.retry:
-            _check_kernels(job.model, built.plan, report, progress)
+            compiled = _check_kernels(job.model, built.plan, report, progress)
         if cache is not None and job.asked is not None:
             content = {"failed": failed, **{f: getattr(config, f) for f in _FALLBACK_FIELDS}}
             cache.record_fallback(job.model, job.asked, content, backend=backend)
         # From here on a cancel comes too late: the plan is named, and the parent reads the result.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         built.plan.save(job.target, written=output)
-    return {"manifest": built.manifest.to_json(), "cached": built.cached, "failed": failed}
+    result = {"manifest": built.manifest.to_json(), "cached": built.cached, "failed": failed}
+    report("result", result)
+    if job.warm:
+        _warm(replace(built.plan, path=job.target), compiled, report, progress)
+
+
+def _warm(plan: Plan, compiled: bytes, report: _Report, progress: _Progress) -> None:
+    """Compile the kernels of a plan that is written."""
+    from trt_native.progress import phase
+    from trt_native.runtime.warming import warm_plan
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent removes what this leaves
+    started = time.perf_counter()
+    with phase(progress, "Compiling kernels for the GPU"):
+        warm_plan(plan, compiled=compiled)
+    report("warmed", time.perf_counter() - started)
 
 
 def _built(
@@ -184,8 +205,11 @@ def _convert(job: Job, backend: Backend, report: _Report) -> dict[str, Any]:
 _ACTIONS = {"convert": _convert, "decide": _decide, "inspect": _inspect}
 
 
-def _check_kernels(model: Path, plan: Plan, report: _Report, progress: _Progress) -> None:
+def _check_kernels(model: Path, plan: Plan, report: _Report, progress: _Progress) -> bytes:
     """Run a plan once on this machine's GPU, and report a fusion without a kernel.
+
+    Returns:
+        The kernels that were compiled for it.
 
     Raises:
         BuildError: there is one.
@@ -198,12 +222,12 @@ def _check_kernels(model: Path, plan: Plan, report: _Report, progress: _Progress
 
     try:
         with phase(progress, "Trying the plan"):
-            run_once(plan)
+            return run_once(plan)
     except errors.TrtNativeError as error:
         missing = missing_kernel(error.details)
         if missing is None:  # too little memory, or a plan for another GPU: not the plan's fault
             _LOGGER.info("the plan cannot be tried here: %s", error.message)
-            return
+            return b""
         graph = read_model(model)
         normalize(graph)
         report("missing_kernel", str(missing), missing.tensors(graph))

@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trt_native.builder.isolated import Job, build_with_retries
+from trt_native.backends.registry import load_backend
+from trt_native.builder.isolated import Job, build_with_retries, warming_error
 from trt_native.cli.console import print_json, stderr, table
 from trt_native.config import BuildConfig, QuantizationSpec
-from trt_native.errors import BuildError
+from trt_native.errors import BuildError, TrtNativeError
+from trt_native.progress import phase
 from trt_native.progress_bars import ProgressDisplay
 from trt_native.units import counted, format_bytes
 
@@ -40,7 +42,10 @@ def build_best(
         json: Whether to print JSON.
     """
     from trt_native.builder.select_precision import DEFAULT_MAX_ERROR, select_precision
+    from trt_native.runtime.warming import check_warming, warm_plan
 
+    if job.warm:
+        check_warming(load_backend(job.backend), job.target, job.config)
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     with ProgressDisplay(stderr) as progress:
 
@@ -51,7 +56,7 @@ def build_best(
                     "no time was left for this build; allow more time", options=("timeout_s",)
                 )
             stderr.print(f"building {config.precision}", highlight=False)
-            wanted = replace(job, config=config, target=target)
+            wanted = replace(job, config=config, target=target, warm=False)
             build_with_retries(wanted, progress, timeout_s=left, retry=retry)
 
         selection = select_precision(
@@ -63,7 +68,13 @@ def build_best(
             build=build,
             progress=progress,
         )
-    selection.plan.save(job.target)
+        selection.plan.save(job.target)
+        if job.warm:
+            with phase(progress, "Compiling kernels for the GPU"):
+                try:
+                    warm_plan(job.target)
+                except TrtNativeError as error:
+                    raise warming_error(job.target, error) from None
     if json:
         manifest = selection.plan.manifest
         print_json(

@@ -118,6 +118,16 @@ def build(
             rich_help_panel=_PROCESS,
         ),
     ] = None,
+    warm: Annotated[
+        bool,
+        typer.Option(
+            "--warm",
+            help="After the build, compile the kernels of OPT and --fast-at shapes for this"
+            " machine's GPU into MODEL.plan.cache, which later processes read. Needs TensorRT-RTX"
+            " and a GPU.",
+            rich_help_panel=_PROCESS,
+        ),
+    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -140,19 +150,20 @@ def build(
         quantization=QuantizationSpec() if best else quantization,
         **read_fields(BuildConfig, options),
     )
-    if dry_run:
-        if best:
-            raise SpecError("--dry-run: precision best decides by building and measuring")
-        print_dry_run(model, config, backend, json)
-        return
     job = Job(
         model=model,
         target=output or with_ending(model, ".plan"),
         config=config,
         backend=backend,
-        cache=None if no_cache else EngineCache(cache).folder,
+        cache=None if no_cache or dry_run else EngineCache(cache).folder,
         cache_bytes=parse_bytes(cache_size) if cache_size is not None else None,
+        warm=warm,
     )
+    if dry_run:
+        if best:
+            raise SpecError("--dry-run: precision best decides by building and measuring")
+        print_dry_run(job, json)
+        return
     reads = (profile, quantization.calibration_cache, quantization.calibration_data)
     check_outputs(
         filter(None, (job.target, config.timing_cache)),
@@ -184,10 +195,12 @@ def _build(job: Job, timeout_s: float | None, retry: bool, json: bool) -> None:
     with ProgressDisplay(stderr) as progress:
         outcome = build_with_retries(job, progress, timeout_s=timeout_s, retry=retry)
     if json:
+        warmed = {} if outcome.warming_s is None else {"warming_s": outcome.warming_s}
         print_json(
             {
                 "path": str(job.target),
                 "cached": outcome.cached,
+                **warmed,
                 "failed_attempts": [attempt.to_json() for attempt in outcome.attempts],
                 **outcome.manifest.to_json(),
             }

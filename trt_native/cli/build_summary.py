@@ -9,8 +9,7 @@ from trt_native.builder.isolated import Job, Outcome, decide_in_child
 from trt_native.cli.console import print_json, stderr, stdout, table
 from trt_native.cli.html import TENSOR_COLUMNS, tensor_rows
 from trt_native.cli.quantize import engine_layers_text
-from trt_native.config import BuildConfig
-from trt_native.files import with_ending
+from trt_native.plans.manifest import runtime_cache_path
 from trt_native.units import format_bytes
 
 if TYPE_CHECKING:
@@ -32,6 +31,9 @@ def print_summary(target: Path, outcome: Outcome) -> None:
         *_pass_rows(manifest.passes),
         ("cached", f"built {manifest.created} ({times})") if outcome.cached else ("time", times),
     ]
+    if outcome.warming_s is not None:
+        cache = runtime_cache_path(target)
+        rows.append(("kernels", f"in {cache}, compiled in {outcome.warming_s:.1f} s"))
     if outcome.attempts:
         rows.append(("failed before", outcome.attempts))
         rows.append(("built with", _memory_text(manifest)))
@@ -70,19 +72,15 @@ def _pass_rows(passes: Any) -> list[tuple[str, tuple[str, ...]]]:
     ]
 
 
-def print_dry_run(model: Path, config: BuildConfig, backend: str, json: bool) -> None:
+def print_dry_run(job: Job, json: bool) -> None:
     """Print the decisions of a build, whose model its passes and TensorRT's parser have taken."""
     from trt_native.progress_bars import ProgressDisplay
 
-    job = Job(
-        model=model, target=with_ending(model, ".plan"), config=config, backend=backend,
-        cache=None, cache_bytes=None,
-    )  # fmt: skip
     with ProgressDisplay(stderr) as progress:
         decisions = decide_in_child(job, progress)
     version = decisions.pop("version")
     if json:
-        print_json({**decisions, "options": config.options()})
+        print_json({**decisions, "options": job.config.options()})
         return
     typing = "from the graph" if decisions["strongly_typed"] else "from builder flags"
     if decisions["calibrates"]:

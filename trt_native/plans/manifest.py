@@ -21,6 +21,7 @@ __all__ = [
     "find_model",
     "manifest_path",
     "read_manifest",
+    "runtime_cache_path",
 ]
 MANIFEST_SCHEMA = 2
 """Number of the manifest's layout; a change that would break readers raises it."""
@@ -355,6 +356,11 @@ def _check_profiles(tensors: Iterable[PlanTensor]) -> None:
 def manifest_path(plan: Path) -> Path:
     """Path of a plan's manifest, whether or not it exists."""
     return Path(f"{plan}.json")
+
+
+def runtime_cache_path(plan: Path) -> Path:
+    """Path of the kernels that TensorRT-RTX compiled for a plan, whether or not it exists."""
+    return Path(f"{plan}.cache")
 
 
 def read_manifest(plan: Path) -> Manifest | None:

@@ -165,10 +165,18 @@ class Engine:
         return context
 
     def save_runtime_cache(self) -> None:
-        """Write the kernels that TensorRT-RTX has compiled to the file next to the plan."""
+        """Write the kernels that TensorRT-RTX has compiled to the file next to the plan.
+
+        The plan runs without: where that file cannot be written, there is none.
+        """
         if self._native is not None:
             with self._lock:
                 save_runtime_cache_file(self._contexts, self._cache_file)
+
+    def compiled_kernels(self) -> bytes:
+        """The kernels that TensorRT-RTX has compiled, as a runtime cache holds them."""
+        with self._lock:
+            return b"" if self._contexts is None else self._contexts.cache()
 
     def _limit_weights(self, budget: int) -> None:
         streamable = int(self.native.streamable_weights_size)

@@ -111,10 +111,12 @@ def check_views(
     raise SpecError("the inputs do not fit the engine:", listing, problems=found)
 
 
-def zeros_for(tensors: Iterable[PlanTensor], given: Mapping[str, Any]) -> dict[str, Any]:
+def zeros_for(
+    tensors: Iterable[PlanTensor], given: Mapping[str, Any], profile: int = 0
+) -> dict[str, Any]:
     """Arrays for inputs: those that are given, else zeros of the shapes that are.
 
-    An input without either has the optimum in the first profile: its shape, or its values.
+    An input without either has the optimum in one profile: its shape, or its values.
 
     Raises:
         SpecError: an input is unknown, or what is given for it is neither.
@@ -124,16 +126,16 @@ def zeros_for(tensors: Iterable[PlanTensor], given: Mapping[str, Any]) -> dict[s
         raise SpecError(
             f"not inputs of the engine: {', '.join(unknown)}; it has {', '.join(by_name)}"
         )
-    return {name: _zeros(tensor, given.get(name)) for name, tensor in by_name.items()}
+    return {name: _zeros(tensor, given.get(name), profile) for name, tensor in by_name.items()}
 
 
-def _zeros(tensor: PlanTensor, value: Any) -> Any:
+def _zeros(tensor: PlanTensor, value: Any, profile: int) -> Any:
     if hasattr(value, "nbytes"):
         return value
     if value is None and tensor.values:
-        return np.array(tensor.values[0].opt, tensor.dtype).reshape(tensor.shape)
+        return np.array(tensor.values[profile].opt, tensor.dtype).reshape(tensor.shape)
     if value is None:
-        value = tensor.profiles[0].opt if tensor.profiles else tensor.shape
+        value = tensor.profiles[profile].opt if tensor.profiles else tensor.shape
     shape = value if isinstance(value, tuple | list) else ()
     if shape is not value or not all(isinstance(n, int) and n >= 0 for n in shape):
         raise SpecError(

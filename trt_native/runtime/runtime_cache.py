@@ -13,6 +13,7 @@ from trt_native.backends.base import Backend
 from trt_native.cuda import GpuInfo
 from trt_native.errors import PlanError
 from trt_native.files import atomic_write, open_regular_file
+from trt_native.plans.manifest import runtime_cache_path
 from trt_native.plans.plan import Plan
 
 __all__ = ["RuntimeCacheFile", "save_runtime_cache_file"]
@@ -49,7 +50,7 @@ class RuntimeCacheFile:
             "driver": gpu.driver,
             "library": f"{backend.product} {backend.version}",
         }
-        return cls(Path(f"{plan.path}.cache"), owner)
+        return cls(runtime_cache_path(plan.path), owner)
 
     def read(self) -> bytes:
         """Return the kernels; nothing if the file is missing, damaged, or has another owner."""
@@ -64,6 +65,17 @@ class RuntimeCacheFile:
         self.content = content
         return content
 
+    def check(self) -> None:
+        """Refuse to replace a file of another program.
+
+        Raises:
+            PlanError: there is one.
+        """
+        if self._is_foreign():
+            raise PlanError(
+                f"cannot write {self.path}: it is there and is not a runtime cache; move it"
+            )
+
     def _is_foreign(self) -> bool:
         """Whether there is a file of this name with anything else in it."""
         try:
@@ -76,22 +88,33 @@ class RuntimeCacheFile:
             return True
 
     def write(self, content: bytes) -> None:
-        """Write kernels, if they are more than those that were read, over no other file.
+        """Write kernels, if they are more than those that were read.
 
         TensorRT-RTX serializes equal kernels to different bytes, but of equal length.
+
+        Raises:
+            PlanError: the file cannot be written, or is of another program.
         """
-        if len(content) <= len(self.content) or self._is_foreign():
+        if len(content) <= len(self.content):
             return
+        self.check()
         head = json.dumps({**self.owner, "sha256": hashlib.sha256(content).hexdigest()})
         try:
             with atomic_write(self.path) as file:
                 file.write(head.encode() + b"\n" + content)
-        except OSError as error:  # the plan runs without
-            _LOGGER.debug("the runtime cache was not written to %s: %s", self.path, error.strerror)
+        except OSError as error:
+            reason = error.strerror or error
+            raise PlanError(f"cannot write the runtime cache {self.path}: {reason}") from None
         self.content = content
 
 
 def save_runtime_cache_file(contexts: Any, file: RuntimeCacheFile | None) -> None:
-    """Write the kernels that an engine's contexts compiled, if it has a file."""
+    """Write the kernels that an engine's contexts compiled, if it has a file that can be written.
+
+    The plan runs without.
+    """
     if file is not None:
-        file.write(contexts.cache())
+        try:
+            file.write(contexts.cache())
+        except PlanError as error:
+            _LOGGER.debug("%s", error.message)

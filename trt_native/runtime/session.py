@@ -223,7 +223,7 @@ class Session:
             finally:
                 del failure, run  # whose traceback holds this frame
 
-    def warm_up(self, shapes: Iterable[Mapping[str, Any]]) -> None:
+    def warm_up(self, shapes: Iterable[Mapping[str, Any]] | None = None) -> None:
         """Run with zeros of some shapes, so that later runs with them wait for nothing.
 
         TensorRT-RTX compiles its kernels for a shape when that is first run, which takes seconds;
@@ -232,12 +232,17 @@ class Session:
 
         Args:
             shapes: For each run, input name to its shape, or to an array where the values matter.
-                Inputs that are left out have their optimum in the first profile.
+                Inputs that are left out have their optimum in the first profile. None: the optimum
+                of every profile.
 
         Raises:
             SpecError, CudaError, ClosedError: as :meth:`run`.
         """
-        runs = [zeros_for(self.inputs, given) for given in shapes]
+        if shapes is None:
+            profiles = range(self.engine.profile_count)
+            runs = [zeros_for(self.inputs, {}, profile) for profile in profiles]
+        else:
+            runs = [zeros_for(self.inputs, given) for given in shapes]
         # The largest come first: where buffers grow, graphs of smaller shapes would be lost.
         for inputs in sorted(runs, key=lambda one: sum(array.nbytes for array in one.values()))[
             ::-1
