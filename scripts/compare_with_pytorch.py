@@ -15,7 +15,7 @@ from trt_native.cli.console import report_errors, stdout
 @report_errors
 def compare(
     plan: Path,
-    checkpoint: Annotated[Path | None, typer.Option()] = None,
+    checkpoint: Annotated[Path | None, typer.Argument()] = None,
     random_weights: Annotated[int | None, typer.Option(metavar="SEED")] = None,
     config: Annotated[str | None, typer.Option()] = None,
     limit: Annotated[float, typer.Option(help="Largest relative L2 error that passes.")] = 0.02,

@@ -256,7 +256,7 @@ def read_checkpoint(rng: random.Random, seeds: Seeds) -> Iterator[list[Finding]]
         data = _mutant(rng, data)
     path = seeds.folder / f"w{source.suffix}"
     path.write_bytes(data)
-    words = ("--checkpoint", path, "--config", "small")
+    words = (path, "--config", "small")
     target = seeds.folder / "w.onnx"
     yield command("export", "latentsync", *words, "-o", target)
     yield [("stray file", str(f)) for f in seeds.folder.glob("w.onnx?*") if not target.exists()]

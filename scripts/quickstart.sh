@@ -19,7 +19,7 @@ start=$PWD
 absolute() { [[ $1 == /* || ! -e $start/$1 ]] && echo "$1" || echo "$start/$1"; }
 if (($#)); then
   [[ -f $1 ]] || { echo "error: no checkpoint at $1" >&2; exit 1; }
-  weights=(--checkpoint "$(absolute "$1")")
+  weights=("$(absolute "$1")")
   [[ -z ${2:-} ]] || weights+=(--config "$(absolute "$2")")
   name=$(basename "${1%.*}")
   dims=(--dim batch=1:2:2 --dim frames=1:16:16 --dim height=32:64:64 --dim width=32:64:64)
@@ -36,17 +36,15 @@ onnx=quickstart/$name.onnx
 plan=quickstart/$name.plan
 step() { printf '\n== %s\n' "$1"; }
 
-step "1. Export to ONNX"
-.venv/bin/trt-native export latentsync "${weights[@]}" --output "$onnx"
-step "2. Build the plan (FP16, dynamic shapes)"
-.venv/bin/trt-native build "$onnx" --output "$plan" "${dims[@]}"
-step "3. Inspect it"
+step "1. Export to ONNX, and build the plan (FP16, dynamic shapes)"
+.venv/bin/trt-native export latentsync "${weights[@]}" --output "$onnx" --build "$plan" "${dims[@]}"
+step "2. Inspect it"
 .venv/bin/trt-native inspect "$plan"
 if .venv/bin/python -c 'from trt_native.cuda import require_gpu; require_gpu()' 2>/dev/null; then
-  step "4. Run it and compare with PyTorch"
+  step "3. Run it and compare with PyTorch"
   .venv/bin/python scripts/compare_with_pytorch.py "$plan" "${weights[@]}"
 else
-  step "4. Run it: on a machine with a GPU"
+  step "3. Run it: on a machine with a GPU"
   cat <<TEXT
 This machine has no usable NVIDIA GPU, so the plan was built but cannot run here.
 Copy these two files to a machine with a supported GPU and the same TensorRT version:

@@ -20,10 +20,17 @@ _YOUNG_S = 60.0  # its process may not hold it yet
 
 
 @contextlib.contextmanager
-def scratch_folder() -> Iterator[Path]:
-    """A new folder for the time of a block; those of processes that were killed are removed."""
-    remove_abandoned()
-    with tempfile.TemporaryDirectory(prefix=_PREFIX) as name, hold_folder(Path(name)):
+def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
+    """A new folder for the time of a block; those of processes that were killed are removed.
+
+    Args:
+        parent: Where to make it. None: in the folder for temporary files.
+    """
+    remove_abandoned(parent)
+    with (
+        tempfile.TemporaryDirectory(prefix=_PREFIX, dir=parent) as name,
+        hold_folder(Path(name)),
+    ):
         yield Path(name)
 
 
@@ -43,9 +50,9 @@ def hold_folder(folder: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-def remove_abandoned() -> None:
+def remove_abandoned(parent: Path | None = None) -> None:
     """Remove folders of this user that no process holds; of no other form, and no links."""
-    with contextlib.suppress(OSError), os.scandir(tempfile.gettempdir()) as entries:
+    with contextlib.suppress(OSError), os.scandir(parent or tempfile.gettempdir()) as entries:
         for entry in entries:
             if _NAME.fullmatch(entry.name):
                 _remove_if_abandoned(Path(entry.path))

@@ -210,7 +210,7 @@ def from_checkpoint(
         torch.save({"global_step": 0, "state_dict": unet.state_dict()}, work / "checkpoint.pt")
         del unet
     setup.plan("static").with_name("static.plan.cache").unlink(missing_ok=True)
-    words = ["export", "latentsync", "--checkpoint", work / "checkpoint.pt", "--config", config]
+    words = ["export", "latentsync", work / "checkpoint.pt", "--config", config]
     shape = f"batch={batch},frames={frames},height={size},width={size}"
     with _timed(found, "checkpoint to running plan"):
         with _timed(found, "checkpoint to ONNX"):

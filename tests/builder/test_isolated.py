@@ -181,7 +181,7 @@ def test_a_signal_from_outside_is_no_fault_of_the_model(tmp_path, monkeypatch):
         model=tmp_path / "m.onnx", target=tmp_path / "m.plan", config=BuildConfig(), backend="rtx",
         cache=None, cache_bytes=None,
     )  # fmt: skip
-    child = isolated._Child(job, None)
+    child = isolated.ChildBuild(job)
     child._phases = ["Building engine"]
     for code, name in {
         -signal.SIGTERM: "SIGTERM (Terminated)",
@@ -468,7 +468,7 @@ class TestWarming:
     )  # fmt: skip
 
     def child(self, **changes):
-        child = isolated._Child(dataclasses.replace(self.JOB, **changes), None)
+        child = isolated.ChildBuild(dataclasses.replace(self.JOB, **changes))
         child._on_result(dict(self.RESULT))
         return child
 
@@ -546,7 +546,7 @@ class TestMissingKernels:
     def test_it_gives_up_where_that_does_not_help(self, monkeypatch):
         tried = []
 
-        def build_in_child(job, progress, *, deadline):
+        def build_in_child(job, progress, *, deadline, child):
             tried.append(job.config.break_fusions)
             raise FusionError(BuildError("no kernel"), "Conv_ADD", ("a", "b"), 2**30)
 

@@ -68,7 +68,7 @@ def test_wrong_usage_is_exit_code_2(model):
         ("--nope build --json", "No such option: --nope", ["--nope"]),
         ("nope --json", "No such command 'nope'", []),
         ("build --json", "Missing argument 'MODEL.onnx'", []),
-        ("export latentsync --json", "Missing option '--output' / '-o'", ["--output"]),
+        ("export latentsync-vae --json", "Missing option '--output' / '-o'", ["--output"]),
         ("run m.plan --random x --json", "Invalid value for '--random'", ["--random"]),
         ("inspect m.plan --json --html", "Option '--html' requires an argument", ["--html"]),
         ("cache list --json extra", "unexpected extra argument", []),
@@ -101,7 +101,7 @@ def test_wrong_usage_as_json(arguments, message, options):
         "inspect m.onnx --html m.onnx",
         "inspect m.plan --html m.plan.json",
         "refit m.plan --from m.onnx -o m.onnx",
-        "export latentsync --checkpoint c.pt -o c.pt",
+        "export latentsync c.pt -o c.pt",
         "export latentsync --random-weights 0 --config p.json -o p.json",
     ],
 )

@@ -58,7 +58,7 @@ def plans(tmp_path_factory):
         one, *two = (Path(built_elsewhere) / f"{name}.plan" for name in names)
         return one, tuple(two)
     folder = tmp_path_factory.mktemp("plans")
-    golden = ("--checkpoint", DATA / "unet_small.pt", "--config", "small")
+    golden = (DATA / "unet_small.pt", "--config", "small")
 
     def single():
         command("export", "latentsync", *golden, "-o", folder / "unet.onnx")

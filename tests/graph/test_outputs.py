@@ -61,8 +61,8 @@ def contents(folder):
         "bench inline.onnx --compare m.plan --html m.plan",
         "run m.plan --input x.npz -o x.npz",
         "run m.plan --random 0 -o m.plan.json",
-        "export latentsync --checkpoint u.pt -o u.pt",
-        "export latentsync --checkpoint u.shallow.pt -o u.pt --deepcache",
+        "export latentsync u.pt -o u.pt",
+        "export latentsync u.shallow.pt -o u.pt --deepcache",
     ],
 )
 def test_a_file_that_is_read_stays(line, folder, main_in_process):
@@ -181,8 +181,8 @@ def test_weights_of_another_model_are_not_replaced(folder, monkeypatch):
         "deploy trtexec NAME",
         "export latentsync --random-weights 0 --config small -o NAME",
         "export latentsync --random-weights 0 --config small --deepcache -o NAME",
-        "export latentsync --checkpoint NAME -o u.onnx",
-        "export latentsync-vae --folder NAME -o v.onnx",
+        "export latentsync NAME -o u.onnx",
+        "export latentsync-vae NAME -o v.onnx",
     ],
 )
 def test_paths_without_a_file_name(line, name, folder, main_in_process):

@@ -121,13 +121,14 @@ def test_no_more_frames_than_positions(exports, tmp_path, monkeypatch, positions
         onnx.save(model, report.path)
         return report
 
-    def build(job, progress):
-        jobs.append(job)
+    def build(first, export, jobs_of, progress):
+        reports = export(lambda: None)
+        jobs.extend(jobs_of(reports))
         manifest = SimpleNamespace(plan_bytes=1, seconds={"total": 1.0})
-        return SimpleNamespace(manifest=manifest, cached=False)
+        return reports, [SimpleNamespace(manifest=manifest, cached=False)]
 
     monkeypatch.setattr(build_folder, "export_latentsync", export_with_limit)
-    monkeypatch.setattr(build_folder, "build_with_retries", build)
+    monkeypatch.setattr(build_folder, "build_exported", build)
     weights = ModelSources(random_seed=0, config="small")
     options = FolderOptions(deepcache=False, vae=False)
     build_latentsync(tmp_path, weights, options)

@@ -121,13 +121,13 @@ class TestWithoutPyTorch:
 
     def test_safetensors_and_random_weights(self, tmp_path, state):
         save_file(dict(state), tmp_path / "c.safetensors")
-        for source in (("--checkpoint", tmp_path / "c.safetensors"), ("--random-weights", 1)):
+        for source in ((tmp_path / "c.safetensors",), ("--random-weights", 1)):
             done = self.export(*source, "-o", tmp_path / "unet.onnx")
             assert done.returncode == 0, done.stderr
             assert (tmp_path / "unet.onnx").stat().st_size > 6e6
 
     def test_its_own_format(self, tmp_path):
-        done = self.export("--checkpoint", CHECKPOINT, "-o", tmp_path / "unet.onnx")
+        done = self.export(CHECKPOINT, "-o", tmp_path / "unet.onnx")
         assert done.returncode == 1
         assert "unet_small.pt: reading it needs PyTorch, which is not installed" in done.stderr
         assert "Traceback" not in done.stderr

@@ -82,6 +82,7 @@ __all__ = [
     "LoweredModel",
     "PreparedBuild",
     "build_prepared",
+    "check_config",
     "decide",
     "lower",
     "precision_record",
@@ -210,10 +211,7 @@ def prepare(
     config = as_config(config)
     path = as_path(model)
     chosen = load_backend(backend)
-    chosen.check(config)
-    check_ranges(config)
-    if config.timing_cache is not None:
-        check_writable(config.timing_cache)
+    check_config(config, chosen)
     with phase(progress, "Reading the model"):
         states = file_states([path])
         graph = read_model(path)
@@ -376,6 +374,18 @@ def decide(
         request = _request(prepared, lowered, interface)
         run_interruptible(lambda: prepared.backend.parse(request), threading.Event())
     return replace(prepared.decisions, passes=described)
+
+
+def check_config(config: BuildConfig, backend: Backend) -> None:
+    """Check what can be checked of a configuration without the model.
+
+    Raises:
+        UnsupportedError, SpecError: as ``build_plan``.
+    """
+    backend.check(config)
+    check_ranges(config)
+    if config.timing_cache is not None:
+        check_writable(config.timing_cache)
 
 
 def _native_method(spec: QuantizationSpec) -> str:

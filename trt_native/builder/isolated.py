@@ -2,7 +2,8 @@
 
 The child reads its job from shared memory, as JSON, and sends lines of JSON through a pipe:
 progress, log, and in the end the result or an error. A SIGINT cancels its build. It ends by itself
-when its standard input does, which is when this process is gone.
+when its standard input does, which is when this process is gone. One that was started before its
+model is there waits for a byte of that, and reads its job again.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 __all__ = [
     "INTERRUPTED",
     "LINE_BYTES",
+    "ChildBuild",
     "Job",
     "Outcome",
     "build_in_child",
@@ -153,7 +155,12 @@ class Outcome:
 
 
 def build_with_retries(
-    job: Job, progress: Progress | None, *, timeout_s: float | None = None, retry: bool = False
+    job: Job,
+    progress: Progress | None,
+    *,
+    timeout_s: float | None = None,
+    retry: bool = False,
+    child: ChildBuild | None = None,
 ) -> Outcome:
     """Build in a child process; on lack of memory, workspace or an implementation, retry.
 
@@ -165,6 +172,7 @@ def build_with_retries(
         progress: Receives progress callbacks.
         timeout_s: Longest time in seconds, for all attempts together.
         retry: Whether to build again with other settings; see :class:`FallbackLadder`.
+        child: A process that waits for the job.
 
     Raises:
         TrtNativeError: the error that the build raised, and :class:`BuildError` where it
@@ -177,8 +185,9 @@ def build_with_retries(
     attempts: list[Attempt] = []
     ladder = FallbackLadder()
     while True:
+        waiting, child = child, None
         try:
-            return build_in_child(job, progress, deadline=deadline)
+            return build_in_child(job, progress, deadline=deadline, child=waiting)
         except ResourceError as failure:
             if not retry:
                 hint = _RETRY_SMALLER_HINT if failure.shortage is None else _RETRY_LARGER_HINT
@@ -266,7 +275,11 @@ def build_isolated(
 
 
 def build_in_child(
-    job: Job, progress: Progress | None, *, deadline: float | None = None
+    job: Job,
+    progress: Progress | None,
+    *,
+    deadline: float | None = None,
+    child: ChildBuild | None = None,
 ) -> Outcome:
     """Build once, in a child process.
 
@@ -274,11 +287,12 @@ def build_in_child(
         job: The build.
         progress: Receives progress callbacks.
         deadline: Time to give up, by ``time.monotonic``.
+        child: A process that waits for the job.
 
     Raises:
         TrtNativeError, KeyboardInterrupt: as :func:`build_with_retries`.
     """
-    result = _result(job, progress, deadline)
+    result = _result(job, progress, deadline, child)
     failed = (Attempt(**attempt) for attempt in result["failed"])
     manifest = Manifest.from_json(result["manifest"])
     return Outcome(manifest, bool(result["cached"]), tuple(failed), result.get("warming_s"))
@@ -345,9 +359,12 @@ def convert_in_child(
     return converter.structure(_result(job, progress, None), convert.ConvertedFile)
 
 
-def _result(job: Job, progress: Progress | None, deadline: float | None) -> dict[str, Any]:
-    with _Child(job, progress) as child:
+def _result(
+    job: Job, progress: Progress | None, deadline: float | None, child: ChildBuild | None = None
+) -> dict[str, Any]:
+    with child or ChildBuild(job) as child:
         try:
+            child.begin(job, progress)
             in_time = child.listen(deadline)
         except KeyboardInterrupt:
             child.cancel("interrupted: {}; press Ctrl-C again to abort immediately")
@@ -357,12 +374,18 @@ def _result(job: Job, progress: Progress | None, deadline: float | None) -> dict
         return child.result(timed_out=not in_time)
 
 
-class _Child:
-    """The building process; it is killed, and its files are removed, when the block ends."""
+class ChildBuild:
+    """The building process; it is killed, and its files are removed, when the block ends.
 
-    def __init__(self, job: Job, progress: Progress | None) -> None:
+    Args:
+        job: Its job, or what is known of that before the model is there. A process that was started
+            with it imports what a build needs and checks the options meanwhile, and waits.
+    """
+
+    def __init__(self, job: Job) -> None:
         self._job = job
-        self._progress = progress
+        self._progress: Progress | None = None
+        self._is_started = self._is_ready = False
         self._token = secrets.token_hex(4)
         self._scratch = new_scratch_path(self._token)
         self._phases: list[str] = []
@@ -375,54 +398,87 @@ class _Child:
         self._missing: tuple[str, list[str]] | None = None
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
 
-    def __enter__(self) -> _Child:
+    def __enter__(self) -> ChildBuild:
+        return self
+
+    def start(self) -> None:
+        """Start the process before its model is there."""
+        self._start(waits=True)
+
+    def wait_until_ready(self) -> None:
+        """Wait until a process that was started is done with what it does before the model.
+
+        Raises:
+            TrtNativeError: the build would be refused.
+        """
+        self.listen(None, until_ready=True)
+        if not self._is_ready:
+            self._fail(timed_out=False)
+
+    def begin(self, job: Job, progress: Progress | None) -> None:
+        """Give the process its job, and start it if it is not."""
+        self._job, self._progress = job, progress
+        self._is_cold = job.warm and job.action == "build"
+        if not self._is_started:
+            self._start(waits=False)
+            return
+        self._write_request(waits=False)
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and said why
+            os.write(self._process.stdin.fileno(), b"\n")  # type: ignore[union-attr]
+
+    def _start(self, *, waits: bool) -> None:
         open_standard_descriptors()
         with contextlib.ExitStack() as files:
             self._events, events = os.pipe()
             self._output, output = os.pipe()
             files.callback(os.close, events)
             files.callback(os.close, output)
+            self._events_there = events
             # Shared memory, which is there to be read when the child is gone.
             self._record = os.memfd_create("trt-native-record")
             os.ftruncate(self._record, 2 * LINE_BYTES)
-            request = files.enter_context(os.fdopen(os.memfd_create("trt-native-job"), "w+b"))
-            request.write(self._request(events))
-            request.seek(0)
+            self._request = os.memfd_create("trt-native-job")
+            self._write_request(waits=waits)
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _BOOT, str(request.fileno()), *sys.path],
+                [sys.executable, "-c", _BOOT, str(self._request), *sys.path],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
-                pass_fds=(events, self._record, request.fileno()),
+                pass_fds=(events, self._record, self._request),
                 start_new_session=True,  # a terminal's Ctrl-C is for this process alone
             )
         self._streams = {
             self._events: _Lines(self._on_message),
             self._output: _Lines(self._on_output),
         }
-        return self
+        self._is_started = True
 
-    def _request(self, events: int) -> bytes:
+    def _write_request(self, *, waits: bool) -> None:
         from cattrs import Converter
 
         request = {
             "job": Converter().unstructure(self._job),
-            "events": events,
+            "waits": waits,
+            "events": self._events_there,
             "record": self._record,
             "token": self._token,
             "scratch": str(self._scratch),
             "log_level": logging.getLogger("trt_native").getEffectiveLevel(),
         }
-        return json.dumps(request).encode()
+        os.ftruncate(self._request, 0)
+        os.pwrite(self._request, json.dumps(request).encode(), 0)
 
     def __exit__(self, *exception: object) -> None:
+        if not self._is_started:
+            return
+        self._is_started = False
         with _uninterrupted():
             self._process.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in a driver
                 self._process.wait(timeout=5)
             if self._process.stdin is not None:
                 self._process.stdin.close()
-            for descriptor in (self._events, self._output, self._record):
+            for descriptor in (self._events, self._output, self._record, self._request):
                 os.close(descriptor)
             shutil.rmtree(self._scratch, ignore_errors=True)
             for folder in folders_written(self._job):
@@ -431,12 +487,12 @@ class _Child:
                 if self._progress is not None:
                     self._progress.phase_finish(phase)
 
-    def listen(self, deadline: float | None) -> bool:
-        """Follow the child until it ends (True), or until the deadline (False)."""
+    def listen(self, deadline: float | None, *, until_ready: bool = False) -> bool:
+        """Follow the child until it ends (or is ready: True), or until the deadline (False)."""
         with selectors.DefaultSelector() as selector:
             for stream in self._streams:
                 selector.register(stream, selectors.EVENT_READ)
-            while self._events in selector.get_map():
+            while self._events in selector.get_map() and not (until_ready and self._is_ready):
                 left = _LONG_S if deadline is None else deadline - time.monotonic()
                 if left <= 0:
                     return False
@@ -620,6 +676,9 @@ class _Child:
     def _on_backend(self, name: str, workspace_bytes: int, has_levels: bool) -> None:
         self._backend, self._workspace_bytes = name, workspace_bytes
         self._has_levels = has_levels
+
+    def _on_ready(self) -> None:
+        self._is_ready = True
 
     def _on_missing_kernel(self, fusion: str, tensors: list[str]) -> None:
         self._missing = fusion, tensors

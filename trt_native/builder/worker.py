@@ -53,20 +53,24 @@ def main(request_file: int) -> None:
     delay_imports(*HEAVY_MODULES)
     # A background job may ignore SIGINT, which the parent sends to cancel.
     signal.signal(signal.SIGINT, _cancel)
-    with os.fdopen(request_file, "rb") as file:
-        request = json.load(file)
+    request = _read_request(request_file)
     scratch = Path(request["scratch"])
     report = _Report(request["events"])
     try:
         from cattrs import Converter
 
         job = Converter().structure(request["job"], Job)
+        _log_to(report, request["log_level"])
+        _record_lines(request["record"])
+        if request["waits"]:
+            _prepare(job, report)
+            if not os.read(sys.stdin.fileno(), 1):  # the parent is gone
+                _leave(1)
+            job = Converter().structure(_read_request(request_file)["job"], Job)
         set_temporary_tag(request["token"])
         threading.Thread(
             target=_end_with_parent, args=(scratch, job, request["token"]), daemon=True
         ).start()
-        _log_to(report, request["log_level"])
-        _record_lines(request["record"])
         _build(job, scratch, report)
     except KeyboardInterrupt:  # the parent sent it
         _leave(INTERRUPTED)
@@ -82,6 +86,34 @@ def main(request_file: int) -> None:
         traceback.print_exc()
         _leave(1)
     _leave(0)
+
+
+def _read_request(descriptor: int) -> dict[str, Any]:
+    """Read the request, which may be written again; the position in the file is the parent's."""
+    size = os.fstat(descriptor).st_size
+    return dict(json.loads(os.pread(descriptor, size, 0)))
+
+
+def _prepare(job: Job, report: _Report) -> None:
+    """Import what a build needs, and check what can be without its model."""
+    from trt_native.builder import build, plan_cache  # noqa: F401
+    from trt_native.cuda import gpu_info
+
+    backend = _checked_backend(job)
+    build.check_config(job.config, backend)
+    gpu_info()
+    report("ready")
+
+
+def _checked_backend(job: Job) -> Backend:
+    from trt_native.backends.registry import load_backend
+
+    backend = load_backend(job.backend)
+    if job.warm:
+        from trt_native.runtime.warming import check_warming
+
+        check_warming(backend, job.target, job.config)
+    return backend
 
 
 def _cancel(*_: Any) -> NoReturn:
@@ -110,16 +142,11 @@ def _build(job: Job, scratch: Path, report: _Report) -> None:
 
 def _build_and_save(job: Job, report: _Report) -> None:
     from trt_native.backends.building import default_workspace
-    from trt_native.backends.registry import load_backend
     from trt_native.builder.plan_cache import EngineCache
     from trt_native.cuda import gpu_info
     from trt_native.plans.plan_file import PlanFile
 
-    backend = load_backend(job.backend)
-    if job.warm:
-        from trt_native.runtime.warming import check_warming
-
-        check_warming(backend, job.target, job.config)
+    backend = _checked_backend(job)
     if job.action != "build":
         report("backend", f"{backend.product} {backend.version}", 0, False)
         report("result", _ACTIONS[job.action](job, backend, report))

@@ -8,10 +8,20 @@ from typing import Annotated, Any
 import typer
 
 from trt_native.builder.isolated import Job, build_with_retries
-from trt_native.builder.plan_cache import FOLDER_VARIABLE, SIZE_VARIABLE, EngineCache
-from trt_native.cli.build_summary import print_dry_run, print_summary
+from trt_native.builder.plan_cache import SIZE_VARIABLE, EngineCache
+from trt_native.cli.build_summary import build_document, print_dry_run, print_summary
 from trt_native.cli.console import print_json, report_errors, stderr
-from trt_native.cli.options import BackendOption, read_fields, with_fields
+from trt_native.cli.options import (
+    BackendOption,
+    CacheOption,
+    DimsOption,
+    NoCacheOption,
+    RetryOption,
+    TimeoutOption,
+    WarmOption,
+    read_fields,
+    with_fields,
+)
 from trt_native.config import BuildConfig, QuantizationSpec
 from trt_native.errors import SpecError
 from trt_native.files import with_ending
@@ -38,15 +48,7 @@ def build(
         typer.Option("--output", "-o", help="The plan to write. \\[default: MODEL.plan]"),
     ] = None,
     backend: BackendOption = "auto",
-    dims: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--dim",
-            metavar="NAME=MIN:OPT:MAX",
-            help="Range of a symbolic dimension: NAME=MIN:OPT:MAX, or NAME=N. Repeatable.",
-            rich_help_panel=_SHAPES,
-        ),
-    ] = None,
+    dims: DimsOption = None,
     shapes: Annotated[
         list[str] | None,
         typer.Option(
@@ -72,42 +74,10 @@ def build(
             rich_help_panel="Precision",
         ),
     ] = None,
-    timeout_s: Annotated[
-        str | None,
-        typer.Option(
-            "--timeout",
-            metavar="DURATION",
-            help="Stop a build that takes longer, such as 90s, 15m or 1h30m.",
-            rich_help_panel=_PROCESS,
-        ),
-    ] = None,
-    retry: Annotated[
-        bool,
-        typer.Option(
-            "--retry",
-            help="Build again, at most three times: with a larger workspace where that was too"
-            " small; where memory or an implementation is lacking, with a smaller one and a lower"
-            " optimization level. Where there is a GPU, also run the plan once, and build again"
-            " with a fusion broken that has no kernel there.",
-            rich_help_panel=_PROCESS,
-        ),
-    ] = False,
-    cache: Annotated[
-        str | None,
-        typer.Option(
-            envvar=FOLDER_VARIABLE,
-            metavar="FOLDER",
-            help="Folder of built plans and layer timings. \\[default: the user's cache folder]",
-            show_envvar=True,
-            rich_help_panel=_PROCESS,
-        ),
-    ] = None,
-    no_cache: Annotated[
-        bool,
-        typer.Option(
-            "--no-cache", help="Build even what is in the cache.", rich_help_panel=_PROCESS
-        ),
-    ] = False,
+    timeout_s: TimeoutOption = None,
+    retry: RetryOption = False,
+    cache: CacheOption = None,
+    no_cache: NoCacheOption = False,
     cache_size: Annotated[
         str | None,
         typer.Option(
@@ -118,16 +88,7 @@ def build(
             rich_help_panel=_PROCESS,
         ),
     ] = None,
-    warm: Annotated[
-        bool,
-        typer.Option(
-            "--warm",
-            help="After the build, compile the kernels of OPT and --fast-at shapes for this"
-            " machine's GPU into MODEL.plan.cache, which later processes read. Needs TensorRT-RTX"
-            " and a GPU.",
-            rich_help_panel=_PROCESS,
-        ),
-    ] = False,
+    warm: WarmOption = False,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -195,15 +156,6 @@ def _build(job: Job, timeout_s: float | None, retry: bool, json: bool) -> None:
     with ProgressDisplay(stderr) as progress:
         outcome = build_with_retries(job, progress, timeout_s=timeout_s, retry=retry)
     if json:
-        warmed = {} if outcome.warming_s is None else {"warming_s": outcome.warming_s}
-        print_json(
-            {
-                "path": str(job.target),
-                "cached": outcome.cached,
-                **warmed,
-                "failed_attempts": [attempt.to_json() for attempt in outcome.attempts],
-                **outcome.manifest.to_json(),
-            }
-        )
+        print_json(build_document(job.target, outcome))
     else:
         print_summary(job.target, outcome)

@@ -7,10 +7,20 @@ from typing import Annotated
 
 import typer
 
-from trt_native.builder.plan_cache import FOLDER_VARIABLE, EngineCache
+from trt_native.builder.plan_cache import EngineCache
 from trt_native.cli.console import print_json, report_errors, stderr, table
-from trt_native.cli.export import AllowMismatch, FloatTimestep
-from trt_native.cli.options import BackendOption, complete_precision
+from trt_native.cli.options import (
+    AllowMismatch,
+    BackendOption,
+    CacheOption,
+    CheckpointArgument,
+    FloatTimestep,
+    NoCacheOption,
+    RandomWeights,
+    UNetConfigOption,
+    WarmOption,
+    complete_precision,
+)
 from trt_native.errors import SpecError
 from trt_native.progress_bars import ProgressDisplay
 from trt_native.units import format_bytes
@@ -23,10 +33,7 @@ def build_latentsync(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder to write plans to.")
     ],
-    checkpoint: Annotated[
-        Path | None,
-        typer.Argument(metavar="[CHECKPOINT]", help="latentsync_unet.pt, or .safetensors."),
-    ] = None,
+    checkpoint: CheckpointArgument = None,
     vae: Annotated[
         Path | None,
         typer.Option(
@@ -44,17 +51,8 @@ def build_latentsync(
             help="LatentSync's checkpoints/whisper/tiny.pt: also build its encoder.",
         ),
     ] = None,
-    random_weights: Annotated[
-        int | None,
-        typer.Option(metavar="SEED", help="Random weights for U-Net and VAE, instead of files."),
-    ] = None,
-    config: Annotated[
-        str | None,
-        typer.Option(
-            help="The U-Net's YAML or JSON, or a preset: latentsync-1.6, latentsync-1.5,"
-            " latentsync-1.0, small. \\[default: the checkpoint's own, else latentsync-1.6]"
-        ),
-    ] = None,
+    random_weights: RandomWeights = None,
+    config: UNetConfigOption = None,
     vae_config: Annotated[
         str | None,
         typer.Option(help="With random weights: the VAE's JSON, or a preset: sd, small."),
@@ -84,18 +82,9 @@ def build_latentsync(
         ),
     ] = 4,
     backend: BackendOption = "auto",
-    cache: Annotated[
-        str | None,
-        typer.Option(
-            envvar=FOLDER_VARIABLE,
-            metavar="FOLDER",
-            help="Folder of built plans. \\[default: the user's cache folder]",
-            show_envvar=True,
-        ),
-    ] = None,
-    no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Build even what is in the cache.")
-    ] = False,
+    cache: CacheOption = None,
+    no_cache: NoCacheOption = False,
+    warm: WarmOption = False,
     allow_mismatch: AllowMismatch = False,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -131,6 +120,7 @@ def build_latentsync(
                 vae_frames=vae_frames,
                 backend=backend,
                 cache=None if no_cache else EngineCache(cache).folder,
+                warm=warm,
             ),
             progress=progress,
         )

@@ -15,7 +15,19 @@ from trt_native.units import format_bytes
 if TYPE_CHECKING:
     from trt_native.plans.manifest import Manifest
 
-__all__ = ["print_dry_run", "print_summary"]
+__all__ = ["build_document", "print_dry_run", "print_summary"]
+
+
+def build_document(target: Path, outcome: Outcome) -> dict[str, Any]:
+    """What ``--json`` prints of a plan that was built, or taken from the cache."""
+    warmed = {} if outcome.warming_s is None else {"warming_s": outcome.warming_s}
+    return {
+        "path": str(target),
+        "cached": outcome.cached,
+        **warmed,
+        "failed_attempts": [attempt.to_json() for attempt in outcome.attempts],
+        **outcome.manifest.to_json(),
+    }
 
 
 def print_summary(target: Path, outcome: Outcome) -> None:

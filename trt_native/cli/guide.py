@@ -14,7 +14,7 @@ import typer
 
 from trt_native.cli.build import build
 from trt_native.cli.console import report_errors, stderr
-from trt_native.cli.export import latentsync
+from trt_native.cli.export_unet import latentsync
 from trt_native.cli.run import run
 from trt_native.errors import ModelError, SpecError
 
@@ -98,6 +98,13 @@ def _export(
         str | None,
         typer.Argument(metavar="[batch=N,frames=N,height=N,width=N]", help="Extents for --static."),
     ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            help="latentsync_unet.pt, any other .pt of such weights, or .safetensors.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None,
     fp16: _Fp16 = False,
     int8: _Int8 = False,
     static: _Static = False,
@@ -119,10 +126,10 @@ def _export(
         )
     if static:
         options["static"] = extents or _static_extents(options["config"], resolution)
-    if options["checkpoint"] is None and options["random_weights"] is None:
+    if checkpoint is None and options["random_weights"] is None:
         _require(CHECKPOINT, "run this in LatentSync's folder, or name the file", "checkpoint")
-        options["checkpoint"] = CHECKPOINT
-    _plain(latentsync)(**options)
+        checkpoint = CHECKPOINT
+    _plain(latentsync)(checkpoint=checkpoint, **options)
 
 
 @guide_app.command("build")

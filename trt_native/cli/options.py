@@ -6,17 +6,30 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from enum import Enum
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
+from trt_native.builder.plan_cache import FOLDER_VARIABLE
 from trt_native.config import BuildConfig, CommandOption, QuantizationSpec
 from trt_native.errors import TrtNativeError
 
 __all__ = [
+    "AllowMismatch",
     "BackendOption",
+    "CacheOption",
+    "CheckpointArgument",
+    "DimsOption",
+    "FloatTimestep",
     "IgnoreManifest",
     "KernelSpecializationOption",
+    "NoCacheOption",
+    "RandomWeights",
+    "RetryOption",
+    "TimeoutOption",
+    "UNetConfigOption",
+    "WarmOption",
     "complete_backend",
     "complete_precision",
     "completing",
@@ -60,6 +73,95 @@ KernelSpecializationOption = Annotated[
         " range when it is first run; in the background; or none but those of the whole range.",
         autocompletion=completing("eager", "lazy", "none"),
         show_default="eager",
+    ),
+]
+
+_SHAPES, _PROCESS = "Shapes", "Process and cache"
+DimsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dim",
+        metavar="NAME=MIN:OPT:MAX",
+        help="Range of a symbolic dimension: NAME=MIN:OPT:MAX, or NAME=N. Repeatable.",
+        rich_help_panel=_SHAPES,
+    ),
+]
+TimeoutOption = Annotated[
+    str | None,
+    typer.Option(
+        "--timeout",
+        metavar="DURATION",
+        help="Stop a build that takes longer, such as 90s, 15m or 1h30m.",
+        rich_help_panel=_PROCESS,
+    ),
+]
+RetryOption = Annotated[
+    bool,
+    typer.Option(
+        "--retry",
+        help="Build again, at most three times: with a larger workspace where that was too"
+        " small; where memory or an implementation is lacking, with a smaller one and a lower"
+        " optimization level. Where there is a GPU, also run the plan once, and build again"
+        " with a fusion broken that has no kernel there.",
+        rich_help_panel=_PROCESS,
+    ),
+]
+CacheOption = Annotated[
+    str | None,
+    typer.Option(
+        envvar=FOLDER_VARIABLE,
+        metavar="FOLDER",
+        help="Folder of built plans and layer timings. \\[default: the user's cache folder]",
+        show_envvar=True,
+        rich_help_panel=_PROCESS,
+    ),
+]
+NoCacheOption = Annotated[
+    bool,
+    typer.Option("--no-cache", help="Build even what is in the cache.", rich_help_panel=_PROCESS),
+]
+WarmOption = Annotated[
+    bool,
+    typer.Option(
+        "--warm",
+        help="After the build, compile the kernels of OPT and --fast-at shapes for this machine's"
+        " GPU into PLAN.cache, which later processes read. Needs TensorRT-RTX and a GPU.",
+        rich_help_panel=_PROCESS,
+    ),
+]
+
+# Of the U-Net of LatentSync
+CheckpointArgument = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[CHECKPOINT]",
+        help="latentsync_unet.pt, any other .pt of such weights, or .safetensors.",
+    ),
+]
+RandomWeights = Annotated[
+    int | None, typer.Option(metavar="SEED", help="Random weights instead of a file.")
+]
+UNetConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        help="The U-Net's YAML or JSON, or a preset: latentsync-1.6, latentsync-1.5,"
+        " latentsync-1.0, small. \\[default: the checkpoint's own, else latentsync-1.6]"
+    ),
+]
+FloatTimestep = Annotated[
+    bool,
+    typer.Option(
+        "--float-timestep",
+        help="Take the timestep in float32 instead of int64, for schedulers whose timesteps"
+        " have fractions (Euler, Heun, KDPM2).",
+    ),
+]
+AllowMismatch = Annotated[
+    bool,
+    typer.Option(
+        "--allow-mismatch",
+        help="Go on with a checkpoint that has missing or unexpected keys; missing ones get"
+        " random values.",
     ),
 ]
 

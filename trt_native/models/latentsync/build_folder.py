@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from trt_native.backends.registry import load_backend
-from trt_native.builder.isolated import Job, build_with_retries
+from trt_native.builder.exported import build_exported
+from trt_native.builder.isolated import Job
 from trt_native.config import BuildConfig, Precision
 from trt_native.errors import SpecError
 from trt_native.export.module import require_torch
@@ -90,6 +91,8 @@ class FolderOptions:
         vae_frames: Frames that pass through the VAE at a time; more take more memory.
         backend: ``auto``, ``tensorrt`` or ``rtx``.
         cache: Folder of the cache of built plans; None to build without one.
+        warm: Compile the plans' kernels for this machine's GPU once they are built; see
+            :func:`trt_native.runtime.warming.warm_plan`.
     """
 
     resolution: int | None = None
@@ -101,6 +104,7 @@ class FolderOptions:
     vae_frames: int = VAE_FRAMES
     backend: str = "auto"
     cache: Path | None = None
+    warm: bool = False
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,7 @@ def build_latentsync(
         SpecError: options are contradictory, the folder cannot be one, or another process builds
             in it.
         UnsupportedError: the backend is unknown or not installed.
-        TrtNativeError: as the exports and :func:`trt_native.builder.isolated.build_with_retries`.
+        TrtNativeError: as the exports and :func:`trt_native.builder.exported.build_exported`.
     """
     options = options or FolderOptions()
     target = Path(folder)
@@ -286,78 +290,116 @@ class _FolderBuild:
     def unet(self, latents: int) -> list[BuiltPart]:
         weights = self.weights
         write = export_deepcache if self.options.deepcache else export_latentsync
-        written = write(
-            self._onnx(plan_names.FULL),
-            config=weights.config,
-            checkpoint=weights.checkpoint,
-            random_seed=weights.random_seed,
-            precision=self.options.precision,
-            timestep_dtype="float32" if self.options.float_timestep else "int64",
-            allow_mismatch=weights.allow_mismatch,
-            progress=self.progress,
-        )
-        batch = "1:2:2" if self.options.guidance else "1"
-        reports = written if isinstance(written, tuple) else (written,)
-        frames = _most_frames(reports[0].path)
-        dims = [f"batch={batch}", f"frames=1:{frames}:{frames}"]
-        dims += [f"height={latents}", f"width={latents}"]
-        return self._built(reports, [dims] * len(reports))
+
+        def export() -> tuple[ExportReport, ...]:
+            written = write(
+                self._onnx(plan_names.FULL),
+                config=weights.config,
+                checkpoint=weights.checkpoint,
+                random_seed=weights.random_seed,
+                precision=self.options.precision,
+                timestep_dtype="float32" if self.options.float_timestep else "int64",
+                allow_mismatch=weights.allow_mismatch,
+                progress=self.progress,
+            )
+            return written if isinstance(written, tuple) else (written,)
+
+        def dims(reports: tuple[ExportReport, ...]) -> list[list[str]]:
+            frames = _most_frames(reports[0].path)
+            batch = "1:2:2" if self.options.guidance else "1"
+            ranges = [f"batch={batch}", f"frames=1:{frames}:{frames}"]
+            return [[*ranges, f"height={latents}", f"width={latents}"]] * len(reports)
+
+        return self._built(plan_names.FULL, export, dims)
 
     def vae(self, latents: int, scale: int) -> list[BuiltPart]:
         weights = self.weights
-        written = export_vae(
-            self.folder / _ONNX / "vae.onnx",
-            folder=weights.vae,
-            config=weights.vae_config,
-            random_seed=weights.random_seed,
-            precision=self.options.precision,
-            progress=self.progress,
-        )
+
+        def export() -> tuple[ExportReport, ...]:
+            return export_vae(
+                self.folder / _ONNX / "vae.onnx",
+                folder=weights.vae,
+                config=weights.vae_config,
+                random_seed=weights.random_seed,
+                precision=self.options.precision,
+                progress=self.progress,
+            )
+
         frames = f"frames={self.options.vae_frames}"
-        sizes = (scale * latents, latents)
-        return self._built(written, [[frames, f"height={n}", f"width={n}"] for n in sizes])
+        sizes = [[frames, f"height={n}", f"width={n}"] for n in (scale * latents, latents)]
+        return self._built(plan_names.ENCODER, export, lambda _: sizes)
 
     def whisper(self) -> list[BuiltPart]:
-        written = export_whisper(
-            self._onnx(plan_names.WHISPER),
-            checkpoint=self.weights.whisper,
-            precision=self.options.precision,
-            progress=self.progress,
-        )
-        return self._built((written,), [[]])
+        def export() -> tuple[ExportReport, ...]:
+            report = export_whisper(
+                self._onnx(plan_names.WHISPER),
+                checkpoint=self.weights.whisper,
+                precision=self.options.precision,
+                progress=self.progress,
+            )
+            return (report,)
+
+        return self._built(plan_names.WHISPER, export, lambda _: [[]])
 
     def _onnx(self, plan: str) -> Path:
         return (self.folder / _ONNX / plan).with_suffix(".onnx")
 
-    def _built(self, exports: tuple[ExportReport, ...], dims: list[list[str]]) -> list[BuiltPart]:
+    def _built(
+        self,
+        first: str,
+        export: Callable[[], tuple[ExportReport, ...]],
+        dims: Callable[[tuple[ExportReport, ...]], list[list[str]]],
+    ) -> list[BuiltPart]:
+        """Export models and build their plans, the first of which has this name.
+
+        ``dims`` returns the ranges of each model's dimensions.
+        """
+
+        def checked(check_build: Callable[[], None]) -> tuple[ExportReport, ...]:
+            if self.options.warm:  # what else could be refused was checked
+                check_build()
+            return export()
+
+        def jobs(reports: tuple[ExportReport, ...]) -> list[Job]:
+            profiles = map(ProfileSpec.parse, dims(reports))
+            return [
+                self._job(report.path, profile)
+                for report, profile in zip(reports, profiles, strict=True)
+            ]
+
+        reports, outcomes = build_exported(
+            self._job(self._onnx(first)), checked, jobs, self.progress
+        )
         return [
-            self._build(export, ProfileSpec.parse(ranges))
-            for export, ranges in zip(exports, dims, strict=True)
+            BuiltPart(
+                plan=self._plan(report.path),
+                plan_bytes=outcome.manifest.plan_bytes,
+                parameters=report.parameters,
+                cached=outcome.cached,
+                export_s=round(report.seconds, 1),
+                build_s=round(outcome.manifest.seconds["total"], 1),
+            )
+            for report, outcome in zip(reports, outcomes, strict=True)
         ]
 
-    def _build(self, export: ExportReport, profile: ProfileSpec) -> BuiltPart:
+    def _plan(self, model: Path) -> Path:
+        return self.folder / model.with_suffix(".plan").name
+
+    def _job(self, model: Path, profile: ProfileSpec | None = None) -> Job:
+        ranges = profile.dims.values() if profile is not None else ()
         # An FP32 model would be built in FP16 by default; others keep their types.
         is_fp32 = self.options.precision == "fp32"
         config = BuildConfig(
-            profiles=(profile,),
-            add_opt_shape_profiles=any(r.min != r.max for r in profile.dims.values()),
+            profiles=(profile,) if profile is not None else (),
+            add_opt_shape_profiles=any(r.min != r.max for r in ranges),
             precision=Precision.FP32 if is_fp32 else Precision.AUTO,
         )
-        target = self.folder / export.path.with_suffix(".plan").name
-        job = Job(
-            model=export.path,
-            target=target,
+        return Job(
+            model=model,
+            target=self._plan(model),
             config=config,
             backend=self.options.backend,
             cache=self.options.cache,
             cache_bytes=None,
-        )
-        outcome = build_with_retries(job, self.progress)
-        return BuiltPart(
-            plan=target,
-            plan_bytes=outcome.manifest.plan_bytes,
-            parameters=export.parameters,
-            cached=outcome.cached,
-            export_s=round(export.seconds, 1),
-            build_s=round(outcome.manifest.seconds["total"], 1),
+            warm=self.options.warm,
         )
