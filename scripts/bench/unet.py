@@ -198,6 +198,9 @@ def from_checkpoint(
     batch: int = 2,
     frames: int = 16,
     size: _Size = 64,
+    separate: Annotated[
+        bool, typer.Option(help="Export, build and first run in processes of their own.")
+    ] = False,
     results: Annotated[Path | None, typer.Option(help="Default: WORK/results.json.")] = None,
 ) -> None:
     """Time the way from an FP16 checkpoint with random weights to a static plan's first result."""
@@ -212,13 +215,21 @@ def from_checkpoint(
     setup.plan("static").with_name("static.plan.cache").unlink(missing_ok=True)
     words = ["export", "latentsync", work / "checkpoint.pt", "--config", config]
     shape = f"batch={batch},frames={frames},height={size},width={size}"
+    words += ["--precision", "fp16", "--static", shape, "-o", work / "unet.onnx"]
     with _timed(found, "checkpoint to running plan"):
-        with _timed(found, "checkpoint to ONNX"):
-            command([*words, "--precision", "fp16", "--static", shape, "-o", work / "unet.onnx"])
-        with _timed(found, "ONNX to plan"):
-            command(["build", work / "unet.onnx", "-o", setup.plan("static"), "--no-cache"])
+        if separate:
+            with _timed(found, "checkpoint to ONNX"):
+                command(words)
+            with _timed(found, "ONNX to plan"):
+                command(["build", work / "unet.onnx", "-o", setup.plan("static"), "--no-cache"])
+        else:
+            with _timed(found, "checkpoint to warm plan"):
+                plan = ["--build", setup.plan("static"), "--warm", "--no-cache"]
+                print(command([*words, *plan]))
         with _timed(found, "plan to first result"):
-            _run_child(setup, "start", ["static"])
+            _bare_start(setup, "static")
+    with _timed(found, "second process"):
+        _bare_start(setup, "static")
     found.show()
 
 
@@ -430,9 +441,11 @@ class _Run:
             self._results.add(section, {name: {"error": error.message}})
 
     def _bare_start(self, name: str) -> None:
-        words = [sys.executable, "-c", _BARE_START, str(time.time()), str(self._setup.plan(name))]
+        def note(row: Row) -> None:
+            self._results.add("alone", {name: row})
+
         try:
-            read_lines(words, lambda row: self._results.add("alone", {name: row}), self._left())
+            _bare_start(self._setup, name, note, seconds=self._left())
         except ProcessError as error:  # it did run, with PyTorch
             self._results.add("alone", {name: {"bare_start_s": error.message}})
 
@@ -441,6 +454,22 @@ class _Run:
         handled.append(name)
         if row:
             self._results.add(row.pop("section"), {name: row})
+
+
+def _bare_start(
+    setup: Setup,
+    name: str,
+    note: Callable[[Row], None] | None = None,
+    *,
+    seconds: float = math.inf,
+) -> None:
+    """Run a process without PyTorch to its first result; ``note`` gets its time.
+
+    Raises:
+        ProcessError: the process ended with an error, was killed, or took too long.
+    """
+    words = [sys.executable, "-c", _BARE_START, str(time.time()), str(setup.plan(name))]
+    read_lines(words, note, seconds)
 
 
 def _run_child(

@@ -178,8 +178,11 @@ def build(setup: Setup, name: str) -> None:
     command([*words, *(["--add-opt-shape-profiles"] if name == "dynamic" else [])])
 
 
-def command(words: list[Any]) -> None:
+def command(words: list[Any]) -> str:
     """Run trt-native.
+
+    Returns:
+        What it wrote about its progress: a line for each phase, with the time.
 
     Raises:
         BuildError: it failed.
@@ -189,6 +192,7 @@ def command(words: list[Any]) -> None:
     if done.returncode:
         lines = done.stderr.strip().splitlines()[-10:]
         raise BuildError(f"{' '.join(run[2:5])} failed ({done.returncode})", lines)
+    return done.stderr
 
 
 def pack(plan: Path) -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import DATA, denoising
+from helpers.backends import backend_or_skip
 from helpers.denoising import InPyTorch, denoise, psnr, video, with_cached_modules
 from helpers.metrics import relative_error
 
-from trt_native import LatentSyncUNet, Plan
+from trt_native import LatentSyncUNet, Plan, Session
 from trt_native.errors import SpecError, UnsupportedError
 from trt_native.models.latentsync import load_unet
 
@@ -247,3 +248,27 @@ def test_the_pipeline_of_diffusers_takes_it(replacement):
     pipeline = Pipeline(unet=replacement, scheduler=denoising.scheduler()).to("cuda")
     assert pipeline.unet is replacement
     assert pipeline.device == torch.device("cuda", 0)
+
+
+def test_from_a_checkpoint_to_a_warm_plan_in_one_command(unet, tmp_path):
+    plan, kept = tmp_path / "unet.plan", tmp_path / "unet.plan.cache"
+    words = ["export", "latentsync", DATA / "unet_small.pt", "--config", "small", "--build", plan]
+    words += ["--static", f"batch=2,frames={CHUNK},height={SIZE},width={SIZE}", "--no-cache"]
+    if backend_or_skip().name != "rtx":
+        command(*words)
+        assert {file.name for file in tmp_path.iterdir()} == {"unet.plan", "unet.plan.json"}
+        return
+    command(*words, "--warm")
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "unet.plan", "unet.plan.json", "unet.plan.cache",
+    }  # fmt: skip
+    content = kept.read_bytes()
+    command("run", plan, "--random", 0)
+    assert kept.read_bytes() == content, "the run compiled nothing"
+    sample, audio = inputs()
+    with Session(plan) as session:
+        given = {"latents": sample, "encoder_hidden_states": audio}
+        (found,) = session.run({**given, "timestep": torch.tensor([501]).cuda()}).values()
+    with torch.inference_mode():
+        close(found, unet(sample, 501, audio))
+    assert kept.read_bytes() == content
