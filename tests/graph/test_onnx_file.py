@@ -10,6 +10,7 @@ from helpers import tiny_models
 from onnx import TensorProto, helper
 
 from trt_native.errors import BuildError, ModelError
+from trt_native.graph import onnx_file
 from trt_native.graph.dims import resolve_profiles
 from trt_native.graph.onnx_file import (
     file_states,
@@ -17,6 +18,7 @@ from trt_native.graph.onnx_file import (
     model_files,
     operator_names,
     read_model,
+    save_model,
     save_temporary,
     summarize,
 )
@@ -32,6 +34,53 @@ def test_summary(tmp_path):
     assert summary.operators == {"Relu": 1, "Conv": 1}
     assert (summary.parameters, summary.weight_bytes) == (8 * 3 * 3 * 3, 8 * 3 * 3 * 3 * 4)
     assert summary.file_bytes == path.stat().st_size
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_weights_are_written_whole_by_any_number_of_threads(tmp_path, monkeypatch, threads):
+    names, random = [f"w{i}" for i in range(40)], np.random.default_rng(0)
+    arrays = {
+        name: random.standard_normal((i + 1, 300), np.float32) for i, name in enumerate(names)
+    }
+    nodes = [helper.make_node("Sum", names[:1], ["y"])]
+    path = tiny_models.save(
+        tmp_path / "m.onnx",
+        [*nodes, *(helper.make_node("Identity", [name], [f"o{name}"]) for name in names)],
+        [],
+        [tiny_models.tensor("y", TensorProto.FLOAT, [1, 300])],
+        arrays,
+    )
+    monkeypatch.setattr(onnx_file, "_MAX_INLINE_BYTES", 0)
+    monkeypatch.setattr(onnx_file, "_MOST_THREADS", threads)
+    monkeypatch.setattr(onnx_file, "_IN_FLIGHT_BYTES", 50_000)
+    synchronized, progress = [], []
+    monkeypatch.setattr(os, "fsync", synchronized.append)
+    model = read_model(path)
+    written = tmp_path / "written.onnx"
+    for durable in (False, True):
+        data, size = save_model(model, written, Steps(progress), durable=durable)
+        assert bool(synchronized) == durable
+    assert data.stat().st_size + written.stat().st_size == size
+    found = {i.name: onnx.numpy_helper.to_array(i) for i in onnx.load(written).graph.initializer}
+    assert found.keys() == arrays.keys()
+    assert all(np.array_equal(found[name], array) for name, array in arrays.items())
+    assert progress[0] == progress[-1] == 0
+
+
+class Steps:
+    """Progress whose phases have one step, of less than a MiB."""
+
+    def __init__(self, steps):
+        self._steps = steps
+
+    def phase_start(self, phase, parent, steps):
+        assert steps == 1
+
+    def step_complete(self, phase, step):
+        self._steps.append(step)
+
+    def phase_finish(self, phase):
+        pass
 
 
 def test_ai_onnx_is_the_standard_domain(tmp_path):

@@ -145,6 +145,7 @@ def latentsync(
         opset=opset,
         timestep_dtype="float32" if float_timestep else "int64",
         allow_mismatch=allow_mismatch,
+        durable=output is not None,
     )
     if plan is None:
         given = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import mmap
 import os
 import re
@@ -52,6 +53,8 @@ __all__ = [
 # Protobuf ends at 2 GiB; the graph itself needs some of that.
 _MAX_INLINE_BYTES = 2**31 - 2**26
 _MOST_PROTOBUF_BYTES = 2**31
+_MOST_THREADS = 8
+_IN_FLIGHT_BYTES = 256 * 2**20  # of weights that are written, in all threads together
 _LISTED = 10
 _PLAN_TAGS = (b"ftrt", b"vtrt")
 _LINKED_KEY = "trt_native.linked"
@@ -402,13 +405,23 @@ def check_unchanged(states: Mapping[Path, tuple[int, int, int]], work: str) -> N
 
 
 def save_model(
-    model: ir.Model, path: Path, progress: Progress | None = None, *, external: bool = False
+    model: ir.Model,
+    path: Path,
+    progress: Progress | None = None,
+    *,
+    external: bool = False,
+    durable: bool = True,
 ) -> tuple[Path | None, int]:
     """Write a model, with weights too large to be inside in ``<name>.data`` next to it.
 
-    With ``external`` they go there in any case.
-
     The files are complete and valid, or not there at all; then an earlier one stays as it was.
+
+    Args:
+        model: The model.
+        path: Its file.
+        progress: Receives progress callbacks.
+        external: Whether weights of any size go there.
+        durable: As for :func:`save_models`.
 
     Returns:
         The file with the weights, if any, and the size of all files.
@@ -419,7 +432,8 @@ def save_model(
     """
     in_two = external or _weight_bytes(model) > _MAX_INLINE_BYTES
     data = Path(f"{path}.data") if in_two else None
-    return data, sum(save_models({path: model}, data, progress).values())
+    sizes = save_models({path: model}, data, progress, durable=durable)
+    return data, sum(sizes.values())
 
 
 @wraps_graph_errors
@@ -431,7 +445,7 @@ def save_temporary(model: ir.Model, path: Path) -> None:
         ModelError: the graph is malformed.
     """
     try:
-        ir.save(model, path, external_data=f"{path.name}.data")
+        _write_model(model, path, f"{path.name}.data")
     except OSError as error:
         raise BuildError(
             f"cannot write the rewritten model to {path.parent}: {error.strerror or error}; point"
@@ -445,7 +459,11 @@ def _weight_bytes(model: ir.Model) -> int:
 
 
 def save_models(
-    models: Mapping[Path, ir.Model], data: Path | None, progress: Progress | None
+    models: Mapping[Path, ir.Model],
+    data: Path | None,
+    progress: Progress | None,
+    *,
+    durable: bool = True,
 ) -> dict[Path, int]:
     """Check models and write them, all or none.
 
@@ -454,6 +472,7 @@ def save_models(
         data: The file for the weights of the first model, which the others share where they have
             the same; None if weights are inside.
         progress: Receives progress callbacks.
+        durable: Wait until the files are on disk, so that they outlive a loss of power.
 
     Returns:
         The size of each file.
@@ -484,12 +503,37 @@ def save_models(
         for path, model in models.items():
             written = folder / path.name
             if path == first:
-                ir.save(model, written, external_data=external, callback=on_tensor)
+                _write_model(model, written, external, on_tensor)
             else:
                 _take_shared_weights(model, ir.load(folder / first.name))
                 ir.save(model, written)
             onnx.checker.check_model(str(written))
-        return _publish(folder, first)
+        return _publish(folder, first, durable=durable)
+
+
+def _write_model(
+    model: ir.Model,
+    path: Path,
+    external_data: str | None,
+    on_tensor: Callable[[ir.TensorProtocol, Any], None] | None = None,
+) -> None:
+    """Write a model, its weights in several threads, each of which reads and converts some.
+
+    Args:
+        model: The model.
+        path: Its file.
+        external_data: Name of the file for its weights; None if they are inside.
+        on_tensor: Called with each of the weights in a file of their own before it is written, and
+            onnx_ir's record of it; by one thread at a time.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    options: dict[str, Any] = {}
+    if "max_workers" in inspect.signature(ir.save).parameters:  # onnx_ir 1.1 and later
+        threads = min(_MOST_THREADS, os.cpu_count() or 1)
+        options = {"max_workers": threads, "max_in_flight_bytes": _IN_FLIGHT_BYTES}
+    ir.save(model, path, external_data=external_data, callback=on_tensor, **options)
 
 
 def _take_shared_weights(model: ir.Model, saved: ir.Model) -> None:
@@ -520,16 +564,15 @@ def _users(data: Path) -> set[Path]:
     return users
 
 
-def _publish(folder: Path, path: Path) -> dict[Path, int]:
+def _publish(folder: Path, path: Path, *, durable: bool) -> dict[Path, int]:
     """Move the finished files to their place, and remove weights that only the replaced file had.
 
     With weights in a second file the ONNX goes first and comes last: at no moment is there one
     next to weights that are not its own.
     """
     files = sorted(folder.iterdir(), key=lambda file: file.suffix != ".data")
-    for file in files:
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
+    if durable:
+        _synchronize(files)
     targets = {file: path.with_name(file.name) for file in files}
     sizes = {target: file.stat().st_size for file, target in targets.items()}
     weights = {target for target in targets.values() if target.suffix == ".data"}
@@ -544,9 +587,16 @@ def _publish(folder: Path, path: Path) -> dict[Path, int]:
         file.unlink(missing_ok=True)
     for file, target in targets.items():
         file.replace(target)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    if durable:
+        _synchronize([path.parent])
     return sizes
+
+
+def _synchronize(paths: Iterable[Path]) -> None:
+    """Wait until files or the entries of folders are on disk."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -300,6 +300,7 @@ class _FolderBuild:
                 precision=self.options.precision,
                 timestep_dtype="float32" if self.options.float_timestep else "int64",
                 allow_mismatch=weights.allow_mismatch,
+                durable=False,
                 progress=self.progress,
             )
             return written if isinstance(written, tuple) else (written,)

@@ -60,6 +60,7 @@ def export_latentsync(
     opset: int | None = None,
     timestep_dtype: str = "int64",
     allow_mismatch: bool = False,
+    durable: bool = True,
     progress: AnyProgress = None,
 ) -> ExportReport:
     """Export the LatentSync U-Net with the weights of a checkpoint, or with random ones.
@@ -89,6 +90,7 @@ def export_latentsync(
             timesteps have fractions, such as diffusers' Euler, Heun and KDPM2.
         allow_mismatch: Whether to go on where the checkpoint does not fit: what is unexpected
             is ignored, and what is missing gets random values.
+        durable: Wait until the files are on disk, so that they outlive a loss of power.
         progress: Receives progress; see :data:`trt_native.progress_bars.AnyProgress`.
 
     Returns:
@@ -106,7 +108,7 @@ def export_latentsync(
     weights = _weights(options, config, checkpoint, random_seed, static, allow_mismatch, progress)
     model = options.model(weights, static or {}, random_seed)
     with writing(path):
-        data, total_bytes = save_model(model, path, progress)
+        data, total_bytes = save_model(model, path, progress, durable=durable)
     return ExportReport.of(model, _parameters(weights), path, data, total_bytes, started)
 
 
@@ -122,6 +124,7 @@ def export_deepcache(
     opset: int | None = None,
     timestep_dtype: str = "int64",
     allow_mismatch: bool = False,
+    durable: bool = True,
     progress: AnyProgress = None,
 ) -> tuple[ExportReport, ExportReport]:
     """Export the LatentSync U-Net as the two graphs that DeepCache (branch 0) alternates between.
@@ -146,7 +149,7 @@ def export_deepcache(
     )
     with writing(path):
         models = {path: full, shallow_path: shallow}
-        sizes = save_models(models, data, progress)
+        sizes = save_models(models, data, progress, durable=durable)
     parameters, own_bytes = _parameters(weights), sizes[path] + sizes[data]
     return (
         ExportReport.of(full, parameters, path, data, own_bytes, started),
