@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,13 @@ from helpers import DATA
 from safetensors.torch import save_file
 
 from trt_native.errors import ModelError
-from trt_native.models.latentsync import UNet, UNetConfig, load_checkpoint, load_into
+from trt_native.models.latentsync import (
+    UNet,
+    UNetConfig,
+    checkpoint,
+    load_checkpoint,
+    load_into,
+)
 
 
 class TestCheckpoint:
@@ -103,6 +110,18 @@ class TestCheckpoint:
         with pytest.raises(ModelError, match=r"holds a pickled \S*(touch|getattr)"):
             load_checkpoint(path)
         assert not ran.exists()
+
+    def test_an_interrupt_waits_for_the_import_of_pytorch(self, monkeypatch):
+        raised = []
+        monkeypatch.setattr(signal, "raise_signal", raised.append)
+        kinds = (signal.SIGTERM, signal.SIGINT)
+        before = [signal.getsignal(kind) for kind in kinds]
+        with checkpoint._held_interrupts():
+            for kind in kinds:  # no signals: libraries may have left no stack for them
+                signal.getsignal(kind)(kind, None)
+            assert raised == []
+        assert raised == [signal.SIGTERM]
+        assert [signal.getsignal(kind) for kind in kinds] == before
 
     def test_progress_counts_all_bytes(self):
         reported = {}

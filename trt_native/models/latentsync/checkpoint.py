@@ -5,13 +5,16 @@ PyTorch is imported for its own format and for modules alone.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import json
 import mmap
 import os
 import re
+import signal
 import struct
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,7 +161,8 @@ def _load(path: str | Path, read: Callable[[Path], Any], progress: Progress | No
 
 def _read_torch_or_safetensors(path: Path) -> Any:
     try:
-        import torch
+        with _held_interrupts():
+            import torch
     except ImportError:
         advice = "" if path.suffix == ".safetensors" else ", or save its weights as .safetensors"
         raise UnsupportedError(
@@ -189,6 +193,26 @@ def _read_torch_or_safetensors(path: Path) -> Any:
         raise ModelError(
             f"{path}: not a checkpoint, truncated or damaged: {_brief(error)}"
         ) from None
+
+
+@contextlib.contextmanager
+def _held_interrupts() -> Iterator[None]:
+    """Hold back Ctrl-C and SIGTERM for a block; the first that came is raised after it.
+
+    In the middle of its import, PyTorch aborts the process, or goes on.
+    """
+    came: list[int] = []
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():  # signals interrupt only that one
+        for kind in (signal.SIGINT, signal.SIGTERM):
+            before[kind] = signal.signal(kind, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in came[:1]:
+            signal.raise_signal(number)
 
 
 def _safetensors_metadata(path: Path) -> dict[str, Any]:
