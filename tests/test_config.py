@@ -218,6 +218,9 @@ def test_options_lists_only_what_was_chosen():
         "refit": True,
     }
     assert BuildConfig().options() == {}
+    marked = BuildConfig(refit_weights="*.bias").options()
+    assert marked == {"refit": True, "refit_weights": ["*.bias"]}
+    assert BuildConfig.from_options(marked) == BuildConfig(refit_weights=("*.bias",))
     spec = QuantizationSpec(calibration_cache=Path("m.calib"), exclude=("a*",))
     assert BuildConfig(precision=Precision.FP8, quantization=spec).options() == {
         "precision": "fp8",

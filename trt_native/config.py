@@ -584,6 +584,8 @@ class BuildConfig:
             those in TF32 only.
         sparse_weights: Use 2:4 structured sparsity where the weights have it.
         refit: Make the weights replaceable after the build.
+        refit_weights: Shell patterns of the names of weights in the model (``decoder.*.weight``);
+            only these are replaceable, and the plan may run faster than if all are. Sets ``refit``.
         strip_weights: Leave the weights out of the plan; they are refitted before use.
         weight_streaming: Let the engine keep part of its weights in host memory.
         version_compatible: Make the plan loadable by later minor versions of TensorRT.
@@ -700,6 +702,17 @@ class BuildConfig:
     refit: bool = field(
         default=False, metadata=_option("Weights can be replaced later.", _TARGET, type=bool)
     )
+    refit_weights: tuple[str, ...] = field(
+        default=(),
+        metadata=_option(
+            "Shell pattern of the only weights that can be replaced later, such as"
+            " 'decoder.*.weight'. Repeatable.",
+            _TARGET,
+            parse=tuple,
+            metavar="PATTERN",
+            repeatable=True,
+        ),
+    )
     strip_weights: bool = field(
         default=False, metadata=_option("Leave the weights out of the plan.", _TARGET, type=bool)
     )
@@ -756,6 +769,8 @@ class BuildConfig:
         capabilities = _capability_texts(self.compute_capabilities)
         object.__setattr__(self, "compute_capabilities", capabilities)
         _read_fields(self)
+        if self.refit_weights:
+            object.__setattr__(self, "refit", True)
         self.fixed_values()
         self.fast_shapes()
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:

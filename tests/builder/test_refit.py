@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from typer.testing import CliRunner
 
 from trt_native import BuildConfig, Precision, ProfileSpec, build_plan, refit_plan
-from trt_native.builder.build import lower, prepare
+from trt_native.builder.build import lower, prepare, refit_record
 from trt_native.calibration.caches import CalibrationCache
 from trt_native.cli.app import app
 from trt_native.config import CalibrationRunner, IoPrecision, QuantizationSpec
@@ -223,6 +223,53 @@ def test_a_stripped_plan_takes_its_own_weights_alone(made, tmp_path):
     with pytest.raises(SpecError, match="built as refittable too") as caught:
         refit_plan(dataclasses.replace(plan, manifest=alone), new)
     assert caught.value.problems == ("'w'",)
+
+
+def test_patterns_name_weights_of_the_model(made):
+    """Also where the graph that TensorRT parses has other weights, made of them."""
+    model, _ = made
+    pytest.importorskip("tensorrt_rtx")
+    config = BuildConfig(profiles=(PROFILE,), precision=Precision.FP32)
+    prepared = prepare(model, config, backend="rtx")
+    with lower(prepared) as lowered:
+        record = refit_record(prepared, lowered, read_model(lowered.path))
+    marked = record.marking(("w", "b?as"))
+    assert marked.marked == {"w__split", "bias"}
+    assert marked.unmarked(frozenset({"w__split", "scale", "bias"})) == ["scale"]
+    with pytest.raises(
+        SpecError, match=r"pattern 'scales' .* matches none of the model's 3; close:"
+    ):
+        record.marking(("w", "scales"))
+
+
+def test_weights_that_are_not_marked_are_kept(made, tmp_path):
+    model, plan = made
+    with_marks = {**plan.manifest.refit, "marked": ["w"]}
+    plan = dataclasses.replace(plan, manifest=dataclasses.replace(plan.manifest, refit=with_marks))
+    reaches_the_gpu(
+        plan, changed(tmp_path / "w.onnx", lambda n, a: a * 2 if n == "w" else a, model)
+    )
+    others = changed(tmp_path / "n.onnx", lambda n, a: a + 2, model)
+    with pytest.raises(SpecError, match="weights that the plan was built to keep") as caught:
+        refit_plan(plan, others)
+    assert caught.value.problems == ("'bias'", "'scale'")
+
+
+@pytest.mark.parametrize(
+    "refit",
+    [
+        {"sources": {"w": {"weight": 1, "split": {}}}, "rewritten": {}, "constants": []},
+        {"sources": {"v": {"weight": "w"}}, "rewritten": {}, "constants": []},
+        {"sources": [], "rewritten": {}, "constants": []},
+        {"rewritten": {}},
+        {"marked": 1},
+    ],
+)
+def test_records_nobody_wrote(made, refit):
+    model, plan = made
+    manifest = dataclasses.replace(plan.manifest, refit={**plan.manifest.refit, **refit})
+    with pytest.raises(PlanError, match="malformed manifest: refit"):
+        refit_plan(dataclasses.replace(plan, manifest=manifest), model)
 
 
 def test_plans_that_cannot_be_refitted(made):

@@ -59,6 +59,7 @@ def test_the_rebuild_command_has_every_option(plan, tmp_path):
         tf32=False,
         sparse_weights=True,
         refit=True,
+        refit_weights=("w*",),
         strip_weights=True,
         weight_streaming=True,
         version_compatible=True,

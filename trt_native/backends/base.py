@@ -157,6 +157,8 @@ class BuildRequest:
             has.
         output: File for the plan, where the backend can write it as it is made; see
             :attr:`Capabilities.streams_plans`.
+        refit_weights: Names, in the ONNX file, of the only weights to make replaceable; None for
+            all or none, as the config says.
     """
 
     onnx: Path
@@ -172,6 +174,7 @@ class BuildRequest:
     timing_cache: Path | None = None
     interface: ModelInterface | None = None
     output: PlanFile | None = None
+    refit_weights: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,6 @@ TENSORRT_UNSUPPORTED_OPTIONS = {
 
 _BUILDER_FLAGS = {
     "sparse_weights": "SPARSE_WEIGHTS",
-    "refit": "REFIT",
     "strip_weights": "STRIP_PLAN",
     "weight_streaming": "WEIGHT_STREAMING",
     "version_compatible": "VERSION_COMPATIBLE",
@@ -223,6 +222,7 @@ class TensorRTBackend:
         self._decompose_attention(network)
         self._fix_shapes(request, network)
         self._check_interface(request, network)
+        self._mark_weights(request, network)
         return network
 
     def _parse(self, request: BuildRequest, network: Any) -> None:
@@ -298,6 +298,21 @@ class TensorRTBackend:
                 problems=problems,
             )
 
+    def _mark_weights(self, request: BuildRequest, network: Any) -> None:
+        """Make some weights replaceable."""
+        with self._log.collect_errors() as errors:
+            wanted = sorted(request.refit_weights or ())
+            refused = [name for name in wanted if not network.mark_weights_refittable(name)]
+        if refused:
+            raise UnsupportedError(
+                f"{self.product} {self.version} cannot make single weights of {request.onnx.name}"
+                " replaceable that its parser merges with others; choose other weights, or make all"
+                " replaceable:",
+                _relevant(errors),
+                problems=[repr(name) for name in refused],
+                options=("refit_weights", "refit"),
+            )
+
     def _configure(self, request: BuildRequest, network: Any, config: Any) -> None:
         """Set every option; TensorRT only logs what it does not take, so its log decides."""
         trt, wanted = self._trt, request.config
@@ -306,6 +321,10 @@ class TensorRTBackend:
             for option, flag in _BUILDER_FLAGS.items():
                 if getattr(wanted, option):
                     config.set_flag(getattr(trt.BuilderFlag, flag))
+            if wanted.refit:
+                only = request.refit_weights is not None
+                flags = trt.BuilderFlag
+                config.set_flag(flags.REFIT_INDIVIDUAL if only else flags.REFIT)
             if wanted.allows_tf32:
                 config.set_flag(trt.BuilderFlag.TF32)
             else:

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -62,8 +62,9 @@ from trt_native.graph.onnx_file import (
     save_temporary,
     summarize,
 )
-from trt_native.graph.refit_signature import refit_signature
+from trt_native.graph.refit_record import RefitRecord
 from trt_native.graph.types import is_reduced, quantized_types, reduced_types
+from trt_native.graph.weight_sources import made_weights
 from trt_native.passes.autocast import can_be_reduced
 from trt_native.passes.base import GraphPass, PassContext, ResolvedPrecision
 from trt_native.passes.pin_fp32_nodes import pinned_nodes
@@ -258,12 +259,13 @@ def build_prepared(
     config, chosen = prepared.config, prepared.backend
     interface = _interface(prepared, progress)
     with lower(prepared, progress) as lowered:
+        refit = _refit_record(prepared, lowered, progress)
         request = replace(
             _request(prepared, lowered, interface),
             timing_cache=config.timing_cache or timing_cache,
             output=output,
+            refit_weights=None if refit is None else refit.marked,
         )
-        refit = _refit_record(lowered, progress) if config.refit or config.strip_weights else None
         release_pages(prepared.graph)
         cancelled = threading.Event()
         result = run_interruptible(lambda: chosen.build(request, progress, cancelled), cancelled)
@@ -312,7 +314,7 @@ def _manifest(
     lowered: LoweredModel,
     result: BuildResult,
     precision: Mapping[str, Any],
-    refit: Mapping[str, Any] | None,
+    refit: RefitRecord | None,
 ) -> Manifest:
     backend, gpu = prepared.backend, prepared.gpu
     seconds = {**result.seconds, "total": time.perf_counter() - prepared.started}
@@ -333,7 +335,7 @@ def _manifest(
         options=prepared.config.options(),
         seconds={name: round(value, 3) for name, value in seconds.items()},
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        refit=refit,
+        refit=None if refit is None else refit.to_json(),
     )
 
 
@@ -587,9 +589,27 @@ def precision_record(prepared: PreparedBuild) -> dict[str, Any]:
     return record
 
 
-def _refit_record(lowered: LoweredModel, progress: Progress | None) -> dict[str, Any]:
+def refit_record(prepared: PreparedBuild, lowered: LoweredModel, graph: ir.Model) -> RefitRecord:
+    """Read the weights that TensorRT will parse, and where they come from in the ONNX file.
+
+    Args:
+        prepared: The build.
+        lowered: The model that its passes made.
+        graph: That model, read from its file.
+    """
+    original = graph if lowered.path == prepared.path else read_model(prepared.path)
+    return RefitRecord.read(original, graph, made_weights(prepared.graph))
+
+
+def _refit_record(
+    prepared: PreparedBuild, lowered: LoweredModel, progress: Progress | None
+) -> RefitRecord | None:
+    config = prepared.config
+    if not config.refit and not config.strip_weights:
+        return None
     with phase(progress, "Reading the weights"):
-        return asdict(refit_signature(read_model(lowered.path)))
+        record = refit_record(prepared, lowered, read_model(lowered.path))
+    return record.marking(config.refit_weights) if config.refit_weights else record
 
 
 def _calibration_record(prepared: PreparedBuild) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import os
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from hashlib import sha256
 from pathlib import Path
@@ -19,17 +19,14 @@ from trt_native.builder.build import (
     lower,
     precision_record,
     prepare,
+    refit_record,
 )
 from trt_native.config import BuildConfig, FixedValues
 from trt_native.errors import PlanError, SpecError, UnsupportedError
 from trt_native.graph.fixed_inputs import check_fixed_inputs
 from trt_native.graph.onnx_file import read_model, tensor_specs
-from trt_native.graph.refit_signature import (
-    RefitSignature,
-    differences,
-    fold_sources,
-    refit_signature,
-)
+from trt_native.graph.refit_record import RefitRecord
+from trt_native.graph.refit_signature import differences, fold_sources
 from trt_native.plans.manifest import Manifest, PlanTensor
 from trt_native.plans.plan import Plan
 from trt_native.progress import phase
@@ -81,7 +78,9 @@ def refit_plan(
     """
     started = time.perf_counter()
     source = plan if isinstance(plan, Plan) else Plan.open(plan)
-    manifest, known = _refittable(source)
+    known = RefitRecord.of(source)
+    manifest = source.manifest
+    assert manifest is not None  # noqa: S101  # for the type checker
     chosen = _backend(source, backend)
     config = manifest.build_config()
     inputs = _check_interface(manifest, Path(model), config.fixed_values())
@@ -90,8 +89,9 @@ def refit_plan(
     )
     prepared = prepare(model, rewriting, backend=chosen, progress=progress)
     with lower(prepared, progress) as lowered:
-        graph = read_model(lowered.path)
-        found = refit_signature(graph)
+        with phase(progress, "Reading the weights"):
+            graph = read_model(lowered.path)
+            found = refit_record(prepared, lowered, graph)
         changed = _check_weights(known, found, prepared.path, only_same=not config.refit)
         with phase(progress, "Loading the plan"):
             engine = Engine(source, backend=chosen, ordinal=ordinal)
@@ -109,28 +109,8 @@ def refit_plan(
                 traceback.clear_frames(error.__traceback__)
                 raise
     seconds = {"refit": time.perf_counter() - refitting, "total": time.perf_counter() - started}
-    return Plan(data, _manifest(manifest, prepared, lowered, found, data, seconds))
-
-
-def _refittable(plan: Plan) -> tuple[Manifest, RefitSignature]:
-    """The manifest of a plan that says how it can be refitted, and what it says."""
-    manifest, name = plan.manifest, plan.path or "the plan"
-    if manifest is None:
-        raise PlanError(
-            f"{name}: has no manifest, which records how the model was rewritten; build it again as"
-            " refittable"
-        )
-    if not manifest.options.get("refit") and not manifest.options.get("strip_weights"):
-        raise PlanError(
-            f"{name}: its weights cannot be replaced, because it was not built as refittable;"
-            " build it again"
-        )
-    if manifest.refit is None:
-        raise PlanError(
-            f"{name}: its manifest was written by {manifest.producer}, which did not record the"
-            " weights; build it again"
-        )
-    return manifest, RefitSignature(manifest.refit["structure"], manifest.refit["weights"])
+    kept = replace(found, marked=known.marked)
+    return Plan(data, _manifest(manifest, prepared, lowered, kept, data, seconds))
 
 
 def _backend(plan: Plan, backend: str | Backend) -> Backend:
@@ -233,13 +213,14 @@ def _may_be(tensor: PlanTensor, shape: tuple[int | str | None, ...]) -> bool:
 
 
 def _check_weights(
-    old: RefitSignature, new: RefitSignature, model: Path, *, only_same: bool
+    old: RefitRecord, new: RefitRecord, model: Path, *, only_same: bool
 ) -> frozenset[str]:
     """The names of the weights that differ, in a model whose weights fit."""
-    problems = differences(old, new, model.name)
+    problems = differences(old.signature, new.signature, model.name)
     if problems:
         raise SpecError(f"the weights of {model} do not fit the plan:", problems=problems)
-    changed = sorted(name for name, text in new.weights.items() if text != old.weights[name])
+    before, after = old.signature.weights, new.signature.weights
+    changed = sorted(name for name, text in after.items() if text != before[name])
     if only_same and changed:
         raise SpecError(
             f"{model} has other weights than the plan was built with, and a plan whose weights were"
@@ -247,14 +228,28 @@ def _check_weights(
             problems=[repr(name) for name in changed],
             options=("strip_weights", "refit"),
         )
+    if unmarked := old.unmarked(frozenset(changed)):
+        raise SpecError(
+            f"{model} has other values of weights that the plan was built to keep; build the plan"
+            " again with these as replaceable, too:",
+            problems=[_origin(name, new) for name in unmarked],
+            options=("refit_weights",),
+        )
     return frozenset(changed)
+
+
+def _origin(name: str, record: RefitRecord) -> str:
+    """A weight of the rewritten graph, and what it is called in the ONNX file."""
+    sources = record.sources.made_of(name) if record.sources else frozenset[str]()
+    made = ", ".join(map(repr, sorted(sources - {name})))
+    return f"{name!r}, made of {made}" if made else repr(name)
 
 
 def _manifest(
     old: Manifest,
     prepared: PreparedBuild,
     lowered: LoweredModel,
-    weights: RefitSignature,
+    weights: RefitRecord,
     data: memoryview,
     seconds: Mapping[str, float],
 ) -> Manifest:
@@ -272,6 +267,6 @@ def _manifest(
         options=options,
         seconds={name: round(value, 3) for name, value in seconds.items()},
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        refit=asdict(weights) if old.options.get("refit") else None,
+        refit=weights.to_json() if old.options.get("refit") else None,
         refitted_from={"plan_sha256": old.plan_sha256, "model": old.model},
     )

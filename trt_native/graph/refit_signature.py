@@ -15,14 +15,23 @@ from trt_native.graph.onnx_file import dtype_name
 from trt_native.graph.validity import wraps_graph_errors
 from trt_native.shapes import format_shape
 
-__all__ = ["RefitSignature", "differences", "fold_sources", "refit_signature"]
+__all__ = [
+    "STRUCTURAL",
+    "RefitSignature",
+    "constant_tensor",
+    "describe_tensor",
+    "differences",
+    "fold_sources",
+    "refit_signature",
+    "unmapped",
+]
 
-# What shapes and indices are made of. TensorRT builds them into the plan.
-_STRUCTURAL = frozenset(
+STRUCTURAL = frozenset(
     dtype
     for dtype in ir.DataType
     if dtype.name in ("BOOL", "STRING", "INT16", "INT32", "INT64", "UINT16", "UINT32", "UINT64")
 )
+"""Types that shapes and indices are made of. TensorRT builds them into the plan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +93,7 @@ class _Reader:
         self._values("outputs", graph.outputs)
 
     def _node(self, node: ir.Node) -> None:
-        tensor = _constant_of(node)
+        tensor = constant_tensor(node)
         if tensor is not None:
             self._constant(node.outputs[0], tensor)
             return
@@ -107,13 +116,13 @@ class _Reader:
         elif attribute.type in (kind.TENSOR, kind.TENSORS):
             many = attribute.type == kind.TENSORS
             tensors = attribute.as_tensors() if many else [attribute.as_tensor()]
-            self._add("attribute", name, [_described(tensor) for tensor in tensors])
+            self._add("attribute", name, [describe_tensor(tensor) for tensor in tensors])
         else:
             self._add("attribute", name, attribute.type.name, repr(attribute.value))
 
     def _constant(self, value: ir.Value, tensor: ir.TensorProtocol) -> None:
-        text = _described(tensor)
-        if self._in_function or tensor.dtype in _STRUCTURAL:
+        text = describe_tensor(tensor)
+        if self._in_function or tensor.dtype in STRUCTURAL:
             self._tokens[value] = ["constant", text]
         else:
             self._tokens[value] = ["weight", value.name]
@@ -127,7 +136,8 @@ class _Reader:
         self._add(kind, [None if value is None else self._tokens[value] for value in values])
 
 
-def _constant_of(node: ir.Node) -> ir.TensorProtocol | None:
+def constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
+    """The tensor of a ``Constant``; None for any other node."""
     attribute = node.attributes.get("value")
     if node.op_type != "Constant" or node.domain or attribute is None or attribute.is_ref():
         return None
@@ -140,7 +150,8 @@ def _io_type(value: ir.Value) -> str:
     return f"{value.dtype} {shape}"
 
 
-def _described(tensor: ir.TensorProtocol) -> str:
+def describe_tensor(tensor: ir.TensorProtocol) -> str:
+    """Type, shape and SHA-256 of a tensor, as in :attr:`RefitSignature.weights`."""
     extents = [int(extent) for extent in tensor.shape.numpy()]
     shape = format_shape(extents)
     return f"{dtype_name(tensor.dtype)} {shape} {hashlib.sha256(_content(tensor)).hexdigest()}"
@@ -149,12 +160,17 @@ def _described(tensor: ir.TensorProtocol) -> str:
 def _content(tensor: ir.TensorProtocol) -> bytes:
     if tensor.dtype == ir.DataType.STRING:
         return repr(tensor.numpy().tolist()).encode()
-    if isinstance(tensor, ir.ExternalTensor):  # mapped only as long as it is read
-        tensor = ir.ExternalTensor(
-            tensor.location, tensor.offset, tensor.length, tensor.dtype,
-            shape=tensor.shape, name=tensor.name or "", base_dir=tensor.base_dir,
-        )  # fmt: skip
-    return tensor.tobytes()
+    return unmapped(tensor).tobytes()
+
+
+def unmapped(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """The tensor; if its data is external, a copy that maps it only as long as it is read."""
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor
+    return ir.ExternalTensor(
+        tensor.location, tensor.offset, tensor.length, tensor.dtype,
+        shape=tensor.shape, name=tensor.name or "", base_dir=tensor.base_dir,
+    )  # fmt: skip
 
 
 def fold_sources(model: ir.Model) -> frozenset[str]:

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from trt_native.arrays import Array
 from trt_native.graph.nodes import BFLOAT16, FLOAT, FLOAT16
+from trt_native.graph.refit_signature import unmapped
 
 __all__ = [
     "FLOAT8",
@@ -45,12 +46,7 @@ _LARGEST_SCALE = {
 
 def read_tensor(tensor: ir.TensorProtocol) -> Array:
     """The values of a tensor; external data is mapped only as long as the array lives."""
-    if isinstance(tensor, ir.ExternalTensor):
-        tensor = ir.ExternalTensor(
-            tensor.location, tensor.offset, tensor.length, tensor.dtype,
-            shape=tensor.shape, name=tensor.name or "", base_dir=tensor.base_dir,
-        )  # fmt: skip
-    return tensor.numpy()
+    return unmapped(tensor).numpy()
 
 
 def channel_amax(array: Array, axis: int) -> Array:

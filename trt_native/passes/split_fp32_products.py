@@ -28,6 +28,7 @@ from trt_native.errors import ModelError, UnsupportedError
 from trt_native.graph.inference import infer_values
 from trt_native.graph.nodes import BFLOAT16, FLOAT, PRODUCTS, all_nodes, is_fp32, opset_of, scale_of
 from trt_native.graph.validity import wraps_graph_errors
+from trt_native.graph.weight_sources import SplitLayout, convert_weight, note_source
 from trt_native.passes.base import GraphPass, PassContext
 from trt_native.passes.quantize_arrays import read_tensor
 from trt_native.passes.raise_opset import RaisedOpset, opset_problems, require_opset
@@ -58,6 +59,13 @@ class _How(NamedTuple):
     axis: int
     groups: int
     channels: int
+
+    @property
+    def layout(self) -> SplitLayout:
+        """The layout of the parts of a weight."""
+        # Each filter of a grouped Conv has its group's channels alone, so that its parts follow.
+        follow = self.axis == 1 and self.parts == _JOINED[1]
+        return SplitLayout(self.parts, self.axis, 1 if follow else self.groups)
 
 
 @wraps_graph_errors
@@ -219,7 +227,9 @@ class _Splitter:
     def _joined_weight(self, value: ir.Value, tensor: ir.TensorProtocol, how: _How) -> ir.Value:
         shape = _tripled(ir.Shape(tensor.shape.numpy()), how.axis)
         joined = ir.LazyTensor(functools.partial(_join, tensor, how), FLOAT, shape)
-        return self._names.initializer(f"{value.name}__split", joined)
+        made = self._names.initializer(f"{value.name}__split", joined)
+        note_source(made, value, how.layout)
+        return made
 
     def _joined_value(self, value: ir.Value, how: _How, user: ir.Node) -> ir.Value:
         high, low = self._split(value, user)
@@ -362,13 +372,4 @@ def _tripled(shape: ir.Shape, axis: int) -> ir.Shape:
 
 
 def _join(tensor: ir.TensorProtocol, how: _How) -> ir.Tensor[Any]:
-    whole = read_tensor(tensor)
-    high = whole.astype(BFLOAT16.numpy()).astype(whole.dtype)
-    made = {"whole": whole, "hi": high, "lo": whole - high}
-    parts = [made[part] for part in how.parts]
-    # Each filter of a grouped Conv has its group's channels alone, so that its parts just follow.
-    if how.groups == 1 or (how.axis == 1 and how.parts == _JOINED[1]):
-        return ir.Tensor(np.concatenate(parts, how.axis))
-    before, after = whole.shape[: how.axis], whole.shape[how.axis + 1 :]
-    rows = [part.reshape(*before, how.groups, -1, *after) for part in parts]
-    return ir.Tensor(np.concatenate(rows, how.axis + 1).reshape(*before, -1, *after))
+    return ir.Tensor(convert_weight(read_tensor(tensor), "float32", how.layout))
