@@ -15,6 +15,7 @@ import numpy as np
 from trt_native.cuda import DeviceBuffer, PinnedPool, Stream, graphs, memory, streams
 from trt_native.plans.manifest import PlanTensor
 from trt_native.runtime import guard, session
+from trt_native.runtime.context_registry import ContextRegistry
 from trt_native.runtime.engine import Engine
 from trt_native.shapes import ShapeRange
 
@@ -119,8 +120,9 @@ class FakeContext:
 
     active_optimization_profile = 0
 
-    def __init__(self, driver):
+    def __init__(self, driver, factor=2):
         self._driver = driver
+        self._factor = factor
         self._shape = ()
         self._addresses = {}
 
@@ -137,7 +139,8 @@ class FakeContext:
 
     def execute_async_v3(self, stream):
         x, y = (array_at(self._addresses[name], self._shape) for name in "xy")
-        self._driver.work("enqueue", stream, lambda: np.multiply(x, 2, out=y))
+        factor = float(self._factor)
+        self._driver.work("enqueue", stream, lambda: np.multiply(x, factor, out=y))
         return True
 
 
@@ -146,6 +149,7 @@ class FakeEngine(Engine):
 
     def __init__(self, driver):
         self.ordinal = 0
+        self.contexts = ContextRegistry()
         self.profile_count = 1
         self.kernel_specialization = None
         self.tensors = (

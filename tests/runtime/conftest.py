@@ -9,7 +9,7 @@ import pytest
 from helpers import fake_gpu
 from helpers.fake_driver import blocks, driver
 
-from trt_native.runtime import Session
+from trt_native.runtime import Session, tensor_views
 
 __all__ = ["blocks", "driver", "gpu", "rows", "session", "torch_cuda"]
 
@@ -25,7 +25,9 @@ def torch_cuda(monkeypatch):
     """PyTorch with CUDA tensors in ordinary memory."""
     torch = fake_gpu.fake_torch()
     monkeypatch.setitem(sys.modules, "torch", torch)
-    return torch
+    tensor_views.torch_dtype.cache_clear()
+    yield torch
+    tensor_views.torch_dtype.cache_clear()
 
 
 @pytest.fixture

@@ -33,6 +33,8 @@ __all__ = [
     "Calibration",
     "Capabilities",
     "ContextFactory",
+    "StagedWeights",
+    "WeightValues",
 ]
 NUMPY_DTYPES = {
     "FLOAT": "float32",
@@ -195,6 +197,37 @@ class BuildResult:
     seconds: Mapping[str, float]
 
 
+@dataclass(frozen=True, slots=True)
+class WeightValues:
+    """New values of one weight, in memory that the caller keeps alive.
+
+    Attributes:
+        dtype: NumPy or ml_dtypes name of the type that the engine has.
+        count: Number of elements.
+        pointer: Address of the first element, without gaps to the others.
+        on_device: Whether that is a device address.
+    """
+
+    dtype: str
+    count: int
+    pointer: int
+    on_device: bool
+
+
+class StagedWeights(Protocol):
+    """New weights that an engine can take, and has not taken yet."""
+
+    def apply(self, stream: int) -> None:
+        """Replace the weights, in the order of a stream given by its handle.
+
+        Nothing may be running on the engine but work of this stream. Values on the host may be
+        freed when this returns, those on the GPU when the stream has done it; this object, too.
+
+        Raises:
+            CudaError: TensorRT failed; the engine may have some of the new weights.
+        """
+
+
 class ContextFactory(Protocol):
     """Makes the execution contexts of one engine."""
 
@@ -319,6 +352,22 @@ class Backend(Protocol):
         Raises:
             PlanError: the weights cannot be replaced, all or some; the engine is unusable then.
         """
+
+    def stage_weights(
+        self, engine: Any, weights: Mapping[str, WeightValues], stream: int
+    ) -> StagedWeights:
+        """Check new values for some of an engine's weights, without a change to the engine.
+
+        Args:
+            engine: An ``ICudaEngine``, which may have execution contexts.
+            weights: The values by the names that TensorRT's refitter has.
+            stream: Handle of the stream in whose order the values on the GPU are complete.
+
+        Raises:
+            PlanError: the engine's weights cannot be replaced, or not these.
+            SpecError: the engine has merged some with others, whose values must be given, too.
+        """
+        ...
 
     def json_format(self) -> Any:
         """The ``LayerInformationFormat`` with which an engine inspector answers in JSON."""

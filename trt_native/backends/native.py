@@ -8,17 +8,22 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from trt_native.arrays import Array
 from trt_native.backends.base import (
     NUMPY_DTYPES,
     BuildRequest,
     BuildResult,
     Capabilities,
     ContextFactory,
+    StagedWeights,
+    WeightValues,
 )
 from trt_native.backends.callbacks import (
     make_log,
@@ -30,7 +35,8 @@ from trt_native.backends.callbacks import (
 )
 from trt_native.backends.workspace_shortage import BUDGET_LINE, find_shortage
 from trt_native.config import BuildConfig, KernelSpecialization
-from trt_native.errors import BuildError, PlanError, SpecError, UnsupportedError
+from trt_native.cuda import Stream, copy_to_host
+from trt_native.errors import BuildError, CudaError, PlanError, SpecError, UnsupportedError
 from trt_native.files import atomic_write, open_regular_file
 from trt_native.installing import install_command
 from trt_native.plans.header import PlanHeader
@@ -59,6 +65,7 @@ _BUILDER_FLAGS = {
     "version_compatible": "VERSION_COMPATIBLE",
 }
 
+_DATA_TYPES = {name: member for member, name in NUMPY_DTYPES.items()}
 
 _HINT = "hint: leave these nodes out of the model, and compute them outside of the plan"
 _INNER_REASON = re.compile(
@@ -561,6 +568,31 @@ class TensorRTBackend:
             )
         return memoryview(data).cast("B")
 
+    def stage_weights(
+        self, engine: Any, weights: Mapping[str, WeightValues], stream: int
+    ) -> StagedWeights:
+        """See :meth:`trt_native.backends.base.Backend.stage_weights`."""
+        with self._log.collect_errors() as errors:
+            refitter = self._refitter(engine, errors)
+            _check_reachable(weights, refitter.get_all_weights())
+            staged = _StagedWeights(self._trt, refitter, self._log)
+            refused = [name for name, new in weights.items() if not staged.set(name, new, stream)]
+            if refused:
+                raise PlanError(
+                    f"{self.product} {self.version} did not take the new values of these weights:",
+                    _relevant(errors),
+                    problems=[repr(name) for name in refused],
+                )
+            missing = refitter.get_missing_weights()
+        if missing:
+            raise SpecError(
+                f"{self.product} {self.version} has merged these weights with some that are"
+                " replaced: give their values in the same call, too",
+                problems=[repr(name) for name in sorted(missing)],
+                options=("weights",),
+            )
+        return staged
+
     def _refitter(self, engine: Any, errors: list[str]) -> Any:
         try:
             return self._trt.Refitter(engine, self._log.tensorrt_logger)
@@ -593,6 +625,42 @@ class TensorRTBackend:
     def collected_errors(self) -> contextlib.AbstractContextManager[list[str]]:
         """See :meth:`trt_native.backends.base.Backend.collected_errors`."""
         return self._log.collect_errors()
+
+
+class _StagedWeights:
+    """Values that a refitter has, and the memory of those that were copied for it."""
+
+    def __init__(self, trt: Any, refitter: Any, log: Any) -> None:
+        self._trt = trt
+        self._refitter = refitter
+        self._log = log
+        self._copies: list[Array] = []
+
+    def set(self, name: str, new: WeightValues, stream: int) -> bool:
+        """Give the refitter the values of a weight; False if it refuses them."""
+        locations = self._trt.TensorLocation
+        if not new.on_device:
+            return self._set(name, new, new.pointer, locations.HOST)
+        if self._set(name, new, new.pointer, locations.DEVICE):
+            return True
+        # A library that takes values on the host alone.
+        copy = np.empty(new.count, new.dtype)
+        copy_to_host(copy.ctypes.data, new.pointer, copy.nbytes, stream)
+        Stream.borrowed(stream).synchronize()
+        self._copies.append(copy)
+        return self._set(name, new, copy.ctypes.data, locations.HOST)
+
+    def _set(self, name: str, new: WeightValues, pointer: int, location: Any) -> bool:
+        dtype = getattr(self._trt.DataType, _DATA_TYPES[new.dtype])
+        values = self._trt.Weights(dtype, pointer, new.count)
+        return bool(self._refitter.set_named_weights(name, values, location))
+
+    def apply(self, stream: int) -> None:
+        """See :meth:`trt_native.backends.base.StagedWeights.apply`."""
+        with self._log.collect_errors() as errors:
+            if not self._refitter.refit_cuda_engine_async(stream):
+                raise CudaError("TensorRT failed to replace the weights", _relevant(errors))
+        self._copies.clear()
 
 
 class _StaticContextFactory:

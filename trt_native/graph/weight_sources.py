@@ -156,12 +156,13 @@ def convert_weight(array: Array, dtype: str, split: SplitLayout | None) -> Array
         dtype: NumPy or ml_dtypes name of the result's type. What is beyond it becomes infinite.
         split: See :class:`WeightSource`.
     """
-    if split is not None:
-        high = array.astype("bfloat16").astype(array.dtype)
-        array = split.join(array, high, np.concatenate)
     with np.errstate(over="ignore", under="ignore"):
-        converted: Array = np.ascontiguousarray(array.astype(dtype)).reshape(array.shape)
-    return converted
+        array = array.astype(dtype, copy=False)
+        if split is not None:
+            high = array.astype("bfloat16").astype(dtype)
+            array = split.join(array, high, np.concatenate)
+    contiguous: Array = np.ascontiguousarray(array).reshape(array.shape)
+    return contiguous
 
 
 @wraps_graph_errors

@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from trt_native.backends.base import NUMPY_DTYPES, Backend
@@ -27,8 +27,10 @@ from trt_native.plans.compatibility import Environment, compatibility
 from trt_native.plans.engine_layers import layer_records
 from trt_native.plans.manifest import PlanTensor
 from trt_native.plans.plan import Plan
+from trt_native.runtime.context_registry import ContextRegistry, PausableContext
 from trt_native.runtime.runtime_cache import RuntimeCacheFile, save_runtime_cache_file
-from trt_native.shapes import ShapeRange
+from trt_native.runtime.weight_updater import WeightUpdater
+from trt_native.shapes import ShapeRange, TensorSpec
 from trt_native.units import format_bytes
 
 __all__ = ["Engine", "backend_for", "environment_of"]
@@ -62,6 +64,7 @@ class Engine:
         profile_count: Number of optimization profiles; at least 1.
         ordinal: CUDA ordinal of the GPU it is on.
         kernel_specialization: The one it was given; None where the backend compiles no kernels.
+        contexts: The execution contexts of its sessions.
 
     Raises:
         PlanError: the plan is damaged, or for another TensorRT or GPU.
@@ -81,29 +84,24 @@ class Engine:
         kernel_specialization: KernelSpecialization | str | None = None,
     ) -> None:
         self._native: Any = None
+        self._contexts: Any = None
+        self._finalizer: Any = None
         self._lock = threading.Lock()
+        self.contexts = ContextRegistry()
         self.plan = plan if isinstance(plan, Plan) else Plan.open(plan)
         self.ordinal = ordinal
         self.backend = backend_for(self.plan, backend)
         self.kernel_specialization = _specialization(self.backend, kernel_specialization)
         gpu = require_gpu(ordinal)
         _check(self.plan, environment_of([self.backend], gpu))
-        self._native = self.backend.deserialize(self.plan.content)
-        if weight_budget_bytes is not None:
-            self._limit_weights(weight_budget_bytes)
+        self._weight_budget = weight_budget_bytes
+        self._weights = WeightUpdater(self.plan, self.backend, ordinal)
         self._cache_file = (
             RuntimeCacheFile.of(self.plan, self.backend, gpu) if runtime_cache else None
         )
-        self._contexts: Any = self.backend.contexts(
-            self._native,
-            self._cache_file.read() if self._cache_file else b"",
-            specialization=self.kernel_specialization or KernelSpecialization.EAGER,
-        )
-        self._finalizer = weakref.finalize(
-            self, save_runtime_cache_file, self._contexts, self._cache_file
-        )
+        self._load(self._cache_file.read() if self._cache_file else b"")
         with self._readable():
-            self.profile_count = max(1, int(self._native.num_optimization_profiles))
+            self.profile_count = max(1, int(self.native.num_optimization_profiles))
             self.tensors = self._read_tensors()
 
     def __repr__(self) -> str:
@@ -149,6 +147,7 @@ class Engine:
         """
         self.plan.check_complete()
         require_gpu(self.ordinal)
+        self._weights.finish()
         with self._lock, self.backend.collected_errors() as errors:
             context = self._contexts.create(user_managed=user_managed)
         if context is None:
@@ -178,8 +177,118 @@ class Engine:
         with self._lock:
             return b"" if self._contexts is None else self._contexts.cache()
 
-    def _limit_weights(self, budget: int) -> None:
-        streamable = int(self.native.streamable_weights_size)
+    @property
+    def replaceable_weights(self) -> tuple[TensorSpec, ...]:
+        """The weights of the ONNX file that :meth:`refit` takes, in the types of the plan.
+
+        TensorRT may have made some of them a fixed part of the plan, which a refit says.
+
+        Raises:
+            PlanError: the plan was not built with ``refit``, or has no manifest.
+        """
+        return self._weights.reader.replaceable()
+
+    def refit(self, weights: Mapping[str, Any], *, stream: Any = None) -> None:
+        """Replace weights in place, for all sessions of the engine.
+
+        Runs that were started before have the old weights, and are waited for; those that are
+        started later, on any stream, have the new ones. CUDA graphs that sessions have captured
+        are dropped, and captured again as runs recur; one that the caller has captured must not be
+        launched meanwhile, and must be captured again.
+
+        A plan in FP16 or BF16 takes FP32 and rounds it as a build does. Which nodes compute in
+        which type stays as it was decided for the plan's own weights. Nothing is changed in the
+        plan that the engine was loaded from.
+
+        Args:
+            weights: New values by their names in the ONNX file: NumPy arrays, torch tensors, or
+                objects with ``__cuda_array_interface__`` or ``__dlpack__``, of the shapes that the
+                ONNX file has, in FP32, FP64 or the type of the plan. All may be given, or some;
+                the others stay. Values on the GPU are converted and copied there, but those of
+                neither PyTorch nor the plan's type and layout, which go through the host.
+            stream: A stream (see :func:`trt_native.cuda.stream_handle`) in whose order the values
+                are complete, and which they may be changed or freed in. The call then returns
+                before the GPU has copied them. Without one, values on the GPU are complete in the
+                order of torch's current stream, and copied when the call returns.
+
+        Raises:
+            SpecError: names, types or shapes do not fit the plan, its type cannot hold the values,
+                or values of weights that TensorRT has merged with these must be given, too; one
+                error lists all problems, and the engine is as it was.
+            PlanError: the plan was not built with ``refit``, or TensorRT has made some of these
+                weights a fixed part of it; the engine is as it was.
+            CudaError: TensorRT failed, and the plan's own weights were put back; or the stream is
+                being captured.
+            ClosedError: the engine was closed.
+        """
+        native = self.native
+        require_gpu(self.ordinal)
+        with self._weights.ordered(stream) as work:
+            new = self._weights.reader.read(weights, work)
+            with self.contexts.paused() as contexts:
+                staged = self._weights.stage(native, new, work)
+                self._refitted = True
+                try:
+                    staged.apply(work)
+                except CudaError as error:
+                    self._weights.keep(staged, work)
+                    self._put_back(contexts)
+                    raise CudaError(
+                        f"{error.message}; the plan's own were put back", error.details
+                    ) from None
+                for context in contexts:
+                    context.follow(work)
+                held = [weight.owner for weight in new.values() if weight.held]
+                self._weights.keep((staged, held), work)
+                if stream is None:
+                    self._weights.finish()
+
+    def restore(self) -> None:
+        """Put the plan's own weights back, after :meth:`refit`; else do nothing.
+
+        The plan is loaded a second time before the first engine is freed, and sessions get new
+        execution contexts. Runs that were started before are waited for.
+
+        Raises:
+            PlanError: the plan's file cannot be read, or has changed.
+            CudaError: the GPU has too little memory; sessions without a context are closed.
+            ClosedError: the engine was closed.
+        """
+        if self._native is None:
+            raise ClosedError("the engine is closed")
+        require_gpu(self.ordinal)
+        with self.contexts.paused() as contexts:
+            if self._refitted:
+                self._put_back(contexts)
+
+    def _put_back(self, contexts: Iterable[PausableContext]) -> None:
+        self._weights.finish()
+        kernels = self._contexts.cache()
+        self._load(kernels)
+        for context in contexts:
+            context.drop()
+        for context in contexts:
+            context.recreate()
+
+    def _load(self, kernels: bytes) -> None:
+        """Deserialize the plan, and make its execution contexts from now on."""
+        native = self.backend.deserialize(self.plan.content)
+        if self._weight_budget is not None:
+            self._limit_weights(native, self._weight_budget)
+        contexts = self.backend.contexts(
+            native,
+            kernels,
+            specialization=self.kernel_specialization or KernelSpecialization.EAGER,
+        )
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        self._native, self._contexts, self._refitted = native, contexts, False
+        self._finalizer = weakref.finalize(
+            self, save_runtime_cache_file, contexts, self._cache_file
+        )
+
+    def _limit_weights(self, native: Any, budget: int) -> None:
+        streamable = int(native.streamable_weights_size)
         if not streamable:
             raise UnsupportedError(
                 "this plan cannot stream its weights: build it with weight_streaming"
@@ -188,7 +297,7 @@ class Engine:
             raise SpecError(
                 f"weight budget of {budget} bytes: the plan's weights take 0 to {streamable} bytes"
             )
-        self.native.weight_streaming_budget_v2 = budget
+        native.weight_streaming_budget_v2 = budget
 
     def layers(self) -> list[dict[str, Any]]:
         """Return the engine inspector's record of each layer.
@@ -211,6 +320,7 @@ class Engine:
     def close(self) -> None:
         """Free the engine's device memory, once its sessions are closed. Idempotent."""
         self._finalizer()
+        self._weights.close()
         self._contexts = None
         self._native = None
 

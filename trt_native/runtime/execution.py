@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import numpy as np
 from trt_native.arrays import Array
 from trt_native.config import KernelSpecialization
 from trt_native.cuda import DeviceBuffer, Event, Graph, Stream, is_capturing
-from trt_native.errors import CudaError
+from trt_native.errors import ClosedError, CudaError
 from trt_native.plans.manifest import PlanTensor
 from trt_native.runtime.activation_memory import ActivationMemory, StreamSerializer
 from trt_native.runtime.engine import Engine, check_kernels
@@ -65,12 +66,14 @@ class ExecutionContext:
         serializer: Orders the runs on the GPU.
         device_inputs: Inputs that TensorRT reads on the GPU, in the engine's order.
         host_names: Names of the inputs and outputs that are in host memory.
+        lock: Held while TensorRT's context is used.
     """
 
     def __init__(
         self, engine: Engine, graphs: int, activation_memory: ActivationMemory | None = None
     ) -> None:
         self._context: Any = None
+        self._closed = False
         self._profiler: Any = None
         if activation_memory is not None:
             activation_memory.check(engine)
@@ -89,18 +92,26 @@ class ExecutionContext:
         self.serializer = (
             activation_memory.serializer if activation_memory else StreamSerializer(engine.ordinal)
         )
-        self._context = engine.create_context(user_managed=activation_memory is not None)
-        if activation_memory is not None:
-            self._context.set_device_memory(activation_memory.pointer, activation_memory.nbytes)
-        self._profile = int(self._context.active_optimization_profile)
+        self.lock = threading.RLock()  # the collector may close a session anywhere
         self._known_shapes: OrderedDict[Hashable, BoundShapes] = OrderedDict()
         lazy = engine.kernel_specialization is KernelSpecialization.LAZY
         self._graphs = GraphCache(0 if lazy else graphs)
-        self._applied: BoundShapes | None = None
-        self._addresses: dict[str, int] = {}
         self._dynamic_outputs: dict[str, DeviceBuffer] = {}
         self._host_outputs: dict[str, Array] = {}
         self._allocator = engine.backend.output_allocator(self._allocate)
+        with engine.contexts.adding(self):
+            self._create()
+
+    def _create(self) -> None:
+        memory = self._activation_memory
+        self._context = self.engine.create_context(user_managed=memory is not None)
+        if memory is not None:
+            self._context.set_device_memory(memory.pointer, memory.nbytes)
+        if self._profiler is not None:
+            self._context.profiler = self._profiler
+        self._profile = int(self._context.active_optimization_profile)
+        self._applied: BoundShapes | None = None
+        self._addresses: dict[str, int] = {}
 
     @property
     def graph_count(self) -> int:
@@ -132,8 +143,10 @@ class ExecutionContext:
                 name: native_order(views[name].host) for name in self.host_names if name in views
             },
         )
-        self._apply(bound)
-        bound.outputs = {t.name: self._output_shape(t) for t in self._outputs}
+        with self.lock:
+            self._check_open()
+            self._apply(bound)
+            bound.outputs = {t.name: self._output_shape(t) for t in self._outputs}
         bound.has_dynamic_outputs = any(-1 in shape for shape in bound.outputs.values())
         bound.replayable = not bound.has_dynamic_outputs and not any(
             t.name in self.host_names for t in self._outputs
@@ -158,24 +171,26 @@ class ExecutionContext:
         Raises:
             CudaError: TensorRT or the driver failed.
         """
-        if self.is_captured(stream):
-            self._launch_captured(bound, addresses, stream)
-            return
-        ready = None
-        if graph and bound.replayable:
-            ready = self._graphs.find((bound, addresses))
-            if ready is None and self._graphs.seen_before((bound, addresses)):
-                ready = self._capture(bound, addresses)
-        if ready is None:
-            self._bind(bound, addresses)  # may put a change of profile on a stream
-        long_lived = stream in self._long_lived
-        self.serializer.acquire(stream, long_lived=long_lived)
-        if ready is not None:
-            ready.launch(stream)
-        else:
-            self._run(stream)
-            bound.warm = True
-        self.serializer.release(stream, long_lived=long_lived)
+        with self.lock:
+            self._check_open()
+            if self.is_captured(stream):
+                self._launch_captured(bound, addresses, stream)
+                return
+            ready = None
+            if graph and bound.replayable:
+                ready = self._graphs.find((bound, addresses))
+                if ready is None and self._graphs.seen_before((bound, addresses)):
+                    ready = self._capture(bound, addresses)
+            if ready is None:
+                self._bind(bound, addresses)  # may put a change of profile on a stream
+            long_lived = stream in self._long_lived
+            self.serializer.acquire(stream, long_lived=long_lived)
+            if ready is not None:
+                ready.launch(stream)
+            else:
+                self._run(stream)
+                bound.warm = True
+            self.serializer.release(stream, long_lived=long_lived)
 
     def is_captured(self, stream: int) -> bool:
         """Whether the caller is capturing the stream into a CUDA graph."""
@@ -192,22 +207,52 @@ class ExecutionContext:
 
     def attach_profiler(self, report: Callable[[str, float], None]) -> Any:
         """Time each layer of every later run; see ``Backend.profiler``."""
-        self._profiler = self.engine.backend.profiler(report)
-        self._context.profiler = self._profiler
+        with self.lock:
+            self._check_open()
+            self._profiler = self.engine.backend.profiler(report)
+            self._context.profiler = self._profiler
         return self._profiler
+
+    def finish_runs(self) -> None:
+        """See :meth:`trt_native.runtime.context_registry.PausableContext.finish_runs`."""
+        self.serializer.synchronize()
+        self.stream.synchronize()
+
+    def follow(self, stream: int) -> None:
+        """See :meth:`trt_native.runtime.context_registry.PausableContext.follow`."""
+        if not self._closed:
+            self._graphs.close()
+            self.serializer.release(stream)
+
+    def drop(self) -> None:
+        """See :meth:`trt_native.runtime.context_registry.PausableContext.drop`."""
+        self._graphs.close()
+        self._context = None
+
+    def recreate(self) -> None:
+        """See :meth:`trt_native.runtime.context_registry.PausableContext.recreate`."""
+        if not self._closed:
+            for bound in self._known_shapes.values():
+                bound.warm = False
+            self._create()
 
     def close(self) -> None:
         """Free the context and all graphs once the runs are done. Idempotent."""
-        if self._context is None:
-            return
-        self.serializer.synchronize()
-        self.stream.synchronize()
-        self._graphs.close()
-        self._context = None
+        self.engine.contexts.remove(self)
+        with self.lock:
+            if self._closed:
+                return
+            self._closed = True
+            self.finish_runs()
+            self.drop()
         for buffer in (*self._dynamic_outputs.values(), self._empty):
             buffer.close()
         self._capture_stream.close()
         self.stream.close()
+
+    def _check_open(self) -> None:
+        if self._context is None:
+            raise ClosedError("the session has no execution context left")
 
     def _launch_captured(self, bound: BoundShapes, addresses: tuple[int, ...], stream: int) -> None:
         """Add the run to the CUDA graph that the caller is capturing, which orders it."""

@@ -1,0 +1,104 @@
+"""Replacing the weights of an engine in the order of a stream."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from trt_native.backends.base import Backend, StagedWeights
+from trt_native.cuda import Event, Stream, is_capturing, stream_handle
+from trt_native.errors import CudaError
+from trt_native.plans.plan import Plan
+from trt_native.runtime.future import RunTracker, StartedRun
+from trt_native.runtime.new_weights import NewWeight, WeightReader
+
+__all__ = ["WeightUpdater"]
+
+_LOGGER = logging.getLogger(__name__)
+_DEFAULT_STREAMS = (0, 1, 2)  # null, legacy and per-thread: TensorRT would synchronize on them
+
+
+class WeightUpdater:
+    """Hands new weights to TensorRT, and keeps them alive until the GPU has them.
+
+    Args:
+        plan: The plan.
+        backend: The library that has deserialized it.
+        ordinal: CUDA ordinal of the GPU.
+    """
+
+    def __init__(self, plan: Plan, backend: Backend, ordinal: int) -> None:
+        self._plan = plan
+        self._backend = backend
+        self._ordinal = ordinal
+        self._lock = threading.Lock()
+        self._stream: Stream | None = None
+        self._tracker = RunTracker(ordinal, _report)
+
+    @contextlib.contextmanager
+    def ordered(self, stream: Any) -> Iterator[int]:
+        """Yield the handle of a stream to work on, ordered with the caller's on both sides.
+
+        One thread at a time.
+
+        Raises:
+            CudaError: the caller is capturing the stream into a CUDA graph.
+        """
+        handle = None if stream is None else stream_handle(stream)
+        with self._lock:
+            if handle is not None and handle not in _DEFAULT_STREAMS:
+                if is_capturing(handle):
+                    raise CudaError(
+                        "weights cannot be replaced in a stream that is being captured into a CUDA"
+                        " graph"
+                    )
+                yield handle
+                return
+            if self._stream is None:
+                self._stream = Stream(self._ordinal)
+            hop, own = Event(ordinal=self._ordinal), self._stream.handle
+            if handle is not None:
+                hop.pass_on(handle, own)
+            yield own
+            if handle is not None:
+                hop.pass_on(own, handle)
+
+    @functools.cached_property
+    def reader(self) -> WeightReader:
+        """Reads the weights.
+
+        Raises:
+            PlanError: the plan's weights cannot be replaced.
+        """
+        return WeightReader(self._plan, self._ordinal)
+
+    def stage(self, native: Any, new: Mapping[str, NewWeight], stream: int) -> StagedWeights:
+        """See :meth:`~trt_native.backends.base.Backend.stage_weights`."""
+        self._tracker.reap(query=True)
+        values = {name: weight.values for name, weight in new.items()}
+        return self._backend.stage_weights(native, values, stream)
+
+    def keep(self, held: Any, stream: int) -> None:
+        """Keep objects alive until a stream has done its work."""
+        self._tracker.track(StartedRun({}, None, stream), held)
+
+    def finish(self) -> None:
+        """Wait until the GPU has all weights, and forget them."""
+        for future in self._tracker.futures:
+            future.result()
+        self._tracker.reap(query=False)
+
+    def close(self) -> None:
+        """Free the stream, once its work is done. Idempotent."""
+        self.finish()
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+
+def _report(error: BaseException) -> None:
+    _LOGGER.debug("replacing weights: %s", error)
