@@ -207,9 +207,10 @@ class Engine:
                 the others stay. Values on the GPU are converted and copied there, but those of
                 neither PyTorch nor the plan's type and layout, which go through the host.
             stream: A stream (see :func:`trt_native.cuda.stream_handle`) in whose order the values
-                are complete, and which they may be changed or freed in. The call then returns
-                before the GPU has copied them. Without one, values on the GPU are complete in the
-                order of torch's current stream, and copied when the call returns.
+                are complete, and in which they may be changed or freed later. The call then
+                returns before the GPU has copied them; to check those that are rounded, it waits
+                until they are complete. Without one, values on the GPU are complete in the order
+                of torch's current stream, and copied when the call returns.
 
         Raises:
             SpecError: names, types or shapes do not fit the plan, its type cannot hold the values,
