@@ -136,9 +136,7 @@ def _measure_in_place(
         names = [spec.name for spec in engine.replaceable_weights]
         before = _run(session)
         for place, move in (("host", _as_it_is), ("GPU", _on_gpu)):
-            weights = [
-                {n: move(a) for n, a in _weights(path, names).items()} for path in (new, old)
-            ]
+            weights = [_weights(path, names, move) for path in (new, old)]
             engine.refit(weights[0])
             _check(f"refit in place from the {place}", _run(session), expected, limit)
             times = []
@@ -160,10 +158,8 @@ def _watch_memory(plan: Plan, old: Path, new: Path, loops: int) -> list[dict[str
     found = []
     with Session(plan) as session:
         names = [spec.name for spec in session.engine.replaceable_weights]
-        models = [_weights(path, names) for path in (new, old)]
-        weights = [
-            {n: move(a) for n, a in m.items()} for move in (_on_gpu, _as_it_is) for m in models
-        ]
+        places = (_on_gpu, _as_it_is)
+        weights = [_weights(path, names, move) for move in places for path in (new, old)]
         for turn in range(loops + _WARM_UP + 1):
             done = turn - _WARM_UP
             if done >= 0 and done % max(1, loops // 10) == 0:

@@ -60,6 +60,7 @@ PARAMETERS = {
     "layer": "ILayer",
     "network": "INetworkDefinition",
     "parser": "OnnxParser",
+    "refitter": "Refitter",
     "runtime": "Runtime",
     "tensor": "ITensor",
 }
@@ -524,6 +525,7 @@ def test_the_walk_sees_the_calls_every_build_makes() -> None:
         "Builder.build_serialized_network",
         "Builder.create_network",
         "BuilderFlag.FP16",
+        "BuilderFlag.REFIT_INDIVIDUAL",
         "BuilderFlag.STRIP_PLAN",
         "ComputeCapability",
         "IBuilderConfig.add_optimization_profile",
@@ -531,13 +533,17 @@ def test_the_walk_sees_the_calls_every_build_makes() -> None:
         "ILayer.precision",
         "ILogger",
         "INetworkDefinition.get_output",
+        "INetworkDefinition.mark_weights_refittable",
         "IOptimizationProfile.set_shape",
         "IProgressMonitor",
         "ITensor.dtype",
         "MemoryPoolType.WORKSPACE",
         "OnnxParser.parse_from_file",
         "ProfilingVerbosity.DETAILED",
+        "Refitter.refit_cuda_engine_async",
+        "Refitter.set_named_weights",
         "Runtime.deserialize_cuda_engine",
+        "TensorLocation.DEVICE",
     }
 
 

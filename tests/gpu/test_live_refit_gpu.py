@@ -275,6 +275,31 @@ def test_single_weights(model, new, tmp_path):
     assert caught.value.problems == ("'w0'", "'w2'")
 
 
+@pytest.mark.parametrize("names", [("w",), ("s",), ("s", "w")], ids="+".join)
+def test_weights_that_tensorrt_combines(tmp_path, names):
+    """One factor of a constant: the other stays as it was, or TensorRT asks for both."""
+    random = np.random.default_rng(0)
+    weights = {"w": random.standard_normal((64, 64), np.float32), "s": np.full(64, 3, np.float32)}
+    nodes = [
+        helper.make_node("Mul", ["w", "s"], ["v"], name="scale"),
+        helper.make_node("MatMul", ["h0", "v"], ["h4"], name="product"),
+    ]
+    io = [[tiny_models.tensor(name, TensorProto.FLOAT, ("batch", 64))] for name in ("h0", "h4")]
+    path = tiny_models.save(tmp_path / "m.onnx", nodes, *io, weights)
+    new = {name: weights[name] * np.float32(-0.5) for name in names}
+    with Session(build_plan(path, config("fp16"))) as session:
+        before = run(session)
+        try:
+            session.engine.refit(new)
+            expected = results(
+                build_plan(with_weights(tmp_path / "n.onnx", path, weights | new), config("fp16"))
+            )
+        except (SpecError, PlanError) as error:
+            assert error.problems or error.details  # noqa: PT017
+            expected = before
+        np.testing.assert_array_equal(run(session), expected)
+
+
 def test_weights_that_the_parser_merges(tmp_path):
     """They cannot be replaced in place, and not be marked one by one; the error says so."""
     names = ("scale", "bias", "mean", "variance")

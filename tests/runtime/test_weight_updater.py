@@ -213,6 +213,36 @@ def test_a_failure_halfway_puts_the_plans_own_weights_back(engine, rows):
         np.testing.assert_array_equal(session.run({"x": x})["y"], 2 * x)
 
 
+def test_an_engine_of_which_nobody_knows_the_weights_is_closed(engine, rows):
+    def deserialize(content):
+        raise PlanError("the file has changed")
+
+    x = rows()
+    with Session(engine) as session:
+        session.run({"x": x})
+        engine.backend.fails = True
+        engine.backend.deserialize = deserialize
+        with pytest.raises(PlanError, match="the file has changed"):
+            engine.refit(values(9))
+        with pytest.raises(ClosedError):
+            session.run({"x": x})
+        with pytest.raises(ClosedError):
+            Session(engine)
+
+
+def test_a_restore_that_fails_keeps_the_new_weights(engine, rows):
+    def deserialize(content):
+        raise PlanError("the file has changed")
+
+    x = rows()
+    with Session(engine) as session:
+        engine.refit(values(3))
+        engine.backend.deserialize = deserialize
+        with pytest.raises(PlanError):
+            engine.restore()
+        np.testing.assert_array_equal(session.run({"x": x})["y"], 3 * x)
+
+
 def test_a_session_without_a_context_is_closed(engine, rows, monkeypatch):
     x = rows()
     with Session(engine) as session:

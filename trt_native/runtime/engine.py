@@ -111,9 +111,12 @@ class Engine:
     @property
     def native(self) -> Any:
         """TensorRT's own ``ICudaEngine``; not to be used after :meth:`close`."""
+        self._check_open()
+        return self._native
+
+    def _check_open(self) -> None:
         if self._native is None:
             raise ClosedError("the engine is closed")
-        return self._native
 
     @property
     def inputs(self) -> tuple[PlanTensor, ...]:
@@ -142,9 +145,11 @@ class Engine:
                 :attr:`activation_bytes` before it runs.
 
         Raises:
+            ClosedError: the engine was closed.
             PlanError: the plan's weights were left out.
             CudaError: TensorRT failed: too little memory, or no kernel for this GPU.
         """
+        self._check_open()
         self.plan.check_complete()
         require_gpu(self.ordinal)
         self._weights.finish()
@@ -218,8 +223,8 @@ class Engine:
                 error lists all problems, and the engine is as it was.
             PlanError: the plan was not built with ``refit``, or TensorRT has made some of these
                 weights a fixed part of it; the engine is as it was.
-            CudaError: TensorRT failed, and the plan's own weights were put back; or the stream is
-                being captured.
+            CudaError: TensorRT failed, and the plan's own weights were put back, or the engine
+                closed where that failed, too; or the stream is being captured.
             ClosedError: the engine was closed.
         """
         native = self.native
@@ -233,9 +238,11 @@ class Engine:
                     staged.apply(work)
                 except CudaError as error:
                     self._weights.keep(staged, work)
-                    self._put_back(contexts)
+                    self._recover(contexts)
                     raise CudaError(
-                        f"{error.message}; the plan's own were put back", error.details
+                        f"{error.message}; the plan's own were put back",
+                        error.details,
+                        code=error.code,
                     ) from None
                 for context in contexts:
                     context.follow(work)
@@ -255,12 +262,26 @@ class Engine:
             CudaError: the GPU has too little memory; sessions without a context are closed.
             ClosedError: the engine was closed.
         """
-        if self._native is None:
-            raise ClosedError("the engine is closed")
+        self._check_open()
         require_gpu(self.ordinal)
         with self.contexts.paused() as contexts:
             if self._refitted:
                 self._put_back(contexts)
+
+    def _recover(self, contexts: Iterable[PausableContext]) -> None:
+        """Put the plan's own weights back; an engine with some of others is closed if that fails.
+
+        Raises:
+            PlanError, CudaError: as :meth:`restore`.
+        """
+        try:
+            self._put_back(contexts)
+        except BaseException:
+            if self._refitted:
+                for context in contexts:
+                    context.drop()
+                self.close()
+            raise
 
     def _put_back(self, contexts: Iterable[PausableContext]) -> None:
         self._weights.finish()
