@@ -74,7 +74,7 @@ class RefittableEngine(FakeEngine):
         )
         self.plan = plan
         self.kernel_specialization = KernelSpecialization.EAGER
-        self._native = self._contexts = self._finalizer = self._weight_budget = None
+        self._native = self._context_factory = self._finalizer = self._weight_budget = None
         self._cache_file = None
         self._lock = threading.Lock()
         self._weights = WeightUpdater(plan, self.backend, 0)

@@ -84,7 +84,7 @@ class Engine:
         kernel_specialization: KernelSpecialization | str | None = None,
     ) -> None:
         self._native: Any = None
-        self._contexts: Any = None
+        self._context_factory: Any = None
         self._finalizer: Any = None
         self._lock = threading.Lock()
         self.contexts = ContextRegistry()
@@ -154,7 +154,7 @@ class Engine:
         require_gpu(self.ordinal)
         self._weights.finish()
         with self._lock, self.backend.collected_errors() as errors:
-            context = self._contexts.create(user_managed=user_managed)
+            context = self._context_factory.create(user_managed=user_managed)
         if context is None:
             check_kernels(errors, self.backend.product)
             free, total = memory_info()
@@ -175,7 +175,7 @@ class Engine:
         """
         if self._native is not None:
             with self._lock:
-                save_runtime_cache_file(self._contexts, self._cache_file)
+                save_runtime_cache_file(self._context_factory, self._cache_file)
 
     def compiled_kernels(self) -> bytes:
         """The kernels that TensorRT-RTX has compiled, as a runtime cache holds them."""
@@ -227,12 +227,12 @@ class Engine:
                 closed where that failed, too; or the stream is being captured.
             ClosedError: the engine was closed.
         """
-        native = self.native
+        self._check_open()
         require_gpu(self.ordinal)
         with self._weights.ordered(stream) as work:
             new = self._weights.reader.read(weights, work)
             with self.contexts.paused() as contexts:
-                staged = self._weights.stage(native, new, work)
+                staged = self._weights.stage(self.native, new, work)
                 self._refitted = True
                 try:
                     staged.apply(work)
@@ -285,7 +285,7 @@ class Engine:
 
     def _put_back(self, contexts: Iterable[PausableContext]) -> None:
         self._weights.finish()
-        kernels = self._contexts.cache()
+        kernels = self._context_factory.cache()
         self._load(kernels)
         for context in contexts:
             context.drop()
@@ -304,7 +304,7 @@ class Engine:
         )
         if self._finalizer is not None:
             self._finalizer.detach()
-        self._native, self._contexts, self._refitted = native, contexts, False
+        self._native, self._context_factory, self._refitted = native, contexts, False
         self._finalizer = weakref.finalize(
             self, save_runtime_cache_file, contexts, self._cache_file
         )
@@ -343,7 +343,7 @@ class Engine:
         """Free the engine's device memory, once its sessions are closed. Idempotent."""
         self._finalizer()
         self._weights.close()
-        self._contexts = None
+        self._context_factory = None
         self._native = None
 
     def __enter__(self) -> Engine:

@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -144,7 +144,8 @@ class ExecutionContext:
             },
         )
         with self.lock:
-            self._check_open()
+            if self._context is None:
+                self._refuse()
             self._apply(bound)
             bound.outputs = {t.name: self._output_shape(t) for t in self._outputs}
         bound.has_dynamic_outputs = any(-1 in shape for shape in bound.outputs.values())
@@ -172,7 +173,8 @@ class ExecutionContext:
             CudaError: TensorRT or the driver failed.
         """
         with self.lock:
-            self._check_open()
+            if self._context is None:
+                self._refuse()
             if self.is_captured(stream):
                 self._launch_captured(bound, addresses, stream)
                 return
@@ -208,7 +210,8 @@ class ExecutionContext:
     def attach_profiler(self, report: Callable[[str, float], None]) -> Any:
         """Time each layer of every later run; see ``Backend.profiler``."""
         with self.lock:
-            self._check_open()
+            if self._context is None:
+                self._refuse()
             self._profiler = self.engine.backend.profiler(report)
             self._context.profiler = self._profiler
         return self._profiler
@@ -250,9 +253,8 @@ class ExecutionContext:
         self._capture_stream.close()
         self.stream.close()
 
-    def _check_open(self) -> None:
-        if self._context is None:
-            raise ClosedError("the session has no execution context left")
+    def _refuse(self) -> NoReturn:
+        raise ClosedError("the session has no execution context left")
 
     def _launch_captured(self, bound: BoundShapes, addresses: tuple[int, ...], stream: int) -> None:
         """Add the run to the CUDA graph that the caller is capturing, which orders it."""
