@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
@@ -62,9 +62,7 @@ from trt_native.graph.onnx_file import (
     save_temporary,
     summarize,
 )
-from trt_native.graph.refit_record import RefitRecord
 from trt_native.graph.types import is_reduced, quantized_types, reduced_types
-from trt_native.graph.weight_sources import made_weights
 from trt_native.passes.autocast import can_be_reduced
 from trt_native.passes.base import GraphPass, PassContext, ResolvedPrecision
 from trt_native.passes.pin_fp32_nodes import pinned_nodes
@@ -77,6 +75,9 @@ from trt_native.progress import Progress, phase
 from trt_native.runtime.engine import Engine
 from trt_native.scratch import scratch_folder
 from trt_native.shapes import Profile, ProfileSpec, TensorSpec
+
+if TYPE_CHECKING:
+    from trt_native.graph.refit_record import RefitRecord
 
 __all__ = [
     "BuildDecisions",
@@ -597,6 +598,9 @@ def refit_record(prepared: PreparedBuild, lowered: LoweredModel, graph: ir.Model
         lowered: The model that its passes made.
         graph: That model, read from its file.
     """
+    from trt_native.graph.refit_record import RefitRecord
+    from trt_native.graph.weight_sources import made_weights
+
     original = graph if lowered.path == prepared.path else read_model(prepared.path)
     return RefitRecord.read(original, graph, made_weights(prepared.graph))
 

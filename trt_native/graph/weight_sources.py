@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes  # noqa: F401  (makes bfloat16 known to NumPy by name)
 import numpy as np
@@ -43,8 +42,7 @@ _KEY = "trt_native.weight_source"  # in the metadata of an initializer that a pa
 _NUMBER = re.compile(r".*__value_*", re.DOTALL)  # of attributes and of limits, never of weights
 
 
-@dataclass(frozen=True, slots=True)
-class SplitLayout:
+class SplitLayout(NamedTuple):
     """Parts of a weight behind one another, ``hi`` being its BF16 digits and ``lo`` the rest.
 
     Attributes:
@@ -80,8 +78,7 @@ class SplitLayout:
         return tuple(shape)
 
 
-@dataclass(frozen=True, slots=True)
-class WeightSource:
+class WeightSource(NamedTuple):
     """The weight of the ONNX file that one of the rewritten graph is made of.
 
     Attributes:
@@ -94,7 +91,9 @@ class WeightSource:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON holds it."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        if self.split is None:
+            return {"weight": self.weight}
+        return {"weight": self.weight, "split": self.split._asdict()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> WeightSource:
@@ -112,8 +111,7 @@ class WeightSource:
         return cls(str(data["weight"]), SplitLayout(parts, axis, groups))
 
 
-@dataclass(frozen=True, slots=True)
-class WeightSources:
+class WeightSources(NamedTuple):
     """Where the weights of a rewritten graph come from.
 
     Attributes:
@@ -123,8 +121,8 @@ class WeightSources:
             that may depend on it.
     """
 
-    sources: Mapping[str, WeightSource] = field(default_factory=dict)
-    rewritten: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    sources: Mapping[str, WeightSource]
+    rewritten: Mapping[str, tuple[str, ...]]
 
     def made_of(self, name: str) -> frozenset[str]:
         """Names in the ONNX file of what a weight of the rewritten graph may depend on."""
@@ -200,7 +198,7 @@ def weight_sources(
         made: From :func:`made_weights`.
     """
     if original is lowered:
-        return WeightSources({name: WeightSource(name) for name in signature.weights})
+        return WeightSources({name: WeightSource(name) for name in signature.weights}, {})
     return _Finder(original, signature, lowered, made).find()
 
 

@@ -42,7 +42,6 @@ from trt_native.graph.nodes import (
 from trt_native.graph.patterns import match_nodes
 from trt_native.graph.types import is_reduced, nodes_with_functions
 from trt_native.graph.validity import wraps_graph_errors
-from trt_native.graph.weight_sources import note_source
 from trt_native.passes.autocast_operators import folded_statistics
 from trt_native.passes.autocast_rules import NodeClassifier, Reason, scale_is_lost
 from trt_native.passes.base import GraphPass
@@ -472,6 +471,8 @@ class _Rewriter:
         for dtype in needs.keys() - {own}:
             name = f"{value.name}__{_SUFFIX[dtype]}"
             copy = self.names.initializer(name, self._lazy(value, tensor, dtype))
+            from trt_native.graph.weight_sources import note_source  # few builds have such a copy
+
             note_source(copy, value)
             _replace_all(needs[dtype], copy)
         if own != FLOAT:

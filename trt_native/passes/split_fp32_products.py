@@ -19,7 +19,7 @@ import functools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -28,11 +28,13 @@ from trt_native.errors import ModelError, UnsupportedError
 from trt_native.graph.inference import infer_values
 from trt_native.graph.nodes import BFLOAT16, FLOAT, PRODUCTS, all_nodes, is_fp32, opset_of, scale_of
 from trt_native.graph.validity import wraps_graph_errors
-from trt_native.graph.weight_sources import SplitLayout, convert_weight, note_source
 from trt_native.passes.base import GraphPass, PassContext
 from trt_native.passes.quantize_arrays import read_tensor
 from trt_native.passes.raise_opset import RaisedOpset, opset_problems, require_opset
 from trt_native.passes.replacement import NameAuthority
+
+if TYPE_CHECKING:
+    from trt_native.graph.weight_sources import SplitLayout
 
 __all__ = ["SplitFp32Products", "can_split", "has_products", "split_fp32_products"]
 
@@ -63,6 +65,8 @@ class _How(NamedTuple):
     @property
     def layout(self) -> SplitLayout:
         """The layout of the parts of a weight."""
+        from trt_native.graph.weight_sources import SplitLayout
+
         # Each filter of a grouped Conv has its group's channels alone, so that its parts follow.
         follow = self.axis == 1 and self.parts == _JOINED[1]
         return SplitLayout(self.parts, self.axis, 1 if follow else self.groups)
@@ -227,6 +231,8 @@ class _Splitter:
     def _joined_weight(self, value: ir.Value, tensor: ir.TensorProtocol, how: _How) -> ir.Value:
         shape = _tripled(ir.Shape(tensor.shape.numpy()), how.axis)
         joined = ir.LazyTensor(functools.partial(_join, tensor, how), FLOAT, shape)
+        from trt_native.graph.weight_sources import note_source
+
         made = self._names.initializer(f"{value.name}__split", joined)
         note_source(made, value, how.layout)
         return made
@@ -372,4 +378,6 @@ def _tripled(shape: ir.Shape, axis: int) -> ir.Shape:
 
 
 def _join(tensor: ir.TensorProtocol, how: _How) -> ir.Tensor[Any]:
+    from trt_native.graph.weight_sources import convert_weight
+
     return ir.Tensor(convert_weight(read_tensor(tensor), "float32", how.layout))

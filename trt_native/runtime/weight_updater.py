@@ -7,14 +7,16 @@ import functools
 import logging
 import threading
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trt_native.backends.base import Backend, StagedWeights
 from trt_native.cuda import Event, Stream, is_capturing, stream_handle
 from trt_native.errors import CudaError
 from trt_native.plans.plan import Plan
 from trt_native.runtime.future import RunTracker, StartedRun
-from trt_native.runtime.new_weights import NewWeight, WeightReader
+
+if TYPE_CHECKING:
+    from trt_native.runtime.new_weights import NewWeight, WeightReader
 
 __all__ = ["WeightUpdater"]
 
@@ -74,6 +76,8 @@ class WeightUpdater:
         Raises:
             PlanError: the plan's weights cannot be replaced.
         """
+        from trt_native.runtime.new_weights import WeightReader
+
         return WeightReader(self._plan, self._ordinal)
 
     def stage(self, native: Any, new: Mapping[str, NewWeight], stream: int) -> StagedWeights:
