@@ -180,7 +180,7 @@ class Engine:
     def compiled_kernels(self) -> bytes:
         """The kernels that TensorRT-RTX has compiled, as a runtime cache holds them."""
         with self._lock:
-            return b"" if self._contexts is None else self._contexts.cache()
+            return b"" if self._context_factory is None else self._context_factory.cache()
 
     @property
     def replaceable_weights(self) -> tuple[TensorSpec, ...]:
