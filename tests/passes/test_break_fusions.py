@@ -212,7 +212,8 @@ def test_a_sampler_of_an_output(body):
         ('r = Exp (x) y = Einsum <equation = "abc->ab"> (r)', "2,4", []),
         ('r = Exp (x) y = Resize <mode = "linear"> (r, , , t)', "2,4,5", ["r"]),
         ('r = Exp (x) y = Resize <mode = "nearest"> (r, , , t)', "2,4,3", ["r"]),
-        ('r = Exp (x) y = Resize <mode = "linear"> (r, , , t)', "2,4,3", []),
+        ('r = Exp (x) y = Resize <mode = "linear"> (r, , , t)', "2,4,3", ["r"]),
+        ("r = Exp (x) y = Unsqueeze (r, a)", "1,2,4,5", ["r"]),
     ],
 )
 def test_outputs_of_the_same_elements(body, shape, expected):

@@ -344,13 +344,23 @@ class LoraStack:
         try:
             for base, new in zip(self._bases, values, strict=True):
                 if new:
-                    base.engine.refit(new)
+                    _replace(base, new, adapters)
                 done.append(base)
         except BaseException:
             for base in done:
-                base.engine.refit(_summed(base, changed & base.places.keys(), before))
+                _replace(base, _summed(base, changed, before), before)
             raise
         self._adapters = adapters
+
+
+def _replace(base: _Base, new: Mapping[str, Array], adapters: Mapping[str, _Adapter]) -> None:
+    """Replace weights, or all of the U-Net where TensorRT has merged them with others."""
+    try:
+        base.engine.refit(new)
+    except SpecError as error:
+        _LOGGER.debug("replacing all weights: %s", error)
+        every = {one.name: base.value(one.name) for one in base.engine.replaceable_weights}
+        base.engine.refit({**every, **_summed(base, base.places, adapters)})
 
 
 def _summed(

@@ -8,7 +8,8 @@ A convolution to a single pixel was computed wrong for other batches than the op
 kernels that TensorRT-RTX compiles for a shape.
 
 A transposed convolution along one axis leaves elements unwritten that no window reaches, where the
-windows are shorter than their stride, and is wrong in groups for dynamic lengths.
+windows are shorter than their stride; it is wrong in groups for dynamic lengths, and has no kernel
+for a stride and a dilation together.
 :class:`~trt_native.passes.parser_workarounds.ParserWorkarounds` applies them.
 """
 
@@ -34,7 +35,7 @@ def _is_rewritten(node: ir.Node) -> bool:
         CONV_TRANSPOSE_PADDING.check(node)
         or _is_pixel(node)
         or bool(_idle_strides(node))
-        or _has_dynamic_groups(node)
+        or _is_spread(node)
         or _gap(node) > 0
     )
 
@@ -46,8 +47,8 @@ def _rewrite(new: ReplacementBuilder) -> None:
         _rewrite_pixel(new)
     elif _idle_strides(new.node):
         _rewrite_strides(new)
-    elif _has_dynamic_groups(new.node):
-        _rewrite_groups(new)
+    elif _is_spread(new.node):
+        _rewrite_spread(new)
     elif _gap(new.node) > 0:
         _rewrite_gaps(new)
 
@@ -170,27 +171,26 @@ def _rewrite_gaps(new: ReplacementBuilder) -> None:
     assert weight is not None  # noqa: S101  # for the type checker
     tensor = constant_of(weight)
     assert tensor is not None  # noqa: S101
-    dilation = _number(node, "dilations", 1)
-    more = -(-_gap(node) // dilation)
+    more = _gap(node)
     values = tensor.numpy()
     zeros = np.zeros((*values.shape[:2], more), values.dtype)
     longer = new.constant(np.concatenate([values, zeros], axis=2))
     begin, end = _ints(node, "pads") or [0, 0]
-    attributes = {**node.attributes, "pads": [begin, end + more * dilation]}
+    attributes = {**node.attributes, "pads": [begin, end + more]}
     attributes["kernel_shape"] = [values.shape[2] + more]
     new.replace(*new.add_with(node.op_type, [x, longer, *bias], 1, attributes))
 
 
-def _has_dynamic_groups(node: ir.Node) -> bool:
-    return (
-        _along_one_axis(node)
-        and not isinstance(_extents(node)[0], int)
-        and node.attributes.get_int("group", 1) > 1
-        and _number(node, "strides", 1) > 1
-    )
+def _is_spread(node: ir.Node) -> bool:
+    """Whether a convolution with a stride has groups of a dynamic length, or dilated windows."""
+    if not _along_one_axis(node) or _number(node, "strides", 1) == 1:
+        return False
+    dynamic = not isinstance(_extents(node)[0], int)
+    grouped = node.attributes.get_int("group", 1) > 1
+    return (dynamic and grouped) or _number(node, "dilations", 1) > 1
 
 
-def _rewrite_groups(new: ReplacementBuilder) -> None:
+def _rewrite_spread(new: ReplacementBuilder) -> None:
     """Put zeros between the elements, and convolve that with the reversed windows."""
     node, (x, weight, *bias) = new.node, new.node.inputs
     assert x is not None  # noqa: S101  # for the type checker

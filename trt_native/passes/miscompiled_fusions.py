@@ -199,12 +199,15 @@ def _has_one_operand(node: ir.Node) -> bool:
 
 
 def _may_be_as_large(one: ir.Value, other: ir.Value) -> bool:
-    """Whether two values may have one shape, as far as their shapes are known."""
+    """Whether two values may have one shape but for axes of 1, as far as shapes are known."""
     if one.shape is None or other.shape is None:
         return True
-    pairs = zip(one.shape, other.shape, strict=False)
-    unlike = (isinstance(a, int) and isinstance(b, int) and a != b for a, b in pairs)
-    return len(one.shape) == len(other.shape) and not any(unlike)
+    extents, others = ([dim for dim in shape if dim != 1] for shape in (one.shape, other.shape))
+    unlike = (
+        isinstance(a, int) and isinstance(b, int) and a != b
+        for a, b in zip(extents, others, strict=False)
+    )
+    return len(extents) == len(others) and not any(unlike)
 
 
 def _nodes(model: ir.Model, *operators: str) -> Iterator[ir.Node]:
@@ -213,11 +216,10 @@ def _nodes(model: ir.Model, *operators: str) -> Iterator[ir.Node]:
 
 
 def _shared_with_resizes(model: ir.Model) -> Iterator[Point]:
-    """Of an output that a Resize to the nearest reads only what it takes may be written."""
+    """Of an output that a Resize reads only what it takes may be written, or nothing."""
     for resize in _nodes(model, "Resize"):
         value = resize.inputs[0]
-        nearest = resize.attributes.get_string("mode", "nearest") == "nearest"
-        if nearest and any(one.is_graph_output() for one, _, _ in _behind([value])):
+        if any(one.is_graph_output() for one, _, _ in _behind([value])):
             assert value is not None  # noqa: S101  # for the type checker
             yield Point(value, ((resize, 0),), "an output, and Resize reads it")
 
@@ -358,9 +360,12 @@ def _shared_with_samplers(model: ir.Model) -> Iterator[Point]:
         for index, value in enumerate(sampler.inputs):
             if value is None or constant_of(value) is not None:
                 continue
-            loops = tuple((node, i) for node, i in value.uses() if node.op_type in _LOOPS)
-            if loops:
-                yield Point(value, loops, f"{loops[0][0].op_type} and GridSample read it")
+            sources = dict.fromkeys(v for _, node, _ in _behind([value]) for v in node.inputs)
+            for one in (value, *sources):
+                uses = () if one is None or constant_of(one) is not None else one.uses()
+                loops = tuple((node, i) for node, i in uses if node.op_type in _LOOPS)
+                if loops and one is not None:
+                    yield Point(one, loops, f"{loops[0][0].op_type} and GridSample read it")
             if _comes_out(value):
                 yield Point(value, ((sampler, index),), "an output, and GridSample reads it")
 

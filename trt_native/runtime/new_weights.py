@@ -104,10 +104,10 @@ class WeightReader:
             self._targets.setdefault(source.weight, []).append(target)
 
     def replaceable(self) -> tuple[TensorSpec, ...]:
-        """The weights that the plan takes, in the type that it has them in."""
+        """The weights that the plan takes, in the type that it has them in, by name."""
         return tuple(
             TensorSpec(name, targets[0].dtype, targets[0].shape)
-            for name, targets in self._targets.items()
+            for name, targets in sorted(self._targets.items())
             if self._is_marked(targets)
         )
 
