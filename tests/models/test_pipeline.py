@@ -422,8 +422,6 @@ class TestAsAModule:
         assert torch.equal(replacement(sample, 1, audio).sample, before)
         with pytest.raises(UnsupportedError, match=r"the weights are inside unet\.plan: export"):
             replacement.load_state_dict({}, strict=False)
-        with pytest.raises(UnsupportedError, match="adapters need a U-Net that runs a plan"):
-            replacement.load_lora("style.safetensors")
 
     @pytest.mark.parametrize("fullgraph", [False, True])
     def test_compilers_leave_it_alone(self, unet, fullgraph):
@@ -600,39 +598,6 @@ class TestDeepCache:
             sample, audio = inputs(seed=timestep)
             expected = unet(sample, timestep, audio)
             assert torch.equal(replacement(sample, timestep, audio).sample, expected)
-
-
-class TestAdapters:
-    def test_both_plans_of_deepcache_have_them(self, unet, monkeypatch):
-        """And the next step is a full one: deep features are of other weights."""
-
-        class Stack:
-            def __init__(self, *engines):
-                self.engines, self.calls = engines, []
-
-            def load(self, path, scale, *, name):
-                self.calls.append((path, scale, name))
-                return name
-
-            def unload(self, name):
-                self.calls.append(name)
-
-        monkeypatch.setattr(pipeline, "LoraStack", Stack)
-        monkeypatch.setattr(pipeline, "EngineRunner", TorchStepRunner)
-        replacement, full, shallow = deepcache_drop_in(unet)
-        full.engine, shallow.engine = "full", "shallow"
-        sample, audio = inputs()
-        for timestep in (9, 8):
-            replacement(sample, timestep, audio)
-        assert (len(full.runs), len(shallow.runs)) == (1, 1)
-        assert replacement.load_lora("a.safetensors", 0.5, name="a") == "a"
-        replacement(sample, 7, audio)
-        replacement.unload_lora("a")
-        replacement(sample, 6, audio)
-        assert (len(full.runs), len(shallow.runs)) == (3, 1)
-        stack = replacement._adapters
-        assert stack.engines == ("full", "shallow")
-        assert stack.calls == [("a.safetensors", 0.5, "a"), "a"]
 
 
 class TestLoading:
