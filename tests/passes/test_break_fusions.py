@@ -178,6 +178,15 @@ def test_a_sampler_and_a_loop_that_read_one_value():
     found, model = broken(proto)
     assert found == ["r"]
     assert readers(model, "r") == {"Shape", "Gather", "GridSample", "Neg"}
+    body = "k = Constant <value = int64 {1}> () r = Tan (x) s = GridSample (r, g) y = CumSum (x, k)"
+    proto = parsed(body, "float[1,2,4,4] x, float[1,3,3,2] g", "float[1,2,3,3] s, float[1,2,4,4] y")
+    assert broken(proto)[0] == ["x"]
+    proto = with_constants(
+        parsed(body.replace("Tan (x)", "Conv (x, w)"), "float[1,2,4,4] x, float[1,3,3,2] g",
+               "float[1,2,3,3] s, float[1,2,4,4] y"),
+        {"w": np.ones((2, 2, 1, 1), np.float32)},
+    )  # fmt: skip
+    assert broken(proto)[0] == []
 
 
 @pytest.mark.parametrize(

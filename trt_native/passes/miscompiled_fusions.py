@@ -55,6 +55,7 @@ _ELEMENTWISE = op_set(
     " ThresholdedRelu Where Xor"
 )
 _MOVING = op_set("Expand Flatten Reshape Squeeze Transpose Unsqueeze")
+_FUSED = _ELEMENTWISE | _MOVING
 _SPREADING = op_set("Concat Pad Slice Tile")
 _RESHAPING = op_set("Flatten Reshape Squeeze Unsqueeze")
 _POOLS = op_set("AveragePool MaxPool")
@@ -360,7 +361,8 @@ def _shared_with_samplers(model: ir.Model) -> Iterator[Point]:
         for index, value in enumerate(sampler.inputs):
             if value is None or constant_of(value) is not None:
                 continue
-            sources = dict.fromkeys(v for _, node, _ in _behind([value]) for v in node.inputs)
+            between = (node for _, node, _ in _behind([value]) if node.op_type in _FUSED)
+            sources = dict.fromkeys(one for node in between for one in node.inputs)
             for one in (value, *sources):
                 uses = () if one is None or constant_of(one) is not None else one.uses()
                 loops = tuple((node, i) for node, i in uses if node.op_type in _LOOPS)
