@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from onnx import helper, numpy_helper
+from onnx import helper, numpy_helper, parser
 
 
 class Case(NamedTuple):
@@ -328,6 +328,25 @@ def _exponential():
     return case._replace(expected=expected)
 
 
+def _short_loop(condition):
+    """Three trips over a dynamic shape, whose body reads its number and a value from outside."""
+    proto = parser.parse_model(
+        f"""<ir_version: 10, opset_import: ["": 18]>
+        g (float[n,2] x) => (float[n,2] y0, float[n,2] y1)
+        <int64 t = {{3}}, bool c = {{1}}, float[2] w = {{0.5, -2}}> {{
+          y0, y1 = Loop <body = b (int64 i, bool k, float[n,2] s, float[n,2] u)
+            => (bool o, float[n,2] p, float[n,2] q) {{
+              o = Identity (k) f = Cast <to = 1> (i) m = Mul (s, w) p = Add (m, f) q = Sub (s, u) }}
+            > (t, {condition}, x, x) }}""",
+    )
+    proto.graph.node[0].name = "node"
+    x = _draw(3, 2)
+    s, u, w = x, x, np.array([0.5, -2], np.float32)
+    for trip in range(3):
+        s, u = s * w + np.float32(trip), s - u
+    return Case(proto, "Loop", {"x": x}, [s, u])
+
+
 CASES = {
     "triangle": _triangle,
     "mean": _mean,
@@ -358,6 +377,8 @@ CASES = {
     "few pixels": lambda: _few_pixels(1, 4, 0),
     "few pixels between corners": lambda: _few_pixels(5, 3, 1),
     "exponentials": _exponential,
+    "short loop": lambda: _short_loop("c"),
+    "short loop without a condition": lambda: _short_loop(""),
     "convolution to a pixel": lambda: _to_pixels((3, 2), [3, 2]),
     "convolution to a padded pixel": lambda: _to_pixels((2, 1), [3, 2], [1, 0, 0, 1]),
     "convolution to a cut pixel": lambda: _to_pixels((4, 3), [3, 2], strides=[2, 2]),

@@ -30,11 +30,11 @@ from trt_native.passes.conv_workarounds import CONV, CONV_TRANSPOSE
 from trt_native.passes.decompose_norms import SCALE_PER_CHANNEL
 from trt_native.passes.extent_workarounds import (
     LEAST_NUMBER,
-    LOOP_CONDITION,
     POOL_PADDING,
     RESIZE_BY_SCALES,
     RMS_NORM_TYPES,
 )
+from trt_native.passes.loop_workarounds import LOOP
 from trt_native.passes.replacement import NameAuthority, ReplacementBuilder, RewriteRule
 from trt_native.passes.sampler_workarounds import GRID_SAMPLE
 
@@ -297,7 +297,7 @@ _RULES = {
     "Conv": CONV,
     "ConvTranspose": CONV_TRANSPOSE,
     "GridSample": GRID_SAMPLE,
-    "Loop": LOOP_CONDITION,
+    "Loop": LOOP,
     "RMSNormalization": RMS_NORM_TYPES,
     "Tile": RewriteRule(_tiles_a_scalar, _rewrite_tile),
     "Mean": RewriteRule(lambda node: bool(node.inputs), _rewrite_mean),
