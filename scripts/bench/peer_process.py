@@ -71,7 +71,7 @@ class Setup:
 
     def load(self, name: str) -> Array:
         """One of the folder's arrays."""
-        array: Array = np.load(Path(self.folder, name))
+        array: Array = np.load(Path(self.folder, name), allow_pickle=False)
         return array
 
     def save(self) -> None:

@@ -60,7 +60,8 @@ def bench(script, monkeypatch):
 
     def in_process(words, note, seconds):
         if words[1] == "-c":
-            note({"bare_start_s": 0.5})
+            if note is not None:
+                note({"bare_start_s": 0.5})
             return
         _, _, kind, setup, what, names, rounds, started = words
         assert kind == "child"
@@ -250,16 +251,24 @@ def test_invalid_options(bench, tmp_path, capsys, options, message):
     assert not (tmp_path / "work").exists()
 
 
-def test_the_way_from_a_checkpoint(bench, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("separate", "commands", "parts"),
+    [
+        (False, ["export"], ["checkpoint to warm plan"]),
+        (True, ["export", "build"], ["checkpoint to ONNX", "ONNX to plan"]),
+    ],
+)
+def test_the_way_from_a_checkpoint(bench, monkeypatch, tmp_path, separate, commands, parts):
     halve(bench, monkeypatch)
     ran = []
-    monkeypatch.setattr(bench, "command", lambda words: ran.append(words[0]))
-    bench.from_checkpoint(tmp_path, config="small", frames=2, size=8)
-    assert ran == ["export", "build"]
+    monkeypatch.setattr(bench, "command", lambda words: ran.append(words))
+    bench.from_checkpoint(tmp_path, config="small", frames=2, size=8, separate=separate)
+    assert [words[0] for words in ran] == commands
+    assert ("--build" in ran[0]) is not separate
     load_unet(config="small", checkpoint=tmp_path / "checkpoint.pt", dtype="float16")
     seconds = json.loads((tmp_path / "results.json").read_text())["seconds"]
-    parts = ["checkpoint to ONNX", "ONNX to plan", "plan to first result"]
-    assert list(seconds) == [*parts, "checkpoint to running plan"]
+    together = ["plan to first result", "checkpoint to running plan", "second process"]
+    assert list(seconds) == [*parts, *together]
 
 
 @pytest.mark.parametrize(
