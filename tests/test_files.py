@@ -16,6 +16,7 @@ import pytest
 from trt_native import files
 from trt_native.errors import SpecError
 from trt_native.files import (
+    as_path,
     atomic_write,
     check_writable,
     is_within,
@@ -25,6 +26,13 @@ from trt_native.files import (
     save_with_json,
     sha256_of_file,
 )
+
+
+@pytest.mark.parametrize("given", ["a\0b", "\ud800.onnx", 5, None])
+def test_what_no_path_can_be_is_refused(given):
+    with pytest.raises(SpecError, match="path of a file"):
+        as_path(given)
+    assert as_path("\udcff.onnx") == Path("\udcff.onnx")  # a byte that is not UTF-8
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):

@@ -46,12 +46,18 @@ def as_path(given: str | os.PathLike[str]) -> Path:
     """The path that is given, as a text or an object of a path.
 
     Raises:
-        SpecError: it is neither.
+        SpecError: it is neither, or holds what no path can.
     """
     try:
-        return Path(given)
+        path = Path(given)
     except TypeError:
         raise SpecError(f"expected the path of a file, found {type(given).__name__}") from None
+    try:
+        if b"\0" not in os.fsencode(path):
+            return path
+    except UnicodeEncodeError:
+        pass
+    raise SpecError(f"not the path of a file: {str(path)!r}")
 
 
 def is_within(path: Path, folder: Path) -> bool:
