@@ -121,6 +121,51 @@ class TestHits:
             assert build().cached
             assert note.read_text() == content
 
+    def test_a_link_that_leads_to_other_weights_is_noticed(self, build, tmp_path):
+        """A cache of downloads, where weights of one size go with one ONNX file."""
+        blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
+        snapshot.mkdir()
+        blobs.mkdir()
+        proto = onnx.load(tiny_models.conv(tmp_path / "inline.onnx"))
+        for number in (1, 2):
+            for weight in proto.graph.initializer:
+                scaled = number * numpy_helper.to_array(weight)
+                weight.CopyFrom(numpy_helper.from_array(scaled, weight.name))
+            options = {"save_as_external_data": True, "size_threshold": 0}
+            onnx.save(proto, blobs / f"m{number}", location="m_data", **options)
+            (blobs / "m_data").rename(blobs / f"w{number}")
+            proto = onnx.load(tmp_path / "inline.onnx")
+        assert (blobs / "m1").read_bytes() == (blobs / "m2").read_bytes()
+        (snapshot / "m.onnx").symlink_to(blobs / "m1")
+        data = snapshot / "m_data"
+        data.symlink_to(blobs / "w1")
+        first = build(snapshot / "m.onnx")
+        assert build(snapshot / "m.onnx").cached
+        data.unlink()
+        data.symlink_to(blobs / "w2")
+        second = build(snapshot / "m.onnx")
+        assert not second.cached
+        assert bytes(second.plan.data) != bytes(first.plan.data)
+
+    @pytest.mark.parametrize("key", [None, "../../x", "a\0b", "\ud800", "x" * 300])
+    def test_a_note_of_no_plan_is_not_followed(self, build, cache, key):
+        build()
+        (note,) = (cache.folder / "notes").iterdir()
+        content = {**cache_module._read_checksummed(note), "key": key}
+        if key is None:
+            del content["key"]
+        cache_module._write_checksummed(note, content)
+        assert build().cached
+
+    def test_a_model_in_a_folder_that_is_gone_is_an_error(self, build, tmp_path, monkeypatch):
+        gone = tmp_path / "gone"
+        gone.mkdir()
+        monkeypatch.chdir(gone)
+        gone.rmdir()
+        with pytest.raises(ModelError, match="cannot be read"):
+            build("m.onnx")
+        monkeypatch.chdir(tmp_path)
+
     def test_another_way_to_say_the_same_shapes(self, build):
         build(options=config())
         same = BuildConfig(
@@ -582,6 +627,22 @@ class TestHashes:
         EngineCache(cache.folder).hash_file(path)
         assert len(read) == 2
 
+    def test_a_file_that_was_new_when_it_was_read_is_not_trusted(
+        self, cache, tmp_path, monkeypatch
+    ):
+        path = tmp_path / "new.bin"
+        path.write_bytes(b"content")
+        now = path.stat().st_ctime_ns
+        monkeypatch.setattr(cache_module.time, "time_ns", lambda: now)
+
+        def read_slowly(file):
+            monkeypatch.setattr(cache_module.time, "time_ns", lambda: now + 10**10)
+            return hashlib.sha256(file.read_bytes()).hexdigest()
+
+        monkeypatch.setattr(cache_module, "sha256_of_file", read_slowly)
+        cache.hash_file(path)
+        assert not (cache.folder / "hashes").exists()
+
     def test_a_damaged_record_of_hashes_is_not_used(self, cache, big, read):
         digest = cache.hash_file(big)
         (memo,) = (cache.folder / "hashes").iterdir()
@@ -656,3 +717,43 @@ class TestLocks:
         with pytest.raises(Exception, match="Warp"):
             cache.build_plan(path, config(precision=Precision.FP32), backend=rtx)
         assert [name for name in files(cache) if not name.startswith("hashes")] == ["CACHEDIR.TAG"]
+
+
+class TestCalibration:
+    """Plans in FP8, whose ranges are in the JSON file next to the calibration cache."""
+
+    @pytest.fixture
+    def fp8(self, cache, tmp_path, rtx):
+        model = tiny_models.dense(tmp_path / "d.onnx")
+        ranges = tiny_models.calibration(model, tmp_path / "d.calib", 4.0)
+        spec = {"calibration_cache": ranges}
+        options = config("batch=2", precision="fp8", quantization=spec)
+
+        def run():
+            return EngineCache(cache.folder).build_plan(model, options, backend=rtx)
+
+        return model, ranges, run
+
+    def test_other_ranges_next_to_the_same_cache_make_another_plan(self, fp8):
+        _, ranges, run = fp8
+        first = run()
+        assert run().cached
+        Path(f"{ranges}.json").unlink()
+        second = run()
+        assert not second.cached
+        assert bytes(second.plan.data) != bytes(first.plan.data)
+
+    def test_ranges_that_change_during_a_build_are_not_taken_for_its_own(self, fp8, monkeypatch):
+        model, ranges, run = fp8
+        real = build_module.build_prepared
+
+        def meddle(*args, **options):
+            tiny_models.calibration(model, ranges, 1.0)
+            return real(*args, **options)
+
+        monkeypatch.setattr(build_module, "build_prepared", meddle)
+        first = run()
+        monkeypatch.undo()
+        second = run()
+        assert (first.cached, second.cached) == (False, False)
+        assert bytes(second.plan.data) != bytes(first.plan.data)

@@ -229,13 +229,15 @@ class EngineCache:
             return BuiltPlan(plan, cached=True)
         from trt_native.builder.build import build_prepared, prepare
 
+        calibration = self._calibration(config)
         prepared = prepare(
             path, config, backend=chosen, progress=progress, hash_file=self.hash_file
         )
         key = self._key(prepared)
         plan = key and self._find(key, config, prepared.files)
         if plan:
-            self._remember(request, key, prepared)
+            if calibration == self._calibration(config):
+                self._remember(request, key, prepared)
             return BuiltPlan(plan, cached=True)
         with self._build_lock(key, progress):
             # Another builder may have built it, or written the files that the options name.
@@ -252,9 +254,12 @@ class EngineCache:
             # A build may write files that its options name. With those as they are now, the same
             # build would come out the same.
             key = self._key(prepared)
-            if key:
+            is_native = prepared.decisions.precision.calibrates  # which writes its cache
+            if not is_native and calibration != self._calibration(config):
+                self._warn("the plan is not kept: its calibration changed while it was built")
+            elif key:
                 self._keep(key, BuiltPlan(plan))
-            self._remember(self._request(path, config, chosen), key, prepared)
+                self._remember(self._request(path, config, chosen), key, prepared)
         return BuiltPlan(plan)
 
     def record_fallback(
@@ -312,11 +317,15 @@ class EngineCache:
         from trt_native.cuda import gpu_info
 
         gpu = gpu_info()
+        try:
+            name = os.fsencode(path.absolute()).hex()
+        except OSError:  # the working folder is gone
+            return None
         return self._described(
             config,
             backend,
             gpu,
-            path=os.fsencode(path.absolute()).hex(),
+            path=name,
             profiles=config.profiles,
             workspace_bytes=config.workspace_bytes or default_workspace(gpu),
         )
@@ -342,7 +351,6 @@ class EngineCache:
             for name in config.__dataclass_fields__
             if name not in ("profiles", "workspace_bytes")
         }
-        data = config.quantization.calibration_data
         try:
             described = self._key_part(
                 {
@@ -350,7 +358,7 @@ class EngineCache:
                     "schema": MANIFEST_SCHEMA,
                     **parts,
                     "config": options,
-                    "calibration_data": data and _path_of_data(data),
+                    "calibration": _calibration_files(config),
                     "backend": (backend.name, backend.version),
                     "gpu": (gpu.name, gpu.compute_capability) if gpu else None,
                 }
@@ -392,6 +400,15 @@ class EngineCache:
             raise TypeError(f"{path} is neither a file nor a folder")
         return self.hash_file(path) if path.exists() else None
 
+    def _calibration(self, config: BuildConfig) -> Any:
+        """The content of the files that calibrate, to see whether they change during a build."""
+        try:
+            return self._key_part(
+                (config.quantization.calibration_cache, _calibration_files(config))
+            )
+        except (TypeError, OSError):
+            return None
+
     def _timing_cache(self, prepared: PreparedBuild) -> Path | None:
         """The timing cache for this TensorRT and GPU; None where it has no use or no place."""
         gpu = prepared.gpu
@@ -410,10 +427,13 @@ class EngineCache:
         """Note which plan a request came to, so that the model need not be read for the next."""
         if request is None or key is None:
             return
+        from trt_native.graph.onnx_file import weight_links
+
         paths = [str(path.absolute()) for path in prepared.states]
+        links = {str(k.absolute()): str(file) for k, file in weight_links(prepared.graph).items()}
         with self._optional():
             self._make(self._notes)
-            content = {"key": key, "files": prepared.files, "paths": paths}
+            content = {"key": key, "files": prepared.files, "paths": paths, "links": links}
             _write_checksummed(self._notes / f"{request}.json", content)
 
     def _find_requested(self, request: str, config: BuildConfig) -> Plan | None:
@@ -424,7 +444,11 @@ class EngineCache:
             hashes = [file["sha256"] for file in (files, *files["external"])]
             if hashes != [self.hash_file(Path(path)) for path in note["paths"]]:
                 return None
-        except (OSError, ValueError, LookupError, TypeError):
+            if any(os.path.realpath(link) != file for link, file in note["links"].items()):
+                return None
+            if not _PLAN.fullmatch(f"{note['key']}.plan"):
+                return None
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return None
         return self._find(note["key"], config, files)
 
@@ -518,11 +542,12 @@ class EngineCache:
             known = _read_checksummed(memo)
             if known == {**before, "sha256": known.get("sha256")}:
                 return str(known["sha256"])
+        age = time.time_ns() - max(before["mtime_ns"], before["ctime_ns"])
         known = {**before, "sha256": sha256_of_file(path)}
         if before == {"path": name, **_signature(path)}:
             self._hashed[name] = known
-            # A file that changed only just now could change again without a change of its times.
-            if time.time_ns() - max(before["mtime_ns"], before["ctime_ns"]) > _SETTLED_NS:
+            # One that had changed just before could change again without a change of its times.
+            if age > _SETTLED_NS:
                 with self._optional():
                     self._make(self._hashes)
                     _write_checksummed(memo, known)
@@ -682,6 +707,18 @@ def _user_folder() -> Path:
     from platformdirs import user_cache_path
 
     return user_cache_path("trt-native", appauthor=False)
+
+
+def _calibration_files(config: BuildConfig) -> dict[str, Path]:
+    """Calibration data, and with a cache the JSON file that its ranges come from, too."""
+    spec, files = config.quantization, {}
+    if spec.calibration_data is not None:
+        files["data"] = _path_of_data(spec.calibration_data)
+    if spec.calibration_cache is not None:
+        from trt_native.calibration.caches import provenance_path
+
+        files["provenance"] = provenance_path(spec.calibration_cache)
+    return files
 
 
 def _path_of_data(source: str) -> Path:

@@ -29,6 +29,7 @@ __all__ = [
     "Provenance",
     "TensorRange",
     "cache_header",
+    "provenance_path",
 ]
 
 LEVELS = 127
@@ -276,7 +277,7 @@ class CalibrationCache:
             if self.provenance is not None:
                 entries_sha256 = self._entries_sha256()
                 document = {**self.provenance.to_json(), "entries_sha256": entries_sha256}
-            save_with_json(target, self.to_bytes(), _provenance_path(target), document)
+            save_with_json(target, self.to_bytes(), provenance_path(target), document)
         except OSError as error:
             raise CalibrationError(
                 f"cannot write {target}: {error.strerror or error}; no partial file was written"
@@ -361,12 +362,13 @@ def _magnitude(value: Any) -> float:
     return number
 
 
-def _provenance_path(cache: Path) -> Path:
+def provenance_path(cache: Path) -> Path:
+    """The JSON file that goes with a cache."""
     return Path(f"{cache}.json")
 
 
 def _read_provenance(source: Path, cache: CalibrationCache) -> Provenance | None:
-    path = _provenance_path(source)
+    path = provenance_path(source)
     try:
         data = json.loads(read_text_file(path))
         provenance = Provenance.from_json(data)

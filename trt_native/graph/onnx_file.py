@@ -48,6 +48,7 @@ __all__ = [
     "summarize",
     "tensor_specs",
     "value_spec",
+    "weight_links",
 ]
 
 # Protobuf ends at 2 GiB; the graph itself needs some of that.
@@ -136,24 +137,26 @@ def _load(path: Path) -> ir.Model:
     return model
 
 
-def _follow_links(model: onnx.ModelProto, path: Path) -> frozenset[str]:
+def _follow_links(model: onnx.ModelProto, path: Path) -> dict[str, dict[Path, Path]]:
     """Name files of weights by what links lead to, next to what the model's own link leads to.
 
     So does a cache of downloads hold them. onnx_ir follows no link out of the folder that it knows.
 
     Returns:
-        The names that are relative to the folder of the resolved model.
+        For each name that is relative to the folder of the resolved model, the links that lead to
+        it, with the file.
     """
     folder, target = path.parent.resolve(), path.resolve().parent
-    linked = set()
+    linked: dict[str, dict[Path, Path]] = {}
     for entry in _locations_of(model) if folder != target else ():
         if _leads_out(entry.value) or not (path.parent / entry.value).exists():
             continue
-        file = (path.parent / entry.value).resolve()
+        link = path.parent / entry.value
+        file = link.resolve()
         if file.is_relative_to(target) and not file.is_relative_to(folder):
             entry.value = str(file.relative_to(target))
-            linked.add(entry.value)
-    return frozenset(linked)
+            linked.setdefault(entry.value, {})[link] = file
+    return linked
 
 
 def _locations_of(message: Any) -> Iterator[onnx.StringStringEntryProto]:
@@ -366,6 +369,15 @@ def hash_files(
 def model_files(path: Path, model: ir.Model) -> tuple[Path, ...]:
     """The ONNX file, and the files of external weights of the model that was read from it."""
     return (path, *(file for _, file in _weight_files(model)))
+
+
+def weight_links(model: ir.Model) -> dict[Path, Path]:
+    """The links that were followed to external weights next to a linked model, each with its file.
+
+    They are not among :func:`model_files`, which has the files.
+    """
+    followed: Mapping[str, Mapping[Path, Path]] = model.meta[_LINKED_KEY]
+    return {link: file for links in followed.values() for link, file in links.items()}
 
 
 def _weight_files(model: ir.Model) -> list[tuple[str, Path]]:
