@@ -251,6 +251,11 @@ def test_lowered_it_needs_no_more_passes(tmp_path):
         ({"quantize": "fp16"}, None, "quantize 'fp16' is none of: int8, fp8, int8-weights"),
         ({"quantize": "fp8"}, None, "precision fp8 needs the ranges of the activations"),
         ({"presision": "fp16"}, None, "did you mean precision"),
+        ({"opset": "17"}, None, "opset: not a whole number: '17'"),
+        ({"opset": True}, None, "opset: not a whole number: True"),
+        ({"lower": "yes"}, None, "lower: not True or False: 'yes'"),
+        ({"dims": [("batch", 1)]}, None, "dims: not a mapping of names to extents"),
+        ({"dims": {1: 2}}, None, "dims: not the name of a dimension: 1"),
         ({"opset": 12}, None, "opset 12: models are converted to opsets 13 to"),
         ({"dims": {"batch": 0}}, None, "dimension 'batch': 0 is not one extent"),
         ({"dims": {"batsh": 1}}, None, "did you mean 'batch'"),
@@ -295,6 +300,20 @@ def test_types_that_the_model_has_are_not_taken_back(dense, tmp_path):
     convert_onnx(tmp_path / "h.onnx", tmp_path / "c.onnx", {"quantize": "int8-weights"})
     with pytest.raises(SpecError, match="has Q/DQ nodes already"):
         convert_onnx(tmp_path / "c.onnx", tmp_path / "d.onnx", {"quantize": "int8-weights"})
+
+
+@pytest.mark.parametrize("config", [{"precision": "fp16"}, {"precision": "fp32"}, {"opset": 17}])
+def test_weights_of_the_oldest_files_need_not_be_inputs(tmp_path, config):
+    """Until IR version 3 every initializer is an input, too."""
+    text = """<ir_version: 3, opset_import: ["": 11]>
+        g (float[2,3] x, float[3] w) => (float[2,3] y) <float[3] w = {1.5, 2.0, 3.0}>
+        { y = Mul (x, w) }"""
+    model = tmp_path / "m.onnx"
+    onnx.save(onnx.parser.parse_model(text), model)
+    result = convert_onnx(model, tmp_path / "c.onnx", config)
+    onnx.checker.check_model(str(result.path), full_check=True)
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    np.testing.assert_array_equal(run(result.path, x=x), run(model, x=x))
 
 
 def test_no_file_is_left_of_a_model_that_changed_meanwhile(tmp_path, monkeypatch):

@@ -62,7 +62,18 @@ class ConversionConfig:
         build = self.build_config()
         for name in ("quantization", "io_precision", "keep_fp32", "fixed_inputs"):
             object.__setattr__(self, name, getattr(build, name))
+        types = {"dims": Mapping, "lower": bool, "opset": int | None}
+        for name, kind in types.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+                expected = {"dims": "a mapping of names to extents", "lower": "True or False"}
+                raise SpecError(
+                    f"{name}: not {expected.get(name, 'a whole number')}: {value!r}",
+                    options=(name,),
+                )
         for name, extent in self.dims.items():
+            if not isinstance(name, str):
+                raise SpecError(f"dims: not the name of a dimension: {name!r}", options=("dims",))
             if not isinstance(extent, int) or isinstance(extent, bool) or extent < 1:
                 raise SpecError(
                     f"dimension {name!r}: {extent!r} is not one extent, of 1 or more; a range"

@@ -55,6 +55,7 @@ __all__ = [
 _MAX_INLINE_BYTES = 2**31 - 2**26
 _MOST_PROTOBUF_BYTES = 2**31
 _MOST_THREADS = 8
+_IR_VERSION = 4  # the first in which weights need not be inputs
 _IN_FLIGHT_BYTES = 256 * 2**20  # of weights that are written, in all threads together
 _LISTED = 10
 _PLAN_TAGS = (b"ftrt", b"vtrt")
@@ -541,6 +542,7 @@ def _write_model(
     Raises:
         OSError: a file cannot be written.
     """
+    model.ir_version = max(model.ir_version, _IR_VERSION)
     options: dict[str, Any] = {}
     if "max_workers" in inspect.signature(ir.save).parameters:  # onnx_ir 1.1 and later
         threads = min(_MOST_THREADS, os.cpu_count() or 1)
