@@ -302,6 +302,20 @@ def test_types_that_the_model_has_are_not_taken_back(dense, tmp_path):
         convert_onnx(tmp_path / "c.onnx", tmp_path / "d.onnx", {"quantize": "int8-weights"})
 
 
+def test_operators_of_sequences_that_did_not_change_are_lowered(tmp_path):
+    text = """<ir_version: 8, opset_import: ["": 17]>
+        g (float[2,3] x) => (float[4,3] y) {
+            e = SequenceEmpty () s = SequenceInsert (e, x) t = SequenceInsert (s, x)
+            y = ConcatFromSequence <axis = 0> (t)
+        }"""
+    model = tmp_path / "m.onnx"
+    onnx.save(onnx.parser.parse_model(text), model)
+    result = convert_onnx(model, tmp_path / "c.onnx", {"opset": 13})
+    onnx.checker.check_model(str(result.path), full_check=True)
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    np.testing.assert_array_equal(run(result.path, x=x), run(model, x=x))
+
+
 @pytest.mark.parametrize("config", [{"precision": "fp16"}, {"precision": "fp32"}, {"opset": 17}])
 def test_weights_of_the_oldest_files_need_not_be_inputs(tmp_path, config):
     """Until IR version 3 every initializer is an input, too."""

@@ -168,13 +168,15 @@ def _is_variadic(parameters: Sequence[Any]) -> bool:
 
 def _missing_types(node: ir.Node, schema: onnx.defs.OpSchema) -> Iterator[str]:
     """The types of a node that its operator does not have."""
-    values = [*node.inputs, *node.outputs]
-    types = {v.dtype for v in values if v is not None and isinstance(v.type, ir.TensorType)}
-    for dtype in types - {None}:
+    types = [
+        value.type.dtype if value is not None and isinstance(value.type, ir.TensorType) else None
+        for value in (*node.inputs, *node.outputs)
+    ]
+    for dtype in set(types) - {None}:
         assert dtype is not None  # noqa: S101  # for the type checker
         inputs, outputs = allowed_types(schema, node, dtype)
-        for value, allowed in zip(values, (*inputs, *outputs), strict=True):
-            if value is not None and value.dtype is dtype and not allowed:
+        for own, allowed in zip(types, (*inputs, *outputs), strict=True):
+            if own is dtype and not allowed:
                 yield dtype.name
                 break
 
