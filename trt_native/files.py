@@ -330,9 +330,9 @@ def check_writable(path: Path, *, reads: Iterable[Path | None] = ()) -> None:
     """
     if any(_same_file(path, file) for file in reads if file is not None):
         raise SpecError(f"cannot write {path}: it is one of the files to read; name another")
-    if path.is_dir():
-        raise SpecError(f"cannot write {path}: it is a folder; name a file in it")
     try:
+        if path.is_dir():
+            raise SpecError(f"cannot write {path}: it is a folder; name a file in it")
         if path.exists() and not path.is_file():
             raise SpecError(f"cannot write {path}: it is a pipe or a device; name a file")
         with tempfile.TemporaryFile(dir=path.parent):

@@ -291,6 +291,15 @@ def test_a_file_that_is_read_is_not_written(dense, cache, tmp_path):
         assert output.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    "name", ["\udcff.onnx", "a" * 300, "a" * 252], ids=["bytes", "long", "data"]
+)
+def test_names_that_cannot_be_are_refused(dense, tmp_path, name):
+    with pytest.raises(SpecError, match=r"cannot write .*(not UTF-8|File name too long)"):
+        convert_onnx(dense, tmp_path / name, {"precision": "fp16"})
+    assert os.listdir(tmp_path) == ["m.onnx"]
+
+
 def test_types_that_the_model_has_are_not_taken_back(dense, tmp_path):
     convert_onnx(dense, tmp_path / "h.onnx", {"precision": "fp16", "io_precision": "fp16"})
     assert {v.dtype.name for v in read_model(tmp_path / "h.onnx").graph.inputs} == {"FLOAT16"}

@@ -32,6 +32,7 @@ from trt_native.files import as_path
 from trt_native.graph.fixed_inputs import check_fixed_inputs
 from trt_native.graph.nodes import opset_of
 from trt_native.graph.onnx_file import (
+    check_name,
     file_states,
     hash_files,
     model_files,
@@ -123,6 +124,7 @@ def convert_onnx(
     config = _as_config(config)
     _check_opset(config.opset)
     path, target = as_path(model), as_path(output)
+    check_name(target)
     build = config.build_config()
     check_ranges(build)
     chosen = _backend(config, backend)

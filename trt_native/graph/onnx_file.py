@@ -35,6 +35,7 @@ from trt_native.units import format_bytes
 __all__ = [
     "CHANGED_KEY",
     "ModelSummary",
+    "check_name",
     "check_unchanged",
     "dtype_name",
     "file_states",
@@ -466,6 +467,20 @@ def save_temporary(model: ir.Model, path: Path) -> None:
         ) from error
 
 
+def check_name(path: Path) -> None:
+    """Check the name of an ONNX file to write, which the file itself may hold.
+
+    Raises:
+        SpecError: it is not UTF-8.
+    """
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        raise SpecError(
+            f"cannot write {str(path)!r}: not UTF-8, as ONNX needs; name another"
+        ) from None
+
+
 def _weight_bytes(model: ir.Model) -> int:
     weights = model.graph.initializers.values()
     return sum(value.const_value.nbytes for value in weights if value.const_value)
@@ -493,9 +508,10 @@ def save_models(
     Raises:
         OSError: a file cannot be written.
         onnx.checker.ValidationError: a model is not valid.
-        SpecError: the file for the weights holds those of another model.
+        SpecError: the file for the weights holds those of another model, or its name is not UTF-8.
     """
     first = next(iter(models))
+    check_name(first)
     if data is not None and (others := _users(data) - set(models)):
         raise SpecError(
             f"cannot write {data}: {min(others).name} next to it has its weights there; name"
