@@ -114,6 +114,7 @@ def test_a_child_process_lowers_for_a_backend(tmp_path):
         (("--opset", "12"), "opset 12: models are converted to opsets 13 to"),
         ((*FP16, "--input", "h0=none.npy"), "none.npy: cannot be read: No such file"),
         ((*FP16, "--backend", "rtx"), "no effect on a file for any tool; lower for it"),
+        ((*FP16, "--shape", "zz=2x64"), "--shape zz: the inputs are h0"),
         ((*FP16, "--random", "-1"), "a seed must not be negative"),
         ((*FP16, "--calibration-cache", "d.calib"), "calibration_cache: no effect at precision"),
         (("--quantize", "int8"), "needs the ranges of the activations"),

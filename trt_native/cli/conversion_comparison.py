@@ -12,8 +12,8 @@ import numpy as np
 from trt_native.builder.conversion_config import ConversionConfig
 from trt_native.builder.convert import ConvertedFile
 from trt_native.cli.inputs import GivenInputs, check_seed, fill_random
-from trt_native.errors import TrtNativeError, UnsupportedError
-from trt_native.graph.onnx_file import read_model
+from trt_native.errors import SpecError, TrtNativeError, UnsupportedError
+from trt_native.graph.onnx_file import read_model, tensor_specs
 from trt_native.graph.types import reduced_types
 from trt_native.progress import Progress
 from trt_native.shapes import Shape
@@ -80,6 +80,21 @@ class ConversionSamples:
         self._seed = 0 if seed is None and shapes else seed
         check_seed(self._seed, dict(shapes))
         self._given, self._shapes = given, shapes
+
+    def check(self, model: Path) -> None:
+        """Check before the conversion that inputs are named that the model has.
+
+        Raises:
+            SpecError: one is not.
+            ModelError: the model cannot be read.
+        """
+        named = {"--input": self._given.names, "--shape": self._shapes.keys()}
+        if not any(named.values()):
+            return
+        known = [tensor.name for tensor in tensor_specs(read_model(model))[0]]
+        for flag, names in named.items():
+            if unknown := sorted(set(names) - set(known)):
+                raise SpecError(f"{flag} {', '.join(unknown)}: the inputs are {', '.join(known)}")
 
     def compare(
         self, model: Path, result: ConvertedFile, config: ConversionConfig, progress: Progress

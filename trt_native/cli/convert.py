@@ -133,6 +133,7 @@ def convert(
         check_not_fixed(given.names, fixed)
         samples = ConversionSamples(given, random, read_shapes(shape or []))
         _check_not_overwritten(output, inputs or [])
+        samples.check(model)
         result = _convert(model, output, config, backend, progress)
         compared = samples.compare(model, result, config, progress)
     if json:
