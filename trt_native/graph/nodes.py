@@ -54,6 +54,11 @@ def input_of(node: ir.Node, index: int) -> ir.Value | None:
     return node.inputs[index] if index < len(node.inputs) else None
 
 
+def ints_of(node: ir.Node, name: str) -> list[int]:
+    """The integers of an attribute; none where it is left out."""
+    return list(node.attributes.get_ints(name, []))
+
+
 def is_fp32(value: ir.Value | None) -> bool:
     """Whether a value is an FP32 tensor."""
     if value is None:

@@ -20,7 +20,7 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from trt_native.graph.nodes import constant_of, input_of
+from trt_native.graph.nodes import constant_of, input_of, ints_of
 from trt_native.graph.pools import same_padding
 from trt_native.passes.extent_workarounds import CONV_TRANSPOSE_PADDING, padded
 from trt_native.passes.replacement import ReplacementBuilder, RewriteRule
@@ -58,10 +58,6 @@ def _extents(node: ir.Node) -> list[int | ir.SymbolicDim]:
     return [] if x is None or x.shape is None else list(x.shape[2:])
 
 
-def _ints(node: ir.Node, name: str) -> list[int]:
-    return list(node.attributes.get_ints(name, []))
-
-
 def _is_sized_otherwise(node: ir.Node) -> bool:
     """Whether more than strides and padding says how large the output is."""
     automatic = node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET"
@@ -72,7 +68,7 @@ def _idle_strides(node: ir.Node) -> list[int]:
     """The axes, from the first spatial one on, that have one element and a stride above 1."""
     if _is_sized_otherwise(node):
         return []
-    strides = _ints(node, "strides")
+    strides = ints_of(node, "strides")
     return [
         axis
         for axis, (extent, stride) in enumerate(zip(_extents(node), strides, strict=False))
@@ -84,8 +80,8 @@ def _rewrite_strides(new: ReplacementBuilder) -> None:
     """Let these strides be 1, and write their output padding."""
     node, idle = new.node, _idle_strides(new.node)
     rank = len(_extents(node))
-    strides, pads = _ints(node, "strides"), _ints(node, "pads") or [0] * 2 * rank
-    paddings = _ints(node, "output_padding") or [0] * rank
+    strides, pads = ints_of(node, "strides"), ints_of(node, "pads") or [0] * 2 * rank
+    paddings = ints_of(node, "output_padding") or [0] * rank
     written = [0] * rank
     for axis in idle:
         strides[axis] = 1
@@ -113,8 +109,8 @@ def _is_pixel(node: ir.Node) -> bool:
         and weight is not None
         and constant_of(weight) is not None
         and node.attributes.get_int("group", 1) == 1
-        and not any(_ints(node, "pads"))
-        and all(dilation == 1 for dilation in _ints(node, "dilations"))
+        and not any(ints_of(node, "pads"))
+        and all(dilation == 1 for dilation in ints_of(node, "dilations"))
         and not _is_sized_otherwise(node)
     )
 
@@ -130,7 +126,7 @@ def _rewrite_pixel(new: ReplacementBuilder) -> None:
     rows = new.reshaped(x, [-1, channels])
     columns = new.reshaped(weight, [channels, outputs * prod(kernel)])
     y = new.reshaped(new.add("MatMul", [rows, columns]), [-1, outputs, *kernel])
-    padding = _ints(new.node, "output_padding") or [0] * len(kernel)
+    padding = ints_of(new.node, "output_padding") or [0] * len(kernel)
     y = padded(new, y, [0] * len(kernel), padding) or y
     bias = input_of(new.node, 2)
     if bias is not None:
@@ -140,7 +136,7 @@ def _rewrite_pixel(new: ReplacementBuilder) -> None:
 
 def _number(node: ir.Node, name: str, default: int) -> int:
     """An attribute with a number for each axis, of a node that has one axis."""
-    return (_ints(node, name) or [default])[0]
+    return (ints_of(node, name) or [default])[0]
 
 
 def _along_one_axis(node: ir.Node) -> bool:
@@ -175,7 +171,7 @@ def _rewrite_gaps(new: ReplacementBuilder) -> None:
     values = tensor.numpy()
     zeros = np.zeros((*values.shape[:2], more), values.dtype)
     longer = new.constant(np.concatenate([values, zeros], axis=2))
-    begin, end = _ints(node, "pads") or [0, 0]
+    begin, end = ints_of(node, "pads") or [0, 0]
     attributes = {**node.attributes, "pads": [begin, end + more]}
     attributes["kernel_shape"] = [values.shape[2] + more]
     new.replace(*new.add_with(node.op_type, [x, longer, *bias], 1, attributes))
@@ -203,7 +199,7 @@ def _rewrite_spread(new: ReplacementBuilder) -> None:
     windows = grouped.swapaxes(1, 2)[..., ::-1].reshape(-1, channels // groups, length)
     spread = new.reshaped(x, [0, 0, -1, 1])
     spread = new.reshaped(padded(new, spread, [0, 0], [0, stride - 1]) or spread, [0, 0, -1])
-    begin, end = _ints(node, "pads") or [0, 0]
+    begin, end = ints_of(node, "pads") or [0, 0]
     around = _span(node) - 1
     # Behind the last element there are zeros already.
     pads = [around - begin, around - end - (stride - 1) + _number(node, "output_padding", 0)]
@@ -235,7 +231,7 @@ def _makes_pixels(node: ir.Node) -> bool:
         and all(isinstance(extent, int) for extent in x.shape[1:])
         and all(extent == 1 for extent in y.shape[2:])
         and node.attributes.get_int("group", 1) == 1
-        and all(dilation == 1 for dilation in _ints(node, "dilations"))
+        and all(dilation == 1 for dilation in ints_of(node, "dilations"))
     )
 
 
@@ -243,12 +239,12 @@ def _begin_padding(node: ir.Node, kernel: list[int]) -> list[int]:
     automatic = node.attributes.get_string("auto_pad", "NOTSET")
     if automatic.startswith("SAME"):
         spans = [extent - 1 for extent in kernel]
-        strides = _ints(node, "strides") or [1] * len(kernel)
+        strides = ints_of(node, "strides") or [1] * len(kernel)
         upper = automatic == "SAME_UPPER"
         padding = same_padding(spans, strides, _extents(node), upper=upper)
         assert padding is not None  # noqa: S101  # the extents are known
         return padding[0]
-    given = _ints(node, "pads") if automatic == "NOTSET" else []
+    given = ints_of(node, "pads") if automatic == "NOTSET" else []
     return given[: len(kernel)] or [0] * len(kernel)
 
 

@@ -12,7 +12,7 @@ from fractions import Fraction
 import numpy as np
 import onnx_ir as ir
 
-from trt_native.graph.nodes import FLOAT, constant_of, dtype_of, input_of
+from trt_native.graph.nodes import FLOAT, constant_of, dtype_of, input_of, ints_of
 from trt_native.graph.pools import end_padding
 from trt_native.passes.replacement import ORIGIN_KEY, ReplacementBuilder, RewriteRule
 
@@ -38,13 +38,9 @@ _MOST_TRIPS = 2**31 - 2  # TensorRT takes larger limits for none
 # Pools
 
 
-def _ints(node: ir.Node, name: str) -> list[int]:
-    return list(node.attributes.get_ints(name, []))
-
-
 def _end_padding(node: ir.Node) -> list[int]:
     names = ("kernel_shape", "strides", "dilations", "pads")
-    return end_padding(*(_ints(node, name) for name in names))
+    return end_padding(*(ints_of(node, name) for name in names))
 
 
 def _counts_padding(node: ir.Node) -> bool:
@@ -59,8 +55,8 @@ def _rounds_up_too_far(node: ir.Node) -> bool:
     if auto_pad == "VALID" or _counts_padding(node):  # VALID rounds down by ONNX's text
         return True
     ends = _end_padding(node)
-    given = _ints(node, "pads")[len(ends) :] or [0] * len(ends)
-    strides = _ints(node, "strides") or [1] * len(ends)
+    given = ints_of(node, "pads")[len(ends) :] or [0] * len(ends)
+    strides = ints_of(node, "strides") or [1] * len(ends)
     return ends != [pad + stride - 1 for pad, stride in zip(given, strides, strict=True)]
 
 
@@ -71,7 +67,7 @@ def _rewrite_pool(new: ReplacementBuilder) -> None:
     (x,) = node.inputs
     if node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET":
         ends = _end_padding(node)
-        pads = _ints(node, "pads") or [0] * 2 * len(ends)
+        pads = ints_of(node, "pads") or [0] * 2 * len(ends)
         starts, given = pads[: len(ends)], pads[len(ends) :]
         if _counts_padding(node):  # elements of the padding count, those past it do not
             counted = [min(pair) for pair in zip(given, ends, strict=True)]

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trt_native.graph.inference import infer_values
-from trt_native.graph.nodes import all_nodes, dtype_of, opset_of
+from trt_native.graph.nodes import all_nodes, dtype_of, ints_of, opset_of
 from trt_native.graph.pools import POOLS, end_padding, same_padding
 from trt_native.passes.array_builder import BOOL, INT64, ArrayBuilder
 from trt_native.passes.base import GraphPass
@@ -93,7 +93,7 @@ def _lacks(node: ir.Node) -> bool:
     kind = dtype_of(node.inputs[0])
     if kind is None or not kind.is_floating_point():
         return False
-    dilated = any(d != 1 for d in _ints(node, "dilations"))
+    dilated = any(d != 1 for d in ints_of(node, "dilations"))
     return node.op_type == "LpPool" or dilated or _has_indices(node)
 
 
@@ -102,16 +102,12 @@ def _has_indices(node: ir.Node) -> bool:
     return node.op_type == "MaxPool" and len(node.outputs) > 1 and bool(node.outputs[1].name)
 
 
-def _ints(node: ir.Node, name: str) -> list[int]:
-    return list(node.attributes.get_ints(name, []))
-
-
 def _windows(node: ir.Node) -> _PoolWindows | None:
     """The windows of a pool; None where its padding, or what it divides by, is not known."""
-    kernel = _ints(node, "kernel_shape")
+    kernel = ints_of(node, "kernel_shape")
     rank = len(kernel)
-    strides = _ints(node, "strides") or [1] * rank
-    dilations = _ints(node, "dilations") or [1] * rank
+    strides = ints_of(node, "strides") or [1] * rank
+    dilations = ints_of(node, "dilations") or [1] * rank
     spans = [(k - 1) * d for k, d in zip(kernel, dilations, strict=True)]
     auto_pad = node.attributes.get_string("auto_pad", "NOTSET")
     extents = _spatial(node)
@@ -122,7 +118,7 @@ def _windows(node: ir.Node) -> _PoolWindows | None:
         starts, given = padding
         ends = given
     else:
-        pads = (_ints(node, "pads") if auto_pad == "NOTSET" else []) or [0] * 2 * rank
+        pads = (ints_of(node, "pads") if auto_pad == "NOTSET" else []) or [0] * 2 * rank
         starts, given = pads[:rank], pads[rank:]
         ends = given
         if auto_pad == "NOTSET" and node.attributes.get_int("ceil_mode", 0) != 0:
