@@ -19,6 +19,7 @@ from trt_native.cli.options import (
     RandomWeights,
     UNetConfigOption,
     WarmOption,
+    check_weights,
     complete_precision,
 )
 from trt_native.errors import SpecError
@@ -92,8 +93,7 @@ def build_latentsync(
 
     The folder is for trt_native.LatentSyncPipelineEngines.from_folder.
     """
-    if (checkpoint is None) == (random_weights is None):
-        raise SpecError("give either CHECKPOINT or --random-weights SEED")
+    check_weights(checkpoint, random_weights, "CHECKPOINT")
     if (vae is not None) == (no_vae or random_weights is not None):
         raise SpecError("give either --vae FOLDER or --no-vae")
     from trt_native.models.latentsync import build_folder

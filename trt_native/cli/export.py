@@ -9,8 +9,7 @@ import typer
 
 from trt_native.cli.console import print_json, report_errors, stderr
 from trt_native.cli.export_unet import latentsync, print_export
-from trt_native.cli.options import RandomWeights, complete_precision
-from trt_native.errors import SpecError
+from trt_native.cli.options import RandomWeights, check_weights, complete_precision
 from trt_native.progress_bars import ProgressDisplay
 
 __all__ = ["export_app"]
@@ -68,8 +67,7 @@ def latentsync_vae(
 
     The encoder returns means and logarithms of variances; sampling is left to the caller.
     """
-    if (folder is None) == (random_weights is None):
-        raise SpecError("give either FOLDER or --random-weights SEED")
+    check_weights(folder, random_weights, "FOLDER")
     from trt_native.models.latentsync.vae_export import export_vae
 
     with ProgressDisplay(stderr) as progress:
@@ -115,8 +113,7 @@ def latentsync_whisper(
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Export Whisper's audio encoder: a segment's spectrogram in, features of all layers out."""
-    if (checkpoint is None) == (random_weights is None):
-        raise SpecError("give either CHECKPOINT or --random-weights SEED")
+    check_weights(checkpoint, random_weights, "CHECKPOINT")
     from trt_native.models.latentsync.whisper_export import export_whisper
 
     with ProgressDisplay(stderr) as progress:

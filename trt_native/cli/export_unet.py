@@ -27,6 +27,7 @@ from trt_native.cli.options import (
     TimeoutOption,
     UNetConfigOption,
     WarmOption,
+    check_weights,
     complete_precision,
     read_fields,
     with_fields,
@@ -133,8 +134,7 @@ def latentsync(
     **options: Any,
 ) -> None:
     """Export the LatentSync U-Net: latents, timestep and audio in, predicted noise out."""
-    if (checkpoint is None) == (random_weights is None):
-        raise SpecError("give either CHECKPOINT or --random-weights SEED")
+    check_weights(checkpoint, random_weights, "CHECKPOINT")
     extents = _parse_static(static) if static is not None else {}
     write = _writer(
         deepcache,

@@ -13,7 +13,7 @@ import typer
 
 from trt_native.builder.plan_cache import FOLDER_VARIABLE
 from trt_native.config import BuildConfig, CommandOption, QuantizationSpec
-from trt_native.errors import TrtNativeError
+from trt_native.errors import SpecError, TrtNativeError
 
 __all__ = [
     "AllowMismatch",
@@ -30,6 +30,7 @@ __all__ = [
     "TimeoutOption",
     "UNetConfigOption",
     "WarmOption",
+    "check_weights",
     "complete_backend",
     "complete_precision",
     "completing",
@@ -37,6 +38,16 @@ __all__ = [
     "read_fields",
     "with_fields",
 ]
+
+
+def check_weights(given: Path | None, random_weights: int | None, name: str) -> None:
+    """Check that the weights are given, or random ones are asked for, but not both.
+
+    Raises:
+        SpecError: they are not; it calls the argument with the weights ``name``.
+    """
+    if (given is None) == (random_weights is None):
+        raise SpecError(f"give either {name} or --random-weights SEED")
 
 
 def completing(*words: str) -> Callable[[str], list[str]]:
