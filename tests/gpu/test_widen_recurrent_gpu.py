@@ -7,6 +7,7 @@ import onnx
 import pytest
 from helpers.metrics import relative_error
 from helpers.passes import pass_records
+from helpers.recurrent import torch_weights
 from onnx import TensorProto, helper, numpy_helper
 
 from trt_native import BuildConfig, Precision, Session, build_plan
@@ -15,24 +16,7 @@ torch = pytest.importorskip("torch")
 
 pytestmark = [pytest.mark.gpu, pytest.mark.backend]
 
-# ONNX has the gates of an LSTM as i, o, f, c where PyTorch has i, f, c, o; those of a GRU as z, r,
-# h where PyTorch has r, z, h.
-ORDERS = {"LSTM": [0, 3, 1, 2], "GRU": [1, 0, 2]}
 STEPS, INPUTS, HIDDEN = 12, 3, 5
-
-
-def weights_of(layer, operator):
-    order = ORDERS[operator]
-
-    def gates(name):
-        suffixes = ("", "_reverse") if layer.bidirectional else ("",)
-        arrays = [getattr(layer, f"{name}_l0{s}").detach().numpy() for s in suffixes]
-        return np.stack(
-            [np.concatenate([np.split(a, len(order))[i] for i in order]) for a in arrays]
-        )
-
-    biases = np.concatenate([gates("bias_ih"), gates("bias_hh")], 1)
-    return {"w": gates("weight_ih"), "r": gates("weight_hh"), "b": biases}
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
@@ -46,7 +30,7 @@ def test_values(tmp_path, operator, direction, rng):
     with torch.no_grad():
         expected = layer(torch.tensor(given))[0].numpy().reshape(STEPS, 1, -1, HIDDEN)
     expected = expected[::-1] if direction == "reverse" else expected
-    weights = weights_of(layer, operator)
+    weights = torch_weights(layer)
     extra = {"linear_before_reset": 1} if operator == "GRU" else {}
     node = helper.make_node(
         operator, ["x", *weights], ["y"], hidden_size=HIDDEN, direction=direction, **extra
@@ -61,10 +45,10 @@ def test_values(tmp_path, operator, direction, rng):
     )
     opsets = [helper.make_opsetid("", 17)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), tmp_path / "m.onnx")
-    plan = build_plan(tmp_path / "m.onnx", BuildConfig(precision=Precision.FP32), backend="rtx")
+    plan = build_plan(tmp_path / "m.onnx", BuildConfig(precision=Precision.TF32), backend="rtx")
     assert pass_records(plan.manifest)["widen_recurrent"]["nodes"] == {operator: 1}
     with Session(plan) as session:
         found = session.run({"x": x})["y"]
     expected = expected.transpose(0, 2, 1, 3)
     assert found.shape == expected.shape
-    assert relative_error(found, expected) < 5e-4  # its sigmoids are coarse
+    assert relative_error(found, expected) < 5e-3

@@ -144,6 +144,7 @@ def test_the_flattening_softmax_of_old_opsets():
         ("a = Conv (x, w) b = Floor (a) y = Cast <to = 10> (b)", []),
         ("a = Conv (x, w) b = ReduceMax <keepdims = 0> (a) y = Cast <to = 7> (b)", []),
         ("a = MatMul (x, x) b = Abs (a) y = Cast <to = 7> (b)", ["a"]),
+        ('a = Einsum <equation = "nab,nbc->nac"> (x, x) y = Cast <to = 6> (a)', ["a"]),
         ("a = Softmax (x) y = Cast <to = 7> (a)", []),
     ],
 )
@@ -223,6 +224,12 @@ def test_a_sampler_of_an_output(body):
         ('r = Exp (x) y = Resize <mode = "nearest"> (r, , , t)', "2,4,3", ["r"]),
         ('r = Exp (x) y = Resize <mode = "linear"> (r, , , t)', "2,4,3", ["r"]),
         ("r = Exp (x) y = Unsqueeze (r, a)", "1,2,4,5", ["r"]),
+        (
+            "r = Exp (x) u = Unsqueeze (r, a) y = Transpose <perm = [1, 0, 2, 3]> (u)",
+            "2,1,4,5",
+            ["r"],
+        ),
+        ("r = Exp (x) y = Transpose <perm = [1, 0, 2]> (r)", "4,2,5", []),
     ],
 )
 def test_outputs_of_the_same_elements(body, shape, expected):

@@ -27,7 +27,7 @@ from trt_native.graph.opset import means_the_same
 from trt_native.graph.validity import wraps_graph_errors
 from trt_native.passes.base import GraphPass, PassContext, count_text
 from trt_native.passes.replacement import NameAuthority, ReplacementBuilder
-from trt_native.passes.split_fp32_products import takes_tf32
+from trt_native.passes.split_fp32_products import hides_products
 from trt_native.schemas import schema_of
 
 __all__ = ["LowerFunctions", "written_out"]
@@ -138,8 +138,7 @@ def _is_parsed_wrong(node: ir.Node, context: PassContext) -> bool:
     if _has_window(node) or _may_hide_all_keys(input_of(node, _MASK)):
         return True
     # The products of the layer cannot be split, and no fused kernel computes in FP32.
-    stays_fp32 = is_fp32(input_of(node, 0)) and context.precision.lowered_to is None
-    return stays_fp32 and takes_tf32(context)
+    return is_fp32(input_of(node, 0)) and hides_products(context)
 
 
 def _has_window(node: ir.Node) -> bool:

@@ -20,6 +20,7 @@ from trt_native.graph.nodes import (
     constant_of,
     dtype_of,
     input_of,
+    ints_of,
     op_set,
     opset_of,
 )
@@ -191,7 +192,20 @@ def _may_keep_shape(node: ir.Node) -> bool:
         return False
     if node.op_type in _POOLS:
         return set(node.attributes.get_ints("kernel_shape", [0])) == {1}
+    if node.op_type == "Transpose":
+        return _keeps_order(node)
     return node.op_type in _RESHAPING | {"Resize"} or _has_one_operand(node)
+
+
+def _keeps_order(node: ir.Node) -> bool:
+    """Whether a Transpose moves axes of one element alone, as far as the shape is known."""
+    value = node.inputs[0]
+    if value is None or value.shape is None:
+        return True
+    axes = range(len(value.shape))
+    perm = ints_of(node, "perm") or reversed(axes)
+    long = [axis for axis in perm if axis in axes and value.shape[axis] != 1]
+    return long == sorted(long)
 
 
 def _has_one_operand(node: ir.Node) -> bool:
@@ -397,7 +411,7 @@ def _casts_of_products(model: ir.Model) -> Iterator[Point]:
     for cast in _nodes(model, "Cast"):
         kind = ir.DataType(cast.attributes.get_int("to", 0))
         if kind.is_integer() or kind == ir.DataType.BOOL:
-            for product, _ in _back(cast.inputs, PRODUCTS):
+            for product, _ in _back(cast.inputs, PRODUCTS | {"Einsum"}):
                 value = product.outputs[0]
                 reason = f"{product.op_type} that is cast to integers"
                 yield Point(value, tuple(value.uses()), reason)

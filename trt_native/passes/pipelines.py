@@ -18,12 +18,14 @@ from trt_native.passes.decompose_norms import DecomposeNorms
 from trt_native.passes.fix_inputs import FixInputs
 from trt_native.passes.fold_shapes import FoldShapes
 from trt_native.passes.lower_conditionals import LowerConditionals
+from trt_native.passes.lower_einsum import LowerEinsum
 from trt_native.passes.lower_functions import LowerFunctions
 from trt_native.passes.lower_fused import LowerFused
 from trt_native.passes.lower_integers import LowerIntegers
 from trt_native.passes.lower_operators import LowerOperators
 from trt_native.passes.lower_pools import LowerPools
 from trt_native.passes.lower_quantized import LowerQuantized
+from trt_native.passes.lower_recurrent import LowerRecurrent
 from trt_native.passes.mark_outputs import MarkOutputs
 from trt_native.passes.name_nodes import NameNodes
 from trt_native.passes.normalize import Normalize
@@ -61,6 +63,8 @@ BUILD: tuple[type[GraphPass], ...] = (
     LowerFunctions,
     RejectUnsupported,
     LowerConditionals,
+    LowerEinsum,
+    LowerRecurrent,
     WidenRecurrent,
     BypassQuantizers,
     NameNodes,

@@ -146,6 +146,10 @@ class ReplacementBuilder:
         """Add an initializer."""
         return self._names.initializer(self._named("value"), ir.Tensor(np.asarray(number)))
 
+    def parameter(self, suffix: str, kind: ir.DataType) -> ir.Value:
+        """Make an input for a body."""
+        return ir.Value(name=self._names.unique(self._named(suffix)), type=ir.TensorType(kind))
+
     def reshaped(self, value: ir.Value, shape: list[int]) -> ir.Value:
         """Reshape a value; its type stays."""
         return self.add("Reshape", [value, self.constant(np.array(shape))], value.dtype)

@@ -13,7 +13,7 @@ from trt_native.arrays import Array
 from trt_native.graph.nodes import FLOAT
 from trt_native.passes.array_builder import ArrayBuilder, OperatorRule, Site, terms_at
 
-__all__ = ["RULES"]
+__all__ = ["RULES", "spelled_out"]
 
 _BYTES = (ir.DataType.INT8, ir.DataType.UINT8)
 _MOST_FACTORS = 1 << 24  # elements of a matrix
@@ -253,7 +253,7 @@ def _einsum(site: Site) -> Write | None:
     given = site.string("equation", "").replace(" ", "")
     shapes = [site.extents(index) for index in range(len(site.node.inputs))]
     terms, _, result = given.partition("->")
-    spelled = _spelled_out(terms.split(","), shapes)
+    spelled = spelled_out(terms.split(","), shapes)
     if spelled is None or ("..." in given and "->" not in given):
         return None
     operands, around = spelled
@@ -273,7 +273,7 @@ def _einsum(site: Site) -> Write | None:
     return write
 
 
-def _spelled_out(
+def spelled_out(
     terms: Sequence[str], shapes: Sequence[list[int | None] | None]
 ) -> tuple[list[str], str] | None:
     """The operands' letters without ellipses, and what stands for an ellipsis of the result.

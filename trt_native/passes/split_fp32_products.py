@@ -36,7 +36,14 @@ from trt_native.passes.replacement import NameAuthority
 if TYPE_CHECKING:
     from trt_native.graph.weight_sources import SplitLayout
 
-__all__ = ["SplitFp32Products", "can_split", "has_products", "split_fp32_products"]
+__all__ = [
+    "SplitFp32Products",
+    "can_split",
+    "has_products",
+    "hides_products",
+    "split_fp32_products",
+    "takes_tf32",
+]
 
 _OPSET = 13  # Cast knows BF16 since then
 _SPLIT_KEY = "trt_native.split"  # in the metadata of a product whose operands are split
@@ -138,6 +145,11 @@ def takes_tf32(context: PassContext) -> bool:
     if context.config.allows_tf32 or backend is None or backend.capabilities.exact_fp32:
         return False
     return not targets or _without_tf32(context) != [*targets]
+
+
+def hides_products(context: PassContext) -> bool:
+    """Whether operators that multiply inside would compute in TF32 what is to be in FP32."""
+    return context.precision.lowered_to is None and takes_tf32(context)
 
 
 def _without_tf32(context: PassContext) -> list[str]:
