@@ -224,7 +224,10 @@ def reference(
     for value in model.graph.input:
         kind = value.type.tensor_type
         shape = [d.dim_value or dims[d.dim_param] for d in kind.shape.dim]
-        inputs[value.name] = generator.standard_normal(shape, np.float32)
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        is_float = kind.elem_type in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+        numbers = generator.standard_normal(shape) if is_float else generator.integers(0, 3, shape)
+        inputs[value.name] = numbers.astype(dtype)
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     graph = onnx.GraphProto()
     graph.CopyFrom(model.graph)
@@ -233,7 +236,7 @@ def reference(
 
 
 def main(
-    model: Annotated[Path, typer.Argument(help="A model of FP32 inputs.")],
+    model: Annotated[Path, typer.Argument(help="The model.")],
     precision: str = "fp16",
     dim: Annotated[list[str] | None, typer.Option(help="NAME=EXTENT or NAME=MIN:OPT:MAX.")] = None,
     jobs: Annotated[int, typer.Option(help="Processes.")] = os.cpu_count() or 1,

@@ -323,7 +323,7 @@ def test_inputs_that_are_let_go_of_are_read_before_others_take_their_place(sessi
         x = on_gpu(values).double() if cast else on_gpu(values)
         torch.cuda.synchronize()
         with torch.cuda.stream(stream):
-            torch.cuda._sleep(400_000_000)
+            torch.cuda._sleep(2_000_000_000)
         y = session.run({"x": x, "s": s}, stream=stream, cast=cast)["y"]
         del x
         others = [torch.full((16, 64), -1.0, device="cuda") for _ in range(8)]

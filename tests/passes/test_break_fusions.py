@@ -348,6 +348,35 @@ def test_rows_and_pointwise_convolutions(kind, kernel, row, expected):
 
 
 @pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("v = Pad (x, p) r = Abs (v) d = Div (v, r) y = Unsqueeze (d, z)", ["d"]),
+        ("v = Pad (x, p) r = Abs (v) d = Div (v, r) y = Tile (d, q)", ["d"]),
+        ("r = Abs (x) d = Exp (r) c = Concat <axis = 0> (r, x) y = Reshape (d, s)", ["d"]),
+        ("v = Pad (x, p) r = Abs (v) y = Div (v, r)", []),
+        ("r = Abs (x) d = Exp (r) y = Reshape (d, s)", []),
+    ],
+)
+def test_a_copy_of_what_an_output_makes(body, expected):
+    proto = parsed(body, "float[2,4,5] x", "float[2,4,5] r, float[A,B,C] y")
+    numbers = {"p": [0] * 6, "z": [0], "q": [1, 1, 1], "s": [0, 0, 0]}
+    check_copies(with_constants(proto, numbers), expected)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("a = ReduceL1 (x, i) t = Transpose (a) y = MatMul (a, t)", ["a"]),
+        ("a = ReduceL1 (x, i) b = Abs (a) t = Transpose (b) y = MatMul (a, t)", ["a"]),
+        ("a = ReduceL1 (x, i) t = Transpose (x) y = MatMul (a, t)", []),
+    ],
+)
+def test_a_reduction_times_itself(body, expected):
+    proto = parsed(body, "float[2,4,5] x", "float[A,B,C] y")
+    check_copies(with_constants(proto, {"i": [2]}), expected)
+
+
+@pytest.mark.parametrize(
     "body",
     [
         "r = Relu (x) a = Abs (r) l = Log (a) s = GridSample (l, g)",
@@ -371,11 +400,21 @@ def test_a_sampler_far_behind_an_output(body):
         ("m = ReduceMean (x, i) y = Mul (z, m)", []),
         ("r = Relu (x) y = Mul (z, r)", []),
         ("n = Softmax (z) t = CastLike (w, n) y = Mul (n, t)", []),  # reads the type alone
+        ("s = ReduceSum (x, k) n = Div (x, s) y = Add (n, z)", ["n"]),  # over one element
+        (
+            "s = Slice (z, o, e, i, o) n = LayerNormalization (s, w) m = ReduceMax (x, i)"
+            " y = Max (n, m)",
+            ["n"],
+        ),
+        ("n = LayerNormalization (z, w) m = ReduceMax (x, i) y = Max (n, m)", []),
     ],
 )
 def test_a_norm_that_is_broadcast(body, expected):
     weights = "w = Constant <value = float[16] {" + ", ".join(["1.0"] * 16) + "}> () "
-    axes = "i = Constant <value = int64[1] {-1}> () "
+    axes = " ".join(
+        f"{name} = Constant <value = int64[1] {{{number}}}> ()"
+        for name, number in {"i": -1, "k": 1, "o": -1, "e": -(2**63)}.items()
+    )
     proto = parsed(weights + axes + body, "float[n,1,16] x, float[n,7,16] z", "float[A,B,C] y")
     check_copies(proto, expected)
 

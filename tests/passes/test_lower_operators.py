@@ -353,6 +353,23 @@ def test_nearest_elements_by_scales_of_parts_are_selected(lowering, extent, scal
         np.testing.assert_array_equal(found, reference(proto, {"x": x}))
 
 
+def test_coordinates_that_are_whole(lowering):
+    """In FP64 the first one would be a little more than 1."""
+    proto = one_node(
+        "Resize",
+        {"x": (TensorProto.FLOAT, [1, 7])},
+        {"y": (TensorProto.FLOAT, [1, 3])},
+        19,
+        {"scales": np.array([1, 0.5], np.float32)},
+        order=["x", "", "scales"],
+        mode="nearest",
+        nearest_mode="ceil",
+        coordinate_transformation_mode="half_pixel_symmetric",
+    )
+    x = np.arange(7, dtype=np.float32).reshape(1, 7)
+    np.testing.assert_array_equal(computed(lowering, proto, {"x": x}), reference(proto, {"x": x}))
+
+
 @pytest.mark.parametrize(
     ("sizes", "coordinates", "written"),
     [

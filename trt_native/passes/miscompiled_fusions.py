@@ -122,6 +122,7 @@ def _points(
     model: ir.Model, profiles: Sequence[Profile], *, lowered: bool, infer: bool
 ) -> Iterator[Point]:
     yield from _equal_outputs(model)
+    yield from _copied_outputs(model)
     yield from _shared_with_samplers(model)
     yield from _shared_with_resizes(model)
     yield from _shared_with_sums(model)
@@ -132,6 +133,7 @@ def _points(
     yield from _shared_parts(model)
     yield from _constant_conditions(model)
     yield from _logarithms_in_products(model)
+    yield from _products_with_themselves(model)
     yield from _columns_of_products(model, lowered)
     pairs, spreads = list(_reduction_pairs(model)), list(_spread_norms(model))
     sums = [node for node in _nodes(model, *_SUMS) if _is_product_sum(node)]
@@ -157,6 +159,7 @@ def _points(
         assert value is not None  # noqa: S101  # for the type checker
         others = [other for other in reader.inputs if other is not None and other is not value]
         spread = any(_is_spread(value, other) for other in others)
+        spread = spread or (_is_sliced(value) and any(_is_spread(one, value) for one in others))
         if spread and any(_is_norm(norm, value) for norm in norms):
             yield Point(
                 value, ((reader, index),), f"{reader.op_type} that broadcasts a norm or softmax"
@@ -223,6 +226,26 @@ def _may_be_as_large(one: ir.Value, other: ir.Value) -> bool:
         for a, b in zip(extents, others, strict=False)
     )
     return len(extents) == len(others) and not any(unlike)
+
+
+def _copied_outputs(model: ir.Model) -> Iterator[Point]:
+    """A copy of what is made of an output that is padded or joined: that output is not written."""
+    for output in model.graph.outputs:
+        node = output.producer()
+        source = None if node is None or node.domain or not node.inputs else node.inputs[0]
+        if node is None or source is None or source.is_graph_output():
+            continue
+        if node.op_type not in _MOVING | {"Tile"} or not _may_be_as_large(source, output):
+            continue
+        before = [(one, made) for one, made, _ in _behind([source])]
+        joined = any(
+            {made.op_type, *(reader.op_type for reader, _ in one.uses())} & _SPREADING
+            for one, made in before
+            if one is not output
+        )
+        if joined and any(one.is_graph_output() for one, _ in before):
+            reason = f"{output.name!r} is a copy of it, and it is made of an output"
+            yield Point(source, ((node, 0),), reason)
 
 
 def _nodes(model: ir.Model, *operators: str) -> Iterator[ir.Node]:
@@ -336,6 +359,16 @@ def _logarithms_in_products(model: ir.Model) -> Iterator[Point]:
                 value = node.outputs[0]
                 reason = f"{product.op_type} of {node.op_type} of a reduction"
                 yield Point(value, tuple(value.uses()), reason)
+
+
+def _products_with_themselves(model: ir.Model) -> Iterator[Point]:
+    """Of a reduction times itself, transposed, one operand is not there."""
+    for product in _nodes(model, "MatMul"):
+        one, two = ({node for node, _ in _back([v], _REDUCE)} for v in product.inputs)
+        for node in one & two:
+            value = node.outputs[0]
+            reason = f"{product.op_type} of {node.op_type} with itself"
+            yield Point(value, tuple(value.uses()), reason)
 
 
 def _columns_of_products(model: ir.Model, lowered: bool) -> Iterator[Point]:
@@ -506,12 +539,22 @@ def _spread_norms(model: ir.Model) -> Iterator[tuple[ir.Node, int, list[ir.Node]
                 yield node, index, norms
 
 
+def _is_sliced(value: ir.Value) -> bool:
+    """Whether a norm of a part of a value makes this one."""
+    node = value.producer()
+    if node is None or node.op_type not in _NORMS:
+        return False
+    return any(made.op_type == "Slice" for _, made, _ in _behind(node.inputs[:1]))
+
+
 def _is_norm(node: ir.Node, value: ir.Value) -> bool:
     """Whether a norm or softmax, or what a reduction was expanded to again, makes a value."""
     if node.op_type in _NORMS:
         return True
-    reduced = node.outputs[0].shape
-    return reduced is None or value.shape is None or _is_spread(node.outputs[0], value)
+    read, reduced = node.inputs[0], node.outputs[0].shape
+    if reduced is None or value.shape is None or _is_spread(node.outputs[0], value):
+        return True
+    return read is not None and read.shape == reduced  # of axes of one element
 
 
 def _is_spread(value: ir.Value, other: ir.Value) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,9 @@ def _resize(site: Site) -> Write | None:
     changes = _changes(site, extents, axes)
     roi = site.constant(1)
     crops = kernel.coordinates == "tf_crop_and_resize"
-    if changes is None or (crops and (roi is None or roi.size != 2 * len(axes))):
+    if changes is None or (
+        crops and (roi is None or roi.size != 2 * len(axes) or not np.isfinite(roi).all())
+    ):
         return None
     resized = []
     for i, (extent, scale, size) in enumerate(changes):
@@ -76,7 +79,7 @@ def _resize(site: Site) -> Write | None:
             extent is None
             or extent < 1
             or size < 1
-            or (4 * max(1, 1 / scale) + 4) * size > _MOST_TERMS
+            or (4 * max(1, 1 / float(scale)) + 4) * size > _MOST_TERMS
         ):
             return None
         resized.append(_axis(kernel, axes[i], extent, scale, size, window))
@@ -117,14 +120,14 @@ def _kernel(site: Site) -> _Kernel | None:
 
 def _changes(
     site: Site, extents: list[int | None], axes: list[int]
-) -> list[tuple[int | None, float, int]] | None:
+) -> list[tuple[int | None, Fraction, int]] | None:
     """Extent, scale and new extent of each axis; None where one that changes is not known."""
     scales = site.constant(2)
     found = [extents[axis] for axis in axes]
     if scales is not None and scales.size:
-        factors = [float(scale) for scale in scales]
-        if len(factors) != len(axes):
+        if len(scales) != len(axes) or not np.isfinite(scales).all():
             return None
+        factors = [Fraction(float(scale)) for scale in scales]
         pairs = list(zip(found, factors, strict=True))
         if any(extent is None and scale != 1 for extent, scale in pairs):
             return None
@@ -132,14 +135,17 @@ def _changes(
     wanted = _sizes(site, found, axes)
     if wanted is None:
         return None
-    ratios = [size / (extent or size) for size, extent in zip(wanted, found, strict=True)]
+    ratios = [
+        Fraction(size, extent or size or 1) for size, extent in zip(wanted, found, strict=True)
+    ]
     policy = site.string("keep_aspect_ratio_policy", "stretch")
     if policy == "stretch":
         return list(zip(found, ratios, wanted, strict=True))
     if policy not in ("not_larger", "not_smaller") or None in found:
         return None
     ratio = (min if policy == "not_larger" else max)(ratios)
-    return [(extent, ratio, math.floor(ratio * (extent or 0) + 0.5)) for extent in found]
+    half = Fraction(1, 2)
+    return [(extent, ratio, math.floor(ratio * (extent or 0) + half)) for extent in found]
 
 
 def _sizes(site: Site, extents: list[int | None], axes: list[int]) -> list[int] | None:
@@ -157,7 +163,7 @@ def _sizes(site: Site, extents: list[int | None], axes: list[int]) -> list[int] 
 
 
 def _axis(
-    kernel: _Kernel, axis: int, extent: int, scale: float, size: int, window: tuple[float, float]
+    kernel: _Kernel, axis: int, extent: int, scale: Fraction, size: int, window: tuple[float, float]
 ) -> _ResizedAxis:
     places = _places(kernel.coordinates, extent, scale, size, window)
     outside = np.zeros(size, bool)
@@ -168,7 +174,9 @@ def _axis(
         indices = _nearest(places, kernel.nearest_mode)[None]
         weights = np.ones(indices.shape)
     else:
-        indices, weights = _weights(places, kernel, min(scale, 1.0) if kernel.antialias else 1.0)
+        indices, weights = _weights(
+            places, kernel, min(float(scale), 1.0) if kernel.antialias else 1.0
+        )
     if kernel.exclude_outside:
         weights = np.where((indices < 0) | (indices >= extent), 0, weights)
         total = weights.sum(axis=0)
@@ -180,25 +188,29 @@ def _axis(
 
 
 def _places(
-    coordinates: str, extent: int, scale: float, size: int, window: tuple[float, float]
+    coordinates: str, extent: int, scale: Fraction, size: int, window: tuple[float, float]
 ) -> Array:
-    """Where in the input the elements of the result lie."""
-    x: Array = np.arange(size, dtype=np.float64)
-    whole = scale * extent  # ONNX's resized length before it is rounded
-    start, end = window
-    if coordinates == "align_corners":
-        return x * 0 if whole == 1 else x * (extent - 1) / (whole - 1)
-    if coordinates == "tf_crop_and_resize":
-        inside = x * 0 + 0.5 if whole == 1 else x / (whole - 1)
-        return (start + inside * (end - start)) * (extent - 1)
-    if coordinates == "asymmetric":
-        return x / scale
-    if coordinates == "tf_half_pixel_for_nn":
-        return (x + 0.5) / scale
-    if coordinates == "pytorch_half_pixel" and size == 1:
-        return x * 0
-    middle = extent / 2 * (1 - size / whole) if coordinates == "half_pixel_symmetric" else 0
-    return middle + (x + 0.5) / scale - 0.5
+    """Where in the input the elements of the result lie, exact before they become FP64."""
+    start, end = map(Fraction, window)
+    whole, half = scale * extent, Fraction(1, 2)  # ONNX's resized length before it is rounded
+
+    def place(x: int) -> Fraction:
+        if coordinates == "align_corners":
+            return Fraction(0) if whole == 1 else x * (extent - 1) / (whole - 1)
+        if coordinates == "tf_crop_and_resize":
+            inside = half if whole == 1 else x / (whole - 1)
+            return (start + inside * (end - start)) * (extent - 1)
+        if coordinates == "asymmetric":
+            return x / scale
+        if coordinates == "tf_half_pixel_for_nn":
+            return (x + half) / scale
+        if coordinates == "pytorch_half_pixel" and size == 1:
+            return Fraction(0)
+        is_centered = coordinates == "half_pixel_symmetric"
+        middle = half * extent * (1 - size / whole) if is_centered else 0
+        return middle + (x + half) / scale - half
+
+    return np.array([float(place(x)) for x in range(size)])
 
 
 def _nearest(places: Array, rounding: str) -> Array:
