@@ -9,7 +9,7 @@ from helpers.metrics import relative_error
 from helpers.passes import pass_records
 from helpers.recurrent import GATES, recurrent_model, torch_weights
 
-from trt_native import BuildConfig, Precision, Session, build_plan
+from trt_native import BuildConfig, Precision, Session, build_plan, refit_plan
 from trt_native.reference.evaluator import evaluator
 from trt_native.shapes import ProfileSpec
 
@@ -58,3 +58,23 @@ def test_lengths_and_states(tmp_path, operator, direction, layout, steps):
     for output, array in zip(proto.graph.output, expected, strict=True):
         assert np.shape(found[output.name]) == array.shape
         assert relative_error(found[output.name], array) < CLOSE
+
+
+@pytest.mark.parametrize("operator", GATES)
+def test_new_weights(tmp_path, operator):
+    proto, inputs = recurrent_model(operator, "bidirectional", hidden=16)
+    other = onnx.ModelProto()
+    other.CopyFrom(proto)
+    for tensor in other.graph.initializer:
+        changed = 0.7 * onnx.numpy_helper.to_array(tensor)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(changed, tensor.name))
+    onnx.save(proto, tmp_path / "m.onnx")
+    onnx.save(other, tmp_path / "other.onnx")
+    config = BuildConfig(precision=Precision.FP32, refit=True)
+    plan = refit_plan(
+        build_plan(tmp_path / "m.onnx", config, backend="rtx"), tmp_path / "other.onnx"
+    )
+    with Session(plan) as session:
+        found = session.run(inputs)["y"]
+    expected = evaluator(other.graph, {"": 17}).run(None, inputs)[0]
+    assert relative_error(found, expected) < CLOSE

@@ -317,13 +317,15 @@ def test_the_run_waits_for_a_slow_producer(session, rng, given):
 def test_inputs_that_are_let_go_of_are_read_before_others_take_their_place(session, rng, cast):
     s = on_gpu(np.float32(1))
     stream = torch.cuda.Stream()
-    session.run({"x": on_gpu(draw(rng, 16)), "s": s}, stream=stream)  # compiles the kernels
+    for _ in range(3):  # the kernels are compiled, and a graph is captured
+        x = on_gpu(draw(rng, 16))
+        session.run({"x": x.double() if cast else x, "s": s}, stream=stream, cast=cast)
     for _ in range(4):
         values = draw(rng, 16)
         x = on_gpu(values).double() if cast else on_gpu(values)
         torch.cuda.synchronize()
         with torch.cuda.stream(stream):
-            torch.cuda._sleep(2_000_000_000)
+            torch.cuda._sleep(400_000_000)
         y = session.run({"x": x, "s": s}, stream=stream, cast=cast)["y"]
         del x
         others = [torch.full((16, 64), -1.0, device="cuda") for _ in range(8)]

@@ -355,12 +355,14 @@ def test_rows_and_pointwise_convolutions(kind, kernel, row, expected):
         ("r = Abs (x) d = Exp (r) c = Concat <axis = 0> (r, x) y = Reshape (d, s)", ["d"]),
         ("v = Pad (x, p) r = Abs (v) y = Div (v, r)", []),
         ("r = Abs (x) d = Exp (r) y = Reshape (d, s)", []),
+        ("r = Abs (x) c = Concat <axis = 0> (r, x) y = Unsqueeze (x, z)", ["x"]),
+        ("r = Abs (x) y = Unsqueeze (x, z)", []),
     ],
 )
 def test_a_copy_of_what_an_output_makes(body, expected):
     proto = parsed(body, "float[2,4,5] x", "float[2,4,5] r, float[A,B,C] y")
     numbers = {"p": [0] * 6, "z": [0], "q": [1, 1, 1], "s": [0, 0, 0]}
-    check_copies(with_constants(proto, numbers), expected)
+    assert broken(with_constants(proto, numbers))[0] == expected
 
 
 @pytest.mark.parametrize(
@@ -369,11 +371,15 @@ def test_a_copy_of_what_an_output_makes(body, expected):
         ("a = ReduceL1 (x, i) t = Transpose (a) y = MatMul (a, t)", ["a"]),
         ("a = ReduceL1 (x, i) b = Abs (a) t = Transpose (b) y = MatMul (a, t)", ["a"]),
         ("a = ReduceL1 (x, i) t = Transpose (x) y = MatMul (a, t)", []),
+        ("a = ReduceMax <keepdims = 0> (x, i) y = Gemm <transA = 1> (a, w)", ["a"]),
+        ("a = ReduceMax <keepdims = 0> (x, i) y = Gemm <transB = 1> (a, w)", []),
+        ('a = Einsum <equation = "abc->ab"> (x) y = Gemm <transA = 1> (a, w)', ["a"]),
     ],
 )
-def test_a_reduction_times_itself(body, expected):
+def test_a_reduction_that_is_transposed_in_a_product(body, expected):
     proto = parsed(body, "float[2,4,5] x", "float[A,B,C] y")
-    check_copies(with_constants(proto, {"i": [2]}), expected)
+    weights = np.ones((2, 4) if "transB" in body else (2, 3), np.float32)
+    check_copies(with_constants(proto, {"i": [2], "w": weights}), expected)
 
 
 @pytest.mark.parametrize(
@@ -427,6 +433,14 @@ def test_a_loop_that_begins_with_an_input():
     found, model = broken(proto)
     assert found == ["x"]
     assert readers(model, "x") == {"Identity"}
+
+
+def test_a_loop_that_begins_with_a_part_of_an_input():
+    body = """t = Constant <value = int64 {2}> () c = Constant <value = bool {1}> ()
+        j = Constant <value = int64 {0}> () p = Gather <axis = 1> (x, j)
+        y = Loop (t, c, p) <body = b (int64 i, bool d, float[n,8] s) => (bool e, float[n,8] u)
+        { e = Identity (d) u = Sin (s) }>"""
+    check_copies(parsed(body, "float[n,1,8] x", "float[n,8] y"), ["p"])
 
 
 VALUES = {"float": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}

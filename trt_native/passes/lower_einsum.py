@@ -150,16 +150,28 @@ def _contracted(
     rows = "".join(letter for letter in one.letters if letter not in shared)
     columns = "".join(letter for letter in two.letters if letter not in shared)
     letters = batch + rows + columns
-    if not inner:
-        left = _spread(new, _ordered(new, one, batch + rows), batch + rows, letters)
-        right = _spread(new, _ordered(new, two, batch + columns), batch + columns, letters)
-        return _Operand(new.op("Mul", left, right), letters)
+    if not inner or all(extents[letter] == 1 for letter in rows + columns):
+        return _multiplied(new, one, two, (batch, rows, columns, inner))
     left = _grouped(new, one, batch, (rows, inner), extents)
     right = _grouped(new, two, batch, (inner, columns), extents)
     made = new.op("MatMul", left, right)
     if len(rows) != 1 or len(columns) != 1:
         made = new.reshape(made, [extents[letter] for letter in letters])
     return _Operand(made, letters)
+
+
+def _multiplied(
+    new: ArrayBuilder, one: _Operand, two: _Operand, groups: tuple[str, str, str, str]
+) -> _Operand:
+    """The product without a matrix product: numbers of FP32 times others, and their sums."""
+    batch, rows, columns, inner = groups
+    every = batch + rows + columns + inner
+    left = _spread(new, _ordered(new, one, batch + rows + inner), batch + rows + inner, every)
+    right = _spread(
+        new, _ordered(new, two, batch + columns + inner), batch + columns + inner, every
+    )
+    made = _Operand(new.op("Mul", left, right), every)
+    return _summed(new, made, _Operand(made.value, ""), frozenset(batch + rows + columns))
 
 
 def _summed(new: ArrayBuilder, one: _Operand, other: _Operand, kept: frozenset[str]) -> _Operand:

@@ -133,7 +133,7 @@ def _points(
     yield from _shared_parts(model)
     yield from _constant_conditions(model)
     yield from _logarithms_in_products(model)
-    yield from _products_with_themselves(model)
+    yield from _transposed_reductions(model)
     yield from _columns_of_products(model, lowered)
     pairs, spreads = list(_reduction_pairs(model)), list(_spread_norms(model))
     sums = [node for node in _nodes(model, *_SUMS) if _is_product_sum(node)]
@@ -159,7 +159,7 @@ def _points(
         assert value is not None  # noqa: S101  # for the type checker
         others = [other for other in reader.inputs if other is not None and other is not value]
         spread = any(_is_spread(value, other) for other in others)
-        spread = spread or (_is_sliced(value) and any(_is_spread(one, value) for one in others))
+        spread = spread or (_is_sliced(norms) and any(_is_spread(one, value) for one in others))
         if spread and any(_is_norm(norm, value) for norm in norms):
             yield Point(
                 value, ((reader, index),), f"{reader.op_type} that broadcasts a norm or softmax"
@@ -229,7 +229,7 @@ def _may_be_as_large(one: ir.Value, other: ir.Value) -> bool:
 
 
 def _copied_outputs(model: ir.Model) -> Iterator[Point]:
-    """A copy of what is made of an output that is padded or joined: that output is not written."""
+    """A copy beside outputs that are joined, padded or sliced: one of them is not written."""
     for output in model.graph.outputs:
         node = output.producer()
         source = None if node is None or node.domain or not node.inputs else node.inputs[0]
@@ -237,15 +237,35 @@ def _copied_outputs(model: ir.Model) -> Iterator[Point]:
             continue
         if node.op_type not in _MOVING | {"Tile"} or not _may_be_as_large(source, output):
             continue
-        before = [(one, made) for one, made, _ in _behind([source])]
+        near = list(_around(source))
         joined = any(
-            {made.op_type, *(reader.op_type for reader, _ in one.uses())} & _SPREADING
-            for one, made in before
-            if one is not output
+            {reader.op_type for reader, _ in one.uses()} & _SPREADING or _makes(one) in _SPREADING
+            for one in near
         )
-        if joined and any(one.is_graph_output() for one, _ in before):
-            reason = f"{output.name!r} is a copy of it, and it is made of an output"
+        if joined and any(one.is_graph_output() for one in near):
+            reason = f"{output.name!r} is a copy of it, beside other outputs of one kernel"
             yield Point(source, ((node, 0),), reason)
+
+
+def _around(source: ir.Value) -> Iterator[ir.Value]:
+    """What elementwise nodes made a value of, or of an input of the model: what they make of it."""
+    if not source.is_graph_input():
+        yield from (one for one, _, _ in _behind([source]))
+        return
+    pending, seen = [source], {source}
+    while pending:
+        for reader, _ in pending.pop().uses():
+            if reader.op_type in _ELEMENTWISE and not reader.domain:
+                new = [one for one in reader.outputs if one not in seen]
+                seen.update(new)
+                pending += new
+                yield from new
+
+
+def _makes(value: ir.Value) -> str:
+    """The operator that makes a value; empty for an input."""
+    node = value.producer()
+    return "" if node is None else node.op_type
 
 
 def _nodes(model: ir.Model, *operators: str) -> Iterator[ir.Node]:
@@ -361,14 +381,17 @@ def _logarithms_in_products(model: ir.Model) -> Iterator[Point]:
                 yield Point(value, tuple(value.uses()), reason)
 
 
-def _products_with_themselves(model: ir.Model) -> Iterator[Point]:
-    """Of a reduction times itself, transposed, one operand is not there."""
-    for product in _nodes(model, "MatMul"):
-        one, two = ({node for node, _ in _back([v], _REDUCE)} for v in product.inputs)
-        for node in one & two:
-            value = node.outputs[0]
-            reason = f"{product.op_type} of {node.op_type} with itself"
-            yield Point(value, tuple(value.uses()), reason)
+def _transposed_reductions(model: ir.Model) -> Iterator[Point]:
+    """A product of a reduction, transposed, reads other elements."""
+    for product in _nodes(model, "MatMul", "Gemm"):
+        for index, value in enumerate(product.inputs[:2]):
+            turned = bool(product.attributes.get_int(("transA", "transB")[index], 0))
+            between = list(_behind([value], _REDUCE))
+            turned = turned or any(node.op_type == "Transpose" for _, node, _ in between)
+            for one, node, _ in between:
+                if turned and (node.op_type in _REDUCE or _has_one_operand(node)):
+                    reason = f"{product.op_type} of {node.op_type}, transposed"
+                    yield Point(one, tuple(one.uses()), reason)
 
 
 def _columns_of_products(model: ir.Model, lowered: bool) -> Iterator[Point]:
@@ -431,12 +454,19 @@ def _shared_with_sums(model: ir.Model) -> Iterator[Point]:
 
 
 def _states_of_loops(model: ir.Model) -> Iterator[Point]:
-    """A Loop with a dynamic shape that begins with an input of the model."""
+    """A Loop with a dynamic shape that begins with an input of the model, moved at most."""
     for loop in (node for node in model.graph if node.op_type in ("Loop", "Scan")):
         for index, value in enumerate(loop.inputs):
-            if value is not None and value.is_graph_input() and constant_of(value) is None:
+            source = value
+            for source, node in _made_in_turn(value):
+                if node.op_type not in _MOVING | {"Gather"}:
+                    break
+                source = node.inputs[0]
+            if value is None or source is None or not source.is_graph_input():
+                continue
+            if constant_of(source) is None:
                 reason = f"{loop.op_type} that begins with an input"
-                yield Point(value, ((loop, index),), reason, copied=False)
+                yield Point(value, ((loop, index),), reason, copied=source is not value)
 
 
 def _casts_of_products(model: ir.Model) -> Iterator[Point]:
@@ -539,12 +569,10 @@ def _spread_norms(model: ir.Model) -> Iterator[tuple[ir.Node, int, list[ir.Node]
                 yield node, index, norms
 
 
-def _is_sliced(value: ir.Value) -> bool:
-    """Whether a norm of a part of a value makes this one."""
-    node = value.producer()
-    if node is None or node.op_type not in _NORMS:
-        return False
-    return any(made.op_type == "Slice" for _, made, _ in _behind(node.inputs[:1]))
+def _is_sliced(norms: Sequence[ir.Node]) -> bool:
+    """Whether one of some nodes is a norm of a part of a value."""
+    behind = _behind([norm.inputs[0] for norm in norms if norm.op_type in _NORMS])
+    return any(node.op_type == "Slice" for _, node, _ in behind)
 
 
 def _is_norm(node: ir.Node, value: ir.Value) -> bool:
