@@ -25,9 +25,11 @@ from trt_native.cli.console import report_errors, table
 from trt_native.errors import TrtNativeError
 from trt_native.units import format_bytes
 
+__all__ = ["BARE", "peak_memory"]
+
 _INTERVAL_S = 0.002
 _LAYERS, _SIDE = 19, 2000
-_BARE = """
+BARE = """
 import sys, tensorrt_rtx as trt
 log = trt.Logger(trt.Logger.ERROR)
 builder = trt.Builder(log)
@@ -58,13 +60,15 @@ def compare(
             model = _chain(folder / f"{kind}.onnx", layers, np.dtype(kind))
             plan = folder / "m.plan"
             ways: dict[str, list[str | Path]] = {
-                "bare": [sys.executable, "-c", _BARE, model, plan],
+                "bare": [sys.executable, "-c", BARE, model, plan],
                 "build": [
                     sys.executable, "-m", "trt_native", "build", model, "-o", plan,
                     "--backend", "rtx", "--precision", precision, "--no-cache",
                 ],
             }  # fmt: skip
-            peaks = {way: max(_peak(words) for _ in range(runs)) for way, words in ways.items()}
+            peaks = {
+                way: max(peak_memory(words) for _ in range(runs)) for way, words in ways.items()
+            }
             figures[kind] = {**peaks, "ratio": peaks["build"] / peaks["bare"]}
             sizes = (format_bytes(peaks[way]) for way in ways)
             size = format_bytes(model.stat().st_size)
@@ -74,18 +78,22 @@ def compare(
         json.write_text(json_module.dumps(figures, indent=1) + "\n")
 
 
-def _peak(words: list[str | Path]) -> int:
+def peak_memory(words: list[str | Path], *, sampled: bool = True) -> int:
     """The most memory in bytes that a command and its children had together.
+
+    Args:
+        words: The command.
+        sampled: Whether to look at all; not where its time is taken.
 
     Raises:
         TrtNativeError: the command failed.
     """
     most = 0
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        while process.poll() is None:
+        while sampled and process.poll() is None:
             most = max(most, sum(map(_memory, _family(process.pid))))
             time.sleep(_INTERVAL_S)
-        if process.returncode:
+        if process.wait():
             lines = process.stderr.read().decode().splitlines() if process.stderr else []
             raise TrtNativeError(f"{words[:4]} failed", lines[-5:])
     return most

@@ -10,7 +10,6 @@ from typing import Any
 import onnx_ir as ir
 
 from trt_native.backends.base import Backend
-from trt_native.builder.engine_calibration import activation_source
 from trt_native.builder.magnitudes import measure_magnitudes
 from trt_native.calibration.batches import Batches, read_batches
 from trt_native.calibration.model_ranges import NO_RANGES, Ranges, find_ranges, load_ranges
@@ -128,6 +127,8 @@ def calibrated_ranges(
     spec = config.quantization
     with_ranges([quantize], any_ranges(graph))
     quantize.quantize(graph, dry_run=True)  # nothing to quantize: say so before the work
+    from trt_native.builder.engine_calibration import activation_source
+
     source = activation_source(
         spec.calibration_runner, backend=backend, memory_bytes=spec.calibration_memory_bytes
     )
@@ -155,6 +156,8 @@ def _measured_magnitudes(
     spec, runner = config.quantization, config.quantization.calibration_runner
     if runner is CalibrationRunner.AUTO and gpu_info() is not None:
         runner = CalibrationRunner.ENGINE  # which never takes FP16, as AUTO may
+    from trt_native.builder.engine_calibration import activation_source
+
     source = activation_source(runner, backend=backend, memory_bytes=spec.calibration_memory_bytes)
     with phase(progress, f"Measuring magnitudes with {source.name}"):
         return measure_magnitudes(path, batches, source, progress, config.fixed_values())

@@ -72,7 +72,6 @@ from trt_native.plans.manifest import Manifest, PlanTensor
 from trt_native.plans.plan import Plan
 from trt_native.plans.plan_file import PlanFile
 from trt_native.progress import Progress, phase
-from trt_native.runtime.engine import Engine
 from trt_native.scratch import scratch_folder
 from trt_native.shapes import Profile, ProfileSpec, TensorSpec
 
@@ -342,6 +341,8 @@ def _manifest(
 
 def _engine_layers(data: memoryview, backend: Backend) -> dict[str, Any] | None:
     """Layers that compute in INT8 or FP8; None where the plan cannot be loaded here."""
+    from trt_native.runtime.engine import Engine
+
     try:
         with Engine(Plan(data), backend=backend) as engine:
             return quantized_layers(parse_layers(engine.layers()))

@@ -17,7 +17,6 @@ import selectors
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -37,6 +36,7 @@ from trt_native.builder.fallback import (
     resource_error,
 )
 from trt_native.builder.plan_cache import FOLDERS as CACHE_FOLDERS
+from trt_native.builder.spare import LINE_BYTES, start_channels, take_spare
 from trt_native.config import BuildConfig, as_config
 from trt_native.errors import BuildError, TrtNativeError
 from trt_native.files import as_path, open_standard_descriptors, remove_temporaries, with_ending
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "INTERRUPTED",
-    "LINE_BYTES",
     "ChildBuild",
     "Job",
     "Outcome",
@@ -64,9 +63,6 @@ __all__ = [
     "inspect_in_child",
     "warming_error",
 ]
-
-LINE_BYTES = 1024
-"""Room in shared memory for the node that was last parsed, and again for TensorRT's last line."""
 
 INTERRUPTED = 130
 """Exit code of a child after an interrupt."""
@@ -90,11 +86,6 @@ _ADVICE = {
     ),
 }
 _LONG_S = 3600.0
-# The child imports from where this process does, not from its working folder.
-_BOOT = (
-    "import sys; sys.path[:] = sys.argv[2:];"
-    " from trt_native.builder.worker import main; main(int(sys.argv[1]))"
-)
 _RETRY_LARGER_HINT = "hint: a retry builds again with a larger workspace"
 _RETRY_SMALLER_HINT = (
     "hint: a retry builds again with a smaller workspace and a lower optimization level; smaller"
@@ -422,51 +413,37 @@ class ChildBuild:
         if not self._is_started:
             self._start(waits=False)
             return
-        self._write_request(waits=False)
-        with contextlib.suppress(BrokenPipeError):  # it has ended, and said why
-            os.write(self._process.stdin.fileno(), b"\n")  # type: ignore[union-attr]
+        self._send(waits=False)
 
     def _start(self, *, waits: bool) -> None:
         open_standard_descriptors()
-        with contextlib.ExitStack() as files:
-            self._events, events = os.pipe()
-            self._output, output = os.pipe()
-            files.callback(os.close, events)
-            files.callback(os.close, output)
-            self._events_there = events
-            # Shared memory, which is there to be read when the child is gone.
-            self._record = os.memfd_create("trt-native-record")
-            os.ftruncate(self._record, 2 * LINE_BYTES)
-            self._request = os.memfd_create("trt-native-job")
-            self._write_request(waits=waits)
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _BOOT, str(self._request), *sys.path],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                pass_fds=(events, self._record, self._request),
-                start_new_session=True,  # a terminal's Ctrl-C is for this process alone
-            )
+        spare = take_spare()
+        self._channels = spare or start_channels(self._request(waits=waits))
+        self._process = self._channels.process
         self._streams = {
-            self._events: _Lines(self._on_message),
-            self._output: _Lines(self._on_output),
+            self._channels.events: _Lines(self._on_message),
+            self._channels.output: _Lines(self._on_output),
         }
         self._is_started = True
+        if spare is not None:
+            self._send(waits=waits)
 
-    def _write_request(self, *, waits: bool) -> None:
+    def _request(self, *, waits: bool) -> dict[str, object]:
         from cattrs import Converter
 
-        request = {
+        return {
             "job": Converter().unstructure(self._job),
             "waits": waits,
-            "events": self._events_there,
-            "record": self._record,
             "token": self._token,
             "scratch": str(self._scratch),
             "log_level": logging.getLogger("trt_native").getEffectiveLevel(),
         }
-        os.ftruncate(self._request, 0)
-        os.pwrite(self._request, json.dumps(request).encode(), 0)
+
+    def _send(self, *, waits: bool) -> None:
+        """Give a process that waits its job."""
+        self._channels.write(self._request(waits=waits))
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and said why
+            os.write(self._process.stdin.fileno(), b"\n")  # type: ignore[union-attr]
 
     def __exit__(self, *exception: object) -> None:
         if not self._is_started:
@@ -474,12 +451,7 @@ class ChildBuild:
         self._is_started = False
         with _uninterrupted():
             self._process.kill()
-            with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in a driver
-                self._process.wait(timeout=5)
-            if self._process.stdin is not None:
-                self._process.stdin.close()
-            for descriptor in (self._events, self._output, self._record, self._request):
-                os.close(descriptor)
+            self._channels.close()
             shutil.rmtree(self._scratch, ignore_errors=True)
             for folder in folders_written(self._job):
                 remove_temporaries(folder, self._token)
@@ -492,7 +464,9 @@ class ChildBuild:
         with selectors.DefaultSelector() as selector:
             for stream in self._streams:
                 selector.register(stream, selectors.EVENT_READ)
-            while self._events in selector.get_map() and not (until_ready and self._is_ready):
+            while self._channels.events in selector.get_map() and not (
+                until_ready and self._is_ready
+            ):
                 left = _LONG_S if deadline is None else deadline - time.monotonic()
                 if left <= 0:
                     return False
@@ -582,11 +556,11 @@ class ChildBuild:
 
     def _read_remaining_output(self) -> None:
         """Read the rest of a dead child's standard output."""
-        os.set_blocking(self._output, False)
+        os.set_blocking(self._channels.output, False)
         with contextlib.suppress(BlockingIOError):
-            while chunk := os.read(self._output, 1 << 16):
-                self._streams[self._output].take(chunk)
-        self._streams[self._output].take(b"\n")
+            while chunk := os.read(self._channels.output, 1 << 16):
+                self._streams[self._channels.output].take(chunk)
+        self._streams[self._channels.output].take(b"\n")
 
     def _place(self) -> str:
         """Describe how far the build had come."""
@@ -596,7 +570,7 @@ class ChildBuild:
         return f"after it began to parse node {node}" if node else "before it parsed a node"
 
     def _recorded(self, slot: int) -> str:
-        line = os.pread(self._record, LINE_BYTES, slot * LINE_BYTES)
+        line = os.pread(self._channels.record, LINE_BYTES, slot * LINE_BYTES)
         return line.partition(b"\0")[0].decode(errors="replace")
 
     def _ended_from_outside(self, code: int | None) -> BuildError | None:

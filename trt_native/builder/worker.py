@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from trt_native import errors
 from trt_native._lazy import HEAVY_MODULES, delay_imports
 from trt_native.builder.fallback import Attempt
-from trt_native.builder.isolated import INTERRUPTED, LINE_BYTES, Job, folders_written
+from trt_native.builder.isolated import INTERRUPTED, Job, folders_written
+from trt_native.builder.spare import LINE_BYTES
 from trt_native.files import remove_temporaries, set_temporary_tag
 from trt_native.scratch import hold_folder, remove_abandoned
 
@@ -54,19 +55,16 @@ def main(request_file: int) -> None:
     # A background job may ignore SIGINT, which the parent sends to cancel.
     signal.signal(signal.SIGINT, _cancel)
     request = _read_request(request_file)
-    scratch = Path(request["scratch"])
     report = _Report(request["events"])
     try:
-        from cattrs import Converter
-
-        job = Converter().structure(request["job"], Job)
-        _log_to(report, request["log_level"])
         _record_lines(request["record"])
-        if request["waits"]:
-            _prepare(job, report)
+        while request["waits"]:
+            _prepare(request, report)
             if not os.read(sys.stdin.fileno(), 1):  # the parent is gone
                 _leave(1)
-            job = Converter().structure(_read_request(request_file)["job"], Job)
+            request = _read_request(request_file)
+        job, scratch = _job(request), Path(request["scratch"])
+        _log_to(report, request["log_level"])
         set_temporary_tag(request["token"])
         threading.Thread(
             target=_end_with_parent, args=(scratch, job, request["token"]), daemon=True
@@ -94,11 +92,22 @@ def _read_request(descriptor: int) -> dict[str, Any]:
     return dict(json.loads(os.pread(descriptor, size, 0)))
 
 
-def _prepare(job: Job, report: _Report) -> None:
+def _job(request: dict[str, Any]) -> Job:
+    from cattrs import Converter
+
+    return Converter().structure(request["job"], Job)
+
+
+def _prepare(request: dict[str, Any], report: _Report) -> None:
     """Import what a build needs, and check what can be without its model."""
     from trt_native.builder import build, plan_cache  # noqa: F401
     from trt_native.cuda import gpu_info
 
+    if request["job"] is None:
+        gpu_info()
+        return
+    _log_to(report, request["log_level"])
+    job = _job(request)
     backend = _checked_backend(job)
     build.check_config(job.config, backend)
     gpu_info()
@@ -346,7 +355,7 @@ class _LogHandler(logging.Handler):
 
 def _log_to(report: _Report, level: int) -> None:
     logger = logging.getLogger("trt_native")
-    logger.addHandler(_LogHandler(report))
+    logger.handlers[:] = [_LogHandler(report)]
     logger.setLevel(level)
     logger.propagate = False
 

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
 __all__ = ["interrupted", "main"]
@@ -22,17 +23,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     prepare_streams()
     delay_imports(*HEAVY_MODULES)
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         signal.signal(signal.SIGTERM, _interrupt)
-        from trt_native.cli.app import app
+        with _spare_process(words):
+            from trt_native.cli.app import app
 
-        app(None if arguments is None else list(arguments), prog_name="trt-native")
+            app(words, prog_name="trt-native")
     except KeyboardInterrupt:
         interrupted()
     except OSError as error:  # of standard output: commands report their own
         print(f"error: standard output: {error.strerror or error}", file=sys.stderr)  # noqa: T201
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # the other cannot be flushed at exit
         sys.exit(1)
+
+
+def _spare_process(words: Sequence[str]) -> AbstractContextManager[None]:
+    """A process that imports what a build needs, while this one does the same for itself."""
+    if "build" not in words[:2] or {"-h", "--help"} & {*words}:
+        return nullcontext()
+    from trt_native.builder.spare import spare_process
+
+    return spare_process()
 
 
 def interrupted() -> NoReturn:
