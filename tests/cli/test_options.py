@@ -10,7 +10,7 @@ from trt_native.cli.options import flag_words, read_fields
 from trt_native.config import BuildConfig, QuantizationSpec
 from trt_native.errors import SpecError
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs/build.md"
 ELSEWHERE = {
     "output",
     "dims",
@@ -22,7 +22,7 @@ ELSEWHERE = {
     "json",
     "verbose",
 }
-"""Options that the README explains in its text, and those of every command."""
+"""Options that the page explains in its text, and those of every command."""
 
 
 def parameters(command):
@@ -41,8 +41,8 @@ def test_the_defaults_of_the_command_are_those_of_the_fields():
     assert BuildConfig(**read_fields(BuildConfig, words)) == BuildConfig()
 
 
-def test_the_readme_lists_every_option_of_build():
-    rows = "\n".join(row for row in README.read_text().splitlines() if row.startswith("| `--"))
+def test_the_page_of_builds_lists_every_option():
+    rows = "\n".join(row for row in PAGE.read_text().splitlines() if row.startswith("| `--"))
     for name, parameter in parameters("build").items():
         if name not in ELSEWHERE and parameter.param_type_name == "option":
             assert f"`{parameter.opts[0]}" in rows, name

@@ -157,8 +157,8 @@ def open_with_extra_outputs(
     stripped weights, are left out of the build.
 
     Raises:
-        As :func:`~trt_native.builder.build_plan.build_plan` and
-        :func:`~trt_native.verify.check.open_session`.
+        TrtNativeError: as :func:`~trt_native.builder.build_plan.build_plan` and
+            :func:`~trt_native.verify.check.open_session` raise it.
     """
     wanted = replace(
         config,
