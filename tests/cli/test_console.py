@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import subprocess
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from trt_native.cli import console
 from trt_native.cli.app import app
+from trt_native.cli.build import build
 from trt_native.cli.console import print_json, stderr, stdout, table
 
 
@@ -31,6 +33,11 @@ def test_a_line_end_in_a_name_ends_no_line(arguments):
     (line,) = [line for line in result.stderr.splitlines() if "error" in line]
     assert line.startswith("error: ")
     assert r"\n" in line
+
+
+def test_a_command_is_called_without_defaults_that_python_3_10_makes_optional_types_of():
+    assert "command_context" in inspect.signature(build).parameters
+    assert build.__kwdefaults__ is None
 
 
 def test_words_between_colons_stay_what_they_are(capsys):

@@ -95,13 +95,11 @@ def report_errors(command: _F) -> _F:
     """
 
     @functools.wraps(command)
-    def run(
-        *args: Any,
-        command_context: typer.Context | None = None,
-        verbose: int = 0,
-        **kwargs: Any,
-    ) -> None:
-        fail = functools.partial(_fail, context=command_context, json=bool(kwargs.get("json")))
+    def run(*args: Any, **kwargs: Any) -> None:
+        # No parameters with defaults: Python 3.10 makes Optional of the type beside a None, and
+        # Typer an argument of an Optional context.
+        context, verbose = kwargs.pop("command_context", None), kwargs.pop("verbose", 0)
+        fail = functools.partial(_fail, context=context, json=bool(kwargs.get("json")))
         if verbose:
             set_verbosity(max(verbose, _verbosity))
         try:
