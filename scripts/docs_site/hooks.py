@@ -21,6 +21,7 @@ COPIED = {
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
     "calib_data/README.md": "calibration_data.md",
+    "examples/README.md": "examples/index.md",
 }
 """Pages that are elsewhere in the repository, and their place on the site."""
 
@@ -28,10 +29,11 @@ _LINK = re.compile(r"\[(?P<text>[^\]]+)\]\((?P<target>[^)\s]+)\)")
 
 
 def on_config(config: Any) -> None:
-    """Name the version in the title, and the modules in the navigation."""
+    """Name the version in the title, and modules and examples in the navigation."""
     config.site_name = f"{config.site_name} {__version__}"
-    (api,) = (entry["Python API"] for entry in config.nav if "Python API" in entry)
-    api += ({module: f"api/{module}.md"} for module in PUBLIC_MODULES)
+    sections = {name: pages for entry in config.nav for name, pages in entry.items()}
+    sections["Python API"] += ({module: f"api/{module}.md"} for module in PUBLIC_MODULES)
+    sections["Examples"] += ["examples/index.md", *_examples().values()]
 
 
 def on_files(files: Any, config: Any) -> None:
@@ -44,14 +46,14 @@ def _pages() -> Iterator[tuple[str, str]]:
     yield "cli.md", cli_reference()
     yield "findings.md", findings_index(ROOT / "findings")
     yield from api_pages().items()
-    copied = _copied()
+    copied = {**COPIED, **_examples()}
     for source, page in copied.items():
         yield page, _relinked(source, page, copied)
 
 
-def _copied() -> dict[str, str]:
-    examples = sorted(path.parent.name for path in ROOT.glob("examples/*/README.md"))
-    return {**COPIED, **{f"examples/{name}/README.md": f"examples/{name}.md" for name in examples}}
+def _examples() -> dict[str, str]:
+    names = sorted(path.parent.name for path in ROOT.glob("examples/*/README.md"))
+    return {f"examples/{name}/README.md": f"examples/{name}.md" for name in names}
 
 
 def _relinked(source: str, page: str, copied: Mapping[str, str]) -> str:
