@@ -25,6 +25,7 @@ COPIED = {
 }
 """Pages that are elsewhere in the repository, and their place on the site."""
 
+_CODE_IN_TABLE = re.compile(r"`[^`\n]*\\\|[^`\n]*`")
 _LINK = re.compile(r"\[(?P<text>[^\]]+)\]\((?P<target>[^)\s]+)\)")
 
 
@@ -40,6 +41,11 @@ def on_files(files: Any, config: Any) -> None:
     """Add the pages that are made."""
     for path, content in _pages():
         files.append(File.generated(config, path, content=content))
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Take the backslashes out of code in tables, which hosts of repositories need there."""
+    return _CODE_IN_TABLE.sub(lambda code: code[0].replace(r"\|", "|"), markdown)
 
 
 def _pages() -> Iterator[tuple[str, str]]:
