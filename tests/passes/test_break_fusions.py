@@ -357,6 +357,7 @@ def test_rows_and_pointwise_convolutions(kind, kernel, row, expected):
         ("r = Abs (x) d = Exp (r) y = Reshape (d, s)", []),
         ("r = Abs (x) c = Concat <axis = 0> (r, x) y = Unsqueeze (x, z)", ["x"]),
         ("r = Abs (x) y = Unsqueeze (x, z)", []),
+        ("r = Abs (x) v = Exp (x) c = Concat <axis = 0> (r, x) y = Reshape (v, s)", ["v"]),
     ],
 )
 def test_a_copy_of_what_an_output_makes(body, expected):
@@ -423,6 +424,28 @@ def test_a_norm_that_is_broadcast(body, expected):
     )
     proto = parsed(weights + axes + body, "float[n,1,16] x, float[n,7,16] z", "float[A,B,C] y")
     check_copies(proto, expected)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("b = Exp (x) c = Less (b, b) y = Cast <to = 1> (c)", ["b"]),
+        ("c = Greater (x, i) y = Where (c, x, x)", ["x"]),
+        ("b = Exp (x) c = Less (b, x) y = Cast <to = 1> (c)", []),
+        ("b = Exp (x) y = Sub (b, b)", []),
+    ],
+)
+def test_operands_that_are_one_value(body, expected):
+    proto = parsed(body, "float[2,4,5] x", "float[2,4,5] y")
+    assert broken(with_constants(proto, {"i": np.float32(0)}))[0] == expected
+
+
+@pytest.mark.parametrize(("outputs", "expected"), [("float[5,2,4] r, ", ["s"]), ("", [])])
+def test_a_recurrent_layer_behind_an_output(outputs, expected):
+    body = "r = Exp (x) s = Tanh (r) y = RNN <hidden_size = 3> (s, w, h)"
+    proto = parsed(body, "float[5,2,4] x", f"{outputs}float[5,1,2,3] y")
+    weights = {"w": np.ones((1, 3, 4), np.float32), "h": np.ones((1, 3, 3), np.float32)}
+    assert broken(with_constants(proto, weights))[0] == expected
 
 
 def test_a_loop_that_begins_with_an_input():

@@ -206,6 +206,15 @@ def test_a_value_without_axes_is_not_tiled(known):
     assert [node.op_type for node in graph.graph] == ["Identity"]
 
 
+@pytest.mark.parametrize("operator", ["DepthToSpace", "SpaceToDepth"])
+def test_blocks_of_one_element(operator):
+    graph = normalized(model_of(operator, {"x": [1, 4, 2, 2]}, {}, blocksize=1))
+    assert apply_parser_workarounds(graph) == {operator: 1}
+    assert [node.op_type for node in graph.graph] == ["Identity"]
+    graph = normalized(model_of(operator, {"x": [1, 4, 2, 2]}, {}, blocksize=2))
+    assert apply_parser_workarounds(graph) == {}
+
+
 @pytest.mark.parametrize(
     "attributes",
     [

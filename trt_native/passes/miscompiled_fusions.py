@@ -55,6 +55,8 @@ _ELEMENTWISE = op_set(
     " Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Sub Sum Swish Tan Tanh"
     " ThresholdedRelu Where Xor"
 )
+_POINTWISE = _ELEMENTWISE | {"BatchNormalization"}
+_MOST_AROUND = 256  # values
 _MOVING = op_set("Expand Flatten Reshape Squeeze Transpose Unsqueeze")
 _FUSED = _ELEMENTWISE | _MOVING
 _SPREADING = op_set("Concat Pad Slice Tile")
@@ -127,6 +129,8 @@ def _points(
     yield from _shared_with_resizes(model)
     yield from _shared_with_sums(model)
     yield from _states_of_loops(model)
+    yield from _loops_behind_outputs(model)
+    yield from _equal_operands(model)
     yield from _casts_of_products(model)
     yield from _stepped_reductions(model)
     yield from _parts_of_reductions(model)
@@ -242,24 +246,24 @@ def _copied_outputs(model: ir.Model) -> Iterator[Point]:
             {reader.op_type for reader, _ in one.uses()} & _SPREADING or _makes(one) in _SPREADING
             for one in near
         )
-        if joined and any(one.is_graph_output() for one in near):
+        if joined and any(one.is_graph_output() for one in near):  # the source is none
             reason = f"{output.name!r} is a copy of it, beside other outputs of one kernel"
             yield Point(source, ((node, 0),), reason)
 
 
 def _around(source: ir.Value) -> Iterator[ir.Value]:
-    """What elementwise nodes made a value of, or of an input of the model: what they make of it."""
-    if not source.is_graph_input():
-        yield from (one for one, _, _ in _behind([source]))
-        return
+    """The values that elementwise nodes connect with one, which one kernel may compute."""
     pending, seen = [source], {source}
-    while pending:
-        for reader, _ in pending.pop().uses():
-            if reader.op_type in _ELEMENTWISE and not reader.domain:
-                new = [one for one in reader.outputs if one not in seen]
+    while pending and len(seen) < _MOST_AROUND:
+        value = pending.pop()
+        yield value
+        made = value.producer()
+        for node in [reader for reader, _ in value.uses()] + ([] if made is None else [made]):
+            if node.op_type in _POINTWISE and not node.domain:
+                values = [*(one for one in node.inputs if one is not None), *node.outputs]
+                new = [one for one in values if one not in seen and constant_of(one) is None]
                 seen.update(new)
                 pending += new
-                yield from new
 
 
 def _makes(value: ir.Value) -> str:
@@ -467,6 +471,24 @@ def _states_of_loops(model: ir.Model) -> Iterator[Point]:
             if constant_of(source) is None:
                 reason = f"{loop.op_type} that begins with an input"
                 yield Point(value, ((loop, index),), reason, copied=source is not value)
+
+
+def _loops_behind_outputs(model: ir.Model) -> Iterator[Point]:
+    """Of outputs before what a recurrent layer reads some are not written."""
+    for layer in _nodes(model, *_RECURRENT):
+        value = layer.inputs[0]
+        if any(one.is_graph_output() for one, _, _ in _behind([value])):
+            assert value is not None  # noqa: S101  # for the type checker
+            yield Point(value, ((layer, 0),), f"{layer.op_type} behind an output")
+
+
+def _equal_operands(model: ir.Model) -> Iterator[Point]:
+    """What TensorRT finds out from two operands that are one value is not written."""
+    for node in _nodes(model, *_COMPARISONS, "Where"):
+        first, second = list(node.inputs)[-2:] if len(node.inputs) > 1 else (None, None)
+        if first is second and second is not None and constant_of(second) is None:
+            index = len(node.inputs) - 1
+            yield Point(second, ((node, index),), f"{node.op_type} of it and itself")
 
 
 def _casts_of_products(model: ir.Model) -> Iterator[Point]:

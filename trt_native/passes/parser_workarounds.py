@@ -124,6 +124,15 @@ def _rewrite_tile(new: ReplacementBuilder) -> None:
     new.replace(new.add("Identity", new.node.inputs[:1]))
 
 
+def _has_one_block(node: ir.Node) -> bool:
+    return node.attributes.get_int("blocksize", 0) == 1
+
+
+def _rewrite_copy(new: ReplacementBuilder) -> None:
+    """Copy the value: of blocks of one element TensorRT makes something else of a constant."""
+    new.replace(new.add("Identity", new.node.inputs[:1]))
+
+
 def _rewrite_mean(new: ReplacementBuilder) -> None:
     """Divide a sum: TensorRT writes the divisor as FP32, and reads it as FP16."""
     node = new.node
@@ -300,6 +309,7 @@ _RULES = {
     "Loop": LOOP,
     "RMSNormalization": RMS_NORM_TYPES,
     "Tile": RewriteRule(_tiles_a_scalar, _rewrite_tile),
+    **dict.fromkeys(("DepthToSpace", "SpaceToDepth"), RewriteRule(_has_one_block, _rewrite_copy)),
     "Mean": RewriteRule(lambda node: bool(node.inputs), _rewrite_mean),
     "GlobalLpPool": RewriteRule(_keeps_signs, _rewrite_global_lp_pool),
     **dict.fromkeys(("ReduceSumSquare", "ReduceL1", "ReduceL2", "ReduceLogSum"), _NOOP_REDUCTION),
