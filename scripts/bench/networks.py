@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -20,7 +22,7 @@ class _Graph:
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
 
-    def add(self, operator: str, *inputs: str, outputs: int = 1, **attributes: object) -> list[str]:
+    def add(self, operator: str, *inputs: str, outputs: int = 1, **attributes: Any) -> list[str]:
         name = f"{operator.lower()}_{len(self.nodes)}"
         made = [f"{name}_{index}" for index in range(outputs)]
         self.nodes.append(helper.make_node(operator, inputs, made, name=name, **attributes))
@@ -95,7 +97,7 @@ def yolov8n(size: int = 640) -> onnx.ModelProto:
 
     def enlarged(x: str) -> str:
         scales = g.constant(np.array([1, 1, 2, 2], np.float32))
-        options = {"mode": "nearest", "nearest_mode": "floor"}
+        options: dict[str, Any] = {"mode": "nearest", "nearest_mode": "floor"}
         form = "asymmetric"
         return g.add("Resize", x, "", scales, coordinate_transformation_mode=form, **options)[0]
 
