@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from trt_native.builder.plan_cache import EngineCache as EngineCache
     from trt_native.builder.quantize_file import quantize_onnx as quantize_onnx
     from trt_native.builder.refit import refit_plan as refit_plan
+    from trt_native.compilation.compiled_module import CompiledModule as CompiledModule
+    from trt_native.compilation.compiling import compile as compile  # noqa: A004
+    from trt_native.compilation.compiling import compile_plan as compile_plan
     from trt_native.config import BuildConfig as BuildConfig
     from trt_native.config import IoPrecision as IoPrecision
     from trt_native.config import KernelSpecialization as KernelSpecialization
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
 
 _LAZY_EXPORTS = {
     "BuildConfig": "config",
+    "CompiledModule": "compilation.compiled_module",
     "ConversionConfig": "builder.conversion_config",
     "DimRange": "shapes",
     "Engine": "runtime.engine",
@@ -64,6 +68,8 @@ _LAZY_EXPORTS = {
     "TensorRTModule": "runtime.torch_module",
     "TrtNativeError": "errors",
     "build_plan": "builder.build_plan",
+    "compile": "compilation.compiling",
+    "compile_plan": "compilation.compiling",
     "convert_onnx": "builder.convert",
     "quantize_onnx": "builder.quantize_file",
     "refit_plan": "builder.refit",

@@ -488,15 +488,33 @@ class TestSize:
         build()
         engines = cache.folder / "engines"
         (engines / ("0" * 64 + ".plan")).write_bytes(b"no manifest")
-        for name in (".x.plan.aaaaaaaa-bbbb", "1" * 64 + ".json"):
+        for name in (".x.plan.aaaaaaaa-bbbb", "1" * 64 + ".json", "3" * 64 + ".plan.cache"):
             (engines / name).write_bytes(b"half")
             age(engines / name, 90_000)
         (engines / ".y.plan.cccccccc-dddd").write_bytes(b"being written now")
         (cache.folder / "locks" / f"{'2' * 64}.lock").touch()
         removed = cache.prune()
-        assert (removed.plans, removed.files) == (1, 4)
+        assert (removed.plans, removed.files) == (1, 5)
         assert [p.name for p in engines.glob(".*")] == [".y.plan.cccccccc-dddd"]
         assert build().cached
+
+    def test_compiled_kernels_go_with_their_plan(self, build, cache):
+        key = build().key
+        before = cache.entries()[0].bytes
+        path = cache.plan_path(key)
+        path.with_name(f"{path.name}.cache").write_bytes(b"kernels")
+        assert cache.entries()[0].bytes == before + len(b"kernels")
+        assert cache.remove([key]).files == 3
+        assert not list(path.parent.iterdir())
+
+    def test_a_plan_is_found_by_its_key(self, build, cache):
+        built = build()
+        config = BuildConfig(optimization_level=3)
+        found = cache.find_plan(built.key, config)
+        assert bytes(found.data) == bytes(built.plan.data)
+        assert found.manifest.options == {"optimization_level": 3}
+        assert cache.find_plan("0" * 64, config) is None
+        assert cache.find_plan("../" + built.key, config) is None
 
     def test_clear_leaves_what_is_not_its_own(self, build, cache):
         build()

@@ -149,7 +149,6 @@ class Branches(nn.Module):
         (Block(), example(), {"x": {"0": "n"}}, SpecError, "no axis 0"),
         (Block(), example(), {"x": "batch"}, SpecError, "'x': found 'batch'; write for"),
         (Block(), example(), ["batch"], SpecError, "the axes of each input by name"),
-        (Block(), example(1, 3), {"x": {0: "batch"}}, SpecError, "example of 2 or more"),
         (Block(), example(), {"x": {2: "width"}}, ExportError, "width .* is always 8"),
     ],
 )

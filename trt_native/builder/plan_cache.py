@@ -24,7 +24,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trt_native.config import as_config
+from trt_native.config import QuantizationSpec, as_config
 from trt_native.errors import PlanError, SpecError
 from trt_native.files import (
     as_path,
@@ -79,6 +79,8 @@ _TAG = f"Signature: 8a477f597d28d172789f06886806bc55\n{_OWNER}"
 # The names of this cache's own files. Any others in its folders are someone else's.
 _PLAN = re.compile(r"[0-9a-f]{64}\.plan")
 _SEAL = re.compile(r"[0-9a-f]{64}\.json")
+_KERNELS_ENDING = ".plan.cache"
+_KERNELS = re.compile(r"[0-9a-f]{64}\.plan\.cache")
 _LOCK = re.compile(r"[0-9a-f]{64}\.lock")
 _HASH = re.compile(r"[0-9a-f]{32}\.json")
 _TIMING = re.compile(r"(rtx|trt\d+)-[\w.-]+\.cache")
@@ -92,10 +94,12 @@ class BuiltPlan:
     Attributes:
         plan: The plan with its manifest, not yet saved.
         cached: Whether it was taken from the cache instead of being built.
+        key: Its key in the cache; None if it is not kept there.
     """
 
     plan: Plan
     cached: bool = False
+    key: str | None = None
 
     @property
     def manifest(self) -> Manifest:
@@ -224,9 +228,9 @@ class EngineCache:
 
         path, config, chosen = as_path(model), as_config(config), load_backend(backend)
         request = self._request(path, config, chosen)
-        plan = request and self._find_requested(request, config)
-        if plan:
-            return BuiltPlan(plan, cached=True)
+        found = request and self._find_requested(request, config)
+        if found:
+            return found
         from trt_native.builder.build import build_prepared, prepare
 
         calibration = self._calibration(config)
@@ -238,13 +242,13 @@ class EngineCache:
         if plan:
             if calibration == self._calibration(config):
                 self._remember(request, key, prepared)
-            return BuiltPlan(plan, cached=True)
+            return BuiltPlan(plan, cached=True, key=key)
         with self._build_lock(key, progress):
             # Another builder may have built it, or written the files that the options name.
             key = self._key(prepared)
             plan = key and self._find(key, config, prepared.files)
             if plan:
-                return BuiltPlan(plan, cached=True)
+                return BuiltPlan(plan, cached=True, key=key)
             plan = build_prepared(
                 prepared,
                 progress=progress,
@@ -257,10 +261,64 @@ class EngineCache:
             is_native = prepared.decisions.precision.calibrates  # which writes its cache
             if not is_native and calibration != self._calibration(config):
                 self._warn("the plan is not kept: its calibration changed while it was built")
-            elif key:
-                self._keep(key, BuiltPlan(plan))
+            elif key and self._keep(key, BuiltPlan(plan)):
                 self._remember(self._request(path, config, chosen), key, prepared)
+                return BuiltPlan(plan, key=key)
         return BuiltPlan(plan)
+
+    def find_plan(self, key: str, config: BuildConfig) -> Plan | None:
+        """The plan of a key that :meth:`build_plan` returned, if it is still here.
+
+        Args:
+            key: The key.
+            config: The configuration that the plan was built with, for its manifest.
+        """
+        return self._find(key, config, {}) if _PLAN.fullmatch(f"{key}.plan") else None
+
+    def plan_path(self, key: str) -> Path:
+        """The file of the plan of a key, beside which a runtime cache may be."""
+        return self._engines / f"{key}.plan"
+
+    def request_key(self, config: BuildConfig, backend: Backend, **parts: Any) -> str | None:
+        """The key of a note about a request, of which the model is not known yet.
+
+        It depends on all that a build depends on, but for the model. None where something that
+        ``config`` names has no fingerprint.
+
+        Args:
+            config: The configuration.
+            backend: The loaded backend.
+            parts: What else the request depends on, as JSON holds it.
+        """
+        from trt_native.backends.building import default_workspace
+        from trt_native.cuda import gpu_info
+
+        gpu = gpu_info()
+        return self._described(
+            config,
+            backend,
+            gpu,
+            profiles=config.profiles,
+            workspace_bytes=config.workspace_bytes or default_workspace(gpu),
+            **parts,
+        )
+
+    def write_note(self, key: str, content: dict[str, Any]) -> None:
+        """Keep a note, for :meth:`read_note`.
+
+        Args:
+            key: 64 hexadecimal digits.
+            content: The note, as JSON holds it.
+        """
+        with self._optional():
+            self._make(self._notes)
+            _write_checksummed(self._notes / f"{key}.json", content)
+
+    def read_note(self, key: str) -> dict[str, Any] | None:
+        """The note that :meth:`write_note` kept; None if there is none, or it is damaged."""
+        with contextlib.suppress(OSError, ValueError):
+            return _read_checksummed(self._notes / f"{key}.json")
+        return None
 
     def record_fallback(
         self,
@@ -283,9 +341,7 @@ class EngineCache:
         """
         key = self._key_of(model, config, backend)
         if key is not None:
-            with self._optional():
-                self._make(self._notes)
-                _write_checksummed(self._notes / f"{key}.json", content)
+            self.write_note(key, content)
 
     def find_fallback(
         self,
@@ -300,9 +356,7 @@ class EngineCache:
             UnsupportedError, ModelError, SpecError: as :meth:`build_plan`.
         """
         key = self._key_of(model, config, backend)
-        with contextlib.suppress(OSError, ValueError):
-            return _read_checksummed(self._notes / f"{key}.json")
-        return None
+        return None if key is None else self.read_note(key)
 
     def _key_of(
         self, model: str | os.PathLike[str], config: BuildConfig, backend: str | Backend
@@ -313,22 +367,11 @@ class EngineCache:
 
     def _request(self, path: Path, config: BuildConfig, backend: Backend) -> str | None:
         """What is asked for, as far as it is known before the model is read."""
-        from trt_native.backends.building import default_workspace
-        from trt_native.cuda import gpu_info
-
-        gpu = gpu_info()
         try:
             name = os.fsencode(path.absolute()).hex()
         except OSError:  # the working folder is gone
             return None
-        return self._described(
-            config,
-            backend,
-            gpu,
-            path=name,
-            profiles=config.profiles,
-            workspace_bytes=config.workspace_bytes or default_workspace(gpu),
-        )
+        return self.request_key(config, backend, path=name)
 
     def _key(self, prepared: PreparedBuild) -> str | None:
         files, decisions = prepared.files, prepared.decisions
@@ -387,6 +430,8 @@ class EngineCache:
             return sorted(_digest(self._key_part(item)) for item in value)
         if dataclasses.is_dataclass(value):
             fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+            if isinstance(value, QuantizationSpec):
+                del fields["calibration_data"]  # whose content counts, by _calibration_files
             return {"type": type(value).__name__, "fields": self._key_part(fields)}
         raise TypeError(
             f"an option holds a {type(value).__name__}, which cannot be part of a cache key"
@@ -431,12 +476,10 @@ class EngineCache:
 
         paths = [str(path.absolute()) for path in prepared.states]
         links = {str(k.absolute()): str(file) for k, file in weight_links(prepared.graph).items()}
-        with self._optional():
-            self._make(self._notes)
-            content = {"key": key, "files": prepared.files, "paths": paths, "links": links}
-            _write_checksummed(self._notes / f"{request}.json", content)
+        content = {"key": key, "files": prepared.files, "paths": paths, "links": links}
+        self.write_note(request, content)
 
-    def _find_requested(self, request: str, config: BuildConfig) -> Plan | None:
+    def _find_requested(self, request: str, config: BuildConfig) -> BuiltPlan | None:
         """The plan that the same request came to, if all files of the model are as they were."""
         try:
             note = _read_checksummed(self._notes / f"{request}.json")
@@ -450,7 +493,8 @@ class EngineCache:
                 return None
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return None
-        return self._find(note["key"], config, files)
+        plan = self._find(note["key"], config, files)
+        return BuiltPlan(plan, cached=True, key=note["key"]) if plan else None
 
     def _find(self, key: str, config: BuildConfig, files: Mapping[str, Any]) -> Plan | None:
         with self._optional():
@@ -481,14 +525,15 @@ class EngineCache:
             os.utime(file)
         return manifest, data
 
-    def _keep(self, key: str, built: BuiltPlan) -> None:
+    def _keep(self, key: str, built: BuiltPlan) -> bool:
+        """Keep a plan; returns whether it is here now."""
         limit, size = self.max_bytes, built.manifest.plan_bytes
         if size > limit:
             self._warn(
                 f"the plan is not kept: it has {format_bytes(size)}, the limit is"
                 f" {format_bytes(limit)}; raise it with {SIZE_VARIABLE}"
             )
-            return
+            return False
         with self._optional():
             self._make(self._engines)
             # The plan comes last: without it the entry does not exist.
@@ -497,10 +542,12 @@ class EngineCache:
             with atomic_write(self._engines / f"{key}.plan", durable=False) as file:
                 file.write(built.plan.data)
             self.prune()
+            return True
+        return False
 
     def _remove(self, key: str) -> PruneResult:
         removed = PruneResult(plans=1)
-        for suffix in (".plan", ".json"):
+        for suffix in (".plan", ".json", _KERNELS_ENDING):
             removed += _unlink(self._engines / f"{key}{suffix}")
         return removed
 
@@ -569,7 +616,9 @@ class EngineCache:
                 manifest = Manifest.from_json(_read_checksummed(seal).get("manifest"))
             with contextlib.suppress(FileNotFoundError):  # removed by another process just now
                 stat = file.stat()
-                size = stat.st_size + (seal.stat().st_size if seal.exists() else 0)
+                kernels = file.with_suffix(_KERNELS_ENDING)
+                further = sum(one.stat().st_size for one in (seal, kernels) if one.exists())
+                size = stat.st_size + further
                 found.append(CacheEntry(file.stem, size, stat.st_mtime, manifest))
         return sorted(found, key=lambda entry: entry.used, reverse=True)
 
@@ -628,8 +677,9 @@ class EngineCache:
             for file in _files(folder, _TEMPORARY):
                 if _modified(file) < day_ago:
                     removed += _unlink(file)
-        for file in _files(self._engines, _SEAL):
-            if not file.with_suffix(".plan").exists() and _modified(file) < day_ago:
+        for file in (*_files(self._engines, _SEAL), *_files(self._engines, _KERNELS)):
+            plan = self.plan_path(file.name.partition(".")[0])
+            if not plan.exists() and _modified(file) < day_ago:
                 removed += _unlink(file)
         for folder, pattern in ((self._hashes, _HASH), (self._notes, _SEAL)):
             small = sorted(_files(folder, pattern), key=_modified)
@@ -648,6 +698,7 @@ class EngineCache:
             removed += self._remove(entry.key)
         for folder, pattern in (
             (self._engines, _SEAL),
+            (self._engines, _KERNELS),
             (self._timings, _TIMING),
             (self._hashes, _HASH),
             (self._notes, _SEAL),

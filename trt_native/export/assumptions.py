@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trt_native.errors import USER_CODE_ERRORS, ExportError
+from trt_native.export.structure import is_constant
 from trt_native.graph.dims import evaluate_dimension
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.export import ExportedProgram
 
-__all__ = ["check_assumptions", "plain_output"]
+__all__ = ["check_assumptions", "plain_output", "resized"]
 
 _LOGGER = logging.getLogger(__name__)
 _OWN_CHECKS = "_tie_dimensions"  # the function that declares the dimensions to the tracer
@@ -36,14 +37,14 @@ _Extents = dict[str, int]
 
 
 def plain_output(output: Any) -> Any:
-    """What a module returns with dataclasses as mappings, and without None."""
+    """What a module returns with dataclasses as mappings, and without constants."""
     if dataclasses.is_dataclass(output) and not isinstance(output, (type, Mapping)):
         output = {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
     if isinstance(output, Mapping):
         items = ((key, plain_output(value)) for key, value in output.items())
-        return {key: value for key, value in items if value is not None}
+        return {key: value for key, value in items if not is_constant(value)}
     if isinstance(output, (tuple, list)) and type(output) in (tuple, list):
-        return type(output)(value for value in map(plain_output, output) if value is not None)
+        return type(output)(value for value in map(plain_output, output) if not is_constant(value))
     return output
 
 
@@ -76,7 +77,7 @@ def check_assumptions(
             if extents not in tried:
                 tried.append(extents)
                 where = ", ".join(f"{d}={n}" for d, n in extents.items() if n != example[d])
-                _check_at(program, module, _resized(inputs, axes, extents), where, text)
+                _check_at(program, module, resized(inputs, axes, extents), where, text)
 
 
 def _check_at(
@@ -142,7 +143,7 @@ def _extent(dim: str, extents: _Extents) -> int:
     return found if isinstance(found, int) else extents[dim]
 
 
-def _resized(inputs: Mapping[str, Tensor], axes: _Axes, extents: _Extents) -> dict[str, Tensor]:
+def resized(inputs: Mapping[str, Tensor], axes: _Axes, extents: _Extents) -> dict[str, Tensor]:
     """The example repeated, or cut, to other extents."""
     import torch
 

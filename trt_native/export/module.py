@@ -26,7 +26,9 @@ from onnx_ir.passes import common
 
 from trt_native._version import __version__
 from trt_native.errors import USER_CODE_ERRORS, ExportError, SpecError, UnsupportedError
-from trt_native.export.assumptions import check_assumptions, plain_output
+from trt_native.export.assumptions import check_assumptions, plain_output, resized
+from trt_native.export.structure import CallStructure
+from trt_native.export.weight_names import WeightNames, count_uses, weight_names
 from trt_native.files import check_writable
 from trt_native.graph.onnx_file import save_model, tensor_specs
 from trt_native.installing import install_command
@@ -42,6 +44,7 @@ __all__ = [
     "BFLOAT16_OPSET",
     "DEFAULT_OPSET",
     "ExportReport",
+    "evaluating",
     "export_module",
     "require_torch",
     "writing",
@@ -55,6 +58,7 @@ BFLOAT16_OPSET = 22
 
 _OLDEST_OPSET = 7  # older ones TensorRT's parser does not read
 _NOISY_LOGGERS = ("torch", "torch.export", "torch.onnx", "torch._dynamo", "onnxscript", "onnx_ir")
+_INNER = "_trt_native_inner"  # the module inside one that was made flat
 _SYMBOL = re.compile(r"\b[su]\d+\b")
 
 _logger = logging.getLogger(__name__)
@@ -76,6 +80,8 @@ class ExportReport:
         parameters: Number of elements in the module's parameters.
         total_bytes: Size of all files written.
         seconds: Duration of the export.
+        weights: For each entry of the module's state dict the weights of the model that it is, as
+            far as the export was for replacing them.
     """
 
     path: Path
@@ -86,6 +92,7 @@ class ExportReport:
     parameters: int
     total_bytes: int
     seconds: float
+    weights: WeightNames = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(
@@ -111,15 +118,18 @@ class ExportReport:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON can hold it."""
+        """The report as JSON can hold it, without the names of the weights."""
         external = str(self.external_data) if self.external_data else None
-        return {**dataclasses.asdict(self), "path": str(self.path), "external_data": external}
+        found = {**dataclasses.asdict(self), "path": str(self.path), "external_data": external}
+        del found["weights"]
+        return found
 
 
 @shows_progress
 def export_module(
     module: nn.Module,
-    inputs: Sequence[Tensor] | Mapping[str, Tensor],
+    inputs: Any,
+    kwargs: Mapping[str, Any] | None = None,
     *,
     path: str | Path,
     dynamic: _Dynamic | None = None,
@@ -127,6 +137,7 @@ def export_module(
     output_names: Sequence[str] | str | None = None,
     opset: int | None = None,
     metadata: Mapping[str, str] | None = None,
+    refittable: bool = False,
     progress: AnyProgress = None,
 ) -> ExportReport:
     """Export any module, in evaluation mode, to one ONNX file.
@@ -136,21 +147,26 @@ def export_module(
 
     Args:
         module: The module to export. Its mode is restored afterwards.
-        inputs: Example tensors for ``forward``, in order or by parameter name, on the module's
-            device and of its dtype. Only their shapes and dtypes matter.
+        inputs: Example arguments for ``forward``: a sequence by position, a mapping by parameter
+            name, or one tensor. The tensors are on the module's device and of its dtype; only their
+            shapes and dtypes matter. They may be nested in mappings, lists, tuples and dataclasses.
+            What is not a tensor, such as a flag, becomes a constant of the graph.
+        kwargs: Further arguments by parameter name.
         path: The file to write; its folder must exist.
         dynamic: Per input (by its name in the ONNX), the axes that stay dynamic and the name of
             their dimension, which may be a ``torch.export.Dim``, whose bounds are not used; or a
             list with an entry for each axis, None where it is fixed. One name in several places is
             one dimension. A product such as ``"batch*frames"`` is allowed. The example's extents
-            there must be 2 or more, and large enough that none of them shrinks to 1 on its way
-            through the module.
-        input_names: Names in the ONNX. Default: the names of ``forward``'s parameters.
+            there must be large enough that none of them shrinks to 1 on its way through the module;
+            an input that has the extent 1 there is repeated to 2.
+        input_names: Names in the ONNX. Default: the names of ``forward``'s parameters; for tensors
+            nested in them followed by their keys, fields or numbers, joined by ``_``.
         output_names: Names in the ONNX. Default: the keys of a mapping or the fields of a
             dataclass, ``output`` for a tensor, else ``output_0``, ``output_1``, ...; parts of
-            nested outputs are joined by ``_``. Outputs that are None are left out.
+            nested outputs are joined by ``_``. What is not a tensor, such as None, is left out.
         opset: ONNX operator-set version; :data:`DEFAULT_OPSET` (:data:`BFLOAT16_OPSET`) if None.
         metadata: Entries for the model's own key-value pairs.
+        refittable: Keep equal weights apart, so that each can be replaced in a plan.
         progress: Receives the phase and, where weights are written, the number of bytes.
 
     Returns:
@@ -164,58 +180,69 @@ def export_module(
     """
     started = time.perf_counter()
     path = Path(path)
+    require_torch()
     check_writable(path)
-    model = _exported_model(
+    model, weights = _exported_model(
         module,
-        inputs,
+        *CallStructure.of(module, inputs, kwargs),
         dynamic=dynamic,
         input_names=input_names,
         output_names=output_names,
         opset=opset,
         metadata=metadata,
+        refittable=refittable,
         progress=progress,
     )
     with writing(path):
         data, total_bytes = save_model(model, path, progress)
     parameters = sum(parameter.numel() for parameter in module.parameters())
-    return ExportReport.of(model, parameters, path, data, total_bytes, started)
+    report = ExportReport.of(model, parameters, path, data, total_bytes, started)
+    return dataclasses.replace(report, weights=weights)
 
 
 def _exported_model(
     module: nn.Module,
-    inputs: Sequence[Tensor] | Mapping[str, Tensor],
+    call: CallStructure,
+    inputs: Mapping[str, Tensor],
     *,
     dynamic: _Dynamic | None = None,
     input_names: Sequence[str] | str | None = None,
     output_names: Sequence[str] | str | None = None,
     opset: int | None = None,
     metadata: Mapping[str, str] | None = None,
+    refittable: bool = False,
     progress: Progress | None = None,
-) -> ir.Model:
+) -> tuple[ir.Model, WeightNames]:
     """The module as an ONNX model in memory, its weights those of the module, not copied."""
-    require_torch()
     _check_opset(opset)
-    named = _named_inputs(module, inputs)
+    # Copies: torch takes one tensor in two places for one input.
+    named = {name: tensor.detach().clone() for name, tensor in inputs.items()}
     names = _matched(input_names, list(named), "input_names")
     axes = _checked_dynamic(dynamic or {}, dict(zip(names, named.values(), strict=True)))
     by_parameter = {parameter: axes[name] for parameter, name in zip(named, names, strict=True)}
+    named = _enlarged(named, by_parameter)
+    traced = module if call.is_plain else _flat_module(module, call)
     with ExitStack() as stack:
         stack.enter_context(_quiet())
-        stack.enter_context(_evaluating(module))
+        stack.enter_context(evaluating(module))
         with phase(progress, "Tracing the module"):
-            program = _trace(module, named, by_parameter)
+            program = _trace(traced, named, by_parameter)
             _check_extents(program)
             symbols = _symbol_names(program, by_parameter)
-            check_assumptions(program, module, named, by_parameter, symbols)
+            check_assumptions(program, traced, named, by_parameter, symbols)
         with phase(progress, "Translating to ONNX"):
             model = _translate(program, opset or _default_opset(module))
-            _fold(model)
+            if traced is not module:
+                _name_weights_of(model)
+            _fold_transposed_weights(model)
+            uses = count_uses(model)
+            _fold(model, keep_equal=refittable)
     _name_tensors(model, names, output_names, _default_names(program, names))
     _name_dimensions(model, symbols, axes)
     _name_nodes(model)
     model.producer_name, model.producer_version = "trt-native", __version__
     model.metadata_props.update(metadata or {})
-    return model
+    return model, weight_names(model, module, uses) if refittable else {}
 
 
 def require_torch() -> None:
@@ -233,22 +260,35 @@ def require_torch() -> None:
 # From the arguments to a traced program ----------------------------------------------------------
 
 
-def _named_inputs(
-    module: nn.Module, inputs: Sequence[Tensor] | Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """The inputs by parameter of ``forward``, in the parameters' order."""
+def _flat_module(module: nn.Module, call: CallStructure) -> nn.Module:
+    """A module with a parameter for each tensor in the arguments of another."""
     import torch
 
-    args, kwargs = ((), inputs) if isinstance(inputs, Mapping) else (inputs, {})
-    try:
-        bound = inspect.signature(module.forward).bind(*args, **kwargs)
-    except TypeError as error:
-        raise SpecError(f"inputs do not fit {type(module).__name__}.forward: {error}") from None
-    wrong = [name for name, value in bound.arguments.items() if not isinstance(value, torch.Tensor)]
-    if wrong:
-        raise SpecError(f"inputs must be tensors, one per parameter; not so: {', '.join(wrong)}")
-    # Copies: torch takes one tensor in two places for one input.
-    return {name: value.detach().clone() for name, value in bound.arguments.items()}
+    class Flat(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            setattr(self, _INNER, module)
+
+        def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
+            tensors = {**dict(zip(call.names, args, strict=False)), **kwargs}
+            args, kwargs = call.rebuild(tensors)
+            return getattr(self, _INNER)(*args, **kwargs)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [
+        inspect.Parameter("self", kind),
+        *(inspect.Parameter(n, kind) for n in call.names),
+    ]
+    Flat.forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    Flat.__name__ = type(module).__name__
+    return Flat().train(module.training)
+
+
+def _name_weights_of(model: ir.Model) -> None:
+    """Name the weights as in the module that was made flat."""
+    for name, value in list(model.graph.initializers.items()):
+        if name.startswith(f"{_INNER}."):
+            value.name = name.removeprefix(f"{_INNER}.")
 
 
 def _matched(given: Sequence[str] | str | None, default: list[str], what: str) -> list[str]:
@@ -272,8 +312,6 @@ def _checked_dynamic(dynamic: _Dynamic, inputs: Mapping[str, Tensor]) -> dict[st
                 problems.append(f"{dim!r} is neither a name nor a product such as batch*frames")
             elif axis not in range(len(shape)):
                 problems.append(f"{name} has {len(shape)} axes, no axis {axis}")
-            elif shape[axis] < 2:
-                problems.append(f"{dim} needs an example of 2 or more, {name} has {shape[axis]}")
             elif extents.setdefault(dim, shape[axis]) != shape[axis]:
                 problems.append(f"{dim} is both {extents[dim]} and {shape[axis]} in the examples")
     for dim, extent in extents.items():
@@ -283,6 +321,16 @@ def _checked_dynamic(dynamic: _Dynamic, inputs: Mapping[str, Tensor]) -> dict[st
     if problems:
         raise SpecError(f"dynamic dimensions do not fit: {'; '.join(sorted(problems))}")
     return given
+
+
+def _enlarged(inputs: dict[str, Tensor], axes: _NamedAxes) -> dict[str, Tensor]:
+    """The example with dynamic extents of 2 or more: torch takes a 1 for a constant."""
+    found = {d: max(2, inputs[n].shape[a]) for n, dims in axes.items() for a, d in dims.items()}
+    extents = {dim: _product(dim, found) or extent for dim, extent in found.items()}
+    same = all(
+        inputs[n].shape[a] == extents[d] for n, dims in axes.items() for a, d in dims.items()
+    )
+    return inputs if same else resized(inputs, axes, extents)
 
 
 def _axis_names(name: str, axes: _Axes) -> dict[int, str]:
@@ -324,7 +372,8 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode for the time of a block."""
     training = [part for part in module.modules() if part.training]
     module.eval()
     try:
@@ -388,11 +437,16 @@ def _check_extents(program: ExportedProgram) -> None:
         for extent in getattr(value, "shape", ()):
             if not isinstance(extent, int) and extent.node.hint == 1:
                 modules = [name for name, _ in node.meta.get("nn_module_stack", {}).values()]
-                place = modules[-1] if modules and modules[-1] else "the module"
+                place = _own_scope(modules[-1] if modules else "") or "the module"
                 raise ExportError(
                     f"a dynamic extent is 1 inside {place} with this example, which torch would"
                     " take for a constant: use an example with larger dynamic dimensions"
                 )
+
+
+def _own_scope(scope: str) -> str:
+    """A name in the module that was exported, also where that was made flat."""
+    return re.sub(rf"^{_INNER}(\.|$)", "", scope)
 
 
 def _symbol_names(
@@ -472,25 +526,29 @@ def _lines(error: BaseException) -> list[str]:
 # From the translated model to the file -----------------------------------------------------------
 
 
-def _fold(model: ir.Model) -> None:
+def _fold(model: ir.Model, *, keep_equal: bool) -> None:
     """Fold constants and drop unused nodes and values.
+
+    Args:
+        model: The model.
+        keep_equal: Whether weights with the same values stay apart.
 
     ``onnxscript.optimizer.optimize`` does the same and more, but its pattern matching takes
     longer than the whole export.
     """
     from onnxscript.optimizer import fold_constants_ir
 
-    _fold_transposed_weights(model)
     try:
         fold_constants_ir(model)
     except Exception as error:  # of any kind, for nodes that it does not expect
         raise ExportError(
             f"onnxscript cannot fold the constants of the module: {_brief(error)}", _lines(error)
         ) from error
+    merge = () if keep_equal else (common.DeduplicateInitializersPass(),)
     for step in (
         common.RemoveUnusedNodesPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        common.DeduplicateInitializersPass(),
+        *merge,
         common.CommonSubexpressionEliminationPass(),
         common.OutputFixPass(),
     ):
@@ -580,7 +638,7 @@ def _name_nodes(model: ir.Model) -> None:
     """
     for node in model.graph:
         scopes = re.findall(r"'([^']*)'", node.metadata_props.get(_SCOPES, ""))
-        scope = scopes[-2] if len(scopes) > 1 else ""
+        scope = _own_scope(scopes[-2] if len(scopes) > 1 else "")
         node.name = f"{scope}/{node.op_type}"
         node.metadata_props.clear()
         for value in node.outputs:

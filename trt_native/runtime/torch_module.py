@@ -27,6 +27,7 @@ class TensorRTModule(torch.nn.Module):
 
     Tensors on the GPU are not copied, and nothing is synchronized: the engine runs on PyTorch's
     current stream, and its outputs are ready in that stream's order, as with any other module.
+    Where all inputs are on the host, the outputs are too, and complete when the call returns.
     Inside ``torch.cuda.graph(...)`` it becomes part of the captured graph, once it has run with the
     same shapes before. ``torch.compile`` leaves it as it is and compiles what is around it.
 
@@ -69,13 +70,7 @@ class TensorRTModule(torch.nn.Module):
             SpecError: names, dtypes or shapes do not fit; one error lists all problems.
             CudaError: TensorRT failed.
         """
-        inputs = self._by_name(args, kwargs)
-        if torch.is_grad_enabled() and any(value.requires_grad for value in inputs.values()):
-            raise UnsupportedError(
-                "a TensorRT engine has no backward: call it under torch.no_grad() or"
-                " torch.inference_mode(), or detach its inputs"
-            )
-        outputs = self.session.run(inputs, stream=torch_stream(self.session.engine.ordinal))
+        outputs = self._run(self._by_name(args, kwargs))
         return outputs if len(outputs) > 1 else next(iter(outputs.values()))
 
     def close(self) -> None:
@@ -87,6 +82,17 @@ class TensorRTModule(torch.nn.Module):
         """Describe the engine's inputs and outputs."""
         tensors = self.session.engine.tensors
         return ", ".join(f"{t.name}: {t.dtype} {t.describe_shape()}" for t in tensors)
+
+    def _run(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Run the engine; results on the host are complete, those on the GPU in stream order."""
+        if torch.is_grad_enabled() and any(value.requires_grad for value in inputs.values()):
+            raise UnsupportedError(
+                "a TensorRT engine has no backward: call it under torch.no_grad() or"
+                " torch.inference_mode(), or detach its inputs"
+            )
+        on_gpu = any(value.is_cuda for value in inputs.values())
+        stream = torch_stream(self.session.engine.ordinal) if on_gpu else None
+        return self.session.run(inputs, stream=stream)
 
     def _by_name(
         self, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]

@@ -1,0 +1,1 @@
+"""From a PyTorch module to an engine in its place, in one call."""
