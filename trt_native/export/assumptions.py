@@ -23,14 +23,23 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.export import ExportedProgram
 
-__all__ = ["check_assumptions", "plain_output", "resized"]
+__all__ = [
+    "MOST_ELEMENTS",
+    "check_assumptions",
+    "close_values",
+    "place_that_fixes",
+    "plain_output",
+    "resized",
+]
 
 _LOGGER = logging.getLogger(__name__)
 _OWN_CHECKS = "_tie_dimensions"  # the function that declares the dimensions to the tracer
 _CALLER = "nn/modules/module.py"  # calls forward; innermost for code without a file
 _SMALL = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16)
-_MOST_ELEMENTS = 1 << 24  # of the inputs, to try other extents with
 _TOLERANCE = 1e-2  # relative L2 error: the same operations, in any type
+
+MOST_ELEMENTS = 1 << 24
+"""Elements that inputs may have together to try other extents with."""
 
 _Axes = Mapping[str, Mapping[int, str]]
 _Extents = dict[str, int]
@@ -83,7 +92,7 @@ def check_assumptions(
 def _check_at(
     program: ExportedProgram, module: nn.Module, inputs: dict[str, Tensor], where: str, text: str
 ) -> None:
-    if sum(tensor.numel() for tensor in inputs.values()) > _MOST_ELEMENTS:
+    if sum(tensor.numel() for tensor in inputs.values()) > MOST_ELEMENTS:
         _LOGGER.warning("not checked at %s: the export takes it that %s", where, text)
     elif not _agree(program, module, inputs):
         raise ExportError(
@@ -110,6 +119,33 @@ def _assumptions(program: ExportedProgram) -> Iterator[Any]:
                     if _OWN_CHECKS not in place and (own or guard.expr.func.__name__ == "Equality"):
                         yield guard.expr
                 return
+
+
+def place_that_fixes(program: ExportedProgram, name: str, axis: int) -> str:
+    """Where code of the module makes a dynamic extent a constant, as " in FILE:LINE", or nothing.
+
+    Args:
+        program: The traced module.
+        name: The parameter with the extent.
+        axis: Its axis.
+    """
+    import torch
+
+    package = str(Path(torch.__file__).parent)
+    for node in program.graph.nodes:
+        environment = getattr(getattr(node.meta.get("val"), "fake_mode", None), "shape_env", None)
+        if environment is None:
+            continue
+        sources = getattr(environment, "source_to_var", {})
+        ending = f"[{name!r}].size()[{axis}]"
+        fixed = {symbol for source, symbol in sources.items() if str(source).endswith(ending)}
+        for guard in environment.guards:
+            frame = guard.sloc.framework_loc
+            file = getattr(frame, "filename", package)
+            if guard.expr.free_symbols & fixed and not file.startswith(package):
+                return f", by {file}:{frame.lineno}"
+        return ""
+    return ""
 
 
 def _falsifying(
@@ -177,10 +213,11 @@ def _agree(program: ExportedProgram, module: nn.Module, inputs: dict[str, Tensor
     except Exception as error:
         _LOGGER.debug("the traced module fails at other extents: %s", error)
         return False
-    return len(found) == len(expected) and all(map(_close, found, expected))
+    return len(found) == len(expected) and all(map(close_values, found, expected))
 
 
-def _close(found: Any, expected: Any) -> bool:
+def close_values(found: Any, expected: Any) -> bool:
+    """Whether values of two computations of the same operations are equal, but for rounding."""
     import torch
 
     if not isinstance(expected, torch.Tensor):

@@ -14,6 +14,7 @@ import math
 import re
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,14 @@ from onnx_ir.passes import common
 
 from trt_native._version import __version__
 from trt_native.errors import USER_CODE_ERRORS, ExportError, SpecError, UnsupportedError
-from trt_native.export.assumptions import check_assumptions, plain_output, resized
+from trt_native.export.assumptions import (
+    MOST_ELEMENTS,
+    check_assumptions,
+    place_that_fixes,
+    plain_output,
+    resized,
+)
+from trt_native.export.second_extent import check_graph_at
 from trt_native.export.structure import CallStructure
 from trt_native.export.weight_names import WeightNames, count_uses, weight_names
 from trt_native.files import check_writable
@@ -230,19 +238,59 @@ def _exported_model(
             _check_extents(program)
             symbols = _symbol_names(program, by_parameter)
             check_assumptions(program, traced, named, by_parameter, symbols)
+        opset = opset or _default_opset(module)
         with phase(progress, "Translating to ONNX"):
-            model = _translate(program, opset or _default_opset(module))
-            if traced is not module:
-                _name_weights_of(model)
-            _fold_transposed_weights(model)
-            uses = count_uses(model)
-            _fold(model, keep_equal=refittable)
+            model, uses = _translated(program, opset, keep_equal=refittable)
+        if any(by_parameter.values()):
+            with phase(progress, "Exporting at other extents"):
+                _check_second_extent(model, traced, named, by_parameter, opset, refittable)
     _name_tensors(model, names, output_names, _default_names(program, names))
     _name_dimensions(model, symbols, axes)
-    _name_nodes(model)
     model.producer_name, model.producer_version = "trt-native", __version__
     model.metadata_props.update(metadata or {})
     return model, weight_names(model, module, uses) if refittable else {}
+
+
+def _translated(
+    program: ExportedProgram, opset: int, *, keep_equal: bool
+) -> tuple[ir.Model, Counter[tuple[int, int]]]:
+    """A traced program as a tidy ONNX model, and how often its weights were used before that."""
+    model = _translate(program, opset)
+    _name_weights(model)
+    _fold_transposed_weights(model)
+    uses = count_uses(model)
+    _fold(model, keep_equal=keep_equal)
+    _name_nodes(model)
+    return model, uses
+
+
+def _check_second_extent(
+    model: ir.Model,
+    module: nn.Module,
+    inputs: Mapping[str, Tensor],
+    axes: _NamedAxes,
+    opset: int,
+    keep_equal: bool,
+) -> None:
+    """Reject a model that has extents of its example built in, by an export at twice these.
+
+    Raises:
+        ExportError: it computes something else than the module there.
+    """
+    example = {dim: inputs[n].shape[axis] for n, dims in axes.items() for axis, dim in dims.items()}
+    plain = {dim: 2 * extent for dim, extent in example.items()}
+    extents = {dim: _product(dim, plain) or extent for dim, extent in plain.items()}
+    larger = resized(inputs, axes, extents)
+    if sum(tensor.numel() for tensor in larger.values()) > MOST_ELEMENTS:
+        _logger.warning("not checked at twice the extents of the example, which is very large")
+        return
+    try:
+        program = _trace(module, larger, axes)
+        second, _ = _translated(program, opset, keep_equal=keep_equal)
+    except ExportError as error:  # as the module may, at extents that it is not for
+        _logger.debug("no export at other extents: %s", error.message)
+        return
+    check_graph_at(model, second, module, larger, extents)
 
 
 def require_torch() -> None:
@@ -284,8 +332,8 @@ def _flat_module(module: nn.Module, call: CallStructure) -> nn.Module:
     return Flat().train(module.training)
 
 
-def _name_weights_of(model: ir.Model) -> None:
-    """Name the weights as in the module that was made flat."""
+def _name_weights(model: ir.Model) -> None:
+    """Name the weights as in the module that was exported, also where that was made flat."""
     for name, value in list(model.graph.initializers.items()):
         if name.startswith(f"{_INNER}."):
             value.name = name.removeprefix(f"{_INNER}.")
@@ -466,7 +514,8 @@ def _symbol_names(
         for axis, dim in dims.items():
             symbol = str(shape[axis])
             if symbol.isdecimal():
-                problems.append(f"{dim} (axis {axis} of {name}) is always {symbol}")
+                place = place_that_fixes(program, name, axis)
+                problems.append(f"{dim} (axis {axis} of {name}) is always {symbol}{place}")
             elif _SYMBOL.fullmatch(symbol) and symbols.setdefault(symbol, dim) != dim:
                 problems.append(f"{dim} is always equal to {symbols[symbol]}")
     if problems:
