@@ -271,18 +271,23 @@ def _digest(batch: Batch) -> bytes:
     return digest.digest()
 
 
-def load_function(text: str) -> Callable[..., Any]:
+def load_function(text: str, *, kind: str = "function") -> Callable[..., Any]:
     """Load ``FILE.py:FUNCTION`` or ``package.module:FUNCTION``: this is for the user's own code.
 
     As with a script, the file's folder becomes a place to import from; for a module, the working
     folder does.
+
+    Args:
+        text: Where it is.
+        kind: What is looked for, such as ``class or function``, for errors.
 
     Raises:
         CalibrationError: the file or module is missing or fails, or has no such function.
     """
     origin, separator, name = text.rpartition(":")
     if not (separator and origin and name):
-        raise CalibrationError(f"{text}: write FILE.py:FUNCTION or package.module:FUNCTION")
+        name = "FUNCTION" if kind == "function" else "NAME"
+        raise CalibrationError(f"{text}: write FILE.py:{name} or package.module:{name}")
     is_file = origin.endswith(".py")
     if is_file and not Path(origin).is_file():
         raise CalibrationError(f"{origin}: no such file")
@@ -296,10 +301,12 @@ def load_function(text: str) -> Callable[..., Any]:
         raise CalibrationError(f"{origin} raised {reason} when it was loaded") from error
     function = getattr(module, name, None)
     if not callable(function):
-        functions = inspect.getmembers(module, inspect.isfunction)
-        own = [n for n, f in functions if f.__module__ == module.__name__ and not n.startswith("_")]
+        wanted = inspect.isfunction if kind == "function" else callable
+        members = inspect.getmembers(module, wanted)
+        own = [n for n, f in members if f.__module__ == module.__name__ and not n.startswith("_")]
+        there = "its functions are" if kind == "function" else "there are"
         raise CalibrationError(
-            f"{origin} has no function {name!r}; its functions are {', '.join(own) or 'none'}"
+            f"{origin} has no {kind} {name!r}; {there} {', '.join(own) or 'none'}"
         )
     return function  # type: ignore[no-any-return]
 

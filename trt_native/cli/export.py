@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from trt_native.cli.console import print_json, report_errors, stderr
+from trt_native.cli.export_module import ExportGroup, module
 from trt_native.cli.export_unet import latentsync, print_export
 from trt_native.cli.options import RandomWeights, check_weights, complete_precision
 from trt_native.progress_bars import ProgressDisplay
@@ -15,15 +16,19 @@ from trt_native.progress_bars import ProgressDisplay
 __all__ = ["export_app"]
 
 export_app = typer.Typer(
-    name="export", help="Turn a PyTorch model into ONNX.", no_args_is_help=True
+    name="export",
+    help="Turn a PyTorch model into ONNX: net.py:Net, or one of these.",
+    cls=ExportGroup,
+    no_args_is_help=True,
 )
 
 
 @export_app.callback()
 def _group() -> None:
-    """Turn a PyTorch model into ONNX."""
+    """Turn a PyTorch model into ONNX: FILE.py:NAME, package.module:NAME, or one of these."""
 
 
+export_app.command()(module)
 export_app.command()(latentsync)
 
 

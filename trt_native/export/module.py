@@ -52,6 +52,7 @@ __all__ = [
     "BFLOAT16_OPSET",
     "DEFAULT_OPSET",
     "ExportReport",
+    "check_opset",
     "evaluating",
     "export_module",
     "require_torch",
@@ -222,7 +223,7 @@ def _exported_model(
     progress: Progress | None = None,
 ) -> tuple[ir.Model, WeightNames]:
     """The module as an ONNX model in memory, its weights those of the module, not copied."""
-    _check_opset(opset)
+    check_opset(opset)
     # Copies: torch takes one tensor in two places for one input.
     named = {name: tensor.detach().clone() for name, tensor in inputs.items()}
     names = _matched(input_names, list(named), "input_names")
@@ -526,7 +527,7 @@ def _symbol_names(
     return symbols
 
 
-def _check_opset(opset: int | None) -> None:
+def check_opset(opset: int | None) -> None:
     """Reject an opset that does not exist; one that torch cannot write fails after the export."""
     newest = onnx.defs.onnx_opset_version()
     if opset is not None and not _OLDEST_OPSET <= opset <= newest:

@@ -48,8 +48,9 @@ __all__ = [
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE_MAGIC = b"\x80"
-_CONFIG_KEYS = {"state_dict": "config", "model_state_dict": "dims"}
-"""Keys of a state dict inside a file, and of its configuration; the second is Whisper's."""
+_CONFIG_KEYS = {"state_dict": "config", "model_state_dict": "dims", "model": "config"}
+"""Keys of a state dict inside a file, and of its configuration; the second is Whisper's, the third
+that of many training scripts."""
 _SHOWN = 5  # keys of each kind in an error
 _SAFETENSORS_TYPES: Mapping[str, Any] = {
     "F64": np.float64,
@@ -111,7 +112,8 @@ def load_checkpoint(path: str | Path, *, progress: AnyProgress = None) -> Checkp
     """Read a ``.safetensors`` file or one that ``torch.save`` wrote, without running its pickle.
 
     The latter may hold ``{"global_step", "state_dict"}``, ``{"config", "state_dict"}``, Whisper's
-    ``{"dims", "model_state_dict"}`` or a bare state dict. A common prefix ``module.`` is dropped.
+    ``{"dims", "model_state_dict"}``, ``{"model"}`` or a bare state dict. A common prefix
+    ``module.`` is dropped.
 
     Raises:
         ModelError: the file is missing, empty, truncated, not a checkpoint, or has pickled code.
