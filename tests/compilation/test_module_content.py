@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import subprocess
 import sys
 import textwrap
 import threading
@@ -50,6 +51,37 @@ def test_equal_modules_have_equal_content():
     other = Net()
     other.register_forward_hook(lambda *_: None)
     assert digest(made[0]) == digest(made[1]) != digest(other)
+
+
+def test_configurations_of_diffusers_have_the_same_content_in_every_process():
+    """They list names in the order of a set."""
+    script = """
+        from diffusers import UNet2DModel
+        from trt_native.compilation.module_content import code_files, digest_module
+        import torch
+
+        torch.manual_seed(0)
+        net = UNet2DModel(
+            block_out_channels=(8, 16), down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"), norm_num_groups=4, layers_per_block=1,
+        )
+        content, modules = digest_module(net)
+        ending = "diffusers/models/attention_processor.py"
+        print(content, any(path.endswith(ending) for path in code_files(modules)))
+    """
+    pytest.importorskip("diffusers")
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(script)],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        ).stdout.split()
+        for seed in ("1", "2")
+    ]
+    assert found[0] == found[1]
+    assert found[0][1] == "True"
 
 
 def _in_place(module):

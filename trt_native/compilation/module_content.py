@@ -28,6 +28,9 @@ _LOADED = time.time()
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, range)
 _TORCH = (torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size)
 _OWN_FIELDS = {"_parameters", "_buffers", "_modules", "training"}
+# In configurations of diffusers: the entries that were not given, in the order of a set of texts,
+# which is another one in each process. Their values are entries, too.
+_UNORDERED_KEY = "_use_default_values"
 _KNOWN_BY_VERSION = {*sys.stdlib_module_names, "torch", "trt_native", "__builtin__"}
 
 
@@ -179,8 +182,9 @@ class _Digest:
         if isinstance(value, Mapping):
             self._write("mapping", type(value).__qualname__, str(len(value)))
             for key, item in value.items():
-                self.add(key)
-                self.add(item)
+                if key != _UNORDERED_KEY:
+                    self.add(key)
+                    self.add(item)
         elif isinstance(value, (tuple, list)):
             self._write("sequence", type(value).__qualname__, str(len(value)))
             for item in value:
