@@ -194,6 +194,17 @@ def test_a_plan_of_code_that_was_changed_is_not_taken(monkeypatch):
     assert not found.cached
 
 
+@pytest.mark.parametrize(
+    ("dtype", "limit"),
+    [(torch.float32, 1e-2), (torch.float16, 1e-2), (torch.bfloat16, 5e-2)],
+)
+def test_limits_are_those_of_the_arithmetic(dtype, limit):
+    module = nn.Linear(4, 4).to(dtype)
+    plan = trt_native.compile_plan(module, torch.ones(2, 4, dtype=dtype), backend="rtx")
+    found, _ = compiling._default_limits(module, plan)
+    assert found.max_relative_error == limit
+
+
 class Failing(nn.Module):
     def forward(self, x):
         raise ValueError(f"a line\nand another of {x.shape[0]}")

@@ -54,6 +54,30 @@ def test_calls_at_other_extents_give_what_the_module_gives(tmp_path, name, one_t
             assert relative_error(one.numpy(), other.numpy()) <= 1e-5
 
 
+def test_every_part_keeps_its_mode(tmp_path):
+    class Frozen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.kept, self.frozen = nn.Dropout(), nn.Dropout()
+
+        def forward(self, batch):
+            return self.frozen(self.kept(batch["x"]))
+
+    module = Frozen().train()
+    module.frozen.eval()
+    export_module(module, [{"x": torch.ones(2)}], path=tmp_path / "m.onnx")
+    assert [part.training for part in module.modules()] == [True, True, False]
+
+
+def test_compiled_modules_are_unwrapped_and_others_refused(tmp_path):
+    module = nn.Linear(3, 2)
+    report = export_module(torch.compile(module), torch.ones(1, 3), path=tmp_path / "m.onnx")
+    assert [spec.name for spec in report.inputs] == ["input"]
+    for other in (torch.jit.script(module), torch.relu, 3):
+        with pytest.raises(SpecError, match=r"not a torch\.nn\.Module of Python code"):
+            export_module(other, torch.ones(1, 3), path=tmp_path / "n.onnx")
+
+
 def test_names_in_the_file_are_those_of_the_module(tmp_path):
     path = tmp_path / "m.onnx"
     exported(path, CASES["dicts"])

@@ -23,8 +23,9 @@ from trt_native.errors import (
     SpecError,
     UnsupportedError,
 )
-from trt_native.export.module import evaluating, require_torch
+from trt_native.export.module import eager_module, evaluating, require_torch
 from trt_native.export.structure import CallStructure, OutputStructure, arguments_of
+from trt_native.passes.base import AS_IN_THE_MODEL
 from trt_native.plans.plan import Plan
 from trt_native.progress import Progress, phase
 from trt_native.progress_bars import AnyProgress, shows_progress
@@ -34,6 +35,7 @@ from trt_native.verify.metrics import (
     Thresholds,
     compare_outputs,
     default_thresholds,
+    relative_limit,
 )
 
 require_torch()
@@ -114,6 +116,7 @@ def compile(  # noqa: A001  (as torch.compile)
         BuildError: TensorRT rejected the module or failed to build it, or the engine differs from
             the module by more than the limit.
     """
+    module = eager_module(module)
     call, tensors = CallStructure.of(module, inputs, kwargs)
     ordinal = next((t.device.index or 0 for t in tensors.values() if t.is_cuda), 0)
     _check_gpu(ordinal)
@@ -162,6 +165,7 @@ def compile_plan(
     Returns:
         The plan with its manifest, not yet saved.
     """
+    module = eager_module(module)
     call, tensors = CallStructure.of(module, inputs, kwargs)
     with _recipe(
         module, call, tensors, dynamic, precision, calibration, refit, config, backend, opset
@@ -347,7 +351,7 @@ def _compared(
     """
     limits, why = check.limits, "as asked for"
     if limits is None:
-        limits, why = default_thresholds(compiled.plan.manifest)
+        limits, why = _default_limits(recipe.module, compiled.plan)
     with torch.no_grad():
         found = made.run_named({n: t.detach() for n, t in recipe.tensors.items()})
     compared, problems = [], []
@@ -368,6 +372,14 @@ def _compared(
             options=("max_error", "precision"),
         )
     return tuple(compared)
+
+
+def _default_limits(module: torch.nn.Module, plan: Plan) -> tuple[Thresholds, str]:
+    """The limits for a plan's precision, or for that of a module whose types it has."""
+    own = plan.manifest is not None and plan.manifest.precision["applied"] == AS_IN_THE_MODEL
+    if own and any(parameter.dtype == torch.bfloat16 for parameter in module.parameters()):
+        return Thresholds(max_relative_error=relative_limit("bf16")), "the default for BF16"
+    return default_thresholds(plan.manifest)
 
 
 def _array(tensor: torch.Tensor) -> Array:

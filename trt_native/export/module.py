@@ -53,6 +53,7 @@ __all__ = [
     "DEFAULT_OPSET",
     "ExportReport",
     "check_opset",
+    "eager_module",
     "evaluating",
     "export_module",
     "require_torch",
@@ -190,6 +191,7 @@ def export_module(
     started = time.perf_counter()
     path = Path(path)
     require_torch()
+    module = eager_module(module)
     check_writable(path)
     model, weights = _exported_model(
         module,
@@ -306,6 +308,22 @@ def require_torch() -> None:
         ) from None
 
 
+def eager_module(module: Any) -> nn.Module:
+    """The module itself, or the one inside a result of ``torch.compile``.
+
+    Raises:
+        SpecError: it is not a module, or one of TorchScript.
+    """
+    import torch
+
+    module = getattr(module, "_orig_mod", module)
+    if not isinstance(module, torch.nn.Module) or isinstance(module, torch.jit.ScriptModule):
+        raise SpecError(
+            f"not a torch.nn.Module of Python code, which is needed here: {type(module).__name__}"
+        )
+    return module
+
+
 # From the arguments to a traced program ----------------------------------------------------------
 
 
@@ -330,7 +348,9 @@ def _flat_module(module: nn.Module, call: CallStructure) -> nn.Module:
     ]
     Flat.forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     Flat.__name__ = type(module).__name__
-    return Flat().train(module.training)
+    flat = Flat()
+    flat.training = False  # of itself alone: the parts of the module have modes of their own
+    return flat
 
 
 def _name_weights(model: ir.Model) -> None:

@@ -15,7 +15,10 @@ from trt_native.config import BuildConfig, Precision
 from trt_native.graph.inference import infer_types
 from trt_native.shapes import Profile
 
-__all__ = ["GraphPass", "PassContext", "ResolvedPrecision", "count_text"]
+__all__ = ["AS_IN_THE_MODEL", "GraphPass", "PassContext", "ResolvedPrecision", "count_text"]
+
+AS_IN_THE_MODEL = "as in the model"
+"""The precision of a plan whose types are those of the graph, as a manifest has it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +48,7 @@ class ResolvedPrecision:
         return self.applied
 
     def __str__(self) -> str:
-        return "as in the model" if self.applied is None else str(self.applied)
+        return AS_IN_THE_MODEL if self.applied is None else str(self.applied)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
