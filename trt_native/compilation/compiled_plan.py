@@ -28,7 +28,7 @@ __all__ = ["CompiledPlan", "Recipe", "find_or_build"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a plan is made of.
+    """Everything that a plan is made of.
 
     Attributes:
         module: The module.
@@ -156,7 +156,7 @@ class _Request:
 
     @classmethod
     def of(cls, recipe: Recipe, cache: EngineCache) -> _Request | None:
-        """Hash a module; None where its content cannot be told."""
+        """Hash a module; None where its content cannot be read."""
         digest = digest_module(recipe.module)
         if digest is None:
             return None

@@ -189,7 +189,7 @@ def _recipe(
     backend: str,
     opset: int | None,
 ) -> Iterator[Recipe]:
-    """What to build; calibration data is in temporary files for as long as the block runs."""
+    """Make the recipe; calibration data is in temporary files for as long as the block runs."""
     options = as_config(config)
     axes, profiles = read_dynamic(dynamic or {}, tensors, has_profiles=bool(options.profiles))
     changes: dict[str, Any] = {"profiles": profiles} if profiles else {}
@@ -263,7 +263,7 @@ def _check_gpu(ordinal: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Check:
-    """What an engine must agree with.
+    """The results that an engine must agree with.
 
     Attributes:
         limits: The largest differences; None for those of the precision.
@@ -277,7 +277,7 @@ class _Check:
 def _called(
     module: torch.nn.Module, call: CallStructure, tensors: Mapping[str, torch.Tensor]
 ) -> Any:
-    """What the module returns for the example."""
+    """Run the module on the example."""
     copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
     args, kwargs = call.rebuild(copies)
     try:
@@ -353,7 +353,9 @@ def _compared(
     if limits is None:
         limits, why = _default_limits(recipe.module, compiled.plan)
     with torch.no_grad():
-        found = made.run_named({n: t.detach() for n, t in recipe.tensors.items()})
+        # Copies are contiguous and aligned, as an engine's inputs are.
+        copies = {n: t.detach().contiguous().clone() for n, t in recipe.tensors.items()}
+        found = made.run_named(copies)
     compared, problems = [], []
     for name, expected in zip(compiled.outputs, check.expected, strict=True):
         try:

@@ -1,4 +1,4 @@
-"""What a module is made of: its weights, its settings, and the files of its code.
+"""The content of a module: its weights, its settings, and the files of its code.
 
 A plan that was compiled from a module is found again by these, without an export.
 """
@@ -42,7 +42,7 @@ def digest_module(module: torch.nn.Module) -> tuple[str, frozenset[str]] | None:
 
     Returns:
         A hash in hexadecimal, and names of Python modules; None where an attribute is of a kind
-        whose content cannot be told.
+        whose content cannot be read.
     """
     digest = _Digest()
     try:
@@ -125,7 +125,7 @@ class _Digest:
         """Add an object.
 
         Raises:
-            TypeError: its content cannot be told.
+            TypeError: its content cannot be read.
         """
         if isinstance(value, (*_PLAIN, *_TORCH)):
             return self._write(type(value).__name__, repr(value))
@@ -220,6 +220,6 @@ class _Digest:
 
     def _add_object(self, value: Any) -> None:
         if not hasattr(value, "__dict__"):
-            raise TypeError(f"the content of a {type(value).__name__} cannot be told")
+            raise TypeError(f"the content of a {type(value).__name__} cannot be read")
         self._add_class(type(value))
         self.add(dict(vars(value)))

@@ -122,7 +122,7 @@ def _assumptions(program: ExportedProgram) -> Iterator[Any]:
 
 
 def place_that_fixes(program: ExportedProgram, name: str, axis: int) -> str:
-    """Where code of the module makes a dynamic extent a constant, as " in FILE:LINE", or nothing.
+    """The line of code that makes a dynamic extent a constant, as ", by FILE:LINE", or nothing.
 
     Args:
         program: The traced module.

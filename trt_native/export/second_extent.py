@@ -61,13 +61,13 @@ def check_graph_at(
     raise ExportError(
         f"at {where} the exported graph would not compute what the module does: {problem}. The"
         " extents of the example are built into it, and not those of the call; change the code, or"
-        " declare the dimension static. What is other in an export there:",
+        " declare the dimension static. Differences of an export there:",
         problems=shown,
     )
 
 
 def differences(first: ir.Model, second: ir.Model) -> list[str]:
-    """What differs in two graphs of one module, apart from the shapes of values; a line each."""
+    """Differences of two graphs of one module, apart from the shapes of values; a line each."""
     return list(_graph_differences(first.graph, second.graph))
 
 
@@ -135,9 +135,9 @@ def _shown(value: Any) -> str:
 
 
 def _disagreement(model: ir.Model, module: nn.Module, inputs: Mapping[str, Tensor]) -> str | None:
-    """How the outputs of a graph differ from those of the module; None where they do not.
+    """Difference of the outputs of a graph from those of the module; None where they agree.
 
-    Nor do they where the module fails, or where the graph cannot be run here.
+    None, too, where the module fails, or where the graph cannot be run here.
     """
     import torch
     from torch.utils._pytree import tree_leaves

@@ -145,7 +145,7 @@ class CallStructure:
 
 
 class OutputStructure:
-    """What a module returns, of which the tensors are an engine's outputs. Made by :meth:`of`.
+    """The result of a module, of which the tensors are an engine's outputs. Made by :meth:`of`.
 
     Attributes:
         count: Number of the tensors.
@@ -343,7 +343,7 @@ def _name(path: Sequence[Any]) -> str:
 
 
 def _items(value: Any) -> dict[Any, Any] | None:
-    """What is in a container, by key, number or field; None for anything else."""
+    """Content of a container, by key, number or field; None for anything else."""
     if isinstance(value, Mapping):
         return dict(value.items())
     if isinstance(value, (tuple, list)):

@@ -1,4 +1,4 @@
-"""Which weights of an exported model are the tensors of a module's state."""
+"""The weights of an exported model that are tensors of a module's state."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def weight_names(model: ir.Model, module: nn.Module, before: Counter[_Memory]) -
 
 
 def _count(value: ir.Value) -> int:
-    """How often a value is read for more than its shape."""
+    """Count the readers of a value that need more than its shape."""
     readers = [use.node for use in value.uses() if use.node.op_type not in ("Shape", "Size")]
     return len(readers) + value.is_graph_output()
 
