@@ -12,6 +12,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import nn
 from torch.nn import functional as f
 
+from trt_native import export
 from trt_native.errors import ExportError
 from trt_native.export import export_module
 from trt_native.export.second_extent import differences
@@ -31,9 +32,9 @@ X = torch.linspace(-1, 1, 16).reshape(2, 8)
 DYNAMIC = {"x": {0: "batch", 1: "n"}}
 
 
-def hint(x):
+def hint(x, axis=1):
     """The example's own extent, as code that looks inside of torch's symbols gets it."""
-    extent = x.shape[1]
+    extent = x.shape[axis]
     return extent.node.hint if isinstance(extent, torch.SymInt) else extent
 
 
@@ -129,10 +130,17 @@ def test_an_example_of_extent_1_is_repeated(tmp_path):
         torch.testing.assert_close(torch.from_numpy(found), x.flatten(0, 1) * y)
 
 
-def test_large_inputs_are_left_out_with_a_warning(tmp_path, caplog):
-    x = torch.zeros(2, 1 << 23)
-    with caplog.at_level(logging.WARNING):
-        export_module(nn.ReLU(), x, path=tmp_path / "m.onnx", dynamic={"input": {0: "b"}})
+def test_large_inputs_are_left_out_with_a_warning(tmp_path, caplog, monkeypatch):
+    x, path = torch.zeros(2, 1 << 23), tmp_path / "m.onnx"
+    with caplog.at_level(logging.WARNING, "trt_native"):
+        export_module(nn.ReLU(), x, path=path, dynamic={"input": {0: "b"}})
+        assert not caplog.text
+        module = Calls(lambda x: x * x.shape[0] * (1 + hint(x, 0)))
+        export_module(module, x, path=path, dynamic={"x": {0: "b"}})
+    assert "an export at b=4 differs, and is too large to run: ['an input of /Mul" in caplog.text
+    monkeypatch.setattr(export.module, "_MOST_TRACED", 3)
+    with caplog.at_level(logging.WARNING, "trt_native"):
+        export_module(nn.ReLU(), torch.ones(2), path=path, dynamic={"input": {0: "b"}})
     assert "not checked at twice the extents" in caplog.text
 
 

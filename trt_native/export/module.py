@@ -28,7 +28,6 @@ from onnx_ir.passes import common
 from trt_native._version import __version__
 from trt_native.errors import USER_CODE_ERRORS, ExportError, SpecError, UnsupportedError
 from trt_native.export.assumptions import (
-    MOST_ELEMENTS,
     check_assumptions,
     place_that_fixes,
     plain_output,
@@ -68,6 +67,7 @@ BFLOAT16_OPSET = 22
 
 _OLDEST_OPSET = 7  # older ones TensorRT's parser does not read
 _NOISY_LOGGERS = ("torch", "torch.export", "torch.onnx", "torch._dynamo", "onnxscript", "onnx_ir")
+_MOST_TRACED = 1 << 28  # elements of the inputs, which a trace does not compute with
 _INNER = "_trt_native_inner"  # the module inside one that was made flat
 _SYMBOL = re.compile(r"\b[su]\d+\b")
 
@@ -283,10 +283,11 @@ def _check_second_extent(
     example = {dim: inputs[n].shape[axis] for n, dims in axes.items() for axis, dim in dims.items()}
     plain = {dim: 2 * extent for dim, extent in example.items()}
     extents = {dim: _product(dim, plain) or extent for dim, extent in plain.items()}
-    larger = resized(inputs, axes, extents)
-    if sum(tensor.numel() for tensor in larger.values()) > MOST_ELEMENTS:
+    elements = sum(tensor.numel() for tensor in inputs.values())
+    if elements * 2 ** max(map(len, axes.values())) > _MOST_TRACED:
         _logger.warning("not checked at twice the extents of the example, which is very large")
         return
+    larger = resized(inputs, axes, extents)
     try:
         program = _trace(module, larger, axes)
         second, _ = _translated(program, opset, keep_equal=keep_equal)
