@@ -29,6 +29,9 @@ X = {"x": torch.zeros(2, 3, 8), "y": torch.zeros(6, 4)}
             {"x": {0: "b", 1: "f"}, "y": {0: "b*f"}},
             {"b": (1, 2, 4), "f": (1, 3, 3)},
         ),
+        ({"x": {2: "h*4"}}, {"x": {2: "h*4"}}, {"h": (1, 2, 2)}),
+        ({"x": {2: "h*4=4:8:16"}}, {"x": {2: "h*4"}}, {"h": (1, 2, 4)}),
+        ({"x": {2: "2*h*2=8"}}, {"x": {2: "2*h*2"}}, {"h": (2, 2, 2)}),
         (
             {"x": {0: "n"}, "y": {1: "n=1:2:8"}},
             {"x": {0: "n"}, "y": {1: "n"}},
@@ -46,6 +49,12 @@ def test_ranges(dynamic, axes, dims):
 
 def test_profiles_elsewhere_leave_the_names():
     assert read_dynamic({"x": {0: "n"}}, X, has_profiles=True) == ({"x": {0: "n"}}, ())
+
+
+def test_ranges_that_are_not_multiples():
+    with pytest.raises(SpecError) as caught:
+        read_dynamic({"x": {2: "h*4=4:6:8"}}, X, has_profiles=False)
+    assert caught.value.problems == ("h*4 has the range 4:6:8: not multiples of 4",)
 
 
 def test_two_ranges_of_one_dimension_and_an_example_outside():

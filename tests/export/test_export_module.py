@@ -264,6 +264,19 @@ def test_code_that_depends_on_a_dynamic_extent_is_refused(tmp_path, make, messag
     assert os.listdir(tmp_path) == []
 
 
+def test_dimensions_that_are_always_a_multiple(tmp_path):
+    """Code for others is not traced, and need not be."""
+    make = lambda x: x * 2 if x.shape[0] % 2 == 0 else x * 3  # noqa: E731
+    path = tmp_path / "m.onnx"
+    export_module(Outputs(make), [torch.ones(4, 3)], path=path, dynamic={"x": {0: "n*2"}})
+    assert dims(path)["x"] == ["n*2", 3]
+    np.testing.assert_array_equal(run(path, torch.ones(6, 3))["output"], np.full((6, 3), 2))
+    with pytest.raises(SpecError, match=r"n\*3 is 4 in the examples, and not such a multiple"):
+        export_module(Outputs(make), [torch.ones(4, 3)], path=path, dynamic={"x": {0: "n*3"}})
+    with pytest.raises(ExportError, match=r"at n\*3=3 .* as such \(h\*8\)"):
+        export_module(Outputs(make), [torch.ones(6, 3)], path=path, dynamic={"x": {0: "n*3"}})
+
+
 @pytest.mark.parametrize(
     "make",
     [

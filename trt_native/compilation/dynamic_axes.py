@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from trt_native.errors import SpecError
+from trt_native.export.assumptions import multiple_of
 from trt_native.shapes import DimRange, ProfileSpec
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def read_dynamic(
             None for the others. A dimension is a name, with a range or without
             (``"batch=1:8:32"``), or a ``torch.export.Dim``. Where neither it nor the bounds of a
             ``Dim`` say so, it has extents from 1 to that of the example, and its optimum there.
+            ``"height*8=64:512:1024"`` is always a multiple of 8.
         tensors: The example.
         has_profiles: Whether the ranges are given elsewhere.
 
@@ -42,29 +44,42 @@ def read_dynamic(
     problems: list[str] = []
     axes: dict[str, dict[int, str]] = {}
     found: dict[str, DimRange] = {}
-    plain: dict[str, int] = {}
+    examples: dict[str, int] = {}
     for name, axis, given in _entries(dynamic):
         dim, text = _name_and_range(given)
         axes.setdefault(name, {})[axis] = dim
         if name not in tensors or axis not in range(tensors[name].dim()):
             continue  # the export says so
         extent = tensors[name].shape[axis]
-        plain.setdefault(dim, extent)
+        symbol, multiple = _symbol(dim)
+        if symbol is not None:
+            examples.setdefault(symbol, max(1, extent // multiple))
         limits = _range(dim, text, given, extent)
         if limits is None:
             continue
-        if found.setdefault(dim, limits) != limits:
-            problems.append(f"{dim} has two ranges: {found[dim]} and {limits}")
         if not limits.min <= extent <= limits.max:
             problems.append(f"{dim} is {extent} in the inputs, outside {limits}")
+        if symbol is None or any(n % multiple for n in (limits.min, limits.opt, limits.max)):
+            why = f"not multiples of {multiple}" if symbol else "a product; give its factors theirs"
+            problems.append(f"{dim} has the range {limits}: {why}")
+            continue
+        own = DimRange(limits.min // multiple, limits.opt // multiple, limits.max // multiple)
+        if found.setdefault(symbol, own) != own:
+            problems.append(f"{symbol} has two ranges: {found[symbol]} and {own}")
     if has_profiles and found:
         problems.append(f"{', '.join(found)}: has a range here and in the profiles of config")
     if problems:
         raise SpecError("dynamic dimensions do not fit:", problems=problems, options=("dynamic",))
-    if has_profiles or not plain:
+    if has_profiles or not examples:
         return axes, ()
-    rest = {dim: extent for dim, extent in plain.items() if dim not in found and "*" not in dim}
-    return axes, (ProfileSpec(found | {dim: DimRange(1, n, n) for dim, n in rest.items()}),)
+    rest = {name: DimRange(1, n, n) for name, n in examples.items() if name not in found}
+    return axes, (ProfileSpec(found | rest),)
+
+
+def _symbol(dim: str) -> tuple[str | None, int]:
+    """The only name in a dimension, and the number that it is multiplied by."""
+    names = [factor for factor in dim.split("*") if not factor.isdecimal()]
+    return (names[0] if len(names) == 1 else None), multiple_of(dim)
 
 
 def _entries(dynamic: Mapping[str, Any]) -> Iterator[tuple[str, int, Any]]:
@@ -93,10 +108,6 @@ def _name_and_range(given: Any) -> tuple[str, str | None]:
 def _range(dim: str, text: str | None, given: Any, extent: int) -> DimRange | None:
     """The range that an entry gives; None for a name alone."""
     if text is not None:
-        if "*" in dim:
-            raise SpecError(
-                f"dynamic: {dim} is a product; give its factors their ranges", options=("dynamic",)
-            )
         try:
             return DimRange.parse(text)
         except SpecError as error:

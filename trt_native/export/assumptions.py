@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ __all__ = [
     "MOST_ELEMENTS",
     "check_assumptions",
     "close_values",
+    "multiple_of",
     "place_that_fixes",
     "plain_output",
     "resized",
@@ -97,8 +99,8 @@ def _check_at(
     elif not _agree(program, module, inputs):
         raise ExportError(
             f"at {where} the exported graph would not compute what the module does, whose code took"
-            f" a way that is right only where {text}; make it independent of the extent, or declare"
-            " the dimension static"
+            f" a way that is right only where {text}; make it independent of the extent, declare"
+            " the dimension static, or, if it is always a multiple of a number, as such (h*8)"
         )
 
 
@@ -167,10 +169,16 @@ def _falsifying(
     found = []
     for extents in itertools.product(*ranges):
         chosen = dict(zip(limits, extents, strict=True))
-        if not condition.subs({symbol: chosen[dim] for symbol, dim in free.items()}):
+        possible = all(extent % multiple_of(dim) == 0 for dim, extent in chosen.items())
+        if possible and not condition.subs({s: chosen[dim] for s, dim in free.items()}):
             found.append({**example, **chosen})
     ends = found[:1] + found[1:][-1:]
     return [{dim: _extent(dim, extents) for dim in extents} for extents in ends]
+
+
+def multiple_of(dim: str) -> int:
+    """The number that a dimension is a multiple of: 8 for ``h*8``, 1 for a name."""
+    return math.prod(int(factor) for factor in dim.split("*") if factor.isdecimal())
 
 
 def _extent(dim: str, extents: _Extents) -> int:

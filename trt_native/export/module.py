@@ -29,6 +29,7 @@ from trt_native._version import __version__
 from trt_native.errors import USER_CODE_ERRORS, ExportError, SpecError, UnsupportedError
 from trt_native.export.assumptions import (
     check_assumptions,
+    multiple_of,
     place_that_fixes,
     plain_output,
     resized,
@@ -166,9 +167,10 @@ def export_module(
         dynamic: Per input (by its name in the ONNX), the axes that stay dynamic and the name of
             their dimension, which may be a ``torch.export.Dim``, whose bounds are not used; or a
             list with an entry for each axis, None where it is fixed. One name in several places is
-            one dimension. A product such as ``"batch*frames"`` is allowed. The example's extents
-            there must be large enough that none of them shrinks to 1 on its way through the module;
-            an input that has the extent 1 there is repeated to 2.
+            one dimension. A product such as ``"batch*frames"`` is allowed, and ``"height*8"`` for
+            an extent that is always a multiple. The example's extents there must be large enough
+            that none of them shrinks to 1 on its way through the module; an input that has the
+            extent 1 there is repeated to 2.
         input_names: Names in the ONNX. Default: the names of ``forward``'s parameters; for tensors
             nested in them followed by their keys, fields or numbers, joined by ``_``.
         output_names: Names in the ONNX. Default: the keys of a mapping or the fields of a
@@ -382,6 +384,8 @@ def _checked_dynamic(dynamic: _Dynamic, inputs: Mapping[str, Tensor]) -> dict[st
                 problems.append(f"{dim!r} is neither a name nor a product such as batch*frames")
             elif axis not in range(len(shape)):
                 problems.append(f"{name} has {len(shape)} axes, no axis {axis}")
+            elif shape[axis] % multiple_of(dim):
+                problems.append(f"{dim} is {shape[axis]} in the examples, and not such a multiple")
             elif extents.setdefault(dim, shape[axis]) != shape[axis]:
                 problems.append(f"{dim} is both {extents[dim]} and {shape[axis]} in the examples")
     for dim, extent in extents.items():
