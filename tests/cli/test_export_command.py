@@ -16,6 +16,8 @@ from onnx.reference import ReferenceEvaluator
 from safetensors.torch import save_file
 
 CODE = """
+import functools
+
 import torch
 from torch import nn
 
@@ -46,6 +48,7 @@ class Fixing(nn.Module):
         return x * int(x.shape[0])
 
 net = Net()
+partial = functools.partial(Net, depth=2)
 
 def make(**options):
     return Net(**options)

@@ -303,7 +303,8 @@ def load_function(text: str, *, kind: str = "function") -> Callable[..., Any]:
     if not callable(function):
         wanted = inspect.isfunction if kind == "function" else callable
         members = inspect.getmembers(module, wanted)
-        own = [n for n, f in members if f.__module__ == module.__name__ and not n.startswith("_")]
+        here = module.__name__
+        own = [n for n, f in members if getattr(f, "__module__", "") == here and n[0] != "_"]
         there = "its functions are" if kind == "function" else "there are"
         raise CalibrationError(
             f"{origin} has no {kind} {name!r}; {there} {', '.join(own) or 'none'}"
