@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# onnx.reference 1.23.2 takes other elements for the nearest than the operator's text and ONNX Runtime
-# 1.32.0. Resize of 7 elements by a scale of 0.5 in half_pixel_symmetric has its first place at exactly
-# 1 (3.5 * (1 - 3 / 3.5) + 0.5 / 0.5 - 0.5); the reference has a little less and takes element 0, for
-# both ways of rounding to the nearest. And where a scale of 0.25 leaves one element, pytorch_half_pixel
-# has its place at 0; the reference compares the length before it is rounded down (1.75) with 1.
+# onnx 1.23.2: onnx.reference takes other elements for the nearest than the operator's text and ONNX
+# Runtime 1.32.0. Resize of 7 elements by a scale of 0.5 in half_pixel_symmetric has its first place at
+# exactly 1 (3.5 * (1 - 3 / 3.5) + 0.5 / 0.5 - 0.5); the reference has a little less and takes element
+# 0, for both ways of rounding to the nearest. And where a scale of 0.25 leaves one element,
+# pytorch_half_pixel has its place at 0; the reference compares the length before it is rounded down
+# (1.75) with 1.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -134,8 +134,8 @@ def commands_in(text):
 @pages()
 def test_the_commands_of_a_page_have_these_options(path, options):
     for words in commands_in(path.read_text()):
-        pair = " ".join(words[:2])
-        command = pair if pair in options else words[0] if words and words[0] in options else ""
+        names = (" ".join(words[:2]), " ".join([*words[:1], "module"]), *words[:1])
+        command = next((name for name in names if name in options), "")
         given = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
         unknown = given - options[command] - options[""] - {"-vv"}
         assert not unknown, (path.name, words)
