@@ -18,6 +18,7 @@ __all__ = [
     "ClosedError",
     "CudaError",
     "ExportError",
+    "MergedWeightsError",
     "ModelError",
     "PlanError",
     "SpecError",
@@ -136,6 +137,10 @@ class TrtNativeError(Exception):
 
 class SpecError(TrtNativeError, ValueError):
     """The request is malformed or contradicts the model."""
+
+
+class MergedWeightsError(SpecError):
+    """TensorRT has merged weights that are to be replaced with others, of which none are given."""
 
 
 class UnsupportedError(TrtNativeError):

@@ -36,7 +36,14 @@ from trt_native.backends.callbacks import (
 from trt_native.backends.workspace_shortage import BUDGET_LINE, find_shortage
 from trt_native.config import BuildConfig, KernelSpecialization
 from trt_native.cuda import Stream, copy_to_host
-from trt_native.errors import BuildError, CudaError, PlanError, SpecError, UnsupportedError
+from trt_native.errors import (
+    BuildError,
+    CudaError,
+    MergedWeightsError,
+    PlanError,
+    SpecError,
+    UnsupportedError,
+)
 from trt_native.files import atomic_write, open_regular_file
 from trt_native.installing import install_command
 from trt_native.plans.header import PlanHeader
@@ -585,7 +592,7 @@ class TensorRTBackend:
                 )
             missing = refitter.get_missing_weights()
         if missing:
-            raise SpecError(
+            raise MergedWeightsError(
                 f"{self.product} {self.version} has merged these weights with some that are"
                 " replaced: give their values in the same call, too",
                 problems=[repr(name) for name in sorted(missing)],

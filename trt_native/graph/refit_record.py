@@ -9,9 +9,10 @@ from typing import Any
 
 import onnx_ir as ir
 
+from trt_native.arrays import Array
 from trt_native.errors import PlanError, SpecError, close_names
 from trt_native.graph.refit_signature import RefitSignature, refit_signature
-from trt_native.graph.weight_sources import WeightSource, WeightSources, weight_sources
+from trt_native.graph.weight_sources import WeightSource, WeightSources, gives, weight_sources
 from trt_native.plans.plan import Plan
 
 __all__ = ["RefitRecord"]
@@ -137,6 +138,14 @@ class RefitRecord:
                 )
             marked |= {name for name, weights in origins.items() if weights & chosen}
         return replace(self, marked=frozenset(marked))
+
+    def is_own(self, weight: str, array: Array) -> bool:
+        """Whether a weight of the ONNX file had these values when the plan was built."""
+        made = self.sources.sources.items() if self.sources else ()
+        return all(
+            source.weight != weight or gives(array, source.split, self.signature.weights[name])
+            for name, source in made
+        )
 
     def unmarked(self, names: frozenset[str]) -> list[str]:
         """Those of some weights of the graph that cannot be replaced, sorted."""

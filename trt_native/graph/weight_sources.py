@@ -29,6 +29,7 @@ __all__ = [
     "WeightSource",
     "WeightSources",
     "convert_weight",
+    "gives",
     "made_weights",
     "note_source",
     "weight_sources",
@@ -163,6 +164,20 @@ def convert_weight(array: Array, dtype: str, split: SplitLayout | None) -> Array
     return contiguous
 
 
+def gives(array: Array, split: SplitLayout | None, text: str) -> bool:
+    """Whether a conversion gives the weight that a signature describes.
+
+    Args:
+        array: A weight of an ONNX file.
+        split: See :class:`WeightSource`.
+        text: As in :attr:`RefitSignature.weights`.
+    """
+    dtype = text.partition(" ")[0]
+    if dtype not in CONVERTED_TYPES or array.dtype.name not in CONVERTED_TYPES:
+        return array.dtype.name == dtype and describe_tensor(ir.Tensor(array)) == text
+    return describe_tensor(ir.Tensor(convert_weight(array, dtype, split))) == text
+
+
 @wraps_graph_errors
 def weight_sources(
     original: ir.Model,
@@ -231,10 +246,7 @@ class _Finder:
         dtype = text.partition(" ")[0]
         if source.split is None and dtype_name(tensor.dtype) == dtype:
             return describe_tensor(tensor) == text
-        if dtype not in CONVERTED_TYPES or dtype_name(tensor.dtype) not in CONVERTED_TYPES:
-            return False
-        array = convert_weight(unmapped(tensor).numpy(), dtype, source.split)
-        return describe_tensor(ir.Tensor(array)) == text
+        return gives(unmapped(tensor).numpy(), source.split, text)
 
     def _changed(self, sources: Mapping[str, WeightSource]) -> Iterator[str]:
         """Weights that fewer nodes read than before, or none."""

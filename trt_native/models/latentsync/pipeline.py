@@ -6,6 +6,7 @@ The interface follows LatentSync's ``LipsyncPipeline``, its ``inference.py`` and
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ from trt_native.errors import ClosedError, PlanError, SpecError, UnsupportedErro
 from trt_native.installing import install_command
 from trt_native.models.latentsync.config import UNetConfig
 from trt_native.models.latentsync.inputs import fractional_timestep
+from trt_native.models.lora import LoraStack
 from trt_native.plans.manifest import PlanTensor
 from trt_native.plans.plan import Plan
 from trt_native.runtime.engine import Engine
@@ -270,6 +272,49 @@ class LatentSyncUNet(PlanModule):
 
     def set_attention_slice(self, slice_size: str | int | list[int] | None = "auto") -> None:
         """Do nothing, as :meth:`enable_xformers_memory_efficient_attention`."""
+
+    def load_lora(
+        self, path: str | os.PathLike[str], scale: float = 1.0, *, name: str | None = None
+    ) -> str:
+        """Add a LoRA adapter to the weights in the plan, beside those that are loaded.
+
+        The plan must have been built with ``refit``, and the ONNX file that it was built from must
+        be next to it. Only the weights of the adapter's layers are replaced, on the GPU, and the
+        steps that follow use them.
+
+        Args:
+            path: A ``.safetensors`` file of diffusers, PEFT or kohya's scripts.
+            scale: Factor of all its changes.
+            name: Name for :meth:`unload_lora`. None: that of the file, without its suffix.
+
+        Returns:
+            The name.
+
+        Raises:
+            SpecError: a layer is not in the U-Net, or of another shape; or there is no ONNX file.
+            ModelError, UnsupportedError: as :func:`~trt_native.models.lora.read_lora`.
+            PlanError, CudaError: as :meth:`~trt_native.Engine.refit`.
+        """
+        self.reset_cache()
+        return self._adapters.load(path, scale, name=name)
+
+    def unload_lora(self, name: str | None = None) -> None:
+        """Take a LoRA adapter out of the weights; all of them where none is named.
+
+        Raises:
+            SpecError: there is no such adapter.
+            PlanError, CudaError: as :meth:`load_lora`.
+        """
+        self.reset_cache()
+        self._adapters.unload(name)
+
+    @functools.cached_property
+    def _adapters(self) -> LoraStack:
+        runners = [one for one in (self._full, self._shallow) if one is not None]
+        engines = [one.engine for one in runners if isinstance(one, EngineRunner)]
+        if len(engines) < len(runners):
+            raise UnsupportedError("LoRA adapters need a U-Net that runs a plan on a GPU")
+        return LoraStack(*engines)
 
     def load_state_dict(self, *_args: Any, **_kwargs: Any) -> NoReturn:
         """Raise, because the weights are in the plan.

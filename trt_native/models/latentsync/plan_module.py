@@ -58,13 +58,16 @@ class EngineRunner:
         engine: The engine, on a GPU.
         memory: Memory for activations, shared with runners that do not run at the same time; None
             for memory of its own. The caller closes it, after the runners.
+
+    Attributes:
+        engine: The engine.
     """
 
     def __init__(self, engine: Engine, memory: ActivationMemory | None = None) -> None:
         self.name = engine.plan.path.name if engine.plan.path else "the plan"
         self.device = torch.device("cuda", engine.ordinal)
         self.tensors = engine.tensors
-        self._engine = engine
+        self.engine = engine
         try:
             self._session = Session(engine, activation_memory=memory)
         except BaseException:
@@ -73,13 +76,13 @@ class EngineRunner:
 
     def run(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
         """See :class:`StepRunner`."""
-        stream = torch_stream(self._engine.ordinal)
+        stream = torch_stream(self.engine.ordinal)
         self._session.run(inputs, out=outputs, stream=stream)
 
     def close(self) -> None:
         """See :class:`StepRunner`."""
         self._session.close()
-        self._engine.close()
+        self.engine.close()
 
 
 class StreamFollower:
