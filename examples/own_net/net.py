@@ -18,14 +18,12 @@ class Net(nn.Module):
         return self.head(features.mean((2, 3)))
 
 
-def net():
-    torch.manual_seed(0)
-    return Net().eval()
-
+torch.manual_seed(0)
+net = Net().eval()
 
 if __name__ == "__main__":
     export_module(
-        net(),
+        net,
         {"image": torch.zeros(2, 3, 32, 32)},
         path="net.onnx",
         dynamic={"image": {0: "batch"}},

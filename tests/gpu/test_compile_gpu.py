@@ -85,8 +85,15 @@ def test_tensors_on_the_host(name, exact_fp32):
 @pytest.mark.parametrize("name", CASES)
 def test_new_weights(name, exact_fp32):
     """In place, or by a file where weights are computed from those of the module."""
+    if name == "lstm" and torch.__version__ < "2.12":
+        pytest.skip("PyTorch 2.11 gives the states of a refitted export another rank")
     found = compiled(name, precision="fp32", refit=True)
     new = CASES[name].module(seed=1)
+    if name == "cnn":
+        with pytest.raises(PlanError, match=r"has made these a fixed part of it"):
+            found.refit(new.state_dict())  # TensorRT merges batch norms with convolutions
+        found.close()
+        return
     engine = found.session.engine
     found.refit(new.state_dict())
     assert (found.session.engine is engine) == (name not in ("lstm", "unet"))
@@ -212,13 +219,13 @@ def test_on_streams_and_in_a_captured_graph():
 
 
 def test_int8_from_batches_like_the_inputs():
-    case = CASES["cnn"]
+    case = CASES["vit"]
     batches = [case.call(4, "cuda")[0] for _ in range(4)]
-    found = compiled("cnn", precision="int8", calibration=batches)
+    found = compiled("vit", precision="int8", calibration=batches)
     assert found.plan.manifest.precision["applied"] == "int8"
-    check(found, "cnn", 0.1)
+    check(found, "vit", 0.1)
     with pytest.raises(UnsupportedError, match="activations that calibration data had"):
-        compiled("cnn", precision="int8", calibration=batches, refit=True).refit(
+        compiled("vit", precision="int8", calibration=batches, refit=True).refit(
             case.module(1).state_dict()
         )
     found.close()

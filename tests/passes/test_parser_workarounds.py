@@ -228,3 +228,23 @@ def test_blocks_of_one_element(operator):
 def test_pixels_whose_strides_or_padding_matter_are_left_alone(attributes):
     graph = normalized(model_of("ConvTranspose", {"x": [1, 1, 1, 1]}, {"w": KERNEL}, **attributes))
     assert not WORKAROUNDS.needed(graph)
+
+
+@pytest.mark.parametrize("number", [-3, -2, 0, 1, 2, 3, 4, 5])
+def test_powers_where_weights_can_be_replaced(number):
+    graph = model("(float[2,3] x) => (float[2,3] y) { y = Pow (x, n) }", n=np.float32(number))
+    assert not WORKAROUNDS.needed(graph)
+    config = BuildConfig(refit=True)
+    one = ParserWorkarounds(PassContext(config=config, precision=ResolvedPrecision()))
+    assert one.needed(graph)
+    one(graph)
+    assert one.record == {"nodes": {"Pow": 1}}
+    x = np.array([[-2, -0.5, 3], [1, -1, 0.25]], np.float32)
+    (found,) = ReferenceEvaluator(ir.to_proto(graph)).run(None, {"x": x})
+    np.testing.assert_allclose(found, x**number, rtol=1e-6)
+
+
+@pytest.mark.parametrize("number", [0.5, 2.5])
+def test_powers_that_are_no_whole_numbers_stay(number):
+    graph = model("(float[2,3] x) => (float[2,3] y) { y = Pow (x, n) }", n=np.float32(number))
+    assert apply_parser_workarounds(graph, refit=True) == {}

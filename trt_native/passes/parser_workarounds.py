@@ -42,13 +42,14 @@ __all__ = ["ParserWorkarounds", "apply_parser_workarounds"]
 
 _SHAPED = ("Conv", "ConvTranspose", "GridSample", "Tile")
 _BFLOAT16_NORM = 22  # since this opset InstanceNormalization takes it
+_MOST_EXACT = 1 << 24  # whole numbers that FP32 holds
 _BATCH_FIRST = [1, 0, 2]  # swaps the first two axes of a recurrent layer's input, or state
 # (sequence, directions, batch, hidden) and (directions, batch, hidden) to layout 1's orders
 _OUTPUT_ORDERS = ([2, 0, 1, 3], _BATCH_FIRST, _BATCH_FIRST)
 
 
 @wraps_graph_errors
-def apply_parser_workarounds(model: ir.Model) -> dict[str, int]:
+def apply_parser_workarounds(model: ir.Model, *, refit: bool = False) -> dict[str, int]:
     """Rewrite nodes that TensorRT would miscompile into equivalent nodes, in place.
 
     Names, types and shapes of all values stay. The last of the nodes that take a node's place has
@@ -60,7 +61,7 @@ def apply_parser_workarounds(model: ir.Model) -> dict[str, int]:
     Raises:
         ModelError: the type of a value is unknown and cannot be inferred.
     """
-    nodes = [(node, rewrite) for node in all_nodes(model.graph) if (rewrite := _rule(node))]
+    nodes = [(node, rewrite) for node in all_nodes(model.graph) if (rewrite := _rule(node, refit))]
     if any(value is not None and value.dtype is None for n, _ in nodes for value in n.inputs[:1]):
         infer_values(model)
     names, opset = NameAuthority(model), opset_of(model)
@@ -84,15 +85,16 @@ class ParserWorkarounds(GraphPass):
         nodes = list(all_nodes(model.graph))
         if any(_lacks_shape(node) for node in nodes):
             infer_values(model)
-        return any(_rule(node) for node in nodes)
+        return any(_rule(node, self.context.config.refit) for node in nodes)
 
     def rewrite(self, model: ir.Model) -> Mapping[str, Any]:
         """Rewrite the nodes; see :func:`apply_parser_workarounds`."""
-        return {"nodes": apply_parser_workarounds(model)}
+        return {"nodes": apply_parser_workarounds(model, refit=self.context.config.refit)}
 
     def preview(self, model: ir.Model) -> Mapping[str, Any]:
         """Counts of the nodes to rewrite."""
-        found = (node.op_type for node in all_nodes(model.graph) if _rule(node))
+        refit = self.context.config.refit
+        found = (node.op_type for node in all_nodes(model.graph) if _rule(node, refit))
         return {"nodes": dict(Counter(found))}
 
     def summarize(self, record: Mapping[str, Any]) -> str:
@@ -122,6 +124,41 @@ def _tiles_a_scalar(node: ir.Node) -> bool:
 def _rewrite_tile(new: ReplacementBuilder) -> None:
     """Copy the value: TensorRT crashes where a ``Reshape`` reads what it tiles without axes."""
     new.replace(new.add("Identity", new.node.inputs[:1]))
+
+
+def _exponent(node: ir.Node) -> int | None:
+    """The exponent of a power, where it is one whole number."""
+    value = input_of(node, 1)
+    tensor = None if value is None else constant_of(value)
+    if tensor is None or tensor.size != 1:
+        return None
+    number = float(tensor.numpy().item())
+    return int(number) if number.is_integer() and abs(number) < _MOST_EXACT else None
+
+
+def _may_be_negative(node: ir.Node) -> bool:
+    """Whether the base of a power of floating-point numbers may be negative."""
+    x = node.inputs[0]
+    kind, made = dtype_of(x), None if x is None else x.producer()
+    return (kind is None or kind.is_floating_point()) and (made is None or made.op_type != "Abs")
+
+
+def _rewrite_power(new: ReplacementBuilder) -> None:
+    """Take powers of absolute values.
+
+    In a plan whose weights can be replaced TensorRT does not know the exponent, and what it makes
+    of negative numbers are no numbers.
+    """
+    x, exponent = new.node.inputs
+    assert x is not None  # noqa: S101  # for the type checker
+    assert exponent is not None  # noqa: S101
+    number = _exponent(new.node)
+    if number == 2:
+        new.replace(new.add("Mul", [x, x]))
+        return
+    power = new.add("Pow", [new.add("Abs", [x]), exponent])
+    odd = bool(number and number % 2)
+    new.replace(new.add("Mul", [new.add("Sign", [x]), power]) if odd else power)
 
 
 def _has_one_block(node: ir.Node) -> bool:
@@ -295,6 +332,9 @@ def _overflows(node: ir.Node) -> bool:
 
 _NOOP_REDUCTION = RewriteRule(_reduces_nothing, _rewrite_noop_reduction)
 _BATCH_FIRST_RECURRENT = RewriteRule(_is_batch_first, _rewrite_batch_first)
+_POWER = RewriteRule(
+    lambda node: _exponent(node) is not None and _may_be_negative(node), _rewrite_power
+)
 _RULES = {
     "GroupNormalization": RewriteRule(_has_one_group, _rewrite_single_group_norm),
     "Elu": RewriteRule(_differs_in_alpha, _rewrite_elu),
@@ -318,6 +358,7 @@ _RULES = {
 }
 
 
-def _rule(node: ir.Node) -> Callable[[ReplacementBuilder], None] | None:
-    rule = None if node.domain else _RULES.get(node.op_type)
+def _rule(node: ir.Node, refit: bool) -> Callable[[ReplacementBuilder], None] | None:
+    rules = {**_RULES, "Pow": _POWER} if refit else _RULES
+    rule = None if node.domain else rules.get(node.op_type)
     return rule.rewrite if rule is not None and rule.check(node) else None
