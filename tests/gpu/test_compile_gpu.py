@@ -221,11 +221,11 @@ def test_on_streams_and_in_a_captured_graph():
 def test_int8_from_batches_like_the_inputs():
     case = CASES["vit"]
     batches = [case.call(4, "cuda")[0] for _ in range(4)]
-    found = compiled("vit", precision="int8", calibration=batches)
+    found = compiled("vit", precision="int8", calibration=batches, max_error=0.2)
     assert found.plan.manifest.precision["applied"] == "int8"
-    check(found, "vit", 0.1)
+    check(found, "vit", 0.2)
     with pytest.raises(UnsupportedError, match="activations that calibration data had"):
-        compiled("vit", precision="int8", calibration=batches, refit=True).refit(
+        compiled("vit", precision="int8", calibration=batches, refit=True, max_error=0.2).refit(
             case.module(1).state_dict()
         )
     found.close()

@@ -127,6 +127,16 @@ def test_results_are_those_of_a_build(case, new, kind):
             np.testing.assert_array_equal(run(session), before)
 
 
+def test_tensors_that_outlive_the_engine(plan, new):
+    """Torch's allocator comes back to the stream that has read them when they are freed."""
+    tensors = {name: cuda(array) for name, array in new.items()}
+    with Session(plan) as session:
+        session.engine.refit(tensors)
+    tensors.clear()
+    torch.cuda.synchronize()
+    assert float(torch.ones(4, device="cuda").sum()) == 4
+
+
 def test_values_in_the_type_of_the_plan(plan, model, new, tmp_path):
     after = results(build_plan(with_weights(tmp_path / "n.onnx", model, new), config("fp16")))
     for convert in (

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from trt_native.backends.base import Backend, StagedWeights
-from trt_native.cuda import Event, Stream, is_capturing, stream_handle
+from trt_native.cuda import Event, is_capturing, stream_handle
+from trt_native.cuda.driver import check, require_gpu, translated
 from trt_native.errors import CudaError
 from trt_native.plans.plan import Plan
 from trt_native.runtime.future import RunTracker, StartedRun
@@ -38,7 +39,6 @@ class WeightUpdater:
         self._backend = backend
         self._ordinal = ordinal
         self._lock = threading.Lock()
-        self._stream: Stream | None = None
         self._tracker = RunTracker(ordinal, _report)
 
     @contextlib.contextmanager
@@ -60,9 +60,7 @@ class WeightUpdater:
                     )
                 yield handle
                 return
-            if self._stream is None:
-                self._stream = Stream(self._ordinal)
-            hop, own = Event(ordinal=self._ordinal), self._stream.handle
+            hop, own = Event(ordinal=self._ordinal), _lasting_stream(self._ordinal)
             if handle is not None:
                 hop.pass_on(handle, own)
             yield own
@@ -97,11 +95,23 @@ class WeightUpdater:
         self._tracker.reap(query=False)
 
     def close(self) -> None:
-        """Free the stream, once its work is done. Idempotent."""
+        """Wait until the GPU has all weights. Idempotent."""
         self.finish()
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+
+
+@functools.cache
+def _lasting_stream(ordinal: int) -> int:
+    """A stream of a GPU that lasts as long as the process.
+
+    Torch's allocator uses it once more when a tensor that was read on it is freed, which may be
+    after the engine is closed.
+    """
+    require_gpu(ordinal)
+    with translated("create a stream"):
+        from cuda.bindings import driver
+
+        flags = driver.CUstream_flags.CU_STREAM_NON_BLOCKING
+        return int(check(driver.cuStreamCreate(flags))[0])
 
 
 def _report(error: BaseException) -> None:
