@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import logging
 import threading
@@ -10,8 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from trt_native.backends.base import Backend, StagedWeights
-from trt_native.cuda import Event, is_capturing, stream_handle
-from trt_native.cuda.driver import check, require_gpu, translated
+from trt_native.cuda import Event, Stream, is_capturing, stream_handle
 from trt_native.errors import CudaError
 from trt_native.plans.plan import Plan
 from trt_native.runtime.future import RunTracker, StartedRun
@@ -104,14 +104,11 @@ def _lasting_stream(ordinal: int) -> int:
     """A stream of a GPU that lasts as long as the process.
 
     Torch's allocator uses it once more when a tensor that was read on it is freed, which may be
-    after the engine is closed.
+    after the engine is closed, or while the interpreter ends.
     """
-    require_gpu(ordinal)
-    with translated("create a stream"):
-        from cuda.bindings import driver
-
-        flags = driver.CUstream_flags.CU_STREAM_NON_BLOCKING
-        return int(check(driver.cuStreamCreate(flags))[0])
+    stream = Stream(ordinal)
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(stream))  # it is never destroyed
+    return stream.handle
 
 
 def _report(error: BaseException) -> None:
