@@ -39,6 +39,7 @@ from fuzzing.templates import TEMPLATES
 
 from trt_native.cli.console import report_errors
 from trt_native.cuda import require_gpu
+from trt_native.debug.graph_text import graph_lines
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 _PATIENCE_S = 25
@@ -144,23 +145,7 @@ def _write(file: zipfile.ZipFile, name: str, data: bytes) -> None:
 
 def _text(graph: onnx.GraphProto) -> list[str]:
     """The graph in lines, short enough for a summary."""
-    shapes = {
-        v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]
-        for v in (*graph.input, *graph.output)
-    }
-    lines = [f"inputs { ({v.name: shapes[v.name] for v in graph.input}) }"]
-    for node in graph.node:
-        words = [
-            f"{a.name}={onnx.helper.get_attribute_value(a)}"
-            for a in node.attribute
-            if not a.HasField("g")
-        ]
-        lines.append(
-            f"{','.join(node.output)} = {node.op_type}({','.join(node.input)}) {' '.join(words)}"[
-                :240
-            ]
-        )
-    return [*lines, f"outputs { ({v.name: shapes[v.name] for v in graph.output}) }"]
+    return [line[:240] for line in graph_lines(graph)]
 
 
 # ---------------------------------------------------------------- summary

@@ -13,6 +13,8 @@ from onnx import helper, numpy_helper
 
 from fuzzing.graphs import Array
 from fuzzing.judging import Task, run_second_reference
+from trt_native.debug.shrinking import shrunk_array
+from trt_native.debug.subgraphs import reads
 
 __all__ = ["shrink"]
 
@@ -72,7 +74,7 @@ class _Opened:
         for node in reversed(nodes):
             if needed & set(node.output):
                 kept.append(node)
-                needed |= _reads(node)
+                needed |= {*reads(node)}
         made = {name for node in kept for name in node.output}
         free = sorted(name for name in needed - made if name and name not in constants)
         if not kept or any(name not in self.values for name in (*free, *outputs)):
@@ -105,11 +107,6 @@ class _Opened:
         return helper.make_tensor_value_info(
             name, helper.np_dtype_to_tensor_dtype(arrays[0].dtype), axes
         )
-
-
-def _reads(node: onnx.NodeProto) -> set[str]:
-    inner = {name for a in node.attribute for one in a.g.node for name in one.input}
-    return set(node.input) | inner
 
 
 def _opened(task: Task) -> _Opened | None:
@@ -194,9 +191,11 @@ def _smaller_extents(task: Task) -> Iterator[Task]:
 
 def _with_extent(task: Task, extent: int, smaller: int) -> Task | None:
     model = onnx.load_from_string(task.model)
-    inputs = {name: _sliced(array, extent, smaller) for name, array in task.inputs[0].items()}
+    inputs = {
+        name: shrunk_array(array, {extent: smaller}) for name, array in task.inputs[0].items()
+    }
     for tensor in model.graph.initializer:
-        array = _sliced(numpy_helper.to_array(tensor), extent, smaller)
+        array = shrunk_array(numpy_helper.to_array(tensor), {extent: smaller})
         if array.dtype == np.int64:
             array = np.where(array == extent, smaller, array)
         tensor.CopyFrom(numpy_helper.from_array(np.asarray(array), tensor.name))
@@ -214,9 +213,3 @@ def _set_infos(infos: Any, arrays: dict[str, Array]) -> None:
     for name, array in arrays.items():
         kind = helper.np_dtype_to_tensor_dtype(array.dtype)
         infos.append(helper.make_tensor_value_info(name, kind, array.shape))
-
-
-def _sliced(array: Array, extent: int, smaller: int) -> Array:
-    return np.ascontiguousarray(
-        array[tuple(slice(smaller if e == extent else e) for e in array.shape)]
-    ).reshape([smaller if e == extent else e for e in array.shape])

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 __all__ = [
     "INTERRUPTED",
     "ChildBuild",
+    "CrashError",
     "Job",
     "Outcome",
     "build_in_child",
@@ -143,6 +144,26 @@ class Outcome:
     cached: bool
     attempts: tuple[Attempt, ...] = ()
     warming_s: float | None = None
+
+
+class CrashError(BuildError):
+    """TensorRT ended the building process.
+
+    Attributes:
+        ending: The signal, such as ``SIGSEGV``, or the exit code.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        details: Sequence[str] = (),
+        *,
+        ending: str = "",
+        options: Sequence[str] = (),
+        problems: Sequence[str] = (),
+    ) -> None:
+        super().__init__(message, details, options=options, problems=problems)
+        self.ending = ending
 
 
 def build_with_retries(
@@ -530,7 +551,9 @@ class ChildBuild:
                 self._workspace_bytes,
                 has_levels=self._has_levels,
             )
-        raise self._lacking(self._crashed(code))
+        crash = self._crashed(code)
+        failure = self._lacking(crash)
+        raise failure from (None if failure is crash else crash)
 
     def _raise(self, error: dict[str, Any]) -> NoReturn:
         if error["type"] == "MemoryError":
@@ -598,13 +621,15 @@ class ChildBuild:
             " programs, add memory or swap, or build on a larger machine",
         )
 
-    def _crashed(self, code: int | None) -> BuildError:
+    def _crashed(self, code: int | None) -> CrashError:
         last = self._recorded(1)
         details = list(self._tail)
         if last:
             details.append(f"TensorRT's last line: {last}")
+        ending = f"exit code {code}"
         if code is not None and code < 0:
             failure = f"crashed with {_signal_text(-code)}"
+            ending = _signal_text(-code).partition(" (")[0]
             advice = _ADVICE.get(
                 -code,
                 "the model is damaged, or meets a defect of this TensorRT: check the model, or"
@@ -613,7 +638,9 @@ class ChildBuild:
         else:
             failure = f"ended the building process with exit code {code}"
             advice = "see its output below"
-        return BuildError(f"{self._backend} {failure} {self._place()}; {advice}", details)
+        return CrashError(
+            f"{self._backend} {failure} {self._place()}; {advice}", details, ending=ending
+        )
 
     # Messages of the child
 

@@ -17,6 +17,7 @@ from trt_native.cli.cache import cache_app
 from trt_native.cli.calibrate import calibrate
 from trt_native.cli.console import Verbose, flag_of, print_json_error, set_verbosity, stdout
 from trt_native.cli.convert import convert
+from trt_native.cli.debug import debug_app
 from trt_native.cli.deploy import deploy_app
 from trt_native.cli.diff import diff
 from trt_native.cli.doctor import doctor
@@ -101,5 +102,6 @@ app.command()(diff)
 app.command()(run)
 app.command()(bench)
 app.command()(verify)
+app.add_typer(debug_app)
 app.add_typer(deploy_app)
 app.command()(doctor)

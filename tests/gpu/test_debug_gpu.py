@@ -1,0 +1,49 @@
+"""Reductions of models whose plans compute wrong results."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from helpers import tiny_models
+from helpers.program import trt_native
+from helpers.tiny_models import FLOAT, tensor
+from onnx import helper
+
+pytestmark = [pytest.mark.gpu, pytest.mark.backend]
+
+
+def test_the_node_that_fp16_overflows_is_what_is_left(tmp_path):
+    """1e6 times the input is beyond FP16, and within FP32."""
+    rng = np.random.default_rng(0)
+    nodes, weights, value = [], {"huge": np.full((32,), 1e6, np.float32)}, "x"
+    for number in range(40):
+        if number == 25:
+            nodes.append(helper.make_node("Mul", [value, "huge"], ["h"], name="overflow"))
+            nodes.append(helper.make_node("Div", ["h", "huge"], ["d"], name="back"))
+            value = "d"
+        weights[f"w{number}"] = (rng.standard_normal((32, 32)) / 6).astype(np.float32)
+        made = f"t{number}"
+        nodes.append(helper.make_node("MatMul", [value, f"w{number}"], [made]))
+        value = made
+    model = tiny_models.save(
+        tmp_path / "m.onnx",
+        nodes,
+        [tensor("x", FLOAT, [4, 32])],
+        [tensor(value, FLOAT, [4, 32])],
+        weights,
+    )
+    result = trt_native(
+        "debug", "reduce", model, "--fails", "verify", "--precision", "fp16",
+        "--max-relative-error", "0.5", "--json",
+    )  # fmt: skip
+    if "does not fail" in result.stderr:
+        pytest.skip("this build keeps the products in FP32")
+    assert result.returncode == 0, result.stderr
+    printed = json.loads(result.stdout)
+    assert printed["nodes_after"] <= 5
+    assert printed["last"]["kind"] == "wrong results"
+    left = {node.name for node in onnx.load(printed["path"]).graph.node}
+    assert left & {"overflow", "back"}
