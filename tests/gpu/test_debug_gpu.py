@@ -1,4 +1,4 @@
-"""Reductions of models whose plans compute wrong results."""
+"""Models whose plans compute wrong results: the part that does, and the nodes to keep in FP32."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from helpers import tiny_models
+from helpers.cancelling_layers import cancelling_layers
 from helpers.program import trt_native
 from helpers.tiny_models import FLOAT, tensor
 from onnx import helper
@@ -47,3 +48,26 @@ def test_the_node_that_fp16_overflows_is_what_is_left(tmp_path):
     assert printed["last"]["kind"] == "wrong results"
     left = {node.name for node in onnx.load(printed["path"]).graph.node}
     assert left & {"overflow", "back"}
+
+
+def test_the_nodes_that_fp16_needs_in_fp32_are_found_with_plans(tmp_path):
+    model = cancelling_layers(tmp_path / "m.onnx")
+    shape = ("--shape", "x=8x16")
+    result = trt_native(
+        "debug", "precision", model, "--max-error", "0.02", "--measure", "gpu", *shape, "--json"
+    )
+    assert result.returncode == 0, result.stderr
+    printed = json.loads(result.stdout)
+    assert printed["measured_on"] == "gpu"
+    assert printed["error"] <= 0.02
+    if printed["reduced_error"] <= 0.02:
+        pytest.skip("this TensorRT computes the sum in FP32 already")
+    assert printed["kept"]
+    words = [word for pattern in printed["patterns"] for word in ("--keep-fp32", pattern)]
+    plan = tmp_path / "m.plan"
+    built = trt_native("build", model, "-o", plan, "--precision", "fp16", "--dim", "n=8", *words)
+    assert built.returncode == 0, built.stderr
+    verified = trt_native(
+        "verify", plan, "--against", model, "--random", "0", "--max-relative-error", "0.02"
+    )
+    assert verified.returncode == 0, verified.stdout

@@ -1,4 +1,4 @@
-"""``trt-native debug``: the part of a model that fails."""
+"""``trt-native debug``: the part of a model that is at fault."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trt_native.cli.console import print_json, report_errors, stderr, stdout
+from trt_native.cli.debug_precision import precision
 from trt_native.cli.options import (
     BackendOption,
     DimsOption,
@@ -36,6 +37,7 @@ debug_app = typer.Typer(
     name="debug", no_args_is_help=True, help="Find the part of a model that is at fault."
 )
 
+debug_app.command()(precision)
 _FAILURE, _SHAPES = "Failure", "Shapes"
 _FAILURES = ("build", "crash", "slow", "verify")
 _REPORT = "report.md"
