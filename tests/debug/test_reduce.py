@@ -16,7 +16,13 @@ from helpers.tiny_models import BOOL, FLOAT, tensor
 from onnx import helper, numpy_helper
 
 from trt_native.config import BuildConfig
-from trt_native.debug.checks import BuildCheck, CommandCheck, Outcome, is_same_failure
+from trt_native.debug.checks import (
+    BuildCheck,
+    CommandCheck,
+    Outcome,
+    VerifyCheck,
+    is_same_failure,
+)
 from trt_native.debug.preparation import Form
 from trt_native.debug.reduce import reduce_model
 from trt_native.errors import SpecError, UnsupportedError
@@ -423,6 +429,55 @@ class TestBuilds:
         found = self.reduced(model, tmp_path / "out", config=config, profile=spec)
         assert operators(found.path) == ["Mod"]
         assert found.form is Form.FOLDED
+
+    def test_wrong_results_are_reduced_to_the_node_that_makes_them(
+        self, layers, tmp_path, plant, monkeypatch
+    ):
+        """Plans run by onnx.reference, which is made to compute Floor wrongly."""
+        code = """
+        import contextlib
+        from pathlib import Path
+        import trt_native.verify.check as check
+        @contextlib.contextmanager
+        def open_session(plan):
+            import onnx
+            from onnx.reference import ReferenceEvaluator
+            name, folder = Path(plan.manifest.model["file"]).name, plan.path.parent
+            model = onnx.load(next(p for p in (folder / name, folder.parent / name) if p.exists()))
+            for node in model.graph.node:
+                node.op_type = node.op_type.replace("Floor", "Ceil")
+            names = [value.name for value in model.graph.output]
+            evaluator = ReferenceEvaluator(model)
+            run = lambda inputs: dict(zip(names, evaluator.run(None, dict(inputs))))
+            inputs, outputs = (
+                tuple(t for t in plan.manifest.tensors if t.mode == mode)
+                for mode in ("input", "output")
+            )
+            yield check.OpenPlan(inputs, outputs, run)
+        check.open_session = open_session
+        """
+        for name, value in plant(code).items():
+            monkeypatch.setenv(name, value)
+        nodes = [helper.make_node("Relu", ["x"], ["a"], name="first")]
+        nodes.append(helper.make_node("Floor", ["a"], ["b"], name="floor"))
+        nodes += [
+            helper.make_node("Exp", ["b"], ["c"], name="third"),
+            helper.make_node("Neg", ["c"], ["y"], name="last"),
+        ]
+        inputs, outputs = [tensor("x", FLOAT, [2, 8])], [tensor("y", FLOAT, [2, 8])]
+        model = tiny_models.save(tmp_path / "out.onnx", nodes, inputs, outputs)
+        check = VerifyCheck(BuildConfig(precision="fp32"), "rtx", model, tmp_path / "out", 0.01)
+        found = reduce_model(model, tmp_path / "out", check)
+        assert operators(found.path) == ["Floor"]
+        assert found.last.kind == "wrong results"
+        assert "relative L2" in " ".join(found.last.lines)
+
+    def test_a_model_that_does_not_fail_here_is_checked_again(self, tmp_path):
+        model = short(tmp_path)
+        with pytest.raises(SpecError, match="nothing to reduce"):
+            self.reduced(model, tmp_path / "out")
+        lines = (tmp_path / "out" / "results.jsonl").read_text().splitlines()
+        assert len(lines) == 1
 
     def test_results_say_how_each_check_ended(self, layers, tmp_path):
         planted = helper.make_node("Mod", ["@", "x"], ["m"], name="mod", fmod=0)

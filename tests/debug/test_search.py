@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from trt_native.debug.search import remove_in_chunks, smallest_failing
+from trt_native.debug.search import needed_nodes, remove_in_chunks, smallest_failing
 
 
 class Predicate:
@@ -64,6 +64,22 @@ def test_a_node_of_much_weight_is_found_first():
     assert find(plain, 2000).nodes == {900}
     assert fails.asked < plain.asked
     assert fails.asked <= 6
+
+
+def test_the_most_probable_nodes_are_asked_about_first():
+    weights = dict.fromkeys(range(50, 90), 1.0)
+    weights.update({61: 500.0, 84: 400.0})
+    fails = Predicate(61, 84)
+    assert needed_nodes(weights, fails) == {61, 84}
+    assert fails.asked <= 4
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_any_of_some_nodes_are_found_exactly(seed):
+    rng = random.Random(seed)
+    weights = {node: rng.random() + 0.01 for node in rng.sample(range(1000), 60)}
+    needed = rng.sample(sorted(weights), 3)
+    assert needed_nodes(weights, Predicate(*needed)) == set(needed)
 
 
 def test_a_long_search_stops_with_a_set_that_fails():

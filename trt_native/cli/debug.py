@@ -202,6 +202,7 @@ def _checking(
     backend: str,
 ) -> tuple[Check, Callable[[Path], str]]:
     """The check, and the command that shows the failure of the reduced model."""
+    from trt_native.cuda import require_gpu
     from trt_native.debug.checks import BuildCheck, CommandCheck, VerifyCheck, config_for
 
     if check is not None:
@@ -221,6 +222,7 @@ def _checking(
         return f"{line} && {shlex.join(verify)}"
 
     if fails == "verify":
+        require_gpu()
         return VerifyCheck(config, backend, model, folder, max_relative_error), command
     slow_s = None if slower_than is None else parse_duration(slower_than)
     return BuildCheck(config, backend, model, folder, fails or "build", slow_s), command

@@ -306,7 +306,7 @@ class VerifyCheck:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(_search_path())},
             timeout=None if deadline is None else max(1.0, deadline - time.monotonic()),
         )
         try:
@@ -335,6 +335,11 @@ class VerifyCheck:
         }
 
 
+def _search_path() -> list[str]:
+    """Where a child finds what this process does."""
+    return list(filter(None, (os.environ.get("PYTHONPATH"), *sys.path)))
+
+
 @dataclass(frozen=True)
 class _Jobs:
     """Builds of a model and of its parts."""
@@ -357,10 +362,12 @@ class _Jobs:
     def identity(self) -> dict[str, Any]:
         from cattrs import Converter
 
+        from trt_native.backends.registry import load_backend
+
+        loaded = load_backend(self.backend)
         options = Converter().unstructure(self.config)
-        return dict(
-            json.loads(json.dumps({"backend": self.backend, "config": options}, default=str))
-        )
+        found = {"backend": [loaded.name, loaded.version], "config": options}
+        return dict(json.loads(json.dumps(found, default=str)))
 
 
 def config_for(config: BuildConfig, model: Path) -> BuildConfig:

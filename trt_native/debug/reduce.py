@@ -15,8 +15,7 @@ import onnx
 from trt_native.debug.checks import SUCCESS, Check, Outcome
 from trt_native.debug.preparation import Form, prepare
 from trt_native.debug.search import (
-    components,
-    needed_units,
+    needed_nodes,
     remove_in_chunks,
     smallest_failing,
 )
@@ -209,15 +208,10 @@ class _Reducer:
         return self._needed(subject, chosen)
 
     def _needed(self, subject: Subject, nodes: Collection[int]) -> Subject:
-        """The needed nodes of a set that fails, first by the parts that it is in."""
+        """The needed nodes of a set that fails, the rarest first."""
         suspicion = subject.suspicion()
-        units = components(subject.neighbours(), nodes)
-        while True:
-            weights = [sum(suspicion[index] ** 2 for index in unit) for unit in units]
-            found = needed_units(units, weights, lambda kept: self._fails(subject, kept))
-            if all(len(unit) == 1 for unit in found):
-                return self._part(subject, frozenset().union(*found))
-            units = [frozenset({index}) for unit in found for index in unit]
+        weights = {index: suspicion[index] ** 3 for index in nodes}
+        return self._part(subject, needed_nodes(weights, partial(self._fails, subject)))
 
     def _searched(self, subject: Subject) -> Subject:
         """The needed nodes of all, which fail."""

@@ -10,10 +10,10 @@ Where failures do not stay, the answer still fails, but may not be the smallest.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["FailingSet", "components", "needed_units", "remove_in_chunks", "smallest_failing"]
+__all__ = ["FailingSet", "needed_nodes", "remove_in_chunks", "smallest_failing"]
 
 _RINGS = (1, 2, 4, 8)
 """Distances from nodes that are known to be needed, at which sets are tried."""
@@ -65,39 +65,20 @@ def smallest_failing(
     return FailingSet(frozenset(needed), is_minimal=True)
 
 
-def needed_units(
-    units: Sequence[frozenset[int]], weights: Sequence[float], fails: Fails
-) -> list[frozenset[int]]:
-    """Find the few of some sets of nodes that fail together, given that all of them do.
+def needed_nodes(weights: Mapping[int, float], fails: Fails) -> frozenset[int]:
+    """Find the few of some nodes that fail together, given that all of them do.
 
     Args:
-        units: The sets.
-        weights: For each how probable it is to be needed, in any unit; above 0.
+        weights: For each node how probable it is to be needed, in any unit; above 0.
         fails: Whether a set of nodes fails.
     """
-    pool = sorted(range(len(units)), key=lambda index: -weights[index])
+    pool = sorted(weights, key=lambda node: -weights[node])
     needed: list[int] = []
-
-    def fails_together(chosen: Collection[int]) -> bool:
-        return fails(frozenset().union(*(units[index] for index in chosen)))
-
-    while pool and not (needed and fails_together(needed)):
-        last = _first_failing(pool, needed, weights, fails_together)
+    while pool and not (needed and fails(frozenset(needed))):
+        last = _first_failing(pool, needed, weights, fails)
         needed.append(pool[last])
         pool = pool[:last]
-    return [units[index] for index in needed]
-
-
-def components(
-    neighbours: Sequence[Collection[int]], nodes: Collection[int]
-) -> list[frozenset[int]]:
-    """The parts of a set of nodes that are not next to each other."""
-    left, found = set(nodes), []
-    while left:
-        part = frozenset(itertools.chain(*_rings(neighbours, [min(left)], left)))
-        found.append(part)
-        left -= part
-    return found
+    return frozenset(needed)
 
 
 def remove_in_chunks(
@@ -142,8 +123,8 @@ def _around(
 def _first_failing(
     order: Sequence[int],
     needed: Sequence[int],
-    weights: Sequence[float],
-    fails: Callable[[frozenset[int]], bool],
+    weights: Sequence[float] | Mapping[int, float],
+    fails: Fails,
 ) -> int:
     """The index at which the shortest prefix that fails ends, given that the whole fails."""
     sums = list(itertools.accumulate(weights[node] for node in order))
@@ -169,16 +150,10 @@ def _distances(neighbours: Sequence[Collection[int]], sources: Collection[int]) 
     return found
 
 
-def _rings(
-    neighbours: Sequence[Collection[int]],
-    sources: Collection[int],
-    among: Collection[int] | None = None,
-) -> Iterator[set[int]]:
+def _rings(neighbours: Sequence[Collection[int]], sources: Collection[int]) -> Iterator[set[int]]:
     """The sources, those next to them, and so on."""
     ring, seen = set(sources), set(sources)
     while ring:
         yield ring
         ring = {other for node in ring for other in neighbours[node]} - seen
-        if among is not None:
-            ring &= set(among)
         seen |= ring

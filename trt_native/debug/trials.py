@@ -164,8 +164,9 @@ class Trials:
         self.count += 1
         self._asked.add(key)
         self._known[key] = outcome
-        with (self.folder / RESULTS).open("a") as results:
-            results.write(json.dumps({"key": key, **asdict(outcome)}) + "\n")
+        if data or outcome.failed:  # what keeps the original from failing may change
+            with (self.folder / RESULTS).open("a") as results:
+                results.write(json.dumps({"key": key, **asdict(outcome)}) + "\n")
         nodes = len(onnx.load_model_from_string(data).graph.node) if data else self._nodes
         first = self.first if key != _ORIGINAL else outcome
         fails = is_same_failure(outcome, first, self._pattern)
