@@ -405,6 +405,13 @@ class TestBuilds:
         assert operators(found.path) == ["Floor"]
         assert found.last.lines == ("the build takes longer than 3 s",)
 
+    def test_an_error_is_not_a_slow_build(self, layers, tmp_path):
+        model = layers(helper.make_node("Mod", ["@", "x"], ["m"], name="mod", fmod=0))
+        check = BuildCheck(BuildConfig(), "rtx", model, tmp_path / "out", "slow", slow_s=60)
+        with pytest.raises(SpecError, match="but with BuildError") as e:
+            reduce_model(model, tmp_path / "out", check)
+        assert "Mod 'mod'" in str(e.value)
+
     def test_a_request_that_does_not_fit_is_no_failure_of_the_model(self, tmp_path):
         model = tiny_models.conv(tmp_path / "m.onnx")
         with pytest.raises(SpecError, match="does not fail in this way, but with SpecError") as e:

@@ -26,7 +26,6 @@ from trt_native.graph.dims import dimension_symbols
 from trt_native.shapes import ProfileSpec
 
 __all__ = [
-    "FAILURES",
     "SUCCESS",
     "BuildCheck",
     "Check",
@@ -36,9 +35,6 @@ __all__ = [
     "config_for",
     "is_same_failure",
 ]
-
-FAILURES = ("build", "crash", "slow", "verify")
-"""Ways to fail without a command."""
 
 SUCCESS = "exit code 0"
 """Kind of the outcome of a command that finds nothing."""
@@ -210,12 +206,9 @@ class BuildCheck:
         job = self._jobs.job(model)
         limit = self._slow_s if self._failure == "slow" else timeout_s
         waiting, self._waiting = self._waiting, ChildBuild(job)
-        started = time.monotonic()
-        if waiting is None:
-            waiting = ChildBuild(job)
         self._waiting.start()
+        started = time.monotonic()
         try:
-            started = time.monotonic()
             build_in_child(
                 job, None, deadline=None if limit is None else started + limit, child=waiting
             )
@@ -228,9 +221,12 @@ class BuildCheck:
         return Outcome(False, seconds=time.monotonic() - started)
 
     def _judged(self, error: TrtNativeError, seconds: float, timed_out: bool) -> Outcome:
+        if timed_out and self._failure == "slow":
+            line = f"the build takes longer than {self._slow_s:g} s"
+            return Outcome(True, "slow build", (line,), seconds=seconds)
         if timed_out or self._failure == "slow":
-            lines = (f"the build takes longer than {self._slow_s:g} s",) if self._slow_s else ()
-            return Outcome(self._failure == "slow" and timed_out, "slow", lines, seconds=seconds)
+            kind = "timeout" if timed_out else type(error).__name__
+            return Outcome(False, kind, (error.message, *error.lines), seconds=seconds)
         crash = next((e for e in (error, error.__cause__) if isinstance(e, CrashError)), None)
         if crash is not None:
             said = (crash.message, *crash.lines)

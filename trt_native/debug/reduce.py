@@ -238,7 +238,7 @@ class _Reducer:
         subject = self._bypassed(subject, subject.connectors())
         model = subject.cut(range(len(subject)), all_outputs=False)
         if not self._trials.fails(model):
-            model = subject.model
+            model = subject.cut(range(len(subject)))
         assert model is not None  # noqa: S101  # None does not fail
         return shrink_extents(model, self._trials.folder, self._trials.fails)
 
