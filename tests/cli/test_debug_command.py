@@ -68,6 +68,8 @@ def test_the_command_of_the_report_builds_the_reduced_model(failing_model, tmp_p
     message = failing(*words, cwd=tmp_path / "out")
     assert "- Mod 'the/mod': The fmod attribute is set to 0" in message
     assert printed["last"]["kind"] == "BuildError"
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "does not support these operators of reduced.onnx:" in report
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from trt_native._version import __version__
 from trt_native.backends.registry import load_backend
 from trt_native.cuda import gpu_info
 from trt_native.debug.graph_text import graph_lines
-from trt_native.debug.reduce import Reduction
+from trt_native.debug.reduce import REDUCED, Reduction
+from trt_native.debug.trials import CANDIDATE
 from trt_native.errors import UnsupportedError, on_one_line, shortened
 from trt_native.files import sha256_of_file
 from trt_native.units import format_bytes
@@ -70,7 +71,7 @@ def _lines(
     yield ""
     yield "```console"
     yield f"$ {command}"
-    yield from _block(reduction.last.lines)
+    yield from _block([line.replace(CANDIDATE, REDUCED) for line in reduction.last.lines])
     yield "```"
     yield ""
     yield "## Model"
