@@ -205,7 +205,7 @@ class CommandOption:
         type: Type of the word, or of each word, before ``parse``.
         parse: Reads the field's value from it.
         flag: Name of the flag without its dashes. Empty: the field's name, with dashes.
-        metavar: Placeholder for the word. Empty: the type's.
+        metavar: Placeholder for the word. Empty: what the flag has in every command.
         default_text: Description of the default where its value does not say it.
         repeatable: Each use of the flag adds an item.
         separator: Between the items of one word.
@@ -437,7 +437,7 @@ class QuantizationSpec:
             "Calibration data to find the ranges with, instead of a cache. For fp16: sample inputs"
             " that show which values FP16 cannot hold.",
             _QUANTIZATION,
-            metavar="DIR|FILE.npz|FILE.py:FUNCTION",
+            metavar="FOLDER|FILE.npz|FILE.py:FUNCTION",
         ),
     )
     calibration_method: CalibrationMethod | None = field(

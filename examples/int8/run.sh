@@ -9,7 +9,7 @@ python net.py
 trt-native build net.onnx -o one.plan --dim batch=1:32:64 --precision int8 --calibration-data net.py:calibration
 
 # Three steps
-trt-native calibrate net.onnx --data net.py:calibration -o net.calib
+trt-native calibrate net.onnx --calibration-data net.py:calibration -o net.calib
 trt-native quantize net.onnx --calibration-cache net.calib -o net.int8.onnx
 trt-native build net.int8.onnx -o three.plan --dim batch=1:32:64
 

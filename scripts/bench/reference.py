@@ -113,7 +113,8 @@ def main(
         for which in ("base", "here"):
             with stderr.status(f"calibrate, {which}"):
                 words = ["-m", "trt_native", "calibrate", str(model), "--data", str(data)]
-                words += ["--method", method, "--output", str(folder / f"{which}.calib")]
+                words += ["--calibration-method", method]
+                words += ["--output", str(folder / f"{which}.calib")]
                 seconds["calibrate"][which] = run(pythons[which], trees[which], words)
             with stderr.status(f"verify, {which}"):
                 words = ["-c", VERIFY, str(model), *map(str, cases), str(folder / which)]

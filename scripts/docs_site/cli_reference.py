@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from typer.main import get_command
 
 from trt_native.cli.app import app
+from trt_native.cli.help_pages import default_of, description, names_of, paragraphs, usage
 
 __all__ = ["cli_reference", "commands"]
 
@@ -21,8 +20,6 @@ Generated from the commands: `trt-native COMMAND --help` prints the same. Option
 any order, before or after the arguments; one that is repeatable is given once for each value. See
 also the [exit codes](exit_codes.md) and the [environment variables](environment.md).
 """
-_TYPES = {Path: "PATH", str: "TEXT", int: "INTEGER", float: "FLOAT"}
-_DEFAULT = re.compile(r"\s*\\?\[default: (.*?)\]")
 
 
 def commands() -> dict[str, Any]:
@@ -37,16 +34,17 @@ def cli_reference() -> str:
         title = f"trt-native {words}".strip()
         level = 2 + words.count(" ")
         parts.append(f"{'#' * level} `{title}` {{ #{_anchor(words)} }}\n")
-        parts += _paragraphs(str(command.help or ""))
+        parts += map(_paragraph, paragraphs(command))
         if not hasattr(command, "commands"):
-            parts.append(f"```\n{_usage(title, command)}\n```\n")
+            parts.append(f"```\n{usage(title, command)}\n```\n")
         parts += _options(words, command)
     return "\n".join(parts)
 
 
 def _walk(command: Any, words: str) -> Iterator[tuple[str, Any]]:
     yield words, command
-    for name, inner in getattr(command, "commands", {}).items():
+    for name in command.list_commands(None) if hasattr(command, "commands") else ():
+        inner = command.commands[name]
         if not inner.hidden:
             yield from _walk(inner, f"{words} {name}".strip())
 
@@ -55,23 +53,9 @@ def _anchor(words: str) -> str:
     return words.replace(" ", "-") or "trt-native"
 
 
-def _paragraphs(text: str) -> Iterator[str]:
-    """A help text without the marks that only a terminal reads; commands in it as code."""
-    for paragraph in text.replace("\b\n", "").strip().split("\n\n"):
-        if paragraph.lstrip().startswith("$ "):
-            yield f"```console\n{textwrap.dedent(paragraph)}\n```\n"
-        else:
-            yield _escaped(paragraph) + "\n"
-
-
-def _usage(title: str, command: Any) -> str:
-    arguments = [p for p in command.params if p.param_type_name == "argument"]
-    words = [title, "[OPTIONS]"]
-    for argument in arguments:
-        name = _argument(argument)
-        optional = not argument.required and not name.startswith("[")
-        words.append(f"[{name}]" if optional else name)
-    return " ".join(words)
+def _paragraph(text: str) -> str:
+    """A paragraph of a help text; commands as code."""
+    return f"```console\n{text}\n```\n" if text.startswith("$ ") else f"{_escaped(text)}\n"
 
 
 def _options(words: str, command: Any) -> Iterator[str]:
@@ -92,49 +76,20 @@ def _options(words: str, command: Any) -> Iterator[str]:
 
 
 def _name(parameter: Any) -> str:
-    if parameter.param_type_name == "argument":
-        return f"`{_argument(parameter)}`"
-    value = "" if parameter.is_flag or parameter.count else f" {_value(parameter)}"
-    forms = [*parameter.opts, *parameter.secondary_opts]
-    return ", ".join(f"`{form}{value}`" for form in forms)
-
-
-def _argument(parameter: Any) -> str:
-    return str(parameter.metavar or parameter.name.upper())
-
-
-def _value(parameter: Any) -> str:
-    """What stands for a value: its name, or its type in the words of ``--help``."""
-    annotation = parameter.type_descriptor.annotation
-    inner = getattr(annotation, "__args__", (annotation,))[0]
-    return str(parameter.metavar or _TYPES[inner])
+    return ", ".join(f"`{form}`" for form in names_of(parameter))
 
 
 def _text(parameter: Any) -> str:
     """The help of a parameter, with its default and its environment variable at the end."""
-    text = str(parameter.help or "")
-    stated = _DEFAULT.search(text)
-    text = _DEFAULT.sub("", text).strip()
-    default = stated[1] if stated else _default(parameter)
-    sentences = [_escaped(text)]
+    default, typed = default_of(parameter)
+    sentences = [_escaped(description(parameter))]
     if getattr(parameter, "required", False) and parameter.param_type_name == "option":
         sentences.append("Required.")
     if default:
-        sentences.append(f"Default: {_escaped(default)}.")
+        sentences.append(f"Default: {f'`{default}`' if typed else _escaped(default)}.")
     if parameter.envvar:
         sentences.append(f"Environment variable: `{parameter.envvar}`.")
     return " ".join(sentences)
-
-
-def _default(parameter: Any) -> str:
-    """The default, where help of a terminal shows it, too."""
-    shown = getattr(parameter, "show_default", None)
-    if isinstance(shown, str):
-        return f"`{shown}`"
-    default = parameter.default
-    if callable(default) or isinstance(default, bool) or default in (None, "", ()):
-        return ""
-    return "" if getattr(parameter, "count", False) else f"`{default}`"
 
 
 def _escaped(text: str) -> str:

@@ -30,9 +30,8 @@ def data(tmp_path):
 
 
 def test_calibrates_with_a_summary(model, data, tmp_path):
-    result = trt_native(
-        "calibrate", model, "--data", data, "--method", "entropy", "--runner", "reference"
-    )
+    words = ("--calibration-method", "entropy", "--calibration-runner", "reference")
+    result = trt_native("calibrate", model, "--data", data, *words)
     assert result.returncode == 0, result.stderr
     assert sorted(os.listdir(tmp_path)) == ["data", "m.calib", "m.calib.json", "m.onnx"]
     cache = CalibrationCache.load(tmp_path / "m.calib")
@@ -45,7 +44,8 @@ def test_calibrates_with_a_summary(model, data, tmp_path):
 
 def test_json_and_options(model, data, tmp_path):
     target = tmp_path / "out"
-    words = ("--method", "percentile", "--percentile", "50", "--limit", "1", "--tensor", "a")
+    words = ("--calibration-method", "percentile", "--percentile", "50", "--batches", "1")
+    words += ("--tensor", "a")
     result = trt_native(
         "calibrate", model, "--data", data, "-o", target, *words, "--trt-version", "8.6.1", "--json"
     )
@@ -63,15 +63,21 @@ def test_json_and_options(model, data, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "give one of: MODEL.onnx with --data DIR, --show FILE, or --diff A B"),
-        (("{model}",), "no calibration data for m.onnx: give --data DIR"),
+        ((), "give one of: MODEL.onnx with --calibration-data FOLDER, --show FILE, or --diff A B"),
+        (("{model}",), "no calibration data for m.onnx: give --calibration-data FOLDER"),
         (("{model}", "--show", "x"), "give one of"),
         (("--show", "{model}"), "not a calibration cache"),
         (("--show", "missing"), "cannot read missing: No such file"),
-        (("--show", "x", "--limit", "3"), "they take no option but --json"),
+        (("--show", "x", "--batches", "3"), "they take no option but --json"),
         (("{model}", "--data", "missing"), "missing: no such calibration data"),
-        (("{model}", "--data", "{data}", "--method", "best"), "'best' is none of: entropy, minmax"),
-        (("{model}", "--data", "{data}", "--percentile", "99"), "no effect with --method mse"),
+        (
+            ("{model}", "--data", "{data}", "--calibration-method", "best"),
+            "'best' is none of: entropy, minmax",
+        ),
+        (
+            ("{model}", "--data", "{data}", "--percentile", "99"),
+            "no effect with --calibration-method mse",
+        ),
         (("{model}", "--data", "{data}", "--trt-version", "11.1"), "reads no calibration caches"),
         (("{model}", "--data", "{data}", "--tensor", "b"), "'b' matches no tensor"),
         (("{model}", "--data", "{data}", "-o", "no/where"), "cannot write no/where"),

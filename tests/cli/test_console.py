@@ -126,7 +126,7 @@ def test_long_names_are_without_their_middle_but_in_json_and_commands(capsys):
     assert len(captured.err) < 600
     assert captured.err.endswith("x'\nand so on\n")
     assert len(captured.out) < 10_000
-    assert captured.out.count("characters)") == 4
+    assert captured.out.count("characters)") == 5
     print_json({"name": name})
     console.print_command(f"build --dim {name}=1\x1b")
     lines = capsys.readouterr().out.splitlines()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
-from typer.core import TyperGroup
 
 from trt_native._version import __version__
 from trt_native.cli.bench import bench
@@ -23,6 +22,7 @@ from trt_native.cli.diff import diff
 from trt_native.cli.doctor import doctor
 from trt_native.cli.export import export_app
 from trt_native.cli.guide import guide_app
+from trt_native.cli.help_pages import CommandTree, HelpGroup
 from trt_native.cli.inspect import inspect
 from trt_native.cli.quantize import quantize
 from trt_native.cli.refit import refit
@@ -34,9 +34,15 @@ __all__ = ["app"]
 _UsageError: Any = typer.BadParameter.__base__  # which Typer has from click, or of its own
 
 
-class _Program(TyperGroup):
+class _Program(HelpGroup):
     """The command tree, which with ``--json`` also prints wrong usage as JSON."""
 
+    panels: ClassVar[Mapping[str, Sequence[str]]] = {
+        "Build plans": ("export", "build", "build-latentsync"),
+        "Change ONNX files": ("convert", "quantize", "calibrate"),
+        "Examine and run": ("inspect", "run", "verify", "bench", "diff", "debug"),
+        "Use and maintain": ("refit", "deploy", "cache", "doctor"),
+    }
     _json = False
 
     def make_context(self, info_name: Any, args: Sequence[str], *rest: Any, **extra: Any) -> Any:
@@ -61,10 +67,9 @@ class _Program(TyperGroup):
             raise
 
 
-app = typer.Typer(
+app = CommandTree(
     name="trt-native",
     cls=_Program,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -84,24 +89,28 @@ def options(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
-    """Build native TensorRT plans from PyTorch and ONNX models, and run them."""
+    """Build native TensorRT plans from PyTorch and ONNX models, and run them.
+
+    $ trt-native build net.onnx --dim batch=1:8:32
+    $ trt-native inspect net.plan
+    """
     set_verbosity(verbose)
 
 
-app.add_typer(export_app)
-app.add_typer(guide_app)
-app.command()(convert)
-app.command()(quantize)
-app.add_typer(cache_app)
-app.command()(build)
-app.command()(build_latentsync)
-app.command()(refit)
-app.command()(calibrate)
-app.command()(inspect)
-app.command()(diff)
-app.command()(run)
-app.command()(bench)
-app.command()(verify)
-app.add_typer(debug_app)
-app.add_typer(deploy_app)
-app.command()(doctor)
+for group in (export_app, guide_app, debug_app, deploy_app, cache_app):
+    app.add_typer(group)
+for command in (
+    build,
+    build_latentsync,
+    convert,
+    quantize,
+    calibrate,
+    inspect,
+    run,
+    verify,
+    bench,
+    diff,
+    refit,
+    doctor,
+):
+    app.command()(command)

@@ -52,7 +52,6 @@ def bench(
         list[str] | None,
         typer.Option(
             "--shape",
-            "--shapes",
             help="Shape of a random input, NAME=1x3x8x8. Repeatable."
             " \\[default: the profile's opt]",
         ),
@@ -90,7 +89,11 @@ def bench(
         ),
     ] = False,
 ) -> None:
-    """Measure the speed of a plan on the GPU, and find its bottleneck."""
+    """Measure the speed of a plan on the GPU, and find its bottleneck.
+
+    $ trt-native bench net.plan --shape image=8x3x32x32
+    $ trt-native bench net.plan --compare other.plan --layers
+    """
     from trt_native.bench import BenchOptions, CudaMachine, bench_plan
     from trt_native.files import atomic_write
     from trt_native.graph.outputs import check_outputs

@@ -62,6 +62,7 @@ def build(
     profile: Annotated[
         Path | None,
         typer.Option(
+            metavar="FILE",
             help="YAML, JSON or TOML file with one or more profiles. --dim and --shape win.",
             rich_help_panel=_SHAPES,
         ),
@@ -99,7 +100,12 @@ def build(
     json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
     **options: Any,
 ) -> None:
-    """Build a TensorRT plan from an ONNX model."""
+    """Build a TensorRT plan from an ONNX model.
+
+    $ trt-native build net.onnx --dim batch=1:8:32
+    $ trt-native build net.onnx -o net.plan --precision fp16
+    $ trt-native build net.onnx --dry-run
+    """
     quantization = QuantizationSpec(**read_fields(QuantizationSpec, options))
     best = options["precision"].lower() == "best"
     if max_error is not None and not best:

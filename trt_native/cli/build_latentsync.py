@@ -89,9 +89,12 @@ def build_latentsync(
     allow_mismatch: AllowMismatch = False,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Build all of LatentSync that runs as plans: U-Net, DeepCache's shallow step, VAE, Whisper.
+    r"""Build all of LatentSync that runs as plans: U-Net, DeepCache's shallow step, VAE, Whisper.
 
     The folder is for trt_native.LatentSyncPipelineEngines.from_folder.
+
+    $ trt-native build-latentsync latentsync_unet.pt \
+        --vae sd-vae-ft-mse -o engines
     """
     check_weights(checkpoint, random_weights, "CHECKPOINT")
     if (vae is not None) == (no_vae or random_weights is not None):

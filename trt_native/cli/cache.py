@@ -17,13 +17,15 @@ from trt_native.builder.plan_cache import (
     PruneResult,
 )
 from trt_native.cli.console import print_json, report_errors, stdout, table
+from trt_native.cli.help_pages import CommandTree
 from trt_native.errors import SpecError
 from trt_native.units import counted, format_age, format_bytes, parse_bytes, parse_duration
 
 __all__ = ["cache_app"]
 
-cache_app = typer.Typer(
-    name="cache", no_args_is_help=True, help="The plans and layer timings kept between builds."
+cache_app = CommandTree(
+    name="cache",
+    help="The plans and layer timings kept between builds.\n\n$ trt-native cache list",
 )
 
 _Folder = Annotated[
@@ -42,7 +44,10 @@ _Json = Annotated[bool, typer.Option("--json", help="Print the outcome as JSON."
 @cache_app.command("list")
 @report_errors
 def list_entries(folder: _Folder = None, json: _Json = False) -> None:
-    """List the plans, the last used first."""
+    """List the plans, the last used first.
+
+    $ trt-native cache list
+    """
     cache = _opened(folder)
     entries = cache.entries()
     total = sum(entry.bytes for entry in entries)
@@ -94,7 +99,11 @@ def prune(
     ] = None,
     json: _Json = False,
 ) -> None:
-    """Remove damaged plans, then those unused for longest until the size limit is kept."""
+    """Remove damaged plans, then those unused for longest until the size limit is kept.
+
+    $ trt-native cache prune --older-than 30d
+    $ trt-native cache prune --cache-size 10GiB
+    """
     seconds = parse_duration(older_than) if older_than is not None else None
     cache = _opened(folder, parse_bytes(cache_size) if cache_size is not None else None)
     _tell(cache, cache.prune(seconds), json)
@@ -110,7 +119,10 @@ def remove(
     folder: _Folder = None,
     json: _Json = False,
 ) -> None:
-    """Remove single plans by their keys."""
+    """Remove single plans by their keys.
+
+    $ trt-native cache remove 3f2a91c0
+    """
     cache = _opened(folder)
     _tell(cache, cache.remove(keys), json)
 
@@ -118,7 +130,10 @@ def remove(
 @cache_app.command()
 @report_errors
 def clear(folder: _Folder = None, json: _Json = False) -> None:
-    """Remove all plans, layer timings and remembered hashes; nothing else in the folder."""
+    """Remove all plans, layer timings and remembered hashes; nothing else in the folder.
+
+    $ trt-native cache clear
+    """
     cache = _opened(folder)
     _tell(cache, cache.clear(), json)
 

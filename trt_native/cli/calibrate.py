@@ -31,7 +31,7 @@ _PANEL = "Existing caches"
 @with_fields(
     QuantizationSpec,
     before="backend",
-    flags={"calibration_runner": "runner", "calibration_memory_bytes": "memory"},
+    flags={"calibration_runner": "", "calibration_memory_bytes": ""},
     panels=False,
 )
 def calibrate(
@@ -41,7 +41,9 @@ def calibrate(
     data: Annotated[
         str | None,
         typer.Option(
-            metavar="DIR",
+            "--calibration-data",
+            "--data",
+            metavar="FOLDER|FILE.npz|FILE.py:FUNCTION",
             help="Calibration data: a folder of .npz or .npy files, one .npz file, or"
             " FILE.py:FUNCTION that yields {input name: array}.",
         ),
@@ -53,8 +55,9 @@ def calibrate(
     method: Annotated[
         str,
         typer.Option(
+            "--calibration-method",
             help="How ranges follow from values: entropy (TensorRT's own), minmax, percentile or"
-            " mse."
+            " mse.",
         ),
     ] = "mse",
     percentile: Annotated[
@@ -62,7 +65,7 @@ def calibrate(
         typer.Option(help="Percentage of values to cover. \\[default: 99.99]"),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(metavar="N", help="Use only the first N batches.")
+        int | None, typer.Option("--batches", metavar="N", help="Use only the first N batches.")
     ] = None,
     tensor: Annotated[
         list[str] | None,
@@ -94,14 +97,20 @@ def calibrate(
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     **options: Any,
 ) -> None:
-    """Find the ranges that INT8 and FP8 need, by running a model on sample inputs.
+    r"""Find the ranges that INT8 and FP8 need, by running a model on sample inputs.
 
     On a GPU, engines with extra outputs run the model; elsewhere OpenVINO does where it is
     installed, or onnx.reference, which suits small models. The cache is in TensorRT's own text
     format; its provenance is written to a .json file next to it.
+
+    $ trt-native calibrate net.onnx \
+        --calibration-data samples/ -o net.calib
+    $ trt-native calibrate --show net.calib
     """
     if [model is not None, show is not None, diff is not None].count(True) != 1:
-        raise SpecError("give one of: MODEL.onnx with --data DIR, --show FILE, or --diff A B")
+        raise SpecError(
+            "give one of: MODEL.onnx with --calibration-data FOLDER, --show FILE, or --diff A B"
+        )
     running = read_fields(QuantizationSpec, options)
     by = running["calibration_runner"]
     memory_bytes = running.get("calibration_memory_bytes")
@@ -114,10 +123,10 @@ def calibrate(
         _diff(*diff, json)
     elif model is not None:
         if data is None:
-            raise SpecError(f"no calibration data for {model.name}: give --data DIR")
+            raise SpecError(f"no calibration data for {model.name}: give --calibration-data FOLDER")
         chosen = CalibrationMethod.parse(method)
         if percentile is not None and chosen is not CalibrationMethod.PERCENTILE:
-            raise SpecError(f"--percentile: no effect with --method {chosen}")
+            raise SpecError(f"--percentile: no effect with --calibration-method {chosen}")
         _calibrate(
             model,
             data,

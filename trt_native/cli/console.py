@@ -9,11 +9,13 @@ import json
 import logging
 import os
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, TypeVar
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -193,7 +195,7 @@ def print_command(command: str) -> None:
 
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    """Write a table to standard output.
+    """Write a table to standard output; as a list where the terminal is too narrow for its words.
 
     Args:
         title: Its heading.
@@ -201,12 +203,67 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) 
         rows: Cells. One that is a tuple has several lines; a line end in a text is escaped.
     """
     names = list(columns)
-    grid = Table(title=_text(title, "bold"), title_justify="left", show_header=any(names))
-    for name in names:
-        grid.add_column(_text(name), overflow="fold")
-    for row in rows:
-        grid.add_row(*(_text(cell) for cell in row))
+    heads = [_text(name) for name in names]
+    cells = [[_text(cell) for cell in row] for row in rows]
+    if title:
+        stdout.print(_text(title, "bold"))
+    widths = _widths([heads, *cells], stdout.width - 3 * len(names) - 1)
+    if widths is None:
+        _print_records(heads, cells)
+        return
+    grid = Table(show_header=any(names))
+    for head, width in zip(heads, widths, strict=True):
+        grid.add_column(head, width=width, overflow="fold")
+    for row in cells:
+        grid.add_row(*row)
     stdout.print(grid)
+
+
+def _widths(rows: Sequence[Sequence[Text]], available: int) -> list[int] | None:
+    """Widths of columns, in which no word is broken; None where these are too wide."""
+    columns = list(zip(*rows, strict=True))
+    widths = [_longest(column, str.split) for column in columns]
+    wanted = [_longest(column, str.splitlines) for column in columns]
+    left = available - sum(widths)
+    if left < 0:
+        return None
+    lacking = sorted(range(len(columns)), key=lambda i: wanted[i] - widths[i])
+    for position, i in enumerate(lacking):
+        given = min(wanted[i] - widths[i], left // (len(lacking) - position))
+        widths[i] += given
+        left -= given
+    return widths
+
+
+def _longest(column: Iterable[Text], split: Callable[[str], list[str]]) -> int:
+    return max((cell_len(part) for text in column for part in split(text.plain)), default=0)
+
+
+def _print_records(heads: Sequence[Text], rows: Iterable[Sequence[Text]]) -> None:
+    """Print rows one below the other: each cell on lines of its own, with its column's name.
+
+    Words stay whole. The terminal wraps one that is wider than it is, so that it can be copied.
+    """
+    for row in rows:
+        for number, (head, cell) in enumerate(zip(heads, row, strict=True)):
+            text = f"{head.plain}: {cell.plain}" if head.plain else cell.plain
+            if number == 0:
+                stdout.print(Text(text, "bold"))
+            elif cell.plain:
+                for line in text.split("\n"):
+                    stdout.print(Text(_indented(line)))
+
+
+def _indented(line: str) -> str:
+    """A line with its words whole, in the terminal's width."""
+    return textwrap.fill(
+        line,
+        stdout.width,
+        initial_indent="  ",
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _text(content: object, style: str = "") -> Text:

@@ -114,7 +114,11 @@ def convert(
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     **options: Any,
 ) -> None:
-    """Write an ONNX model as a build would change it, for any tool: in FP16, BF16, INT8, FP8."""
+    r"""Write an ONNX model as a build would change it, for any tool: in FP16, BF16, INT8, FP8.
+
+    $ trt-native convert net.onnx -o net.fp16.onnx \
+        --precision fp16
+    """
     from trt_native.builder.conversion_config import ConversionConfig
     from trt_native.cli.conversion_comparison import ConversionSamples
     from trt_native.progress_bars import ProgressDisplay

@@ -12,6 +12,7 @@ import typer
 
 from trt_native.cli.console import print_json, report_errors, stderr, stdout
 from trt_native.cli.debug_precision import precision
+from trt_native.cli.help_pages import CommandTree
 from trt_native.cli.options import (
     BackendOption,
     DimsOption,
@@ -33,8 +34,10 @@ if TYPE_CHECKING:
 
 __all__ = ["debug_app"]
 
-debug_app = typer.Typer(
-    name="debug", no_args_is_help=True, help="Find the part of a model that is at fault."
+debug_app = CommandTree(
+    name="debug",
+    help="Find the part of a model that is at fault.\n\n"
+    "$ trt-native debug reduce net.onnx --fails build",
 )
 
 debug_app.command()(precision)
@@ -125,7 +128,11 @@ def reduce(
     json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
     **options: Any,
 ) -> None:
-    """Find the smallest part of a model that still fails, and write a report of it."""
+    """Find the smallest part of a model that still fails, and write a report of it.
+
+    $ trt-native debug reduce net.onnx --precision fp16
+    $ trt-native debug reduce net.onnx --fails crash
+    """
     from trt_native.debug.reduce import reduce_model
     from trt_native.debug.report import environment, report
 

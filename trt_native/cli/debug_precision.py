@@ -77,7 +77,10 @@ def precision(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
-    """Find the few and cheap nodes that must stay FP32 for an error to hold."""
+    """Find the few and cheap nodes that must stay FP32 for an error to hold.
+
+    $ trt-native debug precision net.onnx --max-error 0.01
+    """
     from trt_native.debug.precision import candidates, find_fp32_nodes
 
     if not max_error >= 0:

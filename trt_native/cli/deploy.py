@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trt_native.cli.console import print_command, print_json, report_errors, stderr, table
+from trt_native.cli.help_pages import CommandTree
 from trt_native.cli.inputs import read_shapes
 from trt_native.cli.options import IgnoreManifest
 
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["deploy_app"]
 
-deploy_app = typer.Typer(
-    name="deploy", no_args_is_help=True, help="Deploy a plan with Triton or trtexec."
+deploy_app = CommandTree(
+    name="deploy",
+    help="Deploy a plan with Triton or trtexec.\n\n$ trt-native deploy trtexec net.plan",
 )
 
 _PlanArgument = Annotated[Path, typer.Argument(metavar="PLAN", help="The plan.")]
@@ -29,7 +31,7 @@ _PlanArgument = Annotated[Path, typer.Argument(metavar="PLAN", help="The plan.")
 def triton(
     plan: _PlanArgument,
     repository: Annotated[
-        Path, typer.Option(metavar="DIR", help="Triton's model repository. Made if missing.")
+        Path, typer.Option(metavar="FOLDER", help="Triton's model repository. Made if missing.")
     ],
     name: Annotated[
         str | None, typer.Option(help="Name of the model. \\[default: the plan's file name]")
@@ -43,7 +45,9 @@ def triton(
     ] = None,
     profile: Annotated[
         list[int] | None,
-        typer.Option(help="Number of a profile to serve. Repeatable. \\[default: all]"),
+        typer.Option(
+            metavar="N", help="Number of a profile to serve. Repeatable. \\[default: all]"
+        ),
     ] = None,
     batching_delay: Annotated[
         int | None,
@@ -60,7 +64,11 @@ def triton(
     ignore_manifest: IgnoreManifest = False,
     json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
-    """Write NAME/1/model.plan and NAME/config.pbtxt into a Triton model repository."""
+    r"""Write NAME/1/model.plan and NAME/config.pbtxt into a Triton model repository.
+
+    $ trt-native deploy triton net.plan \
+        --repository models
+    """
     from trt_native.deploy import TritonConfig, deploy_triton
     from trt_native.plans.plan import Plan
 
@@ -104,7 +112,7 @@ def triton(
 @report_errors
 def trtexec(
     plan: _PlanArgument,
-    profile: Annotated[int, typer.Option(help="Number of the optimization profile.")] = 0,
+    profile: Annotated[int, typer.Option(metavar="N", help="Number of the profile.")] = 0,
     shape: Annotated[
         list[str] | None,
         typer.Option(help="Shape of a dynamic input, NAME=1x3x8x8. \\[default: the profile's opt]"),
@@ -112,7 +120,10 @@ def trtexec(
     ignore_manifest: IgnoreManifest = False,
     json: Annotated[bool, typer.Option("--json", help="Print the command as JSON.")] = False,
 ) -> None:
-    """Print the command that times a plan with trtexec, or with tensorrt_rtx."""
+    """Print the command that times a plan with trtexec, or with tensorrt_rtx.
+
+    $ trt-native deploy trtexec net.plan
+    """
     from trt_native.deploy import trtexec_command
     from trt_native.plans.plan import Plan
 

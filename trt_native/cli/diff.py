@@ -23,7 +23,10 @@ def diff(
     ignore_manifest: IgnoreManifest = False,
     json: Annotated[bool, typer.Option("--json", help="Print the differences as JSON.")] = False,
 ) -> None:
-    """Compare two plans. Exit code 0: no difference was found; 1: they differ."""
+    """Compare two plans. Exit code 0: no difference was found; 1: they differ.
+
+    $ trt-native diff old.plan new.plan
+    """
     from trt_native.inspection import diff_plans, read_report
 
     reports = [read_report(path, ignore_manifest=ignore_manifest) for path in (left, right)]

@@ -32,7 +32,11 @@ def doctor(
     ignore_manifest: IgnoreManifest = False,
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Report this machine's GPU, driver and backends, or whether a plan will load here."""
+    """Report this machine's GPU, driver and backends, or whether a plan will load here.
+
+    $ trt-native doctor
+    $ trt-native doctor net.plan
+    """
     if plan is not None:
         _check_plan(plan, ignore_manifest, json)
         return

@@ -10,22 +10,23 @@ import typer
 from trt_native.cli.console import print_json, report_errors, stderr
 from trt_native.cli.export_module import ExportGroup, module
 from trt_native.cli.export_unet import latentsync, print_export
+from trt_native.cli.help_pages import CommandTree
 from trt_native.cli.options import RandomWeights, check_weights, complete_precision
 from trt_native.progress_bars import ProgressDisplay
 
 __all__ = ["export_app"]
 
-export_app = typer.Typer(
-    name="export",
-    help="Turn a PyTorch model into ONNX: net.py:Net, or one of these.",
-    cls=ExportGroup,
-    no_args_is_help=True,
-)
+export_app = CommandTree(name="export", cls=ExportGroup)
 
 
 @export_app.callback()
 def _group() -> None:
-    """Turn a PyTorch model into ONNX: FILE.py:NAME, package.module:NAME, or one of these."""
+    r"""Turn a PyTorch model into ONNX: FILE.py:NAME, package.module:NAME, or one of these.
+
+    $ trt-native export net.py:Net -o net.onnx \
+        --input x=1x3x224x224 --dynamic x=0:batch
+    $ trt-native export latentsync CHECKPOINT -o unet.onnx
+    """
 
 
 export_app.command()(module)
@@ -68,9 +69,12 @@ def latentsync_vae(
     opset: Annotated[int | None, typer.Option(help="ONNX operator-set version.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the reports as JSON.")] = False,
 ) -> None:
-    """Export an image autoencoder: its encoder and its decoder, of frames of any number and size.
+    r"""Export an image autoencoder: its encoder and its decoder, of frames of any number and size.
 
     The encoder returns means and logarithms of variances; sampling is left to the caller.
+
+    $ trt-native export latentsync-vae sd-vae-ft-mse \
+        -o vae.onnx
     """
     check_weights(folder, random_weights, "FOLDER")
     from trt_native.models.latentsync.vae_export import export_vae
@@ -117,7 +121,11 @@ def latentsync_whisper(
     opset: Annotated[int | None, typer.Option(help="ONNX operator-set version.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Export Whisper's audio encoder: a segment's spectrogram in, features of all layers out."""
+    r"""Export Whisper's audio encoder: a segment's spectrogram in, features of all layers out.
+
+    $ trt-native export latentsync-whisper \
+        checkpoints/whisper/tiny.pt -o whisper.onnx
+    """
     check_weights(checkpoint, random_weights, "CHECKPOINT")
     from trt_native.models.latentsync.whisper_export import export_whisper
 

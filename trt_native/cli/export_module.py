@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from trt_native.cli.console import print_json, report_errors, stderr
 from trt_native.cli.export_unet import print_export
+from trt_native.cli.help_pages import HelpGroup
 from trt_native.cli.options import complete_precision
 from trt_native.errors import ModelError, SpecError
 from trt_native.graph.outputs import check_outputs
@@ -28,7 +28,7 @@ __all__ = ["ExportGroup", "module"]
 _TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
-class ExportGroup(TyperGroup):
+class ExportGroup(HelpGroup):
     """The exports, of which that of any module needs no name."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -79,7 +79,9 @@ def module(
     ] = None,
     weights: Annotated[
         Path | None,
-        typer.Option(help="A .pt, .pth or .safetensors file with the module's state dict."),
+        typer.Option(
+            metavar="FILE", help="A .pt, .pth or .safetensors file with the module's state dict."
+        ),
     ] = None,
     arguments: Annotated[
         list[str] | None,
@@ -103,9 +105,12 @@ def module(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Export any PyTorch module, such as net.py:Net or torchvision.models:resnet50.
+    r"""Export any PyTorch module, such as net.py:Net or torchvision.models:resnet50.
 
     The word "module" may be left out. It is loaded by Python: this is for your own code.
+
+    $ trt-native export module net.py:Net -o net.onnx \
+        --input x=1x3x224x224 --dynamic x=0:batch
     """
     from trt_native.export.module import check_opset, export_module, require_torch
     from trt_native.export.target import load_module, read_arguments, read_axes, read_example

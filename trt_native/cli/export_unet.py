@@ -133,7 +133,13 @@ def latentsync(
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     **options: Any,
 ) -> None:
-    """Export the LatentSync U-Net: latents, timestep and audio in, predicted noise out."""
+    r"""Export the LatentSync U-Net: latents, timestep and audio in, predicted noise out.
+
+    $ trt-native export latentsync latentsync_unet.pt \
+        -o unet.onnx
+    $ trt-native export latentsync latentsync_unet.pt \
+        --build unet.plan
+    """
     check_weights(checkpoint, random_weights, "CHECKPOINT")
     extents = _parse_static(static) if static is not None else {}
     write = _writer(

@@ -15,6 +15,7 @@ import typer
 from trt_native.cli.build import build
 from trt_native.cli.console import report_errors, stderr
 from trt_native.cli.export_unet import latentsync
+from trt_native.cli.help_pages import CommandTree
 from trt_native.cli.run import run
 from trt_native.errors import ModelError, SpecError
 
@@ -27,11 +28,10 @@ _PANEL = "LatentSync"
 
 _F = TypeVar("_F", bound=Callable[..., None])
 
-guide_app = typer.Typer(
+guide_app = CommandTree(
     name="guide",
-    help="The three steps of LatentSync's TensorRT guide.",
+    help="The three steps of LatentSync's TensorRT guide.\n\n$ trt-native guide build --fp16",
     hidden=True,
-    no_args_is_help=True,
 )
 
 _Fp16 = Annotated[bool, typer.Option("--fp16", help="FP16.", rich_help_panel=_PANEL)]
@@ -111,7 +111,10 @@ def _export(
     resolution: _Resolution = None,
     **options: Any,
 ) -> None:
-    """Export checkpoints/latentsync_unet.pt to latentsync_unet.onnx."""
+    """Export checkpoints/latentsync_unet.pt to latentsync_unet.onnx.
+
+    $ trt-native guide export --static --resolution 512
+    """
     if int8:
         raise SpecError(
             "INT8 is for the build, which quantizes an FP32 ONNX file: give it there",
@@ -143,7 +146,10 @@ def _build(
     resolution: _Resolution = None,
     **options: Any,
 ) -> None:
-    """Build latentsync_unet.plan from latentsync_unet.onnx: FP16, 8 GiB workspace, cached."""
+    """Build latentsync_unet.plan from latentsync_unet.onnx: FP16, 8 GiB workspace, cached.
+
+    $ trt-native guide build --fp16
+    """
     if options["model"] == ONNX:
         _require(ONNX, "export it first, or name another file", "model")
     if int8:
@@ -164,7 +170,10 @@ def _build(
 @report_errors
 @_extends(run, plan=PLAN, random=0)
 def _infer(**options: Any) -> None:
-    """Run latentsync_unet.plan on random inputs and print the shapes of its outputs."""
+    """Run latentsync_unet.plan on random inputs and print the shapes of its outputs.
+
+    $ trt-native guide infer
+    """
     if options["plan"] == PLAN:
         _require(PLAN, "build it first, or name another file", "plan")
     _plain(run)(**options)

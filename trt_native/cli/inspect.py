@@ -61,7 +61,11 @@ def inspect(
     ] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Show the contents of an ONNX file or a plan."""
+    """Show the contents of an ONNX file or a plan.
+
+    $ trt-native inspect net.onnx
+    $ trt-native inspect net.plan --html net.html
+    """
     from trt_native.files import open_regular_file
     from trt_native.graph.outputs import check_outputs
     from trt_native.plans.prefix import is_plan_file
@@ -141,9 +145,10 @@ def _print_support(path: Path, backend: str, support: dict[str, Any]) -> None:
         stdout.print(f"What a build would refuse is not known here: {support['unknown']}")
         return
     unranked = [f"{name} (with --shape, its rank is unknown)" for name in support["unranked"]]
+    rewritten = tuple(line for text in support["rewritten"] for line in text.split("\n"))
     rows = [
         ("refused", tuple(support["refused"]) or "nothing"),
-        ("rewritten", tuple(support["rewritten"]) or "nothing"),
+        ("rewritten", rewritten or "nothing"),
         ("dimensions to give", ", ".join((*support["dimensions"], *unranked)) or "none"),
     ]
     table(f"A build by {support['product']} {support['version']}", ("", ""), rows)

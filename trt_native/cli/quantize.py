@@ -55,7 +55,11 @@ def quantize(
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     **options: Any,
 ) -> None:
-    """Write Q/DQ nodes into an ONNX model, for any TensorRT to build in INT8 or FP8."""
+    r"""Write Q/DQ nodes into an ONNX model, for any TensorRT to build in INT8 or FP8.
+
+    $ trt-native quantize net.onnx -o net.int8.onnx \
+        --calibration-cache net.calib
+    """
     spec = QuantizationSpec(**read_fields(QuantizationSpec, options))
     precision = _parse_format(format)
     if spec.calibration_cache is not None and not precision.needs_ranges:

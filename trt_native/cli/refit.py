@@ -41,7 +41,11 @@ def refit(
     json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
     **options: Any,
 ) -> None:
-    """Put the weights of another checkpoint into a plan, without building it again."""
+    """Put the weights of another checkpoint into a plan, without building it again.
+
+    $ trt-native build net.onnx --refit
+    $ trt-native refit net.plan --from new.onnx -o new.plan
+    """
     calibration_cache = options["calibration_cache"]
     companions = [manifest_path(output)]
     check_outputs([output], reads=[calibration_cache], models=[model], companions=companions)

@@ -52,7 +52,12 @@ def run(
     ignore_manifest: IgnoreManifest = False,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Run a plan once on the GPU and print a summary of its outputs."""
+    r"""Run a plan once on the GPU and print a summary of its outputs.
+
+    $ trt-native run net.plan --random 0
+    $ trt-native run net.plan --input image=image.npy \
+        -o outputs.npz
+    """
     import numpy as np
 
     from trt_native.arrays import save_arrays

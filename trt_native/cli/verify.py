@@ -76,7 +76,7 @@ def verify(
     data: Annotated[
         str | None,
         typer.Option(
-            metavar="DIR|FILE.npz|FILE.py:FUNCTION",
+            metavar="FOLDER|FILE.npz|FILE.py:FUNCTION",
             help="Batches of inputs, as calibration data has them.",
             rich_help_panel=_INPUTS,
         ),
@@ -173,7 +173,11 @@ def verify(
     ignore_manifest: IgnoreManifest = False,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Compare a plan's outputs with a reference: exit code 0 if they match, else 1."""
+    """Compare a plan's outputs with a reference: exit code 0 if they match, else 1.
+
+    $ trt-native verify net.plan --against net.onnx --random 0
+    $ trt-native verify net.plan --against reference.npz
+    """
     if not layers and (model is not None or memory_bytes is not None):
         raise SpecError("--model and --memory are for --layers, which is not given")
     limit = parse_bytes(memory_bytes or _MEMORY)
@@ -278,7 +282,9 @@ class _Source:
                 "--against names stored inputs and outputs; leave --input, --random and --data out"
             )
         if not stored and not given:
-            raise SpecError("no inputs: give --input NAME=FILE.npy, --random SEED, or --data DIR")
+            raise SpecError(
+                "no inputs: give --input NAME=FILE.npy, --random SEED, or --data FOLDER"
+            )
 
     @contextlib.contextmanager
     def cases(
