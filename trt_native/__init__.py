@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from trt_native.plans.manifest import Manifest as Manifest
     from trt_native.plans.plan import Plan as Plan
     from trt_native.runtime import ActivationMemory as ActivationMemory
+    from trt_native.runtime import EngineSessionPool as EngineSessionPool
     from trt_native.runtime import Session as Session
     from trt_native.runtime import SessionPool as SessionPool
     from trt_native.runtime.engine import Engine as Engine
@@ -50,6 +51,7 @@ _LAZY_EXPORTS = {
     "ConversionConfig": "builder.conversion_config",
     "DimRange": "shapes",
     "Engine": "runtime.engine",
+    "EngineSessionPool": "runtime.engine_session_pool",
     "EngineCache": "builder.plan_cache",
     "IoPrecision": "config",
     "KernelSpecialization": "config",
@@ -62,7 +64,7 @@ _LAZY_EXPORTS = {
     "ProfileSpec": "shapes",
     "QuantizationSpec": "config",
     "Session": "runtime.session",
-    "SessionPool": "runtime.pool",
+    "SessionPool": "runtime.session_pool",
     "ShapeRange": "shapes",
     "ActivationMemory": "runtime.activation_memory",
     "TensorRTModule": "runtime.torch_module",

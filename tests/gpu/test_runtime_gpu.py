@@ -22,10 +22,10 @@ from trt_native import (
     ActivationMemory,
     BuildConfig,
     Engine,
+    EngineSessionPool,
     Precision,
     ProfileSpec,
     Session,
-    SessionPool,
     build_plan,
 )
 from trt_native.cuda import DeviceBuffer, Stream, memory_info
@@ -483,7 +483,7 @@ def test_threads_with_sessions_of_one_engine(plan, rng):
 
 def test_a_pool(plan, rng):
     with Engine(plan) as engine:
-        with SessionPool(engine, 2) as pool:
+        with EngineSessionPool(engine, 2) as pool:
             results = {}
 
             def work(i):

@@ -6,7 +6,7 @@ function of this package is called.
 """
 
 from trt_native.cuda.arrays import DeviceArray
-from trt_native.cuda.driver import GpuInfo, gpu_info, memory_info, require_gpu
+from trt_native.cuda.driver import GpuInfo, device_ordinal, gpu_info, memory_info, require_gpu
 from trt_native.cuda.graphs import Graph
 from trt_native.cuda.memory import (
     DeviceBuffer,
@@ -30,6 +30,7 @@ __all__ = [
     "copy_host",
     "copy_to_device",
     "copy_to_host",
+    "device_ordinal",
     "gpu_info",
     "is_capturing",
     "memory_info",

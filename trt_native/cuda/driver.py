@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from trt_native.errors import ClosedError, CudaError
+from trt_native.errors import ClosedError, CudaError, SpecError
 
-__all__ = ["GpuInfo", "bindings", "check", "gpu_info", "memory_info", "require_gpu", "translated"]
+__all__ = [
+    "GpuInfo",
+    "bindings",
+    "check",
+    "device_ordinal",
+    "gpu_info",
+    "memory_info",
+    "require_gpu",
+    "translated",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +40,18 @@ class GpuInfo:
     driver: str
     total_bytes: int
     free_bytes: int
+
+
+def device_ordinal(device: str | int) -> int:
+    """Return the CUDA ordinal of a device: ``cuda:1``, ``1``, or ``cuda``, which is ``cuda:0``.
+
+    Raises:
+        SpecError: it is none of these.
+    """
+    found = re.fullmatch(r"(?:cuda:)?([0-9]{1,4})|cuda", str(device))
+    if found is None or isinstance(device, bool):
+        raise SpecError(f"device {device!r}: give cuda:N or N, such as cuda:0")
+    return int(found[1] or 0)
 
 
 def gpu_info(ordinal: int = 0) -> GpuInfo | None:

@@ -45,7 +45,7 @@ class SessionGuard:
         if not self._lock.acquire(blocking=False):
             raise SpecError(
                 "this session is being used by another thread: give each thread a session of its"
-                " own, or take them from a SessionPool"
+                " own, or take them from an EngineSessionPool"
             )
         try:
             if self.closed or self._broken is not None:

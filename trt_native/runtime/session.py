@@ -24,7 +24,7 @@ from trt_native.runtime.input_checks import read_inputs, zeros_for
 from trt_native.runtime.launch import CheckedLaunch, Launch, LaunchResources, input_signature
 from trt_native.runtime.staging import HostExecution, StagingPipeline
 
-__all__ = ["Session"]
+__all__ = ["Session", "until_failure"]
 
 _LOGGER = logging.getLogger(__name__)
 _DEFAULT_GRAPHS = 32
@@ -36,7 +36,7 @@ class Session:
     """One execution context of an engine, with streams and buffers of its own.
 
     Only one thread at a time may use a session; give each its own, of one shared engine
-    (:class:`~trt_native.runtime.SessionPool`).
+    (:class:`~trt_native.runtime.EngineSessionPool`).
 
     Results are arrays of the inputs' library: NumPy arrays for NumPy arrays, torch tensors for
     torch tensors, on the GPU if any input is there. Arrays on the GPU are never copied: the engine
@@ -208,7 +208,7 @@ class Session:
         self._pipeline.limit = max(self._pipeline.limit, depth + 1)
         failure: Exception | None = None
         ahead: deque[InferenceFuture] = deque()
-        for run in _until_failure(map(self.submit, iterable)):
+        for run in until_failure(map(self.submit, iterable)):
             if isinstance(run, Exception):
                 failure = run
                 break
@@ -341,7 +341,7 @@ class Session:
         return run
 
 
-def _until_failure(items: Iterable[_Item]) -> Iterator[_Item | Exception]:
+def until_failure(items: Iterable[_Item]) -> Iterator[_Item | Exception]:
     """Yield the items, then the error that ended them, if any."""
     try:
         yield from items

@@ -11,10 +11,10 @@ from trt_native.errors import ClosedError, SpecError
 from trt_native.runtime.engine import Engine
 from trt_native.runtime.session import Session
 
-__all__ = ["SessionPool"]
+__all__ = ["EngineSessionPool"]
 
 
-class SessionPool:
+class EngineSessionPool:
     """A number of sessions of one engine, each for one thread at a time.
 
     Thread-safe; a thread that finds no session free waits for one.
@@ -72,7 +72,7 @@ class SessionPool:
         for session in self._sessions:
             session.close()
 
-    def __enter__(self) -> SessionPool:
+    def __enter__(self) -> EngineSessionPool:
         return self
 
     def __exit__(self, *exception: object) -> None:

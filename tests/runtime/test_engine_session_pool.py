@@ -7,12 +7,12 @@ import pytest
 from helpers.fake_gpu import FakeEngine
 
 from trt_native.errors import ClosedError, SpecError
-from trt_native.runtime import SessionPool
+from trt_native.runtime import EngineSessionPool
 
 
 def test_each_thread_has_a_session_of_its_own(gpu, rows):
     batches = [rows(1 + i % 5) for i in range(32)]
-    with SessionPool(FakeEngine(gpu), 2, cuda_graphs=0) as pool:
+    with EngineSessionPool(FakeEngine(gpu), 2, cuda_graphs=0) as pool:
         with pool.session() as first, pool.session() as second:
             assert first is not second
         with ThreadPoolExecutor(2) as threads:
@@ -22,7 +22,7 @@ def test_each_thread_has_a_session_of_its_own(gpu, rows):
 
 
 def test_a_closed_pool(gpu):
-    pool = SessionPool(FakeEngine(gpu), 1)
+    pool = EngineSessionPool(FakeEngine(gpu), 1)
     pool.close()
     pool.close()
     for _ in range(2):
@@ -32,4 +32,4 @@ def test_a_closed_pool(gpu):
 
 def test_a_pool_of_no_sessions(gpu):
     with pytest.raises(SpecError, match="a pool of 0 sessions"):
-        SessionPool(FakeEngine(gpu), 0)
+        EngineSessionPool(FakeEngine(gpu), 0)
