@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from helpers.program import failing
 from typer.main import get_command
 
 from trt_native.cli.app import app
@@ -80,3 +81,18 @@ def test_words_that_cannot_be_read():
     with pytest.raises(SpecError, match="is none of: keep") as caught:
         read_fields(BuildConfig, {"io_precision": "int4"})
     assert caught.value.options == ("io_precision",)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("run", "m.plan"),
+        ("bench", "m.plan"),
+        ("verify", "m.plan", "--against", "m.onnx"),
+        ("refit", "m.plan", "--from", "m.onnx", "-o", "n.plan"),
+        ("build", "m.onnx"),
+        ("doctor",),
+    ],
+)
+def test_a_malformed_device(words, tmp_path):
+    assert "device 'gpu1': give cuda:N or N" in failing(*words, "--device", "gpu1", cwd=tmp_path)

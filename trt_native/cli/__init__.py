@@ -42,6 +42,8 @@ def _spare_process(words: Sequence[str]) -> AbstractContextManager[None]:
     """A process that imports what a build needs, while this one does the same for itself."""
     if "build" not in words[:2] or {"-h", "--help"} & {*words}:
         return nullcontext()
+    if any(word.startswith("--device") for word in words):  # which it could not be told any more
+        return nullcontext()
     from trt_native.builder.spare import spare_process
 
     return spare_process()

@@ -25,7 +25,12 @@ from trt_native.cli.inputs import (
     read_shapes,
     split_entry,
 )
-from trt_native.cli.options import IgnoreManifest, KernelSpecializationOption
+from trt_native.cli.options import (
+    DeviceOption,
+    IgnoreManifest,
+    KernelSpecializationOption,
+    select_device,
+)
 from trt_native.progress import phase
 from trt_native.shapes import Shape
 
@@ -81,6 +86,7 @@ def bench(
         Path | None, typer.Option(help="Write one self-contained page to this file.")
     ] = None,
     kernel_specialization: KernelSpecializationOption = None,
+    device: DeviceOption = None,
     ignore_manifest: IgnoreManifest = False,
     json: Annotated[
         bool,
@@ -94,6 +100,7 @@ def bench(
     $ trt-native bench net.plan --shape image=8x3x32x32
     $ trt-native bench net.plan --compare other.plan --layers
     """
+    select_device(device)
     from trt_native.bench import BenchOptions, CudaMachine, bench_plan
     from trt_native.files import atomic_write
     from trt_native.graph.outputs import check_outputs

@@ -14,12 +14,14 @@ from trt_native.cli.console import print_json, report_errors, stderr
 from trt_native.cli.options import (
     BackendOption,
     CacheOption,
+    DeviceOption,
     DimsOption,
     NoCacheOption,
     RetryOption,
     TimeoutOption,
     WarmOption,
     read_fields,
+    select_device,
     with_fields,
 )
 from trt_native.config import BuildConfig, QuantizationSpec
@@ -77,6 +79,7 @@ def build(
     ] = None,
     timeout_s: TimeoutOption = None,
     retry: RetryOption = False,
+    device: DeviceOption = None,
     cache: CacheOption = None,
     no_cache: NoCacheOption = False,
     cache_size: Annotated[
@@ -106,6 +109,7 @@ def build(
     $ trt-native build net.onnx -o net.plan --precision fp16
     $ trt-native build net.onnx --dry-run
     """
+    select_device(device)
     quantization = QuantizationSpec(**read_fields(QuantizationSpec, options))
     best = options["precision"].lower() == "best"
     if max_error is not None and not best:

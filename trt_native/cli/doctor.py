@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trt_native.cli.console import print_command, print_json, report_errors, stdout, table
-from trt_native.cli.options import IgnoreManifest
+from trt_native.cli.options import DeviceOption, IgnoreManifest, select_device
 from trt_native.installing import install_command
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def doctor(
     plan: Annotated[
         Path | None, typer.Argument(metavar="[PLAN]", help="A plan to check: does it load here?")
     ] = None,
+    device: DeviceOption = None,
     ignore_manifest: IgnoreManifest = False,
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
@@ -37,6 +38,7 @@ def doctor(
     $ trt-native doctor
     $ trt-native doctor net.plan
     """
+    select_device(device)
     if plan is not None:
         _check_plan(plan, ignore_manifest, json)
         return

@@ -20,6 +20,7 @@ __all__ = [
     "BackendOption",
     "CacheOption",
     "CheckpointArgument",
+    "DeviceOption",
     "DimsOption",
     "FloatTimestep",
     "IgnoreManifest",
@@ -36,6 +37,7 @@ __all__ = [
     "completing",
     "flag_words",
     "read_fields",
+    "select_device",
     "with_fields",
 ]
 
@@ -48,6 +50,18 @@ def check_weights(given: Path | None, random_weights: int | None, name: str) -> 
     """
     if (given is None) == (random_weights is None):
         raise SpecError(f"give either {name} or --random-weights SEED")
+
+
+def select_device(device: str | None) -> None:
+    """Use the GPU of ``--device`` alone, if one is given, before anything else asks for one.
+
+    Raises:
+        SpecError, CudaError: as :func:`trt_native.cuda.select_gpu`.
+    """
+    if device is not None:
+        from trt_native.cuda import select_gpu
+
+        select_gpu(device)
 
 
 def completing(*words: str) -> Callable[[str], list[str]]:
@@ -74,6 +88,15 @@ IgnoreManifest = Annotated[
     typer.Option(
         "--no-manifest/--manifest",
         help="Ignore the manifest stored next to the plan, or use it.",
+    ),
+]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="cuda:N",
+        help="The GPU, cuda:N or N, among those of CUDA_VISIBLE_DEVICES.",
+        show_default="cuda:0",
     ),
 ]
 KernelSpecializationOption = Annotated[

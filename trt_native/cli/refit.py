@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from trt_native.cli.console import print_json, report_errors, stderr, table
-from trt_native.cli.options import with_fields
+from trt_native.cli.options import DeviceOption, select_device, with_fields
 from trt_native.config import QuantizationSpec
 from trt_native.graph.outputs import check_outputs
 from trt_native.plans.manifest import Manifest, manifest_path
@@ -38,6 +38,7 @@ def refit(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The plan to write; PLAN itself is allowed.")
     ],
+    device: DeviceOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
     **options: Any,
 ) -> None:
@@ -46,6 +47,7 @@ def refit(
     $ trt-native build net.onnx --refit
     $ trt-native refit net.plan --from new.onnx -o new.plan
     """
+    select_device(device)
     calibration_cache = options["calibration_cache"]
     companions = [manifest_path(output)]
     check_outputs([output], reads=[calibration_cache], models=[model], companions=companions)

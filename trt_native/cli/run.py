@@ -20,7 +20,12 @@ from trt_native.cli.inputs import (
     read_shapes,
     split_entry,
 )
-from trt_native.cli.options import IgnoreManifest, KernelSpecializationOption
+from trt_native.cli.options import (
+    DeviceOption,
+    IgnoreManifest,
+    KernelSpecializationOption,
+    select_device,
+)
 from trt_native.errors import SpecError
 from trt_native.shapes import format_shape
 
@@ -49,6 +54,7 @@ def run(
         Path | None, typer.Option("--output", "-o", help="Write the outputs to this .npz file.")
     ] = None,
     kernel_specialization: KernelSpecializationOption = None,
+    device: DeviceOption = None,
     ignore_manifest: IgnoreManifest = False,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -58,6 +64,7 @@ def run(
     $ trt-native run net.plan --input image=image.npy \
         -o outputs.npz
     """
+    select_device(device)
     import numpy as np
 
     from trt_native.arrays import save_arrays

@@ -25,7 +25,7 @@ from trt_native.cli.inputs import (
     read_shapes,
     split_entry,
 )
-from trt_native.cli.options import IgnoreManifest
+from trt_native.cli.options import DeviceOption, IgnoreManifest, select_device
 from trt_native.config import CpuRuntime
 from trt_native.errors import SpecError
 from trt_native.progress import phase
@@ -170,6 +170,7 @@ def verify(
             rich_help_panel=_LAYERS,
         ),
     ] = None,
+    device: DeviceOption = None,
     ignore_manifest: IgnoreManifest = False,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -178,6 +179,7 @@ def verify(
     $ trt-native verify net.plan --against net.onnx --random 0
     $ trt-native verify net.plan --against reference.npz
     """
+    select_device(device)
     if not layers and (model is not None or memory_bytes is not None):
         raise SpecError("--model and --memory are for --layers, which is not given")
     limit = parse_bytes(memory_bytes or _MEMORY)

@@ -6,7 +6,14 @@ function of this package is called.
 """
 
 from trt_native.cuda.arrays import DeviceArray
-from trt_native.cuda.driver import GpuInfo, device_ordinal, gpu_info, memory_info, require_gpu
+from trt_native.cuda.driver import (
+    GpuInfo,
+    device_ordinal,
+    gpu_info,
+    memory_info,
+    require_gpu,
+    select_gpu,
+)
 from trt_native.cuda.graphs import Graph
 from trt_native.cuda.memory import (
     DeviceBuffer,
@@ -35,5 +42,6 @@ __all__ = [
     "is_capturing",
     "memory_info",
     "require_gpu",
+    "select_gpu",
     "stream_handle",
 ]

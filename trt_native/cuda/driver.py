@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,8 +20,12 @@ __all__ = [
     "gpu_info",
     "memory_info",
     "require_gpu",
+    "select_gpu",
     "translated",
 ]
+
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+_NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,34 @@ def device_ordinal(device: str | int) -> int:
     if found is None or isinstance(device, bool):
         raise SpecError(f"device {device!r}: give cuda:N or N, such as cuda:0")
     return int(found[1] or 0)
+
+
+def select_gpu(device: str | int) -> None:
+    """Make a GPU the only one, with ordinal 0, of this process and of those that it starts.
+
+    Sets ``CUDA_VISIBLE_DEVICES``, among whose GPUs it counts; CUDA reads it once.
+
+    Raises:
+        SpecError: the device is malformed.
+        CudaError: there is no driver or no such GPU, or the process uses CUDA already.
+    """
+    ordinal = device_ordinal(device)
+    action = f"select cuda:{ordinal}"
+    with translated(action):
+        if int(bindings().cuDeviceGetCount()[0]) == 0:
+            raise CudaError("this process uses CUDA already; set CUDA_VISIBLE_DEVICES before")
+    before = os.environ.get(_VISIBLE)
+    listed = before.split(",") if before is not None else None
+    if listed is None or ordinal < len(listed):
+        os.environ[_VISIBLE] = listed[ordinal] if listed else str(ordinal)
+        with translated(action):
+            code = int(bindings().cuInit(0)[0])
+            if code not in (0, _NO_DEVICE):
+                check(bindings().cuInit(0))
+            if code == 0 and check(bindings().cuDeviceGetCount())[0]:
+                return
+    limit = f" among those of {_VISIBLE}={before}" if before is not None else ""
+    raise CudaError(f"cannot {action}: there is no such GPU{limit}; nvidia-smi -L lists them")
 
 
 def gpu_info(ordinal: int = 0) -> GpuInfo | None:
