@@ -13,8 +13,13 @@ from trt_native.runtime.guard import SessionGuard
 def made_current(monkeypatch):
     """The GPUs whose context was made current."""
     found = []
-    monkeypatch.setattr(guard, "require_gpu", found.append)
-    monkeypatch.setattr(guard, "_THREAD", threading.local())
+
+    def require_gpu(ordinal):
+        found.append(ordinal)
+        guard.CURRENT.ordinal = ordinal
+
+    monkeypatch.setattr(guard, "require_gpu", require_gpu)
+    monkeypatch.setattr(guard, "CURRENT", threading.local())
     return found
 
 
@@ -54,6 +59,14 @@ def test_each_thread_gets_the_context_of_its_gpu_once(made_current):
     assert made_current == [0, 1, 0]
     in_a_thread(lambda: enter(first))
     assert made_current == [0, 1, 0, 0]
+
+
+def test_the_context_comes_back_after_work_on_another_gpu(made_current):
+    one = SessionGuard(0)
+    enter(one)
+    guard.require_gpu(1)  # an engine that is loaded there
+    enter(one)
+    assert made_current == [0, 1, 0]
 
 
 def test_a_closed_session_is_not_used(made_current):

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +14,13 @@ from typing import Any
 from trt_native.errors import ClosedError, CudaError, SpecError
 
 __all__ = [
+    "CURRENT",
     "GpuInfo",
     "bindings",
     "check",
     "device_ordinal",
     "gpu_info",
+    "make_current",
     "memory_info",
     "require_gpu",
     "select_gpu",
@@ -26,6 +29,8 @@ __all__ = [
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
+CURRENT = threading.local()
+"""``ordinal`` of the GPU that :func:`make_current` last made current on a thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +113,7 @@ def require_gpu(ordinal: int = 0) -> GpuInfo:
         from cuda.bindings import driver
 
         check(driver.cuInit(0))  # without a driver this ends here, before the larger import
-        from cuda.core import Device
-
-        device = Device(ordinal)
-        device.set_current()
+        device = make_current(ordinal)
         major, minor = device.compute_capability
         version = check(driver.cuDriverGetVersion())[0]
     free, total = memory_info()
@@ -122,6 +124,16 @@ def require_gpu(ordinal: int = 0) -> GpuInfo:
         total_bytes=total,
         free_bytes=free,
     )
+
+
+def make_current(ordinal: int) -> Any:
+    """Make a GPU's primary context current on this thread; returns its ``cuda.core.Device``."""
+    from cuda.core import Device
+
+    device = Device(ordinal)
+    device.set_current()
+    CURRENT.ordinal = ordinal
+    return device
 
 
 def memory_info() -> tuple[int, int]:

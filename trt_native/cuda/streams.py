@@ -5,19 +5,13 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from trt_native.cuda.driver import bindings, check, translated
+from trt_native.cuda.driver import bindings, check, make_current, translated
 from trt_native.errors import ClosedError, SpecError
 
 __all__ = ["Event", "Stream", "is_capturing", "stream_handle"]
 
 
 _DISABLE_TIMING = 2  # CU_EVENT_DISABLE_TIMING
-
-
-def _make_current(ordinal: int) -> None:
-    from cuda.core import Device
-
-    Device(ordinal).set_current()
 
 
 class Event:
@@ -32,7 +26,7 @@ class Event:
         # Every submitted run takes one: cuda.core would need several microseconds to make it.
         with translated("create an event"):
             self._driver = bindings()
-            _make_current(ordinal)
+            make_current(ordinal)
             flags = 0 if timing else _DISABLE_TIMING
             # Kept as the driver's own type, which an integer would be turned into at every call.
             self._handle: Any = check(self._driver.cuEventCreate(flags))[0]
@@ -121,11 +115,7 @@ class Stream:
 
     def __init__(self, ordinal: int = 0) -> None:
         with translated("create a stream"):
-            from cuda.core import Device
-
-            device = Device(ordinal)
-            device.set_current()
-            self._stream: Any = device.create_stream()
+            self._stream: Any = make_current(ordinal).create_stream()
             self._handle = int(self._stream.handle)
 
     @classmethod

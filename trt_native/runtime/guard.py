@@ -5,12 +5,10 @@ from __future__ import annotations
 import threading
 
 from trt_native.cuda import require_gpu
+from trt_native.cuda.driver import CURRENT
 from trt_native.errors import ClosedError, CudaError, SpecError
 
 __all__ = ["SessionGuard"]
-
-_THREAD = threading.local()
-"""Ordinal of the GPU whose context is current, per thread; thread numbers are reused."""
 
 
 class SessionGuard:
@@ -50,9 +48,8 @@ class SessionGuard:
         try:
             if self.closed or self._broken is not None:
                 self._refuse()
-            if getattr(_THREAD, "ordinal", None) != self._ordinal:
+            if getattr(CURRENT, "ordinal", None) != self._ordinal:
                 require_gpu(self._ordinal)
-                _THREAD.ordinal = self._ordinal
         except BaseException:
             self._lock.release()
             raise
