@@ -40,8 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _spare_process(words: Sequence[str]) -> AbstractContextManager[None]:
     """A process that imports what a build needs, while this one does the same for itself."""
-    if "build" not in words[:2] or {"-h", "--help"} & {*words}:
-        return nullcontext()
+    names = {word.partition("=")[0] for word in words}
+    if "build" not in words[:2] or {"-h", "--help", "--device"} & names:
+        return nullcontext()  # one that has started does not see which GPU is selected
     if any(word.startswith("--device") for word in words):  # which it could not be told any more
         return nullcontext()
     from trt_native.builder.spare import spare_process
