@@ -31,7 +31,7 @@ def driver(monkeypatch):
     )
     for module in (memory, streams):
         monkeypatch.setattr(module, "bindings", lambda: made)
-    monkeypatch.setattr(streams, "_make_current", lambda ordinal: None)
+    monkeypatch.setattr(streams, "make_current", lambda ordinal: None)
     return made
 
 

@@ -261,7 +261,7 @@ def install(monkeypatch):
 
     for module in (streams, memory, graphs):
         monkeypatch.setattr(module, "bindings", lambda: driver)
-    monkeypatch.setattr(streams, "_make_current", lambda ordinal: None)
+    monkeypatch.setattr(streams, "make_current", lambda ordinal: None)
     monkeypatch.setattr(Stream, "__init__", make_stream)
     monkeypatch.setattr(Stream, "borrowed", classmethod(borrowed))
     monkeypatch.setattr(DeviceBuffer, "reserve", reserve)
