@@ -66,7 +66,7 @@ def test_a_bad_input_among_many(plan, devices):
         results = pool.map(inputs)
         for y in expected[:40]:
             np.testing.assert_array_equal(next(results)["y"], y)
-        with pytest.raises(SpecError, match=r"^cuda:[01]: .*9x3x8x8"):
+        with pytest.raises(SpecError, match=r"(?s)^cuda:[01]: .*9x3x8x8"):
             next(results)
         found = list(pool.map(inputs, return_exceptions=True))
     assert len(found) == 100
