@@ -430,7 +430,7 @@ def test_a_norm_that_is_broadcast(body, expected):
     ("body", "expected"),
     [
         ("b = Exp (x) c = Less (b, b) y = Cast <to = 1> (c)", ["b"]),
-        ("c = Greater (x, i) y = Where (c, x, x)", ["x"]),
+        ("c = Greater (x, x) y = Cast <to = 1> (c)", ["x"]),
         ("b = Exp (x) c = Less (b, x) y = Cast <to = 1> (c)", []),
         ("b = Exp (x) y = Sub (b, b)", []),
     ],

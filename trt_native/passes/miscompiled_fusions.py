@@ -483,12 +483,11 @@ def _loops_behind_outputs(model: ir.Model) -> Iterator[Point]:
 
 
 def _equal_operands(model: ir.Model) -> Iterator[Point]:
-    """What TensorRT finds out from two operands that are one value is not written."""
-    for node in _nodes(model, *_COMPARISONS, "Where"):
-        first, second = list(node.inputs)[-2:] if len(node.inputs) > 1 else (None, None)
-        if first is second and second is not None and constant_of(second) is None:
-            index = len(node.inputs) - 1
-            yield Point(second, ((node, index),), f"{node.op_type} of it and itself")
+    """Behind a comparison of a value with itself, an output is not written."""
+    for node in _nodes(model, *_COMPARISONS):
+        value, other = node.inputs
+        if value is other and value is not None and constant_of(value) is None:
+            yield Point(value, ((node, 1),), f"{node.op_type} of it and itself")
 
 
 def _casts_of_products(model: ir.Model) -> Iterator[Point]:
