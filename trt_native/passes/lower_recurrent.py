@@ -83,7 +83,7 @@ def _layers(model: ir.Model) -> list[ir.Node]:
         node
         for node in all_nodes(model.graph)
         if _is_recurrent(node)
-        and all(is_fp32(node.inputs[index]) for index in range(3))
+        and all(is_fp32(input_of(node, index)) for index in range(3))
         and all(name.lower() in _ACTIVATIONS for name in _activations(node))
     ]
 

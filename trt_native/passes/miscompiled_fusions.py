@@ -476,7 +476,7 @@ def _states_of_loops(model: ir.Model) -> Iterator[Point]:
 def _loops_behind_outputs(model: ir.Model) -> Iterator[Point]:
     """Of outputs before what a recurrent layer reads some are not written."""
     for layer in _nodes(model, *_RECURRENT):
-        value = layer.inputs[0]
+        value = input_of(layer, 0)
         if any(one.is_graph_output() for one, _, _ in _behind([value])):
             assert value is not None  # noqa: S101  # for the type checker
             yield Point(value, ((layer, 0),), f"{layer.op_type} behind an output")
@@ -485,8 +485,8 @@ def _loops_behind_outputs(model: ir.Model) -> Iterator[Point]:
 def _equal_operands(model: ir.Model) -> Iterator[Point]:
     """Behind a comparison of a value with itself, an output is not written."""
     for node in _nodes(model, *_COMPARISONS):
-        value, other = node.inputs
-        if value is other and value is not None and constant_of(value) is None:
+        value = input_of(node, 0)
+        if value is input_of(node, 1) and value is not None and constant_of(value) is None:
             yield Point(value, ((node, 1),), f"{node.op_type} of it and itself")
 
 
