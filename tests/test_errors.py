@@ -22,9 +22,17 @@ OTHER_TOOLS = {
         "--useProfile=",
         "--useSpinWait",
         "--versionCompatible",
-    }
+    },
+    "debug/checks.py": {
+        "--against",
+        "--json",
+        "--max-relative-error",
+        "--no-corners",
+        "--random",
+        "--seeds",
+    },
 }
-"""Flags of trtexec, in the words that a file returns."""
+"""Flags of trtexec, and of the commands that a file starts, in the words that it gives them."""
 
 
 def flags_in(path):

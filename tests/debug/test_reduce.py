@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -246,7 +247,14 @@ class TestCommands:
         command = f"sleep 300 & echo $! > {process}; false"
         reduce_model(short(tmp_path), tmp_path / "out", CommandCheck(command + " # {}"))
         left = Path(f"/proc/{process.read_text().strip()}/stat")
-        assert not left.exists() or left.read_text().rpartition(")")[2].split()[0] == "Z"
+
+        def is_ended():
+            return not left.exists() or left.read_text().rpartition(")")[2].split()[0] == "Z"
+
+        ends = time.monotonic() + 30  # it was killed, and goes when the kernel gets to it
+        while not is_ended() and time.monotonic() < ends:
+            time.sleep(0.05)
+        assert is_ended()
 
 
 class TestResuming:

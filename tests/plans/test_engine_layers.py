@@ -89,6 +89,6 @@ class TestManifest:
             name, compute_capability, driver, free_bytes = "made up", "9.0", "13.0", 2**34
 
         monkeypatch.setattr(build_module, "gpu_info", Gpu)
-        monkeypatch.setattr(build_module, "Engine", Engine)
+        monkeypatch.setattr("trt_native.runtime.engine.Engine", Engine)
         found = build(Precision.INT8)["engine_layers"]
         assert found == (quantized_layers(parse_layers(LAYERS)) if readable else None)

@@ -368,8 +368,8 @@ def _compared(
     if problems:
         raise BuildError(
             f"the engine differs from {type(recipe.module).__name__} on the inputs given (limits:"
-            f" {limits}, {why}); compile with precision='fp32', export it and find the first node"
-            " that differs by trt-native verify --layers, or accept it with max_error:",
+            f" {limits}, {why}); compile with precision='fp32', find the first node that"
+            " differs by verifying the layers of an export, or accept it with max_error:",
             problems=problems,
             options=("max_error", "precision"),
         )

@@ -168,8 +168,8 @@ def find_fp32_nodes(nodes: Sequence[Candidate], measure: Measure, max_error: flo
         if not holds(everything):
             raise UnsupportedError(
                 f"with all nodes in FP32 the error is {error_of(everything):.3g}, above"
-                f" {max_error:g}; it does not come from the precision of nodes: look for it with"
-                " verify --layers",
+                f" {max_error:g}; it does not come from the precision of nodes: verify the plan"
+                " layer by layer",
                 options=("max_error",),
             )
         kept = _needed(ordered, index, holds)
