@@ -150,7 +150,7 @@ def infer_behind(model: ir.Model, wanted: Collection[ir.Value]) -> None:
     opsets = [onnx.helper.make_opsetid(*item) for item in model.opset_imports.items()]
     part = onnx.helper.make_model(graph, opset_imports=opsets)
     try:
-        inferred = onnx.shape_inference.infer_shapes(part, data_prop=True)
+        inferred = infer_proto(part)
     except onnx.shape_inference.InferenceError:  # what is lacking says so
         return
     named = {axis for v in edges.values() for axis in v.shape or () if not isinstance(axis, int)}
