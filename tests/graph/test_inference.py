@@ -6,6 +6,7 @@ import logging
 
 import numpy as np
 import onnx
+import onnx.reference
 import onnx_ir as ir
 import pytest
 from helpers.text_models import attention, conv_net, group_norm, model, time_embedding
@@ -87,6 +88,31 @@ def test_operators_that_onnx_defines_by_others_have_a_type():
     )
     infer_values(original)
     assert original.graph[0].outputs[0].dtype == ir.DataType.FLOAT
+
+
+@pytest.mark.parametrize(
+    "norm", ["GroupNormalization<num_groups = 2>(x, w, w)", "MeanVarianceNormalization(x)"]
+)
+@pytest.mark.parametrize("infer", ["all", "behind"])
+def test_norms_have_the_shape_of_what_they_normalize(norm, infer):
+    original = model(
+        f"""(float[2, 4, 3, 1] x) => (float[a, b, c, d] z) {{
+            h = {norm}
+            y = MeanVarianceNormalization(h)
+            t = Transpose(y)
+            z = Identity(t)
+        }}""",
+        21,
+        w=np.ones(4, np.float32),
+    )
+    x = np.random.default_rng(0).normal(size=(2, 4, 3, 1)).astype(np.float32)
+    (expected,) = onnx.reference.ReferenceEvaluator(ir.to_proto(original)).run(None, {"x": x})
+    value = original.graph.outputs[0].producer().inputs[0]
+    if infer == "all":
+        infer_values(original)
+    else:
+        infer_behind(original, [value])
+    assert tuple(value.shape) == expected.shape
 
 
 def test_values_in_bodies_are_inferred():

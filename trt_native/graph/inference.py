@@ -27,6 +27,9 @@ _FEW = 64  # elements of constants that may be the values of shapes
 _LONGEST = 2**16
 """Elements of a vector that ONNX may propagate: it takes 140 bytes for each, of any vector."""
 
+_SHAPED_AS_INPUT = op_set("GroupNormalization MeanVarianceNormalization")
+"""Norms that ONNX defines by other operators, through which it infers no shape."""
+
 _LENGTHS = ("EmbedLayerNormalization", 1)
 """The only output of a fused operator that is not of the type of its inputs."""
 
@@ -76,6 +79,28 @@ def _type_fused_outputs(model: ir.Model) -> bool:
 
 def infer_values(model: ir.Model) -> None:
     """Fill in what ONNX can infer of values, in bodies too; what is given stays as it is."""
+    _infer_values(model)
+    while _shape_norms(model):
+        _infer_values(model)
+
+
+def _shape_norms(model: ir.Model) -> bool:
+    """Give outputs of norms for which ONNX infers none the shape of what they normalize."""
+    shaped = False
+    for node in all_nodes(model.graph):
+        if _is_shaped_as_input(node) and node.inputs:
+            source, made = node.inputs[0], node.outputs[0]
+            if source is not None and source.shape is not None and made.shape is None:
+                made.shape, made.type = ir.Shape(source.shape), made.type or source.type
+                shaped = True
+    return shaped
+
+
+def _is_shaped_as_input(node: ir.Node) -> bool:
+    return node.op_type in _SHAPED_AS_INPUT and not node.domain
+
+
+def _infer_values(model: ir.Model) -> None:
     made = [value for node in all_nodes(model.graph) for value in node.outputs]
     # Only while it checks types does ONNX look into operators that it defines by others, such as
     # GroupNormalization.
@@ -127,8 +152,8 @@ def infer_behind(model: ir.Model, wanted: Collection[ir.Value]) -> None:
         node = pending.pop().producer()
         if node is None or node in nodes:
             continue
-        if any(True for _ in bodies(node)):  # these read values around them
-            infer_values(model)
+        if any(True for _ in bodies(node)) or _is_shaped_as_input(node):
+            infer_values(model)  # bodies read values around them
             return
         nodes.add(node)
         read = [v for v in node.inputs if v is not None]
