@@ -257,7 +257,7 @@ def test_outputs_of_the_same_elements(body, shape, expected):
             ["a"],
         ),
         ("a = ReduceMax (x, i) b = Log (a) y = MatMul (b, w)", "2,4,3", ["b"]),
-        ("b = Log (x) y = MatMul (b, v)", "2,4,3", []),
+        ("b = Log (x) y = MatMul (b, v)", "2,4,3", ["b"]),
         ("a = ReduceMax (x, i) y = MatMul (a, w)", "2,4,3", []),
     ],
 )
@@ -287,6 +287,7 @@ def test_what_follows_a_reduction(body, outputs, expected):
         ("r = Exp (x) a = Abs (r) y = Resize <mode = \"nearest\"> (a, , , s)", "r y", ["a"]),
         ("a = Greater (k, l) y = Transpose (a)", "y", ["a"]),
         ("a = Greater (x, l) y = Transpose (a)", "y", []),
+        ("b = Greater (k, l) y = Where (b, k, l)", "b y", ["b"]),
         ("c = Cast <to = 9> (x) a = Or (t, c) y = Transpose (a)", "y", ["c"]),
         ("c = Cast <to = 9> (x) y = And (c, f)", "y", ["c"]),
         ("c = Cast <to = 9> (x) y = Or (c, f)", "y", []),
@@ -301,12 +302,103 @@ def test_outputs_that_are_written_in_part(body, outputs, expected):
     booleans = ("Transpose", "And", "Or")
     last = body.split(" y = ")[-1]
     kinds = {"y": "bool" if last.startswith(booleans) else "float"}
+    kinds |= {"b": "bool"} if "b = Greater" in body else {}
     typed = ", ".join(f"{kinds.get(name, 'float')}[N{name}] {name}" for name in outputs.split())
     proto = parsed(body, "float[2,4,5] x", typed)
     numbers = {"s": [2, 4, 3], "t": True, "f": False}
     numbers |= {name: np.ones((2, 3), np.float32) for name in "kl"}
     numbers |= {"w": np.ones((1, 6, 1), np.float32), "v": np.ones((1, 6, 5), np.float32)}
     check_copies(with_constants(proto, numbers), list(expected))
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("a = Log (x) y = Gemm <transB = 1> (a, a)", ["a"]),
+        ('a = Log (x) y = Einsum <equation = "ab,cb->ac"> (a, w)', ["a"]),
+        ('a = Log (x) y = Einsum <equation = "ab->ba"> (a)', []),
+        ("l = Log (x) a = Neg (l) y = MatMul (w, a)", ["a"]),
+        ("l = Log (x) t = Transpose (l) a = Mul (t, two) y = MatMul (a, w)", ["a"]),
+        ("l = Log (x) a = Max (l, two) y = MatMul (a, w)", []),  # 2 at 0
+        ("p = Add (x, two) a = Log (p) y = MatMul (a, w)", []),
+        ("p = Sub (x, two) a = Sqrt (p) y = MatMul (a, w)", ["a"]),
+        ("p = Clip (x, two) a = Log (p) y = MatMul (a, w)", []),
+        ("a = Sqrt (x) y = MatMul (a, w)", []),
+        ("p = Neg (two) a = Pow (x, p) y = MatMul (a, w)", ["a"]),
+        ("a = Pow (x, two) y = MatMul (a, w)", []),
+        ("a = Acosh (x) y = MatMul (a, w)", ["a"]),
+        ("s = MatMul (x, w) a = Log (s) y = Neg (a)", []),
+        ("l = Log (x) a = MatMul (w, w) y = Add (a, l)", []),
+        # A root mean square: finite at 0.
+        ("q = Mul (x, x) m = ReduceMean (q) e = Add (m, two) r = Sqrt (e) a = Div (x, r)"
+         " y = MatMul (a, w)", []),
+    ],
+)  # fmt: skip
+def test_operands_that_are_infinite_where_a_product_pads_them(body, expected):
+    proto = parsed(body, "float[4,4] x", "float[M,N] y")
+    arrays = {"two": np.array(2, np.float32), "w": np.ones((4, 4), np.float32)}
+    found, model = broken(with_constants(proto, arrays))
+    assert found == expected
+    for name in found:
+        assert readers(model, name) == {"Shape", "Gather"}
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("a = Tanh (x) y = Mul (a, k) b = Tanh (x) z = Mul (b, k)", ["b"]),
+        ("a = Tanh (x) y = Mul (a, k) z = Mul (a, k)", ["a"]),
+        ("y = Reshape (x, s) z = Reshape (x, s)", ["x"]),
+        ("a = Tanh (x) y = Mul (a, k) b = Tanh (x) z = Mul (b, l)", []),
+        ("a = Tanh (x) y = Mul (a, k) b = Tan (x) z = Mul (b, k)", []),
+        ("y = Elu <alpha = 0.5> (x) z = Elu <alpha = 0.6> (x)", []),
+        ("y = Softmax (x) z = Softmax (x)", []),
+    ],
+)
+def test_outputs_that_are_computed_twice(body, expected):
+    proto = parsed(body, "float[4,4] x", "float[A,B] y, float[C,D] z")
+    arrays = {"k": np.array(0.9, np.float32), "l": np.array(0.8, np.float32), "s": [4, 4]}
+    assert broken(with_constants(proto, arrays))[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("body", "outputs", "expected"),
+    [
+        ("a = ReduceMax (x, i) b = Exp (a) y = Softmax <axis = 2> (b)", "a y", ["b", "a"]),
+        ("a = ReduceMax (x, i) b = Exp (a) y = Softmax <axis = 2> (b)", "y", ["b"]),
+        ("a = LogSoftmax <axis = 0> (x) b = BatchNormalization (a, w, w, w, w)"
+         " y = ReduceMax (b, i)", "y", ["b"]),
+        ("a = InstanceNormalization (x, w, w) r = Resize <mode = \"linear\"> (x, , , s)"
+         " y = Relu (a)", "r y", ["x"]),
+        ("e = Exp (x) a = GroupNormalization <num_groups = 2> (e, v, v) b = Abs (e)"
+         " r = Resize <mode = \"linear\"> (b, , , s) y = Relu (a)", "r y", ["b"]),
+        ("a = Relu (x) r = Resize <mode = \"linear\"> (x, , , s) y = Exp (a)", "r y", []),
+    ],
+)  # fmt: skip
+def test_what_takes_part_in_another_loop(body, outputs, expected):
+    typed = ", ".join(f"float[{name}0,{name}1,{name}2] {name}" for name in outputs.split())
+    proto = parsed(body, "float[2,4,5] x", typed)
+    arrays = {"i": [1], "s": [2, 4, 3], "w": np.ones(4, np.float32), "v": np.ones(2, np.float32)}
+    assert broken(with_constants(proto, arrays))[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("channels", "group", "precision", "act", "expected"),
+    [
+        (4, 1, "fp16", "Erf", ["a"]),
+        (12, 1, "fp16", "Erf", ["a"]),
+        (8, 1, "fp16", "Erf", []),
+        (4, 2, "fp16", "Erf", []),
+        (4, 1, "fp32", "Erf", []),
+        (4, 1, "fp16", "Tanh", []),
+    ],
+)
+def test_the_error_function_of_a_transposed_convolution(channels, group, precision, act, expected):
+    kind = "float" if precision == "fp32" else "float16"
+    proto = parsed(f"a = ConvTranspose <group = {group}> (x, w) y = {act} (a)",
+                   f"{kind}[1,4,5,5] x", f"{kind}[A,B,C,D] y")  # fmt: skip
+    weight = np.ones((4, channels, 2, 2), np.float32 if precision == "fp32" else np.float16)
+    assert broken(with_constants(proto, {"w": weight}))[0] == expected
 
 
 @pytest.mark.parametrize(

@@ -285,6 +285,17 @@ def test_an_ellipsis_that_is_repeated_stays(lowering, extent):
     assert not lowering.needed(graph)
 
 
+def test_a_node_whose_shape_is_known_once_another_is_written(lowering, rng):
+    text = """<ir_version: 8, opset_import: ["": 18]> g (float[1,1,4] x) => (float y) {
+        c = Constant <value = bool[1] {1}> () i = Constant <value = int64[2] {0, 0}> ()
+        j = Constant <value = int64[2] {1, 1}> () k = Constant <value = int64[2] {0, 1}> ()
+        v = Compress <axis = -3> (x, c) f = Flatten <axis = 1> (v)
+        s = Slice (f, i, j, k) y = Det (s) }"""
+    x = rng.normal(size=(1, 1, 4)).astype(np.float32)
+    (found,) = computed(lowering, onnx.parser.parse_model(text), {"x": x})
+    np.testing.assert_allclose(found, np.linalg.det(x[0, :1, :1]), 1e-5)
+
+
 def test_hardmax_of_a_vector(lowering):
     kinds = {"x": (TensorProto.FLOAT, ["n"])}
     proto = one_node("Hardmax", kinds, {"y": (TensorProto.FLOAT, ["n"])}, 17, axis=0)

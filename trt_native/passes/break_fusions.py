@@ -20,7 +20,8 @@ from trt_native.graph.inference import infer_types, known_type
 from trt_native.graph.nodes import input_of, opset_of
 from trt_native.graph.validity import wraps_graph_errors
 from trt_native.passes.base import GraphPass
-from trt_native.passes.miscompiled_fusions import BREAK_KEY, Point, is_broken, miscompiled
+from trt_native.passes.fusion_search import BREAK_KEY, Point, is_broken
+from trt_native.passes.miscompiled_fusions import miscompiled
 from trt_native.passes.raise_opset import RaisedOpset, opset_problems, require_opset
 from trt_native.passes.replacement import NameAuthority, ReplacementBuilder
 

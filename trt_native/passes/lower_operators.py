@@ -66,12 +66,12 @@ class LowerOperators(GraphPass):
     @wraps_graph_errors
     def rewrite(self, model: ir.Model) -> Mapping[str, Any]:
         """Write the nodes out."""
-        found = self._found(model)
         names, opset = NameAuthority(model), opset_of(model)
         counts: Counter[str] = Counter()
-        for node, write in found.items():
-            write(ArrayBuilder(node, names, opset))
-            counts[node.op_type] += 1
+        while found := self._found(model):  # the shapes that it leaves may be known better
+            for node, write in found.items():
+                write(ArrayBuilder(node, names, opset))
+                counts[node.op_type] += 1
         return {"nodes": dict(counts)}
 
     def preview(self, model: ir.Model) -> Mapping[str, Any]:
