@@ -134,6 +134,18 @@ def test_the_flattening_softmax_of_old_opsets():
     assert broken(parsed(body, "float[2,3,2] x", "float[1,3,2] y", opset=11))[0] == ["a"]
 
 
+def test_a_sum_beside_a_loop_that_begins_with_an_input():
+    proto = parsed(
+        """k = Constant <value = int64 {1}> () n = Constant <value = int64 {3}> ()
+        t = Constant <value = bool {1}> () c = CumSum (x, k)
+        l = Loop (n, t, x) <body = b (int64 i, bool g, float[2,4,5] s)
+            => (bool h, float[2,4,5] r) { h = Identity (g) r = Tanh (s) }>
+        y = Sum (c, l)""",
+        outputs="float[2,4,5] y",
+    )
+    assert broken(proto)[0] == ["x"]
+
+
 @pytest.mark.parametrize(
     ("body", "expected"),
     [

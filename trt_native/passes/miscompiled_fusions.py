@@ -181,7 +181,8 @@ def _shared_with_sums(model: ir.Model) -> Iterator[Point]:
         value = total.inputs[0]
         if value is None or constant_of(value) is not None:
             continue
-        others = [node.op_type for node, _ in value.uses() if node.op_type in ELEMENTWISE]
+        readers = (node for node, _ in value.uses() if BREAK_KEY not in node.metadata_props)
+        others = [node.op_type for node in readers if node.op_type in ELEMENTWISE]
         if others:
             yield Point(value, ((total, 0),), f"CumSum and {others[0]} read it")
 
