@@ -155,12 +155,43 @@ def test_deepcache_step_by_step(cached):
             sample, audio = inputs(2, frames, seed=100 * chunk + index)
             found = cached(sample, step.cuda(), encoder_hidden_states=audio).sample
             close(found, reference(sample, step.cuda(), audio).sample)
-            features = cached._memory.tensors["deep_features"]
+            features = cached._steps[0]._memory.tensors["deep_features"]
             if index % 3:
                 assert torch.equal(features, kept), "a shallow step only reads them"
             else:
                 assert kept is None or not torch.equal(features, kept)
                 kept = features.clone()
+
+
+@pytest.fixture
+def devices():
+    """Two GPUs, or one GPU twice."""
+    return [0, min(1, torch.cuda.device_count() - 1)]
+
+
+def test_a_batch_that_devices_share(plans, devices):
+    with (
+        LatentSyncUNet.from_plan(plans[0], devices=devices) as shared,
+        LatentSyncUNet.from_plan(plans[0]) as alone,
+    ):
+        for seed in range(3):
+            sample, audio = inputs(seed=seed)
+            found = shared(sample, 501, audio).sample
+            assert found.device == sample.device
+            for i in range(2):
+                rows = audio[i * CHUNK : (i + 1) * CHUNK]
+                assert torch.equal(found[i : i + 1], alone(sample[i : i + 1], 501, rows).sample)
+
+
+def test_the_loop_that_devices_share_with_deepcache(plans, devices, cached):
+    condition, audio = (tensor.cuda() for tensor in video(10, SIZE))
+    options = {"guidance": 1.5, "chunk": CHUNK}
+    expected = denoise(cached, condition, audio, **options)
+    with LatentSyncUNet.from_plans(*plans[1], interval=3, devices=devices) as shared:
+        compare(denoise(shared, condition, audio, **options), expected, f"DeepCache on {devices}")
+        steps = shared._steps
+        features = [one._memory.tensors["deep_features"].device.index for one in steps]
+    assert features == devices
 
 
 def test_all_shapes_of_the_profile(replacement, unet):

@@ -224,7 +224,7 @@ class TestFolder:
             made_runners[engine.plan.path.name].memory = memory
             return made_runners[engine.plan.path.name]
 
-        monkeypatch.setattr(engines, "gpu_ordinal", lambda device: 0)
+        monkeypatch.setattr(engines, "gpu_ordinals", lambda *_: [0])
         monkeypatch.setattr(engines, "Engine", Opened)
         monkeypatch.setattr(engines, "ActivationMemory", Opened)
         monkeypatch.setattr(engines, "EngineRunner", runner_of)
@@ -263,9 +263,9 @@ class TestFolder:
 
     def test_deepcache_where_its_plan_is_there(self, folder):
         parts = from_folder(folder)
-        assert parts.unet._schedule._interval == 3
+        assert parts.unet._steps[0]._schedule._interval == 3
         (folder / "unet.shallow.plan").unlink()
-        assert from_folder(folder).unet._schedule is None
+        assert from_folder(folder).unet._steps[0]._schedule is None
         with pytest.raises(PlanError, match=r"lacks unet\.shallow\.plan; .* build-latentsync"):
             from_folder(folder, interval=2)
 
@@ -293,9 +293,9 @@ class TestFolder:
             from_folder(folder, interval=1)
 
     def test_no_gpu(self, folder, monkeypatch):
-        from trt_native.models.latentsync.pipeline import gpu_ordinal
+        from trt_native.models.latentsync.pipeline import gpu_ordinals
 
-        monkeypatch.setattr(engines, "gpu_ordinal", gpu_ordinal)
+        monkeypatch.setattr(engines, "gpu_ordinals", gpu_ordinals)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         with pytest.raises(UnsupportedError, match="finds no GPU"):
             from_folder(folder)

@@ -34,6 +34,7 @@ from trt_native.models.latentsync import (
     UNetConfig,
     load_unet,
     pipeline,
+    unet_steps,
 )
 
 SMALL = UNetConfig.load("small")
@@ -142,6 +143,81 @@ class TestTheLoopOfLatentSync:
             expected = theirs.step(noise, step, latents)[0]
             torch.testing.assert_close(ours.step(noise, step, latents)[0], expected)
             latents = expected
+
+
+class TestDevices:
+    """Batches that several devices share: here all of them are the CPU."""
+
+    @pytest.fixture
+    def halves(self, unet):
+        """Two devices with plans of a batch of one, and their runners."""
+        runners = [TorchStepRunner("unet.plan", unet, plan_tensors(batch="1")) for _ in range(2)]
+        first, second = runners
+        return LatentSyncUNet(first, config=SMALL, others=[(second, None)]), runners
+
+    @pytest.mark.parametrize("by_batch", [False, True])
+    @pytest.mark.parametrize("timestep", [7, torch.tensor(7), torch.tensor([7, 7])])
+    def test_each_computes_its_share(self, unet, halves, timestep, by_batch):
+        replacement, runners = halves
+        sample, audio = inputs(batch=2)
+        given = audio.unflatten(0, (2, 2)) if by_batch else audio
+        found = replacement(sample, timestep, given).sample
+        for entry in range(2):
+            expected = unet(sample[entry : entry + 1], 7, audio[2 * entry : 2 * entry + 2])
+            assert torch.equal(found[entry : entry + 1], expected)
+        assert [len(runner.runs) for runner in runners] == [1, 1]
+
+    def test_the_loop_of_latentsync(self, unet, halves):
+        condition, audio = video(3)
+        expected = denoise(InPyTorch(unet), condition, audio, guidance=1.5, steps=5)
+        found = denoise(halves[0], condition, audio, guidance=1.5, steps=5)
+        assert relative_error(found, expected) <= 1e-4  # batches of two are summed in another order
+
+    def test_deepcache_keeps_each_ones_features(self, unet):
+        one, full, shallow = deepcache_drop_in(unet)
+        other = deepcache_drop_in(unet, batch="1")[1:]
+        both = LatentSyncUNet(*deepcache_drop_in(unet, batch="1")[1:], config=SMALL, interval=3,
+                              others=[other])  # fmt: skip
+        condition, audio = video(4)
+        options = {"guidance": 1.5, "steps": 7}
+        expected, found = (denoise(u, condition, audio, **options) for u in (one, both))
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        assert [len(r.runs) for r in other] == [len(full.runs), len(shallow.runs)]
+        assert other[0].runs[0][1]["deep_features"] is other[1].runs[0][0]["deep_features"]
+
+    def test_a_batch_of_one_is_the_first_ones(self, unet):
+        first, second = (deepcache_drop_in(unet, batch="1")[1:] for _ in range(2))
+        replacement = LatentSyncUNet(*first, config=SMALL, interval=3, others=[second])
+        counts = []
+        for batch, timestep in ((2, 9), (1, 8), (2, 7)):
+            sample, audio = inputs(batch=batch)
+            replacement(sample, timestep, audio)
+            counts.append([len(runner.runs) for runner in second])
+        assert counts == [[1, 0], [1, 0], [2, 0]], "the second has skipped a step: full again"
+
+    def test_more_entries_than_devices_and_fewer(self, unet):
+        runners = [TorchStepRunner("u.plan", unet, plan_tensors(batch="1:2:2")) for _ in range(3)]
+        replacement = LatentSyncUNet(
+            runners[0], config=SMALL, others=[(runner, None) for runner in runners[1:]]
+        )
+        for batch, expected in ((5, [2, 2, 1]), (2, [1, 1])):
+            sample, audio = inputs(batch=batch)
+            found = replacement(sample, 3, audio).sample
+            torch.testing.assert_close(found, unet(sample, 3, audio), rtol=1e-5, atol=1e-5)
+            shares = [len(runner.runs[-1][0]["latents"]) for runner in runners[: len(expected)]]
+            assert shares == expected
+
+    def test_errors(self, unet, halves):
+        replacement, runners = halves
+        sample, audio = inputs(batch=3)
+        with pytest.raises(SpecError, match=r"unet\.plan takes batch 1.*found batch 2"):
+            replacement(sample, 3, audio)
+        with pytest.raises(SpecError, match="encoder_hidden_states are required"):
+            replacement(inputs(batch=2)[0], 3)
+        with pytest.raises(SpecError, match="sample needs"):
+            replacement(sample[0], 3, audio)
+        replacement.close()
+        assert all(runner.closed for runner in runners)
 
 
 class TestOneCall:
@@ -535,7 +611,7 @@ class TestDeepCache:
             timesteps = [float(step) for step in denoising.scheduler(steps, name).timesteps]
             for interval in (1, 2, 3, 5):
                 expected = [timesteps.index(step) % interval == 0 for step in timesteps]
-                schedule = pipeline._Schedule(interval)
+                schedule = unet_steps._Schedule(interval)
                 found = [schedule.is_full(step, {}) for step in [*timesteps, *timesteps]]
                 assert found == [*expected, *expected], (steps, interval)
 
@@ -610,12 +686,13 @@ class TestLoading:
 
         def open_engine(plan, *, backend, ordinal):
             made.append(TorchStepRunner(plan.path.name, unet, plan.manifest.tensors))
-            assert (backend, ordinal) == ("auto", 0)
+            assert backend == "auto"
+            made[-1].ordinal = ordinal
             return made[-1]
 
         monkeypatch.setattr(pipeline, "Engine", open_engine)
         monkeypatch.setattr(pipeline, "EngineRunner", lambda engine: engine)
-        monkeypatch.setattr(pipeline, "gpu_ordinal", lambda device: 0)
+        monkeypatch.setattr(pipeline, "gpu_ordinal", lambda device: device or 0)
         return made
 
     def plan(self, path, kind="single", **metadata):
@@ -638,6 +715,19 @@ class TestLoading:
             PlanError, match=r"no U-Net configuration in its manifest: .*config='latentsync"
         ):
             LatentSyncUNet.from_plan(path)
+
+    def test_on_several_devices(self, tmp_path, runners):
+        config = json.dumps(SMALL.to_dict())
+        names = [("full.plan", "full"), ("shallow.plan", "shallow")]
+        plans = [self.plan(tmp_path / name, kind, config=config) for name, kind in names]
+        LatentSyncUNet.from_plans(*plans, devices=[2, 0])
+        LatentSyncUNet.from_plan(plans[0], devices=[1])
+        LatentSyncUNet.from_plan(plans[0], device=3)
+        found = [(runner.name, runner.ordinal) for runner in runners]
+        pairs = [("full.plan", 2), ("shallow.plan", 2), ("full.plan", 0), ("shallow.plan", 0)]
+        assert found == [*pairs, ("full.plan", 1), ("full.plan", 3)]
+        with pytest.raises(SpecError, match="give either device or devices"):
+            LatentSyncUNet.from_plan(plans[0], device=0, devices=[0, 1])
 
     @pytest.mark.parametrize("config", ["{", "[]", '{"sample_size": "x"}'])
     def test_a_damaged_configuration(self, tmp_path, runners, config):

@@ -7,7 +7,7 @@ import functools
 import inspect
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ import torch
 from trt_native.config import KernelSpecialization
 from trt_native.errors import PlanError, SpecError
 from trt_native.models.latentsync.config import UNetConfig
-from trt_native.models.latentsync.pipeline import LatentSyncUNet, gpu_ordinal
+from trt_native.models.latentsync.pipeline import LatentSyncUNet, gpu_ordinals
 from trt_native.models.latentsync.plan_module import EngineRunner
 from trt_native.models.latentsync.plan_names import DECODER, ENCODER, FULL, SHALLOW, WHISPER
 from trt_native.models.latentsync.vae import VaeConfig
@@ -75,6 +75,7 @@ class LatentSyncPipelineEngines:
         kernel_specialization: KernelSpecialization | str | None = None,
         backend: str = "auto",
         device: torch.device | int | str | None = None,
+        devices: Sequence[torch.device | int | str] = (),
     ) -> LatentSyncPipelineEngines:
         """Load the plans that ``trt-native build-latentsync`` wrote.
 
@@ -92,6 +93,8 @@ class LatentSyncPipelineEngines:
                 chunks of lengths that did not occur before.
             backend: As for :class:`~trt_native.Engine`.
             device: The GPU; by default torch's current one.
+            devices: GPUs that share the U-Net's steps, as for :meth:`LatentSyncUNet.from_plan`;
+                the VAE and the audio encoder are on the first.
 
         Raises:
             PlanError, UnsupportedError, CudaError: as :class:`~trt_native.Engine`; also where a
@@ -104,10 +107,10 @@ class LatentSyncPipelineEngines:
         names = [FULL, *[SHALLOW] * shallow, *[ENCODER, DECODER] * has_vae]
         names += [WHISPER] * (path / WHISPER).exists()
         _check_present(path, names)
-        ordinal = gpu_ordinal(device)
+        ordinal, *others = gpu_ordinals(device, devices)
         with ExitStack() as undo:
-            engines = {}
-            for name in names:
+
+            def load(name: str, ordinal: int) -> Engine:
                 engine = Engine(
                     Plan.open(path / name),
                     backend=backend,
@@ -115,7 +118,17 @@ class LatentSyncPipelineEngines:
                     kernel_specialization=kernel_specialization,
                 )
                 undo.callback(engine.close)
-                engines[name] = engine
+                return engine
+
+            def shared(ordinal: int) -> tuple[EngineRunner, EngineRunner | None]:
+                pair = [
+                    EngineRunner(load(name, ordinal)) for name in (FULL, SHALLOW)[: 1 + shallow]
+                ]
+                for runner in pair:
+                    undo.callback(runner.close)
+                return pair[0], pair[1] if shallow else None
+
+            engines = {name: load(name, ordinal) for name in names}
             configs = _unet_config(engines), _vae_config(engines), _whisper_config(engines)
             alone = [DECODER] if overlap and has_vae else []
             memory = ActivationMemory(*(e for name, e in engines.items() if name not in alone))
@@ -130,6 +143,7 @@ class LatentSyncPipelineEngines:
                 runners.get(SHALLOW),
                 config=configs[0],
                 interval=(interval or _DEFAULT_INTERVAL) if shallow else 1,
+                others=[shared(other) for other in others],
             )
             vae = whisper = None
             if configs[1] is not None:

@@ -8,22 +8,17 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from trt_native.errors import ClosedError, PlanError, SpecError, UnsupportedError
 from trt_native.installing import install_command
 from trt_native.models.latentsync.config import UNetConfig
-from trt_native.models.latentsync.inputs import fractional_timestep
 from trt_native.models.lora import LoraStack
-from trt_native.plans.manifest import PlanTensor
 from trt_native.plans.plan import Plan
 from trt_native.runtime.engine import Engine
-from trt_native.runtime.tensor_views import torch_dtype
 
 try:
     import torch
@@ -39,17 +34,11 @@ from trt_native.models.latentsync.plan_module import (
     EngineRunner,
     PlanModule,
     StepRunner,
-    StreamFollower,
     gpu_ordinal,
 )
+from trt_native.models.latentsync.unet_steps import UNetSteps
 
-__all__ = ["LatentSyncUNet", "UNetOutput", "gpu_ordinal"]
-
-_LATENTS, _TIMESTEP, _AUDIO = "latents", "timestep", "encoder_hidden_states"
-_NOISE, _FEATURES = "noise_pred", "deep_features"
-_AXES = {"batch": 0, "frames": 2, "height": 3, "width": 4}  # of the latents
-_ROUNDING = 1e-3  # of timesteps up to 1000 in float32
-_LOGGER = logging.getLogger(__name__)
+__all__ = ["LatentSyncUNet", "UNetOutput", "gpu_ordinal", "gpu_ordinals"]
 
 
 class UNetOutput(NamedTuple):
@@ -82,6 +71,7 @@ class LatentSyncUNet(PlanModule):
         shallow: Runs steps that reuse the deep features of an earlier one.
         config: The U-Net's configuration.
         interval: With ``shallow``: number of timesteps per full step.
+        others: Full and shallow runners on further devices, which compute a share of each batch.
 
     Attributes:
         config: The configuration, by item and by attribute.
@@ -98,19 +88,19 @@ class LatentSyncUNet(PlanModule):
         *,
         config: UNetConfig,
         interval: int = 1,
+        others: Sequence[tuple[StepRunner, StepRunner | None]] = (),
     ) -> None:
-        _check_plans(full, shallow, config, interval)
-        super().__init__(full, _tensor(full, _LATENTS).dtype)
+        steps = [
+            UNetSteps(*pair, config=config, interval=interval)
+            for pair in ((full, shallow), *others)
+        ]
+        super().__init__(full, steps[0].dtype)
         self._config = config
         self.config = AttrDict(config.to_dict())
         self.add_audio_layer = config.add_audio_layer
         self._full = full
-        self._shallow = shallow
-        self._schedule = None if shallow is None else _Schedule(interval)
-        self._memory: _Memory | None = None
-        self._streams = StreamFollower(self.device)
+        self._steps = steps
         self._closed = False
-        _warn_of_fixed_frames(full)
 
     @classmethod
     def from_plan(
@@ -120,6 +110,7 @@ class LatentSyncUNet(PlanModule):
         config: UNetConfig | str | Path | None = None,
         backend: str = "auto",
         device: torch.device | int | str | None = None,
+        devices: Sequence[torch.device | int | str] = (),
     ) -> LatentSyncUNet:
         """Load the plan of a U-Net from a LatentSync export.
 
@@ -129,13 +120,16 @@ class LatentSyncUNet(PlanModule):
                 in the plan's manifest.
             backend: As for :class:`~trt_native.Engine`.
             device: The GPU; by default torch's current one.
+            devices: GPUs that share each batch, the first of which has the inputs and results:
+                with classifier-free guidance two of them compute half of a step each. The plan
+                must have been built for their shares, such as ``batch=1``. Instead of ``device``.
 
         Raises:
             PlanError, UnsupportedError, CudaError: as :class:`~trt_native.Engine`; also where
                 the manifest has no configuration, or torch has no CUDA.
             SpecError: the plan is not that of a LatentSync U-Net.
         """
-        return cls._load([plan], config, backend, device, 1)
+        return cls._load([plan], config, backend, device, devices, 1)
 
     @classmethod
     def from_plans(
@@ -147,6 +141,7 @@ class LatentSyncUNet(PlanModule):
         config: UNetConfig | str | Path | None = None,
         backend: str = "auto",
         device: torch.device | int | str | None = None,
+        devices: Sequence[torch.device | int | str] = (),
     ) -> LatentSyncUNet:
         """Load the full and the shallow plan of a U-Net, from an export for DeepCache.
 
@@ -165,12 +160,13 @@ class LatentSyncUNet(PlanModule):
             config: As for :meth:`from_plan`.
             backend: As for :meth:`from_plan`.
             device: As for :meth:`from_plan`.
+            devices: As for :meth:`from_plan`; each keeps the deep features of its share.
 
         Raises:
             PlanError, UnsupportedError, CudaError, SpecError: as :meth:`from_plan`; also where
                 the two do not belong together.
         """
-        return cls._load([full, shallow], config, backend, device, interval)
+        return cls._load([full, shallow], config, backend, device, devices, interval)
 
     @classmethod
     def _load(
@@ -179,19 +175,22 @@ class LatentSyncUNet(PlanModule):
         config: UNetConfig | str | Path | None,
         backend: str,
         device: torch.device | int | str | None,
+        devices: Sequence[torch.device | int | str],
         interval: int,
     ) -> LatentSyncUNet:
         given = UNetConfig.load(config) if isinstance(config, (str, Path)) else config
         loaded = [plan if isinstance(plan, Plan) else Plan.open(plan) for plan in plans]
         configs = [given or _config_of(plan) for plan in loaded]
         _check_origins(loaded, configs)
-        ordinal = gpu_ordinal(device)
+        ordinals = gpu_ordinals(device, devices)
         runners: list[EngineRunner] = []
         try:
-            for plan in loaded:
-                engine = Engine(plan, backend=backend, ordinal=ordinal)
-                runners.append(EngineRunner(engine))
-            return cls(*runners, config=configs[0], interval=interval)
+            for ordinal in ordinals:
+                for plan in loaded:
+                    engine = Engine(plan, backend=backend, ordinal=ordinal)
+                    runners.append(EngineRunner(engine))
+            first, *others = _pairs(runners, len(loaded))
+            return cls(*first, config=configs[0], interval=interval, others=others)
         except BaseException:
             for runner in runners:
                 runner.close()
@@ -243,8 +242,8 @@ class LatentSyncUNet(PlanModule):
 
     def reset_cache(self) -> None:
         """Make the next step a full one. No effect without a shallow plan."""
-        if self._schedule is not None:
-            self._schedule.reset()
+        for steps in self._steps:
+            steps.reset()
 
     def num_parameters(
         self,
@@ -310,7 +309,7 @@ class LatentSyncUNet(PlanModule):
 
     @functools.cached_property
     def _adapters(self) -> LoraStack:
-        runners = [one for one in (self._full, self._shallow) if one is not None]
+        runners = [one for steps in self._steps for one in steps.runners]
         engines = [one.engine for one in runners if isinstance(one, EngineRunner)]
         if len(engines) < len(runners):
             raise UnsupportedError("LoRA adapters need a U-Net that runs a plan on a GPU")
@@ -330,10 +329,10 @@ class LatentSyncUNet(PlanModule):
     def close(self) -> None:
         """Free the plans and their memory. Idempotent."""
         self._closed = True
-        self._memory = None
-        self._full.close()
-        if self._shallow is not None:
-            self._shallow.close()
+        for steps in self._steps:
+            steps.release()
+            for runner in steps.runners:
+                runner.close()
 
     def __getattr__(self, name: str) -> Any:
         if name in ("down_blocks", "mid_block", "up_blocks"):
@@ -345,132 +344,56 @@ class LatentSyncUNet(PlanModule):
         return super().__getattr__(name)
 
     def _step(self, sample: Tensor, timestep: Tensor | float, audio: Tensor | None) -> Tensor:
-        self._streams.follow(self._memory.tensors.values() if self._memory else ())
-        shapes = self._shapes(sample, audio)
-        if self._memory is None or self._memory.shapes != shapes:
-            self._check_shapes(shapes)
-            self._memory = None  # before the new ones are allocated
-            self._memory = self._allocate(shapes)
-        tensors = self._memory.tensors
-        self._fill_timestep(tensors[_TIMESTEP], timestep, len(sample))
-        tensors[_LATENTS].copy_(sample)
-        if _AUDIO in tensors and audio is not None:
-            tensors[_AUDIO].copy_(audio.detach().reshape(tensors[_AUDIO].shape))
-        runner = self._runner_for(timestep, shapes)
-        runner.run(
-            {t.name: tensors[t.name] for t in runner.tensors if t.mode == "input"},
-            {t.name: tensors[t.name] for t in runner.tensors if t.mode == "output"},
-        )
-        return tensors[_NOISE].to(sample.device, sample.dtype, copy=True)
-
-    def _runner_for(self, timestep: Tensor | float, shapes: Mapping[str, Any]) -> StepRunner:
-        if self._schedule is None or self._shallow is None:
-            return self._full
-        value = timestep.flatten()[0].item() if isinstance(timestep, Tensor) else timestep
-        return self._full if self._schedule.is_full(value, shapes) else self._shallow
-
-    def _shapes(self, sample: Tensor, audio: Tensor | None) -> dict[str, tuple[int, ...]]:
-        """Derive the shapes of all tensors of a step from the caller's."""
-        config = self._config
-        fits = sample.ndim == 5 and sample.shape[1] == config.in_channels
-        if not fits or not sample.is_floating_point():
-            raise SpecError(
-                f"sample needs (batch, {config.in_channels}, frames, height, width) in floating"
-                f" point, found {tuple(sample.shape)} in {sample.dtype}"
-            )
-        batch, _, frames, height, width = sample.shape
-        shapes: dict[str, tuple[int, ...]] = {
-            _LATENTS: tuple(sample.shape),
-            _TIMESTEP: (1,),
-            _NOISE: (batch, config.out_channels, frames, height, width),
-            _FEATURES: (batch * frames, config.block_out_channels[0], height, width),
-        }
-        if config.add_audio_layer:
-            shapes[_AUDIO] = _audio_shape(audio, batch, frames, config.cross_attention_dim)
-        return shapes
-
-    def _check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        frames, most = shapes[_LATENTS][2], self._config.max_frames
-        if most is not None and frames > most:
-            raise SpecError(
-                f"sample has {frames} frames, the model has positions for {most};"
-                " split the video into shorter chunks"
-            )
-        for runner in (self._full, self._shallow):
-            if runner is not None:
-                _check_allowed(runner, shapes)
-
-    def _allocate(self, shapes: dict[str, tuple[int, ...]]) -> _Memory:
-        """Allocate the buffers that all steps share: CUDA graphs need fixed addresses."""
-        plans = (self._full, self._shallow)
-        tensors = [tensor for plan in plans if plan is not None for tensor in plan.tensors]
-        return _Memory(
-            shapes,
-            {
-                tensor.name: torch.empty(
-                    shapes[tensor.name], dtype=torch_dtype(tensor.dtype), device=self.device
-                )
-                for tensor in {tensor.name: tensor for tensor in tensors}.values()
-            },
-        )
-
-    def _fill_timestep(self, buffer: Tensor, timestep: Tensor | float, batch: int) -> None:
-        takes_fractions = buffer.dtype == torch.float32
-        kind = str(buffer.dtype).removeprefix("torch.")
-        if not isinstance(timestep, Tensor):
-            timestep = torch.tensor(timestep, dtype=torch.float64)
-        values = timestep.detach().reshape(-1)
-        if timestep.ndim > 1 or len(values) not in (1, batch):
-            raise SpecError(
-                f"timestep needs 1 or {batch} values, found shape {tuple(timestep.shape)}"
-            )
-        if len(values) > 1 and bool((values != values[0]).any()):
-            raise SpecError(
-                f"the plan takes one timestep for the whole batch, found {values.tolist()}"
-            )
-        if values.is_floating_point() and not takes_fractions:
-            if bool((values != values.round()).any()):
-                raise fractional_timestep(values[0].item(), kind)
-            values = values.round()
-        if values.is_cpu:
-            buffer.fill_(values[0].item())  # a copy would wait for the GPU
-        else:
-            buffer.copy_(values[:1])
+        first, *others = self._steps
+        if not others or sample.ndim != 5 or len(sample) == 1:  # or reports it
+            for steps in others:
+                steps.reset()
+            noise = first.run(sample, timestep, audio)
+            return noise.to(sample.device, sample.dtype, copy=True)
+        result = sample.new_empty(first.shapes(sample, audio)["noise_pred"])
+        pieces = _pieces(len(self._steps), sample, timestep, audio)
+        for steps in self._steps[len(pieces) :]:
+            steps.reset()
+        # The first device's copies to the others come before its own step, theirs back after it.
+        working = list(zip(self._steps, pieces, strict=False))[::-1]
+        noises = [steps.run(*piece) for steps, piece in working][::-1]
+        for part, noise in zip(result.chunk(len(self._steps)), noises, strict=True):
+            part.copy_(noise)
+        return result
 
 
-@dataclass(frozen=True, slots=True)
-class _Memory:
-    shapes: Mapping[str, tuple[int, ...]]
-    tensors: Mapping[str, Tensor]
+def _pieces(
+    count: int, sample: Tensor, timestep: Tensor | float, audio: Tensor | None
+) -> list[tuple[Tensor, Tensor | float, Tensor | None]]:
+    """Divide the entries of a batch among devices, one after the other."""
+    samples = sample.chunk(count)
+    rows = [len(one) * (1 if _has_batches(audio, sample) else sample.shape[2]) for one in samples]
+    audios = [None] * len(samples) if audio is None else torch.split(audio, rows)
+    timesteps: Sequence[Tensor | float] = [timestep] * len(samples)
+    if isinstance(timestep, Tensor) and timestep.ndim == 1 and len(timestep) == len(sample):
+        timesteps = timestep.chunk(count)
+    return list(zip(samples, timesteps, audios, strict=True))
 
 
-class _Schedule:
-    """Choice of full timesteps, as DeepCache makes it for uniform intervals.
+def _has_batches(audio: Tensor | None, sample: Tensor) -> bool:
+    """Whether audio is (batch, frames, tokens, features), not (batch*frames, tokens, features)."""
+    return audio is not None and audio.ndim == 4 and len(audio) == len(sample)
 
-    Its helper takes a timestep's first place in the scheduler's list. Without a scheduler, this
-    counts the calls since the start of the chunk; within a chunk timesteps do not rise, except by
-    rounding where a scheduler interpolates them.
-    """
 
-    def __init__(self, interval: int) -> None:
-        self._interval = interval
-        self.reset()
+def gpu_ordinals(
+    device: torch.device | int | str | None, devices: Sequence[torch.device | int | str]
+) -> list[int]:
+    """CUDA ordinals of one device, or of several."""
+    if device is not None and devices:
+        raise SpecError("give either device or devices, which has the first one, too")
+    return [gpu_ordinal(one) for one in devices or (device,)]
 
-    def reset(self) -> None:
-        self._calls = self._place = 0
-        self._timestep: float | None = None
-        self._shapes: Mapping[str, Any] | None = None
 
-    def is_full(self, timestep: float, shapes: Mapping[str, Any]) -> bool:
-        last = self._timestep
-        if last is None or timestep > last + _ROUNDING or shapes != self._shapes:
-            self._calls = self._place = 0
-        else:
-            self._calls += 1
-            if timestep != last:
-                self._place = self._calls
-        self._timestep, self._shapes = timestep, shapes
-        return self._place % self._interval == 0
+def _pairs(runners: Sequence[StepRunner], plans: int) -> list[tuple[StepRunner, StepRunner | None]]:
+    """The full and the shallow runner of each device, from those of all devices in turn."""
+    if plans == 1:
+        return [(runner, None) for runner in runners]
+    return list(zip(runners[::2], runners[1::2], strict=True))
 
 
 def _config_of(plan: Plan) -> UNetConfig:
@@ -501,140 +424,3 @@ def _check_origins(plans: list[Plan], configs: list[UNetConfig]) -> None:
             "the two plans are of different U-Nets, by the checkpoint and configuration in their"
             " manifests; build both from one call of export_deepcache"
         )
-
-
-def _check_plans(
-    full: StepRunner, shallow: StepRunner | None, config: UNetConfig, interval: int
-) -> None:
-    if interval < 1:
-        raise SpecError(
-            f"interval {interval}: must be at least 1, the number of timesteps per full step"
-        )
-    audio = {_AUDIO} if config.add_audio_layer else set()
-    inputs = {_LATENTS, _TIMESTEP} | audio
-    needed = {_NOISE} if shallow is None else {_NOISE, _FEATURES}
-    hint = ""
-    if _FEATURES in _names(full, "input"):
-        hint = ": this is the shallow step of DeepCache, which LatentSyncUNet.from_plans(full,"
-        hint += " shallow) takes second"
-    elif _FEATURES in needed - _names(full, "output"):
-        hint = ": for from_plans, export with export_deepcache and build NAME.onnx"
-    _check_names(full, inputs, needed, hint)
-    if shallow is not None:
-        hint = ": for from_plans, build NAME.shallow.onnx of export_deepcache"
-        _check_names(shallow, inputs | {_FEATURES}, {_NOISE}, hint)
-        types = {t.name: t.dtype for t in full.tensors}
-        for tensor in shallow.tensors:
-            if tensor.dtype != types[tensor.name]:
-                raise SpecError(
-                    f"{tensor.name} is {types[tensor.name]} in {full.name} and {tensor.dtype} in"
-                    f" {shallow.name}; build both with the same options"
-                )
-
-
-def _check_names(runner: StepRunner, inputs: set[str], outputs: set[str], hint: str) -> None:
-    """Reject a plan that is not the required step; the other output is allowed."""
-    found = _names(runner, "input"), _names(runner, "output")
-    if found[0] != inputs or not outputs <= found[1] <= {_NOISE, _FEATURES}:
-        raise SpecError(
-            f"{runner.name} is not the required step of a LatentSync U-Net{hint};"
-            f" found {', '.join(sorted(found[0]))} -> {', '.join(sorted(found[1]))}, needed"
-            f" {', '.join(sorted(inputs))} -> {', '.join(sorted(outputs))}"
-        )
-
-
-def _names(runner: StepRunner, mode: str) -> set[str]:
-    return {tensor.name for tensor in runner.tensors if tensor.mode == mode}
-
-
-def _tensor(runner: StepRunner, name: str) -> PlanTensor:
-    return next(tensor for tensor in runner.tensors if tensor.name == name)
-
-
-def _audio_shape(
-    audio: Tensor | None, batch: int, frames: int, features: int
-) -> tuple[int, int, int]:
-    if audio is None:
-        raise SpecError("encoder_hidden_states are required: this model has audio layers")
-    leading = tuple(audio.shape[:-2])
-    if leading not in ((batch * frames,), (batch, frames)) or audio.shape[-1] != features:
-        raise SpecError(
-            f"encoder_hidden_states need ({batch * frames}, tokens, {features}) or ({batch},"
-            f" {frames}, tokens, {features}) for a sample of {batch} x {frames} frames, found"
-            f" {tuple(audio.shape)}"
-        )
-    return batch * frames, audio.shape[-2], features
-
-
-def _warn_of_fixed_frames(runner: StepRunner) -> None:
-    """Warn early of a plan that would fail at the last chunk of a video."""
-    ranges = _ranges(_tensor(runner, _LATENTS), _AXES["frames"])
-    if all(low > 1 for low, _, _ in ranges):
-        _LOGGER.warning(
-            "%s takes at least %d frames, and the last chunk of a video may have fewer; build it"
-            " with dims frames=1:16:16 for videos of any length",
-            runner.name,
-            min(low for low, _, _ in ranges),
-        )
-
-
-def _check_allowed(runner: StepRunner, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Reject shapes that no profile of the plan allows, naming ranges that would."""
-    inputs = [tensor for tensor in runner.tensors if tensor.mode == "input"]
-    count = max(1, *(len(tensor.profiles) for tensor in inputs))
-    if any(all(_allows(t, shapes[t.name], index) for t in inputs) for index in range(count)):
-        return
-    found = {name: shapes[_LATENTS][axis] for name, axis in _AXES.items()}
-    latents = _tensor(runner, _LATENTS)
-    allowed, dims, together = [], [], True
-    for name, axis in _AXES.items():
-        ranges = _outermost(_ranges(latents, axis))
-        allowed.append(f"{name} {' or '.join(_span(low, high) for low, _, high in ranges)}")
-        if not any(low <= found[name] <= high for low, _, high in ranges):
-            dims.append(_wider(name, found[name], *ranges[0]))
-    extents = ", ".join(f"{name} {extent}" for name, extent in found.items())
-    if not dims and _AUDIO in shapes:
-        extents += f", {shapes[_AUDIO][1]} audio tokens per frame"
-        tokens = _outermost(_ranges(_tensor(runner, _AUDIO), 1))
-        together = any(low <= shapes[_AUDIO][1] <= high for low, _, high in tokens)
-        allowed.append(f"{' or '.join(_span(low, high) for low, _, high in tokens)} audio tokens")
-    advice = f"; build it again with dims {', '.join(dims)}" if dims else ""
-    if not dims and count > 1 and together:
-        advice = f"; none of its {count} profiles has these together"
-    raise SpecError(f"{runner.name} takes {', '.join(allowed)}; found {extents}{advice}")
-
-
-def _outermost(ranges: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
-    """Drop ranges (min, opt, max) that are inside another one, or duplicates."""
-    found: list[tuple[int, int, int]] = []
-    for one in ranges:
-        if not any(_holds(other, one) for other in found):
-            found = [*(other for other in found if not _holds(one, other)), one]
-    return found
-
-
-def _holds(outer: tuple[int, int, int], inner: tuple[int, int, int]) -> bool:
-    return outer[0] <= inner[0] and inner[2] <= outer[2]
-
-
-def _allows(tensor: PlanTensor, shape: tuple[int, ...], profile: int) -> bool:
-    if tensor.profiles:
-        return tensor.profiles[profile].contains(shape)
-    return tensor.shape == shape
-
-
-def _ranges(tensor: PlanTensor, axis: int) -> list[tuple[int, int, int]]:
-    """Return (min, opt, max) of an axis in each profile."""
-    if tensor.profiles:
-        return [(p.min[axis], p.opt[axis], p.max[axis]) for p in tensor.profiles]
-    return [(tensor.shape[axis],) * 3]
-
-
-def _span(low: int, high: int) -> str:
-    return str(low) if low == high else f"{low} to {high}"
-
-
-def _wider(name: str, found: int, low: int, best: int, high: int) -> str:
-    """Return the entry of ``dims`` that extends a range; last chunks may have any length."""
-    least = 1 if name == "frames" else min(found, low)
-    return f"{name}={least}:{best}:{max(found, high)}"
