@@ -164,7 +164,7 @@ def error_of(path, inputs):
     expected = ReferenceEvaluator(str(path)).run(None, inputs)
     names = [output.name for output in onnx.load(path).graph.output]
     return max(
-        float(np.linalg.norm(found[n] - e) / np.linalg.norm(e))
+        float(np.linalg.norm(np.asarray(found[n], np.float64) - e) / np.linalg.norm(e))
         for n, e in zip(names, expected, strict=True)
     )
 
