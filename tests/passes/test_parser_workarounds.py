@@ -119,6 +119,30 @@ def test_arguments_of_a_function_call_decide():
     check_parser_support(normalized(model))
 
 
+@pytest.mark.parametrize(
+    "shapes", [([2, 3], [2, 3]), ([1, 3], [2, 1]), ([3], [2, 2, 1]), ([2, 3], [1])]
+)
+def test_a_choice_between_one_value_and_itself(shapes, rng):
+    chosen, condition = shapes
+    axes = ", ".join("abc"[: max(map(len, shapes))])
+    proto = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["": 18]>
+        g (float{chosen} x, float{condition} c) => (float[{axes}] y)
+        {{ z = Sub (c, c) b = Less (c, z) y = Where (b, x, x) }}"""
+    )
+    graph = normalized(proto)
+    assert apply_parser_workarounds(graph) == {"Where": 1}
+    inputs = {
+        name: rng.normal(size=shape).astype(np.float32)
+        for name, shape in zip("xc", shapes, strict=True)
+    }
+    found, expected = (
+        ReferenceEvaluator(one).run(None, inputs)[0] for one in (ir.to_proto(graph), proto)
+    )
+    np.testing.assert_array_equal(found, expected)
+    assert found.shape == expected.shape
+
+
 @pytest.mark.parametrize("inputs", ['t, "", x', '"", c, x', '"", on, x', "most, c, x"])
 def test_loops_without_a_limit_or_a_condition(inputs, rng):
     condition = "Identity (d)" if inputs.startswith("t") else "Less (i, t)"

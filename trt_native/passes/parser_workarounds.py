@@ -126,6 +126,17 @@ def _rewrite_tile(new: ReplacementBuilder) -> None:
     new.replace(new.add("Identity", new.node.inputs[:1]))
 
 
+def _chooses_nothing(node: ir.Node) -> bool:
+    return node.inputs[1] is not None and node.inputs[1] is node.inputs[2]
+
+
+def _rewrite_where(new: ReplacementBuilder) -> None:
+    """Broadcast the one value to choose: TensorRT leaves an output that it makes unwritten."""
+    condition, value, _ = new.node.inputs
+    shape = new.add("Shape", [condition], ir.DataType.INT64)
+    new.replace(new.add("Expand", [value, shape]))
+
+
 def _exponent(node: ir.Node) -> int | None:
     """The exponent of a power, where it is one whole number."""
     value = input_of(node, 1)
@@ -338,6 +349,7 @@ _POWER = RewriteRule(
 _RULES = {
     "GroupNormalization": RewriteRule(_has_one_group, _rewrite_single_group_norm),
     "Elu": RewriteRule(_differs_in_alpha, _rewrite_elu),
+    "Where": RewriteRule(_chooses_nothing, _rewrite_where),
     "Trilu": RewriteRule(lambda node: "upper" not in node.attributes, _rewrite_trilu),
     "ReduceLogSumExp": RewriteRule(_overflows, _rewrite_log_sum_exp),
     "Clip": RewriteRule(_has_reversed_limits, _rewrite_clip),
