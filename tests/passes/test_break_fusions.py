@@ -333,6 +333,8 @@ def test_outputs_that_are_written_in_part(body, outputs, expected):
         ("l = Log (x) t = Transpose (l) a = Mul (t, two) y = MatMul (a, w)", ["a"]),
         ("l = Log (x) a = Max (l, two) y = MatMul (a, w)", []),  # 2 at 0
         ("p = Add (x, two) a = Log (p) y = MatMul (a, w)", []),
+        ("p = Min (x) a = Log (p) y = MatMul (a, w)", ["a"]),
+        ("p = Max (x, x, two) a = Log (p) y = MatMul (a, w)", []),
         ("p = Sub (x, two) a = Sqrt (p) y = MatMul (a, w)", ["a"]),
         ("p = Clip (x, two) a = Log (p) y = MatMul (a, w)", []),
         ("a = Sqrt (x) y = MatMul (a, w)", []),

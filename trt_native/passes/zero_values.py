@@ -31,7 +31,7 @@ _COMMON: dict[str, Callable[..., Any]] = {
     "Sqrt": np.sqrt,
     "Sub": np.subtract,
 }
-"""Operators that need no evaluator, each with at most two operands."""
+"""Operators that need no evaluator, with as many operands as NumPy's functions take."""
 
 
 class ZeroValues:
@@ -83,8 +83,9 @@ class ZeroValues:
         if node.op_type in self._moving:
             return arrays[0]
         with np.errstate(all="ignore"):
-            if node.op_type in _COMMON and len(arrays) <= 2:
-                return np.asarray(_COMMON[node.op_type](*arrays))
+            function = _COMMON.get(node.op_type)
+            if function is not None and getattr(function, "nin", 1) == len(arrays):
+                return np.asarray(function(*arrays))
             inputs = {str(one.name): self._known[one] for one in sources}
             found = evaluate_node(ir.serde.serialize_node(node), self._opsets, inputs)
         return np.zeros((), np.float32) if found is None else found[str(value.name)]
