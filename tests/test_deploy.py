@@ -301,6 +301,21 @@ def test_a_static_plan_needs_no_shapes_and_a_compatible_one_a_flag(tmp_path):
         "--loadEngine=m.plan",
         "--versionCompatible",
     ]
+    lean = dataclasses.replace(plan, lean_runtime=Path("lean.so"))
+    assert trtexec_command(lean, Path("m.plan"))[-1] == "--leanDLLPath=lean.so"
+
+
+def test_triton_is_told_of_a_version_compatible_plan(tmp_path):
+    plan = make_plan(tmp_path / "m.plan", STATIC, options={"version_compatible": True})
+    folder, _ = deploy_triton(plan, tmp_path / "repository", TritonConfig(name="m"))
+    assert (
+        (folder / "config.pbtxt")
+        .read_text()
+        .startswith(
+            "# For a Triton server whose TensorRT is 10.16.1.11 or later, started with"
+            " --backend-config=tensorrt,version-compatible=true.\n"
+        )
+    )
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from trt_native.cli.console import report_errors
 PACKAGE = Path(trt_native.__file__).parent
 OTHER_TOOLS = {
     "deploy.py": {
+        "--backend-config=tensorrt,version-compatible=true",
+        "--leanDLLPath=",
         "--loadEngine=",
         "--noDataTransfers",
         "--shapes=",

@@ -588,7 +588,9 @@ class BuildConfig:
             only these are replaceable, and the plan may run faster than if all are. Sets ``refit``.
         strip_weights: Leave the weights out of the plan; they are refitted before use.
         weight_streaming: Let the engine keep part of its weights in host memory.
-        version_compatible: Make the plan loadable by later minor versions of TensorRT.
+        version_compatible: Make the plan loadable by later versions of TensorRT.
+        exclude_lean_runtime: Leave the lean runtime, which loads a version compatible plan, out of
+            it. Later versions then need the library of that runtime beside the plan.
         hardware_compatibility: See :class:`HardwareCompatibility`.
         compute_capabilities: GPUs that a TensorRT-RTX plan targets, such as ``("8.6", "8.9")``.
             Empty: every GPU the backend supports.
@@ -722,6 +724,15 @@ class BuildConfig:
     version_compatible: bool = field(
         default=False, metadata=_option("Loads in later versions of TensorRT.", _TARGET, type=bool)
     )
+    exclude_lean_runtime: bool = field(
+        default=False,
+        metadata=_option(
+            "For a version compatible plan: leave the runtime out of it, which is code for the CPU;"
+            " later versions then need its library.",
+            _TARGET,
+            type=bool,
+        ),
+    )
     hardware_compatibility: HardwareCompatibility = field(
         default=HardwareCompatibility.NONE,
         metadata=_option(
@@ -789,6 +800,11 @@ class BuildConfig:
             raise SpecError(
                 "precision tf32 contradicts tf32=False; use precision fp32",
                 options=("precision", "tf32"),
+            )
+        if self.exclude_lean_runtime and not self.version_compatible:
+            raise SpecError(
+                "exclude_lean_runtime: only a version compatible plan has a lean runtime",
+                options=("exclude_lean_runtime", "version_compatible"),
             )
         self._check_quantization()
         for text in self.compute_capabilities:

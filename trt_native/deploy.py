@@ -39,6 +39,7 @@ _TRITON_TYPES = {
     "bool": "TYPE_BOOL",
 }
 _MODEL_NAME = r"[^\s/\\.\x00-\x1f\ud800-\udfff][^/\\\x00-\x1f\ud800-\udfff]*"
+_VERSION_COMPATIBLE = "--backend-config=tensorrt,version-compatible=true"
 _VALUE_FORMATS = {"int32": "i", "int64": "q"}
 
 
@@ -204,6 +205,11 @@ def deploy_triton(
         )
     version = plan.manifest.backend_version if plan.manifest else header.version_text
     comment = f"For a Triton server whose TensorRT is {version}."
+    if plan.host_code.allowed:
+        comment = (
+            f"For a Triton server whose TensorRT is {version} or later, started with"
+            f" {_VERSION_COMPATIBLE}."
+        )
     model = triton_config(plan_tensors(plan), config, comment=comment)
     folder = Path(repository) / config.name
     try:
@@ -503,6 +509,9 @@ def trtexec_command(
     words += [f"--useProfile={profile}"] if profile else []
     if not rtx and plan.header.version[0] < 11:
         words += ["--useCudaGraph", "--noDataTransfers", "--useSpinWait"]
-    if plan.manifest is not None and plan.manifest.options.get("version_compatible"):
+    host_code = plan.host_code
+    if host_code.allowed and not rtx:
         words.append("--versionCompatible")
+    if host_code.lean_runtime is not None:
+        words.append(f"--leanDLLPath={host_code.lean_runtime}")
     return words

@@ -53,6 +53,8 @@ class PlanReport:
         raw_layers: The engine inspector's JSON on each layer; None without the engine.
         layers_error: Reason why the layers are not known.
         prefix: Metadata in front of the plan, as Ultralytics' exports have it; None without.
+        carries_lean_runtime: Whether the plan carries code that runs in the process that loads it;
+            None where that is not known.
     """
 
     path: str
@@ -66,6 +68,7 @@ class PlanReport:
     raw_layers: list[dict[str, Any]] | None = field(default=None, repr=False)
     layers_error: str | None = None
     prefix: dict[str, Any] | None = None
+    carries_lean_runtime: bool | None = None
 
     @property
     def layers(self) -> tuple[Layer, ...] | None:
@@ -87,6 +90,7 @@ class PlanReport:
             "layers": self.raw_layers,
             "layers_unreadable": self.layers_error,
             "prefix": self.prefix,
+            "carries_lean_runtime": self.carries_lean_runtime,
         }
 
     @classmethod
@@ -111,6 +115,7 @@ class PlanReport:
                 raw_layers=None if layers is None else [dict(layer) for layer in layers],
                 layers_error=data["layers_unreadable"],
                 prefix=data.get("prefix"),
+                carries_lean_runtime=data.get("carries_lean_runtime"),
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise PlanError(f"not a report of trt-native inspect: {error}") from None
@@ -144,11 +149,16 @@ def inspect_plan(plan: Plan) -> PlanReport:
         raw_layers=layers,
         layers_error=layers_error,
         prefix=plan.prefix,
+        carries_lean_runtime=plan.host_code.carried,
     )
 
 
-def read_report(path: Path, *, ignore_manifest: bool = False) -> PlanReport:
+def read_report(path: Path, **options: Any) -> PlanReport:
     """Inspect a plan, or read what ``trt-native inspect --json`` printed elsewhere.
+
+    Args:
+        path: The plan, or the file that was printed.
+        options: As for :meth:`~trt_native.plans.plan.Plan.open`.
 
     Raises:
         PlanError: the file is neither, or is damaged.
@@ -158,7 +168,7 @@ def read_report(path: Path, *, ignore_manifest: bool = False) -> PlanReport:
             is_json = file.peek(1)[:1] == b"{"
             is_plan = is_plan_file(file, os.fstat(file.fileno()).st_size)
         if is_plan or not is_json:
-            return inspect_plan(Plan.open(path, ignore_manifest=ignore_manifest))
+            return inspect_plan(Plan.open(path, **options))
         data = json.loads(read_text_file(path))
     except OSError as error:
         raise PlanError(f"cannot read {path}: {error.strerror}") from None

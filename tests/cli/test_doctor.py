@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from helpers.header_plans import ADA, ENGINE, LEAN, section_plan
 from helpers.program import DIMS, HAS_GPU, trt_native
 from helpers.program import failing as fails
 
@@ -82,3 +84,23 @@ class TestDoctorOfAPlan:
         assert "No such file" in fails("doctor", tmp_path / "none.plan")
         (tmp_path / "text").write_text("hello")
         assert "not a TensorRT plan" in trt_native("doctor", tmp_path / "text").stdout
+
+
+def test_a_plan_that_carries_code(tmp_path, main_in_process, monkeypatch):
+    here = dataclasses.replace(ADA, libraries={"TensorRT": "11.4.0.106"}, targets={})
+    monkeypatch.setattr("trt_native.cli.doctor._environment", lambda: here)
+    path = tmp_path / "m.plan"
+    path.write_bytes(section_plan(LEAN, ENGINE))
+    code, out, _ = main_in_process("doctor", path)
+    assert code == 1
+    assert "- it carries the lean runtime of TensorRT 10.3.0.26, code that would run" in out
+    assert "- to load it: --allow-host-code\n" in out
+    code, out, _ = main_in_process("doctor", path, "--allow-host-code")
+    assert code == 0
+    assert "Loads here." in out
+    assert "- note: it carries the lean runtime of TensorRT 10.3.0.26, whose code is run" in out
+    path.write_bytes(section_plan(ENGINE))
+    code, out, _ = main_in_process("doctor", path, "--json")
+    assert json.loads(out)["options"] == ["--lean-runtime"]
+    code, out, _ = main_in_process("doctor", path, "--lean-runtime", tmp_path / "lean.so")
+    assert code == 0

@@ -63,6 +63,7 @@ def test_the_rebuild_command_has_every_option(plan, tmp_path):
         strip_weights=True,
         weight_streaming=True,
         version_compatible=True,
+        exclude_lean_runtime=True,
         hardware_compatibility=HardwareCompatibility.AMPERE_PLUS,
         compute_capabilities=("8.6", "8.9"),
         timing_cache=tmp_path / "timing.cache",

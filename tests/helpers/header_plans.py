@@ -10,7 +10,7 @@ from trt_native.plans.manifest import Manifest, PlanTensor
 from trt_native.plans.plan import Plan
 from trt_native.shapes import ShapeRange
 
-__all__ = ["ADA", "header_plan", "plan_bytes"]
+__all__ = ["ADA", "ENGINE", "LEAN", "WEIGHTS", "header_plan", "plan_bytes", "section_plan"]
 
 ADA = Environment(
     libraries={"TensorRT-RTX": "1.6.1.120"},
@@ -23,10 +23,26 @@ ADA = Environment(
 )
 
 
+ENGINE, WEIGHTS = (b"NGNE", b"e" * 50), (b"THGW", b"w" * 9)
+LEAN = (b"NAEL", b"\x7fELF" + bytes(30))
+
+
 def plan_bytes(tag=b"vtrt", version=(1, 6, 1, 120), payload=b"payload " * 8):
     """The layout of a plan's first bytes; the rest is anything."""
     length = 32 + len(payload)
     return struct.pack("<4s12xQ4B4x", tag, length, *version) + payload
+
+
+def section_plan(*sections, tag=b"ftrt", version=(10, 3, 0, 26)):
+    """A plan of sections, each a tag and a content, as TensorRT-RTX 1.4 to 1.7 lay them out."""
+    start = 64 + 24 * len(sections)
+    table, body = b"", b""
+    for name, content in sections:
+        table += struct.pack("<4s4xQQ", name, start + len(body), len(content))
+        body += content
+    size = start + len(body)
+    head = struct.pack("<4s4xQQ4B4s", tag, len(sections), size, *version, tag)
+    return head.ljust(64, b"\0") + table + body
 
 
 def header_plan():

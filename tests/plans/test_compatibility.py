@@ -9,6 +9,7 @@ from helpers.header_plans import ADA, plan_bytes
 
 from trt_native.plans.compatibility import compatibility
 from trt_native.plans.header import PlanHeader
+from trt_native.plans.host_code import HostCode
 
 TENSORRT = dataclasses.replace(ADA, libraries={"TensorRT": "10.16.1.11"}, targets={})
 
@@ -71,19 +72,15 @@ def test_streamed_weights_need_not_fit(plan):
         ((10, 3, 0, 26), "10.16.1.11", {"version_compatible": True}, True),
         ((10, 3, 0, 26), "11.1.0.106", {"version_compatible": True}, True),
         ((11, 1, 0, 106), "10.16.1.11", {"version_compatible": True}, False),
-        ((10, 3, 0, 26), "10.16.1.11", None, True),  # not known: a warning
-        ((10, 3, 0, 26), "11.1.0.106", None, False),
+        ((10, 3, 0, 26), "10.16.1.11", {"version_compatible": False}, False),
     ],
 )
 def test_versions_of_tensorrt(plan, built, here, options, loads):
     header = PlanHeader.parse(plan_bytes(b"ftrt", built))
     environment = dataclasses.replace(TENSORRT, libraries={"TensorRT": here})
-    if options is None:
-        report = compatibility(header, None, environment)
-        assert any("version compatible" in warning for warning in report.warnings) == loads
-    else:
-        report = check(plan, environment, header, options=options)
-    assert report.loads == loads
+    manifest = dataclasses.replace(plan.manifest, options=options)
+    carried = HostCode(carried=bool(options.get("version_compatible")), allowed=True)
+    assert compatibility(header, manifest, environment, carried).loads == loads
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ class Backend(SimpleNamespace):
     product = "TensorRT"
     fails = False
 
-    def deserialize(self, content):
+    def deserialize(self, content, host_code):
         return Native()
 
     def contexts(self, native, kernels, specialization):
@@ -214,7 +214,7 @@ def test_a_failure_halfway_puts_the_plans_own_weights_back(engine, rows):
 
 
 def test_an_engine_of_which_nobody_knows_the_weights_is_closed(engine, rows):
-    def deserialize(content):
+    def deserialize(content, host_code):
         raise PlanError("the file has changed")
 
     x = rows()
@@ -231,7 +231,7 @@ def test_an_engine_of_which_nobody_knows_the_weights_is_closed(engine, rows):
 
 
 def test_a_restore_that_fails_keeps_the_new_weights(engine, rows):
-    def deserialize(content):
+    def deserialize(content, host_code):
         raise PlanError("the file has changed")
 
     x = rows()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from trt_native.config import QUANTIZED_OPS, BuildConfig, KernelSpecialization, Precision
 from trt_native.errors import SpecError
+from trt_native.plans.host_code import HostCode
 from trt_native.plans.manifest import PlanTensor
 from trt_native.plans.plan_file import PlanFile
 from trt_native.plans.stored_content import StoredContent
@@ -297,7 +298,7 @@ class Backend(Protocol):
         """
         ...
 
-    def deserialize(self, content: bytes | memoryview | StoredContent) -> Any:
+    def deserialize(self, content: bytes | memoryview | StoredContent, host_code: HostCode) -> Any:
         """Turn a plan into an ``ICudaEngine`` on the current GPU.
 
         The caller has checked the plan with :func:`trt_native.plans.compatibility.compatibility`.
@@ -305,9 +306,13 @@ class Backend(Protocol):
         Args:
             content: The plan. One in a file is read as it is needed, where
                 :attr:`Capabilities.loads_streams` says so, else into memory.
+            host_code: Whether code that the plan carries may run, and the library of a lean runtime
+                to load it with.
 
         Raises:
-            PlanError: TensorRT rejected the plan, or its file cannot be read or has changed.
+            PlanError: TensorRT rejected the plan or the lean runtime, the plan carries code that
+                may not run, or its file cannot be read or has changed.
+            UnsupportedError: the library loads no lean runtimes.
         """
 
     def contexts(

@@ -47,6 +47,7 @@ from trt_native.errors import (
 from trt_native.files import atomic_write, open_regular_file
 from trt_native.installing import install_command
 from trt_native.plans.header import PlanHeader
+from trt_native.plans.host_code import HostCode
 from trt_native.plans.manifest import PlanTensor
 from trt_native.plans.plan_file import PlanFile
 from trt_native.plans.stored_content import StoredContent
@@ -70,10 +71,12 @@ _BUILDER_FLAGS = {
     "strip_weights": "STRIP_PLAN",
     "weight_streaming": "WEIGHT_STREAMING",
     "version_compatible": "VERSION_COMPATIBLE",
+    "exclude_lean_runtime": "EXCLUDE_LEAN_RUNTIME",
 }
 
 _DATA_TYPES = {name: member for member, name in NUMPY_DTYPES.items()}
 
+_HOST_CODE_REFUSED = "getEngineHostCodeAllowed()"
 _HINT = "hint: leave these nodes out of the model, and compute them outside of the plan"
 _INNER_REASON = re.compile(
     r"Error Code \d+: [\w ]+\((?:\w+: )?(?P<reason>.*?)\.? In \S+ at ", re.DOTALL
@@ -94,6 +97,7 @@ class TensorRTBackend:
     def __init__(self, trt: Any) -> None:
         self._trt = trt
         self._log = make_log(trt)
+        self._lean_runtimes: dict[HostCode, tuple[Any, Any]] = {}
         self.version = str(trt.__version__)
         self.capabilities = self._capabilities()
 
@@ -503,14 +507,21 @@ class TensorRTBackend:
 
     # Loading
 
-    def deserialize(self, content: bytes | memoryview | StoredContent) -> Any:
+    def deserialize(self, content: bytes | memoryview | StoredContent, host_code: HostCode) -> Any:
         """See :meth:`trt_native.backends.base.Backend.deserialize`."""
         if isinstance(content, StoredContent) and not self.capabilities.loads_streams:
             content = content.read()
         with self._log.collect_errors() as errors:
-            runtime = self._trt.Runtime(self._log.tensorrt_logger)
+            runtime = self._runtime(host_code, errors)
             unsupported = self._load_error(runtime, content)
             engine = self._deserialize(runtime, content)
+        if engine is None and any(_HOST_CODE_REFUSED in line for line in errors):
+            raise PlanError(
+                "the plan carries the lean runtime of the TensorRT that built it, code that would"
+                " run in this process: allow that for a plan that you trust",
+                _relevant(errors),
+                options=("allow_host_code",),
+            )
         if engine is None:
             raise PlanError(
                 f"{self.product} {self.version} cannot load the plan:"
@@ -526,6 +537,32 @@ class TensorRTBackend:
                 unsupported,
             )
         return engine
+
+    def _runtime(self, host_code: HostCode, errors: list[str]) -> Any:
+        """A runtime for one plan, or the lean runtime that it needs, which stays loaded."""
+        if host_code in self._lean_runtimes:
+            return self._lean_runtimes[host_code][1]
+        runtime = self._trt.Runtime(self._log.tensorrt_logger)
+        runtime.engine_host_code_allowed = host_code.allowed
+        if host_code.lean_runtime is None:
+            return runtime
+        product = f"{self.product} {self.version}"
+        if "version_compatible" in self.capabilities.unsupported_options:
+            raise UnsupportedError(
+                f"{product}: lean runtime {host_code.lean_runtime}: it loads plans of its own"
+                " version, without one; leave it out",
+                options=("lean_runtime",),
+            )
+        lean = runtime.load_runtime(os.fspath(host_code.lean_runtime.absolute()))
+        if lean is None:
+            raise PlanError(
+                f"{product} cannot load the lean runtime {host_code.lean_runtime}: it must be the"
+                " library libnvinfer_lean of the version that built the plan",
+                _relevant(errors),
+                options=("lean_runtime",),
+            )
+        self._lean_runtimes[host_code] = runtime, lean
+        return lean
 
     def _deserialize(self, runtime: Any, content: bytes | memoryview | StoredContent) -> Any:
         if not isinstance(content, StoredContent):

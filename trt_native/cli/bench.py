@@ -26,9 +26,11 @@ from trt_native.cli.inputs import (
     split_entry,
 )
 from trt_native.cli.options import (
+    AllowHostCode,
     DeviceOption,
     IgnoreManifest,
     KernelSpecializationOption,
+    LeanRuntime,
     select_device,
 )
 from trt_native.progress import phase
@@ -88,6 +90,8 @@ def bench(
     kernel_specialization: KernelSpecializationOption = None,
     device: DeviceOption = None,
     ignore_manifest: IgnoreManifest = False,
+    allow_host_code: AllowHostCode = False,
+    lean_runtime: LeanRuntime = None,
     json: Annotated[
         bool,
         typer.Option(
@@ -121,8 +125,13 @@ def bench(
         if html is not None:
             files = [file for _, file in map(split_entry, inputs or [])]
             check_outputs([html], reads=[plan, compare, *files])
-        loaded = Plan.open(plan, ignore_manifest=ignore_manifest)
-        other = None if compare is None else Plan.open(compare, ignore_manifest=ignore_manifest)
+        reading: dict[str, Any] = {
+            "ignore_manifest": ignore_manifest,
+            "allow_host_code": allow_host_code,
+            "lean_runtime": lean_runtime,
+        }
+        loaded = Plan.open(plan, **reading)
+        other = None if compare is None else Plan.open(compare, **reading)
         with ProgressDisplay(stderr, brief=True) as progress, phase(progress, "Measuring"):
             supply = _supply(given, shapes, random)
             machine = CudaMachine(kernel_specialization=kernel_specialization)

@@ -11,7 +11,7 @@ import typer
 from trt_native.cli.console import print_command, print_json, report_errors, stderr, table
 from trt_native.cli.help_pages import CommandTree
 from trt_native.cli.inputs import read_shapes
-from trt_native.cli.options import IgnoreManifest
+from trt_native.cli.options import AllowHostCode, IgnoreManifest, LeanRuntime
 
 if TYPE_CHECKING:
     from trt_native.plans.plan import Plan
@@ -62,6 +62,8 @@ def triton(
         bool, typer.Option("--force", help="Replace a model of this name that differs.")
     ] = False,
     ignore_manifest: IgnoreManifest = False,
+    allow_host_code: AllowHostCode = False,
+    lean_runtime: LeanRuntime = None,
     json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
     r"""Write NAME/1/model.plan and NAME/config.pbtxt into a Triton model repository.
@@ -80,7 +82,12 @@ def triton(
         batching_delay_us=batching_delay,
         warmup=warmup,
     )
-    loaded = Plan.open(plan, ignore_manifest=ignore_manifest)
+    loaded = Plan.open(
+        plan,
+        ignore_manifest=ignore_manifest,
+        allow_host_code=allow_host_code,
+        lean_runtime=lean_runtime,
+    )
     folder, model = deploy_triton(loaded, repository, config, force=force)
     linked = (folder / "1" / "model.plan").samefile(plan)
     needs = _needs(loaded)
@@ -118,6 +125,8 @@ def trtexec(
         typer.Option(help="Shape of a dynamic input, NAME=1x3x8x8. \\[default: the profile's opt]"),
     ] = None,
     ignore_manifest: IgnoreManifest = False,
+    allow_host_code: AllowHostCode = False,
+    lean_runtime: LeanRuntime = None,
     json: Annotated[bool, typer.Option("--json", help="Print the command as JSON.")] = False,
 ) -> None:
     """Print the command that times a plan with trtexec, or with tensorrt_rtx.
@@ -127,7 +136,12 @@ def trtexec(
     from trt_native.deploy import trtexec_command
     from trt_native.plans.plan import Plan
 
-    loaded = Plan.open(plan, ignore_manifest=ignore_manifest)
+    loaded = Plan.open(
+        plan,
+        ignore_manifest=ignore_manifest,
+        allow_host_code=allow_host_code,
+        lean_runtime=lean_runtime,
+    )
     words = trtexec_command(loaded, plan, profile=profile, shapes=read_shapes(shape or []))
     if json:
         print_json({"command": shlex.join(words), "words": words, "needs": _needs(loaded)})

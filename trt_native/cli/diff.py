@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from trt_native.cli.console import print_json, report_errors, stderr, stdout, table
-from trt_native.cli.options import IgnoreManifest
+from trt_native.cli.options import AllowHostCode, IgnoreManifest, LeanRuntime
 
 __all__ = ["diff"]
 
@@ -21,6 +21,8 @@ def diff(
     left: Annotated[Path, typer.Argument(metavar="A.plan", help=_HELP)],
     right: Annotated[Path, typer.Argument(metavar="B.plan", help=_HELP)],
     ignore_manifest: IgnoreManifest = False,
+    allow_host_code: AllowHostCode = False,
+    lean_runtime: LeanRuntime = None,
     json: Annotated[bool, typer.Option("--json", help="Print the differences as JSON.")] = False,
 ) -> None:
     """Compare two plans. Exit code 0: no difference was found; 1: they differ.
@@ -29,7 +31,15 @@ def diff(
     """
     from trt_native.inspection import diff_plans, read_report
 
-    reports = [read_report(path, ignore_manifest=ignore_manifest) for path in (left, right)]
+    reports = [
+        read_report(
+            path,
+            ignore_manifest=ignore_manifest,
+            allow_host_code=allow_host_code,
+            lean_runtime=lean_runtime,
+        )
+        for path in (left, right)
+    ]
     found = diff_plans(*reports)
     if json:
         print_json({"left": str(left), "right": str(right), **asdict(found)})

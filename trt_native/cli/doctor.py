@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trt_native.cli.console import print_command, print_json, report_errors, stdout, table
-from trt_native.cli.options import DeviceOption, IgnoreManifest, select_device
+from trt_native.cli.options import (
+    AllowHostCode,
+    DeviceOption,
+    IgnoreManifest,
+    LeanRuntime,
+    select_device,
+)
 from trt_native.installing import install_command
 
 if TYPE_CHECKING:
@@ -31,6 +37,8 @@ def doctor(
     ] = None,
     device: DeviceOption = None,
     ignore_manifest: IgnoreManifest = False,
+    allow_host_code: AllowHostCode = False,
+    lean_runtime: LeanRuntime = None,
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Report this machine's GPU, driver and backends, or whether a plan will load here.
@@ -40,7 +48,12 @@ def doctor(
     """
     select_device(device)
     if plan is not None:
-        _check_plan(plan, ignore_manifest, json)
+        reading = {
+            "ignore_manifest": ignore_manifest,
+            "allow_host_code": allow_host_code,
+            "lean_runtime": lean_runtime,
+        }
+        _check_plan(plan, reading, json)
         return
     findings = _examine()
     if json:
@@ -69,9 +82,9 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _check_plan(path: Path, ignore_manifest: bool, json: bool) -> None:
+def _check_plan(path: Path, reading: dict[str, Any], json: bool) -> None:
     """Report whether a plan will load here; exit with 1 if it will not."""
-    findings = _findings(path, ignore_manifest)
+    findings = _findings(path, reading)
     if json:
         print_json(findings)
     else:
@@ -80,7 +93,7 @@ def _check_plan(path: Path, ignore_manifest: bool, json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _findings(path: Path, ignore_manifest: bool) -> dict[str, Any]:
+def _findings(path: Path, reading: dict[str, Any]) -> dict[str, Any]:
     from trt_native.cli.rebuild_command import rebuild_command
     from trt_native.errors import PlanError
     from trt_native.plans.compatibility import NO_GPU, compatibility
@@ -90,18 +103,19 @@ def _findings(path: Path, ignore_manifest: bool) -> dict[str, Any]:
     environment = _environment()
     known = None
     found: dict[str, Any] = {"plan": str(path), "made_by": None, "bytes": None, "built_for": None}
-    errors, warnings = [], []
+    errors, warnings, options = [], [], []
     try:
-        plan = Plan.open(path, ignore_manifest=ignore_manifest)
+        plan = Plan.open(path, **reading)
         found.update(made_by=f"{plan.header.product} {plan.header.version_text}", bytes=plan.size)
-        report = compatibility(plan.header, plan.manifest, environment)
+        report = compatibility(plan.header, plan.manifest, environment, plan.host_code)
         errors, warnings, known = list(report.errors), list(report.warnings), plan.manifest
+        options = ["--" + name.replace("_", "-") for name in report.options]
     except PlanError as error:
         if not path.is_file():
             raise
         errors = [error.message]
         with contextlib.suppress(PlanError):
-            known = None if ignore_manifest else read_manifest(path)
+            known = None if reading["ignore_manifest"] else read_manifest(path)
     rebuild = model = None
     if known is not None:
         found["built_for"] = list(known.compute_capabilities)
@@ -117,6 +131,7 @@ def _findings(path: Path, ignore_manifest: bool) -> dict[str, Any]:
         "loads": not errors,
         "errors": errors,
         "warnings": warnings,
+        "options": options,
         "rebuild": rebuild,
         "model": model,
     }
@@ -158,6 +173,8 @@ def _print_findings(path: Path, findings: dict[str, Any]) -> None:
     stdout.print("Loads here." if findings["loads"] else "Does not load here:", style="bold")
     for line in findings["errors"]:
         stdout.print(f"- {line}", markup=False, highlight=False)
+    if findings["options"]:
+        stdout.print(f"- to load it: {' '.join(findings['options'])}", markup=False)
     for line in findings["warnings"]:
         stdout.print(f"- note: {line}", markup=False, highlight=False)
     if findings["loads"] or findings["errors"] == [NO_GPU]:

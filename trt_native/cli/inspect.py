@@ -13,7 +13,7 @@ import typer
 
 from trt_native.cli.console import print_command, print_json, report_errors, stderr, stdout, table
 from trt_native.cli.html import TENSOR_COLUMNS, GraphNode, page, plan_page, tensor_rows
-from trt_native.cli.options import IgnoreManifest, complete_backend
+from trt_native.cli.options import AllowHostCode, IgnoreManifest, LeanRuntime, complete_backend
 from trt_native.cli.quantize import engine_layers_text
 from trt_native.errors import BuildError, ModelError, SpecError, UnsupportedError
 from trt_native.shapes import TensorSpec
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from trt_native.graph.onnx_file import ModelSummary
     from trt_native.inspection import Layer
     from trt_native.plans.manifest import Manifest
+    from trt_native.plans.plan import Plan
 
 __all__ = ["inspect"]
 
@@ -52,6 +53,8 @@ def inspect(
         ),
     ] = None,
     ignore_manifest: IgnoreManifest = False,
+    allow_host_code: AllowHostCode = False,
+    lean_runtime: LeanRuntime = None,
     backend: Annotated[
         str,
         typer.Option(
@@ -81,7 +84,15 @@ def inspect(
     if html is not None:
         check_outputs([html], reads=[file, times], models=() if is_plan else [file])
     if is_plan:
-        _inspect_plan(file, html, times, ignore_manifest, json)
+        from trt_native.plans.plan import Plan
+
+        plan = Plan.open(
+            file,
+            ignore_manifest=ignore_manifest,
+            allow_host_code=allow_host_code,
+            lean_runtime=lean_runtime,
+        )
+        _inspect_plan(file, plan, html, times, ignore_manifest, json)
     elif times is not None:
         raise SpecError("--times: only the layers of a plan have times")
     else:
@@ -207,13 +218,17 @@ def _axes(tensor: TensorSpec) -> str:
 
 
 def _inspect_plan(
-    path: Path, html: Path | None, times: Path | None, ignore_manifest: bool, json: bool
+    path: Path,
+    plan: Plan,
+    html: Path | None,
+    times: Path | None,
+    ignore_manifest: bool,
+    json: bool,
 ) -> None:
     from trt_native.inspection import inspect_plan, read_layer_times
-    from trt_native.plans.plan import Plan
 
     layer_times = read_layer_times(times) if times is not None else None
-    report = inspect_plan(Plan.open(path, ignore_manifest=ignore_manifest))
+    report = inspect_plan(plan)
     if html is not None:
         _write_html(html, plan_page(report, layer_times))
     if json:
@@ -239,6 +254,8 @@ def _inspect_plan(
         ]
     else:
         rows.append(("manifest", "ignored" if ignore_manifest else "none next to the plan"))
+    if report.carries_lean_runtime:
+        rows.append(("carries", "the lean runtime of that TensorRT, code that is run to load it"))
     rows += [
         (f"in front: {key}", value if isinstance(value, str) else json_module.dumps(value))
         for key, value in (report.prefix or {}).items()

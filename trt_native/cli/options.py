@@ -16,6 +16,7 @@ from trt_native.config import BuildConfig, CommandOption, QuantizationSpec
 from trt_native.errors import SpecError, TrtNativeError
 
 __all__ = [
+    "AllowHostCode",
     "AllowMismatch",
     "BackendOption",
     "CacheOption",
@@ -25,6 +26,7 @@ __all__ = [
     "FloatTimestep",
     "IgnoreManifest",
     "KernelSpecializationOption",
+    "LeanRuntime",
     "NoCacheOption",
     "RandomWeights",
     "RetryOption",
@@ -88,6 +90,23 @@ IgnoreManifest = Annotated[
     typer.Option(
         "--no-manifest/--manifest",
         help="Ignore the manifest stored next to the plan, or use it.",
+    ),
+]
+AllowHostCode = Annotated[
+    bool,
+    typer.Option(
+        "--allow-host-code",
+        help="Let code that the plan carries run in this process: the runtime in a version"
+        " compatible plan of another tool. Only for a plan that you trust.",
+    ),
+]
+LeanRuntime = Annotated[
+    Path | None,
+    typer.Option(
+        "--lean-runtime",
+        metavar="FILE",
+        help="Library of the lean runtime (libnvinfer_lean) of the TensorRT that built a version"
+        " compatible plan without it.",
     ),
 ]
 DeviceOption = Annotated[

@@ -21,9 +21,11 @@ from trt_native.cli.inputs import (
     split_entry,
 )
 from trt_native.cli.options import (
+    AllowHostCode,
     DeviceOption,
     IgnoreManifest,
     KernelSpecializationOption,
+    LeanRuntime,
     select_device,
 )
 from trt_native.errors import SpecError
@@ -56,6 +58,8 @@ def run(
     kernel_specialization: KernelSpecializationOption = None,
     device: DeviceOption = None,
     ignore_manifest: IgnoreManifest = False,
+    allow_host_code: AllowHostCode = False,
+    lean_runtime: LeanRuntime = None,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     r"""Run a plan once on the GPU and print a summary of its outputs.
@@ -80,7 +84,12 @@ def run(
         check_seed(random, shapes)
         if random is None and not given.names:
             raise SpecError("no inputs: give --input NAME=FILE.npy, or --random SEED")
-        loaded = Plan.open(plan, ignore_manifest=ignore_manifest)
+        loaded = Plan.open(
+            plan,
+            ignore_manifest=ignore_manifest,
+            allow_host_code=allow_host_code,
+            lean_runtime=lean_runtime,
+        )
         if loaded.manifest is not None:
             check_not_fixed(given.names, loaded.manifest.build_config().fixed_values())
             given.read(loaded.manifest.inputs)

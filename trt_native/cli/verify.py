@@ -25,7 +25,13 @@ from trt_native.cli.inputs import (
     read_shapes,
     split_entry,
 )
-from trt_native.cli.options import DeviceOption, IgnoreManifest, select_device
+from trt_native.cli.options import (
+    AllowHostCode,
+    DeviceOption,
+    IgnoreManifest,
+    LeanRuntime,
+    select_device,
+)
 from trt_native.config import CpuRuntime
 from trt_native.errors import SpecError
 from trt_native.progress import phase
@@ -172,6 +178,8 @@ def verify(
     ] = None,
     device: DeviceOption = None,
     ignore_manifest: IgnoreManifest = False,
+    allow_host_code: AllowHostCode = False,
+    lean_runtime: LeanRuntime = None,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Compare a plan's outputs with a reference: exit code 0 if they match, else 1.
@@ -192,7 +200,12 @@ def verify(
     from trt_native.verify import check, default_thresholds, open_reference
     from trt_native.verify.check import verify_plan
 
-    loaded = Plan.open(plan, ignore_manifest=ignore_manifest)
+    loaded = Plan.open(
+        plan,
+        ignore_manifest=ignore_manifest,
+        allow_host_code=allow_host_code,
+        lean_runtime=lean_runtime,
+    )
     thresholds, origin = default_thresholds(loaded.manifest)
     if max_relative_error is not None:
         thresholds, origin = replace(thresholds, max_relative_error=max_relative_error), "as given"

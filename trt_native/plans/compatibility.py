@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from trt_native.plans.header import PlanHeader, version_numbers
+from trt_native.plans.host_code import HostCode
 from trt_native.plans.manifest import Manifest
 from trt_native.units import format_bytes
 
@@ -46,10 +47,12 @@ class CompatibilityReport:
     Attributes:
         errors: Reasons why it will not, most severe first; empty if it should.
         warnings: Problems that do not prevent loading but may affect running the plan.
+        options: Names of the options of :meth:`~trt_native.plans.plan.Plan.open` that may help.
     """
 
     errors: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
     @property
     def loads(self) -> bool:
@@ -58,7 +61,10 @@ class CompatibilityReport:
 
 
 def compatibility(
-    header: PlanHeader, manifest: Manifest | None, environment: Environment
+    header: PlanHeader,
+    manifest: Manifest | None,
+    environment: Environment,
+    host_code: HostCode | None = None,
 ) -> CompatibilityReport:
     """Check a plan by its header and manifest, before TensorRT reads its bytes.
 
@@ -66,43 +72,79 @@ def compatibility(
         header: The plan's header.
         manifest: The plan's manifest; None for a plan that came without one.
         environment: The machine that is to load it.
+        host_code: Code that the plan carries, and whether it may run; None: it carries none.
     """
-    errors, warnings = _library_report(header, manifest, environment)
+    library = _library_report(header, manifest, environment, host_code or HostCode())
+    errors, warnings = list(library.errors), list(library.warnings)
     if environment.gpu is None:
         errors.append(NO_GPU)
-        return CompatibilityReport(tuple(errors), tuple(warnings))
-    if manifest is None:
+    elif manifest is None:
         warnings.append("there is no manifest, so the GPU that the plan is for is not known")
-        return CompatibilityReport(tuple(errors), tuple(warnings))
-    for problem, severity in _gpu_report(header, manifest, environment):
-        (errors if severity == "error" else warnings).append(problem)
-    return CompatibilityReport(tuple(errors), tuple(warnings))
+    else:
+        for problem, severity in _gpu_report(header, manifest, environment):
+            (errors if severity == "error" else warnings).append(problem)
+    return CompatibilityReport(tuple(errors), tuple(warnings), library.options)
 
 
 def _library_report(
-    header: PlanHeader, manifest: Manifest | None, environment: Environment
-) -> tuple[list[str], list[str]]:
+    header: PlanHeader, manifest: Manifest | None, environment: Environment, host_code: HostCode
+) -> CompatibilityReport:
     product = header.product
     version = environment.libraries.get(product)
     if version is None:
         package = "tensorrt-rtx" if header.backend == "rtx" else "tensorrt"
         present = " and ".join(f"{k} {v}" for k, v in environment.libraries.items())
-        return [
+        return _error(
             f"the plan needs {product} {header.version_text}, which is not installed"
             f" (found: {present or 'no TensorRT'}); pip install {package}=={header.version_text}"
-        ], []
-    exact = header.mismatch_exact(version)
-    if exact is None:
-        return [], []
-    if product == "TensorRT-RTX" or (manifest is None and header.mismatch(product, version)):
-        return [exact], []
-    if manifest is None:
-        return [], [f"{exact}, unless it was built version compatible"]
-    if not manifest.options.get("version_compatible"):
-        return [exact], []
+        )
+    mismatch = header.mismatch_exact(version)
+    if mismatch and product == "TensorRT-RTX":
+        return _error(mismatch)
+    if host_code.carried and not host_code.allowed:
+        return _error(
+            f"it carries the lean runtime of {product} {header.version_text}, code that would run"
+            " in this process: allow that for a plan that you trust",
+            "allow_host_code",
+        )
+    carrying = f"it carries the lean runtime of {product} {header.version_text}, whose code is run"
+    warnings = (carrying,) if host_code.carried else ()
+    if mismatch is None:
+        return CompatibilityReport((), warnings)
+    if manifest is not None and not manifest.options.get("version_compatible"):
+        return _error(mismatch)
     if version_numbers(version) < header.version:
-        return [f"{exact}; version compatible plans load in later versions only"], []
-    return [], []
+        return _error(f"{mismatch}; version compatible plans load in later versions only")
+    return _later_report(mismatch, manifest is not None, warnings, host_code)
+
+
+def _later_report(
+    mismatch: str, compatible: bool, warnings: tuple[str, ...], host_code: HostCode
+) -> CompatibilityReport:
+    """Whether a later version loads a plan that is version compatible, or may be."""
+    if host_code.carried:
+        return CompatibilityReport((), warnings)
+    if host_code.lean_runtime is not None:
+        unless = () if compatible else (f"{mismatch}, unless it was built version compatible",)
+        return CompatibilityReport((), unless)
+    if host_code.carried is False:
+        without = "was" if compatible else "may have been"
+        return _error(
+            f"{mismatch}; it {without} built version compatible without its lean runtime, and then"
+            " loads with the library of that",
+            "lean_runtime",
+        )
+    if host_code.allowed:
+        return CompatibilityReport((), (f"{mismatch}, unless it was built version compatible",))
+    return _error(
+        f"{mismatch}; if it was built version compatible, it carries code that runs in this"
+        " process: allow that for a plan that you trust",
+        "allow_host_code",
+    )
+
+
+def _error(text: str, *options: str) -> CompatibilityReport:
+    return CompatibilityReport((text,), (), options)
 
 
 def _gpu_report(

@@ -13,6 +13,7 @@ from typing import Any
 from trt_native.errors import PlanError, on_one_line, shortened
 from trt_native.files import AtomicFile, as_path, open_regular_file, save_with_json
 from trt_native.plans.header import HEADER_BYTES, PlanHeader
+from trt_native.plans.host_code import HEAD_BYTES, HostCode, carries_lean_runtime
 from trt_native.plans.manifest import Manifest, manifest_path, read_manifest
 from trt_native.plans.plan_file import PlanFile
 from trt_native.plans.prefix import read_prefix
@@ -46,12 +47,18 @@ class Plan:
         path: Where it was loaded from, if it was.
         prefix: Metadata that Ultralytics' exports have in front of the plan in its file; None
             without. It is no part of ``data``, and not saved.
+        allow_host_code: Whether code for the CPU that the plan carries may run where it is loaded,
+            also without a manifest that says that it was built version compatible.
+        lean_runtime: Library of the lean runtime (``libnvinfer_lean``) of the TensorRT that built
+            the plan, for one that was built version compatible without it.
     """
 
     data: _Data = _Data()
     manifest: Manifest | None = None
     path: Path | None = None
     prefix: dict[str, Any] | None = None
+    allow_host_code: bool = False
+    lean_runtime: Path | None = None
 
     def __repr__(self) -> str:
         return f"Plan({', '.join(self._facts())})"
@@ -102,10 +109,30 @@ class Plan:
         Raises:
             PlanError: the bytes are not a plan.
         """
+        return PlanHeader.parse(self._head(HEADER_BYTES))
+
+    @property
+    def host_code(self) -> HostCode:
+        """The code for the CPU that comes with the plan, and whether it may run.
+
+        A manifest that says that the plan was built version compatible allows it.
+        """
+        options = {} if self.manifest is None else self.manifest.options
+        compatible = bool(options.get("version_compatible"))
+        carried: bool | None
+        if compatible:
+            carried = not options.get("exclude_lean_runtime")
+        else:
+            carried = carries_lean_runtime(self._head(HEAD_BYTES), self.size)
+        return HostCode(
+            carried=carried,
+            allowed=compatible or self.allow_host_code,
+            lean_runtime=self.lean_runtime,
+        )
+
+    def _head(self, size: int) -> bytes | memoryview:
         content = self.content
-        if isinstance(content, StoredContent):
-            content = content.head(HEADER_BYTES)
-        return PlanHeader.parse(content)
+        return content.head(size) if isinstance(content, StoredContent) else content[:size]
 
     def check_complete(self) -> None:
         """Refuse a plan whose manifest records that its weights were left out.
@@ -150,12 +177,22 @@ class Plan:
         return file.new if same and file.new is not None else self.data
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, ignore_manifest: bool = False) -> Plan:
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        ignore_manifest: bool = False,
+        allow_host_code: bool = False,
+        lean_runtime: str | os.PathLike[str] | None = None,
+    ) -> Plan:
         """Read a plan and the manifest next to it, if there is one; check both.
 
         Args:
             path: The plan's file, with or without metadata in front as in Ultralytics' exports.
             ignore_manifest: Read the plan alone, as if it came from another tool.
+            allow_host_code: Let code that the plan carries, TensorRT's lean runtime in one that was
+                built version compatible, run in this process. Only for a plan that you trust.
+            lean_runtime: See :class:`Plan`. It is run, too.
 
         Raises:
             PlanError: the file is missing, is not a plan, is truncated, or differs from what its
@@ -163,14 +200,22 @@ class Plan:
         """
         source = as_path(path)
         content, manifest, prefix = _find(source, ignore_manifest)
+        lean = None if lean_runtime is None else as_path(lean_runtime)
         if manifest is None:
-            return cls(content.read(), None, source, prefix)
+            return cls(content.read(), None, source, prefix, allow_host_code, lean)
         memory = new_memory(content.size)
         _check_hash(source, manifest, content.sha256(memory))
-        return cls(memory.toreadonly(), manifest, source, prefix)
+        return cls(memory.toreadonly(), manifest, source, prefix, allow_host_code, lean)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, ignore_manifest: bool = False) -> Plan:
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        ignore_manifest: bool = False,
+        allow_host_code: bool = False,
+        lean_runtime: str | os.PathLike[str] | None = None,
+    ) -> Plan:
         """Check a plan and the manifest next to it as :meth:`load` does, but leave it in its file.
 
         No memory holds the plan. Its bytes are read when they are needed, such as by
@@ -179,6 +224,8 @@ class Plan:
         Args:
             path: As for :meth:`load`.
             ignore_manifest: The same.
+            allow_host_code: The same.
+            lean_runtime: The same.
 
         Raises:
             PlanError: as :meth:`load`.
@@ -187,7 +234,8 @@ class Plan:
         content, manifest, prefix = _find(source, ignore_manifest)
         if manifest is not None:
             _check_hash(source, manifest, content.sha256())
-        return cls(content, manifest, source, prefix)
+        lean = None if lean_runtime is None else as_path(lean_runtime)
+        return cls(content, manifest, source, prefix, allow_host_code, lean)
 
 
 def _find(

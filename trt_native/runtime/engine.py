@@ -294,7 +294,7 @@ class Engine:
 
     def _load(self, kernels: bytes) -> None:
         """Deserialize the plan, and make its execution contexts from now on."""
-        native = self.backend.deserialize(self.plan.content)
+        native = self.backend.deserialize(self.plan.content, self.plan.host_code)
         if self._weight_budget is not None:
             self._limit_weights(native, self._weight_budget)
         contexts = self.backend.contexts(
@@ -327,8 +327,15 @@ class Engine:
         Returns:
             One mapping per layer. With profiling verbosity ``detailed`` it has the layer's name,
             type, precision and tensors; with less, only ``Name``.
+
+        Raises:
+            PlanError: the runtime that loaded the plan has no inspector.
         """
         inspector, form = self.native.create_engine_inspector(), self.backend.json_format()
+        if inspector is None:
+            raise PlanError(
+                f"{self.backend.product} lists no layers of this plan: its runtime has no inspector"
+            )
         with self._readable():
             whole = layer_records(inspector.get_engine_information(form))
             if whole is not None:
@@ -454,14 +461,19 @@ def _specialization(
 
 def _check(plan: Plan, environment: Environment) -> None:
     """Reject a plan that is known not to load, before TensorRT reads its bytes."""
-    report = compatibility(plan.header, plan.manifest, environment)
+    host_code = plan.host_code
+    report = compatibility(plan.header, plan.manifest, environment, host_code)
     if not report.loads:
         raise PlanError(
             f"this plan cannot be loaded: {'; '.join(report.errors)}"
-            " (trt-native doctor PLAN reports how to build it again)"
+            " (trt-native doctor PLAN reports how to build it again)",
+            options=report.options,
         )
+    foreign = plan.allow_host_code and host_code.carried
     for warning in report.warnings:
-        _LOGGER.info("%s: %s", plan.path or "plan", warning)
+        _LOGGER.log(
+            logging.WARNING if foreign else logging.INFO, "%s: %s", plan.path or "plan", warning
+        )
 
 
 def _range(bounds: Any) -> ShapeRange:

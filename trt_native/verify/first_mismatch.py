@@ -165,6 +165,7 @@ def open_with_extra_outputs(
         refit=False,
         strip_weights=False,
         version_compatible=False,
+        exclude_lean_runtime=False,
         profiling_verbosity=ProfilingVerbosity.LAYER_NAMES_ONLY,
         break_fusions=tuple(dict.fromkeys((*config.break_fusions, *broken))),
     )
