@@ -178,8 +178,8 @@ def deploy_triton(
 ) -> tuple[Path, TritonModel]:
     """Put a plan into a Triton model repository as ``NAME/1/model.plan``.
 
-    The plan is hard linked where the file systems allow it, else copied. The model's folder appears
-    complete or not at all.
+    The plan is hard linked where the file systems allow it, else copied; metadata in front of it
+    stays behind. The model's folder appears complete or not at all.
 
     Args:
         plan: The plan.
@@ -401,8 +401,8 @@ def _write_model(plan: Plan, model: TritonModel, folder: Path) -> None:
     (folder / "1").mkdir()
     target = folder / "1" / "model.plan"
     try:
-        linked = plan.path is not None
-        if plan.path is not None:
+        linked = plan.path is not None and plan.prefix is None
+        if plan.path is not None and linked:
             target.hardlink_to(plan.path.resolve())
     except OSError:  # another file system, or one without links
         linked = False
@@ -480,8 +480,15 @@ def trtexec_command(
         SpecError: the profile or a shape is not one of the plan's, or trtexec cannot express an
             input's name.
         PlanError: the plan's tensors are not known, or its weights were left out.
+        UnsupportedError: in its file there is metadata in front of the plan.
     """
     plan.check_complete()
+    if plan.prefix is not None:
+        raise UnsupportedError(
+            f"{path}: there is metadata in front of the plan, which trtexec does not read; write"
+            " the plan to a file of its own",
+            options=("output",),
+        )
     tensors = [tensor for tensor in plan_tensors(plan) if tensor.mode == "input"]
     _chosen_profiles(tensors, (profile,))
     given = dict(shapes or {})

@@ -269,6 +269,7 @@ def _plan_facts(report: PlanReport) -> dict[str, str]:
     facts = {"made by": f"{report.product} {report.version}", "bytes": str(report.plan_bytes)}
     if report.activation_bytes is not None:
         facts["activation bytes"] = str(report.activation_bytes)
+    facts |= {f"in front: {name}": json.dumps(v) for name, v in (report.prefix or {}).items()}
     return facts
 
 

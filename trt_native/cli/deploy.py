@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -75,7 +76,7 @@ def triton(
     from trt_native.plans.plan import Plan
 
     config = TritonConfig(
-        name=plan.name.removesuffix(".plan") if name is None else name,
+        name=plan.name.removesuffix(".plan").removesuffix(".engine") if name is None else name,
         instances=instances,
         max_batch=max_batch,
         profiles=tuple(profile or ()),
@@ -124,6 +125,15 @@ def trtexec(
         list[str] | None,
         typer.Option(help="Shape of a dynamic input, NAME=1x3x8x8. \\[default: the profile's opt]"),
     ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Write the plan to this file, without metadata in front as Ultralytics' exports"
+            " have it, and print the command for that.",
+        ),
+    ] = None,
     ignore_manifest: IgnoreManifest = False,
     allow_host_code: AllowHostCode = False,
     lean_runtime: LeanRuntime = None,
@@ -132,8 +142,10 @@ def trtexec(
     """Print the command that times a plan with trtexec, or with tensorrt_rtx.
 
     $ trt-native deploy trtexec net.plan
+    $ trt-native deploy trtexec yolo.engine -o yolo.plan
     """
     from trt_native.deploy import trtexec_command
+    from trt_native.graph.outputs import check_outputs
     from trt_native.plans.plan import Plan
 
     loaded = Plan.open(
@@ -142,7 +154,13 @@ def trtexec(
         allow_host_code=allow_host_code,
         lean_runtime=lean_runtime,
     )
-    words = trtexec_command(loaded, plan, profile=profile, shapes=read_shapes(shape or []))
+    file, shapes = plan, read_shapes(shape or [])
+    if output is not None:
+        check_outputs([output], reads=[plan])
+        file, loaded = output, replace(loaded, prefix=None)
+    words = trtexec_command(loaded, file, profile=profile, shapes=shapes)
+    if output is not None:
+        loaded.save(output)
     if json:
         print_json({"command": shlex.join(words), "words": words, "needs": _needs(loaded)})
         return

@@ -102,11 +102,21 @@ def _findings(path: Path, reading: dict[str, Any]) -> dict[str, Any]:
 
     environment = _environment()
     known = None
-    found: dict[str, Any] = {"plan": str(path), "made_by": None, "bytes": None, "built_for": None}
+    found: dict[str, Any] = {
+        "plan": str(path),
+        "made_by": None,
+        "bytes": None,
+        "prefix": None,
+        "built_for": None,
+    }
     errors, warnings, options = [], [], []
     try:
         plan = Plan.open(path, **reading)
-        found.update(made_by=f"{plan.header.product} {plan.header.version_text}", bytes=plan.size)
+        found.update(
+            made_by=f"{plan.header.product} {plan.header.version_text}",
+            bytes=plan.size,
+            prefix=plan.prefix,
+        )
         report = compatibility(plan.header, plan.manifest, environment, plan.host_code)
         errors, warnings, known = list(report.errors), list(report.warnings), plan.manifest
         options = ["--" + name.replace("_", "-") for name in report.options]
@@ -152,6 +162,7 @@ def _environment() -> Environment:
 
 def _print_findings(path: Path, findings: dict[str, Any]) -> None:
     from trt_native.plans.compatibility import NO_GPU
+    from trt_native.plans.prefix import describe_prefix
     from trt_native.units import format_bytes
 
     here = findings["here"]
@@ -169,6 +180,7 @@ def _print_findings(path: Path, findings: dict[str, Any]) -> None:
         rows += [("driver here", f"CUDA {here['driver']}"), ("memory here", f"{free} of {total}")]
     else:
         rows.append(("GPU here", "none usable"))
+    rows += describe_prefix(findings["prefix"])
     table(str(path), ("", ""), rows)
     stdout.print("Loads here." if findings["loads"] else "Does not load here:", style="bold")
     for line in findings["errors"]:

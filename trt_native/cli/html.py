@@ -8,6 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from trt_native.errors import shortened
+from trt_native.plans.prefix import describe_prefix
 from trt_native.shapes import format_shape
 from trt_native.units import format_bytes
 
@@ -88,6 +89,7 @@ def plan_page(report: PlanReport, times: Mapping[str, float] | None = None) -> s
             ("precision", manifest.arithmetic),
             *((f"option {name}", str(value)) for name, value in manifest.options.items()),
         ]
+    facts += describe_prefix(report.prefix)
     tables: list[_Table] = [("", ("", ""), facts)]
     if report.tensors is not None:
         tables.append(("Tensors", TENSOR_COLUMNS, tensor_rows(report.tensors)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 import os
 import shlex
 from collections.abc import Iterator
@@ -226,6 +225,7 @@ def _inspect_plan(
     json: bool,
 ) -> None:
     from trt_native.inspection import inspect_plan, read_layer_times
+    from trt_native.plans.prefix import describe_prefix
 
     layer_times = read_layer_times(times) if times is not None else None
     report = inspect_plan(plan)
@@ -256,10 +256,7 @@ def _inspect_plan(
         rows.append(("manifest", "ignored" if ignore_manifest else "none next to the plan"))
     if report.carries_lean_runtime:
         rows.append(("carries", "the lean runtime of that TensorRT, code that is run to load it"))
-    rows += [
-        (f"in front: {key}", value if isinstance(value, str) else json_module.dumps(value))
-        for key, value in (report.prefix or {}).items()
-    ]
+    rows += describe_prefix(report.prefix)
     table(str(path), ("", ""), rows)
     if report.tensors is not None:
         table("Tensors", TENSOR_COLUMNS, tensor_rows(report.tensors))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from io import BufferedReader
 from typing import Any
 
 from trt_native.errors import PlanError
 from trt_native.plans.header import HEADER_BYTES, PlanHeader
 
-__all__ = ["is_plan_file", "read_prefix"]
+__all__ = ["describe_prefix", "is_plan_file", "read_prefix"]
 
 _LENGTH_BYTES = 4
 _MOST_BYTES = 2**24
+_MOST_ITEMS, _DEEPEST = 4, 3
 
 
 def read_prefix(file: BufferedReader, size: int) -> tuple[int, dict[str, Any] | None]:
@@ -61,3 +63,21 @@ def is_plan_file(file: BufferedReader, size: int) -> bool:
         return read_prefix(file, size)[0] > 0
     except PlanError:
         return True
+
+
+def describe_prefix(metadata: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+    """The metadata for a person: name and text of each entry; long lists by their ends."""
+    for name, value in (metadata or {}).items():
+        yield f"in front: {name}", _text(value)
+
+
+def _text(value: Any, depth: int = 0) -> str:
+    if not isinstance(value, dict | list):
+        return value if isinstance(value, str) else json.dumps(value)
+    if depth == _DEEPEST:
+        return "..."
+    entries = value.items() if isinstance(value, dict) else (("", item) for item in value)
+    items = [f"{name}: " * bool(name) + _text(item, depth + 1) for name, item in entries]
+    if len(items) > _MOST_ITEMS:
+        return f"{len(items)}: {', '.join(items[: _MOST_ITEMS - 1])}, ... {items[-1]}"
+    return ", ".join(items)
