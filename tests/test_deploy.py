@@ -345,3 +345,18 @@ def test_a_plan_without_weights_goes_nowhere(tmp_path):
     with pytest.raises(PlanError, match="its weights were left out"):
         trtexec_command(plan, tmp_path / "m.plan")
     assert not (tmp_path / "repository").exists()
+
+
+def test_layouts_and_outputs_in_place(tmp_path):
+    packed = tuple(dataclasses.replace(t, format="CHW32") for t in STATIC[:1]) + STATIC[1:]
+    plan = make_plan(tmp_path / "m.plan", packed)
+    folder, _ = deploy_triton(plan, tmp_path / "repository", TritonConfig(name="m"))
+    message = parse_model_config((folder / "config.pbtxt").read_text())
+    tensors = (*message.input, *message.output)
+    assert [t.is_non_linear_format_io for t in tensors] == [True, False]
+    cache = dataclasses.replace(STATIC[0], name="cache")
+    updated = dataclasses.replace(STATIC[0], name="z", mode="output", alias="cache")
+    plan = make_plan(tmp_path / "cached.plan", (STATIC[0], cache, updated))
+    with pytest.raises(UnsupportedError, match="Triton cannot serve this plan") as caught:
+        deploy_triton(plan, tmp_path / "repository", TritonConfig(name="cached"))
+    assert "'z' is written in the memory of input 'cache'" in caught.value.problems[0]

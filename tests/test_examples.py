@@ -87,6 +87,33 @@ def test_int8(run):
 
 
 @pytest.mark.backend
+def test_kv_cache(run, monkeypatch):
+    from onnx.reference import ReferenceEvaluator
+
+    from trt_native import Plan
+
+    folder, printed = without_gpu(run, "kv_cache")
+    assert "float32 (in" in printed
+    manifest = Plan.load(folder / "decoder.plan").manifest
+    aliases = {t.alias: t.name for t in manifest.outputs if t.alias}
+    assert aliases == {t.name: f"new_{t.name}" for t in manifest.inputs[2:]}
+    # The step in ONNX generates what the module does.
+    monkeypatch.syspath_prepend(folder)
+    decoder = __import__("decoder")
+    step, prompt = ReferenceEvaluator(str(folder / "decoder.onnx")), [7, 42, 3, 11]
+    ids, caches = list(prompt), {}
+    for t in manifest.inputs[2:]:
+        caches[t.name] = np.zeros(t.shape, t.dtype)
+    for index in range(19):
+        inputs = {"token": np.array([ids[index]]), "index": np.array([index]), **caches}
+        token, *new = step.run(None, inputs)
+        caches = dict(zip(caches, new, strict=True))
+        if index + 1 == len(ids):
+            ids.append(int(token[0]))
+    assert ids == decoder.Decoder().generate(prompt, 16)
+
+
+@pytest.mark.backend
 def test_triton(run):
     folder, printed = without_gpu(run, "triton")
     assert not (folder / "models").exists()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from trt_native.errors import SpecError, UnsupportedError, close_names
+from trt_native.io_formats import IO_FORMATS
 from trt_native.shapes import DimRange, ProfileSpec, ShapeRange
 from trt_native.units import INT64_MAX, parse_bytes
 
@@ -588,6 +589,12 @@ class BuildConfig:
             only these are replaceable, and the plan may run faster than if all are. Sets ``refit``.
         strip_weights: Leave the weights out of the plan; they are refitted before use.
         weight_streaming: Let the engine keep part of its weights in host memory.
+        io_formats: Layouts in memory of inputs and outputs, as ``NAME=FORMAT``; see
+            :data:`trt_native.io_formats.IO_FORMATS`. For programs that have their data so: sessions
+            take and return arrays in C order all the same.
+        in_place_caches: Update caches that the model takes and returns (``TensorScatter``) in the
+            memory of the input, as TensorRT does without a copy. The updated cache is then the
+            caller's own array. Otherwise each run writes whole new ones.
         version_compatible: Make the plan loadable by later versions of TensorRT.
         exclude_lean_runtime: Leave the lean runtime, which loads a version compatible plan, out of
             it. Later versions then need the library of that runtime beside the plan.
@@ -721,6 +728,27 @@ class BuildConfig:
     weight_streaming: bool = field(
         default=False, metadata=_option("Weights may stay in host memory.", _TARGET, type=bool)
     )
+    io_formats: tuple[str, ...] = field(
+        default=(),
+        metadata=_option(
+            "Layout in memory of an input or output: NAME=FORMAT with hwc, hwc8, hwc16, chw2, chw4,"
+            " chw32, dhwc, dhwc8 or cdhw32. Repeatable.",
+            _TYPES,
+            parse=tuple,
+            flag="io-format",
+            metavar="NAME=FORMAT",
+            repeatable=True,
+        ),
+    )
+    in_place_caches: bool = field(
+        default=False,
+        metadata=_option(
+            "Update caches that the model takes and returns (TensorScatter) in the memory of the"
+            " input.",
+            _TARGET,
+            type=bool,
+        ),
+    )
     version_compatible: bool = field(
         default=False, metadata=_option("Loads in later versions of TensorRT.", _TARGET, type=bool)
     )
@@ -784,6 +812,7 @@ class BuildConfig:
             object.__setattr__(self, "refit", True)
         self.fixed_values()
         self.fast_shapes()
+        self.tensor_formats()
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
             raise SpecError(
                 f"optimization level {self.optimization_level}: it goes from 0 to 5",
@@ -839,6 +868,26 @@ class BuildConfig:
                 "calibration runner engine-fp16 cannot show what FP16 does not hold; use engine",
                 options=("calibration_runner",),
             )
+
+    def tensor_formats(self) -> dict[str, str]:
+        """The formats of :attr:`io_formats`, in TensorRT's words, by the names of tensors.
+
+        Raises:
+            SpecError: an entry is not one, its format is unknown, or a tensor has two.
+        """
+        found: dict[str, str] = {}
+        for text in self.io_formats:
+            name, _, layout = text.rpartition("=")
+            if not name or layout.upper() not in IO_FORMATS:
+                known = ", ".join(IO_FORMATS).lower()
+                raise SpecError(
+                    f"I/O format {text!r}: write NAME=FORMAT, with one of: {known}",
+                    options=("io_formats",),
+                )
+            if name in found:
+                raise SpecError(f"I/O format: {name!r} has two", options=("io_formats",))
+            found[name] = layout.upper()
+        return found
 
     def fixed_values(self) -> FixedValues:
         """The values of :attr:`fixed_inputs`, by name.

@@ -225,6 +225,11 @@ def deploy_triton(
 def _check_tensors(tensors: Sequence[PlanTensor]) -> None:
     problems = []
     for tensor in tensors:
+        if tensor.alias is not None:
+            problems.append(
+                f"output {tensor.name!r} is written in the memory of input {tensor.alias!r}, where"
+                " Triton gives each its own; build it without caches in place"
+            )
         if tensor.dtype not in _TRITON_TYPES:
             problems.append(
                 f"{tensor.mode} {tensor.name!r} is {tensor.dtype}, which Triton does not support"
@@ -314,6 +319,8 @@ def _io_fields(tensor: PlanTensor, batch: int) -> list[_Field]:
         fields.append(("reshape", []))
     if tensor.values:
         fields.append(("is_shape_tensor", True))
+    if tensor.format is not None:
+        fields.append(("is_non_linear_format_io", True))
     return fields
 
 

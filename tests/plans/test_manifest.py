@@ -43,19 +43,48 @@ def objects(schema):
 
 def test_the_schema_is_itself_valid_and_numbered(schema):
     jsonschema.Draft202012Validator.check_schema(schema)
-    assert schema["properties"]["schema"] == {"const": MANIFEST_SCHEMA}
+    assert schema["properties"]["schema"]["enum"] == [2, MANIFEST_SCHEMA]
     assert schema["$id"].endswith(f":{MANIFEST_SCHEMA}")
 
 
 def test_readers_of_schema_2_are_kept(schema):
-    assert MANIFEST_SCHEMA == 2, "copy the golden file and REQUIRED for the new number"
+    assert MANIFEST_SCHEMA == 3, "copy the golden file and REQUIRED for the new number"
     assert {name: set(o["required"]) for name, o in objects(schema).items()} == {
         name: set(names.split()) for name, names in REQUIRED.items()
     }
     closed = {name for name, o in objects(schema).items() if o["additionalProperties"] is False}
     assert closed == {"external", "tensor"}
     for name in closed:
-        assert set(objects(schema)[name]["properties"]) == set(REQUIRED[name].split())
+        new = {"alias", "format"} if name == "tensor" else set()
+        assert set(objects(schema)[name]["properties"]) - new == set(REQUIRED[name].split())
+
+
+@pytest.mark.parametrize(("index", "name", "value"), [(2, "alias", "x"), (0, "format", "HWC8")])
+def test_schema_3_is_for_plans_that_readers_of_schema_2_would_feed_wrongly(
+    validator, index, name, value
+):
+    data = copy.deepcopy(GOLDEN)
+    data["tensors"][index][name] = value
+    if name == "alias":
+        data["tensors"][index] |= {"dtype": "float32", "shape": data["tensors"][0]["shape"]}
+        data["tensors"][index] |= {"dims": []}
+    with pytest.raises(jsonschema.ValidationError):
+        validator.validate(data)
+    manifest = Manifest.from_json({**data, "schema": 3})
+    assert getattr(manifest.tensors[index], name) == value
+    document = manifest.to_json()
+    assert document == {**data, "schema": 3}
+    validator.validate(document)
+
+
+@pytest.mark.parametrize(
+    ("index", "alias"), [(0, "size"), (2, "y"), (2, "x"), (2, 3), (2, "nothing")]
+)
+def test_an_alias_is_an_input_like_the_output(index, alias):
+    data = copy.deepcopy(GOLDEN)
+    data["tensors"][index]["alias"] = alias
+    with pytest.raises(PlanError, match="alias"):
+        Manifest.from_json({**data, "schema": 3})
 
 
 def test_the_golden_manifest_of_schema_2_stays_valid_and_loads_the_same(validator):
@@ -128,7 +157,7 @@ def changed(path, value):
         *((("model", name), None) for name in REQUIRED["model"].split()),
         *((("precision", name), None) for name in REQUIRED["precision"].split()),
         *((("tensors", 0, name), None) for name in REQUIRED["tensor"].split()),
-        (("schema",), 3),
+        (("schema",), 4),
         (("tensors", 0, "mode"), "inout"),
         (("tensors", 0, "shape"), [-2]),
         (("tensors", 0, "shape"), "1x3"),

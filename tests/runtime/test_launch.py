@@ -167,7 +167,7 @@ class TestDeviceLaunch:
 
     def test_the_same_addresses_are_replayed(self, session, launch, rows, gpu):
         x, y = FakeTensor(rows()), FakeTensor(rows())
-        launch._outputs = (("y", lambda: y),)
+        launch._outputs = (("y", None, lambda: y),)
         found = []
         for _ in range(4):
             gpu.log.clear()

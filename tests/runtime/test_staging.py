@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ class Doubling:
     """An execution context that doubles, at once, and device memory that is the host's."""
 
     host_names = frozenset()
+    aliases: ClassVar[dict[str, str]] = {}
 
     def __init__(self):
         x, y = (SimpleNamespace(name=name, dtype="float32") for name in "xy")

@@ -221,7 +221,8 @@ class TensorRTBackend:
             data, sha256 = self._serialize(builder, network, config, progress, cancelled, output)
         self._save_timing_cache(request, config)
         seconds = {"parse": parsed - started, "build": time.perf_counter() - parsed}
-        return BuildResult(data, sha256, self._tensors(network), seconds)
+        tensors = self._tensors(network, request.config.tensor_formats())
+        return BuildResult(data, sha256, tensors, seconds)
 
     def parse(self, request: BuildRequest) -> None:
         """See :meth:`trt_native.backends.base.Backend.parse`."""
@@ -240,6 +241,8 @@ class TensorRTBackend:
         self._decompose_attention(network)
         self._fix_shapes(request, network)
         self._check_interface(request, network)
+        self._check_caches(request, network)
+        self._set_formats(request, network)
         self._mark_weights(request, network)
         return network
 
@@ -316,6 +319,36 @@ class TensorRTBackend:
                 problems=problems,
             )
 
+    def _set_formats(self, request: BuildRequest, network: Any) -> None:
+        """Give inputs and outputs the layouts that were asked for.
+
+        Raises:
+            SpecError: the model has no tensor of that name.
+        """
+        outputs = (network.get_output(i) for i in range(network.num_outputs))
+        tensors = {str(t.name): t for t in (*self._inputs(network), *outputs)}
+        for name, layout in request.config.tensor_formats().items():
+            if name not in tensors:
+                raise SpecError(
+                    f"I/O format of {name!r}: {request.onnx.name} has no such input or output, but"
+                    f" {', '.join(tensors)}",
+                    options=("io_formats",),
+                )
+            member = getattr(self._trt.TensorFormat, layout)
+            tensors[name].allowed_formats = 1 << int(member)
+
+    def _check_caches(self, request: BuildRequest, network: Any) -> None:
+        """Refuse a network that updates a cache elsewhere than asked for: in an input's memory."""
+        inputs = {str(tensor.name) for tensor in self._inputs(network)}
+        lost = sorted(set(self._updated_caches(network).values()) - inputs)
+        if lost:
+            raise UnsupportedError(
+                f"{self.product} {self.version} does not update these caches of"
+                f" {request.onnx.name} in place, as they are not its inputs:",
+                problems=[repr(name) for name in lost],
+                options=("in_place_caches",),
+            )
+
     def _mark_weights(self, request: BuildRequest, network: Any) -> None:
         """Make some weights replaceable."""
         with self._log.collect_errors() as errors:
@@ -381,19 +414,32 @@ class TensorRTBackend:
             if index < 0 or errors:
                 raise BuildError(f"{self.product} rejected optimization profile {number}", errors)
 
-    def _tensors(self, network: Any) -> tuple[PlanTensor, ...]:
+    def _tensors(self, network: Any, formats: Mapping[str, str]) -> tuple[PlanTensor, ...]:
         outputs = (network.get_output(i) for i in range(network.num_outputs))
         modes = [("input", tensor) for tensor in self._inputs(network)]
         modes += [("output", tensor) for tensor in outputs]
+        updated = self._updated_caches(network)
         return tuple(
             PlanTensor(
                 name=str(tensor.name),
                 mode=mode,
                 dtype=NUMPY_DTYPES[tensor.dtype.name],
                 shape=tuple(int(extent) for extent in tensor.shape),
+                alias=updated.get(str(tensor.name)) if mode == "output" else None,
+                format=formats.get(str(tensor.name)),
             )
             for mode, tensor in modes
         )
+
+    def _updated_caches(self, network: Any) -> dict[str, str]:
+        """Each updated cache, and the cache in whose memory it is."""
+        kind = getattr(self._trt.LayerType, "KV_CACHE_UPDATE", None)
+        layers = (network.get_layer(i) for i in range(network.num_layers)) if kind else ()
+        return {
+            str(layer.get_output(0).name): str(layer.get_input(0).name)
+            for layer in layers
+            if layer.type == kind
+        }
 
     def _inputs(self, network: Any) -> Iterator[Any]:
         return (network.get_input(i) for i in range(network.num_inputs))

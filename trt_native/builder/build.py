@@ -453,7 +453,14 @@ def resolve_precision(
     # Q/DQ nodes alone say what is quantized where types come from the graph.
     from_graph = applied is None or quantized or is_reduced(graph)
     weakly_typed = backend is not None and backend.capabilities.weakly_typed
-    strongly_typed = not weakly_typed or from_graph or config.weight_streaming
+    if config.in_place_caches and config.io_precision is not IoPrecision.KEEP:
+        raise SpecError(
+            "in_place_caches: a cache has the type that the model gives it, not"
+            f" {config.io_precision}; export it in that type",
+            options=("in_place_caches", "io_precision"),
+        )
+    needs_typing = config.weight_streaming or config.in_place_caches
+    strongly_typed = not weakly_typed or from_graph or needs_typing
     return ResolvedPrecision(
         applied=applied,
         strongly_typed=strongly_typed,

@@ -175,6 +175,7 @@ def _rewriting(
         tf32=config.tf32,
         compute_capabilities=config.compute_capabilities,
         weight_streaming=config.weight_streaming,
+        in_place_caches=config.in_place_caches,
     )
 
 

@@ -69,7 +69,13 @@ class GraphNode:
 def tensor_rows(tensors: Iterable[PlanTensor]) -> list[tuple[str | tuple[str, ...], ...]]:
     """A plan's inputs and outputs as rows under ``TENSOR_COLUMNS``."""
     return [
-        (t.mode, t.name, t.dtype, t.describe_shape(), tuple(map(str, t.profiles or t.values)))
+        (
+            t.mode,
+            t.name,
+            t.describe_type(),
+            t.describe_shape(),
+            tuple(map(str, t.profiles or t.values)),
+        )
         for t in tensors
     ]
 

@@ -20,8 +20,10 @@ from trt_native.cuda.memory import (
     PinnedBlock,
     PinnedPool,
     copy_host,
+    copy_rows,
     copy_to_device,
     copy_to_host,
+    fill_zeros,
 )
 from trt_native.cuda.streams import Event, Stream, is_capturing, stream_handle
 
@@ -35,9 +37,11 @@ __all__ = [
     "PinnedPool",
     "Stream",
     "copy_host",
+    "copy_rows",
     "copy_to_device",
     "copy_to_host",
     "device_ordinal",
+    "fill_zeros",
     "gpu_info",
     "is_capturing",
     "memory_info",

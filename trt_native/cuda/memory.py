@@ -24,8 +24,10 @@ __all__ = [
     "PinnedBlock",
     "PinnedPool",
     "copy_host",
+    "copy_rows",
     "copy_to_device",
     "copy_to_host",
+    "fill_zeros",
 ]
 
 
@@ -249,6 +251,50 @@ def copy_to_host(host: int, device: int, nbytes: int, stream: int) -> None:
         if code[0]:
             with translated("copy from the GPU"):
                 check(code)
+
+
+def copy_rows(
+    target: int,
+    target_pitch: int,
+    source: int,
+    source_pitch: int,
+    *,
+    width: int,
+    rows: int,
+    stream: int,
+) -> None:
+    """Copy rows of bytes that lie apart on the GPU, in the order of a stream given by its handle.
+
+    Args:
+        target: Address of the first row.
+        target_pitch: Bytes from there to the next row, at least ``width``.
+        source: Address of the first row to read.
+        source_pitch: Bytes from there to the next row.
+        width: Bytes of a row; more than 0.
+        rows: Number of rows; more than 0.
+        stream: Handle of the stream.
+
+    Raises:
+        CudaError: the copy cannot be started.
+    """
+    driver = bindings()
+    copy = driver.CUDA_MEMCPY2D()
+    copy.srcMemoryType = copy.dstMemoryType = driver.CUmemorytype.CU_MEMORYTYPE_DEVICE
+    copy.srcDevice, copy.srcPitch = source, source_pitch
+    copy.dstDevice, copy.dstPitch = target, target_pitch
+    copy.WidthInBytes, copy.Height = width, rows
+    with translated("copy on the GPU"):
+        check(driver.cuMemcpy2DAsync(copy, stream))
+
+
+def fill_zeros(target: int, nbytes: int, stream: int) -> None:
+    """Set bytes on the GPU to 0, in the order of a stream given by its handle.
+
+    Raises:
+        CudaError: that cannot be started.
+    """
+    with translated("fill memory of the GPU"):
+        check(bindings().cuMemsetD8Async(target, 0, nbytes, stream))
 
 
 def copy_host(target: Array, source: Array) -> None:

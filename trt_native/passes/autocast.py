@@ -24,6 +24,7 @@ import onnx_ir as ir
 
 from trt_native.config import Precision
 from trt_native.errors import SpecError
+from trt_native.graph.caches import cache_updates
 from trt_native.graph.inference import infer_types, infer_values
 from trt_native.graph.nodes import (
     BFLOAT16,
@@ -186,10 +187,12 @@ class Autocast(GraphPass):
         """Reduce the graph; see :func:`autocast`."""
         config, lowered_to = self.context.config, self.context.precision.lowered_to
         assert lowered_to is not None  # noqa: S101  # for the type checker
+        # A cast would come between a cache and the input that it is updated in.
+        in_place = config.in_place_caches and cache_updates(model)
         report = autocast(
             model,
             _TARGETS[lowered_to],
-            keep_fp32=config.keep_fp32,
+            keep_fp32=(*config.keep_fp32, *["op:TensorScatter"] * bool(in_place)),
             io_precision=config.io_precision.value,
             measured=None if config.precision.quantized else self.context.ranges.amax,
         )

@@ -89,6 +89,8 @@ class LowerOperators(GraphPass):
         """How to write which node."""
         backend, opset = self.context.backend, opset_of(model)
         candidates = [node for node in all_nodes(model.graph) if _is_candidate(node)]
+        if self.context.config.in_place_caches:  # what cannot be is refused later
+            candidates = [node for node in candidates if node.op_type != "TensorScatter"]
         if backend is None or not candidates or opset < _FIRST_OPSET:
             return {}
         read = (value for node in candidates for value in (*node.inputs, *node.outputs))

@@ -12,6 +12,7 @@ from typing import Any
 import onnx_ir as ir
 
 from trt_native.errors import UnsupportedError
+from trt_native.graph.caches import in_place_problem
 from trt_native.graph.nodes import all_nodes, constant_of, dtype_of, input_of
 from trt_native.graph.validity import wraps_graph_errors
 from trt_native.passes.base import GraphPass
@@ -24,12 +25,15 @@ _LONGEST_NAME = 4000  # TensorRT takes 4096 characters, and passes add some
 
 
 @wraps_graph_errors
-def check_parser_support(model: ir.Model, crashing: Collection[str] = ()) -> None:
+def check_parser_support(
+    model: ir.Model, crashing: Collection[str] = (), *, in_place_caches: bool = False
+) -> None:
     """Reject a normalized model that TensorRT would silently miscompile, or not survive.
 
     Args:
         model: The model.
         crashing: Operators that end the process.
+        in_place_caches: Caches are updated in the memory of the model's inputs.
 
     Raises:
         UnsupportedError: there is such a node; all of them in one error.
@@ -51,7 +55,7 @@ def check_parser_support(model: ir.Model, crashing: Collection[str] = ()) -> Non
     found += [
         f"{node.name or node.outputs[0].name!r} ({node.op_type}): {reason}"
         for node in all_nodes(model.graph)
-        if (reason := unsupported_reason(node, crashing))
+        if (reason := unsupported_reason(node, crashing, in_place_caches=in_place_caches))
     ]
     if found:
         more = [f"and {len(found) - _MOST_NAMED} more"] if len(found) > _MOST_NAMED else []
@@ -73,14 +77,21 @@ class RejectUnsupported(GraphPass):
         """Whether a node has no other form that TensorRT computes correctly."""
         return (
             any(value.is_graph_output() for value in model.graph.inputs)
-            or any(unsupported_reason(node, self._crashing) for node in all_nodes(model.graph))
+            or any(
+                unsupported_reason(node, self._crashing, in_place_caches=self._in_place)
+                for node in all_nodes(model.graph)
+            )
             or any(len(name) > _LONGEST_NAME for _, name in _names(model))
         )
 
     def rewrite(self, model: ir.Model) -> Mapping[str, Any]:
         """Raise the error; see :func:`check_parser_support`."""
-        check_parser_support(model, self._crashing)
+        check_parser_support(model, self._crashing, in_place_caches=self._in_place)
         return {}
+
+    @property
+    def _in_place(self) -> bool:
+        return self.context.config.in_place_caches
 
     @property
     def _crashing(self) -> Collection[str]:
@@ -103,8 +114,13 @@ def _names(model: ir.Model) -> Iterator[tuple[str, str]]:
             yield "tensor", output.name or ""
 
 
-def unsupported_reason(node: ir.Node, crashing: Collection[str]) -> str:
+def unsupported_reason(
+    node: ir.Node, crashing: Collection[str], *, in_place_caches: bool = False
+) -> str:
     """Explain how TensorRT miscompiles a node, and what to do; empty if it does not."""
+    if in_place_caches and node.op_type == "TensorScatter" and not node.domain:
+        problem = in_place_problem(node)
+        return f"it is not updated in place: {problem}" if problem else ""
     if not node.domain and node.op_type in crashing:
         return (
             "the parser may end the process; give it a sampling_ratio, and an input whose channels,"

@@ -23,8 +23,11 @@ __all__ = [
     "read_manifest",
     "runtime_cache_path",
 ]
-MANIFEST_SCHEMA = 2
-"""Number of the manifest's layout; a change that would break readers raises it."""
+MANIFEST_SCHEMA = 3
+"""Number of the manifest's newest layout; a change that would break readers raises it."""
+
+_PLAIN_SCHEMA = 2
+"""The layout where no tensor has an alias or a format, which readers of it can feed."""
 
 _NONE = type(None)
 
@@ -79,6 +82,10 @@ class PlanTensor:
         dims: Symbolic dimension of each axis as the ONNX file names it; None where it has none.
         profiles: For a dynamic input, its range in each optimization profile.
         values: For an input that is itself a shape, the range of its values in each profile.
+        alias: For an output that the engine writes into the memory of an input, such as a cache
+            that it updates, the name of that input. Both must have one address.
+        format: TensorRT's name of the layout that the engine reads or writes, such as ``HWC8``;
+            None where that is C order.
     """
 
     name: str
@@ -88,10 +95,20 @@ class PlanTensor:
     dims: tuple[str | None, ...] = ()
     profiles: tuple[ShapeRange, ...] = ()
     values: tuple[ShapeRange, ...] = ()
+    alias: str | None = None
+    format: str | None = None
 
     def __str__(self) -> str:
         ranges = ", ".join(map(str, self.profiles or self.values))
-        return f"{self.name}: {self.dtype} {self.describe_shape()}" + f" ({ranges})" * bool(ranges)
+        return f"{self.name}: {self.describe_type()} {self.describe_shape()}" + (
+            f" ({ranges})" * bool(ranges)
+        )
+
+    def describe_type(self) -> str:
+        """Element type, with the format or the alias where there is one."""
+        notes = [] if self.format is None else [self.format]
+        notes += [] if self.alias is None else [f"in {self.alias}"]
+        return f"{self.dtype} ({', '.join(notes)})" if notes else self.dtype
 
     def can_have(self, shape: Shape) -> bool:
         """Whether a shape has this tensor's number of axes and its fixed extents."""
@@ -106,6 +123,9 @@ class PlanTensor:
         data["dims"] = list(self.dims)
         data["profiles"] = [str(item) for item in self.profiles]
         data["values"] = [str(item) for item in self.values]
+        for name in ("alias", "format"):
+            if data[name] is None:
+                del data[name]
         return data
 
     @classmethod
@@ -121,6 +141,9 @@ class PlanTensor:
             raise ValueError(f"mode {data['mode']!r} of tensor {data['name']!r}")
         if not all(type(axis) is int and axis >= -1 for axis in shape):
             raise ValueError(f"shape {shape} of tensor {data['name']!r}")
+        for optional in ("alias", "format"):
+            if not isinstance(data.get(optional), str | None):
+                raise TypeError(f"{optional} of tensor {data['name']!r}")
         if len(dims) not in (0, len(shape)) or not all(isinstance(d, (str, _NONE)) for d in dims):
             raise ValueError(f"dims {dims} of tensor {data['name']!r}")
         return cls(
@@ -131,6 +154,8 @@ class PlanTensor:
             dims=tuple(dims),
             profiles=tuple(ShapeRange.parse(text) for text in data["profiles"]),
             values=tuple(ShapeRange.parse(text) for text in data["values"]),
+            alias=data.get("alias"),
+            format=data.get("format"),
         )
 
     def describe_shape(self) -> str:
@@ -170,7 +195,6 @@ class Manifest:
             that TensorRT parsed, as in :class:`~trt_native.graph.refit_signature.RefitSignature`.
         refitted_from: For a plan whose weights were replaced, ``plan_sha256`` of the plan they
             were replaced in, and ``model``, what that one was built from.
-        schema: Number of this layout.
     """
 
     producer: str
@@ -190,7 +214,6 @@ class Manifest:
     created: str
     refit: Mapping[str, Any] | None = None
     refitted_from: Mapping[str, Any] | None = None
-    schema: int = MANIFEST_SCHEMA
 
     def __repr__(self) -> str:
         return f"Manifest({self.describe()})"
@@ -199,6 +222,12 @@ class Manifest:
         """The model, the precision and the library on one line."""
         library = f"{self.backend} {self.backend_version}"
         return f"{self.model['file']}, {self.arithmetic}, {library}"
+
+    @property
+    def schema(self) -> int:
+        """Number of this layout: an earlier one where that says all there is to say."""
+        new = any(tensor.alias or tensor.format for tensor in self.tensors)
+        return MANIFEST_SCHEMA if new else _PLAIN_SCHEMA
 
     @property
     def arithmetic(self) -> str:
@@ -242,7 +271,7 @@ class Manifest:
         for name in ("refit", "refitted_from"):
             if data[name] is None:
                 del data[name]
-        return {"schema": data.pop("schema"), **data}
+        return {"schema": self.schema, **data}
 
     @classmethod
     def from_json(cls, data: object) -> Manifest:
@@ -255,9 +284,9 @@ class Manifest:
             PlanError: another schema, or a field is missing or malformed.
         """
         schema = data.get("schema") if isinstance(data, dict) else type(data).__name__
-        if not isinstance(data, dict) or schema not in (1, MANIFEST_SCHEMA):
+        if not isinstance(data, dict) or schema not in range(1, MANIFEST_SCHEMA + 1):
             raise PlanError(
-                f"manifest of schema {schema!r}, this version reads 1 and {MANIFEST_SCHEMA}"
+                f"manifest of schema {schema!r}, this version reads 1 to {MANIFEST_SCHEMA}"
             )
         try:
             if schema == 1:
@@ -287,6 +316,7 @@ class Manifest:
             fields["compute_capabilities"] = tuple(map(str, data["compute_capabilities"]))
             json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair is not text
             _check_profiles(fields["tensors"])
+            _check_aliases(fields["tensors"])
             return cls(**fields)
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise PlanError(f"malformed manifest: {type(error).__name__}: {error}") from None
@@ -351,6 +381,26 @@ def _check_profiles(tensors: Iterable[PlanTensor]) -> None:
             raise ValueError(f"no profiles of tensor {tensor.name!r}")
         if any(len(shapes.min) != len(tensor.shape) for shapes in tensor.profiles):
             raise ValueError(f"profiles of tensor {tensor.name!r} have another rank")
+
+
+def _check_aliases(tensors: Iterable[PlanTensor]) -> None:
+    """Check that each alias is an input of the same type and shape, which no other output has.
+
+    Raises:
+        ValueError: one is not.
+    """
+    tensors = tuple(tensors)
+    inputs = {t.name: t for t in tensors if t.mode == "input"}
+    taken = set()
+    for tensor in tensors:
+        if tensor.alias is None:
+            continue
+        other = inputs.get(tensor.alias)
+        if tensor.mode == "input" or other is None or tensor.alias in taken:
+            raise ValueError(f"alias {tensor.alias!r} of tensor {tensor.name!r}")
+        if (other.dtype, other.shape) != (tensor.dtype, tensor.shape):
+            raise ValueError(f"tensor {tensor.name!r} differs from its alias {tensor.alias!r}")
+        taken.add(tensor.alias)
 
 
 def manifest_path(plan: Path) -> Path:

@@ -23,6 +23,7 @@ from trt_native.errors import (
     UnsupportedError,
     shortened,
 )
+from trt_native.io_formats import find_format
 from trt_native.plans.compatibility import Environment, compatibility
 from trt_native.plans.engine_layers import layer_records
 from trt_native.plans.manifest import PlanTensor
@@ -407,7 +408,44 @@ class Engine:
                 for index in profiles
                 if host and (bounds := engine.get_tensor_profile_values(index, name))
             ),
+            alias=None if is_input else self._alias(name),
+            format=None if host or self.is_host_tensor(name) else self._format(name, shape),
         )
+
+    def _format(self, name: str, shape: tuple[int, ...]) -> str | None:
+        """The layout in memory that a tensor has in every profile; None for C order.
+
+        Raises:
+            UnsupportedError: it is not one that can be read and written here.
+        """
+        engine = self.native
+        found = {
+            find_format(
+                name,
+                engine.get_tensor_format(name, index).name,
+                shape,
+                components=int(engine.get_tensor_components_per_element(name, index)),
+                axis=int(engine.get_tensor_vectorized_dim(name, index)),
+            )
+            for index in range(self.profile_count)
+        }
+        if len(found) > 1:
+            raise UnsupportedError(
+                f"tensor {name!r} has another format in each profile, which cannot be read and"
+                " written here; build the plan with linear inputs and outputs"
+            )
+        layout = found.pop()
+        if layout is not None and self._alias(name) is not None:
+            raise UnsupportedError(
+                f"output {name!r} of format {layout.name} is written in the memory of an input,"
+                " which cannot be done here; build the plan with linear inputs and outputs"
+            )
+        return None if layout is None else layout.name
+
+    def _alias(self, name: str) -> str | None:
+        """The input in whose memory the engine writes an output."""
+        find = getattr(self.native, "get_aliased_input_tensor", None)  # 10.3 has no such outputs
+        return str(find(name) or "") or None if find is not None else None
 
 
 def _listed(tensors: Iterable[PlanTensor]) -> str:

@@ -14,12 +14,13 @@ import numpy as np
 from trt_native.arrays import Array
 from trt_native.config import KernelSpecialization
 from trt_native.cuda import DeviceBuffer, Event, Graph, Stream, is_capturing
-from trt_native.errors import ClosedError, CudaError
+from trt_native.errors import ClosedError, CudaError, UnsupportedError
 from trt_native.plans.manifest import PlanTensor
 from trt_native.runtime.activation_memory import ActivationMemory, StreamSerializer
 from trt_native.runtime.engine import Engine, check_kernels
 from trt_native.runtime.graph_cache import GraphCache
 from trt_native.runtime.input_checks import check_views, host_values, native_order
+from trt_native.runtime.packed_tensors import PackedTensors
 from trt_native.runtime.tensor_views import TensorView
 from trt_native.shapes import Shape
 
@@ -66,6 +67,7 @@ class ExecutionContext:
         serializer: Orders the runs on the GPU.
         device_inputs: Inputs that TensorRT reads on the GPU, in the engine's order.
         host_names: Names of the inputs and outputs that are in host memory.
+        aliases: The outputs that the engine writes into the memory of an input, with its name.
         lock: Held while TensorRT's context is used.
     """
 
@@ -80,11 +82,13 @@ class ExecutionContext:
         self.engine = engine
         self.host_names = frozenset(t.name for t in engine.tensors if engine.is_host_tensor(t.name))
         self._outputs = engine.outputs
+        self.aliases = {t.name: t.alias for t in engine.outputs if t.alias is not None}
         self.device_inputs = tuple(t for t in engine.inputs if t.name not in self.host_names)
         self.stream = Stream(engine.ordinal)
         self._uncapturable = {*_DEFAULT_STREAMS, self.stream.handle}
         self._long_lived = {0, self.stream.handle}
         self._capture_stream = Stream(engine.ordinal)
+        self._packed = PackedTensors(self.stream)
         self._empty = DeviceBuffer()  # an address for empty tensors: TensorRT takes no null
         self._empty.reserve(1, self.stream)
         self._hop = Event(ordinal=engine.ordinal)
@@ -148,6 +152,7 @@ class ExecutionContext:
                 self._refuse()
             self._apply(bound)
             bound.outputs = {t.name: self._output_shape(t) for t in self._outputs}
+        self._check_formats(bound)
         bound.has_dynamic_outputs = any(-1 in shape for shape in bound.outputs.values())
         bound.replayable = not bound.has_dynamic_outputs and not any(
             t.name in self.host_names for t in self._outputs
@@ -156,6 +161,14 @@ class ExecutionContext:
         if len(self._known_shapes) > _MAX_KNOWN_SHAPES:
             self._known_shapes.popitem(last=False)
         return bound
+
+    def _check_formats(self, bound: BoundShapes) -> None:
+        for tensor in self._outputs:
+            if tensor.format is not None and -1 in bound.outputs[tensor.name]:
+                raise UnsupportedError(
+                    f"output {tensor.name!r} has the format {tensor.format}, and a shape that"
+                    " depends on data, which cannot be read here; build it with linear outputs"
+                )
 
     def launch(
         self, bound: BoundShapes, addresses: tuple[int, ...], stream: int, *, graph: bool = True
@@ -250,6 +263,7 @@ class ExecutionContext:
             self.drop()
         for buffer in (*self._dynamic_outputs.values(), self._empty):
             buffer.close()
+        self._packed.close()
         self._capture_stream.close()
         self.stream.close()
 
@@ -295,15 +309,21 @@ class ExecutionContext:
             self._enqueue(stream)
 
     def _enqueue(self, stream: int) -> None:
+        self._packed.pack(stream)
         with self.engine.backend.collected_errors() as errors:
             if not self._context.execute_async_v3(stream):
                 check_kernels(errors, self.engine.backend.product)
                 raise CudaError("TensorRT failed to run the engine", errors)
+        self._packed.unpack(stream)
 
     def _bind(self, bound: BoundShapes, addresses: tuple[int, ...]) -> None:
         self._apply(bound)
+        self._packed.reset()
         count = len(self.device_inputs)
-        for tensor, address in zip(self.device_inputs, addresses[:count], strict=True):
+        shapes = zip(self.engine.inputs, bound.inputs, strict=True)
+        inputs = [pair for pair in shapes if pair[0].name not in self.host_names]
+        for (tensor, shape), address in zip(inputs, addresses[:count], strict=True):
+            address = self._packed.bind(tensor, shape, address)
             self._set_address(tensor.name, address or self._empty.pointer)
         for tensor, address in zip(self._outputs, addresses[count:], strict=True):
             if tensor.name in self.host_names:
@@ -313,6 +333,7 @@ class ExecutionContext:
             elif -1 in bound.outputs[tensor.name]:
                 self._context.set_output_allocator(tensor.name, self._allocator)
             else:
+                address = self._packed.bind(tensor, bound.outputs[tensor.name], address)
                 self._set_address(tensor.name, address or self._empty.pointer)
 
     def _apply(self, bound: BoundShapes) -> None:

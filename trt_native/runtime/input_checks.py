@@ -11,10 +11,11 @@ import numpy as np
 from trt_native.arrays import Array
 from trt_native.errors import SpecError
 from trt_native.plans.manifest import PlanTensor
-from trt_native.runtime.tensor_views import ALIGNMENT, TensorView, read
+from trt_native.runtime.tensor_views import ALIGNMENT, TensorView, nbytes_of, read
 from trt_native.shapes import Shape, format_shape
 
 __all__ = [
+    "check_aliases",
     "check_inputs",
     "check_outputs",
     "check_views",
@@ -23,6 +24,7 @@ __all__ = [
     "describe_input",
     "host_values",
     "native_order",
+    "overlaps",
     "read_inputs",
 ]
 
@@ -251,6 +253,57 @@ def check_outputs(
             problems.append(f"{name!r}: its buffer is not in this machine's byte order")
     if problems:
         raise SpecError("the output buffers do not fit:", problems=problems)
+
+
+def check_aliases(
+    aliases: Mapping[str, str],
+    views: Mapping[str, TensorView],
+    out: Mapping[str, TensorView],
+    *,
+    on_device: bool,
+) -> None:
+    """Check the arrays of inputs that the engine writes outputs into.
+
+    Args:
+        aliases: Each such output, with the name of the input.
+        views: The inputs.
+        out: The caller's output buffers.
+        on_device: Whether outputs without a buffer are wanted on the GPU.
+
+    Raises:
+        SpecError: an output is wanted elsewhere than in the memory of its input, or two inputs
+            share it; one error lists all problems.
+    """
+    problems = overlaps(aliases, views)
+    for name, alias in aliases.items():
+        view, buffer = views[alias], out.get(name)
+        place = f"{name!r} is written in the memory of {alias!r}"
+        if buffer is not None and buffer.on_device and buffer.pointer != view.pointer:
+            problems.append(f"{place}: give that array as its buffer, or none")
+        elif buffer is None and on_device and not view.on_device:
+            problems.append(f"{place}, which is on the host: give it on the GPU")
+    if problems:
+        raise SpecError("the arrays do not fit what the engine writes in place:", problems=problems)
+
+
+def overlaps(aliases: Mapping[str, str], views: Mapping[str, TensorView]) -> list[str]:
+    """A line for each input that shares memory with one that is written."""
+    written = set(aliases.values())
+    ranges = sorted(
+        (view.pointer, view.pointer + nbytes_of(view.shape, view.dtype), name)
+        for name, view in views.items()
+        if view.on_device and 0 not in view.shape
+    )
+    found = []
+    for index, (_, end, name) in enumerate(ranges):
+        for start, _, other in ranges[index + 1 :]:
+            if start >= end:
+                break
+            if written & {name, other}:
+                found.append(
+                    f"{name!r} and {other!r} share memory that is written: give each its own"
+                )
+    return found
 
 
 def host_values(views: Mapping[str, TensorView], on_host: frozenset[str]) -> tuple[bytes, ...]:

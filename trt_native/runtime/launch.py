@@ -14,7 +14,7 @@ from trt_native.errors import SpecError
 from trt_native.plans.manifest import PlanTensor
 from trt_native.runtime.execution import BoundShapes, ExecutionContext
 from trt_native.runtime.future import RunTracker, StartedRun
-from trt_native.runtime.input_checks import check_outputs, read_inputs
+from trt_native.runtime.input_checks import check_aliases, check_outputs, read_inputs
 from trt_native.runtime.staging import HostExecution, StagingPipeline
 from trt_native.runtime.tensor_views import (
     ALIGNMENT,
@@ -82,7 +82,7 @@ class DeviceLaunch:
         outputs: Outputs of the earlier run, in the engine's order.
     """
 
-    __slots__ = ("_context", "_hop", "_input_names", "_ordinal", "_outputs", "_shapes")
+    __slots__ = ("_aliases", "_context", "_hop", "_input_names", "_ordinal", "_outputs", "_shapes")
 
     def __init__(
         self, resources: LaunchResources, bound: BoundShapes, outputs: Mapping[str, Any]
@@ -92,7 +92,10 @@ class DeviceLaunch:
         self._ordinal = resources.context.engine.ordinal
         self._shapes = bound
         self._input_names = tuple(tensor.name for tensor in resources.context.device_inputs)
-        self._outputs = tuple((name, empty_like_factory(y)) for name, y in outputs.items())
+        self._aliases = resources.context.aliases
+        self._outputs = tuple(
+            (name, self._aliases.get(name), empty_like_factory(y)) for name, y in outputs.items()
+        )
 
     def start(
         self,
@@ -101,13 +104,19 @@ class DeviceLaunch:
         *,
         spread: bool,  # noqa: ARG002  (nothing is copied)
     ) -> StartedRun:
-        """See :meth:`Launch.start`."""
+        """See :meth:`Launch.start`.
+
+        Raises:
+            SpecError: two inputs share memory that the engine writes.
+        """
+        if self._aliases:
+            check_aliases(self._aliases, read_inputs(inputs)[0], {}, on_device=True)
         current = torch_stream(self._ordinal)
         compute = current if stream is None else stream
         outputs: dict[str, Any] = {}
         addresses = [inputs[name].data_ptr() for name in self._input_names]
-        for name, make in self._outputs:
-            value = outputs[name] = make()
+        for name, alias, make in self._outputs:
+            value = outputs[name] = make() if alias is None else inputs[alias]
             addresses.append(value.data_ptr())
         if compute != current:
             self._hop.pass_on(current, compute)
@@ -189,13 +198,15 @@ class CheckedLaunch:
         context = self._resources.context
         views, problems = read_inputs(inputs)
         if self._cast:
-            _cast(self._engine.inputs, views)
+            _cast(self._engine.inputs, views, frozenset(context.aliases.values()))
         bound = context.shapes_for(views, problems)
         lead = next((view for view in views.values() if view.on_device), None)
         on_device = _wants_device(self._device, lead)
         buffers = {name: read(value) for name, value in self._out.items()}
         if buffers:
             check_outputs(self._engine.outputs, bound.outputs, buffers, self._engine.ordinal)
+        if context.aliases:
+            check_aliases(context.aliases, views, buffers, on_device=on_device)
         compute = self._compute_stream(lead, stream)
         held = (*views.values(), *buffers.values())
         if lead is not None or buffers:
@@ -203,6 +214,9 @@ class CheckedLaunch:
         outputs = {name: view.value for name, view in buffers.items()}
         pointers = {name: view.pointer for name, view in buffers.items() if view.on_device}
         if on_device:
+            for name, alias in context.aliases.items():
+                if name not in outputs:
+                    outputs[name], pointers[name] = views[alias].value, views[alias].pointer
             self._allocate(bound, lead, compute, outputs, pointers)
         staged = any(views[tensor.name].host is not None for tensor in context.device_inputs)
         if not staged and bound.replayable and len(pointers) == len(self._engine.outputs):
@@ -327,13 +341,19 @@ def input_signature(inputs: Mapping[str, Any]) -> Hashable:
     return tuple(key) or None
 
 
-def _cast(tensors: Iterable[PlanTensor], views: dict[str, TensorView]) -> None:
+def _cast(
+    tensors: Iterable[PlanTensor], views: dict[str, TensorView], written: frozenset[str]
+) -> None:
     for tensor in tensors:
         view = views.get(tensor.name)
-        if view is not None and (
-            view.dtype != tensor.dtype or not (view.contiguous and view.aligned)
-        ):
-            views[tensor.name] = view.converted(tensor.dtype)
+        if view is None or (view.dtype == tensor.dtype and view.contiguous and view.aligned):
+            continue
+        if tensor.name in written and view.on_device:
+            raise SpecError(
+                f"{tensor.name!r} is written in place, so no copy of it can be taken: give it"
+                f" contiguous, {ALIGNMENT}-byte aligned and of type {tensor.dtype}"
+            )
+        views[tensor.name] = view.converted(tensor.dtype)
 
 
 def _wants_device(device: str | None, lead: TensorView | None) -> bool:

@@ -43,6 +43,10 @@ class Session:
     reads and writes them in place. Results on the host are in page-locked memory, which is not
     reused while the result or a view of it exists.
 
+    An output that the engine writes in the memory of an input, such as a cache of keys and values
+    (:attr:`~trt_native.plans.manifest.PlanTensor.alias`), is that input: given on the GPU, the
+    array is changed, and returned as the output. An array on the host stays as it is.
+
     Args:
         engine: An engine, or a plan or its path, which the session then loads and owns.
         backend: See :class:`~trt_native.runtime.engine.Engine`; only for a plan.

@@ -92,18 +92,19 @@ class HostExecution:
         self._bound = bound
         self._staged = []
         self._uploads = []
-        addresses = []
+        given: dict[str, int] = {}
         for tensor in self._context.device_inputs:
             view = views[tensor.name]
-            if view.host is None:
-                addresses.append(view.pointer)
-            else:
-                addresses.append(self._stage(tensor, view.host))
+            given[tensor.name] = (
+                view.pointer if view.host is None else self._stage(tensor, view.host)
+            )
+        addresses = list(given.values())
         self._downloads = []
         for tensor in self._context.engine.outputs:
             address = outputs.get(tensor.name)
             if address is None:
-                address = self._output_address(bound, tensor)
+                alias = self._context.aliases.get(tensor.name)
+                address = given[alias] if alias else self._output_address(bound, tensor)
                 self._downloads.append((tensor, address))
             addresses.append(address)
         self._addresses = tuple(addresses)

@@ -164,6 +164,8 @@ def open_with_extra_outputs(
         config,
         refit=False,
         strip_weights=False,
+        io_formats=(),
+        in_place_caches=False,
         version_compatible=False,
         exclude_lean_runtime=False,
         profiling_verbosity=ProfilingVerbosity.LAYER_NAMES_ONLY,
