@@ -595,6 +595,10 @@ class BuildConfig:
         in_place_caches: Update caches that the model takes and returns (``TensorScatter``) in the
             memory of the input, as TensorRT does without a copy. The updated cache is then the
             caller's own array. Otherwise each run writes whole new ones.
+        plugins: Plugins to build with: paths of libraries, ``FILE.py:FUNCTION`` or
+            ``package.module:FUNCTION``; a function registers them. They are code that runs.
+        serialize_plugins: Put the libraries into the plan, which is then loaded without them, where
+            its code may run.
         version_compatible: Make the plan loadable by later versions of TensorRT.
         exclude_lean_runtime: Leave the lean runtime, which loads a version compatible plan, out of
             it. Later versions then need the library of that runtime beside the plan.
@@ -749,6 +753,22 @@ class BuildConfig:
             type=bool,
         ),
     )
+    plugins: tuple[str, ...] = field(
+        default=(),
+        metadata=_option(
+            "Library of plugins, or FILE.py:FUNCTION or package.module:FUNCTION that registers"
+            " some. Repeatable.",
+            _TARGET,
+            parse=tuple,
+            flag="plugin",
+            metavar="LIB|FILE.py:FUNCTION",
+            repeatable=True,
+        ),
+    )
+    serialize_plugins: bool = field(
+        default=False,
+        metadata=_option("Put the libraries of plugins into the plan.", _TARGET, type=bool),
+    )
     version_compatible: bool = field(
         default=False, metadata=_option("Loads in later versions of TensorRT.", _TARGET, type=bool)
     )
@@ -829,6 +849,11 @@ class BuildConfig:
             raise SpecError(
                 "precision tf32 contradicts tf32=False; use precision fp32",
                 options=("precision", "tf32"),
+            )
+        if self.serialize_plugins and not any(map(_is_library, self.plugins)):
+            raise SpecError(
+                "serialize_plugins: no library of plugins is named",
+                options=("serialize_plugins", "plugins"),
             )
         if self.exclude_lean_runtime and not self.version_compatible:
             raise SpecError(
@@ -968,6 +993,10 @@ class BuildConfig:
             raise
         except Exception as error:  # cattrs and what it converts to raise many kinds
             raise SpecError(f"build options cannot be read: {error}") from None
+
+
+def _is_library(plugin: str) -> bool:
+    return not plugin.rpartition(":")[2].isidentifier() or ":" not in plugin
 
 
 def _number(text: str) -> bool | int | float:

@@ -53,8 +53,8 @@ class PlanReport:
         raw_layers: The engine inspector's JSON on each layer; None without the engine.
         layers_error: Reason why the layers are not known.
         prefix: Metadata in front of the plan, as Ultralytics' exports have it; None without.
-        carries_lean_runtime: Whether the plan carries code that runs in the process that loads it;
-            None where that is not known.
+        carries: Code in the plan that runs in the process that loads it; None where that is not
+            known.
     """
 
     path: str
@@ -68,7 +68,7 @@ class PlanReport:
     raw_layers: list[dict[str, Any]] | None = field(default=None, repr=False)
     layers_error: str | None = None
     prefix: dict[str, Any] | None = None
-    carries_lean_runtime: bool | None = None
+    carries: tuple[str, ...] | None = None
 
     @property
     def layers(self) -> tuple[Layer, ...] | None:
@@ -90,7 +90,7 @@ class PlanReport:
             "layers": self.raw_layers,
             "layers_unreadable": self.layers_error,
             "prefix": self.prefix,
-            "carries_lean_runtime": self.carries_lean_runtime,
+            "carries": None if self.carries is None else list(self.carries),
         }
 
     @classmethod
@@ -115,7 +115,7 @@ class PlanReport:
                 raw_layers=None if layers is None else [dict(layer) for layer in layers],
                 layers_error=data["layers_unreadable"],
                 prefix=data.get("prefix"),
-                carries_lean_runtime=data.get("carries_lean_runtime"),
+                carries=None if data.get("carries") is None else tuple(data["carries"]),
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise PlanError(f"not a report of trt-native inspect: {error}") from None
@@ -149,7 +149,7 @@ def inspect_plan(plan: Plan) -> PlanReport:
         raw_layers=layers,
         layers_error=layers_error,
         prefix=plan.prefix,
-        carries_lean_runtime=plan.host_code.carried,
+        carries=plan.host_code.carried,
     )
 
 

@@ -151,6 +151,8 @@ def test_unsupported_options_are_refused_with_the_reason(backend):
     requests = {
         "timing_cache": {"timing_cache": "cache"},
         "version_compatible": {"version_compatible": True},
+        "plugins": {"plugins": ("libx.so",)},
+        "serialize_plugins": {"plugins": ("libx.so",), "serialize_plugins": True},
         "exclude_lean_runtime": {"version_compatible": True, "exclude_lean_runtime": True},
         "hardware_compatibility": {"hardware_compatibility": HardwareCompatibility.AMPERE_PLUS},
         "compute_capabilities": {"compute_capabilities": ("8.9",)},

@@ -29,7 +29,7 @@ from trt_native.backends.base import BuildRequest
 from trt_native.backends.registry import load_backend
 from trt_native.config import BuildConfig, Precision
 from trt_native.errors import TrtNativeError
-from trt_native.plans.host_code import HEAD_BYTES, HostCode, carries_lean_runtime
+from trt_native.plans.host_code import HEAD_BYTES, HostCode, carried_code
 found, backend = {}, load_backend()
 for name, excluded in (("carrying", False), ("excluding", True)):
     request = BuildRequest(
@@ -44,7 +44,7 @@ for name, excluded in (("carrying", False), ("excluding", True)):
         workspace_bytes=1 << 30,
     )
     plan = backend.build(request, None, threading.Event()).data
-    found[name] = {"carries": carries_lean_runtime(plan[:HEAD_BYTES], len(plan))}
+    found[name] = {"carries": carried_code(plan[:HEAD_BYTES], len(plan))}
     for allowed in (False, True):
         try:
             backend.deserialize(plan, HostCode(allowed=allowed))
@@ -95,7 +95,7 @@ def found(backend, tmp_path, request_for):
 
 def test_code_in_a_plan_runs_only_where_that_is_allowed(found):
     message, options, details = found["carrying"]["False"]
-    assert found["carrying"]["carries"] is True
+    assert found["carrying"]["carries"] == ["TensorRT's lean runtime"]
     assert "the plan carries the lean runtime of the TensorRT that built it" in message
     assert options == ["allow_host_code"]
     assert any("getEngineHostCodeAllowed() is false" in line for line in details)
@@ -106,7 +106,7 @@ def test_code_in_a_plan_runs_only_where_that_is_allowed(found):
 
 
 def test_a_plan_without_its_lean_runtime_carries_no_code(found):
-    assert found["excluding"]["carries"] is False
+    assert found["excluding"]["carries"] == []
     message, options, _ = found["excluding"].get("False", ["", [], []])  # it loads on a GPU
     assert options == []
     assert "lean runtime" not in message

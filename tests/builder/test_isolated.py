@@ -585,6 +585,7 @@ def test_a_job_survives_the_way_to_the_child():
         "precision": Precision.BF16,
         "workspace_bytes": 2**30,
         "fixed_inputs": ("sr=16000", "flag=true"),
+        "io_formats": ("x=hwc8",),
         "fast_at": ("b=2,x=1x3", "b=4"),
         "timing_cache": Path(os.fsdecode(b"/tmp/caf\xe9")),
     }

@@ -64,6 +64,8 @@ def test_the_rebuild_command_has_every_option(plan, tmp_path):
         strip_weights=True,
         weight_streaming=True,
         in_place_caches=True,
+        plugins=("libx.so", "plugins.py:register"),
+        serialize_plugins=True,
         version_compatible=True,
         exclude_lean_runtime=True,
         hardware_compatibility=HardwareCompatibility.AMPERE_PLUS,

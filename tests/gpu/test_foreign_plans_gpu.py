@@ -55,7 +55,7 @@ def test_the_commands_take_it(files, capsys, tmp_path, rng):
     report = json.loads(command(capsys, "inspect", prefixed, "--json"))
     assert report["prefix"] == METADATA
     assert report["layers"]
-    assert report["carries_lean_runtime"] is False
+    assert report["carries"] == []
     assert json.loads(command(capsys, "doctor", prefixed, "--json"))["loads"]
     arguments = ("--input", tmp_path / "in.npz", "-o", tmp_path / "out.npz")
     command(capsys, "run", prefixed, *arguments)

@@ -10,7 +10,16 @@ from trt_native.plans.manifest import Manifest, PlanTensor
 from trt_native.plans.plan import Plan
 from trt_native.shapes import ShapeRange
 
-__all__ = ["ADA", "ENGINE", "LEAN", "WEIGHTS", "header_plan", "plan_bytes", "section_plan"]
+__all__ = [
+    "ADA",
+    "ENGINE",
+    "LEAN",
+    "LIBRARY",
+    "WEIGHTS",
+    "header_plan",
+    "plan_bytes",
+    "section_plan",
+]
 
 ADA = Environment(
     libraries={"TensorRT-RTX": "1.6.1.120"},
@@ -24,7 +33,7 @@ ADA = Environment(
 
 
 ENGINE, WEIGHTS = (b"NGNE", b"e" * 50), (b"THGW", b"w" * 9)
-LEAN = (b"NAEL", b"\x7fELF" + bytes(30))
+LEAN, LIBRARY = (b"NAEL", b"\x7fELF" + bytes(30)), (b"NGLP", b"\x7fELF" + bytes(30))
 
 
 def plan_bytes(tag=b"vtrt", version=(1, 6, 1, 120), payload=b"payload " * 8):

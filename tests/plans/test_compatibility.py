@@ -9,7 +9,7 @@ from helpers.header_plans import ADA, plan_bytes
 
 from trt_native.plans.compatibility import compatibility
 from trt_native.plans.header import PlanHeader
-from trt_native.plans.host_code import HostCode
+from trt_native.plans.host_code import LEAN_RUNTIME, HostCode
 
 TENSORRT = dataclasses.replace(ADA, libraries={"TensorRT": "10.16.1.11"}, targets={})
 
@@ -79,7 +79,9 @@ def test_versions_of_tensorrt(plan, built, here, options, loads):
     header = PlanHeader.parse(plan_bytes(b"ftrt", built))
     environment = dataclasses.replace(TENSORRT, libraries={"TensorRT": here})
     manifest = dataclasses.replace(plan.manifest, options=options)
-    carried = HostCode(carried=bool(options.get("version_compatible")), allowed=True)
+    carried = HostCode(
+        carried=(LEAN_RUNTIME,) * bool(options.get("version_compatible")), allowed=True
+    )
     assert compatibility(header, manifest, environment, carried).loads == loads
 
 

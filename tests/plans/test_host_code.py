@@ -6,23 +6,27 @@ import dataclasses
 import struct
 
 import pytest
-from helpers.header_plans import ADA, ENGINE, LEAN, WEIGHTS, plan_bytes, section_plan
+from helpers.header_plans import ADA, ENGINE, LEAN, LIBRARY, WEIGHTS, plan_bytes, section_plan
 
 from trt_native.plans.compatibility import compatibility
 from trt_native.plans.header import PlanHeader
-from trt_native.plans.host_code import HEAD_BYTES, HostCode, carries_lean_runtime
+from trt_native.plans.host_code import HEAD_BYTES, LEAN_RUNTIME, PLUGINS, HostCode, carried_code
 from trt_native.plans.plan import Plan
 
 CARRYING, PLAIN = section_plan(LEAN, ENGINE, WEIGHTS), section_plan(ENGINE, WEIGHTS)
+WITH_PLUGINS = section_plan(LIBRARY, ENGINE, WEIGHTS)
+RUNTIME = (LEAN_RUNTIME,)
 
 
 @pytest.mark.parametrize(
     ("data", "carried"),
     [
-        (CARRYING, True),
-        (PLAIN, False),
-        (section_plan(ENGINE, (b"THGW", b"")), False),
-        (CARRYING + b"NAEL", True),
+        (CARRYING, RUNTIME),
+        (PLAIN, ()),
+        (section_plan(ENGINE, (b"THGW", b"")), ()),
+        (CARRYING + b"NAEL", RUNTIME),
+        (WITH_PLUGINS, (PLUGINS,)),
+        (section_plan(LIBRARY, LEAN, ENGINE), (LEAN_RUNTIME, PLUGINS)),
         (CARRYING[:-1], None),  # a section ends behind the plan
         (CARRYING[:70], None),
         (plan_bytes(b"ftrt", payload=bytes(200)), None),  # no sections
@@ -32,23 +36,30 @@ CARRYING, PLAIN = section_plan(LEAN, ENGINE, WEIGHTS), section_plan(ENGINE, WEIG
     ],
 )
 def test_the_table_of_sections(data, carried):
-    assert carries_lean_runtime(data[:HEAD_BYTES], len(data)) is carried
+    assert carried_code(data[:HEAD_BYTES], len(data)) == carried
+
+
+SERIALIZED = {"plugins": ["libx.so"], "serialize_plugins": True}
 
 
 @pytest.mark.parametrize(
     ("data", "options", "asked", "expected"),
     [
-        (CARRYING, None, {}, HostCode(carried=True)),
-        (CARRYING, None, {"allow_host_code": True}, HostCode(carried=True, allowed=True)),
-        (PLAIN, None, {}, HostCode(carried=False)),
+        (CARRYING, None, {}, HostCode(carried=RUNTIME)),
+        (CARRYING, None, {"allow_host_code": True}, HostCode(carried=RUNTIME, allowed=True)),
+        (PLAIN, None, {}, HostCode(carried=())),
         (plan_bytes(b"ftrt"), None, {}, HostCode(carried=None)),
-        (CARRYING, {}, {}, HostCode(carried=True)),
-        (CARRYING, {"version_compatible": True}, {}, HostCode(carried=True, allowed=True)),
+        (CARRYING, {}, {}, HostCode(carried=RUNTIME)),
+        (WITH_PLUGINS, {}, {}, HostCode(carried=(PLUGINS,))),
+        (WITH_PLUGINS, SERIALIZED, {}, HostCode(carried=(PLUGINS,), allowed=True)),
+        (WITH_PLUGINS, {"version_compatible": True}, {}, HostCode(carried=(LEAN_RUNTIME, PLUGINS))),
+        (CARRYING, SERIALIZED, {}, HostCode(carried=(PLUGINS, LEAN_RUNTIME))),
+        (CARRYING, {"version_compatible": True}, {}, HostCode(carried=RUNTIME, allowed=True)),
         (
             PLAIN,
             {"version_compatible": True, "exclude_lean_runtime": True},
             {},
-            HostCode(carried=False, allowed=True),
+            HostCode(carried=(), allowed=True),
         ),
     ],
 )
@@ -73,18 +84,23 @@ LIBRARY = "libnvinfer_lean.so.10"
 @pytest.mark.parametrize(
     ("version", "host_code", "error", "options"),
     [
-        (OWN, {"carried": False}, None, ()),
+        (OWN, {"carried": ()}, None, ()),
         (OWN, {"carried": None}, None, ()),
-        (OWN, {"carried": True}, "carries the lean runtime of TensorRT 10.3", ("allow_host_code",)),
-        (OWN, {"carried": True, "allowed": True}, None, ()),
-        (LATER, {"carried": True}, "carries the lean runtime", ("allow_host_code",)),
-        (LATER, {"carried": True, "allowed": True}, None, ()),
-        (LATER, {"carried": False}, "may have been built version compatible", ("lean_runtime",)),
-        (LATER, {"carried": False, "allowed": True}, "may have been", ("lean_runtime",)),
-        (LATER, {"carried": False, "lean_runtime": LIBRARY}, None, ()),
+        (
+            OWN,
+            {"carried": RUNTIME},
+            "carries TensorRT's lean runtime, code that",
+            ("allow_host_code",),
+        ),
+        (OWN, {"carried": RUNTIME, "allowed": True}, None, ()),
+        (LATER, {"carried": RUNTIME}, "carries TensorRT's lean runtime", ("allow_host_code",)),
+        (LATER, {"carried": RUNTIME, "allowed": True}, None, ()),
+        (LATER, {"carried": ()}, "may have been built version compatible", ("lean_runtime",)),
+        (LATER, {"carried": (), "allowed": True}, "may have been", ("lean_runtime",)),
+        (LATER, {"carried": (), "lean_runtime": LIBRARY}, None, ()),
         (LATER, {"carried": None}, "if it was built version compatible", ("allow_host_code",)),
         (LATER, {"carried": None, "allowed": True}, None, ()),
-        ("10.2.0.1", {"carried": True, "allowed": True}, "load in later versions only", ()),
+        ("10.2.0.1", {"carried": RUNTIME, "allowed": True}, "load in later versions only", ()),
     ],
 )
 def test_plans_of_other_tools(version, host_code, error, options):
@@ -103,8 +119,24 @@ def test_a_plan_that_its_manifest_says_to_lack_its_lean_runtime(plan):
     environment = dataclasses.replace(ADA, libraries={"TensorRT": LATER}, targets={})
     options = {"version_compatible": True, "exclude_lean_runtime": True}
     manifest = dataclasses.replace(plan.manifest, options=options)
-    without = HostCode(carried=False, allowed=True)
+    without = HostCode(carried=(), allowed=True)
     report = compatibility(header, manifest, environment, without)
     assert "it was built version compatible without its lean runtime" in report.errors[0]
     given = dataclasses.replace(without, lean_runtime=LIBRARY)
     assert compatibility(header, manifest, environment, given).loads
+
+
+@pytest.mark.parametrize("product", ["TensorRT", "TensorRT-RTX"])
+def test_libraries_of_plugins_in_a_plan(product):
+    tag, version = (b"ftrt", (10, 3, 0, 26)) if product == "TensorRT" else (b"vtrt", (1, 6, 1, 120))
+    header = PlanHeader.parse(plan_bytes(tag, version))
+    environment = dataclasses.replace(ADA, libraries={product: header.version_text}, targets={})
+    report = compatibility(header, None, environment, HostCode(carried=(PLUGINS,)))
+    assert (
+        "it carries a library of plugins, code that would run in this process" in report.errors[0]
+    )
+    assert report.options == ("allow_host_code",)
+    allowed = HostCode(carried=(PLUGINS,), allowed=True)
+    report = compatibility(header, None, environment, allowed)
+    assert report.loads
+    assert report.warnings[0] == "it carries a library of plugins, whose code is run"

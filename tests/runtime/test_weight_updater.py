@@ -49,6 +49,9 @@ class Backend(SimpleNamespace):
     product = "TensorRT"
     fails = False
 
+    def load_plugins(self, sources):
+        pass
+
     def deserialize(self, content, host_code):
         return Native()
 

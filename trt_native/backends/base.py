@@ -298,6 +298,17 @@ class Backend(Protocol):
         """
         ...
 
+    def load_plugins(self, sources: Sequence[str]) -> None:
+        """Register plugins, each once in the process.
+
+        Args:
+            sources: Paths of libraries, ``FILE.py:FUNCTION`` or ``package.module:FUNCTION``.
+
+        Raises:
+            PlanError: one cannot be loaded.
+            UnsupportedError: the library takes no plugins.
+        """
+
     def deserialize(self, content: bytes | memoryview | StoredContent, host_code: HostCode) -> Any:
         """Turn a plan into an ``ICudaEngine`` on the current GPU.
 

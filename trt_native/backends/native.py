@@ -33,6 +33,7 @@ from trt_native.backends.callbacks import (
     make_stream_reader,
     make_stream_writer,
 )
+from trt_native.backends.plugin_loader import PluginLoader
 from trt_native.backends.workspace_shortage import BUDGET_LINE, find_shortage
 from trt_native.config import BuildConfig, KernelSpecialization
 from trt_native.cuda import Stream, copy_to_host
@@ -50,6 +51,7 @@ from trt_native.plans.header import PlanHeader
 from trt_native.plans.host_code import HostCode
 from trt_native.plans.manifest import PlanTensor
 from trt_native.plans.plan_file import PlanFile
+from trt_native.plans.plugins import is_python_plugin
 from trt_native.plans.stored_content import StoredContent
 from trt_native.progress import Progress
 from trt_native.units import format_bytes
@@ -78,6 +80,7 @@ _DATA_TYPES = {name: member for member, name in NUMPY_DTYPES.items()}
 
 _HOST_CODE_REFUSED = "getEngineHostCodeAllowed()"
 _HINT = "hint: leave these nodes out of the model, and compute them outside of the plan"
+_PLUGIN_HINT = f"{_HINT}; or name plugins that have them"
 _INNER_REASON = re.compile(
     r"Error Code \d+: [\w ]+\((?:\w+: )?(?P<reason>.*?)\.? In \S+ at ", re.DOTALL
 )
@@ -99,6 +102,7 @@ class TensorRTBackend:
         self._log = make_log(trt)
         self._lean_runtimes: dict[HostCode, tuple[Any, Any]] = {}
         self.version = str(trt.__version__)
+        self._plugins = PluginLoader(trt, self._log, f"{self.product} {self.version}")
         self.capabilities = self._capabilities()
 
     # What differs
@@ -162,7 +166,24 @@ class TensorRTBackend:
             )
         if refused:
             raise UnsupportedError(f"{self.product} {self.version}: {'; '.join(refused)}")
+        self.load_plugins(config.plugins)
         self._builder()
+
+    def load_plugins(self, sources: Sequence[str]) -> None:
+        """See :meth:`trt_native.backends.base.Backend.load_plugins`."""
+        if not self._takes_plugins:
+            if sources:
+                raise UnsupportedError(
+                    f"{self.product} {self.version}: plugin {sources[0]}: it takes none; use"
+                    " TensorRT 10 or 11",
+                    options=("plugins",),
+                )
+            return
+        self._plugins.load(sources)
+
+    @property
+    def _takes_plugins(self) -> bool:
+        return "plugins" not in self.capabilities.unsupported_options
 
     def _builder(self) -> Any:
         with self._log.collect_errors() as errors:
@@ -229,10 +250,10 @@ class TensorRTBackend:
         self._network(request, self._builder())
 
     def _network(self, request: BuildRequest, builder: Any) -> Any:
+        self.load_plugins(request.config.plugins)
+        flags = self._network_flags(strongly_typed=request.strongly_typed)
         with self._log.collect_errors() as errors:
-            network = builder.create_network(
-                self._network_flags(strongly_typed=request.strongly_typed)
-            )
+            network = builder.create_network(flags | self._plugin_flags(request))
         if network is None:
             raise BuildError(
                 f"{self.product} {self.version} could not create a network", _relevant(errors)
@@ -245,6 +266,16 @@ class TensorRTBackend:
         self._set_formats(request, network)
         self._mark_weights(request, network)
         return network
+
+    def _plugin_flags(self, request: BuildRequest) -> int:
+        """Take the kernels of Python plugins that are compiled ahead of time, where both are there.
+
+        The plan has these inside; others run Python in every inference.
+        """
+        flags = self._trt.NetworkDefinitionCreationFlag
+        ahead = getattr(flags, "PREFER_AOT_PYTHON_PLUGINS", None)
+        has_python = any(map(is_python_plugin, request.config.plugins))
+        return 1 << int(ahead) if has_python and ahead is not None else 0
 
     def _parse(self, request: BuildRequest, network: Any) -> None:
         with self._log.collect_errors() as errors:
@@ -266,7 +297,9 @@ class TensorRTBackend:
             for line in lines:
                 _LOGGER.info("%s", line)
             raise BuildError(
-                f"{product} does not support these operators of {name}:", [_HINT], problems=problems
+                f"{product} does not support these operators of {name}:",
+                [_PLUGIN_HINT if self._takes_plugins else _HINT],
+                problems=problems,
             )
         raise BuildError(f"{product} cannot parse {name}", (lines or _relevant(errors))[:20])
 
@@ -372,6 +405,9 @@ class TensorRTBackend:
             for option, flag in _BUILDER_FLAGS.items():
                 if getattr(wanted, option):
                     config.set_flag(getattr(trt.BuilderFlag, flag))
+            if wanted.serialize_plugins:
+                libraries = [p for p in wanted.plugins if not is_python_plugin(p)]
+                config.plugins_to_serialize = list(map(os.path.realpath, libraries))
             if wanted.refit:
                 only = request.refit_weights is not None
                 flags = trt.BuilderFlag
@@ -557,6 +593,7 @@ class TensorRTBackend:
         """See :meth:`trt_native.backends.base.Backend.deserialize`."""
         if isinstance(content, StoredContent) and not self.capabilities.loads_streams:
             content = content.read()
+        self.load_plugins(())
         with self._log.collect_errors() as errors:
             runtime = self._runtime(host_code, errors)
             unsupported = self._load_error(runtime, content)

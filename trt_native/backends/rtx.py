@@ -26,6 +26,8 @@ _UNSUPPORTED_OPTIONS = {
         "the package does not contain the lean runtime (libnvinfer_lean) that such plans need;"
         " build with the version that will load the plan"
     ),
+    "plugins": "it takes none; build for TensorRT 10 or 11 (backend tensorrt)",
+    "serialize_plugins": "it takes no plugins",
     "exclude_lean_runtime": "its plans never have one",
     "optimization_level": (
         "it has no effect: nothing is timed at build, and every level gives the same plan"

@@ -71,6 +71,7 @@ from trt_native.plans.engine_layers import parse_layers, quantized_layers
 from trt_native.plans.manifest import Manifest, PlanTensor
 from trt_native.plans.plan import Plan
 from trt_native.plans.plan_file import PlanFile
+from trt_native.plans.plugins import plugin_records
 from trt_native.progress import Progress, phase
 from trt_native.scratch import scratch_folder
 from trt_native.shapes import Profile, ProfileSpec, TensorSpec
@@ -275,8 +276,11 @@ def build_prepared(
         precision["engine_layers"] = None
         if prepared.gpu is not None:
             with phase(progress, "Reading the layers of the engine"):
-                precision["engine_layers"] = _engine_layers(result.data, chosen)
-    return Plan(result.data, _manifest(prepared, lowered, result, precision, refit))
+                precision["engine_layers"] = _engine_layers(
+                    result.data, prepared.config.plugins, chosen
+                )
+    manifest = _manifest(prepared, lowered, result, precision, refit)
+    return Plan(result.data, manifest, plugins=prepared.config.plugins)
 
 
 def _request(
@@ -336,15 +340,18 @@ def _manifest(
         seconds={name: round(value, 3) for name, value in seconds.items()},
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         refit=None if refit is None else refit.to_json(),
+        plugins=tuple(plugin_records(prepared.config.plugins)),
     )
 
 
-def _engine_layers(data: memoryview, backend: Backend) -> dict[str, Any] | None:
+def _engine_layers(
+    data: memoryview, plugins: tuple[str, ...], backend: Backend
+) -> dict[str, Any] | None:
     """Layers that compute in INT8 or FP8; None where the plan cannot be loaded here."""
     from trt_native.runtime.engine import Engine
 
     try:
-        with Engine(Plan(data), backend=backend) as engine:
+        with Engine(Plan(data, plugins=plugins), backend=backend) as engine:
             return quantized_layers(parse_layers(engine.layers()))
     except TrtNativeError as error:  # the plan may be for another GPU, or stripped of its weights
         _LOGGER.info("the layers of the plan cannot be read here: %s", error.message)

@@ -283,7 +283,7 @@ def build_isolated(
             cache_bytes=None,
         )
         build_with_retries(job, progress, timeout_s=timeout_s, retry=retry)
-        return replace(Plan.load(job.target), path=None)
+        return replace(Plan.load(job.target, plugins=job.config.plugins), path=None)
 
 
 def build_in_child(

@@ -36,6 +36,7 @@ from trt_native.files import (
 from trt_native.plans.manifest import MANIFEST_SCHEMA, Manifest
 from trt_native.plans.plan import Plan
 from trt_native.plans.plan_file import PlanFile
+from trt_native.plans.plugins import plugin_records
 from trt_native.progress import Progress, phase
 from trt_native.progress_bars import AnyProgress, shows_progress
 from trt_native.units import format_bytes, parse_bytes
@@ -402,6 +403,7 @@ class EngineCache:
                     **parts,
                     "config": options,
                     "calibration": _calibration_files(config),
+                    "plugins": plugin_records(config.plugins),
                     "backend": (backend.name, backend.version),
                     "gpu": (gpu.name, gpu.compute_capability) if gpu else None,
                 }
@@ -508,7 +510,8 @@ class EngineCache:
                 return None
             options = config.options()
             model = {**manifest.model, **files}  # the same content, by this build's names
-            return Plan(data, dataclasses.replace(manifest, model=model, options=options))
+            manifest = dataclasses.replace(manifest, model=model, options=options)
+            return Plan(data, manifest, plugins=config.plugins)
         return None
 
     def _read(self, key: str) -> tuple[Manifest, memoryview]:

@@ -110,7 +110,8 @@ def refit_plan(
                 raise
     seconds = {"refit": time.perf_counter() - refitting, "total": time.perf_counter() - started}
     kept = replace(found, marked=known.marked)
-    return Plan(data, _manifest(manifest, prepared, lowered, kept, data, seconds))
+    refitted = _manifest(manifest, prepared, lowered, kept, data, seconds)
+    return Plan(data, refitted, plugins=source.plugins)
 
 
 def _backend(plan: Plan, backend: str | Backend) -> Backend:

@@ -265,6 +265,11 @@ def select_precision(
 
 
 def _check(config: BuildConfig, quantization: QuantizationSpec, max_error: float) -> None:
+    if config.plugins:
+        raise UnsupportedError(
+            "precision best runs the plans that it compares without plugins; build one precision",
+            options=("plugins", "precision"),
+        )
     if not 0 < max_error < 1:
         raise SpecError(f"maximum error {max_error}: it is a relative error between 0 and 1")
     if quantization.calibration_data is None:

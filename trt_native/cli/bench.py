@@ -31,6 +31,7 @@ from trt_native.cli.options import (
     IgnoreManifest,
     KernelSpecializationOption,
     LeanRuntime,
+    PluginsOption,
     select_device,
 )
 from trt_native.progress import phase
@@ -92,6 +93,7 @@ def bench(
     ignore_manifest: IgnoreManifest = False,
     allow_host_code: AllowHostCode = False,
     lean_runtime: LeanRuntime = None,
+    plugins: PluginsOption = None,
     json: Annotated[
         bool,
         typer.Option(
@@ -129,6 +131,7 @@ def bench(
             "ignore_manifest": ignore_manifest,
             "allow_host_code": allow_host_code,
             "lean_runtime": lean_runtime,
+            "plugins": plugins or (),
         }
         loaded = Plan.open(plan, **reading)
         other = None if compare is None else Plan.open(compare, **reading)

@@ -12,7 +12,7 @@ import typer
 from trt_native.cli.console import print_command, print_json, report_errors, stderr, table
 from trt_native.cli.help_pages import CommandTree
 from trt_native.cli.inputs import read_shapes
-from trt_native.cli.options import AllowHostCode, IgnoreManifest, LeanRuntime
+from trt_native.cli.options import AllowHostCode, IgnoreManifest, LeanRuntime, PluginsOption
 
 if TYPE_CHECKING:
     from trt_native.plans.plan import Plan
@@ -65,6 +65,7 @@ def triton(
     ignore_manifest: IgnoreManifest = False,
     allow_host_code: AllowHostCode = False,
     lean_runtime: LeanRuntime = None,
+    plugins: PluginsOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
     r"""Write NAME/1/model.plan and NAME/config.pbtxt into a Triton model repository.
@@ -88,6 +89,7 @@ def triton(
         ignore_manifest=ignore_manifest,
         allow_host_code=allow_host_code,
         lean_runtime=lean_runtime,
+        plugins=plugins or (),
     )
     folder, model = deploy_triton(loaded, repository, config, force=force)
     linked = (folder / "1" / "model.plan").samefile(plan)
@@ -137,6 +139,7 @@ def trtexec(
     ignore_manifest: IgnoreManifest = False,
     allow_host_code: AllowHostCode = False,
     lean_runtime: LeanRuntime = None,
+    plugins: PluginsOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print the command as JSON.")] = False,
 ) -> None:
     """Print the command that times a plan with trtexec, or with tensorrt_rtx.
@@ -153,6 +156,7 @@ def trtexec(
         ignore_manifest=ignore_manifest,
         allow_host_code=allow_host_code,
         lean_runtime=lean_runtime,
+        plugins=plugins or (),
     )
     file, shapes = plan, read_shapes(shape or [])
     if output is not None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from trt_native.cli.console import print_json, report_errors, stderr, stdout, table
-from trt_native.cli.options import AllowHostCode, IgnoreManifest, LeanRuntime
+from trt_native.cli.options import AllowHostCode, IgnoreManifest, LeanRuntime, PluginsOption
 
 __all__ = ["diff"]
 
@@ -23,6 +23,7 @@ def diff(
     ignore_manifest: IgnoreManifest = False,
     allow_host_code: AllowHostCode = False,
     lean_runtime: LeanRuntime = None,
+    plugins: PluginsOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print the differences as JSON.")] = False,
 ) -> None:
     """Compare two plans. Exit code 0: no difference was found; 1: they differ.
@@ -37,6 +38,7 @@ def diff(
             ignore_manifest=ignore_manifest,
             allow_host_code=allow_host_code,
             lean_runtime=lean_runtime,
+            plugins=plugins or (),
         )
         for path in (left, right)
     ]

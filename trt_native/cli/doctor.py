@@ -18,6 +18,7 @@ from trt_native.cli.options import (
     DeviceOption,
     IgnoreManifest,
     LeanRuntime,
+    PluginsOption,
     select_device,
 )
 from trt_native.installing import install_command
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 
 __all__ = ["doctor"]
 
+_FLAGS = {
+    "allow_host_code": "--allow-host-code",
+    "lean_runtime": "--lean-runtime FILE",
+    "plugins": "--plugin LIB",
+}
 _PACKAGES = ("numpy", "onnx", "onnx-ir", "cuda-core", "cuda-bindings", "torch", "onnxscript")
 
 
@@ -39,6 +45,7 @@ def doctor(
     ignore_manifest: IgnoreManifest = False,
     allow_host_code: AllowHostCode = False,
     lean_runtime: LeanRuntime = None,
+    plugins: PluginsOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Report this machine's GPU, driver and backends, or whether a plan will load here.
@@ -52,6 +59,7 @@ def doctor(
             "ignore_manifest": ignore_manifest,
             "allow_host_code": allow_host_code,
             "lean_runtime": lean_runtime,
+            "plugins": plugins or (),
         }
         _check_plan(plan, reading, json)
         return
@@ -117,9 +125,11 @@ def _findings(path: Path, reading: dict[str, Any]) -> dict[str, Any]:
             bytes=plan.size,
             prefix=plan.prefix,
         )
-        report = compatibility(plan.header, plan.manifest, environment, plan.host_code)
+        report = compatibility(
+            plan.header, plan.manifest, environment, plan.host_code, plan.plugins
+        )
         errors, warnings, known = list(report.errors), list(report.warnings), plan.manifest
-        options = ["--" + name.replace("_", "-") for name in report.options]
+        options = [_FLAGS[name] for name in report.options]
     except PlanError as error:
         if not path.is_file():
             raise

@@ -12,7 +12,13 @@ import typer
 
 from trt_native.cli.console import print_command, print_json, report_errors, stderr, stdout, table
 from trt_native.cli.html import TENSOR_COLUMNS, GraphNode, page, plan_page, tensor_rows
-from trt_native.cli.options import AllowHostCode, IgnoreManifest, LeanRuntime, complete_backend
+from trt_native.cli.options import (
+    AllowHostCode,
+    IgnoreManifest,
+    LeanRuntime,
+    PluginsOption,
+    complete_backend,
+)
 from trt_native.cli.quantize import engine_layers_text
 from trt_native.errors import BuildError, ModelError, SpecError, UnsupportedError
 from trt_native.shapes import TensorSpec
@@ -54,6 +60,7 @@ def inspect(
     ignore_manifest: IgnoreManifest = False,
     allow_host_code: AllowHostCode = False,
     lean_runtime: LeanRuntime = None,
+    plugins: PluginsOption = None,
     backend: Annotated[
         str,
         typer.Option(
@@ -90,6 +97,7 @@ def inspect(
             ignore_manifest=ignore_manifest,
             allow_host_code=allow_host_code,
             lean_runtime=lean_runtime,
+            plugins=plugins or (),
         )
         _inspect_plan(file, plan, html, times, ignore_manifest, json)
     elif times is not None:
@@ -254,8 +262,13 @@ def _inspect_plan(
         ]
     else:
         rows.append(("manifest", "ignored" if ignore_manifest else "none next to the plan"))
-    if report.carries_lean_runtime:
-        rows.append(("carries", "the lean runtime of that TensorRT, code that is run to load it"))
+    if report.carries:
+        carried = " and ".join(report.carries)
+        rows.append(("carries", f"{carried}: code that is run to load it"))
+    rows += [
+        ("plugins", f"{record['file']} (SHA-256 {str(record['sha256'])[:16]}...)")
+        for record in (manifest.plugins if manifest else ())
+    ]
     rows += describe_prefix(report.prefix)
     table(str(path), ("", ""), rows)
     if report.tensors is not None:

@@ -28,6 +28,7 @@ __all__ = [
     "KernelSpecializationOption",
     "LeanRuntime",
     "NoCacheOption",
+    "PluginsOption",
     "RandomWeights",
     "RetryOption",
     "TimeoutOption",
@@ -107,6 +108,15 @@ LeanRuntime = Annotated[
         metavar="FILE",
         help="Library of the lean runtime (libnvinfer_lean) of the TensorRT that built a version"
         " compatible plan without it.",
+    ),
+]
+PluginsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--plugin",
+        metavar="LIB|FILE.py:FUNCTION",
+        help="Library of plugins, or FILE.py:FUNCTION or package.module:FUNCTION that registers"
+        " some. Repeatable.",
     ),
 ]
 DeviceOption = Annotated[

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from trt_native.cli.console import print_json, report_errors, stderr, table
-from trt_native.cli.options import DeviceOption, select_device, with_fields
+from trt_native.cli.options import DeviceOption, PluginsOption, select_device, with_fields
 from trt_native.config import QuantizationSpec
 from trt_native.graph.outputs import check_outputs
 from trt_native.plans.manifest import Manifest, manifest_path
@@ -39,6 +39,7 @@ def refit(
         Path, typer.Option("--output", "-o", help="The plan to write; PLAN itself is allowed.")
     ],
     device: DeviceOption = None,
+    plugins: PluginsOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
     **options: Any,
 ) -> None:
@@ -52,9 +53,11 @@ def refit(
     companions = [manifest_path(output)]
     check_outputs([output], reads=[calibration_cache], models=[model], companions=companions)
     from trt_native.builder.refit import refit_plan
+    from trt_native.plans.plan import Plan
 
+    source = Plan.open(plan, plugins=plugins or ())
     with ProgressDisplay(stderr) as progress:
-        refitted = refit_plan(plan, model, calibration_cache=calibration_cache, progress=progress)
+        refitted = refit_plan(source, model, calibration_cache=calibration_cache, progress=progress)
     refitted.save(output)
     manifest = refitted.manifest
     assert manifest is not None  # noqa: S101  # for the type checker

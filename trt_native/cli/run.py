@@ -26,6 +26,7 @@ from trt_native.cli.options import (
     IgnoreManifest,
     KernelSpecializationOption,
     LeanRuntime,
+    PluginsOption,
     select_device,
 )
 from trt_native.errors import SpecError
@@ -60,6 +61,7 @@ def run(
     ignore_manifest: IgnoreManifest = False,
     allow_host_code: AllowHostCode = False,
     lean_runtime: LeanRuntime = None,
+    plugins: PluginsOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     r"""Run a plan once on the GPU and print a summary of its outputs.
@@ -89,6 +91,7 @@ def run(
             ignore_manifest=ignore_manifest,
             allow_host_code=allow_host_code,
             lean_runtime=lean_runtime,
+            plugins=plugins or (),
         )
         if loaded.manifest is not None:
             check_not_fixed(given.names, loaded.manifest.build_config().fixed_values())

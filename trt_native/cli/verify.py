@@ -30,6 +30,7 @@ from trt_native.cli.options import (
     DeviceOption,
     IgnoreManifest,
     LeanRuntime,
+    PluginsOption,
     select_device,
 )
 from trt_native.config import CpuRuntime
@@ -180,6 +181,7 @@ def verify(
     ignore_manifest: IgnoreManifest = False,
     allow_host_code: AllowHostCode = False,
     lean_runtime: LeanRuntime = None,
+    plugins: PluginsOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Compare a plan's outputs with a reference: exit code 0 if they match, else 1.
@@ -205,6 +207,7 @@ def verify(
         ignore_manifest=ignore_manifest,
         allow_host_code=allow_host_code,
         lean_runtime=lean_runtime,
+        plugins=plugins or (),
     )
     thresholds, origin = default_thresholds(loaded.manifest)
     if max_relative_error is not None:
@@ -411,7 +414,10 @@ class _Layers:
             )
         if memory_bytes < 1:
             raise SpecError("--memory must be at least 1 byte")
-        self.config = plan.manifest.build_config()
+        # Plugins are loaded where they are named, never because a manifest names them.
+        self.config = replace(
+            plan.manifest.build_config(), plugins=plan.plugins, serialize_plugins=False
+        )
         self.backend = plan.header.backend
         self.memory_bytes = memory_bytes
         self.runtime = runtime

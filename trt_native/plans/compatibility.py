@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from trt_native.plans.header import PlanHeader, version_numbers
-from trt_native.plans.host_code import HostCode
+from trt_native.plans.host_code import LEAN_RUNTIME, PLUGINS, HostCode
 from trt_native.plans.manifest import Manifest
+from trt_native.plans.plugins import missing_plugins
 from trt_native.units import format_bytes
 
 __all__ = ["NO_GPU", "CompatibilityReport", "Environment", "compatibility"]
@@ -65,6 +66,7 @@ def compatibility(
     manifest: Manifest | None,
     environment: Environment,
     host_code: HostCode | None = None,
+    plugins: Sequence[str] = (),
 ) -> CompatibilityReport:
     """Check a plan by its header and manifest, before TensorRT reads its bytes.
 
@@ -73,9 +75,16 @@ def compatibility(
         manifest: The plan's manifest; None for a plan that came without one.
         environment: The machine that is to load it.
         host_code: Code that the plan carries, and whether it may run; None: it carries none.
+        plugins: The plugins to load it with.
     """
-    library = _library_report(header, manifest, environment, host_code or HostCode())
-    errors, warnings = list(library.errors), list(library.warnings)
+    code = host_code or HostCode()
+    library = _library_report(header, manifest, environment, code)
+    errors, warnings, options = list(library.errors), list(library.warnings), library.options
+    if manifest is not None:
+        carried = PLUGINS in (code.carried or ())
+        missing = list(missing_plugins(manifest.plugins, plugins, carried=carried))
+        errors += missing
+        options += ("plugins",) * bool(missing)
     if environment.gpu is None:
         errors.append(NO_GPU)
     elif manifest is None:
@@ -83,7 +92,7 @@ def compatibility(
     else:
         for problem, severity in _gpu_report(header, manifest, environment):
             (errors if severity == "error" else warnings).append(problem)
-    return CompatibilityReport(tuple(errors), tuple(warnings), library.options)
+    return CompatibilityReport(tuple(errors), tuple(warnings), options)
 
 
 def _library_report(
@@ -103,12 +112,12 @@ def _library_report(
         return _error(mismatch)
     if host_code.carried and not host_code.allowed:
         return _error(
-            f"it carries the lean runtime of {product} {header.version_text}, code that would run"
-            " in this process: allow that for a plan that you trust",
+            f"it carries {' and '.join(host_code.carried)}, code that would run in this process:"
+            " allow that for a plan that you trust",
             "allow_host_code",
         )
-    carrying = f"it carries the lean runtime of {product} {header.version_text}, whose code is run"
-    warnings = (carrying,) if host_code.carried else ()
+    carried = host_code.carried or ()
+    warnings = (f"it carries {' and '.join(carried)}, whose code is run",) if carried else ()
     if mismatch is None:
         return CompatibilityReport((), warnings)
     if manifest is not None and not manifest.options.get("version_compatible"):
@@ -122,12 +131,12 @@ def _later_report(
     mismatch: str, compatible: bool, warnings: tuple[str, ...], host_code: HostCode
 ) -> CompatibilityReport:
     """Whether a later version loads a plan that is version compatible, or may be."""
-    if host_code.carried:
+    if LEAN_RUNTIME in (host_code.carried or ()):
         return CompatibilityReport((), warnings)
     if host_code.lean_runtime is not None:
         unless = () if compatible else (f"{mismatch}, unless it was built version compatible",)
-        return CompatibilityReport((), unless)
-    if host_code.carried is False:
+        return CompatibilityReport((), (*warnings, *unless))
+    if host_code.carried is not None:
         without = "was" if compatible else "may have been"
         return _error(
             f"{mismatch}; it {without} built version compatible without its lean runtime, and then"

@@ -1,4 +1,4 @@
-"""Code for the CPU that a version-compatible plan carries: TensorRT's lean runtime."""
+"""Code for the CPU that a plan carries: TensorRT's lean runtime, and libraries of plugins."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["HEAD_BYTES", "HostCode", "carries_lean_runtime"]
+__all__ = ["HEAD_BYTES", "LEAN_RUNTIME", "PLUGINS", "HostCode", "carried_code"]
+
+LEAN_RUNTIME, PLUGINS = "TensorRT's lean runtime", "a library of plugins"
 
 _TABLE_START, _ENTRY_BYTES = 64, 24
 _MOST_SECTIONS = 40
-_LEAN_RUNTIME = b"NAEL"
+_CODE = {b"NAEL": LEAN_RUNTIME, b"NGLP": PLUGINS}
 
 HEAD_BYTES = _TABLE_START + _MOST_SECTIONS * _ENTRY_BYTES
-"""How many of a plan's first bytes :func:`carries_lean_runtime` looks at."""
+"""How many of a plan's first bytes :func:`carried_code` looks at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,23 +23,24 @@ class HostCode:
     """Code for the CPU that comes with a plan, and whether it may run.
 
     Attributes:
-        carried: Whether the plan contains a lean runtime; None where its layout is not known.
+        carried: What the plan contains, :data:`LEAN_RUNTIME` or :data:`PLUGINS` or both; None where
+            its layout is not known.
         allowed: Whether code in the plan may run in this process.
         lean_runtime: Library of the lean runtime to load the plan with, for one that was built
             version compatible without it.
     """
 
-    carried: bool | None = False
+    carried: tuple[str, ...] | None = ()
     allowed: bool = False
     lean_runtime: Path | None = None
 
 
-def carries_lean_runtime(head: bytes | memoryview, size: int) -> bool | None:
-    """Read from a plan's table of sections whether a lean runtime is one of them.
+def carried_code(head: bytes | memoryview, size: int) -> tuple[str, ...] | None:
+    """Read from a plan's table of sections what code it carries.
 
-    The table was read off plans of TensorRT-RTX 1.4 to 1.7, with and without a lean runtime: the
-    number of sections at byte 8; from byte 64 on, 24 bytes for each: its tag, four characters in
-    reverse order in the first eight bytes; its offset; its length.
+    The table was read off plans of TensorRT-RTX 1.4 to 1.7, with and without such code: the number
+    of sections at byte 8; from byte 64 on, 24 bytes for each: its tag, four characters in reverse
+    order in the first eight bytes; its offset; its length.
 
     Args:
         head: The first :data:`HEAD_BYTES` of the plan, or the whole of a shorter one.
@@ -56,6 +59,6 @@ def carries_lean_runtime(head: bytes | memoryview, size: int) -> bool | None:
     for tag, offset, length in struct.iter_unpack("<8sQQ", bytes(head[_TABLE_START:end])):
         if offset < start or offset + length > size:
             return None
-        tags.append(tag)
+        tags.append(tag.rstrip(b"\0"))
         start = offset + length
-    return any(tag.rstrip(b"\0") == _LEAN_RUNTIME for tag in tags)
+    return tuple(text for tag, text in _CODE.items() if tag in tags)

@@ -195,6 +195,7 @@ class Manifest:
             that TensorRT parsed, as in :class:`~trt_native.graph.refit_signature.RefitSignature`.
         refitted_from: For a plan whose weights were replaced, ``plan_sha256`` of the plan they
             were replaced in, and ``model``, what that one was built from.
+        plugins: The plugins that it was built with, ``file`` and ``sha256`` of each.
     """
 
     producer: str
@@ -214,6 +215,7 @@ class Manifest:
     created: str
     refit: Mapping[str, Any] | None = None
     refitted_from: Mapping[str, Any] | None = None
+    plugins: tuple[Mapping[str, Any], ...] = ()
 
     def __repr__(self) -> str:
         return f"Manifest({self.describe()})"
@@ -271,6 +273,9 @@ class Manifest:
         for name in ("refit", "refitted_from"):
             if data[name] is None:
                 del data[name]
+        data["plugins"] = [dict(record) for record in self.plugins]
+        if not self.plugins:
+            del data["plugins"]
         return {"schema": self.schema, **data}
 
     @classmethod
@@ -305,6 +310,8 @@ class Manifest:
                 _check_types(found, {"layers": (int,), **optional}, "precision.engine_layers.")
             for item in data["passes"]:
                 _check_types(item, _PASS_TYPES, "passes.")
+            for item in data.get("plugins", ()):
+                _check_types(item, {"file": (str,), "sha256": (str,)}, "plugins.")
             if "refit" in data:
                 _check_types(data["refit"], _REFIT_TYPES, "refit.")
                 weights = data["refit"]["weights"]
@@ -313,6 +320,7 @@ class Manifest:
             fields = {name: data[name] for name in known}
             fields["tensors"] = tuple(PlanTensor.from_json(item) for item in data["tensors"])
             fields["passes"] = tuple(data["passes"])
+            fields["plugins"] = tuple(data.get("plugins", ()))
             fields["compute_capabilities"] = tuple(map(str, data["compute_capabilities"]))
             json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair is not text
             _check_profiles(fields["tensors"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import html
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -13,7 +14,13 @@ from typing import Any
 from trt_native.errors import PlanError, on_one_line, shortened
 from trt_native.files import AtomicFile, as_path, open_regular_file, save_with_json
 from trt_native.plans.header import HEADER_BYTES, PlanHeader
-from trt_native.plans.host_code import HEAD_BYTES, HostCode, carries_lean_runtime
+from trt_native.plans.host_code import (
+    HEAD_BYTES,
+    LEAN_RUNTIME,
+    PLUGINS,
+    HostCode,
+    carried_code,
+)
 from trt_native.plans.manifest import Manifest, manifest_path, read_manifest
 from trt_native.plans.plan_file import PlanFile
 from trt_native.plans.prefix import read_prefix
@@ -51,6 +58,9 @@ class Plan:
             also without a manifest that says that it was built version compatible.
         lean_runtime: Library of the lean runtime (``libnvinfer_lean``) of the TensorRT that built
             the plan, for one that was built version compatible without it.
+        plugins: Plugins to load it with: paths of libraries, ``FILE.py:FUNCTION`` or
+            ``package.module:FUNCTION``. Those that the manifest names are not loaded unless they
+            are here.
     """
 
     data: _Data = _Data()
@@ -59,6 +69,7 @@ class Plan:
     prefix: dict[str, Any] | None = None
     allow_host_code: bool = False
     lean_runtime: Path | None = None
+    plugins: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"Plan({', '.join(self._facts())})"
@@ -115,18 +126,24 @@ class Plan:
     def host_code(self) -> HostCode:
         """The code for the CPU that comes with the plan, and whether it may run.
 
-        A manifest that says that the plan was built version compatible allows it.
+        A manifest that says that the plan was built so, version compatible or with its plugins
+        inside, allows it.
         """
         options = {} if self.manifest is None else self.manifest.options
-        compatible = bool(options.get("version_compatible"))
-        carried: bool | None
-        if compatible:
-            carried = not options.get("exclude_lean_runtime")
-        else:
-            carried = carries_lean_runtime(self._head(HEAD_BYTES), self.size)
+        said = {
+            LEAN_RUNTIME: options.get("version_compatible")
+            and not options.get("exclude_lean_runtime"),
+            PLUGINS: options.get("serialize_plugins"),
+        }
+        carried = carried_code(self._head(HEAD_BYTES), self.size)
+        built_so = bool(options.get("version_compatible") or options.get("serialize_plugins"))
+        if built_so:
+            known = (*(text for text, so in said.items() if so), *(carried or ()))
+            carried = tuple(dict.fromkeys(known))
         return HostCode(
             carried=carried,
-            allowed=compatible or self.allow_host_code,
+            allowed=self.allow_host_code
+            or (built_so and all(said[text] for text in carried or ())),
             lean_runtime=self.lean_runtime,
         )
 
@@ -184,6 +201,7 @@ class Plan:
         ignore_manifest: bool = False,
         allow_host_code: bool = False,
         lean_runtime: str | os.PathLike[str] | None = None,
+        plugins: Sequence[str | os.PathLike[str]] = (),
     ) -> Plan:
         """Read a plan and the manifest next to it, if there is one; check both.
 
@@ -193,6 +211,7 @@ class Plan:
             allow_host_code: Let code that the plan carries, TensorRT's lean runtime in one that was
                 built version compatible, run in this process. Only for a plan that you trust.
             lean_runtime: See :class:`Plan`. It is run, too.
+            plugins: The same.
 
         Raises:
             PlanError: the file is missing, is not a plan, is truncated, or differs from what its
@@ -201,11 +220,12 @@ class Plan:
         source = as_path(path)
         content, manifest, prefix = _find(source, ignore_manifest)
         lean = None if lean_runtime is None else as_path(lean_runtime)
+        named = tuple(os.fspath(plugin) for plugin in plugins)
         if manifest is None:
-            return cls(content.read(), None, source, prefix, allow_host_code, lean)
+            return cls(content.read(), None, source, prefix, allow_host_code, lean, named)
         memory = new_memory(content.size)
         _check_hash(source, manifest, content.sha256(memory))
-        return cls(memory.toreadonly(), manifest, source, prefix, allow_host_code, lean)
+        return cls(memory.toreadonly(), manifest, source, prefix, allow_host_code, lean, named)
 
     @classmethod
     def open(
@@ -215,6 +235,7 @@ class Plan:
         ignore_manifest: bool = False,
         allow_host_code: bool = False,
         lean_runtime: str | os.PathLike[str] | None = None,
+        plugins: Sequence[str | os.PathLike[str]] = (),
     ) -> Plan:
         """Check a plan and the manifest next to it as :meth:`load` does, but leave it in its file.
 
@@ -226,6 +247,7 @@ class Plan:
             ignore_manifest: The same.
             allow_host_code: The same.
             lean_runtime: The same.
+            plugins: The same.
 
         Raises:
             PlanError: as :meth:`load`.
@@ -235,7 +257,8 @@ class Plan:
         if manifest is not None:
             _check_hash(source, manifest, content.sha256())
         lean = None if lean_runtime is None else as_path(lean_runtime)
-        return cls(content, manifest, source, prefix, allow_host_code, lean)
+        named = tuple(os.fspath(plugin) for plugin in plugins)
+        return cls(content, manifest, source, prefix, allow_host_code, lean, named)
 
 
 def _find(

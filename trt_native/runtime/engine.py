@@ -295,6 +295,7 @@ class Engine:
 
     def _load(self, kernels: bytes) -> None:
         """Deserialize the plan, and make its execution contexts from now on."""
+        self.backend.load_plugins(self.plan.plugins)
         native = self.backend.deserialize(self.plan.content, self.plan.host_code)
         if self._weight_budget is not None:
             self._limit_weights(native, self._weight_budget)
@@ -500,7 +501,7 @@ def _specialization(
 def _check(plan: Plan, environment: Environment) -> None:
     """Reject a plan that is known not to load, before TensorRT reads its bytes."""
     host_code = plan.host_code
-    report = compatibility(plan.header, plan.manifest, environment, host_code)
+    report = compatibility(plan.header, plan.manifest, environment, host_code, plan.plugins)
     if not report.loads:
         raise PlanError(
             f"this plan cannot be loaded: {'; '.join(report.errors)}"

@@ -165,6 +165,7 @@ def open_with_extra_outputs(
         refit=False,
         strip_weights=False,
         io_formats=(),
+        serialize_plugins=False,
         in_place_caches=False,
         version_compatible=False,
         exclude_lean_runtime=False,
