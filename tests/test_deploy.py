@@ -303,6 +303,8 @@ def test_a_static_plan_needs_no_shapes_and_a_compatible_one_a_flag(tmp_path):
     ]
     lean = dataclasses.replace(plan, lean_runtime=Path("lean.so"))
     assert trtexec_command(lean, Path("m.plan"))[-1] == "--leanDLLPath=lean.so"
+    named = dataclasses.replace(plan, plugins=("libx.so", "plugins.py:register"))
+    assert trtexec_command(named, Path("m.plan"))[-1] == "--staticPlugins=libx.so"
 
 
 def test_triton_is_told_of_a_version_compatible_plan(tmp_path):

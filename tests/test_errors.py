@@ -20,6 +20,7 @@ OTHER_TOOLS = {
         "--loadEngine=",
         "--noDataTransfers",
         "--shapes=",
+        "--staticPlugins=",
         "--useCudaGraph",
         "--useProfile=",
         "--useSpinWait",

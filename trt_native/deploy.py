@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trt_native.errors import CudaError, PlanError, SpecError, UnsupportedError
+from trt_native.plans.host_code import LEAN_RUNTIME
 from trt_native.plans.manifest import PlanTensor
 from trt_native.plans.plan import Plan
+from trt_native.plans.plugins import is_python_plugin
 from trt_native.runtime.engine import Engine
 from trt_native.shapes import Shape, format_shape
 
@@ -205,7 +207,7 @@ def deploy_triton(
         )
     version = plan.manifest.backend_version if plan.manifest else header.version_text
     comment = f"For a Triton server whose TensorRT is {version}."
-    if plan.host_code.allowed:
+    if _is_version_compatible(plan):
         comment = (
             f"For a Triton server whose TensorRT is {version} or later, started with"
             f" {_VERSION_COMPATIBLE}."
@@ -220,6 +222,11 @@ def deploy_triton(
     except OSError as error:
         raise PlanError(f"cannot write {folder}: {error.strerror or error}") from error
     return folder, model
+
+
+def _is_version_compatible(plan: Plan) -> bool:
+    said = plan.manifest is not None and bool(plan.manifest.options.get("version_compatible"))
+    return said or LEAN_RUNTIME in (plan.host_code.carried or ())
 
 
 def _check_tensors(tensors: Sequence[PlanTensor]) -> None:
@@ -528,4 +535,5 @@ def trtexec_command(
         words.append("--versionCompatible")
     if host_code.lean_runtime is not None:
         words.append(f"--leanDLLPath={host_code.lean_runtime}")
+    words += [f"--staticPlugins={p}" for p in plan.plugins if not is_python_plugin(p)]
     return words

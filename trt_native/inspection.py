@@ -288,7 +288,7 @@ def _option_facts(manifest: Manifest) -> dict[str, str]:
 def _tensor_facts(tensors: Iterable[PlanTensor]) -> dict[str, str]:
     return {
         f"{t.mode} {t.name}": " ".join(
-            (t.dtype, t.describe_shape(), *map(str, t.profiles), *map(str, t.values))
+            (t.describe_type(), t.describe_shape(), *map(str, t.profiles), *map(str, t.values))
         )
         for t in tensors
     }

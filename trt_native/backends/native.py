@@ -605,6 +605,13 @@ class TensorRTBackend:
                 _relevant(errors),
                 options=("allow_host_code",),
             )
+        if engine is None and any("plugin" in line.lower() for line in errors):
+            raise PlanError(
+                f"{self.product} {self.version} cannot load the plan, which needs plugins that it"
+                " lacks; name their library",
+                _relevant(errors),
+                options=("plugins",),
+            )
         if engine is None:
             raise PlanError(
                 f"{self.product} {self.version} cannot load the plan:"

@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from trt_native.backends.callbacks import Log
 from trt_native.calibration.sources import load_function
-from trt_native.errors import PlanError, TrtNativeError
+from trt_native.errors import USER_CODE_ERRORS, PlanError, TrtNativeError
 from trt_native.plans.plugins import is_python_plugin
 
 __all__ = ["PluginLoader"]
@@ -33,6 +32,7 @@ class PluginLoader:
         self._product = product
         self._loaded: dict[str, Any] = {}
         self._has_standard = False
+        self._runtime: Any = None
 
     def _load_standard(self) -> None:
         """Register the plugins that come with TensorRT, which models and plans may name."""
@@ -40,8 +40,8 @@ class PluginLoader:
             return
         self._has_standard = True
         with self._log.collect_errors() as errors:
-            # TensorRT keeps its first logger, and tensorrt.plugin makes one of its own.
-            self._trt.Runtime(self._log.tensorrt_logger)
+            # The log of the registry, which has none without such an object.
+            self._runtime = self._trt.Runtime(self._log.tensorrt_logger)
             found = self._trt.init_libnvinfer_plugins(self._log.tensorrt_logger, "")
         if not found:  # what needs none of them works all the same
             _LOGGER.info("%s has no plugins of its own: %s", self._product, "; ".join(errors))
@@ -90,10 +90,10 @@ class PluginLoader:
             raise PlanError(
                 f"plugin {error.message}", error.details, options=("plugins",)
             ) from None
-        except Exception as error:
+        except USER_CODE_ERRORS as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise PlanError(
                 f"plugin {source} raised {reason}", errors, options=("plugins",)
             ) from error
-        self._loaded[source] = Path(source.rpartition(":")[0])
+        self._loaded[source] = None  # nothing to hold
         _LOGGER.info("plugins of %s are registered", source)

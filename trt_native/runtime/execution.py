@@ -88,7 +88,8 @@ class ExecutionContext:
         self._uncapturable = {*_DEFAULT_STREAMS, self.stream.handle}
         self._long_lived = {0, self.stream.handle}
         self._capture_stream = Stream(engine.ordinal)
-        self._packed = PackedTensors(self.stream)
+        has_formats = any(tensor.format is not None for tensor in engine.tensors)
+        self._packed = PackedTensors(self.stream) if has_formats else None
         self._empty = DeviceBuffer()  # an address for empty tensors: TensorRT takes no null
         self._empty.reserve(1, self.stream)
         self._hop = Event(ordinal=engine.ordinal)
@@ -263,7 +264,8 @@ class ExecutionContext:
             self.drop()
         for buffer in (*self._dynamic_outputs.values(), self._empty):
             buffer.close()
-        self._packed.close()
+        if self._packed is not None:
+            self._packed.close()
         self._capture_stream.close()
         self.stream.close()
 
@@ -309,21 +311,21 @@ class ExecutionContext:
             self._enqueue(stream)
 
     def _enqueue(self, stream: int) -> None:
-        self._packed.pack(stream)
+        if self._packed is not None:
+            self._packed.pack(stream)
         with self.engine.backend.collected_errors() as errors:
             if not self._context.execute_async_v3(stream):
                 check_kernels(errors, self.engine.backend.product)
                 raise CudaError("TensorRT failed to run the engine", errors)
-        self._packed.unpack(stream)
+        if self._packed is not None:
+            self._packed.unpack(stream)
 
     def _bind(self, bound: BoundShapes, addresses: tuple[int, ...]) -> None:
         self._apply(bound)
-        self._packed.reset()
+        if self._packed is not None:
+            addresses = self._bind_packed(self._packed, bound, addresses)
         count = len(self.device_inputs)
-        shapes = zip(self.engine.inputs, bound.inputs, strict=True)
-        inputs = [pair for pair in shapes if pair[0].name not in self.host_names]
-        for (tensor, shape), address in zip(inputs, addresses[:count], strict=True):
-            address = self._packed.bind(tensor, shape, address)
+        for tensor, address in zip(self.device_inputs, addresses[:count], strict=True):
             self._set_address(tensor.name, address or self._empty.pointer)
         for tensor, address in zip(self._outputs, addresses[count:], strict=True):
             if tensor.name in self.host_names:
@@ -333,8 +335,17 @@ class ExecutionContext:
             elif -1 in bound.outputs[tensor.name]:
                 self._context.set_output_allocator(tensor.name, self._allocator)
             else:
-                address = self._packed.bind(tensor, bound.outputs[tensor.name], address)
                 self._set_address(tensor.name, address or self._empty.pointer)
+
+    def _bind_packed(
+        self, packed: PackedTensors, bound: BoundShapes, addresses: tuple[int, ...]
+    ) -> tuple[int, ...]:
+        """The addresses for TensorRT, of memory in its layouts where it has others than C order."""
+        names = (tensor.name for tensor in self.engine.inputs)
+        shapes = {**dict(zip(names, bound.inputs, strict=True)), **bound.outputs}
+        packed.reset()
+        tensors = zip((*self.device_inputs, *self._outputs), addresses, strict=True)
+        return tuple(packed.bind(tensor, shapes[tensor.name], at) for tensor, at in tensors)
 
     def _apply(self, bound: BoundShapes) -> None:
         """Set profile, input shapes and shape values on the context."""
