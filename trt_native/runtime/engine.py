@@ -409,7 +409,9 @@ class Engine:
                 for index in profiles
                 if host and (bounds := engine.get_tensor_profile_values(index, name))
             ),
-            alias=None if is_input else self._alias(name),
+            alias=None
+            if is_input
+            else self._alias(name) or getattr(known.get(name), "alias", None),
             format=None if host or self.is_host_tensor(name) else self._format(name, shape),
         )
 
@@ -446,7 +448,7 @@ class Engine:
     def _alias(self, name: str) -> str | None:
         """The input in whose memory the engine writes an output."""
         find = getattr(self.native, "get_aliased_input_tensor", None)  # 10.3 has no such outputs
-        return str(find(name) or "") or None if find is not None else None
+        return (str(find(name) or "") or None) if find is not None else None
 
 
 def _listed(tensors: Iterable[PlanTensor]) -> str:
