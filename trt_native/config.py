@@ -597,6 +597,8 @@ class BuildConfig:
             caller's own array. Otherwise each run writes whole new ones.
         plugins: Plugins to build with: paths of libraries, ``FILE.py:FUNCTION`` or
             ``package.module:FUNCTION``; a function registers them. They are code that runs.
+        replacement_map: JSON file that names groups of nodes, and the plugin that takes their
+            place; see :class:`trt_native.graph.subgraphs.Replacement`.
         serialize_plugins: Put the libraries into the plan, which is then loaded without them, where
             its code may run.
         version_compatible: Make the plan loadable by later versions of TensorRT.
@@ -763,6 +765,15 @@ class BuildConfig:
             flag="plugin",
             metavar="LIB|FILE.py:FUNCTION",
             repeatable=True,
+        ),
+    )
+    replacement_map: Path | None = field(
+        default=None,
+        metadata=_option(
+            "JSON file that names groups of nodes, and the plugin that takes their place.",
+            _TARGET,
+            type=Path,
+            metavar="FILE.json",
         ),
     )
     serialize_plugins: bool = field(

@@ -152,6 +152,7 @@ def test_unsupported_options_are_refused_with_the_reason(backend):
         "timing_cache": {"timing_cache": "cache"},
         "version_compatible": {"version_compatible": True},
         "plugins": {"plugins": ("libx.so",)},
+        "replacement_map": {"replacement_map": "map.json"},
         "serialize_plugins": {"plugins": ("libx.so",), "serialize_plugins": True},
         "exclude_lean_runtime": {"version_compatible": True, "exclude_lean_runtime": True},
         "hardware_compatibility": {"hardware_compatibility": HardwareCompatibility.AMPERE_PLUS},

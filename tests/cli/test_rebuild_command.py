@@ -65,6 +65,7 @@ def test_the_rebuild_command_has_every_option(plan, tmp_path):
         weight_streaming=True,
         in_place_caches=True,
         plugins=("libx.so", "plugins.py:register"),
+        replacement_map=tmp_path / "map.json",
         serialize_plugins=True,
         version_compatible=True,
         exclude_lean_runtime=True,
@@ -89,6 +90,8 @@ def test_the_rebuild_command_has_every_option(plan, tmp_path):
     for name, value in options.items():
         if name == "timing_cache":
             assert repeated[name] is None
+        elif name == "replacement_map":
+            assert str(repeated[name]) == value
         elif name == "workspace_bytes":
             assert int(repeated[name]) == value
         elif name != "profiles":

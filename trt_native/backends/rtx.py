@@ -27,6 +27,7 @@ _UNSUPPORTED_OPTIONS = {
         " build with the version that will load the plan"
     ),
     "plugins": "it takes none; build for TensorRT 10 or 11 (backend tensorrt)",
+    "replacement_map": "it takes no plugins",
     "serialize_plugins": "it takes no plugins",
     "exclude_lean_runtime": "its plans never have one",
     "optimization_level": (

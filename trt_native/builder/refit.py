@@ -177,6 +177,7 @@ def _rewriting(
         compute_capabilities=config.compute_capabilities,
         weight_streaming=config.weight_streaming,
         in_place_caches=config.in_place_caches,
+        replacement_map=config.replacement_map,
     )
 
 

@@ -33,6 +33,7 @@ from trt_native.passes.parser_workarounds import ParserWorkarounds
 from trt_native.passes.pin_fp32_nodes import PinFp32Nodes
 from trt_native.passes.quantize import Quantize
 from trt_native.passes.reject_unsupported import RejectUnsupported
+from trt_native.passes.replace_subgraphs import ReplaceSubgraphs
 from trt_native.passes.replace_types import ReplaceTypes
 from trt_native.passes.reshape_tokens import ReshapeTokens
 from trt_native.passes.split_fp32_products import SplitFp32Products
@@ -53,6 +54,7 @@ __all__ = [
 BUILD: tuple[type[GraphPass], ...] = (
     FixInputs,
     Normalize,
+    ReplaceSubgraphs,
     LowerFused,  # before shapes are inferred through them
     FoldShapes,
     LowerQuantized,
