@@ -17,6 +17,7 @@ from trt_native.plans.engine_layers import Layer, LayerTensor, parse_layers, pre
 from trt_native.plans.manifest import Manifest, PlanTensor
 from trt_native.plans.plan import Plan
 from trt_native.plans.prefix import is_plan_file
+from trt_native.plans.stored_kernels import stored_kernels
 from trt_native.runtime.engine import Engine
 
 __all__ = [
@@ -55,6 +56,8 @@ class PlanReport:
         prefix: Metadata in front of the plan, as Ultralytics' exports have it; None without.
         carries: Code in the plan that runs in the process that loads it; None where that is not
             known.
+        raw_kernels: What the plan itself lists of its kernels, in the form of ``raw_layers``; None
+            where it lists none. Only plans of TensorRT-RTX do.
     """
 
     path: str
@@ -69,6 +72,12 @@ class PlanReport:
     layers_error: str | None = None
     prefix: dict[str, Any] | None = None
     carries: tuple[str, ...] | None = None
+    raw_kernels: list[dict[str, Any]] | None = field(default=None, repr=False)
+
+    @property
+    def kernels(self) -> tuple[Layer, ...] | None:
+        """The kernels that the plan lists, in their order; None where it lists none."""
+        return None if self.raw_kernels is None else parse_layers(self.raw_kernels)
 
     @property
     def layers(self) -> tuple[Layer, ...] | None:
@@ -91,6 +100,7 @@ class PlanReport:
             "layers_unreadable": self.layers_error,
             "prefix": self.prefix,
             "carries": None if self.carries is None else list(self.carries),
+            "kernels": self.raw_kernels,
         }
 
     @classmethod
@@ -102,7 +112,7 @@ class PlanReport:
         """
         try:
             tensors = data["tensors"]
-            layers = data["layers"]
+            layers, kernels = data["layers"], data.get("kernels")
             report = cls(
                 path=str(data["path"]),
                 product=str(data["product"]),
@@ -116,6 +126,7 @@ class PlanReport:
                 layers_error=data["layers_unreadable"],
                 prefix=data.get("prefix"),
                 carries=None if data.get("carries") is None else tuple(data["carries"]),
+                raw_kernels=None if kernels is None else [dict(kernel) for kernel in kernels],
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise PlanError(f"not a report of trt-native inspect: {error}") from None
@@ -150,6 +161,7 @@ def inspect_plan(plan: Plan) -> PlanReport:
         layers_error=layers_error,
         prefix=plan.prefix,
         carries=plan.host_code.carried,
+        raw_kernels=stored_kernels(plan.content) if header.product == "TensorRT-RTX" else None,
     )
 
 
@@ -212,7 +224,7 @@ class Difference:
     """One difference between two plans.
 
     Attributes:
-        section: ``plan``, ``model``, ``options``, ``tensors`` or ``layers``.
+        section: ``plan``, ``model``, ``options``, ``tensors``, ``layers`` or ``kernels``.
         name: The property that differs.
         left: How it is in the first plan; None where it is not there.
         right: How it is in the second plan; None where it is not there.
@@ -256,6 +268,8 @@ def diff_plans(left: PlanReport, right: PlanReport) -> PlanDiff:
         sections["layers"] = (_layer_facts(left.layers), _layer_facts(right.layers))
     elif left.sha256 != right.sha256:
         not_compared.append(f"layers: {left.layers_error or right.layers_error}")
+        if left.kernels is not None and right.kernels is not None:
+            sections["kernels"] = (_kernel_facts(left.kernels), _kernel_facts(right.kernels))
     differences = [
         Difference(section, name, one.get(name), other.get(name))
         for section, (one, other) in sections.items()
@@ -294,10 +308,22 @@ def _tensor_facts(tensors: Iterable[PlanTensor]) -> dict[str, str]:
     }
 
 
+def _kernel_facts(kernels: tuple[Layer, ...]) -> dict[str, str]:
+    kinds = Counter(kernel.kind for kernel in kernels)
+    return {
+        "precision mix": _mix_text(kernels),
+        "count": str(len(kernels)),
+        **{f"kernels of type {kind}": str(count) for kind, count in sorted(kinds.items())},
+    }
+
+
+def _mix_text(layers: tuple[Layer, ...]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in precision_mix(layers).items())
+
+
 def _layer_facts(layers: tuple[Layer, ...]) -> dict[str, str]:
     """The precision mix, then every layer; repeated names are numbered."""
-    mix = ", ".join(f"{count} {name}" for name, count in precision_mix(layers).items())
-    facts = {"precision mix": mix, "count": str(len(layers))}
+    facts = {"precision mix": _mix_text(layers), "count": str(len(layers))}
     seen: Counter[str] = Counter()
     for layer in layers:
         seen[layer.name] += 1

@@ -58,6 +58,8 @@ class Layer:
         tactic: Name of the kernel, where the inspector reports it.
         inputs: What it reads.
         outputs: What it writes.
+        nodes: Names of the ONNX nodes in it, where the plan records them.
+        profile: Index of the optimization profile that it is for.
     """
 
     name: str
@@ -65,6 +67,8 @@ class Layer:
     tactic: str | None = None
     inputs: tuple[LayerTensor, ...] = ()
     outputs: tuple[LayerTensor, ...] = ()
+    nodes: tuple[str, ...] = ()
+    profile: int = 0
 
     @property
     def precision(self) -> str:
@@ -101,9 +105,23 @@ def parse_layers(layers: Iterable[Mapping[str, Any]]) -> tuple[Layer, ...]:
             tactic=str(layer["TacticName"]) if layer.get("TacticName") else None,
             inputs=_layer_tensors(layer.get("Inputs")),
             outputs=_layer_tensors(layer.get("Outputs")),
+            nodes=tuple(dict.fromkeys(_NODES.findall(str(layer.get("Metadata") or "")))),
+            profile=_profile(layer),
         )
         for layer in layers
     )
+
+
+_NODES = re.compile(r"\[ONNX Layer: (.*?)\](?=[\x1e\x1f]|$)")  # TensorRT's separators of names
+_PROFILE = re.compile(r"\[profile (\d{1,3})\]")
+
+
+def _profile(layer: Mapping[str, Any]) -> int:
+    """The profile as it is stated, or as TensorRT writes it behind the name of a layer."""
+    if isinstance(stated := layer.get("Profile"), int):
+        return stated
+    found = _PROFILE.search(str(layer.get("Name", "")))
+    return int(found[1]) if found else 0
 
 
 def _layer_tensors(tensors: Any) -> tuple[LayerTensor, ...]:
