@@ -17,6 +17,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 MOST_BYTES = 2 * 10**6
+PAGE = """\
+from trt_native.page.content import Page
+from trt_native.page.graph import Graph
+from trt_native.page.render import render
+print(render(Page(title="t", kind="k", graphs=[Graph("g", (), (), (), ())])))
+"""
 
 
 def main() -> None:
@@ -37,6 +43,8 @@ def main() -> None:
             archive.extractall(folder / "installed")  # noqa: S202  # it was built here
         version = run(sys.executable, "-m", "trt_native", "--version", cwd=folder / "installed")
         check(version.split()[-1] in wheel.name, f"{wheel.name}: the program says {version}")
+        page = run(sys.executable, "-c", PAGE, cwd=folder / "installed")
+        check("</html>" in page, f"{wheel.name}: cannot write a page")
         sizes = ", ".join(f"{file.name} {file.stat().st_size:,} bytes" for file in (source, wheel))
         print(f"package: {sizes}")
 

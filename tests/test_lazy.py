@@ -14,7 +14,12 @@ import pytest
 import trt_native
 from trt_native._lazy import HEAVY_MODULES, delay_imports, lazy_exports
 
-PACKAGES = ("trt_native", "trt_native.calibration", "trt_native.models.latentsync")
+PACKAGES = (
+    "trt_native",
+    "trt_native.calibration",
+    "trt_native.models.latentsync",
+    "trt_native.page",
+)
 
 
 @pytest.fixture

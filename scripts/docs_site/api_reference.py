@@ -19,6 +19,7 @@ PUBLIC_MODULES = {
     "trt_native.verify": "Plans compared with a reference.",
     "trt_native.bench": "Plans timed and compared.",
     "trt_native.inspection": "Content and differences of plans.",
+    "trt_native.page": "Pages about models, plans, benchmarks and verifications.",
     "trt_native.deploy": "Triton's model repository, trtexec's command.",
     "trt_native.models.latentsync": "LatentSync's U-Net and VAE as modules.",
     "trt_native.progress": "The protocol of progress callbacks.",

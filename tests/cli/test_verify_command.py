@@ -13,12 +13,14 @@ import numpy as np
 import onnx
 import pytest
 from helpers import tiny_models
+from helpers.html_reader import Collector
 from helpers.made_plans import make_plan, tensor
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from trt_native.calibration.reference_runner import ReferenceRunner
 from trt_native.config import BuildConfig, Precision
+from trt_native.files import sha256_of_file
 from trt_native.graph.onnx_file import read_model
 from trt_native.shapes import ProfileSpec
 from trt_native.verify import check
@@ -105,6 +107,31 @@ def test_the_report_as_json(model, plan, runs, verify, tmp_path):
     assert output["problems"] == ["relative L2 0.02 > 0.01"]
     assert report["thresholds"]["max_relative_error"] == 0.01
     assert report["layers"] is None
+
+
+def test_the_page(model, plan, runs, verify, tmp_path):
+    wrong = scaled(model, tmp_path / "wrong.onnx", "w1", 1.02)
+    runs(wrong)
+    page = tmp_path / "v.html"
+    code, _, err = verify(plan, "--against", model, "--random", 0, "--html", page)
+    assert (code, err) == (1, f"written to {page}\n")
+    text = Collector(page.read_text()).text
+    assert "FAILED: 1 of 1 outputs exceed the tolerance." in text
+    assert any(line.startswith("h2: relative L2 0.02 > 0.01") for line in text)
+    assert any(line.startswith("The model's nodes are not shown: ") for line in text)
+    code, _, err = verify(plan, "--against", model, "--random", 0, "--html", plan)
+    assert code == 1
+    assert f"cannot write {plan}" in err
+
+
+def test_the_page_shows_the_reference_that_the_plan_was_built_from(model, tmp_path, runs, verify):
+    runs(model)
+    source = {"file": "gone.onnx", "bytes": 1, "sha256": sha256_of_file(model), "external": []}
+    plan = make_plan(tmp_path / "m.plan", (H0, H2), model=source).path
+    page = tmp_path / "v.html"
+    code, _, _ = verify(plan, "--against", model, "--random", 0, "--html", page)
+    assert code == 0
+    assert '"k":"MatMul"' in page.read_text()
 
 
 def test_limits(model, plan, runs, verify, tmp_path):

@@ -132,7 +132,8 @@ def trt_native(*arguments, cwd):
 def test_the_command(plan_path, tmp_path):
     fast = ("--duration", 0.02, "--warmup", 20, "--layers")
     shape = ("--shape", "x0=2x32x32x32")
-    command = ("bench", plan_path, *fast, *shape, "--json", "--html", tmp_path / "m.html")
+    files = ("--html", tmp_path / "m.html", "--trace", tmp_path / "t.json")
+    command = ("bench", plan_path, *fast, *shape, "--json", *files)
     result = trt_native(*command, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     data = json.loads(result.stdout)
@@ -142,6 +143,9 @@ def test_the_command(plan_path, tmp_path):
     times = [layer["median_ms"] for layer in data["layers"]]
     assert times == sorted(times, reverse=True)
     Collector((tmp_path / "m.html").read_text())
+    events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
+    layers = {layer["name"] for layer in data["layers"]}
+    assert layers <= {event["name"] for event in events if event["ph"] == "X"}
     (tmp_path / "times.json").write_text(result.stdout)
     assert len(read_layer_times(tmp_path / "times.json")) == len(data["layers"])
     page = ("inspect", plan_path, "--html", tmp_path / "layers.html", "--times", "times.json")

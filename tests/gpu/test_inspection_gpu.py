@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 from trt_native import BuildConfig, Precision, ProfileSpec, build_plan
 from trt_native.cli.app import app
-from trt_native.cli.html import plan_page
 from trt_native.config import ProfilingVerbosity
 from trt_native.deploy import plan_tensors, trtexec_command
 from trt_native.inspection import diff_plans, inspect_plan, precision_mix
+from trt_native.page import plan_page
 
 pytestmark = [pytest.mark.gpu, pytest.mark.backend]
 
@@ -52,7 +52,10 @@ def test_the_commands_and_times(tmp_path):
     times.write_text(json.dumps([{"name": layer["Name"], "median_ms": 0.125} for layer in layers]))
     arguments = ["inspect", str(plan), "--html", str(page), "--times", str(times)]
     assert CliRunner().invoke(app, arguments).exit_code == 0
-    assert page.read_text().count("0.1250 ms") >= len(layers)
+    text = page.read_text()
+    assert text.count("0.1250 ms") >= len(layers)
+    assert '"title":"Layers"' in text
+    assert '"title":"ONNX nodes"' in text
     same = CliRunner().invoke(app, ["diff", str(plan), str(tmp_path / "report.json")])
     assert (same.exit_code, same.stderr) == (0, "")
 

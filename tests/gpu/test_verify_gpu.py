@@ -120,15 +120,17 @@ def test_a_plan_agrees_with_its_model_and_with_torch(model, tmp_path, verify, pr
 
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16])
 @pytest.mark.parametrize("memory", [[], ["--memory", "40000"]], ids=["one plan", "several"])
-def test_layers_name_the_perturbed_node(model, verify, precision, memory):
+def test_layers_name_the_perturbed_node(model, verify, tmp_path, precision, memory):
     plan = build(perturbed(model), precision)
     products = FP32_PRODUCTS if precision is Precision.FP32 else TF32_PRODUCTS
     limit = ("--max-relative-error", 2 * products)
-    given = ("--random", 0, "--layers", *limit, *memory)
+    page = tmp_path / "page.html"
+    given = ("--random", 0, "--layers", *limit, *memory, "--html", page)
     code, out, err = verify(plan, "--against", model, *given)
     assert code == 1, out + err
     assert "y fails: relative L2" in out
     assert "First mismatch: c1 (output of Conv '/conv.1'); all inputs of that node match." in out
+    assert page.read_text().count('"d":"first mismatch"') == 1
     plans = int(re.search(r"plans built: (\d+)", out)[1])
     tries = 1 + 2  # without tensors, and without the fusion with what the node reads or makes
     assert plans == 1 + tries if not memory else 1 < plans - tries <= 4

@@ -5,11 +5,11 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
-SVG = "{http://www.w3.org/2000/svg}"
+SVG = ""
 
 
 class Collector(HTMLParser):
-    VOID = ("meta",)
+    VOID = ("meta", "link", "input", "br")
 
     def __init__(self, text):
         super().__init__()

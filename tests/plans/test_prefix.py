@@ -57,7 +57,7 @@ def test_the_commands_read_it(tmp_path, plan, main_in_process):
     assert "in front: task" in out
     assert "0: person" in out
     code, out, _ = main_in_process("inspect", path, "--html", tmp_path / "page.html")
-    assert "<td>in front: imgsz</td><td>640, 640</td>" in (tmp_path / "page.html").read_text()
+    assert "<dt>in front: imgsz</dt><dd>640, 640</dd>" in (tmp_path / "page.html").read_text()
     code, out, _ = main_in_process("doctor", path)
     assert "in front: stride" in out
     code, out, _ = main_in_process("doctor", path, "--json")

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
+import json as json_module
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trt_native.cli.bench_tables import (
-    LAYER_COLUMNS,
-    fact_rows,
-    layer_rows,
-    phase_table,
-    ratio_lines,
-)
 from trt_native.cli.console import print_json, report_errors, stderr, stdout, table
 from trt_native.cli.inputs import (
     INPUT_HELP,
@@ -34,6 +28,7 @@ from trt_native.cli.options import (
     PluginsOption,
     select_device,
 )
+from trt_native.cli.pages import write_text
 from trt_native.progress import phase
 from trt_native.shapes import Shape
 
@@ -42,6 +37,7 @@ if TYPE_CHECKING:
 
     from trt_native.bench import BenchReport
     from trt_native.plans.manifest import PlanTensor
+    from trt_native.plans.plan import Plan
 
 __all__ = ["bench"]
 
@@ -86,7 +82,19 @@ def bench(
         typer.Option(metavar="OTHER", help="A plan to run in turns with this one."),
     ] = None,
     html: Annotated[
-        Path | None, typer.Option(help="Write one self-contained page to this file.")
+        Path | None,
+        typer.Option(
+            help="Write one self-contained page to this file; with --layers also the graph of"
+            " layers with their times."
+        ),
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json",
+            help="Write one call as a trace for Perfetto or chrome://tracing; with --layers also"
+            " the layers.",
+        ),
     ] = None,
     kernel_specialization: KernelSpecializationOption = None,
     device: DeviceOption = None,
@@ -108,7 +116,6 @@ def bench(
     """
     select_device(device)
     from trt_native.bench import BenchOptions, CudaMachine, bench_plan
-    from trt_native.files import atomic_write
     from trt_native.graph.outputs import check_outputs
     from trt_native.plans.plan import Plan
     from trt_native.progress_bars import ProgressDisplay
@@ -124,9 +131,9 @@ def bench(
     shapes = read_shapes(shape or [])
     check_seed(random, shapes)
     with open_inputs(inputs or []) as given:
-        if html is not None:
-            files = [file for _, file in map(split_entry, inputs or [])]
-            check_outputs([html], reads=[plan, compare, *files])
+        files = [file for _, file in map(split_entry, inputs or [])]
+        written = [path for path in (html, trace) if path is not None]
+        check_outputs(written, reads=[plan, compare, *files])
         reading: dict[str, Any] = {
             "ignore_manifest": ignore_manifest,
             "allow_host_code": allow_host_code,
@@ -139,18 +146,30 @@ def bench(
             supply = _supply(given, shapes, random)
             machine = CudaMachine(kernel_specialization=kernel_specialization)
             report = bench_plan(loaded, supply, options, other=other, machine=machine)
-    if html is not None:
-        from trt_native.cli.bench_html import bench_page
-
-        with atomic_write(html) as opened:
-            opened.write(bench_page(report).encode(errors="replace"))
-        stderr.print(f"written to {html}", markup=False, highlight=False)
+    _write_files(report, loaded, html, trace)
     for warning in report.warnings:
         stderr.print(f"warning: {warning}", markup=False, highlight=False)
     if json:
         print_json(report.to_json())
     else:
         _print(report)
+
+
+def _write_files(report: BenchReport, plan: Plan, html: Path | None, trace: Path | None) -> None:
+    if html is None and trace is None:
+        return
+    from trt_native.inspection import inspect_plan
+
+    about = inspect_plan(plan) if report.layers is not None else None
+    if html is not None:
+        from trt_native.page import bench_page
+
+        write_text(html, bench_page(report, about))
+    if trace is not None:
+        from trt_native.bench.trace import chrome_trace
+
+        layers = (about.layers or ()) if about is not None else ()
+        write_text(trace, json_module.dumps(chrome_trace(report, layers)))
 
 
 def _supply(
@@ -171,6 +190,14 @@ def _supply(
 
 
 def _print(report: BenchReport) -> None:
+    from trt_native.bench.tables import (
+        LAYER_COLUMNS,
+        fact_rows,
+        layer_rows,
+        phase_table,
+        ratio_lines,
+    )
+
     path = report.plan["path"]
     table(path, *phase_table(report))
     table("", ("", ""), fact_rows(report))

@@ -24,6 +24,7 @@ from trt_native.cli.options import (
     select_device,
     with_fields,
 )
+from trt_native.cli.pages import write_plan_page
 from trt_native.config import BuildConfig, QuantizationSpec
 from trt_native.errors import SpecError
 from trt_native.files import with_ending
@@ -100,6 +101,14 @@ def build(
             help="Check everything, up to TensorRT's parser, and print what would be built.",
         ),
     ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.html",
+            help="Write one self-contained page about the plan to this file, as"
+            " trt-native inspect --html does.",
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
     **options: Any,
 ) -> None:
@@ -133,11 +142,13 @@ def build(
     if dry_run:
         if best:
             raise SpecError("--dry-run: precision best decides by building and measuring")
+        if report is not None:
+            raise SpecError("--report: a dry run makes no plan to write about")
         print_dry_run(job, json)
         return
     reads = (profile, quantization.calibration_cache, quantization.calibration_data)
     check_outputs(
-        filter(None, (job.target, config.timing_cache)),
+        filter(None, (job.target, config.timing_cache, report)),
         reads=reads,
         models=[model],
         companions=[manifest_path(job.target)],
@@ -149,6 +160,8 @@ def build(
         build_best(job, quantization, max_error, seconds, retry, json)
     else:
         _build(job, seconds, retry, json)
+    if report is not None:
+        write_plan_page(job.target, report, model)
 
 
 def _profiles(dims: list[str], shapes: list[str], file: Path | None) -> tuple[ProfileSpec, ...]:

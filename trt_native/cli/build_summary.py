@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from trt_native.builder.isolated import Job, Outcome, decide_in_child
 from trt_native.cli.console import print_json, stderr, stdout, table
-from trt_native.cli.html import TENSOR_COLUMNS, tensor_rows
-from trt_native.cli.quantize import engine_layers_text
 from trt_native.plans.manifest import runtime_cache_path
+from trt_native.plans.tables import TENSOR_COLUMNS, engine_layers_text, tensor_rows
 from trt_native.units import format_bytes
 
 if TYPE_CHECKING:

@@ -13,13 +13,12 @@ from trt_native.cli.inputs import (
     RANDOM_HELP,
     check_not_fixed,
     open_inputs,
+    read_extents,
     read_shapes,
     split_entry,
 )
 from trt_native.cli.options import complete_backend, completing, read_fields, with_fields
 from trt_native.config import BuildConfig, QuantizationSpec
-from trt_native.errors import SpecError
-from trt_native.shapes import ProfileSpec
 from trt_native.units import format_bytes
 
 if TYPE_CHECKING:
@@ -127,7 +126,7 @@ def convert(
         precision=precision,  # type: ignore[arg-type]  # which it reads
         quantize=quantize,  # type: ignore[arg-type]
         quantization=QuantizationSpec(**read_fields(QuantizationSpec, options)),
-        dims=_extents(dims or []),
+        dims=read_extents(dims or []),
         lower=lower,
         opset=opset,
         **read_fields(BuildConfig, options),
@@ -146,17 +145,6 @@ def convert(
     _print(result, compared)
     for problem in compared.problems:
         stderr.print(f"warning: {problem}", markup=False, highlight=False)
-
-
-def _extents(dims: list[str]) -> dict[str, int]:
-    ranges = ProfileSpec.parse(dims).dims
-    for name, extents in ranges.items():
-        if extents.min != extents.max:
-            raise SpecError(
-                f"--dim {name}={extents}: an ONNX file has no ranges; give one extent, or leave"
-                " the dimension as it is"
-            )
-    return {name: extents.opt for name, extents in ranges.items()}
 
 
 def _check_not_overwritten(output: Path, inputs: list[str]) -> None:

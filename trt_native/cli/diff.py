@@ -10,6 +10,7 @@ import typer
 
 from trt_native.cli.console import print_json, report_errors, stderr, stdout, table
 from trt_native.cli.options import AllowHostCode, IgnoreManifest, LeanRuntime, PluginsOption
+from trt_native.cli.pages import write_text
 
 __all__ = ["diff"]
 
@@ -20,6 +21,10 @@ _HELP = "A plan, or what 'trt-native inspect --json' printed of one where there 
 def diff(
     left: Annotated[Path, typer.Argument(metavar="A.plan", help=_HELP)],
     right: Annotated[Path, typer.Argument(metavar="B.plan", help=_HELP)],
+    html: Annotated[
+        Path | None,
+        typer.Option(help="Write one self-contained page with both plans to this file."),
+    ] = None,
     ignore_manifest: IgnoreManifest = False,
     allow_host_code: AllowHostCode = False,
     lean_runtime: LeanRuntime = None,
@@ -29,10 +34,14 @@ def diff(
     """Compare two plans. Exit code 0: no difference was found; 1: they differ.
 
     $ trt-native diff old.plan new.plan
+    $ trt-native diff old.plan new.plan --html diff.html
     """
+    from trt_native.graph.outputs import check_outputs
     from trt_native.inspection import diff_plans, read_report
 
-    reports = [
+    if html is not None:
+        check_outputs([html], reads=[left, right])
+    one, other = (
         read_report(
             path,
             ignore_manifest=ignore_manifest,
@@ -41,8 +50,12 @@ def diff(
             plugins=plugins or (),
         )
         for path in (left, right)
-    ]
-    found = diff_plans(*reports)
+    )
+    found = diff_plans(one, other)
+    if html is not None:
+        from trt_native.page import diff_page
+
+        write_text(html, diff_page(one, other, found))
     if json:
         print_json({"left": str(left), "right": str(right), **asdict(found)})
     else:

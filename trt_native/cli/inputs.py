@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from trt_native.cli.console import stderr
 from trt_native.config import FixedValues
 from trt_native.errors import SpecError
-from trt_native.shapes import Shape, ShapeRange, format_shape, parse_shape
+from trt_native.shapes import ProfileSpec, Shape, ShapeRange, format_shape, parse_shape
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +28,7 @@ __all__ = [
     "check_seed",
     "fill_random",
     "open_inputs",
+    "read_extents",
     "read_shapes",
     "split_entry",
 ]
@@ -194,3 +195,15 @@ def fill_random(
         else:
             filled[tensor.name] = generator.standard_normal(shape, np.float32).astype(tensor.dtype)
     return filled
+
+
+def read_extents(dims: list[str]) -> dict[str, int]:
+    """Extents of dimensions from ``--dim NAME=N``, where an ONNX file alone is at hand."""
+    ranges = ProfileSpec.parse(dims).dims
+    for name, extents in ranges.items():
+        if extents.min != extents.max:
+            raise SpecError(
+                f"--dim {name}={extents}: an ONNX file has no ranges; give one extent, or leave"
+                " the dimension as it is"
+            )
+    return {name: extents.opt for name, extents in ranges.items()}

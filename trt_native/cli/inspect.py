@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trt_native.cli.console import print_command, print_json, report_errors, stderr, stdout, table
-from trt_native.cli.html import TENSOR_COLUMNS, GraphNode, page, plan_page, tensor_rows
+from trt_native.cli.console import print_command, print_json, report_errors, stdout, table
+from trt_native.cli.inputs import read_extents
 from trt_native.cli.options import (
     AllowHostCode,
     IgnoreManifest,
@@ -19,28 +20,19 @@ from trt_native.cli.options import (
     PluginsOption,
     complete_backend,
 )
-from trt_native.cli.quantize import engine_layers_text
-from trt_native.errors import BuildError, ModelError, SpecError, UnsupportedError
+from trt_native.cli.pages import model_of, say_written, write_text
+from trt_native.errors import BuildError, ModelError, PlanError, SpecError, UnsupportedError
+from trt_native.plans.tables import TENSOR_COLUMNS, engine_layers_text, tensor_rows
 from trt_native.shapes import TensorSpec
 from trt_native.units import counted, format_bytes
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
-
     from trt_native.graph.onnx_file import ModelSummary
-    from trt_native.inspection import Layer
+    from trt_native.inspection import Layer, PlanReport
     from trt_native.plans.manifest import Manifest
     from trt_native.plans.plan import Plan
 
 __all__ = ["inspect"]
-
-_ONNX_PRECISIONS = {
-    "float32": "fp32",
-    "float16": "fp16",
-    "bfloat16": "bf16",
-    "float8_e4m3fn": "fp8",
-    "int8": "int8",
-}
 
 
 @report_errors
@@ -48,13 +40,33 @@ def inspect(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="An ONNX file or a plan.")],
     html: Annotated[
         Path | None,
-        typer.Option(help="Write one self-contained page with the graph to this file."),
+        typer.Option(
+            help="Write one self-contained page to this file: facts, shares of operators, weights,"
+            " multiply-adds and precisions, and the graph."
+        ),
+    ] = None,
+    dims: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--dim",
+            metavar="NAME=N",
+            help="For an ONNX file with --html: extent of a dimension, at which multiply-adds are"
+            " counted. Repeatable. \\[default: 1]",
+        ),
+    ] = None,
+    netron: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.onnx",
+            help="Write the graph alone, for viewers such as Netron: an ONNX file without its"
+            " weights, or a plan's layers as nodes.",
+        ),
     ] = None,
     times: Annotated[
         Path | None,
         typer.Option(
-            help="JSON with the times of a plan's layers, for --html: of a benchmark, or of"
-            " trtexec --exportProfile."
+            help="JSON with the times of a plan's layers, for --html and --netron: of a benchmark,"
+            " or of trtexec --exportProfile."
         ),
     ] = None,
     ignore_manifest: IgnoreManifest = False,
@@ -79,19 +91,23 @@ def inspect(
     from trt_native.graph.outputs import check_outputs
     from trt_native.plans.prefix import is_plan_file
 
-    if times is not None and html is None:
-        raise SpecError("--times: it is shown in the page of --html FILE")
+    if times is not None and html is None and netron is None:
+        raise SpecError("--times: it is shown in the page of --html FILE, and with --netron FILE")
+    if dims and html is None:
+        raise SpecError("--dim: no effect without --html")
     try:
         with open_regular_file(file) as opened:
             is_plan = is_plan_file(opened, os.fstat(opened.fileno()).st_size)
     except OSError as error:
         raise ModelError(f"{file}: cannot be read: {error.strerror}") from None
     is_plan = is_plan or file.suffix == ".plan"
-    if html is not None:
-        check_outputs([html], reads=[file, times], models=() if is_plan else [file])
+    written = [path for path in (html, netron) if path is not None]
+    check_outputs(written, reads=[file, times], models=() if is_plan else [file])
     if is_plan:
         from trt_native.plans.plan import Plan
 
+        if dims:
+            raise SpecError("--dim: a plan has profiles; it is for ONNX files")
         plan = Plan.open(
             file,
             ignore_manifest=ignore_manifest,
@@ -99,30 +115,35 @@ def inspect(
             lean_runtime=lean_runtime,
             plugins=plugins or (),
         )
-        _inspect_plan(file, plan, html, times, ignore_manifest, json)
+        _inspect_plan(file, plan, html, netron, times, ignore_manifest, json)
     elif times is not None:
         raise SpecError("--times: only the layers of a plan have times")
     else:
-        _inspect_onnx(file, html, backend, json)
+        _inspect_onnx(file, html, netron, read_extents(dims or []), backend, json)
 
 
-def _write_html(path: Path, text: str) -> None:
-    from trt_native.files import atomic_write
-
-    with atomic_write(path) as opened:
-        opened.write(text.encode(errors="replace"))
-    stderr.print(f"written to {path}", markup=False, highlight=False)
-
-
-def _inspect_onnx(path: Path, html: Path | None, backend: str, json: bool) -> None:
+def _inspect_onnx(
+    path: Path,
+    html: Path | None,
+    netron: Path | None,
+    extents: dict[str, int],
+    backend: str,
+    json: bool,
+) -> None:
     from trt_native.graph.onnx_file import read_model, summarize
 
     model = read_model(path)
     summary = summarize(path, model)
     rows, tensors = _onnx_rows(summary), _onnx_tensors(summary)
     if html is not None:
-        listing = ("Tensors", ("", "name", "dtype", "shape"), tensors)
-        _write_html(html, page(str(path), (("", ("", ""), rows), listing), _graph_nodes(model)))
+        from trt_native.page import model_page
+
+        write_text(html, model_page(path, model, summary, extents))
+    if netron is not None:
+        from trt_native.page.netron import write_without_weights
+
+        write_without_weights(model, netron)
+        say_written(netron)
     support = _support(path, backend)
     if json:
         data = {name: getattr(summary, name) for name in summary.__dataclass_fields__}
@@ -200,24 +221,6 @@ def _onnx_tensors(summary: ModelSummary) -> list[tuple[str, str, str, str]]:
     return [(mode, t.name, t.dtype, _axes(t)) for mode, t in tensors]
 
 
-def _graph_nodes(model: ir.Model) -> list[GraphNode]:
-    """The nodes of the main graph; shapes where the file records them."""
-    from trt_native.graph.onnx_file import value_spec
-
-    return [
-        GraphNode(
-            name=node.name or "",
-            kind=node.op_type,
-            inputs=tuple(value.name or "" for value in node.inputs if value is not None),
-            outputs=tuple(value.name or "" for value in node.outputs),
-            shape=" ".join((spec.dtype, _axes(spec))) if spec.shape is not None else "",
-            precision=_ONNX_PRECISIONS.get(spec.dtype, ""),
-        )
-        for node in model.graph
-        for spec in (value_spec(node.outputs[0]) if node.outputs else TensorSpec("", "", None),)
-    ]
-
-
 def _axes(tensor: TensorSpec) -> str:
     if tensor.shape is None:
         return "unknown rank"
@@ -228,6 +231,7 @@ def _inspect_plan(
     path: Path,
     plan: Plan,
     html: Path | None,
+    netron: Path | None,
     times: Path | None,
     ignore_manifest: bool,
     json: bool,
@@ -238,7 +242,11 @@ def _inspect_plan(
     layer_times = read_layer_times(times) if times is not None else None
     report = inspect_plan(plan)
     if html is not None:
-        _write_html(html, plan_page(report, layer_times))
+        from trt_native.page import plan_page
+
+        write_text(html, plan_page(report, layer_times, *model_of(report.manifest, path)))
+    if netron is not None:
+        _write_layers(report, netron, layer_times)
     if json:
         print_json(report.to_json())
         return
@@ -276,8 +284,32 @@ def _inspect_plan(
     if report.layers is None:
         error = report.layers_error
         stdout.print(f"Layers cannot be read here: {error}", markup=False, highlight=False)
+        if report.kernels is not None:
+            _print_kernels(report.kernels)
     else:
         _print_layers(report.layers)
+
+
+def _write_layers(report: PlanReport, path: Path, times: dict[str, float] | None) -> None:
+    from trt_native.page.netron import write_layers_as_onnx
+
+    layers = report.layers or report.kernels
+    if layers is None:
+        raise PlanError(
+            f"{report.path}: the plan's layers are not known, and it lists no kernels:"
+            f" {report.layers_error}"
+        )
+    write_layers_as_onnx(layers, path, times=times)
+    say_written(path)
+
+
+def _print_kernels(kernels: tuple[Layer, ...]) -> None:
+    from trt_native.inspection import precision_mix
+
+    kinds = Counter(kernel.kind for kernel in kernels)
+    rows = [(kind, str(count)) for kind, count in kinds.most_common()]
+    mix = ", ".join(f"{count} {name}" for name, count in precision_mix(kernels).items())
+    table(f"Kernels that the plan lists ({len(kernels)}: {mix})", ("type", "count"), rows)
 
 
 def _running(manifest: Manifest) -> Iterator[tuple[str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,10 +17,7 @@ from trt_native.units import format_bytes
 if TYPE_CHECKING:
     from trt_native.builder.quantize_file import QuantizedFile
 
-__all__ = [
-    "engine_layers_text",
-    "quantize",
-]
+__all__ = ["quantize"]
 
 _NAMED = 10
 _FIELDS = ("calibration_cache", "ops", "exclude", "preset", "min_coverage")
@@ -84,15 +80,6 @@ def _parse_format(text: str) -> Precision:
         if text.lower().replace("_", "-") == precision.value:
             return precision
     raise SpecError(f"--format {text!r} is none of: {', '.join(map(str, known))}")
-
-
-def engine_layers_text(record: Mapping[str, Any] | None) -> str:
-    """Number of an engine's layers that compute in INT8 or FP8, from its manifest."""
-    if record is None:
-        return "unknown: the engine was not inspected where it was built, or does not report it"
-    counts = {precision.upper(): len(record.get(precision, ())) for precision in ("int8", "fp8")}
-    found = " and ".join(f"{count} in {name}" for name, count in counts.items() if count)
-    return f"{found or 'none'} of {record['layers']} layers"
 
 
 def _print(result: QuantizedFile) -> None:

@@ -33,19 +33,20 @@ from trt_native.cli.options import (
     PluginsOption,
     select_device,
 )
+from trt_native.cli.pages import model_of, write_text
 from trt_native.config import CpuRuntime
 from trt_native.errors import SpecError
 from trt_native.progress import phase
-from trt_native.shapes import Shape, TensorSpec, format_shape
+from trt_native.shapes import Shape, TensorSpec
 from trt_native.units import parse_bytes
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from trt_native.plans.manifest import PlanTensor
+    from trt_native.plans.manifest import Manifest, PlanTensor
     from trt_native.plans.plan import Plan
     from trt_native.progress import Progress
-    from trt_native.verify import LayerReport, OutputComparison, Reference, Thresholds, Verification
+    from trt_native.verify import LayerReport, Reference, Thresholds, Verification
     from trt_native.verify.check import Case, Cases, OpenPlan
     from trt_native.verify.corners import Corner
 
@@ -152,6 +153,10 @@ def verify(
             help="Write the inputs and the reference's outputs to this .npz file, for --against."
         ),
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(help="Write one self-contained page with the comparison to this file."),
+    ] = None,
     layers: Annotated[
         bool,
         typer.Option(
@@ -226,12 +231,12 @@ def verify(
     source.check(stored)
     if runtime is not CpuRuntime.AUTO and not (layers or against.endswith(".onnx")):
         raise SpecError("--reference-runner: no effect without an ONNX file to run")
-    if save is not None:
-        if stored:
-            raise SpecError("--save: --against names stored outputs already")
+    if save is not None and stored:
+        raise SpecError("--save: --against names stored outputs already")
+    if written := [path for path in (save, html) if path is not None]:
         given = [file for _, file in map(split_entry, inputs or [])]
         onnx = [file for file in (model, Path(against)) if file and file.suffix == ".onnx"]
-        check_outputs([save], reads=[plan, data, against, *given], models=onnx)
+        check_outputs(written, reads=[plan, data, against, *given], models=onnx)
     search = _Layers(plan, loaded, model, reference, limit, runtime) if layers else None
     with (
         ProgressDisplay(stderr, brief=True) as progress,
@@ -243,6 +248,9 @@ def verify(
     report = search.run(found.worst_inputs, thresholds, found.passed) if search else None
     name = str(reference) if isinstance(reference, Path) else reference.name
     runner = None if isinstance(reference, Path) else reference.runner
+    if html is not None:
+        drawn = search.model if search else _same_model(loaded.manifest, against)
+        _write_page(html, loaded, name, found, origin, report, drawn)
     if json:
         print_json(_document(plan, name, runner, found, origin, save, report))
     else:
@@ -475,6 +483,37 @@ class _Layers:
             )
 
 
+def _same_model(manifest: Manifest | None, reference: str) -> Path | None:
+    """The reference, if it is the ONNX file that the plan was built from."""
+    from trt_native.files import sha256_of_file
+
+    if manifest is None or not reference.endswith(".onnx"):
+        return None
+    same = sha256_of_file(Path(reference)) == manifest.model["sha256"]
+    return Path(reference) if same else None
+
+
+def _write_page(
+    html: Path,
+    plan: Plan,
+    reference: str,
+    found: Verification,
+    origin: str,
+    report: LayerReport | None,
+    model: Path | None,
+) -> None:
+    from trt_native.page import verify_page
+
+    assert plan.path is not None  # noqa: S101  # for the type checker: it was opened
+    drawn, remarks = model_of(plan.manifest, plan.path, model)
+    if report is not None:
+        remarks += _conclusions(report, found.passed)
+    page = verify_page(
+        str(plan.path), reference, found, origin, layers=report, model=drawn, remarks=remarks
+    )
+    write_text(html, page)
+
+
 def _document(
     plan: Path,
     reference: str,
@@ -512,39 +551,14 @@ def _finite(value: float | None) -> float | None:
     return None if value is None or abs(value) == float("inf") else value
 
 
-_COLUMNS = ("relative L2", "max abs", "cosine", "PSNR dB", "NaN", "Inf")
-
-
-def _numbers(found: OutputComparison) -> tuple[str, ...]:
-    return (
-        f"{found.relative_l2:.3g}{'*' if found.floored else ''}",
-        f"{found.max_abs:.3g}",
-        f"{found.cosine:.7g}",
-        f"{found.psnr:.4g}",
-        _both(found.nan),
-        _both(found.inf),
-    )
-
-
-def _both(counts: tuple[int, int]) -> str:
-    return f"{counts[0]} / {counts[1]}" if any(counts) else "0"
-
-
 def _print(reference: str, found: Verification, origin: str, saved: Path | None) -> None:
+    from trt_native.verify.tables import COMPARISON_COLUMNS, output_rows
+
     count, problems, worst = len(found.batches), found.problems(), found.worst()
     table(
         f"Outputs against {reference}" + (f", the worst of {count} batches" if count > 1 else ""),
-        ("output", "dtype", "shape", *_COLUMNS, ""),
-        (
-            (
-                c.name,
-                c.dtype,
-                format_shape(c.shape),
-                *_numbers(c),
-                "FAILS" if problems[c.name] else "agrees",
-            )
-            for c in worst
-        ),
+        ("output", "dtype", "shape", *COMPARISON_COLUMNS, ""),
+        output_rows(found),
     )
     limits = found.thresholds
     stdout.print(f"Limits: {limits}; the relative error is {origin}.", markup=False)
@@ -574,19 +588,12 @@ def _print(reference: str, found: Verification, origin: str, saved: Path | None)
 
 
 def _print_layers(report: LayerReport, passed: bool) -> None:
+    from trt_native.verify.tables import COMPARISON_COLUMNS, tensor_rows
+
     table(
         "Tensors inside, the worst first",
-        ("tensor", "node", "operator", *_COLUMNS, ""),
-        (
-            (
-                probe.name,
-                probe.node,
-                probe.operator,
-                *_numbers(probe.comparison),
-                "matches" if probe.agrees else "mismatch",
-            )
-            for probe in report.worst
-        ),
+        ("tensor", "node", "operator", *COMPARISON_COLUMNS, ""),
+        tensor_rows(report),
     )
     stdout.print(
         f"Compared {report.compared} of {report.tensors} tensors; plans built: {report.plans}.",

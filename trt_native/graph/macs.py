@@ -10,9 +10,10 @@ import onnx_ir as ir
 
 from trt_native.graph.dims import evaluate_dimension
 from trt_native.graph.inference import infer_shapes
-from trt_native.shapes import Shape
+from trt_native.graph.skeleton import folded_twins
+from trt_native.shapes import Profile, Shape, ShapeRange
 
-__all__ = ["multiply_adds", "static_shapes"]
+__all__ = ["folded_shapes", "multiply_adds", "static_shapes"]
 
 
 def static_shapes(model: ir.Model, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
@@ -40,6 +41,37 @@ def static_shapes(model: ir.Model, shapes: Mapping[str, Shape]) -> dict[str, Sha
         if value.name and value.name not in known and None not in found:
             known[value.name] = tuple(extent for extent in found if extent is not None)
     return known
+
+
+def folded_shapes(model: ir.Model, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Find the shapes as :func:`static_shapes` does, behind computed shapes, too.
+
+    What follows from the shapes of the inputs is folded first, on a copy without the weights, so
+    that a ``Reshape`` to a computed shape has a known result. It takes several times as long.
+
+    Args:
+        model: The model; left as it is.
+        shapes: Shape of each input whose own shape is dynamic.
+
+    Returns:
+        Value name to shape, for the values of all graphs whose shape is known.
+    """
+    ranges = {name: ShapeRange(shape, shape, shape) for name, shape in shapes.items()}
+    copy, twins = folded_twins(model, [Profile(ranges)])
+    infer_shapes(copy)
+    pairs = [
+        (value, twin)
+        for node, (other, _) in twins.items()
+        for value, twin in zip(node.outputs, other.outputs, strict=True)
+    ]
+    stored = [value for graph in model.graphs() for value in graph.initializers.values()]
+    pairs += [(value, value) for value in (*model.graph.inputs, *stored)]
+    known = {
+        value.name: tuple(int(extent) for extent in twin.shape.numpy())
+        for value, twin in pairs
+        if value.name and twin.shape is not None and twin.shape.is_static()
+    }
+    return {**known, **shapes}
 
 
 def _inferred(

@@ -6,7 +6,7 @@ import pytest
 from helpers.made_reports import SAMPLES, make_report
 
 from trt_native.bench import PHASES, BenchOptions, LayerTime, PlanComparison, Ratio
-from trt_native.cli.bench_tables import (
+from trt_native.bench.tables import (
     LAYER_COLUMNS,
     fact_rows,
     layer_rows,

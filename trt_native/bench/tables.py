@@ -1,14 +1,11 @@
-"""Tables of a :class:`~trt_native.bench.BenchReport`, for the terminal and for HTML."""
+"""Tables of a :class:`~trt_native.bench.BenchReport`, for the terminal and for pages."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from trt_native.bench.report import BenchReport, PlanComparison
+from trt_native.bench.statistics import PHASES
 from trt_native.shapes import format_shape
 from trt_native.units import format_bytes
-
-if TYPE_CHECKING:
-    from trt_native.bench import BenchReport, PlanComparison
 
 __all__ = ["LAYER_COLUMNS", "fact_rows", "layer_rows", "phase_table", "ratio_lines"]
 
@@ -20,8 +17,6 @@ _MOST_MS_AS_US = 100
 
 def phase_table(report: BenchReport) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Columns and rows of the statistics, in microseconds where that is a short figure."""
-    from trt_native.bench import PHASES
-
     phases = report.phases
     short = max(stats.p99 for stats in phases.values()) < _MOST_MS_AS_US
     unit, scale, digits = ("µs", 1e3, 1) if short else ("ms", 1.0, 3)
@@ -80,8 +75,6 @@ def fact_rows(report: BenchReport) -> list[tuple[str, str]]:
 
 def ratio_lines(plan: str, comparison: PlanComparison) -> list[str]:
     """A comparison, one line for each phase."""
-    from trt_native.bench import PHASES
-
     return [
         f"{PHASES[r.phase]}: {plan} {r.plan_ms:.4f} ms, {comparison.other} {r.other_ms:.4f} ms;"
         f" {plan} is {r.speedup:.3f} times as fast (95 % interval {r.low:.3f} to {r.high:.3f}"
