@@ -235,7 +235,7 @@ class TestHits:
 
     def test_this_package_counts(self, build, monkeypatch):
         build()
-        monkeypatch.setattr(cache_module, "_code_hash", lambda: "changed")
+        monkeypatch.setattr(cache_module, "code_hash", lambda: "changed")
         assert not build().cached
 
     def test_a_model_that_changes_during_the_build_is_not_kept(

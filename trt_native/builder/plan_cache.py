@@ -57,6 +57,7 @@ __all__ = [
     "CacheEntry",
     "EngineCache",
     "PruneResult",
+    "code_hash",
 ]
 
 FOLDER_VARIABLE = "TRT_NATIVE_CACHE"
@@ -390,23 +391,12 @@ class EngineCache:
         self, config: BuildConfig, backend: Backend, gpu: GpuInfo | None, **parts: Any
     ) -> str | None:
         """A digest of all that goes into a plan; None where something has no fingerprint."""
-        options = {
-            name: getattr(config, name)
-            for name in config.__dataclass_fields__
-            if name not in ("profiles", "workspace_bytes")
-        }
         try:
-            described = self._key_part(
-                {
-                    "code": _code_hash(),
-                    "schema": MANIFEST_SCHEMA,
-                    **parts,
-                    "config": options,
-                    "calibration": _calibration_files(config),
-                    "plugins": plugin_records(config.plugins),
-                    "backend": (backend.name, backend.version),
-                    "gpu": (gpu.name, gpu.compute_capability) if gpu else None,
-                }
+            return self.build_key(
+                config,
+                backend=(backend.name, backend.version),
+                gpu=(gpu.name, gpu.compute_capability) if gpu else None,
+                **parts,
             )
         except TypeError as error:
             self._warn(f"the plan is not kept: {error}")
@@ -414,7 +404,46 @@ class EngineCache:
         except OSError as error:
             self._warn(f"the plan is not kept: {error.filename}: {error.strerror}")
             return None
-        return _digest(described)
+
+    def build_key(
+        self,
+        config: BuildConfig,
+        *,
+        backend: tuple[str, str],
+        gpu: tuple[str, str] | None,
+        **parts: Any,
+    ) -> str:
+        """A digest of all that goes into a plan, for a build on any machine.
+
+        Args:
+            config: The configuration. Its profiles and workspace are among ``parts``.
+            backend: Name and version of the backend.
+            gpu: Name and compute capability of the GPU; None without one.
+            parts: What else the plan depends on, as JSON holds it.
+
+        Returns:
+            64 hexadecimal digits.
+
+        Raises:
+            TypeError: something that ``config`` names has no fingerprint.
+            OSError: a file that ``config`` names cannot be read.
+        """
+        options = {
+            name: getattr(config, name)
+            for name in config.__dataclass_fields__
+            if name not in ("profiles", "workspace_bytes")
+        }
+        described = {
+            "code": code_hash(),
+            "schema": MANIFEST_SCHEMA,
+            **parts,
+            "config": options,
+            "calibration": _calibration_files(config),
+            "plugins": plugin_records(config.plugins),
+            "backend": backend,
+            "gpu": gpu,
+        }
+        return _digest(self._key_part(described))
 
     def _key_part(self, value: Any) -> Any:
         """A JSON value that is equal only for equal values; files count by their content."""
@@ -744,7 +773,7 @@ class EngineCache:
 
 
 @functools.cache
-def _code_hash() -> str:
+def code_hash() -> str:
     """Hash of this package: a version from a repository changes without a new number."""
     folder = Path(__file__).parents[1]
     files = sorted(folder.rglob("*.py"))
