@@ -19,6 +19,12 @@ from trt_native.cuda import require_gpu
 from trt_native.errors import CudaError
 from trt_native.plans.manifest import Manifest
 
+# Ray listens on the loopback interface alone, needs a token, and reports nothing. It reads some of
+# this when it is imported, whichever test does that first.
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
 # Thousands of graphs and modules stay in a process that runs tests: looking through them for
 # garbage as often as Python does takes a tenth of the time.
 gc.set_threshold(100_000, 50, 100)

@@ -20,6 +20,7 @@ PUBLIC_MODULES = {
     "trt_native.bench": "Plans timed and compared.",
     "trt_native.inspection": "Content and differences of plans.",
     "trt_native.page": "Pages about models, plans, benchmarks and verifications.",
+    "trt_native.ray": "Builds and inference on a Ray cluster.",
     "trt_native.deploy": "Triton's model repository, trtexec's command.",
     "trt_native.models.latentsync": "LatentSync's U-Net and VAE as modules.",
     "trt_native.progress": "The protocol of progress callbacks.",

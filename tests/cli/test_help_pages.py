@@ -16,7 +16,17 @@ from trt_native.cli.help_pages import PLACEHOLDERS, names_of, paragraphs
 
 ESCAPE = "\x1b"
 ORDER = [
-    *("export", "build", "build-latentsync", "convert", "quantize", "calibrate", "inspect", "run"),
+    *(
+        "export",
+        "build",
+        "build-all",
+        "build-latentsync",
+        "convert",
+        "quantize",
+        "calibrate",
+        "inspect",
+        "run",
+    ),
     *("verify", "bench", "diff", "debug", "refit", "deploy", "cache", "doctor"),
 ]
 

@@ -11,6 +11,7 @@ import typer
 from trt_native._version import __version__
 from trt_native.cli.bench import bench
 from trt_native.cli.build import build
+from trt_native.cli.build_all import build_all
 from trt_native.cli.build_latentsync import build_latentsync
 from trt_native.cli.cache import cache_app
 from trt_native.cli.calibrate import calibrate
@@ -38,7 +39,7 @@ class _Program(HelpGroup):
     """The command tree, which with ``--json`` also prints wrong usage as JSON."""
 
     panels: ClassVar[Mapping[str, Sequence[str]]] = {
-        "Build plans": ("export", "build", "build-latentsync"),
+        "Build plans": ("export", "build", "build-all", "build-latentsync"),
         "Change ONNX files": ("convert", "quantize", "calibrate"),
         "Examine and run": ("inspect", "run", "verify", "bench", "diff", "debug"),
         "Use and maintain": ("refit", "deploy", "cache", "doctor"),
@@ -101,6 +102,7 @@ for group in (export_app, guide_app, debug_app, deploy_app, cache_app):
     app.add_typer(group)
 for command in (
     build,
+    build_all,
     build_latentsync,
     convert,
     quantize,
