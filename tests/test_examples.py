@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import json
 import os
 import re
 import shutil
@@ -121,6 +124,28 @@ def test_triton(run):
     assert (config.platform, config.max_batch_size) == ("tensorrt_plan", 32)
     assert [list(x.dims) for x in config.input] == [[3, 32, 32]]
     assert config.instance_group[0].count == 2
+
+
+@pytest.mark.backend
+def test_ray(run, monkeypatch):
+    folder, printed = without_gpu(run, "ray")
+    assert "2 builds: 2 built, 0 cached, 0 failed" in printed
+    report = json.loads((folder / "report.json").read_text())
+    plan = next(b["plan"] for b in report["builds"] if b["precision"] == "fp16")
+    assert hashlib.sha256((folder / "net.plan").read_bytes()).hexdigest() == plan["sha256"]
+    monkeypatch.syspath_prepend(folder)
+    files, video = importlib.import_module("files"), importlib.import_module("video")
+    sample = folder / "samples/002.npz"
+    with np.load(sample) as arrays:
+        rows = list(files.rows({"path": str(sample)}))
+        np.testing.assert_array_equal([row["image"] for row in rows], arrays["image"])
+        np.testing.assert_array_equal([row["label"] for row in rows], arrays["label"])
+    frames = list(video.frames({"path": str(folder / "videos/clip.mp4")}))
+    assert [frame["frame"] for frame in frames] == list(range(50))
+    image = video.normalized({"pixels": np.stack([frame["pixels"] for frame in frames])})["image"]
+    brightness = np.arange(50) * 5 / 255
+    np.testing.assert_allclose(image.mean((1, 2, 3)), brightness, atol=0.02)
+    assert (image.shape, image.dtype) == ((50, 3, 64, 64), np.float32)
 
 
 @pytest.mark.backend
