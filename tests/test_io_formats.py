@@ -83,25 +83,30 @@ def test_images_without_a_batch():
 
 
 @pytest.mark.parametrize(
-    ("name", "rank", "components", "axis"),
+    ("name", "dtype", "rank", "components", "axis"),
     [
-        ("DLA_LINEAR", 4, -1, -1),
-        ("HWC8", 4, 4, 1),
-        ("CHW32", 4, 32, 2),
-        ("HWC", 2, -1, -1),
-        ("LINEAR", 4, 2, 1),
-        ("NEW", 4, -1, -1),
+        ("DLA_LINEAR", "float16", 4, -1, -1),
+        ("HWC8", "float16", 4, 4, 1),
+        ("CHW32", "float16", 4, 32, 2),
+        ("HWC", "float32", 2, -1, -1),
+        ("LINEAR", "float32", 4, 2, 1),
+        ("NEW", "float32", 4, -1, -1),
+        ("CHW4", "float16", 4, 4, 1),
     ],
 )
-def test_what_is_not_known_is_refused_by_the_name_of_the_tensor(name, rank, components, axis):
-    with pytest.raises(UnsupportedError, match=rf"tensor 'x' of {rank} axes has the format {name}"):
-        find_format("x", name, (-1,) * rank, components=components, axis=axis)
+def test_what_is_not_known_is_refused_by_the_name_of_the_tensor(
+    name, dtype, rank, components, axis
+):
+    with pytest.raises(
+        UnsupportedError, match=rf"tensor 'x' of {rank} axes in {dtype} has the format {name}"
+    ):
+        find_format("x", name, dtype, (-1,) * rank, components=components, axis=axis)
 
 
 def test_what_engines_say_of_known_formats():
-    assert find_format("x", "LINEAR", (2,), components=-1, axis=-1) is None
-    assert find_format("x", "LINEAR", (2,), components=1, axis=-1) is None
+    assert find_format("x", "LINEAR", "float32", (2,), components=-1, axis=-1) is None
+    assert find_format("x", "LINEAR", "float32", (2,), components=1, axis=-1) is None
     for name, layout in IO_FORMATS.items():
         shape = (1,) * (layout.spatial + 2)
         for components, axis in ((-1, -1), (layout.channels, 1)):
-            assert find_format("x", name, shape, components=components, axis=axis) is layout
+            assert find_format("x", name, "int8", shape, components=components, axis=axis) is layout

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from trt_native.errors import UnsupportedError
 from trt_native.shapes import Shape
 
-__all__ = ["IO_FORMATS", "IoFormat", "StridedCopy", "find_format"]
+__all__ = ["IO_FORMATS", "OTHER_LAYOUTS", "IoFormat", "StridedCopy", "find_format"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,15 +137,19 @@ IO_FORMATS = {
 }
 """The formats by name, as the documentation of TensorRT's ``TensorFormat`` describes them."""
 
+OTHER_LAYOUTS = frozenset({("CHW4", "float16")})
+"""Formats of a type whose memory is another than documented, with TensorRT-RTX 1.6 on an H200."""
+
 
 def find_format(
-    tensor: str, name: str, shape: Shape, *, components: int, axis: int
+    tensor: str, name: str, dtype: str, shape: Shape, *, components: int, axis: int
 ) -> IoFormat | None:
     """Look up the format of an engine's tensor, and compare it with what the engine says of it.
 
     Args:
         tensor: Name of the tensor.
         name: The engine's name of the format.
+        dtype: The tensor's type, by NumPy's name.
         shape: The tensor's extents; -1 where dynamic.
         components: How many elements lie in one vector, or -1 for one.
         axis: Axis along which they do, or -1.
@@ -162,13 +166,14 @@ def find_format(
     own_axis = len(shape) - (layout.spatial if layout else 0) - 1
     if (
         layout is None
+        or (name, dtype) in OTHER_LAYOUTS
         or own_axis < 0
         or components not in (-1, 1, layout.channels)
         or axis not in (-1, own_axis)
     ):
         vector = f", {components} components along axis {axis}" if components > 1 else ""
         raise UnsupportedError(
-            f"tensor {tensor!r} of {len(shape)} axes has the format {name}{vector}, which cannot be"
-            " read and written here; build the plan with linear inputs and outputs"
+            f"tensor {tensor!r} of {len(shape)} axes in {dtype} has the format {name}{vector},"
+            " which cannot be read and written here; build the plan with linear inputs and outputs"
         )
     return layout

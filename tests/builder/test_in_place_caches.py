@@ -107,6 +107,8 @@ def test_layouts_that_do_not_fit(tmp_path):
     model = tiny_models.lone_conv(tmp_path / "m.onnx")
     with pytest.raises(SpecError, match=r"I/O format of 'z': m\.onnx has no such .* but x, y"):
         build(model, *CONV, io_formats=("z=hwc",))
+    with pytest.raises(UnsupportedError, match=r"'x': in float16 the memory of chw4 is not as"):
+        build(model, *CONV, precision="fp16", io_precision="fp16", io_formats=("x=chw4",))
     for text in ("x", "x=", "=hwc", "x=nhwc"):
         with pytest.raises(SpecError, match=r"write NAME=FORMAT, with one of: chw2"):
             BuildConfig(io_formats=(text,))

@@ -18,7 +18,6 @@ CASES = [
     ("float32", "CHW32", IMAGES),
     ("float32", "DHWC", VOLUMES),
     ("float16", "CHW2", IMAGES),
-    ("float16", "CHW4", IMAGES),
     ("float16", "CHW32", IMAGES),
     ("float16", "HWC8", IMAGES),
     ("float16", "HWC16", IMAGES),

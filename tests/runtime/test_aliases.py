@@ -51,8 +51,8 @@ class AddingEngine(FakeEngine):
         self.tensors = (
             PlanTensor("cache", "input", "float32", SHAPE),
             PlanTensor("x", "input", "float32", SHAPE),
-            PlanTensor("present", "output", "float32", SHAPE, alias="cache"),
             PlanTensor("y", "output", "float32", SHAPE),
+            PlanTensor("present", "output", "float32", SHAPE, alias="cache"),
         )
 
     def create_context(self, *, user_managed=False):
@@ -89,7 +89,7 @@ def test_an_array_on_the_gpu_is_updated_and_returned(session, arrays, torch_cuda
         assert found["present"] is cache
         np.testing.assert_array_equal(cache.array, expected)
         np.testing.assert_array_equal(found["y"].array, 2 * expected)
-    assert list(found) == ["present", "y"]
+    assert list(found) == ["y", "present"]
 
 
 def test_each_run_is_done_once_when_graphs_replay(session, arrays, torch_cuda, gpu):

@@ -47,6 +47,7 @@ from trt_native.errors import (
 )
 from trt_native.files import atomic_write, open_regular_file
 from trt_native.installing import install_command
+from trt_native.io_formats import OTHER_LAYOUTS
 from trt_native.plans.header import PlanHeader
 from trt_native.plans.host_code import HostCode
 from trt_native.plans.manifest import PlanTensor
@@ -357,6 +358,7 @@ class TensorRTBackend:
 
         Raises:
             SpecError: the model has no tensor of that name.
+            UnsupportedError: TensorRT lays out tensors of its type in another way.
         """
         outputs = (network.get_output(i) for i in range(network.num_outputs))
         tensors = {str(t.name): t for t in (*self._inputs(network), *outputs)}
@@ -365,6 +367,13 @@ class TensorRTBackend:
                 raise SpecError(
                     f"I/O format of {name!r}: {request.onnx.name} has no such input or output, but"
                     f" {', '.join(tensors)}",
+                    options=("io_formats",),
+                )
+            dtype = NUMPY_DTYPES[tensors[name].dtype.name]
+            if (layout, dtype) in OTHER_LAYOUTS:
+                raise UnsupportedError(
+                    f"I/O format of {name!r}: in {dtype} the memory of {layout.lower()} is not as"
+                    " TensorRT documents it; use another one",
                     options=("io_formats",),
                 )
             member = getattr(self._trt.TensorFormat, layout)

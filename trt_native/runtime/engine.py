@@ -412,10 +412,10 @@ class Engine:
             alias=None
             if is_input
             else self._alias(name) or getattr(known.get(name), "alias", None),
-            format=None if host or self.is_host_tensor(name) else self._format(name, shape),
+            format=None if host or self.is_host_tensor(name) else self._format(name, dtype, shape),
         )
 
-    def _format(self, name: str, shape: tuple[int, ...]) -> str | None:
+    def _format(self, name: str, dtype: str, shape: tuple[int, ...]) -> str | None:
         """The layout in memory that a tensor has in every profile; None for C order.
 
         Raises:
@@ -426,6 +426,7 @@ class Engine:
             find_format(
                 name,
                 engine.get_tensor_format(name, index).name,
+                dtype,
                 shape,
                 components=int(engine.get_tensor_components_per_element(name, index)),
                 axis=int(engine.get_tensor_vectorized_dim(name, index)),

@@ -223,6 +223,7 @@ class CheckedLaunch:
             addresses = [views[tensor.name].pointer for tensor in context.device_inputs]
             addresses += [pointers[tensor.name] for tensor in self._engine.outputs]
             context.launch(bound, tuple(addresses), compute)
+            outputs = {tensor.name: outputs[tensor.name] for tensor in self._engine.outputs}
             run = StartedRun(outputs, None, compute)
             if stream is not None and any(view.kind == "foreign" for view in held):
                 self._resources.tracker.track(run, held)
