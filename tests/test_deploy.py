@@ -154,6 +154,58 @@ def test_batching_delay_and_no_warmup():
     assert list(config.model_warmup) == []
 
 
+def test_gpus_and_the_rate_limiter():
+    (group,) = configure((X, Y))[0].instance_group
+    assert (list(group.gpus), group.HasField("rate_limiter")) == ([], False)
+    options = {"gpus": (2, 0), "resources": {"memory": 4, "r 2": 1}, "priority": 3}
+    (group,) = configure((X, Y), **options)[0].instance_group
+    assert list(group.gpus) == [2, 0]
+    assert {r.name: r.count for r in group.rate_limiter.resources} == {"memory": 4, "r 2": 1}
+    assert group.rate_limiter.priority == 3
+
+
+def test_warm_up_with_given_inputs(rng):
+    x = rng.standard_normal((3, 3, 16, 8)).astype(np.float32)
+    config, model = configure((X, Y), warmup_inputs={"x": x})
+    zeros, given = config.model_warmup
+    assert (zeros.name, given.name, given.batch_size) == ("profile 0", "given inputs", 3)
+    assert list(given.inputs["x"].dims) == [3, 16, 8]
+    file = given.inputs["x"].input_data_file
+    assert model.warmup_files[file] == x[0].tobytes()
+
+    config, model = configure((X, Y), warmup_inputs={"x": x}, max_batch=0, warmup=False)
+    (given,) = config.model_warmup
+    assert (given.batch_size, list(given.inputs["x"].dims)) == (1, [3, 3, 16, 8])
+    assert model.warmup_files[given.inputs["x"].input_data_file] == x.tobytes()
+
+
+def test_inputs_that_the_warm_up_cannot_run():
+    shape = tensor("s", "input", "int32", shape=(2,), values=("1x2:2x4:4x8",))
+    y = tensor("y", "output", "float32", shape=(-1, -1))
+    values = {"s": np.array([2, 9], np.int32)}
+    with pytest.raises(SpecError, match=r"profile 0 does not take \(.*2.*9.*\) as 's'"):
+        configure((shape, y), warmup_inputs=values)
+    one = np.zeros((4, 3, 16, 8), np.float32)
+    with pytest.raises(SpecError, match="a batch of 4, and Triton's largest is 2"):
+        configure((X, Y), warmup_inputs={"x": one}, max_batch=2)
+    with pytest.raises(SpecError, match="float64"):
+        configure((X, Y), warmup_inputs={"x": one.astype(np.float64)})
+    with pytest.raises(SpecError, match="z"):
+        configure((X, Y), warmup_inputs={"x": one, "z": one})
+    x = tensor("x", "input", "float32", "1x3:1x3:1x3", "2x3:4x3:8x3")
+    y = tensor("y", "output", "float32", shape=(-1, 3))
+    with pytest.raises(SpecError, match="of profile 1, which is not served"):
+        configure((x, y), warmup_inputs={"x": np.zeros((4, 3), np.float32)}, profiles=(0,))
+
+
+def test_a_shape_that_depends_on_data():
+    static = tensor("x", "input", "float32", shape=(4, 3))
+    found = tensor("y", "output", "int64", shape=(2, -1))
+    with pytest.raises(UnsupportedError, match="the shape of output 'y' depends on data"):
+        configure((static, found))
+    assert configure((X, dataclasses.replace(found, dims=(None, None))))[0].output[0].name == "y"
+
+
 @pytest.mark.parametrize("name", ['a"b\\c', "l\nine\t\x01", "größe:0", "a b/c#"])
 def test_names_survive_the_text_format(name):
     tensors = tuple(dataclasses.replace(t, name=name) for t in STATIC)
@@ -187,6 +239,17 @@ def test_names_that_are_no_folder(name):
 )
 def test_numbers_out_of_range(options):
     with pytest.raises(SpecError, match=r"must be|cannot be"):
+        TritonConfig(name="m", **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"gpus": (-1,)}, {"gpus": (0, 0)}, {"resources": {"": 1}}, {"resources": {"a": 0}},
+     {"priority": 0}],
+    ids=str,
+)  # fmt: skip
+def test_gpus_and_limits_out_of_range(options):
+    with pytest.raises(SpecError, match=r"once, from 0 on|at least 1|1 is the highest"):
         TritonConfig(name="m", **options)
 
 

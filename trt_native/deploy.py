@@ -13,12 +13,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from trt_native.arrays import Array
 from trt_native.errors import CudaError, PlanError, SpecError, UnsupportedError
 from trt_native.plans.host_code import LEAN_RUNTIME
 from trt_native.plans.manifest import PlanTensor
 from trt_native.plans.plan import Plan
 from trt_native.plans.plugins import is_python_plugin
 from trt_native.runtime.engine import Engine
+from trt_native.runtime.input_checks import check_inputs, count_profiles
 from trt_native.shapes import Shape, format_shape
 
 __all__ = [
@@ -80,6 +82,12 @@ class TritonConfig:
         batching_delay_us: How long a request may wait for others to share its batch, in
             microseconds. None leaves dynamic batching to Triton.
         warmup: Let Triton run each profile once, at its opt shapes, before the model is ready.
+        warmup_inputs: Inputs that Triton runs once, too: arrays by name, in the plan's types. Where
+            it forms batches it repeats the first entry of each.
+        gpus: Numbers of the GPUs that have the instances. Empty: all that Triton sees.
+        resources: What each run of an instance takes of the server's rate limiter, by name.
+        priority: For the rate limiter: an instance of priority 2 runs half as often as one of 1,
+            which is the highest. None: 1.
     """
 
     name: str
@@ -88,6 +96,10 @@ class TritonConfig:
     profiles: tuple[int, ...] = ()
     batching_delay_us: int | None = None
     warmup: bool = True
+    warmup_inputs: Mapping[str, Array] = field(default_factory=dict)
+    gpus: tuple[int, ...] = ()
+    resources: Mapping[str, int] = field(default_factory=dict)
+    priority: int | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(_MODEL_NAME, self.name):
@@ -102,6 +114,14 @@ class TritonConfig:
             raise SpecError(f"max batch {self.max_batch}: it cannot be negative; 0 is no batching")
         if self.batching_delay_us is not None and not 0 <= self.batching_delay_us < 2**63:
             raise SpecError(f"batching delay {self.batching_delay_us}: it cannot be negative")
+        for gpu in self.gpus:
+            if not 0 <= gpu < 2**31 or self.gpus.count(gpu) > 1:
+                raise SpecError(f"GPU {gpu}: give the number of each GPU once, from 0 on")
+        for name, count in self.resources.items():
+            if not name or not 1 <= count < 2**32:
+                raise SpecError(f"{count} of resource {name!r}: a run takes at least 1 of a name")
+        if self.priority is not None and not 1 <= self.priority < 2**32:
+            raise SpecError(f"priority {self.priority}: 1 is the highest, and there is none below")
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +188,9 @@ def triton_config(
             ("model_warmup", _warmup_fields(inputs, index, batch, files))
             for index in profiles or (0,)
         ]
+    if config.warmup_inputs:
+        _check_inputs(inputs, config.warmup_inputs, profiles, batch)
+        fields.append(("model_warmup", _given_fields(inputs, config.warmup_inputs, batch, files)))
     text = f"# {' '.join(comment.split())}\n" if comment else ""
     unbatched = why_not if config.max_batch is None else None
     return TritonModel(
@@ -231,6 +254,9 @@ def _is_version_compatible(plan: Plan) -> bool:
 
 def _check_tensors(tensors: Sequence[PlanTensor]) -> None:
     problems = []
+    dynamic = any(
+        -1 in tensor.shape or tensor.values for tensor in tensors if tensor.mode == "input"
+    )
     for tensor in tensors:
         if tensor.alias is not None:
             problems.append(
@@ -253,6 +279,11 @@ def _check_tensors(tensors: Sequence[PlanTensor]) -> None:
         if tensor.values and len(tensor.shape) > 1:
             problems.append(
                 f"{tensor.name!r} is a shape of more than one axis, which Triton does not support"
+            )
+        if tensor.mode == "output" and not dynamic and -1 in tensor.shape:
+            problems.append(
+                f"the shape of output {tensor.name!r} depends on data, for which Triton allocates"
+                " nothing; give it a fixed number of elements, such as those of a TopK"
             )
     if problems:
         raise UnsupportedError("Triton cannot serve this plan:", problems=problems)
@@ -332,10 +363,17 @@ def _io_fields(tensor: PlanTensor, batch: int) -> list[_Field]:
 
 
 def _group_fields(config: TritonConfig, profiles: Sequence[int]) -> list[_Field]:
+    limits: list[_Field] = [
+        ("resources", [("name", name), ("count", count)])
+        for name, count in config.resources.items()
+    ]
+    limits += [] if config.priority is None else [("priority", config.priority)]
     return [
         ("count", config.instances),
         ("kind", _Name("KIND_GPU")),
+        *(("gpus", gpu) for gpu in config.gpus),
         *(("profile", str(index)) for index in profiles),
+        *([("rate_limiter", limits)] if limits else []),
     ]
 
 
@@ -362,6 +400,49 @@ def _warmup_fields(
             value.append(("zero_data", True))
         entries.append(("inputs", [("key", tensor.name), ("value", value)]))
     return [("name", f"profile {profile}"), ("batch_size", size), *entries]
+
+
+def _check_inputs(
+    inputs: Sequence[PlanTensor], arrays: Mapping[str, Array], profiles: Sequence[int], batch: int
+) -> None:
+    """Refuse arrays that the plan, or a batch of Triton, does not take."""
+    profile = check_inputs(tuple(inputs), count_profiles(inputs), arrays)
+    problems = [
+        f"{tensor.name!r} has the layout {tensor.format}, arrays have C order"
+        for tensor in inputs
+        if tensor.format is not None
+    ]
+    if profiles and profile not in profiles:
+        problems.append(f"they are of profile {profile}, which is not served")
+    for tensor in inputs:
+        values = tuple(arrays[tensor.name].flat) if tensor.values else ()
+        if tensor.values and not tensor.values[profile].contains(tuple(map(int, values))):
+            problems.append(f"profile {profile} does not take {values} as {tensor.name!r}")
+    size = max(len(array) for array in arrays.values()) if batch else 0
+    if size > batch:
+        problems.append(f"they are a batch of {size}, and Triton's largest is {batch}")
+    if problems:
+        raise SpecError("the inputs for the warm-up do not fit:", problems=problems)
+
+
+def _given_fields(
+    inputs: Sequence[PlanTensor], arrays: Mapping[str, Array], batch: int, files: dict[str, bytes]
+) -> list[_Field]:
+    """One request of given inputs, each with a file; of a batch Triton repeats the first entry."""
+    entries: list[_Field] = []
+    for number, tensor in enumerate(inputs):
+        array = arrays[tensor.name]
+        entry = array[0].reshape(array.shape[1:] or (1,)) if batch else array
+        file = f"given_input{number}"
+        files[file] = entry.tobytes()
+        value: list[_Field] = [
+            ("data_type", _Name(_TRITON_TYPES[tensor.dtype])),
+            *(("dims", extent) for extent in entry.shape),
+            ("input_data_file", file),
+        ]
+        entries.append(("inputs", [("key", tensor.name), ("value", value)]))
+    size = len(arrays[inputs[0].name]) if batch else 1
+    return [("name", "given inputs"), ("batch_size", size), *entries]
 
 
 def _pack_values(tensor: PlanTensor, values: Shape) -> bytes:

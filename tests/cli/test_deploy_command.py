@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 
+import numpy as np
 import pytest
 from helpers.made_plans import STATIC, TWO, X, Y, make_plan
 from helpers.program import trt_native
@@ -32,6 +33,24 @@ def test_triton(tmp_path):
     assert report["config"] == (tmp_path / "repo/unet.v2/config.pbtxt").read_text()
 
 
+def test_triton_with_gpus_limits_and_inputs(tmp_path, rng):
+    make_plan(tmp_path / "m.plan", (X, Y))
+    x = rng.standard_normal((2, 3, 16, 8)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    command = ("deploy", "triton", "m.plan", "--repository", "repo", "--input", "x=x.npy")
+    limits = ("--rate-resource", "memory=4", "--rate-resource", "r=1", "--rate-priority", 2)
+    result = trt_native(*command, "--gpu", 1, "--gpu", 0, *limits, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "--rate-limit=execution_count" in " ".join(result.stdout.split())
+    folder = tmp_path / "repo/m"
+    config = parse_model_config((folder / "config.pbtxt").read_text())
+    (group,) = config.instance_group
+    assert list(group.gpus) == [1, 0]
+    assert [(r.name, r.count) for r in group.rate_limiter.resources] == [("memory", 4), ("r", 1)]
+    file = config.model_warmup[1].inputs["x"].input_data_file
+    assert (folder / "warmup" / file).read_bytes() == x[0].tobytes()
+
+
 def test_triton_says_why_it_forms_no_batches(tmp_path):
     make_plan(tmp_path / "m.plan", STATIC)
     result = trt_native("deploy", "triton", "m.plan", "--repository", "repo", cwd=tmp_path)
@@ -54,6 +73,9 @@ def test_trtexec(tmp_path):
         (("triton", "m.plan", "--repository", "m.plan"), "File exists"),
         (("triton", "m.plan", "--repository", "/proc/x"), "cannot write /proc/x"),
         (("triton", "none.plan", "--repository", "r"), "cannot read none.plan"),
+        (("triton", "m.plan", "--repository", "r", "--rate-resource", "a"), "write NAME=COUNT"),
+        (("triton", "m.plan", "--repository", "r", "--rate-priority", 0), "1 is the highest"),
+        (("triton", "m.plan", "--repository", "r", "--gpu", -1), "from 0 on"),
         (("trtexec", "m.plan", "--shape", "x"), "write NAME=1x3x8x8"),
         (("trtexec", "m.plan", "--profile", "7"), "profile 7: the plan has 0 alone"),
         (("trtexec", "m.plan.json"), "not a TensorRT plan"),

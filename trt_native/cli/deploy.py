@@ -11,8 +11,9 @@ import typer
 
 from trt_native.cli.console import print_command, print_json, report_errors, stderr, table
 from trt_native.cli.help_pages import CommandTree
-from trt_native.cli.inputs import read_shapes
+from trt_native.cli.inputs import open_inputs, read_shapes
 from trt_native.cli.options import AllowHostCode, IgnoreManifest, LeanRuntime, PluginsOption
+from trt_native.errors import SpecError
 
 if TYPE_CHECKING:
     from trt_native.plans.plan import Plan
@@ -59,6 +60,31 @@ def triton(
     warmup: Annotated[
         bool, typer.Option(help="Run each profile once before the model is ready.")
     ] = True,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            help="Also run these inputs before the model is ready: NAME=FILE.npy, or an .npz file"
+            " with all of them. Repeatable.",
+        ),
+    ] = None,
+    gpu: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="N", help="Number of a GPU for the instances. Repeatable. \\[default: all]"
+        ),
+    ] = None,
+    rate_resource: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=COUNT",
+            help="What a run takes of Triton's rate limiter. Repeatable.",
+        ),
+    ] = None,
+    rate_priority: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Priority for the rate limiter; 1 is the highest."),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace a model of this name that differs.")
     ] = False,
@@ -73,17 +99,9 @@ def triton(
     $ trt-native deploy triton net.plan \
         --repository models
     """
-    from trt_native.deploy import TritonConfig, deploy_triton
+    from trt_native.deploy import TritonConfig, deploy_triton, plan_tensors
     from trt_native.plans.plan import Plan
 
-    config = TritonConfig(
-        name=plan.name.removesuffix(".plan").removesuffix(".engine") if name is None else name,
-        instances=instances,
-        max_batch=max_batch,
-        profiles=tuple(profile or ()),
-        batching_delay_us=batching_delay,
-        warmup=warmup,
-    )
     loaded = Plan.open(
         plan,
         ignore_manifest=ignore_manifest,
@@ -91,9 +109,26 @@ def triton(
         lean_runtime=lean_runtime,
         plugins=plugins or (),
     )
+    with open_inputs(inputs or []) as given:
+        tensors = plan_tensors(loaded) if given.names else ()
+        arrays = given.read([tensor for tensor in tensors if tensor.mode == "input"])
+    config = TritonConfig(
+        name=plan.name.removesuffix(".plan").removesuffix(".engine") if name is None else name,
+        instances=instances,
+        max_batch=max_batch,
+        profiles=tuple(profile or ()),
+        batching_delay_us=batching_delay,
+        warmup=warmup,
+        warmup_inputs=arrays,
+        gpus=tuple(gpu or ()),
+        resources=_read_resources(rate_resource or []),
+        priority=rate_priority,
+    )
     folder, model = deploy_triton(loaded, repository, config, force=force)
     linked = (folder / "1" / "model.plan").samefile(plan)
     needs = _needs(loaded)
+    if config.resources or config.priority is not None:
+        needs += ", started with --rate-limit=execution_count"
     if json:
         print_json(
             {
@@ -170,6 +205,21 @@ def trtexec(
         return
     print_command(shlex.join(words))
     stderr.print(f"for the {words[0]} of {_needs(loaded)}", markup=False, highlight=False)
+
+
+def _read_resources(entries: list[str]) -> dict[str, int]:
+    """The counts that ``--rate-resource`` gives.
+
+    Raises:
+        SpecError: an entry has another form, or a name is given twice.
+    """
+    found: dict[str, int] = {}
+    for entry in entries:
+        name, _, count = entry.rpartition("=")
+        if not name or not count.isascii() or not count.isdigit() or name in found:
+            raise SpecError(f"--rate-resource {entry!r}: write NAME=COUNT, each name once")
+        found[name] = int(count)
+    return found
 
 
 def _needs(plan: Plan) -> str:
