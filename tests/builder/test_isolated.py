@@ -19,7 +19,7 @@ from types import MappingProxyType
 import onnx
 import pytest
 from helpers import tiny_models
-from helpers.planted_builds import PLANT
+from helpers.planted_builds import PARSER_CRASH, PLANT
 from onnx import helper
 
 from trt_native.builder import isolated
@@ -55,8 +55,8 @@ def build(model, scratch, plant):
     """Build ``model`` with something planted; returns the finished process."""
     pytest.importorskip("tensorrt_rtx")
 
-    def run(*arguments, body="return build()", path=model):
-        env = plant(PLANT.format(body=body), TMPDIR=str(scratch))
+    def run(*arguments, body="return build()", path=model, code=None):
+        env = plant(code or PLANT.format(body=body), TMPDIR=str(scratch))
         return subprocess.run(
             command("build", path, *DIMS, "--backend", "rtx", *arguments),
             capture_output=True,
@@ -121,21 +121,19 @@ class TestCrashes:
     def test_a_model_that_crashes_the_parser_is_an_error_with_the_node(
         self, build, tmp_path, scratch
     ):
-        # TensorRT-RTX 1.6 divides by the block size without looking at it.
         path = tiny_models.save(
             tmp_path / "m.onnx",
             [
                 helper.make_node("Relu", ["x"], ["a"], name="before"),
-                helper.make_node("DepthToSpace", ["a"], ["y"], name="blocks", blocksize=0),
+                helper.make_node("Floor", ["a"], ["y"], name="crashing"),
             ],
             [tiny_models.tensor("x", tiny_models.FLOAT, ["batch", 8, "height", "width"])],
             [tiny_models.tensor("y", tiny_models.FLOAT, None)],
         )
-        message = failed(build("--precision", "fp32", path=path))
-        if "cannot parse m.onnx" in message:
-            pytest.skip("this TensorRT looks at the block size")
+        code = PARSER_CRASH.format(node="crashing")
+        message = failed(build("--precision", "fp32", path=path, code=code))
         assert "crashed with SIGFPE (Floating point exception)" in message
-        assert "after it began to parse node blocks [DepthToSpace]" in message
+        assert "after it began to parse node crashing [Floor]" in message
         assert message.startswith("[")
         assert "error: TensorRT-RTX 1." in message
         assert os.listdir(tmp_path) == ["m.onnx"]

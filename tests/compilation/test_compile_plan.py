@@ -172,13 +172,10 @@ def test_later_processes_export_only_what_has_changed(tmp_path):
     assert run("module.scale = 3")[0] == ["exported", "built"]
     write("parts/blocks.py", textwrap.dedent(FILES["parts/blocks.py"]) + "# a comment")
     assert run() == (["exported", "found"], first)
-    assert run() == ([], first)
     write("parts/blocks.py", FILES["parts/blocks.py"].replace("relu", "tanh"))
     steps, third = run()
     assert steps == ["exported", "built"]
     assert third != first
-    write("parts/blocks.py", FILES["parts/blocks.py"])
-    assert run()[1] == first
 
 
 def test_without_a_gpu_nothing_is_begun(exports):

@@ -47,8 +47,10 @@ from trt_native.passes.reject_unsupported import check_parser_support
             "without max_output_boxes_per_class",
         ),
         (model_of("SpaceToDepth", {"x": [1, 1, 4, 4]}, blocksize=2, mode="CRD"), "mode CRD"),
+        (model_of("SpaceToDepth", {"x": [1, 1, 4, 4]}, blocksize=-2), "blocksize -2: blocks have"),
+        (model_of("DepthToSpace", {"x": [1, 4, 4, 4]}, blocksize=-2), "blocksize -2: blocks have"),
     ],
-    ids=["uint8", "bias", "output_shape", "boxes", "CRD"],
+    ids=["uint8", "bias", "output_shape", "boxes", "CRD", "to depth", "to space"],
 )
 def test_unsupported_operators_are_rejected(model, problem):
     graph = normalized(model)

@@ -168,7 +168,14 @@ def _non_max_suppression_reason(node: ir.Node) -> str:
     return "without max_output_boxes_per_class the number of boxes is undefined; give it"
 
 
+def _block_size_reason(node: ir.Node) -> str:
+    size = node.attributes.get_int("blocksize", 0)
+    return "" if size > 0 else f"blocksize {size}: blocks have at least one element; correct it"
+
+
 def _space_to_depth_reason(node: ir.Node) -> str:
+    if reason := _block_size_reason(node):
+        return reason
     crd = node.attributes.get_string("mode", "DCR") == "CRD"
     return "mode CRD is computed as DCR; give the channels a fixed number" if crd else ""
 
@@ -228,6 +235,7 @@ _RULES: dict[str, Callable[[ir.Node], str]] = {
     "Clip": _clip_reason,
     "ConvTranspose": _conv_transpose_reason,
     "NonMaxSuppression": _non_max_suppression_reason,
+    "DepthToSpace": _block_size_reason,
     "SpaceToDepth": _space_to_depth_reason,
     "Attention": _attention_reason,
     "Resize": resize_reason,
