@@ -1,4 +1,4 @@
-"""A browser for all tests of a process, and pages of models in it."""
+"""A browser for all tests of a file, and pages of models in it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trt_native.graph.onnx_file import summarize
 from trt_native.page import model_page
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # as long as it is open, an event loop runs in this thread
 def browser():
     with open_browser() as opened:
         yield opened
