@@ -143,6 +143,26 @@ def test_a_choice_between_one_value_and_itself(shapes, rng):
     assert found.shape == expected.shape
 
 
+def test_a_node_whose_shape_is_known_once_another_is_rewritten(rng):
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 18]> g (float[n, 5, 1] x) => (float[m, 3, 1] y) {
+            k = Constant <value = int64 {2}> () t = Constant <value = bool {1}> ()
+            l = Loop (k, t, x) <body = b (int64 i, bool d, float[p, q, r] s)
+                => (bool e, float[p, q, r] u) { e = Identity (d) u = Tanh (s) }>
+            y = ConvTranspose <strides = [2]> (l, w) }"""
+    )
+    weight = rng.normal(size=(5, 3, 1)).astype(np.float32)
+    proto.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    graph = normalized(proto)
+    assert apply_parser_workarounds(graph) == {"Loop": 1, "ConvTranspose": 1}
+    assert not WORKAROUNDS.needed(graph)
+    x = {"x": rng.normal(size=(4, 5, 1)).astype(np.float32)}
+    found, expected = (
+        ReferenceEvaluator(one).run(None, x)[0] for one in (ir.to_proto(graph), proto)
+    )
+    np.testing.assert_allclose(found, expected, 1e-5, 1e-6)
+
+
 @pytest.mark.parametrize("inputs", ['t, "", x', '"", c, x', '"", on, x', "most, c, x"])
 def test_loops_without_a_limit_or_a_condition(inputs, rng):
     condition = "Identity (d)" if inputs.startswith("t") else "Less (i, t)"

@@ -40,6 +40,7 @@ from trt_native.passes.sampler_workarounds import GRID_SAMPLE
 
 __all__ = ["ParserWorkarounds", "apply_parser_workarounds"]
 
+_ROUNDS = 3  # shapes may be known only once other nodes, such as a Loop, are rewritten
 _SHAPED = ("Conv", "ConvTranspose", "GridSample", "Tile")
 _BFLOAT16_NORM = 22  # since this opset InstanceNormalization takes it
 _MOST_EXACT = 1 << 24  # whole numbers that FP32 holds
@@ -61,13 +62,29 @@ def apply_parser_workarounds(model: ir.Model, *, refit: bool = False) -> dict[st
     Raises:
         ModelError: the type of a value is unknown and cannot be inferred.
     """
-    nodes = [(node, rewrite) for node in all_nodes(model.graph) if (rewrite := _rule(node, refit))]
-    if any(value is not None and value.dtype is None for n, _ in nodes for value in n.inputs[:1]):
-        infer_values(model)
     names, opset = NameAuthority(model), opset_of(model)
-    for node, rewrite in nodes:
-        rewrite(ReplacementBuilder(node, names, opset))
-    return dict(Counter(node.op_type for node, _ in nodes))
+    counts: Counter[str] = Counter()
+    for _ in range(_ROUNDS):
+        nodes = _miscompiled(model, refit)
+        if not nodes:
+            break
+        read = (value for node, _ in nodes for value in node.inputs[:1])
+        if any(value is not None and value.dtype is None for value in read):
+            infer_values(model)
+        for node, rewrite in nodes:
+            rewrite(ReplacementBuilder(node, names, opset))
+            counts[node.op_type] += 1
+    return dict(counts)
+
+
+def _miscompiled(
+    model: ir.Model, refit: bool
+) -> list[tuple[ir.Node, Callable[[ReplacementBuilder], None]]]:
+    """The nodes to rewrite, in bodies too, and how."""
+    nodes = list(all_nodes(model.graph))
+    if any(_lacks_shape(node) for node in nodes):
+        infer_values(model)
+    return [(node, rewrite) for node in nodes if (rewrite := _rule(node, refit))]
 
 
 class ParserWorkarounds(GraphPass):
@@ -82,10 +99,7 @@ class ParserWorkarounds(GraphPass):
 
     def needed(self, model: ir.Model) -> bool:
         """Whether any node, in bodies too, is miscompiled."""
-        nodes = list(all_nodes(model.graph))
-        if any(_lacks_shape(node) for node in nodes):
-            infer_values(model)
-        return any(_rule(node, self.context.config.refit) for node in nodes)
+        return bool(_miscompiled(model, self.context.config.refit))
 
     def rewrite(self, model: ir.Model) -> Mapping[str, Any]:
         """Rewrite the nodes; see :func:`apply_parser_workarounds`."""
