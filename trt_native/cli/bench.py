@@ -26,6 +26,7 @@ from trt_native.cli.options import (
     KernelSpecializationOption,
     LeanRuntime,
     PluginsOption,
+    open_plan,
     select_device,
 )
 from trt_native.cli.pages import write_text
@@ -117,7 +118,6 @@ def bench(
     select_device(device)
     from trt_native.bench import BenchOptions, CudaMachine, bench_plan
     from trt_native.graph.outputs import check_outputs
-    from trt_native.plans.plan import Plan
     from trt_native.progress_bars import ProgressDisplay
 
     options = BenchOptions(
@@ -134,14 +134,9 @@ def bench(
         files = [file for _, file in map(split_entry, inputs or [])]
         written = [path for path in (html, trace) if path is not None]
         check_outputs(written, reads=[plan, compare, *files])
-        reading: dict[str, Any] = {
-            "ignore_manifest": ignore_manifest,
-            "allow_host_code": allow_host_code,
-            "lean_runtime": lean_runtime,
-            "plugins": plugins or (),
-        }
-        loaded = Plan.open(plan, **reading)
-        other = None if compare is None else Plan.open(compare, **reading)
+        reading = ignore_manifest, allow_host_code, lean_runtime, plugins
+        loaded = open_plan(plan, *reading)
+        other = None if compare is None else open_plan(compare, *reading)
         with ProgressDisplay(stderr, brief=True) as progress, phase(progress, "Measuring"):
             supply = _supply(given, shapes, random)
             machine = CudaMachine(kernel_specialization=kernel_specialization)

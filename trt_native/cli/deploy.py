@@ -12,7 +12,13 @@ import typer
 from trt_native.cli.console import print_command, print_json, report_errors, stderr, table
 from trt_native.cli.help_pages import CommandTree
 from trt_native.cli.inputs import open_inputs, read_shapes
-from trt_native.cli.options import AllowHostCode, IgnoreManifest, LeanRuntime, PluginsOption
+from trt_native.cli.options import (
+    AllowHostCode,
+    IgnoreManifest,
+    LeanRuntime,
+    PluginsOption,
+    open_plan,
+)
 from trt_native.errors import SpecError
 
 if TYPE_CHECKING:
@@ -100,15 +106,8 @@ def triton(
         --repository models
     """
     from trt_native.deploy import TritonConfig, deploy_triton, plan_tensors
-    from trt_native.plans.plan import Plan
 
-    loaded = Plan.open(
-        plan,
-        ignore_manifest=ignore_manifest,
-        allow_host_code=allow_host_code,
-        lean_runtime=lean_runtime,
-        plugins=plugins or (),
-    )
+    loaded = open_plan(plan, ignore_manifest, allow_host_code, lean_runtime, plugins)
     with open_inputs(inputs or []) as given:
         tensors = plan_tensors(loaded) if given.names else ()
         arrays = given.read([tensor for tensor in tensors if tensor.mode == "input"])
@@ -184,15 +183,8 @@ def trtexec(
     """
     from trt_native.deploy import trtexec_command
     from trt_native.graph.outputs import check_outputs
-    from trt_native.plans.plan import Plan
 
-    loaded = Plan.open(
-        plan,
-        ignore_manifest=ignore_manifest,
-        allow_host_code=allow_host_code,
-        lean_runtime=lean_runtime,
-        plugins=plugins or (),
-    )
+    loaded = open_plan(plan, ignore_manifest, allow_host_code, lean_runtime, plugins)
     file, shapes = plan, read_shapes(shape or [])
     if output is not None:
         check_outputs([output], reads=[plan])

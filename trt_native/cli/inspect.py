@@ -19,6 +19,7 @@ from trt_native.cli.options import (
     LeanRuntime,
     PluginsOption,
     complete_backend,
+    open_plan,
 )
 from trt_native.cli.pages import model_of, say_written, write_text
 from trt_native.errors import BuildError, ModelError, PlanError, SpecError, UnsupportedError
@@ -104,17 +105,9 @@ def inspect(
     written = [path for path in (html, netron) if path is not None]
     check_outputs(written, reads=[file, times], models=() if is_plan else [file])
     if is_plan:
-        from trt_native.plans.plan import Plan
-
         if dims:
             raise SpecError("--dim: a plan has profiles; it is for ONNX files")
-        plan = Plan.open(
-            file,
-            ignore_manifest=ignore_manifest,
-            allow_host_code=allow_host_code,
-            lean_runtime=lean_runtime,
-            plugins=plugins or (),
-        )
+        plan = open_plan(file, ignore_manifest, allow_host_code, lean_runtime, plugins)
         _inspect_plan(file, plan, html, netron, times, ignore_manifest, json)
     elif times is not None:
         raise SpecError("--times: only the layers of a plan have times")

@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from trt_native.builder.plan_cache import FOLDER_VARIABLE
 from trt_native.config import BuildConfig, CommandOption, QuantizationSpec
 from trt_native.errors import SpecError, TrtNativeError
+
+if TYPE_CHECKING:
+    from trt_native.plans.plan import Plan
 
 __all__ = [
     "AllowHostCode",
@@ -39,10 +42,34 @@ __all__ = [
     "complete_precision",
     "completing",
     "flag_words",
+    "open_plan",
     "read_fields",
     "select_device",
     "with_fields",
 ]
+
+
+def open_plan(
+    path: Path,
+    ignore_manifest: bool,
+    allow_host_code: bool,
+    lean_runtime: Path | None,
+    plugins: list[str] | None,
+) -> Plan:
+    """Open a plan with what the options :data:`IgnoreManifest` to :data:`PluginsOption` say.
+
+    Raises:
+        PlanError: as :meth:`~trt_native.plans.plan.Plan.open`.
+    """
+    from trt_native.plans.plan import Plan
+
+    return Plan.open(
+        path,
+        ignore_manifest=ignore_manifest,
+        allow_host_code=allow_host_code,
+        lean_runtime=lean_runtime,
+        plugins=plugins or (),
+    )
 
 
 def check_weights(given: Path | None, random_weights: int | None, name: str) -> None:

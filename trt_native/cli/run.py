@@ -27,6 +27,7 @@ from trt_native.cli.options import (
     KernelSpecializationOption,
     LeanRuntime,
     PluginsOption,
+    open_plan,
     select_device,
 )
 from trt_native.errors import SpecError
@@ -75,7 +76,6 @@ def run(
 
     from trt_native.arrays import save_arrays
     from trt_native.graph.outputs import check_outputs
-    from trt_native.plans.plan import Plan
     from trt_native.runtime import Session
 
     if output is not None:
@@ -86,13 +86,7 @@ def run(
         check_seed(random, shapes)
         if random is None and not given.names:
             raise SpecError("no inputs: give --input NAME=FILE.npy, or --random SEED")
-        loaded = Plan.open(
-            plan,
-            ignore_manifest=ignore_manifest,
-            allow_host_code=allow_host_code,
-            lean_runtime=lean_runtime,
-            plugins=plugins or (),
-        )
+        loaded = open_plan(plan, ignore_manifest, allow_host_code, lean_runtime, plugins)
         if loaded.manifest is not None:
             check_not_fixed(given.names, loaded.manifest.build_config().fixed_values())
             given.read(loaded.manifest.inputs)

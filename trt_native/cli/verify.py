@@ -31,6 +31,7 @@ from trt_native.cli.options import (
     IgnoreManifest,
     LeanRuntime,
     PluginsOption,
+    open_plan,
     select_device,
 )
 from trt_native.cli.pages import model_of, write_text
@@ -202,18 +203,11 @@ def verify(
     source = _Source(inputs or [], random, shape or [], data, batches, seeds, corners)
 
     from trt_native.graph.outputs import check_outputs
-    from trt_native.plans.plan import Plan
     from trt_native.progress_bars import ProgressDisplay
     from trt_native.verify import check, default_thresholds, open_reference
     from trt_native.verify.check import verify_plan
 
-    loaded = Plan.open(
-        plan,
-        ignore_manifest=ignore_manifest,
-        allow_host_code=allow_host_code,
-        lean_runtime=lean_runtime,
-        plugins=plugins or (),
-    )
+    loaded = open_plan(plan, ignore_manifest, allow_host_code, lean_runtime, plugins)
     thresholds, origin = default_thresholds(loaded.manifest)
     if max_relative_error is not None:
         thresholds, origin = replace(thresholds, max_relative_error=max_relative_error), "as given"

@@ -134,10 +134,9 @@ def _type_containers(model: ir.Model) -> None:
 
 
 def infer_around(model: ir.Model, nodes: Iterable[ir.Node]) -> None:
-    """Fill in values where the type or shape of one that these nodes read or make is lacking."""
-    values = (v for node in nodes for v in (*node.inputs, *node.outputs) if v is not None)
-    if any(value.name and not _is_known(value) for value in values):
-        infer_values(model)
+    """Fill in what nodes read and make, and what that is computed from, as :func:`infer_behind`."""
+    values = (value for node in nodes for value in (*node.inputs, *node.outputs))
+    infer_behind(model, [value for value in values if value is not None and value.name])
 
 
 def infer_behind(model: ir.Model, wanted: Collection[ir.Value]) -> None:

@@ -21,7 +21,7 @@ from onnx_ir.passes import common
 from trt_native.backends.base import Backend
 from trt_native.backends.parser_support import is_used, one_node_model, refused_nodes
 from trt_native.graph.folding import fold_constants
-from trt_native.graph.inference import infer_behind, infer_values
+from trt_native.graph.inference import infer_around, infer_values
 from trt_native.graph.nodes import FLOAT, all_nodes, constant_of, input_of, is_fp32, opset_of
 from trt_native.graph.opset import means_the_same
 from trt_native.graph.validity import wraps_graph_errors
@@ -87,8 +87,7 @@ class LowerFunctions(GraphPass):
             for node in all_nodes(model.graph)
             if _has_body(node, opsets) or _unused_outputs(node, opsets)
         ]
-        read = (value for node in nodes for value in (*node.inputs, *node.outputs))
-        infer_behind(model, [value for value in read if value is not None and value.name])
+        infer_around(model, nodes)
         refused = refused_nodes(nodes, opsets, backend)
         spare = [node for node in refused if _unused_outputs(node, opsets)]
         too_many = set(spare) - refused_nodes(spare, opsets, backend, used_only=True).keys()

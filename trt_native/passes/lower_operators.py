@@ -17,7 +17,7 @@ import onnx_ir as ir
 from trt_native.arrays import Array
 from trt_native.backends.parser_support import refused_nodes
 from trt_native.graph.folding import Folded
-from trt_native.graph.inference import infer_behind, infer_values
+from trt_native.graph.inference import infer_around, infer_values
 from trt_native.graph.nodes import all_nodes, dtype_of, input_of, op_set, opset_of
 from trt_native.graph.skeleton import folded_twins
 from trt_native.graph.validity import wraps_graph_errors
@@ -93,8 +93,7 @@ class LowerOperators(GraphPass):
             candidates = [node for node in candidates if node.op_type != "TensorScatter"]
         if backend is None or not candidates or opset < _FIRST_OPSET:
             return {}
-        read = (value for node in candidates for value in (*node.inputs, *node.outputs))
-        infer_behind(model, [value for value in read if value is not None and value.name])
+        infer_around(model, candidates)
         has = backend.capabilities
         refused = set(refused_nodes(candidates, model.opset_imports, backend))
         refused |= {n for n in candidates if unsupported_reason(n, has.crashing_operators)}

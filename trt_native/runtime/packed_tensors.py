@@ -22,6 +22,14 @@ class _Bound:
     plain: int  # addresses
     packed: int
 
+    def copy(self, stream: int, *, packs: bool) -> None:
+        """Move all elements from C order to the layout, or back, in the order of a stream."""
+        for one in self.layout.copies(self.shape, self.itemsize):
+            plain = self.plain + one.plain, one.plain_pitch
+            packed = self.packed + one.packed, one.packed_pitch
+            target, source = (packed, plain) if packs else (plain, packed)
+            copy_rows(*target, *source, width=one.width, rows=one.rows, stream=stream)
+
 
 class PackedTensors:
     """Device memory in the layouts of an engine, beside the caller's arrays in C order.
@@ -69,30 +77,12 @@ class PackedTensors:
             if bound.layout.is_padded(bound.shape):
                 nbytes = bound.layout.nbytes(bound.shape, bound.itemsize)
                 fill_zeros(bound.packed, nbytes, stream)
-            for copy in bound.layout.copies(bound.shape, bound.itemsize):
-                copy_rows(
-                    bound.packed + copy.packed,
-                    copy.packed_pitch,
-                    bound.plain + copy.plain,
-                    copy.plain_pitch,
-                    width=copy.width,
-                    rows=copy.rows,
-                    stream=stream,
-                )
+            bound.copy(stream, packs=True)
 
     def unpack(self, stream: int) -> None:
         """Write the outputs in C order, in the order of a stream."""
         for bound in self._outputs:
-            for copy in bound.layout.copies(bound.shape, bound.itemsize):
-                copy_rows(
-                    bound.plain + copy.plain,
-                    copy.plain_pitch,
-                    bound.packed + copy.packed,
-                    copy.packed_pitch,
-                    width=copy.width,
-                    rows=copy.rows,
-                    stream=stream,
-                )
+            bound.copy(stream, packs=False)
 
     def close(self) -> None:
         """Free the memory, once nothing runs on it. Idempotent."""
