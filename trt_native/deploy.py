@@ -388,17 +388,12 @@ def _warmup_fields(
         if batch:
             size = min(shape[0], batch)
             shape = shape[1:] or (1,)
-        value: list[_Field] = [
-            ("data_type", _Name(_TRITON_TYPES[tensor.dtype])),
-            *(("dims", extent) for extent in shape),
-        ]
+        data: _Field = ("zero_data", True)
         if tensor.values:
             file = f"profile{profile}_input{number}"
             files[file] = _pack_values(tensor, tensor.values[profile].opt)
-            value.append(("input_data_file", file))
-        else:
-            value.append(("zero_data", True))
-        entries.append(("inputs", [("key", tensor.name), ("value", value)]))
+            data = ("input_data_file", file)
+        entries.append(_warmup_input(tensor, shape, data))
     return [("name", f"profile {profile}"), ("batch_size", size), *entries]
 
 
@@ -435,14 +430,16 @@ def _given_fields(
         entry = array[0].reshape(array.shape[1:] or (1,)) if batch else array
         file = f"given_input{number}"
         files[file] = entry.tobytes()
-        value: list[_Field] = [
-            ("data_type", _Name(_TRITON_TYPES[tensor.dtype])),
-            *(("dims", extent) for extent in entry.shape),
-            ("input_data_file", file),
-        ]
-        entries.append(("inputs", [("key", tensor.name), ("value", value)]))
+        entries.append(_warmup_input(tensor, entry.shape, ("input_data_file", file)))
     size = len(arrays[inputs[0].name]) if batch else 1
     return [("name", "given inputs"), ("batch_size", size), *entries]
+
+
+def _warmup_input(tensor: PlanTensor, shape: Shape, data: _Field) -> _Field:
+    """An input of a warm-up request, with where its data comes from."""
+    kind: _Field = ("data_type", _Name(_TRITON_TYPES[tensor.dtype]))
+    value: list[_Field] = [kind, *(("dims", extent) for extent in shape), data]
+    return "inputs", [("key", tensor.name), ("value", value)]
 
 
 def _pack_values(tensor: PlanTensor, values: Shape) -> bytes:
