@@ -324,6 +324,29 @@ def test_outputs_that_are_written_in_part(body, outputs, expected):
 
 
 @pytest.mark.parametrize(
+    ("body", "outputs", "expected"),
+    [
+        ("a = Tanh (x) b = Neg (a) c = Cos (b) y = Ceil (b)", "a b c y", ["a"]),
+        ("a = Tanh (x) b = Neg (a) c = Cos (b) d = Ceil (b) y = Add (c, d)", "a b y", ["a"]),
+        ("a = Tanh (x) t = Abs (a) b = Sqrt (t) c = Cos (b) y = Concat <axis = 0> (b, b)",
+         "a b c y", ["a"]),
+        ("a = Tanh (x) b = Reshape (a, s) c = Cos (b) y = Neg (b)", "a b c y", ["a"]),
+        ("a = Tanh (x) b = Neg (a) c = Exp (b) d = Cos (c) y = Ceil (c)", "a b c d y",
+         ["a", "b"]),
+        ("a = Tanh (x) b = Neg (a) y = Cos (b)", "a b y", []),
+        ("a = Tanh (x) b = Neg (a) c = Cos (b) y = Ceil (b)", "a c y", []),
+        ("a = Tanh (x) b = Neg (a) c = Cos (b) y = Ceil (b)", "b c y", []),
+        ("a = Tanh (x) b = Neg (a) c = Transpose (b) y = Concat <axis = 0> (b, b)", "a b c y", []),
+        ("b = Neg (x) c = Cos (b) y = Ceil (b)", "b c y", []),
+        ("a = Concat <axis = 0> (x, x) b = Neg (a) c = Cos (b) y = Ceil (b)", "a b c y", []),
+    ],
+)  # fmt: skip
+def test_an_output_before_one_with_several_readers(body, outputs, expected):
+    typed = ", ".join(f"float[{name}0,{name}1,{name}2] {name}" for name in outputs.split())
+    check_copies(with_constants(parsed(body, "float[2,4,5] x", typed), {"s": [4, 2, 5]}), expected)
+
+
+@pytest.mark.parametrize(
     ("body", "expected"),
     [
         ("a = Log (x) y = Gemm <transB = 1> (a, a)", ["a"]),
@@ -387,12 +410,21 @@ def test_outputs_that_are_computed_twice(body, expected):
         ("e = Exp (x) a = GroupNormalization <num_groups = 2> (e, v, v) b = Abs (e)"
          " r = Resize <mode = \"linear\"> (b, , , s) y = Relu (a)", "r y", ["b"]),
         ("a = Relu (x) r = Resize <mode = \"linear\"> (x, , , s) y = Exp (a)", "r y", []),
+        ("a = Tanh (x) r = Resize (a, , , s) y = MaxPool <kernel_shape = [2]> (a)", "r y", ["a"]),
+        ("a = Tanh (x) r = Resize (a, , , s) y = AveragePool <kernel_shape = [2]> (x)", "r y",
+         ["a"]),
+        ("r = Resize (x, , h) y = MaxPool <kernel_shape = [2]> (x)", "r y", ["x"]),
+        ("r = Resize <axes = [2]> (x, , , l) y = MaxPool <kernel_shape = [2]> (x)", "r y", ["x"]),
+        ("r = Resize (x, , d) y = MaxPool <kernel_shape = [2]> (x)", "r y", []),
+        ("r = Resize (x, , , t) y = MaxPool <kernel_shape = [2]> (x)", "r y", []),
     ],
 )  # fmt: skip
 def test_what_takes_part_in_another_loop(body, outputs, expected):
     typed = ", ".join(f"float[{name}0,{name}1,{name}2] {name}" for name in outputs.split())
     proto = parsed(body, "float[2,4,5] x", typed)
     arrays = {"i": [1], "s": [2, 4, 3], "w": np.ones(4, np.float32), "v": np.ones(2, np.float32)}
+    arrays |= {"t": [2, 4, 8], "l": [3]}
+    arrays |= {name: np.array([1, 1, scale], np.float32) for name, scale in (("h", 0.5), ("d", 2))}
     assert broken(with_constants(proto, arrays))[0] == expected
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "GLOBAL_POOLS",
     "MOVING",
     "POINTWISE",
+    "POOLS",
     "RECURRENT",
     "REDUCE",
     "REDUCTIONS",
@@ -45,6 +46,7 @@ REDUCE = op_set(
 )
 TRAILING = op_set("LayerNormalization RMSNormalization")
 GLOBAL_POOLS = op_set("GlobalAveragePool GlobalMaxPool GlobalLpPool")
+POOLS = op_set("AveragePool MaxPool")
 CHANNEL_NORMS = op_set("InstanceNormalization GroupNormalization")
 SPATIAL = GLOBAL_POOLS | CHANNEL_NORMS
 REDUCTIONS = (

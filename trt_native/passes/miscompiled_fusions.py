@@ -22,6 +22,7 @@ from trt_native.passes.fusion_search import (
     FUSED,
     GLOBAL_POOLS,
     MOVING,
+    POOLS,
     RECURRENT,
     REDUCE,
     REDUCTIONS,
@@ -87,18 +88,21 @@ def _points(
     yield from unwritten_outputs(model)
     yield from wrong_products(model, lowered=lowered)
     yield from _shared_with_samplers(model)
-    yield from _norms_beside_resizes(model)
+    yield from _beside_resizes(model, CHANNEL_NORMS)
     yield from _shared_with_sums(model)
     yield from _states_of_loops(model)
     yield from _stepped_reductions(model)
     yield from _parts_of_reductions(model)
     pairs, spreads = list(_reduction_pairs(model)), list(_spread_norms(model))
+    resizes = list(_beside_resizes(model, POOLS))
     sums = product_sums(model)
     values = [v for _, node, _ in pairs for v in node.inputs[:1]]
     values += [v for node in sums for v in node.inputs]
     values += [v for node, _, _ in spreads for v in (*node.inputs, *node.outputs)]
+    values += [point.value for point in resizes]
     if infer and any(v is not None and v.shape is None for v in values):
         infer_values(model)
+    yield from (point for point in resizes if _takes_fewer(point.reads[0][0]))
     yield from sums_of_batches(sums)
     sizes = _Sizes(model, profiles)
     for first, second, moved in pairs:
@@ -126,15 +130,29 @@ def _points(
             )
 
 
-def _norms_beside_resizes(model: ir.Model) -> Iterator[Point]:
-    """A norm of each channel takes part in the loop of a Resize that reads the same value."""
+def _beside_resizes(model: ir.Model, operators: frozenset[str]) -> Iterator[Point]:
+    """Some operators take part in the loop of a Resize that reads the same value."""
     for resize in nodes_of(model, "Resize"):
         value = resize.inputs[0]
         between = (one for _, node, _ in behind([value]) for one in node.inputs)
         shared = [one for one in (value, *between) if one is not None and constant_of(one) is None]
         readers = {node.op_type for one in shared for node, _ in one.uses()}
-        if value is not None and (found := sorted(readers & CHANNEL_NORMS)):
+        if value is not None and (found := sorted(readers & operators)):
             yield Point(value, ((resize, 0),), f"Resize and {found[0]} read it")
+
+
+def _takes_fewer(resize: ir.Node) -> bool:
+    """Whether a Resize has fewer elements than it reads along an axis, as far as that is known."""
+    scales, sizes = (input_of(resize, index) for index in (2, 3))
+    known = None if scales is None else constant_of(scales)
+    if known is not None and known.size:
+        return bool((known.numpy() < 1).any())
+    known = None if sizes is None else constant_of(sizes)
+    value = resize.inputs[0]
+    if known is None or value is None or value.shape is None or resize.attributes.get("axes"):
+        return True
+    extents = zip(known.numpy(), value.shape, strict=False)
+    return any(not isinstance(extent, int) or size < extent for size, extent in extents)
 
 
 def _stepped_reductions(model: ir.Model) -> Iterator[Point]:

@@ -13,6 +13,7 @@ from trt_native.passes.fusion_search import (
     FUSED,
     MOVING,
     POINTWISE,
+    POOLS,
     RECURRENT,
     REDUCTIONS,
     SPREADING,
@@ -29,7 +30,6 @@ __all__ = ["unwritten_outputs"]
 _FEW = 64  # elements of constants that are compared
 _MOST_AROUND = 256  # values
 _RESHAPING = op_set("Flatten Reshape Squeeze Unsqueeze")
-_POOLS = op_set("AveragePool MaxPool")
 _ABSORBING = {"And": False, "Or": True}
 
 
@@ -39,6 +39,7 @@ def unwritten_outputs(model: ir.Model) -> Iterator[Point]:
     yield from _computed_twice(model)
     yield from _copied_outputs(model)
     yield from _shared_with_resizes(model)
+    yield from _before_forks(model)
     yield from _loops_behind_outputs(model)
     yield from _equal_operands(model)
     yield from _shared_parts(model)
@@ -63,7 +64,7 @@ def _may_keep_shape(node: ir.Node) -> bool:
     """Whether a node may pass on what it reads: a reshape, a Resize, a pool of one element."""
     if node.domain or not node.inputs or node.inputs[0] is None:
         return False
-    if node.op_type in _POOLS:
+    if node.op_type in POOLS:
         return set(node.attributes.get_ints("kernel_shape", [0])) == {1}
     if node.op_type == "Transpose":
         return _keeps_order(node)
@@ -128,6 +129,34 @@ def _shared_with_resizes(model: ir.Model) -> Iterator[Point]:
         if any(one.is_graph_output() for one, _, _ in behind([value])):
             assert value is not None  # noqa: S101  # for the type checker
             yield Point(value, ((resize, 0),), "an output, and Resize reads it")
+
+
+def _before_forks(model: ir.Model) -> Iterator[Point]:
+    """An output is not written where what is made of it is an output, and read more than once."""
+    for output in model.graph.outputs:
+        if _makes(output) not in POINTWISE:
+            continue
+        reads = tuple((node, i) for node, i in output.uses() if _leads_to_fork(node))
+        if reads:
+            reason = "an output, as is what elementwise nodes make of it for several others"
+            yield Point(output, reads, reason)
+
+
+def _leads_to_fork(node: ir.Node) -> bool:
+    """Whether elementwise nodes from one on make an output that an elementwise and others read."""
+    pending, seen = [node], {node}
+    while pending and len(seen) < _MOST_AROUND:
+        node = pending.pop()
+        if node.op_type not in FUSED or node.domain:
+            continue
+        for value in node.outputs:
+            readers = {reader for reader, _ in value.uses()}
+            elementwise = any(one.op_type in POINTWISE for one in readers)
+            if value.is_graph_output() and len(readers) > 1 and elementwise:
+                return True
+            pending += readers - seen
+            seen |= readers
+    return False
 
 
 def _computed_twice(model: ir.Model) -> Iterator[Point]:
