@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 __all__ = [
     "USER_CODE_ERRORS",
@@ -134,6 +135,10 @@ class TrtNativeError(Exception):
             problems=self.problems,
         )
 
+    def at(self, place: str) -> TrtNativeError:
+        """This error with the place where it occurred, such as a device, before its message."""
+        return self.restated(f"{place}: {self.message}", type(self))
+
 
 class SpecError(TrtNativeError, ValueError):
     """The request is malformed or contradicts the model."""
@@ -185,6 +190,13 @@ class CudaError(TrtNativeError):
     ) -> None:
         super().__init__(message, details, options=options, problems=problems)
         self.code = code
+
+    def restated(self, *args: Any, **kwargs: Any) -> TrtNativeError:
+        """As that of every error; a :class:`CudaError` keeps the code."""
+        error = super().restated(*args, **kwargs)
+        if isinstance(error, CudaError):
+            error.code = self.code
+        return error
 
     @property
     def sticky(self) -> bool:

@@ -28,7 +28,7 @@ from helpers.made_plans import make_plan, tensor
 from helpers.metrics import relative_error
 
 from trt_native import LatentSyncUNet
-from trt_native.errors import ClosedError, PlanError, SpecError, UnsupportedError
+from trt_native.errors import ClosedError, CudaError, PlanError, SpecError, UnsupportedError
 from trt_native.models.latentsync import (
     UNet,
     UNetConfig,
@@ -210,14 +210,27 @@ class TestDevices:
     def test_errors(self, unet, halves):
         replacement, runners = halves
         sample, audio = inputs(batch=3)
-        with pytest.raises(SpecError, match=r"unet\.plan takes batch 1.*found batch 2"):
+        with pytest.raises(SpecError, match=r"^cpu: unet\.plan takes batch 1.*found batch 2"):
             replacement(sample, 3, audio)
         with pytest.raises(SpecError, match="encoder_hidden_states are required"):
             replacement(inputs(batch=2)[0], 3)
         with pytest.raises(SpecError, match="sample needs"):
             replacement(sample[0], 3, audio)
+        with pytest.raises(SpecError, match=r"^unet\.plan takes batch 1.*found batch 2"):
+            LatentSyncUNet(runners[0], config=SMALL)(*inputs(batch=2)[:1], 3, inputs(batch=2)[1])
         replacement.close()
         assert all(runner.closed for runner in runners)
+
+    def test_an_error_of_the_driver_keeps_its_code(self, halves, monkeypatch):
+        replacement, runners = halves
+
+        def run(*_args):
+            raise CudaError("an illegal address", code=700)
+
+        monkeypatch.setattr(runners[1], "run", run)
+        with pytest.raises(CudaError, match=r"^cpu: an illegal address") as caught:
+            replacement(inputs(batch=2)[0], 3, inputs(batch=2)[1])
+        assert caught.value.sticky
 
 
 class TestOneCall:

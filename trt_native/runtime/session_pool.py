@@ -366,11 +366,9 @@ class _Worker(threading.Thread):
         """Add the device to an error of this package; note one that loses the GPU."""
         if not isinstance(error, TrtNativeError):
             return error
-        named = error.restated(f"{self._engine.device}: {error.message}", type(error))
-        if isinstance(error, CudaError) and isinstance(named, CudaError):
-            named.code = error.code
-            if named.sticky and self._lost is None:
-                self._lost = named
+        named = error.at(self._engine.device)
+        if isinstance(named, CudaError) and named.sticky and self._lost is None:
+            self._lost = named
         return named
 
 

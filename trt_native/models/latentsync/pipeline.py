@@ -6,14 +6,21 @@ The interface follows LatentSync's ``LipsyncPipeline``, its ``inference.py`` and
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from trt_native.errors import ClosedError, PlanError, SpecError, UnsupportedError
+from trt_native.errors import (
+    ClosedError,
+    PlanError,
+    SpecError,
+    TrtNativeError,
+    UnsupportedError,
+)
 from trt_native.installing import install_command
 from trt_native.models.latentsync.config import UNetConfig
 from trt_native.models.lora import LoraStack
@@ -122,7 +129,8 @@ class LatentSyncUNet(PlanModule):
             device: The GPU; by default torch's current one.
             devices: GPUs that share each batch, the first of which has the inputs and results:
                 with classifier-free guidance two of them compute half of a step each. The plan
-                must have been built for their shares, such as ``batch=1``. Instead of ``device``.
+                must have been built for their shares, such as ``batch=1``. Errors of a share begin
+                with its device, such as ``cuda:1:``. Instead of ``device``.
 
         Raises:
             PlanError, UnsupportedError, CudaError: as :class:`~trt_native.Engine`; also where
@@ -186,9 +194,10 @@ class LatentSyncUNet(PlanModule):
         runners: list[EngineRunner] = []
         try:
             for ordinal in ordinals:
-                for plan in loaded:
-                    engine = Engine(plan, backend=backend, ordinal=ordinal)
-                    runners.append(EngineRunner(engine))
+                with _errors_at(f"cuda:{ordinal}" if devices else ""):
+                    for plan in loaded:
+                        engine = Engine(plan, backend=backend, ordinal=ordinal)
+                        runners.append(EngineRunner(engine))
             first, *others = _pairs(runners, len(loaded))
             return cls(*first, config=configs[0], interval=interval, others=others)
         except BaseException:
@@ -356,15 +365,34 @@ class LatentSyncUNet(PlanModule):
             steps.reset()
         # The first device's copies to the others come before its own step, theirs back after it.
         working = list(zip(self._steps, pieces, strict=False))[::-1]
-        noises = [steps.run(*piece) for steps, piece in working][::-1]
+        noises = [_run(steps, piece) for steps, piece in working][::-1]
         for part, noise in zip(result.chunk(len(self._steps)), noises, strict=True):
             part.copy_(noise)
         return result
 
 
+_Piece = tuple[Tensor, Tensor | float, Tensor | None]
+
+
+def _run(steps: UNetSteps, piece: _Piece) -> Tensor:
+    """The noise for a share of a batch; errors name the device."""
+    with _errors_at(str(steps.device)):
+        return steps.run(*piece)
+
+
+@contextlib.contextmanager
+def _errors_at(place: str) -> Iterator[None]:
+    try:
+        yield
+    except TrtNativeError as error:
+        if not place:
+            raise
+        raise error.at(place) from error
+
+
 def _pieces(
     count: int, sample: Tensor, timestep: Tensor | float, audio: Tensor | None
-) -> list[tuple[Tensor, Tensor | float, Tensor | None]]:
+) -> list[_Piece]:
     """Divide the entries of a batch among devices, one after the other."""
     samples = sample.chunk(count)
     rows = [len(one) * (1 if _has_batches(audio, sample) else sample.shape[2]) for one in samples]
