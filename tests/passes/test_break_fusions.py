@@ -333,6 +333,8 @@ def test_outputs_that_are_written_in_part(body, outputs, expected):
         ("a = Tanh (x) b = Reshape (a, s) c = Cos (b) y = Neg (b)", "a b c y", ["a"]),
         ("a = Tanh (x) b = Neg (a) c = Exp (b) d = Cos (c) y = Ceil (c)", "a b c d y",
          ["a", "b"]),
+        ("a = Erf (x) b = Mul (x, a) t = Mul (x, a) c = Cos (b) y = Floor (t)", "a b c y", ["a"]),
+        ("a = Erf (x) b = Mul (x, a) t = Sub (x, a) c = Cos (b) y = Floor (t)", "a b c y", []),
         ("a = Tanh (x) b = Neg (a) y = Cos (b)", "a b y", []),
         ("a = Tanh (x) b = Neg (a) c = Cos (b) y = Ceil (b)", "a c y", []),
         ("a = Tanh (x) b = Neg (a) c = Cos (b) y = Ceil (b)", "b c y", []),
@@ -415,6 +417,7 @@ def test_outputs_that_are_computed_twice(body, expected):
          ["a"]),
         ("r = Resize (x, , h) y = MaxPool <kernel_shape = [2]> (x)", "r y", ["x"]),
         ("r = Resize <axes = [2]> (x, , , l) y = MaxPool <kernel_shape = [2]> (x)", "r y", ["x"]),
+        ("r = Resize (x, , , s) p = Pad (x, p6) y = Relu (p)", "r y", ["x"]),
         ("r = Resize (x, , d) y = MaxPool <kernel_shape = [2]> (x)", "r y", []),
         ("r = Resize (x, , , t) y = MaxPool <kernel_shape = [2]> (x)", "r y", []),
     ],
@@ -423,7 +426,7 @@ def test_what_takes_part_in_another_loop(body, outputs, expected):
     typed = ", ".join(f"float[{name}0,{name}1,{name}2] {name}" for name in outputs.split())
     proto = parsed(body, "float[2,4,5] x", typed)
     arrays = {"i": [1], "s": [2, 4, 3], "w": np.ones(4, np.float32), "v": np.ones(2, np.float32)}
-    arrays |= {"t": [2, 4, 8], "l": [3]}
+    arrays |= {"t": [2, 4, 8], "l": [3], "p6": [0, 0, 1, 0, 0, 1]}
     arrays |= {name: np.array([1, 1, scale], np.float32) for name, scale in (("h", 0.5), ("d", 2))}
     assert broken(with_constants(proto, arrays))[0] == expected
 

@@ -94,7 +94,7 @@ def _points(
     yield from _stepped_reductions(model)
     yield from _parts_of_reductions(model)
     pairs, spreads = list(_reduction_pairs(model)), list(_spread_norms(model))
-    resizes = list(_beside_resizes(model, POOLS))
+    resizes = list(_beside_resizes(model, POOLS | {"Pad", "Slice"}))  # pools written out, too
     sums = product_sums(model)
     values = [v for _, node, _ in pairs for v in node.inputs[:1]]
     values += [v for node in sums for v in node.inputs]

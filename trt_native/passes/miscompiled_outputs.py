@@ -134,10 +134,8 @@ def _shared_with_resizes(model: ir.Model) -> Iterator[Point]:
 def _before_forks(model: ir.Model) -> Iterator[Point]:
     """An output is not written where what is made of it is an output, and read more than once."""
     for output in model.graph.outputs:
-        if _makes(output) not in POINTWISE:
-            continue
-        reads = tuple((node, i) for node, i in output.uses() if _leads_to_fork(node))
-        if reads:
+        reads = tuple(output.uses())
+        if _makes(output) in POINTWISE and any(_leads_to_fork(node) for node, _ in reads):
             reason = "an output, as is what elementwise nodes make of it for several others"
             yield Point(output, reads, reason)
 
@@ -150,13 +148,23 @@ def _leads_to_fork(node: ir.Node) -> bool:
         if node.op_type not in FUSED or node.domain:
             continue
         for value in node.outputs:
-            readers = {reader for reader, _ in value.uses()}
+            readers = {reader for one in _equal_values(node, value) for reader, _ in one.uses()}
             elementwise = any(one.op_type in POINTWISE for one in readers)
             if value.is_graph_output() and len(readers) > 1 and elementwise:
                 return True
             pending += readers - seen
             seen |= readers
     return False
+
+
+def _equal_values(node: ir.Node, value: ir.Value) -> Iterator[ir.Value]:
+    """What a node makes, and what nodes equal to it make, of which TensorRT keeps one."""
+    yield value
+    source = node.inputs[0] if node.inputs else None
+    for twin, _ in () if source is None else source.uses():
+        alike = (twin.op_type, twin.inputs) == (node.op_type, node.inputs)
+        if twin is not node and alike and twin.attributes == node.attributes:
+            yield twin.outputs[0]
 
 
 def _computed_twice(model: ir.Model) -> Iterator[Point]:
