@@ -27,6 +27,7 @@ __all__ = [
     "FixedValues",
     "HardwareCompatibility",
     "IoPrecision",
+    "Observation",
     "Precision",
     "ProfilingVerbosity",
     "QuantizationSpec",
@@ -173,6 +174,19 @@ class CpuRuntime(_Choice):
     AUTO = "auto"
     OPENVINO = "openvino"
     ONNX = "onnx"
+
+
+class Observation(_Choice):
+    """The way by which tensors inside a plan are seen, to find the first that is wrong.
+
+    ``OUTPUTS``: as further outputs, which prevent fusions. ``DEBUG_TENSORS``: as debug tensors,
+    which do not, but are only what TensorRT stores between kernels. ``AUTO``: both, where the
+    TensorRT has debug tensors, else outputs.
+    """
+
+    AUTO = "auto"
+    OUTPUTS = "outputs"
+    DEBUG_TENSORS = "debug-tensors"
 
 
 class ProfilingVerbosity(_Choice):

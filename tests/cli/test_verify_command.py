@@ -18,13 +18,14 @@ from helpers.made_plans import make_plan, tensor
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from trt_native.backends.base import DebugTensor
+from trt_native.backends.registry import load_backend
 from trt_native.calibration.reference_runner import ReferenceRunner
 from trt_native.config import BuildConfig, Precision
 from trt_native.files import sha256_of_file
 from trt_native.graph.onnx_file import read_model
 from trt_native.shapes import ProfileSpec
-from trt_native.verify import check
-from trt_native.verify import first_mismatch as layers
+from trt_native.verify import check, observed_plans
 from trt_native.verify.check import OpenPlan
 
 ONNX = ("--reference-runner", "onnx")
@@ -65,7 +66,7 @@ def runs(monkeypatch):
             yield OpenPlan(plan.manifest.inputs, plan.manifest.outputs, lambda b: dict(runner(b)))
 
         monkeypatch.setattr(check, "open_session", open_session)
-        monkeypatch.setattr(layers, "open_session", open_session)
+        monkeypatch.setattr(observed_plans, "open_session", open_session)
 
     return put_in
 
@@ -369,7 +370,7 @@ class TestLayers:
             yield OpenPlan(plan.manifest.inputs, plan.manifest.outputs, run)
 
         monkeypatch.setattr(check, "open_session", open_session)
-        monkeypatch.setattr(layers, "open_session", open_session)
+        monkeypatch.setattr(observed_plans, "open_session", open_session)
         base = (built, "--against", model, "--random", 0, "--seeds", 1, "--no-corners")
         code, out, _ = verify(*base, "--layers")
         assert code == 1
@@ -378,6 +379,86 @@ class TestLayers:
             " --break-fusion p1" in out
         )
         assert json.loads(verify(*base, "--layers", "--json")[1])["layers"]["break_fusion"] == "p1"
+
+    def test_a_hidden_fault_is_located(self, built, verify, tmp_path, monkeypatch):
+        """Plans that are wrong from p1 on, unless h1, inside of a kernel, is an output."""
+        model, wrong = tmp_path / "wrong.onnx", tmp_path / "worse.onnx"
+        scaled(model, wrong, "w1", 1.5)
+
+        @contextlib.contextmanager
+        def open_session(plan):
+            names = [tensor.name for tensor in plan.manifest.outputs]
+            right = "h1" in (*names, *plan.manifest.options.get("break_fusions", ()))
+            runner = ReferenceRunner(read_model(model if right else wrong), names)
+            yield OpenPlan(plan.manifest.inputs, plan.manifest.outputs, lambda b: dict(runner(b)))
+
+        monkeypatch.setattr(check, "open_session", open_session)
+        monkeypatch.setattr(observed_plans, "open_session", open_session)
+        base = (built, "--against", model, "--random", 0, "--seeds", 1, "--no-corners", "--layers")
+        code, out, _ = verify(*base)
+        assert code == 1
+        assert (
+            "Only without the further outputs there is a mismatch, so a fusion is at fault: between"
+            " p0 (MatMul '/dense.0'; as only output: matches) and p1 (Gemm '/dense.1'; as only"
+            " output: does not match)." in out
+        )
+        assert "build the plan with --break-fusion h1" in out
+        page = tmp_path / "page.html"
+        verify(*base, "--html", page)
+        assert "so a fusion is at fault" in page.read_text()
+
+    def test_debug_tensors(self, built, runs, verify, tmp_path, monkeypatch):
+        """TensorRT-RTX builds plans with the marks; who gives out their tensors is replaced."""
+        runs(tmp_path / "wrong.onnx")
+        backend = load_backend("rtx")
+        has_them = dataclasses.replace(backend.capabilities, debug_tensors=True)
+        monkeypatch.setattr(backend, "capabilities", has_them)
+        marked, build = [], backend.build
+
+        def keep(request, *arguments):
+            marked.append(request.debug_tensors)
+            return build(request, *arguments)
+
+        monkeypatch.setattr(backend, "build", keep)
+
+        class Session:
+            def __init__(self, plan):
+                assert plan.manifest.backend == "rtx"
+
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *exception):
+                pass
+
+            def debug_tensors(self, batch, receive):
+                runner = ReferenceRunner(read_model(tmp_path / "wrong.onnx"), ["p0", "p1", "p2"])
+                for name, array in runner(batch):
+                    receive(DebugTensor(f"{name}.1", str(array.dtype), array.shape, array.copy))
+
+        monkeypatch.setattr(observed_plans, "Session", Session)
+        base = (built, "--against", tmp_path / "m.onnx", "--random", 0, "--layers", *ONNX)
+        code, out, _ = verify(*base)
+        assert code == 1
+        assert "First mismatch: p1 (output of Gemm '/dense.1'); all inputs of that" in out
+        assert "Compared 6 of 6 tensors, 3 as debug tensors; plans built: 5." in out
+        assert marked == [True, False, False, False, False]
+        code, out, _ = verify(*base, "--observe", "debug-tensors")
+        assert "First mismatch: between p0 (MatMul '/dense.0'; as debug tensor: matches) and" in out
+        assert "Compared 3 of 6 tensors, 3 as debug tensors;" in out
+        marked.clear()
+        report = json.loads(verify(*base, "--observe", "outputs", "--json")[1])["layers"]
+        assert (report["debug_tensors"], any(marked)) == (0, False)
+        assert {row["observed"] for row in report["worst"]} == {"output"}
+
+    def test_ways_to_observe_that_there_are_not(self, built, runs, verify, tmp_path):
+        runs(tmp_path / "wrong.onnx")
+        base = (built, "--against", tmp_path / "m.onnx", "--random", 0)
+        assert "for --layers, which is not" in verify(*base, "--observe", "outputs")[2]
+        assert "'x' is none of: auto, outputs" in verify(*base, "--layers", "--observe", "x")[2]
+        code, _, err = verify(*base, "--layers", "--observe", "debug-tensors")
+        assert code == 1
+        assert "gives out no debug tensors; leave it out, or use outputs" in err
 
     @pytest.fixture
     def plan_of_others(self, built, tmp_path):

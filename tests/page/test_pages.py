@@ -19,7 +19,7 @@ from trt_native.inspection import diff_plans, inspect_plan
 from trt_native.page import bench_page, diff_page, plan_page, verify_page
 from trt_native.verify import Thresholds, verify_plan
 from trt_native.verify.check import Case
-from trt_native.verify.first_mismatch import LayerReport, TensorResult
+from trt_native.verify.layer_report import LayerReport, TensorResult
 from trt_native.verify.metrics import compare_outputs
 
 EVIL = '"></script><script>alert(1)</script><img src=http://x onerror=y>'

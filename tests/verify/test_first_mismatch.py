@@ -13,14 +13,20 @@ from helpers import tiny_models
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from trt_native.backends.base import DebugTensor
 from trt_native.calibration.reference_runner import ReferenceRunner
 from trt_native.config import BuildConfig, CpuRuntime, Precision
-from trt_native.errors import CudaError, SpecError
+from trt_native.errors import CudaError, SpecError, UnsupportedError
 from trt_native.graph.onnx_file import read_model
 from trt_native.shapes import ProfileSpec
-from trt_native.verify import Thresholds, find_first_mismatch, open_with_extra_outputs
-from trt_native.verify import first_mismatch as layers
+from trt_native.verify import (
+    Thresholds,
+    find_first_mismatch,
+    observed_plans,
+    open_with_extra_outputs,
+)
 from trt_native.verify.check import OpenPlan
+from trt_native.verify.observed_plans import model_tensor
 
 LIMITS = Thresholds(max_relative_error=1e-3)
 
@@ -140,7 +146,8 @@ class TestRemedies:
         assert report.break_fusion == mending
         assert broken.extra_outputs == [[mending]]
         assert report.plans == len(runs.extra_outputs) + 1
-        assert report.plans <= 2 + 2 * 6 + 1  # 39 tensors: six halvings
+        # 39 tensors: six that are seen alone, to locate the fault, and six halvings.
+        assert report.plans <= 2 + 6 + 2 * 6 + 1
         assert report.to_json()["break_fusion"] == mending
 
     def test_what_only_hides_the_fault_is_not_proposed(self, tmp_path, x):
@@ -148,7 +155,9 @@ class TestRemedies:
         runs, broken = FusedRuns(model, ["t19"], ["t7"]), FusedRuns(model, ["t19"], [])
         report = find_first_mismatch(model, x, runs, LIMITS, open_broken=broken)
         assert report.break_fusion is None
-        assert broken.extra_outputs == [["t7"]]
+        assert broken.extra_outputs[0] == ["t7"]
+        assert report.hidden.tried == tuple(name for (name,) in broken.extra_outputs)
+        assert report.hidden.untried not in report.hidden.tried
 
     def test_what_the_first_wrong_node_reads(self, tmp_path, x):
         """A fault that stays where its tensors are outputs."""
@@ -164,6 +173,170 @@ class TestRemedies:
         report = find_first_mismatch(model, x, runs, LIMITS, open_broken=broken)
         assert report.break_fusion is None
         assert broken.extra_outputs == []
+
+
+class FusedKernel:
+    """As plans in which one fused kernel is wrong, unless a tensor inside it is an output."""
+
+    def __init__(self, model, wrong, outputs, inside):
+        self.right, self.wrong = (Runs(path, outputs) for path in (model, wrong))
+        self.inside = {*inside}
+        self.opened = []
+
+    def __call__(self, names):
+        self.opened.append(list(names))
+        return (self.right if self.inside & {*names} else self.wrong)(names)
+
+    @contextlib.contextmanager
+    def debug(self, made=None):
+        """Gives out what is stored between kernels, by TensorRT's names for it."""
+        graph = read_model(self.wrong.path).graph
+        names = [str(v.name) for node in graph for v in node.outputs if v.name not in self.inside]
+        runner = ReferenceRunner(read_model(self.wrong.path), names)
+
+        def run(batch, receive):
+            for number, (name, values) in enumerate(runner(batch)):
+                receive(debug_tensor(f"{name}__fp16.{number}", values.astype(np.float16)))
+            for tensor in made or ():
+                receive(tensor)
+
+        yield run
+
+
+def debug_tensor(name, values):
+    return DebugTensor(name, values.dtype.name, values.shape, values.copy)
+
+
+class TestHiddenFaults:
+    """w8 is wrong where the kernel that makes m8 from t6 is fused, as m7 and t7 are no outputs."""
+
+    @pytest.fixture
+    def model(self, tmp_path):
+        return chain(tmp_path / "m.onnx", 20)
+
+    @pytest.fixture
+    def fused(self, model):
+        return FusedKernel(model, perturbed(model, "w8"), ["t19"], ["m7", "t7"])
+
+    def test_they_are_located_by_tensors_that_are_outputs_alone(self, model, x, fused):
+        report = find_first_mismatch(
+            model, x, fused, LIMITS, open_broken=lambda names: fused(names)
+        )
+        assert report.first is None
+        hidden = report.hidden
+        assert (hidden.last_match.name, hidden.mismatch.name) == ("t6", "m8")
+        assert {hidden.last_match.observed, hidden.mismatch.observed} == {"only output"}
+        assert {*hidden.hiding} <= {"m7", "t7"}
+        assert hidden.between == ("t7", "m7", "t6")
+        assert report.break_fusion == hidden.hiding[0]
+        assert (report.plans, report.debug_tensors) == (len(fused.opened), 0)
+        assert report.plans <= 2 + 8 + 1
+        document = report.to_json()["hidden"]
+        assert (document["last_match"]["name"], document["mismatch"]["name"]) == ("t6", "m8")
+
+    def test_they_are_located_by_debug_tensors_in_one_plan(self, model, x, fused):
+        report = find_first_mismatch(
+            model, x, fused, LIMITS, open_broken=fused, open_debug=fused.debug
+        )
+        assert report.first is None
+        hidden = report.hidden
+        assert (hidden.last_match.name, hidden.mismatch.name) == ("t6", "m8")
+        assert {hidden.last_match.observed, hidden.mismatch.observed} == {"debug tensor"}
+        assert (report.compared, report.debug_tensors) == (40, 38)
+        seen = {result.observed for result in report.worst}
+        assert seen == {"debug tensor"}  # whose errors are larger than those of outputs
+        assert report.break_fusion in {"m7", "t7"}
+
+    def test_debug_tensors_alone(self, model, x, fused):
+        report = find_first_mismatch(
+            model, x, fused, LIMITS, open_broken=fused, open_debug=fused.debug, extra_outputs=False
+        )
+        assert (report.first.name, report.first.observed) == ("m8", "debug tensor")
+        assert (report.hidden.last_match.name, report.hidden.mismatch.name) == ("t6", "m8")
+        assert report.break_fusion == "t7"
+        assert report.plans == 3  # debug tensors, none, and without the fusion
+        assert fused.opened == [[], ["t7"]]
+
+    def test_a_plan_that_is_right(self, model, x):
+        right = FusedKernel(model, model, ["t19"], ["m7"])
+        report = find_first_mismatch(model, x, right, LIMITS, open_debug=right.debug)
+        assert (report.first, report.hidden, report.break_fusion) == (None, None, None)
+        assert (report.debug_tensors, report.compared, report.plans) == (39, 40, 2)
+
+    def test_no_debug_tensors(self, model, x, fused):
+        """Where all is fused, the other way is used, or an error says so."""
+
+        @contextlib.contextmanager
+        def nothing():
+            yield lambda batch, receive: None
+
+        report = find_first_mismatch(model, x, fused, LIMITS, open_broken=fused, open_debug=nothing)
+        assert report.hidden.mismatch.observed == "only output"
+        with pytest.raises(UnsupportedError, match="gave out none of the model's tensors"):
+            find_first_mismatch(model, x, fused, LIMITS, open_debug=nothing, extra_outputs=False)
+
+    def test_what_is_none_of_the_models_tensors_is_not_read(self, model, x):
+        def refuse():
+            raise AssertionError
+
+        made = [
+            DebugTensor("__mye123", "float32", (4, 8), refuse),
+            DebugTensor("t3.1", "int64", (4, 8), refuse),
+            DebugTensor("t4", "float32", (4, 9), refuse),
+            DebugTensor("x", "float32", (4, 8), refuse),
+        ]
+        right = FusedKernel(model, model, ["t19"], [])
+        report = find_first_mismatch(
+            model, x, right, LIMITS, open_debug=lambda: right.debug(made), extra_outputs=False
+        )
+        assert (report.debug_tensors, report.first) == (40, None)
+
+    def test_values_in_another_order_are_not_judged(self, model, x):
+        """TensorRT does not say whether a tensor has its channels last."""
+        values = dict(ReferenceRunner(read_model(model), ["t3"])(x))["t3"]
+        right = FusedKernel(model, model, ["t19"], ["t3"])
+
+        def results(array):
+            return find_first_mismatch(
+                model,
+                x,
+                right,
+                LIMITS,
+                open_debug=lambda: right.debug([debug_tensor("t3.1", array)]),
+                extra_outputs=False,
+            )
+
+        assert results(values.reshape(8, 4)).debug_tensors == 40
+        assert results(values.T).debug_tensors == 39
+        assert results(values * 2).first.name == "t3"
+
+    def test_the_exception_of_a_run_is_raised(self, model, x, fused):
+        @contextlib.contextmanager
+        def fail():
+            raise CudaError("out of memory")
+            yield
+
+        with pytest.raises(CudaError, match="out of memory"):
+            find_first_mismatch(model, x, fused, LIMITS, open_debug=fail)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("t1", "t1"),
+        ("t1.1", "t1"),
+        ("t1__fp16.12", "t1"),
+        ("t1__fp16__fp32", "t1"),
+        ("a.1", "a.1"),
+        ("a.1.1", "a.1"),
+        ("t12", None),
+        ("__mye36366", None),
+        ("t1_output", None),
+        (".1", None),
+    ],
+)
+def test_names_of_debug_tensors(name, expected):
+    assert model_tensor(name, {"t1", "a.1"}) == expected
 
 
 @pytest.mark.parametrize("weight", ["left3", "right3", "join"])
@@ -361,7 +534,7 @@ def test_extra_outputs_of_real_plans(tmp_path, rng, monkeypatch, precision):
         yield OpenPlan(plan.manifest.inputs, plan.manifest.outputs, lambda b: dict(runner(b)))
 
     monkeypatch.setattr(backend, "build", keep)
-    monkeypatch.setattr(layers, "open_session", open_kept)
+    monkeypatch.setattr(observed_plans, "open_session", open_kept)
     quantized = precision is Precision.INT8
     config = BuildConfig(
         precision=precision,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from trt_native.arrays import Array
 from trt_native.config import QUANTIZED_OPS, BuildConfig, KernelSpecialization, Precision
 from trt_native.errors import SpecError
 from trt_native.plans.host_code import HostCode
@@ -34,6 +35,7 @@ __all__ = [
     "Calibration",
     "Capabilities",
     "ContextFactory",
+    "DebugTensor",
     "StagedWeights",
     "WeightValues",
 ]
@@ -90,6 +92,8 @@ class Capabilities:
         loads_streams: It reads a plan from a file as it is needed, likewise.
         specializes_kernels: It compiles kernels for the shapes that are run, and can be asked not
             to, or to do so in the background.
+        debug_tensors: A plan can be built that gives a listener the tensors between its kernels
+            while it runs, with the kernels that it has without.
         unsupported_options: Name of a :class:`BuildConfig` field to the reason why this backend
             does not support it, and what to do instead.
     """
@@ -112,6 +116,7 @@ class Capabilities:
     streams_plans: bool = False
     loads_streams: bool = False
     specializes_kernels: bool = False
+    debug_tensors: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +167,8 @@ class BuildRequest:
             :attr:`Capabilities.streams_plans`.
         refit_weights: Names, in the ONNX file, of the only weights to make replaceable; None for
             all or none, as the config says.
+        debug_tensors: Mark the tensors between kernels as debug tensors; see
+            :attr:`Capabilities.debug_tensors`.
     """
 
     onnx: Path
@@ -178,6 +185,7 @@ class BuildRequest:
     interface: ModelInterface | None = None
     output: PlanFile | None = None
     refit_weights: frozenset[str] | None = None
+    debug_tensors: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +221,24 @@ class WeightValues:
     count: int
     pointer: int
     on_device: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DebugTensor:
+    """A tensor inside a plan that is running.
+
+    Attributes:
+        name: Its name in the engine; often that of the network's tensor with a suffix.
+        dtype: NumPy or ml_dtypes name of its type.
+        shape: Its extents.
+        read: Copies the values to a new array on the host, in the order of TensorRT's memory. Only
+            valid until the function that was given the tensor returns.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    read: Callable[[], Array] = field(repr=False)
 
 
 class StagedWeights(Protocol):
@@ -349,6 +375,17 @@ class Backend(Protocol):
 
         An exception that ``report`` raises is kept as the attribute ``failure`` of what this
         returns.
+        """
+
+    def listen(self, context: Any, receive: Callable[[DebugTensor], None]) -> Any:
+        """Pass the debug tensors of every later run of an execution context on, in their order.
+
+        Returns:
+            The listener, which must live as long as the context. An exception that ``receive``
+            raises is kept as its attribute ``failure``.
+
+        Raises:
+            UnsupportedError: TensorRT takes no listener here.
         """
 
     def refit(

@@ -22,6 +22,7 @@ from trt_native.backends.base import (
     BuildResult,
     Capabilities,
     ContextFactory,
+    DebugTensor,
     StagedWeights,
     WeightValues,
 )
@@ -33,6 +34,7 @@ from trt_native.backends.callbacks import (
     make_stream_reader,
     make_stream_writer,
 )
+from trt_native.backends.debug_listener import make_debug_listener
 from trt_native.backends.plugin_loader import PluginLoader
 from trt_native.backends.workspace_shortage import BUDGET_LINE, find_shortage
 from trt_native.config import BuildConfig, KernelSpecialization
@@ -266,6 +268,7 @@ class TensorRTBackend:
         self._check_caches(request, network)
         self._set_formats(request, network)
         self._mark_weights(request, network)
+        self._mark_debug_tensors(request, network)
         return network
 
     def _plugin_flags(self, request: BuildRequest) -> int:
@@ -404,6 +407,17 @@ class TensorRTBackend:
                 _relevant(errors),
                 problems=[repr(name) for name in refused],
                 options=("refit_weights", "refit"),
+            )
+
+    def _mark_debug_tensors(self, request: BuildRequest, network: Any) -> None:
+        """Mark what is not fused away: marks of single tensors would prevent fusions."""
+        if not request.debug_tensors:
+            return
+        with self._log.collect_errors() as errors:
+            marked = network.mark_unfused_tensors_as_debug_tensors()
+        if not marked:
+            raise BuildError(
+                f"{self.product} {self.version} marked no debug tensors", _relevant(errors)
             )
 
     def _configure(self, request: BuildRequest, network: Any, config: Any) -> None:
@@ -686,6 +700,18 @@ class TensorRTBackend:
     def profiler(self, report: Callable[[str, float], None]) -> Any:
         """See :meth:`trt_native.backends.base.Backend.profiler`."""
         return make_profiler(self._trt, report)
+
+    def listen(self, context: Any, receive: Callable[[DebugTensor], None]) -> Any:
+        """See :meth:`trt_native.backends.base.Backend.listen`."""
+        listener = make_debug_listener(self._trt, receive)
+        with self._log.collect_errors() as errors:
+            if not context.set_debug_listener(listener):
+                raise UnsupportedError(
+                    f"{self.product} {self.version} takes no listener for debug tensors",
+                    _relevant(errors),
+                )
+            context.unfused_tensors_debug_state = True
+        return listener
 
     def refit(
         self, engine: Any, onnx: Path, *, changed: Collection[str], refittable: bool

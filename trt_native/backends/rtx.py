@@ -77,6 +77,7 @@ class RtxBackend(TensorRTBackend):
             quantizing_needs_gpu=release < _FIRST_TO_QUANTIZE_WITHOUT_GPU,
             dynamic_conditionals=False,
             specializes_kernels=True,
+            debug_tensors=False,  # it takes the marks and the listener, and calls it never
             crashing_operators=frozenset({"RoiAlign"}),
             small_recurrent=False,
         )

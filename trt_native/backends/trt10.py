@@ -40,6 +40,9 @@ class TensorRT10Backend(TensorRTBackend):
             attention_layer=hasattr(self._trt, "IAttentionInputLayer"),
             streams_plans=hasattr(self._trt.Builder, "build_serialized_network_to_stream"),
             loads_streams=stream_reader_class(self._trt) is not None,
+            debug_tensors=hasattr(
+                self._trt.INetworkDefinition, "mark_unfused_tensors_as_debug_tensors"
+            ),
             unsupported_options=TENSORRT_UNSUPPORTED_OPTIONS,
         )
 

@@ -154,6 +154,7 @@ class PreparedBuild:
         ranges: The ranges of the activations, from a calibration cache.
         batches: The calibration data; None where that is not needed.
         extra_outputs: Names of tensors to return besides the model's outputs.
+        debug_tensors: Whether a listener can be given the tensors between the plan's kernels.
         started: When the preparation began, by ``time.perf_counter``.
     """
 
@@ -169,6 +170,7 @@ class PreparedBuild:
     ranges: Ranges
     batches: Batches | None
     extra_outputs: tuple[str, ...]
+    debug_tensors: bool
     started: float
 
 
@@ -194,6 +196,7 @@ def prepare(
     backend: str | Backend = "auto",
     progress: Progress | None = None,
     extra_outputs: Sequence[str] = (),
+    debug_tensors: bool = False,
     hash_file: Callable[[Path], str] = sha256_of_file,
 ) -> PreparedBuild:
     """Do all of :func:`~trt_native.builder.build_plan.build_plan` that comes before the build.
@@ -204,6 +207,7 @@ def prepare(
         backend: The same.
         progress: The same.
         extra_outputs: The same.
+        debug_tensors: The same.
         hash_file: Returns the SHA-256 of a file in hexadecimal.
 
     Raises:
@@ -214,6 +218,7 @@ def prepare(
     path = as_path(model)
     chosen = load_backend(backend)
     check_config(config, chosen)
+    _check_debug_tensors(debug_tensors, chosen)
     with phase(progress, "Reading the model"):
         states = file_states([path])
         graph = read_model(path)
@@ -233,7 +238,7 @@ def prepare(
     batches = calibration_batches(config, decisions.model.inputs, progress)
     return PreparedBuild(
         path, graph, config, chosen, gpu, decisions, passes, files, states, ranges, batches,
-        tuple(extra_outputs), started,
+        tuple(extra_outputs), debug_tensors, started,
     )  # fmt: skip
 
 
@@ -299,6 +304,7 @@ def _request(
         operators=operator_names(prepared.graph),
         workspace_bytes=decisions.workspace_bytes,
         calibration=_calibration(prepared) if decisions.precision.calibrates else None,
+        debug_tensors=prepared.debug_tensors,
     )
 
 
@@ -397,6 +403,15 @@ def check_config(config: BuildConfig, backend: Backend) -> None:
     check_ranges(config)
     if config.timing_cache is not None:
         check_writable(config.timing_cache)
+
+
+def _check_debug_tensors(wanted: bool, backend: Backend) -> None:
+    if wanted and not backend.capabilities.debug_tensors:
+        raise UnsupportedError(
+            f"{backend.product} {backend.version} gives out no debug tensors: make the tensors"
+            " outputs of the plan instead",
+            options=("debug_tensors",),
+        )
 
 
 def _native_method(spec: QuantizationSpec) -> str:

@@ -31,6 +31,7 @@ def build_plan(
     backend: str | Backend = "auto",
     progress: AnyProgress = None,
     extra_outputs: Sequence[str] | str = (),
+    debug_tensors: bool = False,
     isolated: bool = False,
     timeout_s: float | str | None = None,
     retry: bool = False,
@@ -48,9 +49,11 @@ def build_plan(
         progress: Receives progress; see :data:`trt_native.progress_bars.AnyProgress`.
         extra_outputs: Names of tensors inside the model that the plan returns too, in the type that
             they have there. Other passes do not depend on them, but how TensorRT fuses layers does.
+        debug_tensors: Let :meth:`~trt_native.runtime.Session.debug_tensors` see the tensors between
+            the plan's kernels. How TensorRT fuses layers does not depend on it.
         isolated: Build in a child process, so that a crash of TensorRT raises :class:`BuildError`;
-            see :func:`trt_native.builder.isolated.build_isolated`. Neither ``extra_outputs`` nor a
-            loaded backend can be given then.
+            see :func:`trt_native.builder.isolated.build_isolated`. Neither ``extra_outputs`` nor
+            ``debug_tensors`` nor a loaded backend can be given then.
         timeout_s: Longest time that an isolated build may take, in seconds or as ``"15m"``.
         retry: Repeat an isolated build with a smaller workspace and a lower optimization level
             where memory or an implementation is lacking, with a larger workspace where that is.
@@ -69,10 +72,11 @@ def build_plan(
     extra_outputs = (extra_outputs,) if isinstance(extra_outputs, str) else extra_outputs
     timeout_s = parse_duration(timeout_s) if isinstance(timeout_s, str) else timeout_s
     if isolated:
-        if extra_outputs or not isinstance(backend, str):
+        if extra_outputs or debug_tensors or not isinstance(backend, str):
             raise SpecError(
-                "an isolated build takes no extra outputs, and its backend by name",
-                options=("isolated", "extra_outputs", "backend"),
+                "an isolated build takes neither extra outputs nor debug tensors, and its backend"
+                " by name",
+                options=("isolated", "extra_outputs", "debug_tensors", "backend"),
             )
         with _model_file(model) as path:
             return build_isolated(
@@ -85,7 +89,12 @@ def build_plan(
         )
     with _model_file(model) as path:
         prepared = prepare(
-            path, config, backend=backend, progress=progress, extra_outputs=extra_outputs
+            path,
+            config,
+            backend=backend,
+            progress=progress,
+            extra_outputs=extra_outputs,
+            debug_tensors=debug_tensors,
         )
         return build_prepared(prepared, progress=progress)
 

@@ -35,8 +35,8 @@ from trt_native.cli.options import (
     select_device,
 )
 from trt_native.cli.pages import model_of, write_text
-from trt_native.config import CpuRuntime
-from trt_native.errors import SpecError
+from trt_native.config import CpuRuntime, Observation
+from trt_native.errors import SpecError, UnsupportedError
 from trt_native.progress import phase
 from trt_native.shapes import Shape, TensorSpec
 from trt_native.units import parse_bytes
@@ -47,7 +47,14 @@ if TYPE_CHECKING:
     from trt_native.plans.manifest import Manifest, PlanTensor
     from trt_native.plans.plan import Plan
     from trt_native.progress import Progress
-    from trt_native.verify import LayerReport, Reference, Thresholds, Verification
+    from trt_native.verify import (
+        HiddenFault,
+        LayerReport,
+        Reference,
+        TensorResult,
+        Thresholds,
+        Verification,
+    )
     from trt_native.verify.check import Case, Cases, OpenPlan
     from trt_native.verify.corners import Corner
 
@@ -183,6 +190,16 @@ def verify(
             rich_help_panel=_LAYERS,
         ),
     ] = None,
+    observe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METHOD",
+            help="How --layers sees tensors inside the plan: outputs, as further outputs, which"
+            " prevent fusions; debug-tensors, which do not, and which TensorRT-RTX lacks; auto:"
+            " both, where there are debug tensors. \\[default: auto]",
+            rich_help_panel=_LAYERS,
+        ),
+    ] = None,
     device: DeviceOption = None,
     ignore_manifest: IgnoreManifest = False,
     allow_host_code: AllowHostCode = False,
@@ -196,9 +213,10 @@ def verify(
     $ trt-native verify net.plan --against reference.npz
     """
     select_device(device)
-    if not layers and (model is not None or memory_bytes is not None):
-        raise SpecError("--model and --memory are for --layers, which is not given")
+    if not layers and (model, memory_bytes, observe) != (None, None, None):
+        raise SpecError("--model, --memory and --observe are for --layers, which is not given")
     limit = parse_bytes(memory_bytes or _MEMORY)
+    observation = Observation.parse(observe or Observation.AUTO.value)
     runtime = CpuRuntime.parse(reference_runner)
     source = _Source(inputs or [], random, shape or [], data, batches, seeds, corners)
 
@@ -231,7 +249,9 @@ def verify(
         given = [file for _, file in map(split_entry, inputs or [])]
         onnx = [file for file in (model, Path(against)) if file and file.suffix == ".onnx"]
         check_outputs(written, reads=[plan, data, against, *given], models=onnx)
-    search = _Layers(plan, loaded, model, reference, limit, runtime) if layers else None
+    search = None
+    if layers:
+        search = _Layers(plan, loaded, model, reference, limit, runtime, observation)
     with (
         ProgressDisplay(stderr, brief=True) as progress,
         check.open_session(loaded) as opened,
@@ -406,7 +426,9 @@ class _Layers:
         reference: Reference | Path,
         memory_bytes: int,
         runtime: CpuRuntime,
+        observation: Observation,
     ) -> None:
+        from trt_native.backends.registry import load_backend
         from trt_native.verify import OnnxReference
 
         if plan.manifest is None:
@@ -420,7 +442,15 @@ class _Layers:
         self.config = replace(
             plan.manifest.build_config(), plugins=plan.plugins, serialize_plugins=False
         )
-        self.backend = plan.header.backend
+        self.backend = load_backend(plan.header.backend)
+        has_debug_tensors = self.backend.capabilities.debug_tensors
+        if observation is Observation.DEBUG_TENSORS and not has_debug_tensors:
+            raise UnsupportedError(
+                f"--observe {observation}: {self.backend.product} {self.backend.version} gives out"
+                f" no debug tensors; leave it out, or use {Observation.OUTPUTS}"
+            )
+        self.outputs = observation is not Observation.DEBUG_TENSORS
+        self.debug_tensors = observation is not Observation.OUTPUTS and has_debug_tensors
         self.memory_bytes = memory_bytes
         self.runtime = runtime
         self.reference = reference.path if isinstance(reference, OnnxReference) else None
@@ -453,17 +483,28 @@ class _Layers:
         self, inputs: Mapping[str, np.ndarray[Any, Any]], thresholds: Thresholds, passed: bool
     ) -> LayerReport:
         from trt_native.progress_bars import ProgressDisplay
-        from trt_native.verify import first_mismatch as layers
+        from trt_native.verify import (
+            find_first_mismatch,
+            open_with_debug_tensors,
+            open_with_extra_outputs,
+        )
 
         with ProgressDisplay(stderr) as progress:
             opened = partial(
-                layers.open_with_extra_outputs,
+                open_with_extra_outputs,
                 self.model,
                 self.config,
                 backend=self.backend,
                 progress=progress,
             )
-            return layers.find_first_mismatch(
+            debugged = partial(
+                open_with_debug_tensors,
+                self.model,
+                self.config,
+                backend=self.backend,
+                progress=progress,
+            )
+            return find_first_mismatch(
                 self.model,
                 inputs,
                 opened,
@@ -471,6 +512,8 @@ class _Layers:
                 reference=self.reference,
                 memory_bytes=self.memory_bytes,
                 open_broken=None if passed else lambda names: opened((), broken=names),
+                open_debug=debugged if self.debug_tensors else None,
+                extra_outputs=self.outputs,
                 fixed_inputs=self.config.fixed_values(),
                 runtime=self.runtime,
                 progress=progress,
@@ -582,15 +625,13 @@ def _print(reference: str, found: Verification, origin: str, saved: Path | None)
 
 
 def _print_layers(report: LayerReport, passed: bool) -> None:
-    from trt_native.verify.tables import COMPARISON_COLUMNS, tensor_rows
+    from trt_native.verify.tables import TENSOR_COLUMNS, tensor_rows
 
-    table(
-        "Tensors inside, the worst first",
-        ("tensor", "node", "operator", *COMPARISON_COLUMNS, ""),
-        tensor_rows(report),
-    )
+    table("Tensors inside, the worst first", TENSOR_COLUMNS, tensor_rows(report))
+    debug = f", {report.debug_tensors} as debug tensors" if report.debug_tensors else ""
     stdout.print(
-        f"Compared {report.compared} of {report.tensors} tensors; plans built: {report.plans}.",
+        f"Compared {report.compared} of {report.tensors} tensors{debug}; plans built:"
+        f" {report.plans}.",
         markup=False,
     )
     stdout.print(f"Their reference: {report.reference}.", markup=False, highlight=False)
@@ -605,11 +646,15 @@ def _print_layers(report: LayerReport, passed: bool) -> None:
 
 
 def _conclusions(report: LayerReport, passed: bool) -> Iterator[str]:
-    first = report.first
-    if first is not None:
+    first, hidden = report.first, report.hidden
+    if hidden is not None:
+        yield from _hidden_fault(hidden, report)
+    elif first is not None:
+        debug = first.observed == "debug tensor"
         yield (
-            f"First mismatch: {first.name} (output of {first.operator} {first.node!r}); all inputs"
-            " of that node match."
+            f"First mismatch{' of the debug tensors' if debug else ''}: {first.name} (output of"
+            f" {first.operator} {first.node!r})"
+            f"{'.' if debug else '; all inputs of that node match.'}"
         )
     elif passed:
         yield "No mismatch: all tensors are within the tolerance."
@@ -624,3 +669,24 @@ def _conclusions(report: LayerReport, passed: bool) -> Iterator[str]:
             f"The outputs match where TensorRT does not fuse nodes across {report.break_fusion}:"
             f" build the plan with {option}"
         )
+
+
+def _hidden_fault(hidden: HiddenFault, report: LayerReport) -> Iterator[str]:
+    def described(result: TensorResult) -> str:
+        seen = "output of the model" if result.observed == "output" else f"as {result.observed}"
+        verdict = "matches" if result.agrees else "does not match"
+        return f"{result.name} ({result.operator} {result.node!r}; {seen}: {verdict})"
+
+    start = "the inputs" if hidden.last_match is None else described(hidden.last_match)
+    what = (
+        "Only without the further outputs there is a mismatch, so a fusion is at fault:"
+        if report.first is None
+        else "First mismatch:"
+    )
+    yield f"{what} between {start} and {described(hidden.mismatch)}."
+    if report.break_fusion is not None:
+        return
+    if hidden.tried:
+        yield f"The outputs do not match without fusions across {', '.join(hidden.tried)} either."
+    if hidden.untried is not None:
+        yield f"Try {shlex.join(['--break-fusion', hidden.untried])}."

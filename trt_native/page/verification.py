@@ -13,7 +13,13 @@ from trt_native.page.graph import Graph
 from trt_native.page.model_graph import input_shapes, model_graph
 from trt_native.page.render import render
 from trt_native.verify import LayerReport, Verification
-from trt_native.verify.tables import COMPARISON_COLUMNS, comparison_row, output_rows, tensor_rows
+from trt_native.verify.tables import (
+    COMPARISON_COLUMNS,
+    TENSOR_COLUMNS,
+    comparison_row,
+    output_rows,
+    tensor_rows,
+)
 
 __all__ = ["verify_page"]
 
@@ -128,8 +134,8 @@ def _tables(found: Verification, layers: LayerReport | None) -> list[Table]:
         columns = ("batch", "output", "dtype", *COMPARISON_COLUMNS)
         tables.append(Table("Batches", columns, rows, numeric=numeric, open=False))
     if layers is not None:
-        head = ("tensor", "node", "operator", *COMPARISON_COLUMNS, "")
-        tables.append(Table("Tensors inside", head, tensor_rows(layers), numeric=numeric))
+        rows = tensor_rows(layers)
+        tables.append(Table("Tensors inside", TENSOR_COLUMNS, rows, numeric=numeric))
     return tables
 
 

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from trt_native.arrays import Array
+from trt_native.backends.base import DebugTensor
 from trt_native.config import KernelSpecialization
 from trt_native.cuda import DeviceBuffer, Event, Graph, Stream, is_capturing
 from trt_native.errors import ClosedError, CudaError, UnsupportedError
@@ -77,6 +78,7 @@ class ExecutionContext:
         self._context: Any = None
         self._closed = False
         self._profiler: Any = None
+        self._listener: Any = None
         if activation_memory is not None:
             activation_memory.check(engine)
         self.engine = engine
@@ -229,6 +231,17 @@ class ExecutionContext:
             self._profiler = self.engine.backend.profiler(report)
             self._context.profiler = self._profiler
         return self._profiler
+
+    def attach_debug_listener(self, receive: Callable[[DebugTensor], None]) -> Any:
+        """Pass the debug tensors of every later run on; see ``Backend.listen``.
+
+        For contexts without CUDA graphs, whose replays call no listener.
+        """
+        with self.lock:
+            if self._context is None:
+                self._refuse()
+            self._listener = self.engine.backend.listen(self._context, receive)
+        return self._listener
 
     def finish_runs(self) -> None:
         """See :meth:`trt_native.runtime.context_registry.PausableContext.finish_runs`."""

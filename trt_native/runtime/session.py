@@ -10,6 +10,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
+from trt_native.backends.base import DebugTensor
 from trt_native.config import KernelSpecialization
 from trt_native.cuda import Event, Stream, require_gpu, stream_handle
 from trt_native.errors import CudaError, SpecError
@@ -295,6 +296,38 @@ class Session:
             if profiler.failure is not None:
                 raise profiler.failure
         return dict(times)
+
+    def debug_tensors(
+        self, inputs: Mapping[str, Any], receive: Callable[[DebugTensor], None]
+    ) -> None:
+        """Run once, in a separate context, and pass on the tensors between the plan's kernels.
+
+        The plan must have been built for it (``debug_tensors`` of
+        :func:`~trt_native.builder.build_plan.build_plan`); others have none.
+
+        Args:
+            inputs: As for :meth:`run`.
+            receive: Called for each tensor, as it is made. It reads the values of those that it
+                wants, which are then copied to the host; the run goes on when it returns. What it
+                raises is raised after the run.
+
+        Raises:
+            SpecError, CudaError, ClosedError: as :meth:`run`.
+            UnsupportedError: TensorRT takes no listener.
+        """
+        with self._guard, contextlib.closing(ExecutionContext(self.engine, 0)) as context:
+            execution = self._filled(context, inputs)
+            listener = context.attach_debug_listener(receive)
+            try:
+                execution.upload(context.stream)
+                execution.enqueue(context.stream)
+                context.stream.synchronize()
+            except CudaError as error:
+                raise listener.failure or error from error
+            finally:
+                execution.close()
+            if listener.failure is not None:
+                raise listener.failure
 
     def close(self) -> None:
         """Free the context, the buffers and, if the session loaded it, the engine.

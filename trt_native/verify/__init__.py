@@ -6,11 +6,8 @@ module, or stored arrays.
 
 from trt_native.arrays import Batch
 from trt_native.verify.check import Verification, open_session, verify_plan
-from trt_native.verify.first_mismatch import (
-    LayerReport,
-    find_first_mismatch,
-    open_with_extra_outputs,
-)
+from trt_native.verify.first_mismatch import find_first_mismatch
+from trt_native.verify.layer_report import HiddenFault, LayerReport, TensorResult
 from trt_native.verify.metrics import (
     OutputComparison,
     Thresholds,
@@ -18,6 +15,7 @@ from trt_native.verify.metrics import (
     default_thresholds,
 )
 from trt_native.verify.models import compare_models
+from trt_native.verify.observed_plans import open_with_debug_tensors, open_with_extra_outputs
 from trt_native.verify.reference import (
     CallableReference,
     GoldenFile,
@@ -30,10 +28,12 @@ __all__ = [
     "Batch",
     "CallableReference",
     "GoldenFile",
+    "HiddenFault",
     "LayerReport",
     "OnnxReference",
     "OutputComparison",
     "Reference",
+    "TensorResult",
     "Thresholds",
     "Verification",
     "compare_models",
@@ -42,6 +42,7 @@ __all__ = [
     "find_first_mismatch",
     "open_reference",
     "open_session",
+    "open_with_debug_tensors",
     "open_with_extra_outputs",
     "verify_plan",
 ]

@@ -5,63 +5,43 @@ the ONNX file on the CPU. A mismatch is taken to propagate to what is computed f
 tensor agrees, so does all that it was made from. So each plan leaves only the tensors between those
 that agree and the first that does not, and few plans are needed for any number of tensors. In the
 end the tensor found has been compared with all that its node reads.
+
+A fault of a fused kernel may vanish in such plans. It is looked for where it stays: in debug
+tensors, where the backend has them, or else in plans with one further output each, with which the
+model's own outputs are still wrong.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 
 from trt_native.arrays import Array, Batch
-from trt_native.backends.base import Backend
-from trt_native.builder.build_plan import build_plan
-from trt_native.calibration.cpu_runner import CpuRunner
-from trt_native.config import BuildConfig, CpuRuntime, FixedValues, ProfilingVerbosity
+from trt_native.backends.base import DebugTensor
+from trt_native.config import CpuRuntime, FixedValues
 from trt_native.errors import CudaError, SpecError, UnsupportedError
 from trt_native.graph.inference import infer_types
-from trt_native.graph.nodes import (
-    DATA_MOVEMENT_OPS,
-    all_nodes,
-    bodies,
-    constant_of,
-    is_fp32,
-    op_set,
-)
-from trt_native.progress import Progress, phase
+from trt_native.graph.nodes import DATA_MOVEMENT_OPS, constant_of, is_fp32, op_set
 from trt_native.progress_bars import AnyProgress, shows_progress
 from trt_native.scratch import scratch_folder
 from trt_native.units import format_bytes
-from trt_native.verify.check import RunFn, open_session
-from trt_native.verify.metrics import (
-    OutputComparison,
-    Thresholds,
-    compare_outputs,
-    root_mean_square,
-)
-from trt_native.verify.reference import read_inlined, reference_program
+from trt_native.verify.layer_report import HiddenFault, LayerReport, Observed, TensorResult
+from trt_native.verify.layer_tensors import ExpectedTensors, ModelTensors, members, set_of
+from trt_native.verify.metrics import Thresholds, compare_outputs
+from trt_native.verify.observed_plans import OpenDebugRunner, OpenRunner, model_tensor
+from trt_native.verify.reference import read_inlined
 
-__all__ = [
-    "LayerReport",
-    "OpenRunner",
-    "TensorResult",
-    "find_first_mismatch",
-    "open_with_extra_outputs",
-]
-
-OpenRunner: TypeAlias = Callable[[Sequence[str]], AbstractContextManager[RunFn]]
-"""Opens a function that runs the model with these tensors among its outputs."""
+__all__ = ["find_first_mismatch"]
 
 _LOGGER = logging.getLogger(__name__)
 _MOST_OUTPUTS = 256  # of one plan, beyond the model's own: each of them prevents a fusion
+_MOST_LONE_OUTPUTS = 24  # plans with one further output, to find a fault that several hide
 _LISTED = 10
 _MOST_REMEDIES = 4
 # What these make of large numbers can be small, and then is as inexact as they are.
@@ -70,111 +50,6 @@ _ADDING = op_set("Add Sub Sum Mean ReduceSum ReduceMean GlobalAveragePool Averag
 _PASSING = (
     DATA_MOVEMENT_OPS | _ADDING | op_set("Relu LeakyRelu PRelu Neg Abs Mul Div Cast CastLike Clip")
 )
-
-
-@dataclass(frozen=True, slots=True)
-class TensorResult:
-    """A tensor that was compared.
-
-    Attributes:
-        name: The tensor.
-        node: Name of the node that makes it.
-        operator: That node's operator.
-        comparison: Its comparison; the floor is the tensor's own, see :func:`find_first_mismatch`.
-        agrees: Whether it keeps to the thresholds.
-    """
-
-    name: str
-    node: str
-    operator: str
-    comparison: OutputComparison
-    agrees: bool
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        return {
-            "name": self.name,
-            "node": self.node,
-            "operator": self.operator,
-            "agrees": self.agrees,
-            **self.comparison.to_json(),
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class LayerReport:
-    """Result of the search for the first mismatch.
-
-    Attributes:
-        first: The first tensor in the model's order, among those compared, that mismatches;
-            all floating-point tensors that its node reads agree. None if no tensor mismatches.
-        worst: The tensors with the largest relative errors, largest first.
-        tensors: Number of tensors that could be compared.
-        compared: Number of tensors that were.
-        plans: Number of plans built.
-        too_large: Names of tensors that alone exceed the memory allowed; never compared.
-        reference: What the tensors were compared with.
-        break_fusion: A tensor with which the outputs match where TensorRT does not fuse nodes
-            across it. None if there is none, or it was not looked for.
-    """
-
-    first: TensorResult | None
-    worst: tuple[TensorResult, ...]
-    tensors: int
-    compared: int
-    plans: int
-    too_large: tuple[str, ...]
-    reference: str
-    break_fusion: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        return {
-            "break_fusion": self.break_fusion,
-            "first": self.first.to_json() if self.first else None,
-            "worst": [result.to_json() for result in self.worst],
-            "tensors": self.tensors,
-            "compared": self.compared,
-            "plans": self.plans,
-            "too_large": list(self.too_large),
-            "reference": self.reference,
-        }
-
-
-@contextlib.contextmanager
-def open_with_extra_outputs(
-    model: Path,
-    config: BuildConfig,
-    names: Sequence[str],
-    *,
-    broken: Sequence[str] = (),
-    backend: str | Backend = "auto",
-    progress: Progress | None = None,
-) -> Iterator[RunFn]:
-    """Build a model with tensors among its outputs, and load it, for the time of a block.
-
-    TensorRT does not fuse nodes across the ``broken`` tensors. Options without a use here, such as
-    stripped weights, are left out of the build.
-
-    Raises:
-        TrtNativeError: as :func:`~trt_native.builder.build_plan.build_plan` and
-            :func:`~trt_native.verify.check.open_session` raise it.
-    """
-    wanted = replace(
-        config,
-        refit=False,
-        strip_weights=False,
-        io_formats=(),
-        serialize_plugins=False,
-        in_place_caches=False,
-        version_compatible=False,
-        exclude_lean_runtime=False,
-        profiling_verbosity=ProfilingVerbosity.LAYER_NAMES_ONLY,
-        break_fusions=tuple(dict.fromkeys((*config.break_fusions, *broken))),
-    )
-    plan = build_plan(model, wanted, backend=backend, progress=progress, extra_outputs=names)
-    with open_session(plan) as opened:
-        yield opened.run
 
 
 @shows_progress
@@ -187,6 +62,8 @@ def find_first_mismatch(
     reference: Path | None = None,
     memory_bytes: int = 8 << 30,
     open_broken: OpenRunner | None = None,
+    open_debug: OpenDebugRunner | None = None,
+    extra_outputs: bool = True,
     fixed_inputs: FixedValues | None = None,
     runtime: CpuRuntime = CpuRuntime.AUTO,
     progress: AnyProgress = None,
@@ -202,14 +79,19 @@ def find_first_mismatch(
     Args:
         model: The ONNX file that the plan was built from.
         inputs: One batch.
-        open_runner: Runs the model with extra outputs, such as :func:`open_with_extra_outputs`.
+        open_runner: Runs the model with extra outputs, such as
+            :func:`~trt_native.verify.observed_plans.open_with_extra_outputs`.
         thresholds: Of these the largest relative error and the floor count.
         reference: The ONNX file to compare with; ``model`` itself if None. Tensors are matched by
             name.
         memory_bytes: Most bytes that the outputs of one plan may take; the reference's values
-            are kept in temporary files.
+            are kept in temporary files. Debug tensors are compared one by one.
         open_broken: Runs the model with TensorRT's fusions across these tensors broken. Given for
-            a plan whose outputs do not match, it is used to find one tensor that makes them match.
+            a plan whose outputs do not match, it is used to find one tensor that makes them match,
+            and a fault that extra outputs hide is looked for.
+        open_debug: Runs the model with debug tensors, such as
+            :func:`~trt_native.verify.observed_plans.open_with_debug_tensors`; None without them.
+        extra_outputs: Compare tensors as extra outputs; else as debug tensors alone.
         fixed_inputs: Values of the inputs that the batch lacks, as they are constants of the plan.
         runtime: What runs the reference.
         progress: Receives progress of the reference; see
@@ -219,21 +101,31 @@ def find_first_mismatch(
         ModelError: a file is damaged.
         SpecError: there is no relative error to judge by, or the models have no tensors in common.
         CalibrationError: the inputs do not fit the model.
-        UnsupportedError: the reference cannot be run.
+        UnsupportedError: the reference cannot be run, or TensorRT gives out no debug tensor and
+            nothing else was asked for.
     """
     if thresholds.max_relative_error is None:
         raise SpecError("a mismatch is judged by the relative error, for which no limit is given")
     fixed = dict(fixed_inputs or {})
-    tensors = _Tensors(_typed(model, fixed))
+    tensors = ModelTensors(_typed(model, fixed))
     with scratch_folder() as folder:
         compared_with = _typed(reference or model, fixed)
-        expected = _Expected(folder, compared_with, tensors.names, inputs, runtime, progress)
-        search = _Search(tensors, expected, inputs, open_runner, thresholds, memory_bytes)
-        report = search.run(f"{reference or model}, run by {expected.program}")
-        if open_broken is None:
-            return report
-        remedy = search.remedy(open_broken)
-        return replace(report, break_fusion=remedy, plans=search.plans)
+        expected = ExpectedTensors(folder, compared_with, tensors.names, inputs, runtime, progress)
+        judge = _Judge(tensors, expected, thresholds)
+        search = _Search(judge, inputs, open_runner, memory_bytes)
+        if open_debug is not None:
+            search.observe_debug_tensors(open_debug)
+        if extra_outputs:
+            search.observe_outputs()
+        elif not search.debug_results:
+            raise UnsupportedError(
+                "TensorRT gave out none of the model's tensors: all are inside fused kernels;"
+                " observe them as outputs",
+                options=("observe",),
+            )
+        if open_broken is not None:
+            search.find_remedy(open_broken)
+        return search.report(f"{reference or model}, run by {expected.program}")
 
 
 def _typed(path: Path, fixed: FixedValues) -> ir.Model:
@@ -242,205 +134,128 @@ def _typed(path: Path, fixed: FixedValues) -> ir.Model:
     return graph
 
 
-class _Tensors:
-    """The floating-point tensors that nodes of a main graph make, in its order.
-
-    Sets of tensors are integers whose bits are the tensors' numbers.
-    """
-
-    def __init__(self, model: ir.Model) -> None:
-        graph = model.graph
-        self.names: list[str] = []
-        self.nodes: list[ir.Node] = []
-        self.reads: list[tuple[str, ...]] = []  # what the node reads, by name, but for weights
-        self.ancestors: list[int] = []  # what a tensor is computed from, itself included
-        self.number: dict[str, int] = {}
-        above: dict[ir.Value, int] = {}
-        for node in graph:
-            inner = [n for body in bodies(node) for n in all_nodes(body)]
-            values = [v for n in (node, *inner) for v in n.inputs if v is not None]
-            mask = 0
-            for value in values:
-                mask |= above.get(value, 0)
-            names = tuple(str(v.name) for v in values if v.name not in graph.initializers)
-            for value in node.outputs:
-                above[value] = mask
-                if value.name and is_fp32(value) and node.op_type != "Constant":
-                    self._add(value, node, names, mask)
-                    above[value] = self.ancestors[-1]
-
-    def _add(self, value: ir.Value, node: ir.Node, reads: tuple[str, ...], above: int) -> None:
-        number = len(self.names)
-        self.number[str(value.name)] = number
-        self.names.append(str(value.name))
-        self.nodes.append(node)
-        self.reads.append(reads)
-        self.ancestors.append(above | 1 << number)
-
-
-class _Expected:
-    """Expected values of the tensors, kept in files: one pass is slow, and all of it is large."""
+class _Judge:
+    """Compares tensors with the reference."""
 
     def __init__(
-        self,
-        folder: Path,
-        model: ir.Model,
-        names: Sequence[str],
-        inputs: Batch,
-        runtime: CpuRuntime,
-        progress: Progress | None,
-    ) -> None:
-        made = {value.name for node in model.graph for value in node.outputs}
-        wanted = [name for name in names if name in made]
-        if not wanted:
-            raise SpecError(
-                "the plan's model and the reference have no tensor names in common; compare with"
-                " the ONNX file that the plan was built from"
-            )
-        self.bytes: dict[str, int] = {}
-        self.outputs = [str(v.name) for v in model.graph.outputs if v.name in set(wanted)]
-        self.rms = {name: root_mean_square(array) for name, array in inputs.items()}
-        self._files: dict[str, Path] = {}
-        with phase(progress, "Running the reference", len(wanted)) as step:
-            run = CpuRunner(
-                model,
-                wanted,
-                runtime,
-                reference_program=reference_program(model),
-                alternative="compare the outputs alone, with a callable or with stored outputs",
-                options=("layers", "against"),
-            )
-            for number, (name, values) in enumerate(run(inputs)):
-                self._keep(folder, name, np.asarray(values))
-                step(number)
-        self.program = run.program
-
-    def _keep(self, folder: Path, name: str, values: Array) -> None:
-        plain = values.astype(np.float32) if values.dtype.kind == "V" else values
-        path = folder / f"{len(self._files)}.npy"
-        try:
-            np.save(path, plain)
-        except OSError as error:
-            raise UnsupportedError(
-                f"the reference's tensors do not fit {folder.parent}: {error.strerror or error};"
-                " point the environment variable TMPDIR at a folder with more space"
-            ) from error
-        self._files[name] = path
-        self.bytes[name] = int(values.nbytes)
-        self.rms[name] = root_mean_square(values)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._files
-
-    def __getitem__(self, name: str) -> Array:
-        array: Array = np.load(self._files[name], mmap_mode="r", allow_pickle=False)
-        return array
-
-
-class _Search:
-    def __init__(
-        self,
-        tensors: _Tensors,
-        expected: _Expected,
-        inputs: Batch,
-        open_runner: OpenRunner,
-        thresholds: Thresholds,
-        memory_bytes: int,
+        self, tensors: ModelTensors, expected: ExpectedTensors, thresholds: Thresholds
     ) -> None:
         self.tensors = tensors
         self.expected = expected
-        self.inputs = inputs
-        self.open_runner = open_runner
         self.thresholds = Thresholds(
             max_relative_error=thresholds.max_relative_error, floor=thresholds.floor
         )
-        self.memory_bytes = memory_bytes
-        self.floors = self._floors()
-        self.results: dict[int, TensorResult] = {}
-        self.plans = 0
-        known = [i for i, name in enumerate(tensors.names) if name in expected]
-        self.too_large = [i for i in known if self._bytes(i) > memory_bytes]
-        self.candidates = _set_of(known) & ~_set_of(self.too_large)
+        self._floors = self._all_floors()
 
-    def run(self, reference: str) -> LayerReport:
+    def __call__(self, number: int, found: Array, observed: Observed) -> TensorResult:
+        """Compare a tensor with what it is in the reference."""
+        name, node = self.tensors.names[number], self.tensors.nodes[number]
+        floor = self._floors[number]
+        comparison = compare_outputs(name, found, self.expected[name], floor=floor)
+        return TensorResult(
+            name=name,
+            node=node.name or "",
+            operator=node.op_type,
+            comparison=comparison,
+            agrees=not self.thresholds.problems(comparison),
+            observed=observed,
+        )
+
+    def in_memory_order(self, number: int, found: Array) -> TensorResult | None:
+        """Compare a debug tensor; None if it has the right values in another order.
+
+        TensorRT does not say in which order its memory has a debug tensor's elements.
+        """
+        expected = self.expected[self.tensors.names[number]]
+        result = self(number, found.reshape(expected.shape), "debug tensor")
+        if result.agrees:
+            return result
+        ordered = np.sort(np.asarray(found, np.float32), axis=None)
+        same = np.sort(np.asarray(expected, np.float32), axis=None)
+        comparison = compare_outputs("", ordered, same, floor=self._floors[number])
+        return None if not self.thresholds.problems(comparison) else result
+
+    def model_outputs(self, found: Mapping[str, Array]) -> dict[int, TensorResult]:
+        """Compare the model's outputs among some arrays."""
+        numbers = {name: self.tensors.number.get(name) for name in self.expected.outputs}
+        return {
+            number: self(number, found[name], "output")
+            for name, number in numbers.items()
+            if number is not None
+        }
+
+    def _all_floors(self) -> list[float]:
+        """The root mean square that each tensor's error is measured against at least."""
+        rms, floors = self.expected.rms, list[float]()
+        for number, name in enumerate(self.tensors.names):
+            floor, operator = self.thresholds.floor, self.tensors.nodes[number].op_type
+            for read in self.tensors.reads[number]:
+                if operator in _ADDING:
+                    floor = max(floor, rms.get(read, 0.0))
+                i = self.tensors.number.get(read)
+                if operator in _PASSING and i is not None and rms.get(read) and name in rms:
+                    floor = max(floor, floors[i] * min(1.0, rms[name] / rms[read]))
+            floors.append(floor)
+        return floors
+
+
+class _Search:
+    """Plans that are built and compared, one after the other, and what they showed."""
+
+    def __init__(
+        self, judge: _Judge, inputs: Batch, open_runner: OpenRunner, memory_bytes: int
+    ) -> None:
+        self.judge = judge
+        self.tensors, self.expected = judge.tensors, judge.expected
+        self.inputs = inputs
+        self.open_runner = open_runner
+        self.memory_bytes = memory_bytes
+        self.results: dict[int, TensorResult] = {}
+        self.debug_results: dict[int, TensorResult] = {}
+        self.lone_results: dict[int, TensorResult] = {}
+        self.hidden: HiddenFault | None = None
+        self.break_fusion: str | None = None
+        self.plans = 0
+        known = [i for i, name in enumerate(self.tensors.names) if name in self.expected]
+        self.too_large = [i for i in known if self._bytes(i) > memory_bytes]
+        self.candidates = set_of(known) & ~set_of(self.too_large)
         if not self.candidates:
             raise SpecError(
-                f"memory of {format_bytes(self.memory_bytes)}: none of the"
-                f" {len(self.too_large)} tensors is so small",
+                f"memory of {format_bytes(memory_bytes)}: none of the {len(self.too_large)} tensors"
+                " is so small",
                 options=("memory_bytes",),
             )
+
+    # Observing
+
+    def observe_debug_tensors(self, open_debug: OpenDebugRunner) -> None:
+        """Compare what a plan with debug tensors gives out, one by one as it is made."""
+        _LOGGER.info("plan %d: comparing debug tensors", self.plans + 1)
+        with open_debug() as run:
+            self.plans += 1
+            run(self.inputs, self._compare_debug_tensor)
+
+    def _compare_debug_tensor(self, tensor: DebugTensor) -> None:
+        name = model_tensor(tensor.name, self.tensors.number)
+        number = self.tensors.number[name] if name is not None else None
+        if name is None or number is None or not self.candidates >> number & 1:
+            return
+        if "float" not in tensor.dtype or math.prod(tensor.shape) != self.expected[name].size:
+            return
+        result = self.judge.in_memory_order(number, tensor.read())
+        if result is not None:
+            self.debug_results[number] = result
+
+    def observe_outputs(self) -> None:
+        """Compare tensors as further outputs, until no other one may be the first mismatch."""
         suspects = self.candidates
         while suspects:
-            self._compare(self._chosen(suspects))
+            self._compare(self._chosen(suspects, _MOST_OUTPUTS))
             suspects = self._suspects()
-        first = self._first()
-        worst = sorted(self.results.values(), key=_badness, reverse=True)[:_LISTED]
-        return LayerReport(
-            first=self.results[first] if first is not None else None,
-            worst=tuple(worst),
-            tensors=self.candidates.bit_count() + len(self.too_large),
-            compared=len(self.results),
-            plans=self.plans,
-            too_large=tuple(self.tensors.names[i] for i in self.too_large),
-            reference=reference,
-        )
-
-    def remedy(self, open_broken: OpenRunner) -> str | None:
-        """The tensor across which a fusion must not go for the outputs to match; None if none."""
-        outputs = [name for name in self.expected.outputs if name in self.tensors.number]
-        if not outputs or self._matches(self.open_runner, (), outputs):
-            return None
-        first = self._first()
-        if first is None:
-            candidates = self._mending(outputs)
-        else:
-            node = self.tensors.nodes[first]
-            values = [v for v in (*node.inputs, *node.outputs) if v is not None]
-            candidates = [str(value.name) for value in values if _breakable(value)]
-        tries = candidates[:_MOST_REMEDIES]
-        return next((name for name in tries if self._matches(open_broken, (name,), outputs)), None)
-
-    def _mending(self, outputs: Sequence[str]) -> list[str]:
-        """As few tensors as halving leaves with which as outputs the outputs match."""
-        values = [v for node in self.tensors.nodes for v in node.outputs if _breakable(v)]
-        known = {self.tensors.names[i] for i in self.results} - {*outputs}
-        names = [str(value.name) for value in dict.fromkeys(values) if value.name in known]
-        if not names or not self._matches(self.open_runner, names, outputs):
-            return []
-        while len(names) > 1:
-            half = len(names) // 2
-            parts = (names[:half], names[half:])
-            fitting = (part for part in parts if self._matches(self.open_runner, part, outputs))
-            chosen = next(fitting, None)
-            if chosen is None:
-                return names
-            names = chosen
-        return names
-
-    def _matches(
-        self, open_runner: OpenRunner, names: Sequence[str], outputs: Sequence[str]
-    ) -> bool:
-        with open_runner(names) as run:
-            self.plans += 1
-            found = run(self.inputs)
-        return all(
-            not self.thresholds.problems(
-                compare_outputs(
-                    name,
-                    found[name],
-                    self.expected[name],
-                    floor=self.floors[self.tensors.number[name]],
-                )
-            )
-            for name in outputs
-        )
-
-    def _first(self) -> int | None:
-        return min((i for i, result in self.results.items() if not result.agrees), default=None)
 
     def _suspects(self) -> int:
         """The tensors that the first mismatch may come from and that were not compared yet."""
-        first = self._first()
+        first = _first(self.results)
         if first is None:
             return 0
         compared, cleared = 0, 0
@@ -450,7 +265,7 @@ class _Search:
                 cleared |= self.tensors.ancestors[i]
         left = self.tensors.ancestors[first] & self.candidates & ~compared
         # What is cleared by what follows it is compared after all where the node itself reads it.
-        return left & ~cleared or left & _set_of(self._nearest(first))
+        return left & ~cleared or left & set_of(self._nearest(first))
 
     def _nearest(self, number: int) -> Iterator[int]:
         """The tensors that a node reads; for one that is not compared, those it is made from."""
@@ -466,11 +281,11 @@ class _Search:
             else:
                 pending += self.tensors.reads[i]
 
-    def _chosen(self, suspects: int) -> list[int]:
+    def _chosen(self, suspects: int, most: int) -> list[int]:
         """As many suspects as fit one plan, so that each divides what is left about evenly."""
-        numbers = list(_members(suspects))
+        numbers = list(members(suspects))
         numbers.sort(key=lambda i: ((self.tensors.ancestors[i] & suspects).bit_count(), i))
-        count = min(len(numbers), _MOST_OUTPUTS)
+        count = min(len(numbers), most)
         while True:
             picked = [numbers[(2 * k + 1) * len(numbers) // (2 * count)] for k in range(count)]
             if count == 1 or sum(map(self._bytes, picked)) <= self.memory_bytes:
@@ -485,9 +300,7 @@ class _Search:
         size = format_bytes(sum(map(self._bytes, numbers)))
         _LOGGER.info("plan %d: comparing %d tensors (%s)", self.plans + 1, len(names), size)
         try:
-            with self.open_runner(names) as run:
-                self.plans += 1
-                found = run(self.inputs)
+            found = self._run(self.open_runner, names)
         except CudaError as error:
             raise CudaError(
                 f"{error.message} (with {len(names)} tensors of {size} as further outputs; lower"
@@ -497,34 +310,147 @@ class _Search:
             ) from error
         own = [n for n in found if n in self.tensors.number and n in self.expected]
         for name in dict.fromkeys((*names, *own)):
-            self._judge(name, found[name])
+            number = self.tensors.number[name]
+            self.results[number] = self.judge(number, found[name], "output")
 
-    def _judge(self, name: str, found: Array) -> None:
-        number = self.tensors.number[name]
+    def _run(self, open_runner: OpenRunner, names: Sequence[str]) -> Mapping[str, Array]:
+        with open_runner(names) as run:
+            self.plans += 1
+            return run(self.inputs)
+
+    # What would make the outputs match
+
+    def find_remedy(self, open_broken: OpenRunner) -> None:
+        """Find where a fault hides, and a tensor across which no fusion must go."""
+        outputs = self.judge.model_outputs(self._run(self.open_runner, ()))
+        if _first(outputs) is None:
+            return
+        if (first := _first(self.results)) is not None:
+            candidates = self._around(first)
+        else:
+            candidates = self._behind_hidden_fault(outputs)
+        tried = []
+        for name in candidates[:_MOST_REMEDIES]:
+            if self._matches(open_broken, (name,)):
+                self.break_fusion = name
+                break
+            tried.append(name)
+        if self.hidden is not None:
+            self.hidden = replace(self.hidden, tried=tuple(tried))
+
+    def _around(self, number: int) -> list[str]:
+        """What a node reads and makes."""
         node = self.tensors.nodes[number]
-        floor = self.floors[number]
-        comparison = compare_outputs(name, found, self.expected[name], floor=floor)
-        self.results[number] = TensorResult(
-            name=name,
-            node=node.name or "",
-            operator=node.op_type,
-            comparison=comparison,
-            agrees=not self.thresholds.problems(comparison),
+        values = [v for v in (*node.inputs, *node.outputs) if v is not None]
+        return [str(value.name) for value in values if _breakable(value)]
+
+    def _behind_hidden_fault(self, outputs: Mapping[int, TensorResult]) -> list[str]:
+        """Locate a fault that no further output shows; tensors that may be its remedy."""
+        if self.debug_results:
+            self.hidden = self._located({**outputs, **self.debug_results})
+        else:
+            wrong = min(i for i, result in outputs.items() if not result.agrees)
+            hiding = self._observe_alone(wrong, self.candidates & ~set_of(outputs))
+            seen = {wrong: outputs[wrong], **self.lone_results}
+            self.hidden = replace(self._located(seen), hiding=tuple(hiding))
+        mending = list(self.hidden.hiding)
+        if not mending and self.results:
+            mending = self._mending([*outputs])
+        return list(dict.fromkeys((*mending, *self.hidden.between)))
+
+    def _observe_alone(self, wrong: int, candidates: int) -> list[str]:
+        """Compare tensors that are the only further output of a plan whose outputs stay wrong.
+
+        Args:
+            wrong: The first of the model's outputs that is wrong.
+            candidates: The tensors to choose from.
+
+        Returns:
+            The tensors that as the only further output make the outputs right.
+        """
+        hiding = []
+        left = self.tensors.ancestors[wrong] & candidates
+        for _ in range(_MOST_LONE_OUTPUTS):
+            if not left:
+                break
+            (number,) = self._chosen(left, 1)
+            name = self.tensors.names[number]
+            _LOGGER.info("plan %d: comparing %s alone", self.plans + 1, name)
+            found = self._run(self.open_runner, (name,))
+            left &= ~(1 << number)
+            if _first(self.judge.model_outputs(found)) is None:
+                if _breakable(self.tensors.value(name)):
+                    hiding.append(name)
+                continue
+            result = self.judge(number, found[name], "only output")
+            self.lone_results[number] = result
+            above = self.tensors.ancestors[number]
+            left &= ~above if result.agrees else above
+        return hiding
+
+    def _located(self, seen: Mapping[int, TensorResult]) -> HiddenFault:
+        """Between which of the tensors that were seen the first mismatch arises."""
+        wrong = min(i for i, result in seen.items() if not result.agrees)
+        above = self.tensors.ancestors[wrong]
+        right = [i for i, result in seen.items() if result.agrees and above >> i & 1]
+        cleared = 0
+        for i in right:
+            cleared |= self.tensors.ancestors[i]
+        inner = [self.tensors.names[i] for i in members(above & ~cleared & ~(1 << wrong))][::-1]
+        last = max(right, default=None)
+        ends = [self.tensors.names[last]] if last is not None else []
+        return HiddenFault(
+            last_match=seen[last] if last is not None else None,
+            mismatch=seen[wrong],
+            between=tuple(name for name in (*inner, *ends) if _breakable(self.tensors.value(name))),
         )
 
-    def _floors(self) -> list[float]:
-        """The root mean square that each tensor's error is measured against at least."""
-        rms, floors = self.expected.rms, list[float]()
-        for number, name in enumerate(self.tensors.names):
-            floor, operator = self.thresholds.floor, self.tensors.nodes[number].op_type
-            for read in self.tensors.reads[number]:
-                if operator in _ADDING:
-                    floor = max(floor, rms.get(read, 0.0))
-                i = self.tensors.number.get(read)
-                if operator in _PASSING and i is not None and rms.get(read) and name in rms:
-                    floor = max(floor, floors[i] * min(1.0, rms[name] / rms[read]))
-            floors.append(floor)
-        return floors
+    def _mending(self, outputs: Sequence[int]) -> list[str]:
+        """As few tensors as halving leaves with which as outputs the outputs match."""
+        numbers = sorted({*self.results} - {*outputs})
+        named = (
+            (name, self.tensors.value(name))
+            for name in map(self.tensors.names.__getitem__, numbers)
+        )
+        names = [name for name, value in named if _breakable(value)]
+        if not names or not self._matches(self.open_runner, names):
+            return []
+        while len(names) > 1:
+            half = len(names) // 2
+            parts = (names[:half], names[half:])
+            fitting = (part for part in parts if self._matches(self.open_runner, part))
+            chosen = next(fitting, None)
+            if chosen is None:
+                return names
+            names = chosen
+        return names
+
+    def _matches(self, open_runner: OpenRunner, names: Sequence[str]) -> bool:
+        return _first(self.judge.model_outputs(self._run(open_runner, names))) is None
+
+    def report(self, reference: str) -> LayerReport:
+        """What the plans have shown."""
+        shown = self.results or self.debug_results
+        first = _first(shown)
+        ways = (self.results, self.lone_results, self.debug_results)
+        all_results = [result for way in ways for result in way.values()]
+        return LayerReport(
+            first=shown[first] if first is not None else None,
+            worst=tuple(sorted(all_results, key=_badness, reverse=True)[:_LISTED]),
+            tensors=self.candidates.bit_count() + len(self.too_large),
+            compared=len({*self.results, *self.debug_results}),
+            plans=self.plans,
+            too_large=tuple(self.tensors.names[i] for i in self.too_large),
+            reference=reference,
+            break_fusion=self.break_fusion,
+            hidden=self.hidden,
+            debug_tensors=len(self.debug_results),
+        )
+
+
+def _first(results: Mapping[int, TensorResult]) -> int | None:
+    """The first tensor that mismatches."""
+    return min((i for i, result in results.items() if not result.agrees), default=None)
 
 
 def _breakable(value: ir.Value) -> bool:
@@ -535,14 +461,3 @@ def _breakable(value: ir.Value) -> bool:
 def _badness(result: TensorResult) -> tuple[bool, int, float]:
     error = result.comparison.relative_l2
     return math.isnan(error), result.comparison.nonfinite_differs, error
-
-
-def _set_of(numbers: Iterable[int]) -> int:
-    return sum(1 << number for number in set(numbers))
-
-
-def _members(numbers: int) -> Iterator[int]:
-    while numbers:
-        lowest = numbers & -numbers
-        yield lowest.bit_length() - 1
-        numbers ^= lowest

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from trt_native.shapes import format_shape
 from trt_native.verify.check import Verification
-from trt_native.verify.first_mismatch import LayerReport
+from trt_native.verify.layer_report import LayerReport
 from trt_native.verify.metrics import OutputComparison
 
-__all__ = ["COMPARISON_COLUMNS", "comparison_row", "output_rows", "tensor_rows"]
+__all__ = [
+    "COMPARISON_COLUMNS",
+    "TENSOR_COLUMNS",
+    "comparison_row",
+    "output_rows",
+    "tensor_rows",
+]
 
 COMPARISON_COLUMNS = ("relative L2", "max abs", "cosine", "PSNR dB", "NaN", "Inf")
+TENSOR_COLUMNS = ("tensor", "node", "operator", *COMPARISON_COLUMNS, "seen as", "")
 
 
 def comparison_row(found: OutputComparison) -> tuple[str, ...]:
@@ -44,13 +51,14 @@ def output_rows(found: Verification) -> list[tuple[str, ...]]:
 
 
 def tensor_rows(report: LayerReport) -> list[tuple[str, ...]]:
-    """Name, node, operator, figures and verdict of the tensors with the largest errors."""
+    """The tensors with the largest errors under ``TENSOR_COLUMNS``."""
     return [
         (
             result.name,
             result.node,
             result.operator,
             *comparison_row(result.comparison),
+            result.observed,
             "matches" if result.agrees else "mismatch",
         )
         for result in report.worst
