@@ -71,3 +71,32 @@ def test_the_nodes_that_fp16_needs_in_fp32_are_found_with_plans(tmp_path):
         "verify", plan, "--against", model, "--random", "0", "--max-relative-error", "0.02"
     )
     assert verified.returncode == 0, verified.stdout
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_the_products_that_must_not_be_quantized_are_found_with_plans(tmp_path, rng, precision):
+    """A layer whose input its range cuts off; the plan without its Q/DQ pair agrees."""
+    model = tiny_models.dense(tmp_path / "m.onnx", layers=8)
+    ranges = {**{f"h{i}": 4.0 for i in range(9)}, "h3": 0.01}
+    cache = tiny_models.calibration(model, tmp_path / "m.calib", ranges)
+    np.savez(tmp_path / "x.npz", h0=rng.standard_normal((4, 64)).astype(np.float32))
+    quantized = ("--precision", precision, "--calibration-cache", cache)
+    result = trt_native(
+        "debug", "precision", model, "--max-error", "0.12", "--measure", "gpu", *quantized,
+        "--input", tmp_path / "x.npz", "--json",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    printed = json.loads(result.stdout)
+    assert printed["measured_on"] == "gpu"
+    assert printed["reduced_error"] > 0.5
+    assert "/dense.3" in printed["kept"]
+    assert len(printed["kept"]) <= 2
+    words = [word for pattern in printed["patterns"] for word in (printed["option"], pattern)]
+    plan = tmp_path / "m.plan"
+    built = trt_native("build", model, "-o", plan, "--dim", "batch=4", *quantized, *words)
+    assert built.returncode == 0, built.stderr
+    verified = trt_native(
+        "verify", plan, "--against", model, "--input", tmp_path / "x.npz",
+        "--max-relative-error", "0.12",
+    )  # fmt: skip
+    assert verified.returncode == 0, verified.stdout

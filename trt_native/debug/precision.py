@@ -35,8 +35,12 @@ __all__ = [
     "Placement",
     "candidates",
     "find_fp32_nodes",
+    "find_nodes",
+    "measure_conversions",
     "measure_on_cpu",
     "measure_on_gpu",
+    "measure_plans",
+    "node_cost",
     "patterns",
 ]
 
@@ -44,33 +48,41 @@ _MOST_NEEDED = 6  # nodes found one by one; for more, what is not needed is remo
 _FINEST_CHUNK = 64  # parts of the model that are tried without each other then
 
 Measure = Callable[[Sequence[str]], float]
-"""The largest relative L2 error of an output, with nodes of these patterns in FP32."""
+"""The largest relative L2 error of an output, with nodes of these patterns left as they are."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A node that may stay FP32.
+    """A node that may stay as it is: in FP32, or without quantization.
 
     Attributes:
         name: Its name, which no other has.
         operator: Its operator.
         cost: Multiply-adds of a product, else elements of its outputs; 1 where they are unknown.
         neighbours: Names of the candidates that it exchanges a value with.
+        error: An estimate of the error that it makes where it is not left as it is; 0 where there
+            is none.
     """
 
     name: str
     operator: str
     cost: int
     neighbours: frozenset[str]
+    error: float = 0.0
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What is tried first has least: much of the square of the error for its cost, or cheap."""
+        return -(self.error**2) / self.cost, self.cost
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Nodes to keep in FP32.
+    """Nodes to leave as they are.
 
     Attributes:
         kept: Names of the nodes; none where the reduced model is accurate enough as it is.
-        patterns: The same for ``keep_fp32``.
+        patterns: The same for ``keep_fp32``, or ``exclude`` of a quantization.
         error: The error with them.
         reduced_error: The error without.
         cost_share: Their part of the cost of all candidates, from 0 to 1.
@@ -116,7 +128,9 @@ def candidates(path: Path, shapes: Mapping[str, Shape]) -> tuple[Candidate, ...]
         )
     names = {str(node.name) for node in nodes}
     return tuple(
-        Candidate(str(node.name), node.op_type, _cost(node, known), frozenset(_near(node) & names))
+        Candidate(
+            str(node.name), node.op_type, node_cost(node, known), frozenset(_near(node) & names)
+        )
         for node in nodes
     )
 
@@ -127,7 +141,8 @@ def _near(node: ir.Node) -> set[str]:
     return {str(other.name) for other in (*sources, *readers) if other is not None}
 
 
-def _cost(node: ir.Node, shapes: Mapping[str, Shape]) -> int:
+def node_cost(node: ir.Node, shapes: Mapping[str, Shape]) -> int:
+    """Multiply-adds of a product, else elements of a node's outputs; 1 where they are unknown."""
     found = multiply_adds(node, shapes) if node.op_type in PRODUCTS else None
     if found:
         return found
@@ -136,21 +151,40 @@ def _cost(node: ir.Node, shapes: Mapping[str, Shape]) -> int:
 
 
 def find_fp32_nodes(nodes: Sequence[Candidate], measure: Measure, max_error: float) -> Placement:
-    """Find few and cheap nodes with which in FP32 an error holds.
+    """Find few and cheap nodes with which in FP32 an error holds; see :func:`find_nodes`.
 
-    More nodes in FP32 are taken to give no larger error. Of all sets that hold, one is found
-    without the most expensive nodes that any of the cheaper ones make unnecessary, and of which no
-    node can be left out.
+    Raises:
+        UnsupportedError: the error does not hold with all candidates in FP32 either.
+    """
+    return find_nodes(
+        nodes,
+        measure,
+        max_error,
+        everything="all nodes in FP32",
+        advice="it does not come from the precision of nodes: verify the plan layer by layer",
+    )
+
+
+def find_nodes(
+    nodes: Sequence[Candidate], measure: Measure, max_error: float, *, everything: str, advice: str
+) -> Placement:
+    """Find few and cheap nodes with which left as they are an error holds.
+
+    More such nodes are taken to give no larger error. Of all sets that hold, one is found without
+    the last nodes, by their ranks, that any of those before make unnecessary, and of which no node
+    can be left out.
 
     Args:
         nodes: The candidates.
         measure: Measures the error.
         max_error: The largest error.
+        everything: What it means that all candidates are left as they are, for the error.
+        advice: What else the error may come from.
 
     Raises:
-        UnsupportedError: the error does not hold with all candidates in FP32 either.
+        UnsupportedError: the error does not hold with all candidates left as they are either.
     """
-    ordered = sorted(nodes, key=lambda node: node.cost)
+    ordered = sorted(nodes, key=lambda node: node.rank)
     index = {node.name: i for i, node in enumerate(ordered)}
     errors: dict[frozenset[int], float] = {}
 
@@ -162,14 +196,13 @@ def find_fp32_nodes(nodes: Sequence[Candidate], measure: Measure, max_error: flo
     def holds(kept: frozenset[int]) -> bool:
         return error_of(kept) <= max_error
 
-    everything = frozenset(range(len(ordered)))
+    whole = frozenset(range(len(ordered)))
     kept = frozenset[int]()
     if not holds(kept):
-        if not holds(everything):
+        if not holds(whole):
             raise UnsupportedError(
-                f"with all nodes in FP32 the error is {error_of(everything):.3g}, above"
-                f" {max_error:g}; it does not come from the precision of nodes: verify the plan"
-                " layer by layer",
+                f"with {everything} the error is {error_of(whole):.3g}, above {max_error:g};"
+                f" {advice}",
                 options=("max_error",),
             )
         kept = _needed(ordered, index, holds)
@@ -190,7 +223,7 @@ def _needed(
     index: Mapping[str, int],
     holds: Callable[[frozenset[int]], bool],
 ) -> frozenset[int]:
-    """A set that holds, of nodes in the order of their costs; all of them do."""
+    """A set that holds, of nodes in the order of their ranks; all of them do."""
     neighbours = [{index[name] for name in node.neighbours} for node in ordered]
     found = smallest_failing(neighbours, [1.0] * len(ordered), holds, most=_MOST_NEEDED)
     finest = 1 if found.is_minimal else max(1, len(found.nodes) // _FINEST_CHUNK)
@@ -223,11 +256,30 @@ def measure_on_cpu(
         inputs: Its inputs by name.
         keep_fp32: Patterns of nodes that stay FP32 in any case.
     """
+
+    def configure(kept: Sequence[str]) -> ConversionConfig:
+        return ConversionConfig(precision=precision, keep_fp32=(*keep_fp32, *kept))
+
+    return measure_conversions(model, configure, inputs)
+
+
+def measure_conversions(
+    model: Path, configure: Callable[[Sequence[str]], ConversionConfig | None], inputs: Batch
+) -> Measure:
+    """Measure what a model is converted to by ``onnx.reference``, which rounds as its types say.
+
+    Args:
+        model: The ONNX file; its own outputs, on the CPU, are the reference.
+        configure: Patterns of nodes that stay as they are to the conversion; None for none.
+        inputs: The model's inputs by name.
+    """
     outputs = [str(value.name) for value in read_model(model).graph.outputs]
     expected = OnnxReference(model)(inputs, outputs)
 
     def measure(kept: Sequence[str]) -> float:
-        config = ConversionConfig(precision=precision, keep_fp32=(*keep_fp32, *kept))
+        config = configure(kept)
+        if config is None:
+            return 0.0
         with scratch_folder() as folder:
             converted = convert_onnx(model, folder / "reduced.onnx", config)
             found = OnnxReference(converted.path, None, CpuRuntime.ONNX)(inputs, outputs)
@@ -247,17 +299,36 @@ def measure_on_gpu(model: Path, config: BuildConfig, backend: str, inputs: Batch
         backend: ``auto``, ``tensorrt`` or ``rtx``.
         inputs: Its inputs by name.
     """
+
+    def configure(kept: Sequence[str]) -> BuildConfig:
+        return replace(config, keep_fp32=(*config.keep_fp32, *kept))
+
+    return measure_plans(model, configure, backend, inputs)
+
+
+def measure_plans(
+    model: Path, configure: Callable[[Sequence[str]], BuildConfig], backend: str, inputs: Batch
+) -> Measure:
+    """Measure plans, which are built in child processes and run on the GPU.
+
+    Args:
+        model: The ONNX file; its own outputs, on the CPU, are the reference.
+        configure: Patterns of nodes that stay as they are to the configuration of the plan, whose
+            profile is that of the inputs.
+        backend: ``auto``, ``tensorrt`` or ``rtx``.
+        inputs: The model's inputs by name.
+    """
     dynamic = {v.name for v in read_model(model).graph.inputs if not _is_static(v)}
     spec = ProfileSpec(
         shapes={name: ShapeRange.parse("x".join(map(str, array.shape)))
                 for name, array in inputs.items() if name in dynamic}
     )  # fmt: skip
-    config = replace(config, profiles=(spec,) if spec.shapes else ())
+    profiles = (spec,) if spec.shapes else ()
     outputs = [str(value.name) for value in read_model(model).graph.outputs]
-    expected = OnnxReference(model, config.fixed_values())(inputs, outputs)
+    expected = OnnxReference(model, configure(()).fixed_values())(inputs, outputs)
 
     def measure(kept: Sequence[str]) -> float:
-        chosen = replace(config, keep_fp32=(*config.keep_fp32, *kept))
+        chosen = replace(configure(kept), profiles=profiles)
         plan = build_isolated(model, chosen, backend=backend)
         with open_session(plan) as opened:
             found = opened.run(inputs)

@@ -268,14 +268,34 @@ class Quantize(GraphPass):
             context.ranges.amax,
             format=cast("Format", context.config.precision.value),
             ops=self.ops(),
-            # A node that is to compute in FP32 cannot compute in INT8.
-            skip=(*spec.exclude, *context.config.keep_fp32),
+            skip=self._skip(),
             preset=spec.preset,
             min_coverage=spec.min_coverage,
             shapes=shapes,
             note=self._not_built(model),
             dry_run=dry_run,
         )
+
+    def selection(self, model: ir.Model) -> ProductSelection:
+        """The products that would be quantized, of a model with types and without functions.
+
+        Raises:
+            SpecError: a pattern, or the preset, matches nothing.
+        """
+        config = self.context.config
+        return ProductSelection(
+            model,
+            self.context.ranges.amax,
+            format=cast("Format", config.precision.value),
+            ops=self.ops(),
+            skip=self._skip(),
+            preset=config.quantization.preset,
+        )
+
+    def _skip(self) -> tuple[str, ...]:
+        """Patterns of the nodes to leave alone: what is to compute in FP32 cannot do so in INT8."""
+        config = self.context.config
+        return (*config.quantization.exclude, *config.keep_fp32)
 
     def ops(self) -> tuple[str, ...]:
         """The operators to quantize, as far as the backend builds them."""
