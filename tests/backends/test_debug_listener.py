@@ -167,6 +167,39 @@ def test_types_below_a_byte_are_left_out(backend, deliver, dtype):
     assert (received, listener.failure) == ([], None)
 
 
+class Context:
+    """An execution context that takes a listener, or none, and has debug tensors, or none."""
+
+    def __init__(self, takes=True, has=True):
+        self.takes, self.has, self.listener = takes, has, None
+
+    def set_debug_listener(self, listener):
+        self.listener = listener
+        return self.takes
+
+    @property
+    def unfused_tensors_debug_state(self):
+        return self.has
+
+    @unfused_tensors_debug_state.setter
+    def unfused_tensors_debug_state(self, flag):
+        self.has = self.has and flag
+
+
+def test_contexts_get_the_listener(backend, deliver):
+    context, received = Context(), Received()
+    listener = backend.listen(context, received)
+    assert context.listener is listener
+    deliver(listener, np.ones(2, np.float32), "FLOAT")
+    assert [name for name, *_ in received] == ["a.1"]
+
+
+@pytest.mark.parametrize("lacks", ["takes", "has"])
+def test_contexts_without_debug_tensors_are_refused(backend, lacks):
+    with pytest.raises(UnsupportedError, match="no debug tensors of this plan"):
+        backend.listen(Context(**{lacks: False}), print)
+
+
 class TestMarks:
     @pytest.fixture
     def rtx(self, backend):

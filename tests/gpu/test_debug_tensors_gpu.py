@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -14,6 +15,7 @@ from onnx.reference import ReferenceEvaluator
 
 from trt_native import BuildConfig, Precision, Session, build_plan
 from trt_native.backends.registry import load_backend
+from trt_native.errors import UnsupportedError
 from trt_native.passes.reshape_tokens import ReshapeTokens
 from trt_native.shapes import ProfileSpec
 from trt_native.verify.observed_plans import model_tensor
@@ -31,22 +33,26 @@ def test_debug_tensors_have_their_values(tmp_path, rng, monkeypatch):
     config = BuildConfig(profiles=(ProfileSpec.parse(["batch=1:3:4"]),))
     x = {"h0": rng.standard_normal((3, 64)).astype(np.float32)}
     expected = ReferenceEvaluator(str(path)).run(None, x, intermediate=True)
-    seen = {}
+    given, seen = [], {}
 
     def receive(tensor):
+        given.append(tensor.name)
         if name := model_tensor(tensor.name, expected):
             seen[name] = tensor.read().astype(np.float64)
 
-    plans = [build_plan(path, config, backend=backend, debug_tensors=on) for on in (False, True)]
-    found = []
-    for plan in plans:
-        with Session(plan) as session:
-            found.append(session.run(x)["h4"])
+    plain, marked = (
+        build_plan(path, config, backend=backend, debug_tensors=on) for on in (False, True)
+    )
+    with Session(plain) as session:
+        found = session.run(x)["h4"]
+    with Session(marked) as session:
+        np.testing.assert_array_equal(session.run(x)["h4"], found)
+        # TensorRT-RTX may refuse to turn them on, rather than never call the listener.
+        with contextlib.nullcontext() if gives else contextlib.suppress(UnsupportedError):
             session.debug_tensors(x, receive)
-            np.testing.assert_array_equal(session.run(x)["h4"], found[-1])
-    np.testing.assert_array_equal(*found)
+        np.testing.assert_array_equal(session.run(x)["h4"], found)
     # Where this fails without debug tensors, they are a capability of this TensorRT now.
-    assert bool(seen) == gives, sorted(seen)
+    assert bool(given) == bool(seen) == gives, given
     for name, values in seen.items():
         error = np.linalg.norm(values - expected[name]) / np.linalg.norm(expected[name])
         assert error < 5e-3, name

@@ -385,7 +385,7 @@ class Backend(Protocol):
             raises is kept as its attribute ``failure``.
 
         Raises:
-            UnsupportedError: TensorRT takes no listener here.
+            UnsupportedError: TensorRT takes no listener, or the plan has no debug tensors.
         """
 
     def refit(

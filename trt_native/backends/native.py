@@ -705,12 +705,14 @@ class TensorRTBackend:
         """See :meth:`trt_native.backends.base.Backend.listen`."""
         listener = make_debug_listener(self._trt, receive)
         with self._log.collect_errors() as errors:
-            if not context.set_debug_listener(listener):
+            taken = context.set_debug_listener(listener)
+            context.unfused_tensors_debug_state = True
+            if not (taken and context.unfused_tensors_debug_state):
                 raise UnsupportedError(
-                    f"{self.product} {self.version} takes no listener for debug tensors",
+                    f"{self.product} {self.version} gives out no debug tensors of this plan; build"
+                    " it with debug tensors",
                     _relevant(errors),
                 )
-            context.unfused_tensors_debug_state = True
         return listener
 
     def refit(

@@ -302,8 +302,8 @@ class Session:
     ) -> None:
         """Run once, in a separate context, and pass on the tensors between the plan's kernels.
 
-        The plan must have been built for it (``debug_tensors`` of
-        :func:`~trt_native.builder.build_plan.build_plan`); others have none.
+        The plan must have been built for it: ``debug_tensors`` of
+        :func:`~trt_native.builder.build_plan.build_plan`.
 
         Args:
             inputs: As for :meth:`run`.
@@ -313,7 +313,7 @@ class Session:
 
         Raises:
             SpecError, CudaError, ClosedError: as :meth:`run`.
-            UnsupportedError: TensorRT takes no listener.
+            UnsupportedError: TensorRT takes no listener, or the plan was not built for it.
         """
         with self._guard, contextlib.closing(ExecutionContext(self.engine, 0)) as context:
             execution = self._filled(context, inputs)
