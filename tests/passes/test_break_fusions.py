@@ -334,6 +334,8 @@ def test_outputs_that_are_written_in_part(body, outputs, expected):
         ("a = Tanh (x) b = Neg (a) c = Exp (b) d = Cos (c) y = Ceil (c)", "a b c d y",
          ["a", "b"]),
         ("a = Erf (x) b = Mul (x, a) t = Mul (x, a) c = Cos (b) y = Floor (t)", "a b c y", ["a"]),
+        ("a = Erf (x) b = Max (x, a) t = Max (a, x) c = Cos (b) y = Floor (t)", "a b c y", ["a"]),
+        ("a = Erf (x) b = Max (x, a) t = Max (a, x) y = Floor (t)", "a b t y", ["a"]),
         ("a = Erf (x) b = Mul (x, a) t = Sub (x, a) c = Cos (b) y = Floor (t)", "a b c y", []),
         ("a = Tanh (x) b = Neg (a) y = Cos (b)", "a b y", []),
         ("a = Tanh (x) b = Neg (a) c = Cos (b) y = Ceil (b)", "a c y", []),
@@ -573,7 +575,8 @@ def test_a_norm_that_is_broadcast(body, expected):
         ("b = Exp (x) c = Less (b, b) y = Cast <to = 1> (c)", ["b"]),
         ("c = Greater (x, x) y = Cast <to = 1> (c)", ["x"]),
         ("b = Exp (x) c = Less (b, x) y = Cast <to = 1> (c)", []),
-        ("b = Exp (x) y = Sub (b, b)", []),
+        ("b = Exp (x) y = Sub (b, b)", ["b"]),
+        ("b = Exp (x) y = Add (b, b)", []),
     ],
 )
 def test_operands_that_are_one_value(body, expected):

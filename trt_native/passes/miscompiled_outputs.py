@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import onnx_ir as ir
 
@@ -30,16 +30,21 @@ __all__ = ["unwritten_outputs"]
 _FEW = 64  # elements of constants that are compared
 _MOST_AROUND = 256  # values
 _RESHAPING = op_set("Flatten Reshape Squeeze Unsqueeze")
+_COMMUTATIVE = op_set("Add And Equal Max Mean Min Mul Or Sum Xor")
+_OF_ITSELF = COMPARISONS | op_set("Div Sub Xor")
+"""What TensorRT may compute of a value and itself when it builds."""
+_Equals: TypeAlias = dict[ir.Value, list[ir.Value]]
 _ABSORBING = {"And": False, "Or": True}
 
 
 def unwritten_outputs(model: ir.Model) -> Iterator[Point]:
     """Where an output of a model would keep what its memory held, or a part of it."""
+    equal = _equal_values(model)
     yield from _equal_outputs(model)
-    yield from _computed_twice(model)
+    yield from _computed_twice(equal)
     yield from _copied_outputs(model)
     yield from _shared_with_resizes(model)
-    yield from _before_forks(model)
+    yield from _before_forks(model, equal)
     yield from _loops_behind_outputs(model)
     yield from _equal_operands(model)
     yield from _shared_parts(model)
@@ -131,16 +136,16 @@ def _shared_with_resizes(model: ir.Model) -> Iterator[Point]:
             yield Point(value, ((resize, 0),), "an output, and Resize reads it")
 
 
-def _before_forks(model: ir.Model) -> Iterator[Point]:
+def _before_forks(model: ir.Model, equal: _Equals) -> Iterator[Point]:
     """An output is not written where what is made of it is an output, and read more than once."""
     for output in model.graph.outputs:
         reads = tuple(output.uses())
-        if _makes(output) in POINTWISE and any(_leads_to_fork(node) for node, _ in reads):
+        if _makes(output) in POINTWISE and any(_leads_to_fork(node, equal) for node, _ in reads):
             reason = "an output, as is what elementwise nodes make of it for several others"
             yield Point(output, reads, reason)
 
 
-def _leads_to_fork(node: ir.Node) -> bool:
+def _leads_to_fork(node: ir.Node, equal: _Equals) -> bool:
     """Whether elementwise nodes from one on make an output that an elementwise and others read."""
     pending, seen = [node], {node}
     while pending and len(seen) < _MOST_AROUND:
@@ -148,30 +153,35 @@ def _leads_to_fork(node: ir.Node) -> bool:
         if node.op_type not in FUSED or node.domain:
             continue
         for value in node.outputs:
-            readers = {reader for one in _equal_values(node, value) for reader, _ in one.uses()}
+            same = equal.get(value, [value])
+            readers = {reader for one in same for reader, _ in one.uses()}
             elementwise = any(one.op_type in POINTWISE for one in readers)
-            if value.is_graph_output() and len(readers) > 1 and elementwise:
+            outputs = sum(one.is_graph_output() for one in same)
+            if outputs and elementwise and len(readers) + outputs > 2:
                 return True
             pending += readers - seen
             seen |= readers
     return False
 
 
-def _equal_values(node: ir.Node, value: ir.Value) -> Iterator[ir.Value]:
-    """What a node makes, and what nodes equal to it make, of which TensorRT keeps one."""
-    yield value
-    source = node.inputs[0] if node.inputs else None
-    for twin, _ in () if source is None else source.uses():
-        alike = (twin.op_type, twin.inputs) == (node.op_type, node.inputs)
-        if twin is not node and alike and twin.attributes == node.attributes:
-            yield twin.outputs[0]
-
-
-def _computed_twice(model: ir.Model) -> Iterator[Point]:
+def _computed_twice(equal: _Equals) -> Iterator[Point]:
     """Of outputs that equal nodes make of equal values only one is written."""
+    for values in {id(group): group for group in equal.values()}.values():
+        outputs = [value for value in values if value.is_graph_output()]
+        for value in outputs[1:]:
+            node = value.producer()
+            for place, one in enumerate(() if node is None else node.inputs):
+                if node is not None and one is not None and constant_of(one) is None:
+                    reason = f"{value.name!r} and {outputs[0].name!r} are equal outputs"
+                    yield Point(one, ((node, place),), reason)
+                    break
+
+
+def _equal_values(model: ir.Model) -> _Equals:
+    """For each value those that equal nodes make of equal values, itself included, in order."""
     numbers: dict[Any, int] = {}
     of_value: dict[ir.Value, int] = {}
-    made: dict[int, ir.Value] = {}
+    groups: dict[int, list[ir.Value]] = {}
     for value in model.graph.inputs:
         of_value[value] = numbers.setdefault(value, len(numbers))
     for node in model.graph:
@@ -179,13 +189,8 @@ def _computed_twice(model: ir.Model) -> Iterator[Point]:
         for index, value in enumerate(node.outputs):
             number = numbers.setdefault(value if key is None else (key, index), len(numbers))
             of_value[value] = number
-            if not value.is_graph_output() or made.setdefault(number, value) is value:
-                continue
-            for place, one in enumerate(node.inputs):
-                if one is not None and constant_of(one) is None:
-                    reason = f"{value.name!r} and {made[number].name!r} are equal outputs"
-                    yield Point(one, ((node, place),), reason)
-                    break
+            groups.setdefault(number, []).append(value)
+    return {value: groups[of_value[value]] for group in groups.values() for value in group}
 
 
 def _content_key(
@@ -205,6 +210,8 @@ def _content_key(
             read.append(numbers.setdefault(content if few else value, len(numbers)))
         else:
             read.append(of_value.get(value, numbers.setdefault(value, len(numbers))))
+    if node.op_type in _COMMUTATIVE:
+        read.sort(key=lambda number: -1 if number is None else number)
     attributes = sorted((a.name, str(a.value)) for a in node.attributes.values())
     return node.op_type, tuple(read), tuple(attributes)
 
@@ -255,8 +262,8 @@ def _loops_behind_outputs(model: ir.Model) -> Iterator[Point]:
 
 
 def _equal_operands(model: ir.Model) -> Iterator[Point]:
-    """Behind a comparison of a value with itself, an output is not written."""
-    for node in nodes_of(model, *COMPARISONS):
+    """Where a value is compared with itself, or subtracted from it, an output is not written."""
+    for node in nodes_of(model, *_OF_ITSELF):
         value = input_of(node, 0)
         if value is input_of(node, 1) and value is not None and constant_of(value) is None:
             yield Point(value, ((node, 1),), f"{node.op_type} of it and itself")
