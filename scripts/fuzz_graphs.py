@@ -8,6 +8,7 @@ shrunk while it fails, and saved. The seed alone determines a graph.
 
   fuzz_graphs.py run OUT --precision fp32 --count 5000      all of it, on a machine with a GPU
   fuzz_graphs.py run OUT --build-only                       without one: builds and interfaces
+  fuzz_graphs.py run OUT --dense                            few operators a graph, many outputs
   fuzz_graphs.py check MODEL.onnx SET-0.npz --smallest M.onnx   one graph, and the smallest
 
 OUT gets results.jsonl (what is in it already is not done again), failures.zip, summary.json and
@@ -57,6 +58,7 @@ PrecisionNames = Annotated[
 Without = Annotated[
     list[str] | None, typer.Option(help="Leave an operator out, such as RoiAlign. Repeatable.")
 ]
+Dense = Annotated[bool, typer.Option("--dense", help="Few operators a graph, many outputs.")]
 _CORES = os.cpu_count() or 1
 
 
@@ -215,15 +217,13 @@ def _precisions(names: list[str] | None) -> list[str]:
     return chosen
 
 
-def _seeds(
-    names: list[str], first: int, count: int, step: str, nodes: int, without: tuple[str, ...]
-) -> Iterator[Task]:
+def _seeds(names: list[str], first: int, count: int, like: Task) -> Iterator[Task]:
     known = {name.lower() for name in TEMPLATES}
-    if unknown := [name for name in without if name.lower() not in known]:
+    if unknown := [name for name in like.without if name.lower() not in known]:
         raise typer.BadParameter(f"--without {unknown[0]}: not among the operators")
     for seed in range(first, first + count):
         for name in names:
-            yield Task(name, step, seed, nodes, without)
+            yield replace(like, precision=name, seed=seed)
 
 
 def _served(record: Record, tasks: Iterable[Task], jobs: int, seconds: float) -> None:
@@ -256,14 +256,15 @@ def run(
     most_shrunk: Annotated[int, typer.Option(help="Number of failing graphs to shrink.")] = 100,
     build_only: Annotated[bool, typer.Option("--build-only", help="Without a GPU.")] = False,
     without: Without = None,
+    dense: Dense = False,
 ) -> None:
     """Build and run random graphs."""
     if not build_only:
         require_gpu()
     record = Record(out, shrink_seconds, most_shrunk)
     step = "build" if build_only else "run"
-    seeds = _seeds(_precisions(precision), first, count, step, nodes, tuple(without or ()))
-    _served(record, seeds, jobs, seconds)
+    like = Task("", step, nodes=nodes, without=tuple(without or ()), dense=dense)
+    _served(record, _seeds(_precisions(precision), first, count, like), jobs, seconds)
 
 
 @app.command()

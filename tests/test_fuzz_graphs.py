@@ -37,6 +37,18 @@ def test_a_seed_alone_determines_a_graph(draw):
     assert len({draw(seed).model.SerializeToString() for seed in range(5)}) == 5
 
 
+def test_dense_graphs_have_few_operators_and_many_outputs(draw):
+    def shares(**options):
+        models = [made.model.graph for seed in range(40) if (made := draw(seed, **options))]
+        nodes = sum(len(graph.node) for graph in models)
+        operators = sum(len({node.op_type for node in graph.node}) for graph in models)
+        return operators / nodes, sum(len(graph.output) for graph in models) / nodes
+
+    (operators, outputs), (fewer, more) = shares(), shares(dense=True)
+    assert fewer < operators
+    assert more > 1.5 * outputs
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_graphs_compute_what_they_were_built_from(draw):
     operators, dynamic, inputs = set(), 0, set()

@@ -36,6 +36,8 @@ Template = Callable[["Graph"], None]
 _EXTENTS = (1, 2, 2, 3, 4, 4, 5, 7, 8, 16)
 _LARGEST = 300.0  # FP16 holds sums and squares of such values
 _MOST_ELEMENTS = 16_384
+_MOST_OUTPUTS = 5
+_SHARE_OF_OUTPUTS = 0.08  # of the values that nodes read
 
 
 class RejectedNodeError(Exception):
@@ -253,8 +255,12 @@ class Graph:
 
     # ------------------------------------------------------------ what comes out
 
-    def finished(self) -> RandomModel:
-        """The model, with what nothing reads and a few others as its outputs.
+    def finished(self, share: float = _SHARE_OF_OUTPUTS, most: int = _MOST_OUTPUTS) -> RandomModel:
+        """The model, with what nothing reads and some others as its outputs.
+
+        Args:
+            share: Of the values that nodes read, how many are outputs.
+            most: The most outputs.
 
         Raises:
             RejectedNodeError: it is not a valid model.
@@ -262,10 +268,10 @@ class Graph:
         read = self._read()
         made = [v for v in self.values if v not in self.inputs]
         outputs = [v for v in made if v.name not in read]
-        outputs += [v for v in made if v.name in read and self.chance(0.08)]
+        outputs += [v for v in made if v.name in read and self.chance(share)]
         if not made:
             raise RejectedNodeError
-        outputs = sorted(outputs[-5:] or made[-1:], key=lambda v: v.name)
+        outputs = sorted(outputs[-most:] or made[-1:], key=lambda v: v.name)
         used = read | {v.name for v in outputs}
         inputs = [v for v in self.inputs if v.name in used]
         model = self._model(inputs, outputs)
@@ -383,7 +389,12 @@ def _start(graph: Graph) -> None:
 
 
 def random_model(
-    seed: int, templates: dict[str, tuple[Template, float]], nodes: int, *, quantized: bool = False
+    seed: int,
+    templates: dict[str, tuple[Template, float]],
+    nodes: int,
+    *,
+    quantized: bool = False,
+    dense: bool = False,
 ) -> RandomModel | None:
     """The random model of a seed; None where none came about.
 
@@ -392,6 +403,7 @@ def random_model(
         templates: What adds nodes to a graph, with its weight, by name.
         nodes: The most calls of templates.
         quantized: Whether Q/DQ pairs go in front of products.
+        dense: Whether it has a few operators, each several times, and many outputs.
     """
     rng = random.Random(seed)  # noqa: S311  # the same in every run
     graph = Graph(
@@ -401,6 +413,9 @@ def random_model(
         quantized,
     )
     _start(graph)
+    if dense:
+        chances = [weight for _, weight in templates.values()]
+        templates = {name: templates[name] for name in rng.choices([*templates], chances, k=6)}
     weights = [weight for _, weight in templates.values()]
     wanted = rng.randint(2, nodes)
     done = 0
@@ -415,6 +430,6 @@ def random_model(
         if done == wanted:
             break
     try:
-        return graph.finished()
+        return graph.finished(rng.choice((0.3, 0.6, 1.0)), nodes) if dense else graph.finished()
     except RejectedNodeError:
         return None

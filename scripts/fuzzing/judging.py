@@ -95,6 +95,7 @@ class Task:
         seed: Seed of a random graph; None where a model is given.
         nodes: The most operators of a random graph.
         without: Operators that it does not have.
+        dense: Whether it has a few operators, and many outputs.
         model: A serialized model.
         inputs: Sets of inputs of it.
         dims: For each dynamic dimension its extents.
@@ -106,6 +107,7 @@ class Task:
     seed: int | None = None
     nodes: int = 8
     without: tuple[str, ...] = ()
+    dense: bool = False
     model: bytes = b""
     inputs: tuple[Mapping[str, Array], ...] = ()
     dims: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -151,7 +153,7 @@ def model_of(task: Task) -> RandomModel | None:
     left_out = {name.lower() for name in task.without}
     chosen = {name: one for name, one in TEMPLATES.items() if name.lower() not in left_out}
     quantized = PRECISIONS[task.precision].quantized
-    return random_model(task.seed, chosen, task.nodes, quantized=quantized)
+    return random_model(task.seed, chosen, task.nodes, quantized=quantized, dense=task.dense)
 
 
 def work(task: Task) -> Result:
