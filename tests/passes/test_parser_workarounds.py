@@ -292,3 +292,32 @@ def test_powers_where_weights_can_be_replaced(number):
 def test_powers_that_are_no_whole_numbers_stay(number):
     graph = model("(float[2,3] x) => (float[2,3] y) { y = Pow (x, n) }", n=np.float32(number))
     assert apply_parser_workarounds(graph, refit=True) == {}
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape", "opset", "rewritten"),
+    [
+        ("InstanceNormalization <epsilon = 0.01>", [2, 4, 1, 1], 18, True),
+        ("InstanceNormalization", [2, 4, 1], 18, True),
+        ("InstanceNormalization", [2, 4, 1, 2], 18, False),
+        ("GroupNormalization <num_groups = 4>", [2, 4, 1, 1], 18, True),
+        ("GroupNormalization <num_groups = 4>", [2, 4, 1], 21, True),
+        ("GroupNormalization <num_groups = 2>", [2, 4, 1, 1], 21, False),
+    ],
+)
+def test_norms_of_one_element(norm, shape, opset, rewritten, rng):
+    axes = ", ".join("abcd"[: len(shape)])
+    proto = onnx.parser.parse_model(
+        f"""<ir_version: 10, opset_import: ["": {opset}]>
+        g (float{shape} x, float[4] s, float[4] b) => (float[{axes}] y)
+        {{ y = {norm} (x, s, b) }}"""
+    )
+    graph = normalized(proto)
+    assert WORKAROUNDS.needed(graph) == rewritten
+    expected = {norm.split()[0]: 1} if rewritten else {}
+    assert apply_parser_workarounds(graph) == expected
+    inputs = {name: rng.standard_normal(4, np.float32) for name in "sb"}
+    inputs["x"] = rng.standard_normal(shape, np.float32)
+    (found,) = ReferenceEvaluator(ir.to_proto(graph)).run(None, inputs)
+    (wanted,) = ReferenceEvaluator(proto).run(None, inputs)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)

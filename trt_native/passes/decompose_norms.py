@@ -19,7 +19,7 @@ from trt_native.graph.validity import wraps_graph_errors
 from trt_native.passes.base import GraphPass
 from trt_native.passes.replacement import NameAuthority, ReplacementBuilder
 
-__all__ = ["SCALE_PER_CHANNEL", "DecomposeNorms", "decompose_norms"]
+__all__ = ["SCALE_PER_CHANNEL", "DecomposeNorms", "decompose_norm", "decompose_norms"]
 
 SCALE_PER_CHANNEL = 21
 """Since this opset GroupNormalization takes its scale so, before per group."""
@@ -40,7 +40,7 @@ def decompose_norms(model: ir.Model) -> dict[str, int]:
     nodes = _norms(model)
     names, opset = NameAuthority(model), opset_of(model)
     for node in nodes:
-        _decompose(ReplacementBuilder(node, names, opset))
+        decompose_norm(ReplacementBuilder(node, names, opset))
     return dict(Counter(node.op_type for node in nodes))
 
 
@@ -63,7 +63,8 @@ def _norms(model: ir.Model) -> list[ir.Node]:
     return [node for node in model.graph if node.op_type in _OPERATORS and not node.domain]
 
 
-def _decompose(new: ReplacementBuilder) -> None:
+def decompose_norm(new: ReplacementBuilder) -> None:
+    """Write one instance or group norm as arithmetic in FP32."""
     x, scale, bias = new.node.inputs
     assert x is not None  # noqa: S101  # for the type checker
     groups = new.node.attributes.get_int("num_groups", 0)  # of an instance norm, each channel

@@ -27,7 +27,7 @@ from trt_native.graph.nodes import (
 from trt_native.graph.validity import wraps_graph_errors
 from trt_native.passes.base import GraphPass, count_text
 from trt_native.passes.conv_workarounds import CONV, CONV_TRANSPOSE
-from trt_native.passes.decompose_norms import SCALE_PER_CHANNEL
+from trt_native.passes.decompose_norms import SCALE_PER_CHANNEL, decompose_norm
 from trt_native.passes.extent_workarounds import (
     LEAST_NUMBER,
     POOL_PADDING,
@@ -41,7 +41,10 @@ from trt_native.passes.sampler_workarounds import GRID_SAMPLE
 __all__ = ["ParserWorkarounds", "apply_parser_workarounds"]
 
 _ROUNDS = 3  # shapes may be known only once other nodes, such as a Loop, are rewritten
-_SHAPED = ("Conv", "ConvTranspose", "GridSample", "Tile")
+_SHAPED = (
+    *("Conv", "ConvTranspose", "GridSample", "Tile"),
+    *("GroupNormalization", "InstanceNormalization"),
+)
 _BFLOAT16_NORM = 22  # since this opset InstanceNormalization takes it
 _MOST_EXACT = 1 << 24  # whole numbers that FP32 holds
 _BATCH_FIRST = [1, 0, 2]  # swaps the first two axes of a recurrent layer's input, or state
@@ -243,6 +246,27 @@ def _rewrite_log_sum_exp(new: ReplacementBuilder) -> None:
     new.replace(new.add("Add", [summed, offset(node.attributes)]))
 
 
+def _normalizes_one_element(node: ir.Node) -> bool:
+    """Whether each mean is of one element, for which TensorRT builds no engine."""
+    x = input_of(node, 0)
+    if x is None or x.shape is None or len(x.shape) < 2:
+        return False
+    channels, *spatial = x.shape[1:]
+    groups = node.attributes.get_int("num_groups", 0)
+    return channels == (groups or channels) and all(extent == 1 for extent in spatial)
+
+
+def _is_odd_group_norm(node: ir.Node) -> bool:
+    return _has_one_group(node) or _normalizes_one_element(node)
+
+
+def _rewrite_group_norm(new: ReplacementBuilder) -> None:
+    if _normalizes_one_element(new.node):
+        decompose_norm(new)
+    else:
+        _rewrite_single_group_norm(new)
+
+
 def _rewrite_single_group_norm(new: ReplacementBuilder) -> None:
     """Use an instance norm of one channel that holds all.
 
@@ -361,7 +385,8 @@ _POWER = RewriteRule(
     lambda node: _exponent(node) is not None and _may_be_negative(node), _rewrite_power
 )
 _RULES = {
-    "GroupNormalization": RewriteRule(_has_one_group, _rewrite_single_group_norm),
+    "GroupNormalization": RewriteRule(_is_odd_group_norm, _rewrite_group_norm),
+    "InstanceNormalization": RewriteRule(_normalizes_one_element, decompose_norm),
     "Elu": RewriteRule(_differs_in_alpha, _rewrite_elu),
     "Where": RewriteRule(_chooses_nothing, _rewrite_where),
     "Trilu": RewriteRule(lambda node: "upper" not in node.attributes, _rewrite_trilu),
