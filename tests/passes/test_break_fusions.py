@@ -584,6 +584,18 @@ def test_operands_that_are_one_value(body, expected):
     assert broken(with_constants(proto, {"i": np.float32(0)}))[0] == expected
 
 
+def test_what_is_wrong_only_behind_a_copy():
+    """The logarithm of a positive sum, which is infinite where a copy of the sum is padded."""
+    body = "a = Abs (x) s = Add (a, c) b = Log (s) t = Add (a, c) u = Log (t) y = MatMul (u, w)"
+    proto = parsed(body, "float[2,5] x", "float[B,C] b, float[D,E] u, float[F,G] y")
+    arrays = {"c": np.float32(1), "w": np.ones((5, 3), np.float32)}
+    model = normalized(with_constants(proto, arrays))
+    one = BreakFusions(PassContext(config=BuildConfig(), precision=ResolvedPrecision()))
+    one(model)
+    assert {*one.record["tensors"]} == {"t", "u"}
+    assert not one.needed(model)
+
+
 @pytest.mark.parametrize(("outputs", "expected"), [("float[5,2,4] r, ", ["s"]), ("", [])])
 def test_a_recurrent_layer_behind_an_output(outputs, expected):
     body = "r = Exp (x) s = Tanh (r) y = RNN <hidden_size = 3> (s, w, h)"

@@ -29,6 +29,7 @@ __all__ = ["BreakFusions", "break_fusion"]
 
 _OPSET = 11  # has Range
 _RAISED = 13  # what an older model is raised to
+_ROUNDS = 4  # what reads a copy may be wrong, too, where zeros are put beside it
 
 
 @wraps_graph_errors
@@ -87,8 +88,11 @@ class BreakFusions(GraphPass):
         names, record = NameAuthority(model), _record(self._points(model, infer=True))
         for name in self.context.config.break_fusions:
             _separate_bias(model, names, _requested(model, name).value)
-        for point in self._points(model, infer=False):
-            _break(model, names, point)
+        for _ in range(_ROUNDS):
+            points = self._points(model, infer=False)
+            record["tensors"] = {**_record(points)["tensors"], **record["tensors"]}
+            for point in points:
+                _break(model, names, point)
         return record if raised is None else {**record, "raised": asdict(raised)}
 
     def preview(self, model: ir.Model) -> Mapping[str, Any]:
