@@ -303,6 +303,20 @@ def _transposed_line(kernel, stride, groups=1, kind=np.float32, **options):
     return case
 
 
+def _transposed_image(dilation, stride, kind=np.float32, **options):
+    """Along two axes, with strides and gaps in the windows."""
+    x, w = _draw(2, 4, 5, 6, kind=kind), _draw(4, 3, 3, 2, kind=kind)
+    b = np.linspace(-1, 1, 3).astype(kind)
+    wide = (torch.tensor(array.astype(np.float64)) for array in (x, w, b))
+    given = {"dilation": dilation, "stride": stride, **options}
+    expected = torch.nn.functional.conv_transpose2d(*wide, **given).numpy().astype(kind)
+    pads = [*options["padding"]] * 2 if "padding" in options else [0] * 4
+    return _case(
+        "ConvTranspose", {"x": x}, [expected], constants={"w": w, "b": b}, strides=stride,
+        dilations=dilation, pads=pads, output_padding=options.get("output_padding", (0, 0)),
+    )  # fmt: skip
+
+
 def _few_pixels(height, width, corners):
     """A cubic interpolation between few pixels of an image that a node makes."""
     x, grid = _draw(2, 3, height, width), _draw(2, 4, 5, 2)
@@ -374,6 +388,13 @@ CASES = {
     "transposed groups, cut": lambda: _transposed_line(5, 2, 2, padding=4, output_padding=1),
     "transposed groups, cut at both ends": lambda: _transposed_line(2, 3, 2, padding=2),
     "transposed groups with gaps": lambda: _transposed_line(2, 4, 4, dilation=2, output_padding=1),
+    "transposed image with gaps": lambda: _transposed_image((2, 2), (2, 2)),
+    "transposed image with gaps in FP16": lambda: _transposed_image(
+        (1, 3), (3, 2), kind=np.float16
+    ),
+    "transposed image with gaps, cut and padded": lambda: _transposed_image(
+        (2, 1), (1, 3), padding=(1, 0), output_padding=(0, 2)
+    ),
     "few pixels": lambda: _few_pixels(1, 4, 0),
     "few pixels between corners": lambda: _few_pixels(5, 3, 1),
     "exponentials": _exponential,

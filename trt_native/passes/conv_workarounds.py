@@ -8,8 +8,8 @@ A convolution to a single pixel was computed wrong for other batches than the op
 kernels that TensorRT-RTX compiles for a shape.
 
 A transposed convolution along one axis leaves elements unwritten that no window reaches, where the
-windows are shorter than their stride; it is wrong in groups for dynamic lengths, and has no kernel
-for a stride and a dilation together.
+windows are shorter than their stride; it is wrong in groups for dynamic lengths. Along any number
+of axes it has no kernel for a stride and a dilation together.
 :class:`~trt_native.passes.parser_workarounds.ParserWorkarounds` applies them.
 """
 
@@ -37,6 +37,7 @@ def _is_rewritten(node: ir.Node) -> bool:
         or bool(_idle_strides(node))
         or _is_spread(node)
         or _gap(node) > 0
+        or _is_dilated(node)
     )
 
 
@@ -51,6 +52,8 @@ def _rewrite(new: ReplacementBuilder) -> None:
         _rewrite_spread(new)
     elif _gap(new.node) > 0:
         _rewrite_gaps(new)
+    elif _is_dilated(new.node):
+        _rewrite_dilated(new)
 
 
 def _extents(node: ir.Node) -> list[int | ir.SymbolicDim]:
@@ -215,6 +218,32 @@ def _rewrite_spread(new: ReplacementBuilder) -> None:
     }
     inputs = [spread, new.constant(np.ascontiguousarray(windows)), *bias]
     new.replace(*new.add_with("Conv", inputs, 1, attributes))
+
+
+def _is_dilated(node: ir.Node) -> bool:
+    """Whether a convolution of known weights has both strides and dilated windows."""
+    weight = input_of(node, 1)
+    strides, dilations = ints_of(node, "strides"), ints_of(node, "dilations")
+    both = any(stride > 1 for stride in strides) and any(step > 1 for step in dilations)
+    return both and weight is not None and constant_of(weight) is not None
+
+
+def _multiples(extent: int, step: int) -> range:
+    return range(0, extent, step)
+
+
+def _rewrite_dilated(new: ReplacementBuilder) -> None:
+    """Put zeros between the elements of the windows."""
+    node, (x, weight, *bias) = new.node, new.node.inputs
+    assert weight is not None  # noqa: S101  # for the type checker
+    tensor = constant_of(weight)
+    assert tensor is not None  # noqa: S101
+    values, steps = tensor.numpy(), ints_of(node, "dilations")
+    kernel = [(k - 1) * step + 1 for k, step in zip(values.shape[2:], steps, strict=True)]
+    windows = np.zeros((*values.shape[:2], *kernel), values.dtype)
+    windows[np.ix_(*map(range, values.shape[:2]), *map(_multiples, kernel, steps))] = values
+    attributes = {**node.attributes, "dilations": [1] * len(kernel), "kernel_shape": kernel}
+    new.replace(*new.add_with(node.op_type, [x, new.constant(windows), *bias], 1, attributes))
 
 
 CONV_TRANSPOSE = RewriteRule(_is_rewritten, _rewrite)
