@@ -14,12 +14,15 @@ from onnx import numpy_helper
 from typer.testing import CliRunner
 
 from trt_native import BuildConfig, Precision, ProfileSpec, build_plan, refit_plan
+from trt_native.backends import rtx
+from trt_native.backends.registry import load_backend
 from trt_native.builder.build import lower, prepare, refit_record
 from trt_native.calibration.caches import CalibrationCache
 from trt_native.cli.app import app
 from trt_native.config import CalibrationRunner, IoPrecision, QuantizationSpec
 from trt_native.cuda import gpu_info
 from trt_native.errors import (
+    BuildError,
     CalibrationError,
     CudaError,
     PlanError,
@@ -240,6 +243,27 @@ def test_patterns_name_weights_of_the_model(made):
         SpecError, match=r"pattern 'scales' .* matches none of the model's 3; close:"
     ):
         record.marking(("w", "scales"))
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_scales_of_instance_norms_are_marked_where_builds_need_it(tmp_path, monkeypatch, fixed):
+    model = tiny_models.group_norm_between_products(tmp_path / "m.onnx")
+    pytest.importorskip("tensorrt_rtx")
+    backend = load_backend("rtx")
+    assert not backend.capabilities.fixed_norm_scales
+    capabilities = dataclasses.replace(backend.capabilities, fixed_norm_scales=fixed)
+    monkeypatch.setattr(backend, "capabilities", capabilities)
+    monkeypatch.setattr(rtx, "gpu_info", object)  # it is not asked for more
+    requests = []
+
+    def stop(request, *_):
+        requests.append(request)
+        raise BuildError("stopped")
+
+    monkeypatch.setattr(backend, "build", stop)
+    with pytest.raises(BuildError, match="stopped"):
+        build_plan(model, BuildConfig(precision="fp32", refit_weights="norm.w*"), backend=backend)
+    assert requests[0].refit_weights == {"norm.weight"} | (set() if fixed else {"ones"})
 
 
 def test_weights_that_are_not_marked_are_kept(made, tmp_path):

@@ -8,7 +8,9 @@ import numpy as np
 import onnx
 import pytest
 from helpers import tiny_models
+from helpers.metrics import relative_error
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from trt_native import (
     BuildConfig,
@@ -283,6 +285,28 @@ def test_single_weights(model, new, tmp_path):
     with pytest.raises(SpecError, match="that the plan was built to keep") as caught:
         refit_plan(plan, other)
     assert caught.value.problems == ("'w0'", "'w2'")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_single_weights_of_a_norm_between_products(tmp_path, precision):
+    """A model that TensorRT-RTX 1.6.1 does not build with the scale of the norm fixed."""
+    path = tiny_models.group_norm_between_products(tmp_path / "m.onnx")
+    options = BuildConfig(precision=precision, refit_weights="*.weight")
+    x = {"x": np.random.default_rng(2).standard_normal((4, 16, 8, 8), np.float32)}
+    old = weights_of(path)
+    new = {name: -0.5 * old[name] for name in old if name.endswith(".weight")}
+    fresh = with_weights(tmp_path / "n.onnx", path, {**old, **new})
+    with (
+        Session(build_plan(path, options)) as session,
+        Session(build_plan(fresh, options)) as other,
+    ):
+        before, expected = session.run(x)["y"], other.run(x)["y"]
+        session.engine.refit({**new, "ones": old["ones"]})
+        np.testing.assert_array_equal(session.run(x)["y"], expected)
+        session.engine.restore()
+        np.testing.assert_array_equal(session.run(x)["y"], before)
+    (reference,) = ReferenceEvaluator(onnx.load(path)).run(None, x)
+    assert relative_error(before, reference) < (1e-4 if precision == "fp32" else 1e-2)
 
 
 @pytest.mark.parametrize("names", [("w",), ("s",), ("s", "w")], ids="+".join)

@@ -31,12 +31,13 @@ def loaded():
     return load_unet(**GOLDEN)[0].cuda().requires_grad_(False)
 
 
-@pytest.fixture(scope="module")
-def plan(tmp_path_factory):
+@pytest.fixture(scope="module", params=[(), ("*.weight*",)], ids=["all", "marked"])
+def plan(request, tmp_path_factory):
     """An FP32 plan whose weights can be replaced, next to its ONNX file."""
     folder = tmp_path_factory.mktemp("lora")
     export_latentsync(folder / "unet.onnx", **GOLDEN)
-    config = BuildConfig(profiles=DIMS, precision="fp32", refit=True)
+    options = {"refit": True, "refit_weights": request.param}
+    config = BuildConfig(profiles=DIMS, precision="fp32", **options)
     started = time.perf_counter()
     path = build_plan(folder / "unet.onnx", config).save(folder / "unet.plan")
     print(f"build: {time.perf_counter() - started:.1f} s")

@@ -118,6 +118,40 @@ def norm(path):
     )
 
 
+def group_norm_between_products(path, channels=16, frames=2):
+    """Conv, a group norm over frames as an instance norm and an affine part, SiLU, Conv."""
+    nodes = [
+        helper.make_node("Conv", ["x", "first.weight"], ["c"], name="first", pads=[1, 1, 1, 1]),
+        helper.make_node("Reshape", ["c", "by_frame"], ["f"], name="frames"),
+        helper.make_node("Transpose", ["f"], ["t"], name="turn", perm=[0, 2, 1, 3, 4]),
+        helper.make_node("Reshape", ["t", "by_group"], ["g"], name="groups"),
+        helper.make_node("InstanceNormalization", ["g", "ones", "zeros"], ["n"], name="norm"),
+        helper.make_node("Reshape", ["n", "by_channel"], ["m"], name="channels"),
+        helper.make_node("Mul", ["m", "norm.weight"], ["w"], name="scale"),
+        helper.make_node("Add", ["w", "norm.bias"], ["b"], name="shift"),
+        helper.make_node("Transpose", ["b"], ["u"], name="back", perm=[0, 2, 1, 3, 4]),
+        helper.make_node("Reshape", ["u", "images"], ["i"], name="images"),
+        helper.make_node("Sigmoid", ["i"], ["s"], name="sigmoid"),
+        helper.make_node("Mul", ["i", "s"], ["a"], name="silu"),
+        helper.make_node("Conv", ["a", "second.weight"], ["y"], name="second", pads=[1, 1, 1, 1]),
+    ]
+    random, groups = np.random.default_rng(0), channels // 2
+    weights = {
+        "by_frame": np.array([2, frames, channels, 8, 8]),
+        "by_group": np.array([2, groups, -1]),
+        "by_channel": np.array([2, channels, frames, 8, 8]),
+        "images": np.array([2 * frames, channels, 8, 8]),
+        "ones": np.ones(groups, np.float32),
+        "zeros": np.zeros(groups, np.float32),
+    }
+    for name in ("norm.weight", "norm.bias"):
+        weights[name] = random.standard_normal((channels, 1, 1, 1), np.float32)
+    for name in ("first.weight", "second.weight"):
+        weights[name] = random.standard_normal((channels, channels, 3, 3), np.float32) / 12
+    x, y = (tensor(name, FLOAT, (2 * frames, channels, 8, 8)) for name in "xy")
+    return save(path, nodes, [x], [y], weights)
+
+
 def reshape_by_input(path):
     """Reshapes to a shape that is itself an input."""
     nodes = [helper.make_node("Reshape", ["x", "shape"], ["y"], name="reshape")]

@@ -84,6 +84,8 @@ class Capabilities:
         small_recurrent: A ``GRU`` or ``LSTM`` of a batch of 1 and a few hidden units is built in
             time.
         quantized_ops: Precision to the operators that the backend builds in it.
+        fixed_norm_scales: An ``InstanceNormalization`` whose scale cannot be replaced is built next
+            to weights that can.
         attention_layer: It builds the attention layers that its parser makes, by a fused kernel
             where it has one and else as separate products. Otherwise ``Attention`` must be written
             out.
@@ -111,6 +113,7 @@ class Capabilities:
     dynamic_conditionals: bool = True
     crashing_operators: frozenset[str] = frozenset()
     small_recurrent: bool = True
+    fixed_norm_scales: bool = True
     attention_layer: bool = False
     operators_elsewhere: Mapping[str, str] = field(default_factory=dict)
     streams_plans: bool = False

@@ -80,6 +80,7 @@ class RtxBackend(TensorRTBackend):
             debug_tensors=False,  # it takes the marks and the listener, and calls it never
             crashing_operators=frozenset({"RoiAlign"}),
             small_recurrent=False,
+            fixed_norm_scales=False,  # 1.6: "Unknown builtin" with such a norm between two products
         )
 
     def check(self, config: BuildConfig) -> None:

@@ -641,9 +641,15 @@ def _refit_record(
     config = prepared.config
     if not config.refit and not config.strip_weights:
         return None
+    from trt_native.graph.refit_signature import norm_scales
+
     with phase(progress, "Reading the weights"):
-        record = refit_record(prepared, lowered, read_model(lowered.path))
-    return record.marking(config.refit_weights) if config.refit_weights else record
+        graph = read_model(lowered.path)
+        record = refit_record(prepared, lowered, graph)
+    if not config.refit_weights:
+        return record
+    fixed = prepared.backend.capabilities.fixed_norm_scales
+    return record.marking(config.refit_weights, () if fixed else norm_scales(graph))
 
 
 def _calibration_record(prepared: PreparedBuild) -> dict[str, Any]:

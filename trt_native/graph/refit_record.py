@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -112,12 +112,13 @@ class RefitRecord:
             data["marked"] = sorted(self.marked)
         return data
 
-    def marking(self, patterns: Sequence[str]) -> RefitRecord:
+    def marking(self, patterns: Sequence[str], also: Collection[str] = ()) -> RefitRecord:
         """The same for a plan of which only the weights that match a pattern can be replaced.
 
         Args:
             patterns: Shell patterns (``fnmatch``, case-sensitive) of names of weights in the ONNX
                 file. All weights of the graph that depend on such a weight are marked.
+            also: Names of weights of the graph to mark besides.
 
         Raises:
             SpecError: a pattern matches no weight.
@@ -125,7 +126,7 @@ class RefitRecord:
         assert self.sources is not None  # noqa: S101  # it was read, not loaded
         origins = {name: self.sources.made_of(name) for name in self.signature.weights}
         known = {weight for weights in origins.values() for weight in weights}
-        marked: set[str] = set()
+        marked = self.signature.weights.keys() & set(also)
         for pattern in patterns:
             chosen = {name for name in known if fnmatch.fnmatchcase(name, pattern)}
             if not chosen:

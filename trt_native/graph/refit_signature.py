@@ -22,6 +22,7 @@ __all__ = [
     "describe_tensor",
     "differences",
     "fold_sources",
+    "norm_scales",
     "refit_signature",
     "unmapped",
 ]
@@ -171,6 +172,17 @@ def unmapped(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
         tensor.location, tensor.offset, tensor.length, tensor.dtype,
         shape=tensor.shape, name=tensor.name or "", base_dir=tensor.base_dir,
     )  # fmt: skip
+
+
+def norm_scales(model: ir.Model) -> frozenset[str]:
+    """Names of the constants that scale an ``InstanceNormalization``."""
+    return frozenset(
+        scale.name
+        for node in model.graph.all_nodes()
+        if node.op_type == "InstanceNormalization" and node.domain == ""
+        if (scale := node.inputs[1]) is not None and scale.name
+        if ir.convenience.get_const_tensor(scale) is not None
+    )
 
 
 def fold_sources(model: ir.Model) -> frozenset[str]:
