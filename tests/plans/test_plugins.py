@@ -97,7 +97,7 @@ def test_libraries_in_a_plan_never_reach_tensorrt_unasked(monkeypatch):
     gpu = GpuInfo("NVIDIA L4", "8.9", "13.0", 24 << 30, 20 << 30)
     monkeypatch.setattr("trt_native.runtime.engine.require_gpu", lambda ordinal: gpu)
     reached = []
-    monkeypatch.setattr(backend, "deserialize", lambda *_: reached.append(1) or 1 / 0)
+    monkeypatch.setattr(backend, "deserialize", lambda *_, **__: reached.append(1) or 1 / 0)
     version = tuple(int(part) % 256 for part in backend.version.split("."))
     data = section_plan(LIBRARY, ENGINE, tag=b"vtrt", version=version)
     with pytest.raises(PlanError, match="it carries a library of plugins, code that") as caught:

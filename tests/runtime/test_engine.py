@@ -26,7 +26,9 @@ def guarded_backend(monkeypatch):
     """The real backend on a machine said to have a GPU; the bytes must not reach it."""
     backend = load_backend("rtx")
     monkeypatch.setattr("trt_native.runtime.engine.require_gpu", lambda ordinal: L4)
-    monkeypatch.setattr(backend, "deserialize", lambda *_: pytest.fail("TensorRT got the bytes"))
+    monkeypatch.setattr(
+        backend, "deserialize", lambda *_, **__: pytest.fail("TensorRT got the bytes")
+    )
     return backend
 
 
@@ -66,7 +68,7 @@ def test_the_kernel_specialization(guarded_backend, monkeypatch, asked, speciali
 
     changed = dataclasses.replace(guarded_backend.capabilities, specializes_kernels=specializes)
     monkeypatch.setattr(guarded_backend, "capabilities", changed)
-    monkeypatch.setattr(guarded_backend, "deserialize", lambda *_: object())
+    monkeypatch.setattr(guarded_backend, "deserialize", lambda *_, **__: object())
     monkeypatch.setattr(guarded_backend, "contexts", contexts)
     head = b"vtrt" + bytes(12) + (64).to_bytes(8, "little")
     version = bytes(int(part) % 256 for part in guarded_backend.version.split("."))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,7 @@ from helpers.refittable import made_refittable, record_of
 
 from trt_native import BuildConfig, Session
 from trt_native.config import KernelSpecialization
-from trt_native.errors import ClosedError, CudaError, PlanError, SpecError
+from trt_native.errors import ClosedError, CudaError, PlanError, SpecError, UnsupportedError
 from trt_native.runtime import engine as engine_module
 from trt_native.runtime import execution
 from trt_native.runtime.weight_updater import WeightUpdater
@@ -52,8 +53,16 @@ class Backend(SimpleNamespace):
     def load_plugins(self, sources):
         pass
 
-    def deserialize(self, content, host_code):
-        return Native()
+    def deserialize(self, content, host_code, *, defer_weights=False):
+        self.loads.append(defer_weights)
+        native = Native()
+        if defer_weights:
+            native.w[...] = np.nan
+        return native
+
+    def load_weights(self, native, content, stream):
+        self.driver.log.append(("load", stream))
+        native.w[...] = 2
 
     def contexts(self, native, kernels, specialization):
         assert kernels in (b"", b"kernels")
@@ -68,31 +77,45 @@ class Backend(SimpleNamespace):
 
 
 class RefittableEngine(FakeEngine):
-    def __init__(self, driver, plan):
+    def __init__(self, driver, plan, *, defer_weights=False):
         super().__init__(driver)
         self.backend = Backend(
             driver=driver,
+            loads=[],
             collected_errors=self.backend.collected_errors,
             output_allocator=self.backend.output_allocator,
         )
         self.plan = plan
         self.kernel_specialization = KernelSpecialization.EAGER
         self._native = self._context_factory = self._finalizer = self._weight_budget = None
+        self._offloaded = None
         self._cache_file = None
         self._lock = threading.Lock()
         self._weights = WeightUpdater(plan, self.backend, 0)
-        self._load(b"")
+        self._load(b"", defer_weights=defer_weights)
 
+    weights_loaded = engine_module.Engine.weights_loaded
     create_context = engine_module.Engine.create_context
     close = engine_module.Engine.close
 
 
 @pytest.fixture
-def engine(gpu, tmp_path, monkeypatch):
+def plan(tmp_path, monkeypatch):
     monkeypatch.setattr(engine_module, "require_gpu", lambda ordinal: None)
     path = tiny_models.external_weights(tmp_path / "m.onnx")
     record = record_of(path, BuildConfig(precision="tf32"))
-    with RefittableEngine(gpu, made_refittable(tmp_path / "m.plan", record)) as engine:
+    return made_refittable(tmp_path / "m.plan", record)
+
+
+@pytest.fixture
+def engine(gpu, plan):
+    with RefittableEngine(gpu, plan) as engine:
+        yield engine
+
+
+@pytest.fixture
+def deferred(gpu, plan):
+    with RefittableEngine(gpu, plan, defer_weights=True) as engine:
         yield engine
 
 
@@ -217,7 +240,7 @@ def test_a_failure_halfway_puts_the_plans_own_weights_back(engine, rows):
 
 
 def test_an_engine_of_which_nobody_knows_the_weights_is_closed(engine, rows):
-    def deserialize(content, host_code):
+    def deserialize(content, host_code, *, defer_weights=False):
         raise PlanError("the file has changed")
 
     x = rows()
@@ -234,7 +257,7 @@ def test_an_engine_of_which_nobody_knows_the_weights_is_closed(engine, rows):
 
 
 def test_a_restore_that_fails_keeps_the_new_weights(engine, rows):
-    def deserialize(content, host_code):
+    def deserialize(content, host_code, *, defer_weights=False):
         raise PlanError("the file has changed")
 
     x = rows()
@@ -262,3 +285,88 @@ def test_a_closed_engine(engine):
     for use in (lambda: engine.refit(values(3)), engine.restore):
         with pytest.raises(ClosedError):
             use()
+
+
+def test_an_engine_that_was_offloaded_is_as_before(engine, rows):
+    x = rows()
+    with Session(engine) as one, Session(engine) as other:
+        one.run({"x": x})
+        native = weakref.ref(engine.native)
+        for _ in range(2):
+            engine.offload()
+        assert native() is None
+        assert "offloaded" in repr(engine)
+        for session in (one, other):
+            with pytest.raises(ClosedError, match=r"offloaded: call restore\(\)"):
+                session.run({"x": x})
+        for use in (lambda: engine.refit(values(3)), lambda: Session(engine), engine.load_weights):
+            with pytest.raises(ClosedError, match="offloaded"):
+                use()
+        for _ in range(2):
+            engine.restore()
+        assert engine.backend.loads == [False, False]
+        for session in (one, other):
+            np.testing.assert_array_equal(session.run({"x": x})["y"], 2 * x)
+        engine.refit(values(3))
+        np.testing.assert_array_equal(one.run({"x": x})["y"], 3 * x)
+
+
+def test_weights_that_were_replaced_are_not_lost_unasked(engine, rows):
+    x = rows()
+    with Session(engine) as session:
+        engine.refit(values(3))
+        with pytest.raises(UnsupportedError, match="that no plan holds"):
+            engine.offload()
+        np.testing.assert_array_equal(session.run({"x": x})["y"], 3 * x)
+        engine.restore()
+        engine.offload()
+
+
+def test_an_engine_that_cannot_be_restored_stays_offloaded(engine, rows, monkeypatch):
+    x = rows()
+    with Session(engine) as one, Session(engine) as other:
+        engine.offload()
+        with monkeypatch.context() as patch:
+            patch.setattr(other._context, "recreate", _fail)
+            with pytest.raises(CudaError, match="too little"):
+                engine.restore()
+        for session in (one, other):
+            with pytest.raises(ClosedError, match="offloaded"):
+                session.run({"x": x})
+        engine.restore()
+        for session in (one, other):
+            np.testing.assert_array_equal(session.run({"x": x})["y"], 2 * x)
+
+
+def _fail():
+    raise CudaError("too little GPU memory")
+
+
+def test_an_offloaded_engine_is_closed(engine, rows):
+    session = Session(engine)
+    engine.offload()
+    session.close()
+    engine.close()
+    for use in (engine.offload, engine.restore):
+        with pytest.raises(ClosedError, match="is closed"):
+            use()
+
+
+@pytest.mark.parametrize("stream", [None, 77])
+def test_weights_that_are_loaded_later(deferred, rows, gpu, stream):
+    x = rows()
+    with Session(deferred) as session:
+        assert deferred.backend.loads == [True]
+        for use in (lambda: session.run({"x": x}), lambda: deferred.refit(values(3))):
+            with pytest.raises(ClosedError, match=r"no weights yet: call load_weights\(\)"):
+                use()
+        assert not deferred.weights_loaded
+        for _ in range(2):
+            deferred.load_weights(stream=stream)
+        assert [entry for entry in gpu.log if entry[0] == "load"] == [("load", stream)]
+        assert deferred.weights_loaded
+        np.testing.assert_array_equal(session.run({"x": x})["y"], 2 * x)
+        deferred.offload()
+        deferred.restore()
+        assert deferred.backend.loads == [True, False]
+        np.testing.assert_array_equal(session.run({"x": x})["y"], 2 * x)

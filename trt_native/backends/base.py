@@ -92,6 +92,7 @@ class Capabilities:
         operators_elsewhere: Operators that it lacks, to which other TensorRT has them.
         streams_plans: It writes a plan to a file as it is made, without the whole of it in memory.
         loads_streams: It reads a plan from a file as it is needed, likewise.
+        defers_weights: It loads a plan without its weights, and these later.
         specializes_kernels: It compiles kernels for the shapes that are run, and can be asked not
             to, or to do so in the background.
         debug_tensors: A plan can be built that gives a listener the tensors between its kernels
@@ -120,6 +121,7 @@ class Capabilities:
     loads_streams: bool = False
     specializes_kernels: bool = False
     debug_tensors: bool = False
+    defers_weights: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -338,7 +340,13 @@ class Backend(Protocol):
             UnsupportedError: the library takes no plugins.
         """
 
-    def deserialize(self, content: bytes | memoryview | StoredContent, host_code: HostCode) -> Any:
+    def deserialize(
+        self,
+        content: bytes | memoryview | StoredContent,
+        host_code: HostCode,
+        *,
+        defer_weights: bool = False,
+    ) -> Any:
         """Turn a plan into an ``ICudaEngine`` on the current GPU.
 
         The caller has checked the plan with :func:`trt_native.plans.compatibility.compatibility`.
@@ -348,11 +356,28 @@ class Backend(Protocol):
                 :attr:`Capabilities.loads_streams` says so, else into memory.
             host_code: Whether code that the plan carries may run, and the library of a lean runtime
                 to load it with.
+            defer_weights: Leave the weights to :meth:`load_weights`, where
+                :attr:`Capabilities.defers_weights` says so.
 
         Raises:
             PlanError: TensorRT rejected the plan or the lean runtime, the plan carries code that
                 may not run, or its file cannot be read or has changed.
             UnsupportedError: the library loads no lean runtimes.
+        """
+
+    def load_weights(
+        self, engine: Any, content: bytes | memoryview | StoredContent, stream: int | None
+    ) -> None:
+        """Load the weights that :meth:`deserialize` has deferred.
+
+        Args:
+            engine: The ``ICudaEngine``.
+            content: The same plan.
+            stream: Handle of the stream in whose order to copy them; None to have them copied when
+                this returns.
+
+        Raises:
+            PlanError: TensorRT did not take them, or the plan's file cannot be read or has changed.
         """
 
     def contexts(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import re
@@ -55,7 +56,7 @@ from trt_native.plans.host_code import HostCode
 from trt_native.plans.manifest import PlanTensor
 from trt_native.plans.plan_file import PlanFile
 from trt_native.plans.plugins import is_python_plugin
-from trt_native.plans.stored_content import StoredContent
+from trt_native.plans.stored_content import ContentReader, StoredContent
 from trt_native.progress import Progress
 from trt_native.units import format_bytes
 
@@ -612,7 +613,13 @@ class TensorRTBackend:
 
     # Loading
 
-    def deserialize(self, content: bytes | memoryview | StoredContent, host_code: HostCode) -> Any:
+    def deserialize(
+        self,
+        content: bytes | memoryview | StoredContent,
+        host_code: HostCode,
+        *,
+        defer_weights: bool = False,
+    ) -> Any:
         """See :meth:`trt_native.backends.base.Backend.deserialize`."""
         if isinstance(content, StoredContent) and not self.capabilities.loads_streams:
             content = content.read()
@@ -620,6 +627,8 @@ class TensorRTBackend:
         with self._log.collect_errors() as errors:
             runtime = self._runtime(host_code, errors)
             unsupported = self._load_error(runtime, content)
+            if defer_weights and hasattr(runtime, "defer_weights_loading"):
+                runtime.defer_weights_loading = True  # of the next plan
             engine = self._deserialize(runtime, content)
         if engine is None and any(_HOST_CODE_REFUSED in line for line in errors):
             raise PlanError(
@@ -650,6 +659,33 @@ class TensorRTBackend:
                 unsupported,
             )
         return engine
+
+    def load_weights(
+        self, engine: Any, content: bytes | memoryview | StoredContent, stream: int | None
+    ) -> None:
+        """See :meth:`trt_native.backends.base.Backend.load_weights`."""
+        with self._log.collect_errors() as errors:
+            loaded = self._load_weights(engine, content, stream)
+        if not loaded:
+            raise PlanError(
+                f"{self.product} {self.version} did not load the weights of the plan",
+                _relevant(errors),
+            )
+
+    def _load_weights(
+        self, engine: Any, content: bytes | memoryview | StoredContent, stream: int | None
+    ) -> bool:
+        if stream is None:
+            load = getattr(engine, "load_weights", None)
+            whole = content.read() if isinstance(content, StoredContent) else content
+            return load is not None and bool(load(whole))
+        load = getattr(engine, "load_weights_async", None)
+        with _reader_of(content) as source:
+            reader = make_stream_reader(self._trt, source)
+            loaded = load is not None and load(reader, stream)
+            if reader.failure is not None:
+                raise reader.failure
+        return bool(loaded)
 
     def _runtime(self, host_code: HostCode, errors: list[str]) -> Any:
         """A runtime for one plan, or the lean runtime that it needs, which stays loaded."""
@@ -796,6 +832,14 @@ class TensorRTBackend:
     def collected_errors(self) -> contextlib.AbstractContextManager[list[str]]:
         """See :meth:`trt_native.backends.base.Backend.collected_errors`."""
         return self._log.collect_errors()
+
+
+def _reader_of(
+    content: bytes | memoryview | StoredContent,
+) -> contextlib.AbstractContextManager[ContentReader]:
+    if isinstance(content, StoredContent):
+        return content.open()
+    return contextlib.nullcontext(ContentReader(io.BytesIO(content), 0, len(content)))
 
 
 class _StagedWeights:

@@ -78,6 +78,7 @@ class RtxBackend(TensorRTBackend):
             dynamic_conditionals=False,
             specializes_kernels=True,
             debug_tensors=False,  # it takes the marks and the listener, and calls it never
+            defers_weights=hasattr(self._trt.Runtime, "defer_weights_loading"),
             crashing_operators=frozenset({"RoiAlign"}),
             small_recurrent=False,
             fixed_norm_scales=False,  # 1.6: "Unknown builtin" with such a norm between two products

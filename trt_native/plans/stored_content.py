@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import BufferedReader
+from io import BufferedIOBase, BufferedReader
 from pathlib import Path
 
 from trt_native.errors import PlanError
@@ -118,7 +118,7 @@ def new_memory(size: int) -> memoryview:
 class ContentReader:
     """Reads the bytes of a plan from an open file, in any order."""
 
-    def __init__(self, file: BufferedReader, offset: int, size: int) -> None:
+    def __init__(self, file: BufferedIOBase, offset: int, size: int) -> None:
         self._file = file
         self._offset = offset
         self._size = size

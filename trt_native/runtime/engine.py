@@ -8,7 +8,7 @@ import os
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from trt_native.backends.base import NUMPY_DTYPES, Backend
 from trt_native.backends.missing_kernels import missing_kernel
@@ -47,7 +47,8 @@ class Engine:
         backend: ``auto`` selects the library that the plan's header names.
         ordinal: CUDA ordinal of the GPU to load it on.
         weight_budget_bytes: GPU memory for the weights of a plan built with weight streaming; the
-            rest is copied from the host in every run. None: all of them.
+            rest is copied from the host in every run. ``auto``: what TensorRT finds right for the
+            memory that is free. None: all of them.
         runtime_cache: Keep the kernels that TensorRT-RTX compiles in ``PLAN.cache`` next to the
             plan, so that the next process need not compile them. No effect with other backends,
             nor for a plan that is not a file.
@@ -55,6 +56,9 @@ class Engine:
             ``eager``, ``lazy`` or ``none``; see :class:`~trt_native.config.KernelSpecialization`.
             None: eager, with TensorRT-RTX. Runs go without CUDA graphs of a session where it is
             lazy: these would keep the slower kernels for good.
+        defer_weights: Leave the weights out of GPU memory until :meth:`load_weights`. Sessions are
+            made, and compile their kernels, before that; they run after it. TensorRT-RTX 1.6 and
+            later, and not together with a weight budget.
 
     An engine may be shared by sessions in any number of threads.
 
@@ -80,11 +84,14 @@ class Engine:
         *,
         backend: str | Backend = "auto",
         ordinal: int = 0,
-        weight_budget_bytes: int | None = None,
+        weight_budget_bytes: int | Literal["auto"] | None = None,
         runtime_cache: bool = True,
         kernel_specialization: KernelSpecialization | str | None = None,
+        defer_weights: bool = False,
     ) -> None:
         self._native: Any = None
+        self._offloaded: bytes | None = None  # its kernels, while it is offloaded
+        self._deferred = False
         self._context_factory: Any = None
         self._finalizer: Any = None
         self._lock = threading.Lock()
@@ -95,18 +102,22 @@ class Engine:
         self.kernel_specialization = _specialization(self.backend, kernel_specialization)
         gpu = require_gpu(ordinal)
         _check(self.plan, environment_of([self.backend], gpu))
+        if defer_weights:
+            self._check_deferring(weight_budget_bytes)
         self._weight_budget = weight_budget_bytes
         self._weights = WeightUpdater(self.plan, self.backend, ordinal)
         self._cache_file = (
             RuntimeCacheFile.of(self.plan, self.backend, gpu) if runtime_cache else None
         )
-        self._load(self._cache_file.read() if self._cache_file else b"")
+        kernels = self._cache_file.read() if self._cache_file else b""
+        self._load(kernels, defer_weights=defer_weights)
         with self._readable():
             self.profile_count = max(1, int(self.native.num_optimization_profiles))
             self.tensors = self._read_tensors()
 
     def __repr__(self) -> str:
-        closed = "closed, " if self._native is None else ""
+        absent = "closed, " if self._offloaded is None else "offloaded, "
+        closed = absent if self._native is None else ""
         return f"Engine({closed}{self.plan!r}, {_listed(self.inputs)} -> {_listed(self.outputs)})"
 
     @property
@@ -116,8 +127,20 @@ class Engine:
         return self._native
 
     def _check_open(self) -> None:
+        if self._offloaded is not None:
+            raise ClosedError("the engine is offloaded: call restore() before it is used")
         if self._native is None:
             raise ClosedError("the engine is closed")
+
+    def check_runnable(self) -> None:
+        """Check that the engine is open, and its weights are on the GPU.
+
+        Raises:
+            ClosedError: it is closed or offloaded, or its weights are still to be loaded.
+        """
+        self._check_open()
+        if not self.weights_loaded:
+            raise ClosedError("the engine has no weights yet: call load_weights() before a run")
 
     @property
     def inputs(self) -> tuple[PlanTensor, ...]:
@@ -133,6 +156,25 @@ class Engine:
     def activation_bytes(self) -> int:
         """Device memory that one execution context needs for the largest profile."""
         return int(self.native.device_memory_size_v2)
+
+    def activation_bytes_of(self, profile: int) -> int:
+        """Device memory that one execution context needs for the largest shapes of a profile.
+
+        Args:
+            profile: Number of the optimization profile.
+
+        Raises:
+            SpecError: the plan has no such profile.
+        """
+        if not 0 <= profile < self.profile_count:
+            raise SpecError(f"profile {profile}: the plan has 0 to {self.profile_count - 1}")
+        return int(self.native.get_device_memory_size_for_profile_v2(profile))
+
+    @property
+    def weight_budget_bytes(self) -> int | None:
+        """GPU memory for the weights of a plan built with weight streaming; None for others."""
+        native = self.native
+        return int(native.weight_streaming_budget_v2) if native.streamable_weights_size else None
 
     def is_host_tensor(self, name: str) -> bool:
         """Whether TensorRT reads or writes the tensor in host memory, as it does with shapes."""
@@ -233,6 +275,7 @@ class Engine:
         with self._weights.ordered(stream) as work:
             new = self._weights.reader.read(weights, work)
             with self.contexts.paused() as contexts:
+                self.check_runnable()
                 staged = self._weights.stage(self.native, new, work)
                 self._refitted = True
                 try:
@@ -252,22 +295,107 @@ class Engine:
                 if stream is None:
                     self._weights.finish()
 
-    def restore(self) -> None:
-        """Put the plan's own weights back, after :meth:`refit`; else do nothing.
+    @property
+    def weights_loaded(self) -> bool:
+        """Whether the weights are on the GPU, or streamed to it."""
+        return self._native is not None and not self._deferred
 
-        The plan is loaded a second time before the first engine is freed, and sessions get new
-        execution contexts. Runs that were started before are waited for.
+    def load_weights(self, *, stream: Any = None) -> None:
+        """Copy the weights of an engine to the GPU that was made with ``defer_weights``.
+
+        They are read from the plan once more. Does nothing where they are loaded.
+
+        Args:
+            stream: A stream (see :func:`trt_native.cuda.stream_handle`) in whose order they are
+                copied, while the GPU does other work. Runs that are started later, on any stream,
+                wait for them on the GPU. Without one they are copied when the call returns.
 
         Raises:
-            PlanError: the plan's file cannot be read, or has changed.
-            CudaError: the GPU has too little memory; sessions without a context are closed.
+            PlanError: the plan's file cannot be read, or has changed, or TensorRT did not take the
+                weights; the engine is as it was.
+            CudaError: the stream is being captured into a CUDA graph.
+            ClosedError: the engine was closed, or is offloaded.
+        """
+        self._check_open()
+        require_gpu(self.ordinal)
+        with self._weights.ordered(stream) as work, self.contexts.paused() as contexts:
+            if not self._deferred:
+                return
+            self.backend.load_weights(
+                self.native, self.plan.content, None if stream is None else work
+            )
+            self._deferred = False
+            for context in contexts:
+                context.follow(work)
+
+    def offload(self) -> None:
+        """Free the engine's GPU memory: weights, execution contexts and their activations.
+
+        Sessions stay, with their buffers for inputs and outputs, and cannot run until
+        :meth:`restore`; neither can the engine be used. Runs that were started before are waited
+        for. The plan stays where it is, in its file or in memory, and compiled kernels are kept in
+        memory. Does nothing where the engine is offloaded.
+
+        Raises:
+            UnsupportedError: weights were replaced, which would be lost: call :meth:`restore`
+                first.
             ClosedError: the engine was closed.
         """
+        if self._offloaded is not None:
+            return
         self._check_open()
         require_gpu(self.ordinal)
         with self.contexts.paused() as contexts:
             if self._refitted:
+                raise UnsupportedError(
+                    "the engine has weights that were replaced, and that no plan holds: call"
+                    " restore() first, and refit it again after it was offloaded"
+                )
+            self._weights.finish()
+            kernels = self._context_factory.cache()
+            self._release(contexts)
+            self._offloaded = kernels
+
+    def restore(self) -> None:
+        """Load the plan's own weights, after :meth:`offload` or :meth:`refit`; else do nothing.
+
+        Sessions get new execution contexts, and are as before. After a refit the plan is loaded a
+        second time before the first engine is freed, and runs that were started before are waited
+        for.
+
+        Raises:
+            PlanError: the plan's file cannot be read, or has changed.
+            CudaError: the GPU has too little memory. An engine that was offloaded still is; after
+                a refit, sessions without a context are closed.
+            ClosedError: the engine was closed.
+        """
+        if self._offloaded is None:
+            self._check_open()
+        require_gpu(self.ordinal)
+        with self.contexts.paused() as contexts:
+            if self._offloaded is not None:
+                self._bring_back(contexts, self._offloaded)
+            elif self._refitted:
                 self._put_back(contexts)
+
+    def _bring_back(self, contexts: Iterable[PausableContext], kernels: bytes) -> None:
+        self._load(kernels)
+        self._offloaded = None
+        try:
+            for context in contexts:
+                context.recreate()
+        except BaseException:
+            self._release(contexts)
+            self._offloaded = kernels
+            raise
+
+    def _release(self, contexts: Iterable[PausableContext]) -> None:
+        """Free what TensorRT has on the GPU, and write the runtime cache."""
+        for context in contexts:
+            context.drop()
+        self._finalizer()
+        self._context_factory = None
+        self._native = None
 
     def _recover(self, contexts: Iterable[PausableContext]) -> None:
         """Put the plan's own weights back; an engine with some of others is closed if that fails.
@@ -293,10 +421,26 @@ class Engine:
         for context in contexts:
             context.recreate()
 
-    def _load(self, kernels: bytes) -> None:
+    def _check_deferring(self, budget: int | str | None) -> None:
+        if not self.backend.capabilities.defers_weights:
+            raise UnsupportedError(
+                f"{self.backend.product} {self.backend.version} loads the weights of a plan with"
+                " it; TensorRT-RTX can defer them from 1.6 on",
+                options=("defer_weights",),
+            )
+        if budget is not None:
+            raise SpecError(
+                "weights that are streamed from the host are not deferred: give a weight budget,"
+                " or defer all weights",
+                options=("defer_weights", "weight_budget_bytes"),
+            )
+
+    def _load(self, kernels: bytes, *, defer_weights: bool = False) -> None:
         """Deserialize the plan, and make its execution contexts from now on."""
         self.backend.load_plugins(self.plan.plugins)
-        native = self.backend.deserialize(self.plan.content, self.plan.host_code)
+        native = self.backend.deserialize(
+            self.plan.content, self.plan.host_code, defer_weights=defer_weights
+        )
         if self._weight_budget is not None:
             self._limit_weights(native, self._weight_budget)
         contexts = self.backend.contexts(
@@ -307,19 +451,23 @@ class Engine:
         if self._finalizer is not None:
             self._finalizer.detach()
         self._native, self._context_factory, self._refitted = native, contexts, False
+        self._deferred = defer_weights
         self._finalizer = weakref.finalize(
             self, save_runtime_cache_file, contexts, self._cache_file
         )
 
-    def _limit_weights(self, native: Any, budget: int) -> None:
+    def _limit_weights(self, native: Any, budget: int | Literal["auto"]) -> None:
         streamable = int(native.streamable_weights_size)
         if not streamable:
             raise UnsupportedError(
                 "this plan cannot stream its weights: build it with weight_streaming"
             )
-        if not 0 <= budget <= streamable:
+        if budget == "auto":
+            budget = int(native.get_weight_streaming_automatic_budget())
+        if not isinstance(budget, int) or not 0 <= budget <= streamable:
             raise SpecError(
-                f"weight budget of {budget} bytes: the plan's weights take 0 to {streamable} bytes"
+                f"weight budget of {budget} bytes: the plan's weights take 0 to {streamable} bytes;"
+                " give a number of these, or auto"
             )
         native.weight_streaming_budget_v2 = budget
 
@@ -352,8 +500,7 @@ class Engine:
         """Free the engine's device memory, once its sessions are closed. Idempotent."""
         self._finalizer()
         self._weights.close()
-        self._context_factory = None
-        self._native = None
+        self._offloaded = self._context_factory = self._native = None
 
     def __enter__(self) -> Engine:
         return self

@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 
@@ -61,7 +61,8 @@ class ExecutionContext:
     Args:
         engine: The engine.
         graphs: How many CUDA graphs to keep; 0 for none. None are kept where kernels come later.
-        activation_memory: Shared memory for activations; None for memory of its own.
+        activation_memory: Shared memory for activations; ``shapes`` for memory of its own that is
+            as large as the shapes of its runs need, None for as much as the profiles may need.
 
     Attributes:
         stream: The default stream of runs.
@@ -73,14 +74,21 @@ class ExecutionContext:
     """
 
     def __init__(
-        self, engine: Engine, graphs: int, activation_memory: ActivationMemory | None = None
+        self,
+        engine: Engine,
+        graphs: int,
+        activation_memory: ActivationMemory | Literal["shapes"] | None = None,
     ) -> None:
         self._context: Any = None
+        self._is_ready = False  # to run
         self._closed = False
         self._profiler: Any = None
         self._listener: Any = None
-        if activation_memory is not None:
+        self._fitted = DeviceBuffer() if activation_memory == "shapes" else None
+        if isinstance(activation_memory, ActivationMemory):
             activation_memory.check(engine)
+        else:
+            activation_memory = None
         self.engine = engine
         self.host_names = frozenset(t.name for t in engine.tensors if engine.is_host_tensor(t.name))
         self._outputs = engine.outputs
@@ -111,7 +119,8 @@ class ExecutionContext:
 
     def _create(self) -> None:
         memory = self._activation_memory
-        self._context = self.engine.create_context(user_managed=memory is not None)
+        user_managed = memory is not None or self._fitted is not None
+        self._context = self.engine.create_context(user_managed=user_managed)
         if memory is not None:
             self._context.set_device_memory(memory.pointer, memory.nbytes)
         if self._profiler is not None:
@@ -119,6 +128,15 @@ class ExecutionContext:
         self._profile = int(self._context.active_optimization_profile)
         self._applied: BoundShapes | None = None
         self._addresses: dict[str, int] = {}
+        self._is_ready = self.engine.weights_loaded
+
+    @property
+    def activation_bytes(self) -> int:
+        """GPU memory for activations, in bytes, shared or not."""
+        if self._fitted is not None:
+            return self._fitted.nbytes
+        memory = self._activation_memory
+        return self.engine.activation_bytes if memory is None else memory.nbytes
 
     @property
     def graph_count(self) -> int:
@@ -189,7 +207,7 @@ class ExecutionContext:
             CudaError: TensorRT or the driver failed.
         """
         with self.lock:
-            if self._context is None:
+            if not self._is_ready:
                 self._refuse()
             if self.is_captured(stream):
                 self._launch_captured(bound, addresses, stream)
@@ -253,11 +271,15 @@ class ExecutionContext:
         if not self._closed:
             self._graphs.close()
             self.serializer.release(stream)
+            self._is_ready = True
 
     def drop(self) -> None:
         """See :meth:`trt_native.runtime.context_registry.PausableContext.drop`."""
         self._graphs.close()
         self._context = None
+        self._is_ready = False
+        if self._fitted is not None:
+            self._fitted.close()
 
     def recreate(self) -> None:
         """See :meth:`trt_native.runtime.context_registry.PausableContext.recreate`."""
@@ -283,6 +305,7 @@ class ExecutionContext:
         self.stream.close()
 
     def _refuse(self) -> NoReturn:
+        self.engine.check_runnable()
         raise ClosedError("the session has no execution context left")
 
     def _launch_captured(self, bound: BoundShapes, addresses: tuple[int, ...], stream: int) -> None:
@@ -372,7 +395,21 @@ class ExecutionContext:
                     raise CudaError(f"TensorRT refused shape {shape} of {tensor.name!r}", errors)
             for name, array in bound.host.items():
                 self._set_address(name, array.ctypes.data)
+            if self._fitted is not None:
+                self._fit(self._fitted, errors)
         self._applied = bound
+
+    def _fit(self, memory: DeviceBuffer, errors: list[str]) -> None:
+        """Give TensorRT memory for the activations of the shapes that are set."""
+        needed = int(self._context.update_device_memory_size_for_shapes())
+        if needed < 0:
+            raise CudaError("TensorRT did not say what memory these shapes need", errors)
+        if memory.nbytes < max(needed, 1):
+            self.finish_runs()
+            self._graphs.close()  # they were captured with the memory that is freed
+            memory.reserve(needed, self.stream)
+            self.stream.synchronize()
+        self._context.set_device_memory(memory.pointer, memory.nbytes)
 
     def _use_profile(self, profile: int, errors: list[str]) -> None:
         if profile == self._profile:

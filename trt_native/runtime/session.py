@@ -8,7 +8,7 @@ import os
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from trt_native.backends.base import DebugTensor
 from trt_native.config import KernelSpecialization
@@ -55,7 +55,8 @@ class Session:
         cuda_graphs: Number of CUDA graphs to keep, each for one combination of shapes and
             addresses; 0 runs without. One is captured when a combination recurs.
         activation_memory: Memory for activations, shared with other sessions; None for memory of
-            its own.
+            its own that is enough for every shape of the profiles; ``shapes`` for memory of its own
+            that grows with the shapes that are run.
 
     Attributes:
         engine: The engine.
@@ -72,10 +73,16 @@ class Session:
         backend: str = "auto",
         kernel_specialization: KernelSpecialization | str | None = None,
         cuda_graphs: int = _DEFAULT_GRAPHS,
-        activation_memory: ActivationMemory | None = None,
+        activation_memory: ActivationMemory | Literal["shapes"] | None = None,
     ) -> None:
         if cuda_graphs < 0:
             raise SpecError(f"cuda_graphs={cuda_graphs}: must be 0 or more")
+        if isinstance(activation_memory, str) and activation_memory != "shapes":
+            raise SpecError(
+                f"activation memory {activation_memory!r}: give an ActivationMemory, 'shapes' or"
+                " None",
+                options=("activation_memory",),
+            )
         owned = not isinstance(engine, Engine)
         if isinstance(engine, Engine):
             if kernel_specialization is not None:
@@ -105,6 +112,11 @@ class Session:
     def __repr__(self) -> str:
         closed = "closed, " if self._guard.closed else ""
         return f"Session({closed}{self.engine!r})"
+
+    @property
+    def activation_bytes(self) -> int:
+        """GPU memory for the activations of the session's runs, in bytes, shared or not."""
+        return self._context.activation_bytes
 
     @property
     def inputs(self) -> tuple[PlanTensor, ...]:

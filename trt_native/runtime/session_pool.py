@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from trt_native.config import KernelSpecialization
 from trt_native.cuda import device_ordinal
@@ -65,7 +65,7 @@ class SessionPool:
         *,
         depth: int = 2,
         backend: str = "auto",
-        weight_budget_bytes: int | None = None,
+        weight_budget_bytes: int | Literal["auto"] | None = None,
         runtime_cache: bool = True,
         kernel_specialization: KernelSpecialization | str | None = None,
         cuda_graphs: int = 32,
