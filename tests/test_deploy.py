@@ -303,7 +303,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     plan = make_plan(tmp_path / "m.plan", (X, Y))
-    monkeypatch.setattr(deploy, "_write", full)
+    monkeypatch.setattr(deploy, "write_file", full)
     with pytest.raises(PlanError, match="No space left on device"):
         deploy_triton(plan, tmp_path / "repo", TritonConfig(name="m"))
     assert listing(tmp_path) == ["m.plan", "m.plan.json"]

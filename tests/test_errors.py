@@ -14,7 +14,7 @@ from trt_native.cli.console import report_errors
 
 PACKAGE = Path(trt_native.__file__).parent
 OTHER_TOOLS = {
-    "deploy.py": {
+    "deploy/__init__.py": {
         "--backend-config=tensorrt,version-compatible=true",
         "--leanDLLPath=",
         "--loadEngine=",

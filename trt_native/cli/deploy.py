@@ -1,4 +1,4 @@
-"""``trt-native deploy``: deployment with Triton or trtexec."""
+"""``trt-native deploy``: deployment with Triton, DeepStream or trtexec."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ __all__ = ["deploy_app"]
 
 deploy_app = CommandTree(
     name="deploy",
-    help="Deploy a plan with Triton or trtexec.\n\n$ trt-native deploy trtexec net.plan",
+    help="Deploy a plan with Triton, DeepStream or trtexec.\n\n"
+    "$ trt-native deploy trtexec net.plan",
 )
 
 _PlanArgument = Annotated[Path, typer.Argument(metavar="PLAN", help="The plan.")]
@@ -154,6 +155,137 @@ def triton(
 
 @deploy_app.command()
 @report_errors
+def deepstream(
+    plan: _PlanArgument,
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Where to make the model's folder."),
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="Name of the folder. \\[default: the plan's file name]")
+    ] = None,
+    network_type: Annotated[
+        str,
+        typer.Option(
+            metavar="TYPE",
+            help="What the outputs mean: detector, classifier, segmentation,"
+            " instance-segmentation, or other, for none of these.",
+        ),
+    ] = "other",
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Names of the classes, one a line. \\[default: those in Ultralytics' metadata]",
+        ),
+    ] = None,
+    color: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORMAT", help="rgb, bgr or gray. \\[default: by the number of channels]"
+        ),
+    ] = None,
+    scale: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="Factor for pixels from 0 to 255. \\[default: 1, or 1/255 with Ultralytics'"
+            " metadata]",
+        ),
+    ] = None,
+    offset: Annotated[
+        list[float] | None,
+        typer.Option(
+            metavar="X", help="What to subtract of a channel first. Once for each channel."
+        ),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Largest batch. \\[default: what the plan allows]"),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="HxW", help="Size of the input. \\[default: the plan's optimum]"),
+    ] = None,
+    tensor_meta: Annotated[
+        bool, typer.Option(help="Attach the outputs to the buffers, as tensor meta.")
+    ] = True,
+    keep_aspect_ratio: Annotated[
+        bool, typer.Option("--keep-aspect-ratio", help="Pad frames instead of stretching them.")
+    ] = False,
+    unique_id: Annotated[
+        int, typer.Option(metavar="N", help="Number of this inference in the pipeline.")
+    ] = 1,
+    gpu: Annotated[int, typer.Option(metavar="N", help="Number of the GPU.")] = 0,
+    custom_library: Annotated[
+        Path | None,
+        typer.Option(metavar="LIB.so", help="Library with the function that parses the outputs."),
+    ] = None,
+    parse_function: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of that function.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a folder of this name that differs.")
+    ] = False,
+    ignore_manifest: IgnoreManifest = False,
+    allow_host_code: AllowHostCode = False,
+    lean_runtime: LeanRuntime = None,
+    plugins: PluginsOption = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+) -> None:
+    r"""Write NAME/model.plan and NAME/config_infer.txt for DeepStream's Gst-nvinfer.
+
+    $ trt-native deploy deepstream yolo.engine -o models \
+        --keep-aspect-ratio
+    """
+    from trt_native.deploy.deepstream import DeepStreamConfig, NetworkType, deploy_deepstream
+
+    known = {kind.value: kind for kind in NetworkType}
+    if network_type not in known:
+        raise SpecError(f"--network-type {network_type!r} is none of: {', '.join(known)}")
+    loaded = open_plan(plan, ignore_manifest, allow_host_code, lean_runtime, plugins)
+    config = DeepStreamConfig(
+        name=plan.name.removesuffix(".plan").removesuffix(".engine") if name is None else name,
+        network_type=known[network_type],
+        labels=() if labels is None else _read_labels(labels),
+        color=color,
+        scale=scale,
+        offsets=tuple(offset or ()),
+        batch=batch,
+        size=None if size is None else _read_size(size),
+        tensor_meta=tensor_meta,
+        keep_aspect_ratio=keep_aspect_ratio,
+        unique_id=unique_id,
+        gpu=gpu,
+        custom_library=custom_library,
+        parse_function=parse_function,
+    )
+    folder, model = deploy_deepstream(loaded, output, config, force=force)
+    linked = (folder / "model.plan").samefile(plan)
+    needs = _needs(loaded)
+    if json:
+        print_json(
+            {
+                "folder": str(folder),
+                "linked": linked,
+                "batch_size": model.batch,
+                "needs": needs,
+                "config": model.config,
+                "labels": model.labels,
+            }
+        )
+        return
+    rows = [
+        ("configuration", str(folder / "config_infer.txt")),
+        ("plan", "hard link" if linked else "copy"),
+        ("batch-size", str(model.batch)),
+        ("needs", f"a DeepStream with {needs}"),
+    ]
+    table("Deployed", ("", ""), rows)
+
+
+@deploy_app.command()
+@report_errors
 def trtexec(
     plan: _PlanArgument,
     profile: Annotated[int, typer.Option(metavar="N", help="Number of the profile.")] = 0,
@@ -197,6 +329,22 @@ def trtexec(
         return
     print_command(shlex.join(words))
     stderr.print(f"for the {words[0]} of {_needs(loaded)}", markup=False, highlight=False)
+
+
+def _read_labels(path: Path) -> tuple[str, ...]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise SpecError(f"cannot read {path}: {reason}", options=("labels",)) from None
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def _read_size(text: str) -> tuple[int, int]:
+    height, x, width = text.partition("x")
+    if not (x and height.isascii() and height.isdigit() and width.isascii() and width.isdigit()):
+        raise SpecError(f"--size {text!r}: write HxW, such as 640x640")
+    return int(height), int(width)
 
 
 def _read_resources(entries: list[str]) -> dict[str, int]:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import filecmp
 import os
 import re
-import secrets
-import shutil
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from trt_native.arrays import Array
+from trt_native.deploy.folders import put_folder, put_plan, staging, write_file
 from trt_native.errors import CudaError, PlanError, SpecError, UnsupportedError
 from trt_native.plans.host_code import LEAN_RUNTIME
 from trt_native.plans.manifest import PlanTensor
@@ -239,9 +236,9 @@ def deploy_triton(
     folder = Path(repository) / config.name
     try:
         Path(repository).mkdir(parents=True, exist_ok=True)
-        with _staging(Path(repository), config.name) as staged:
+        with staging(Path(repository), config.name) as staged:
             _write_model(plan, model, staged)
-            _put(staged, folder, force)
+            put_folder(staged, folder, force=force, replaced="warmup/profile")
     except OSError as error:
         raise PlanError(f"cannot write {folder}: {error.strerror or error}") from error
     return folder, model
@@ -473,81 +470,14 @@ def _literal(value: object) -> str:
     return str(value)
 
 
-@contextlib.contextmanager
-def _staging(repository: Path, name: str) -> Iterator[Path]:
-    """A new folder on the repository's file system, outside of it where that is possible.
-
-    Triton treats every folder in its repository as a model.
-    """
-    parent = repository.resolve().parent
-    is_sibling = parent.stat().st_dev == repository.stat().st_dev and os.access(parent, os.W_OK)
-    staged = (parent if is_sibling else repository) / f".{name}.{secrets.token_hex(4)}"
-    staged.mkdir()
-    try:
-        yield staged
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
-
-
 def _write_model(plan: Plan, model: TritonModel, folder: Path) -> None:
     (folder / "1").mkdir()
-    target = folder / "1" / "model.plan"
-    try:
-        linked = plan.path is not None and plan.prefix is None
-        if plan.path is not None and linked:
-            target.hardlink_to(plan.path.resolve())
-    except OSError:  # another file system, or one without links
-        linked = False
-    if not linked:
-        _write(target, plan.data)
+    put_plan(plan, folder / "1" / "model.plan")
     if model.warmup_files:
         (folder / "warmup").mkdir()
         for name, content in model.warmup_files.items():
-            _write(folder / "warmup" / name, content)
-    _write(folder / "config.pbtxt", model.config.encode())
-
-
-def _write(path: Path, content: bytes | memoryview) -> None:
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _put(staged: Path, folder: Path, force: bool) -> None:
-    """Move the new model to its place; what is there already must be ours, and equal or forced."""
-    if not folder.exists():
-        staged.rename(folder)
-        return
-    extra = sorted(_files(folder) - _files(staged))
-    unknown = [name for name in extra if not name.startswith("warmup/profile")]
-    if unknown:
-        raise SpecError(
-            f"{folder} holds {unknown[0]}, which is not of this kind of model; move it away, or"
-            " choose another name",
-            options=("name",),
-        )
-    _, differing, unreadable = filecmp.cmpfiles(staged, folder, sorted(_files(staged)), False)
-    if not (extra or differing or unreadable):
-        return
-    if not force:
-        changed = ", ".join(sorted({*extra, *differing, *unreadable}))
-        raise SpecError(
-            f"{folder} already exists and differs ({changed}); choose another name, or replace it",
-            options=("name", "force"),
-        )
-    old = staged.with_name(staged.name + ".old")
-    folder.rename(old)
-    try:
-        staged.rename(folder)
-    except BaseException:
-        old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _files(folder: Path) -> set[str]:
-    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()}
+            write_file(folder / "warmup" / name, content)
+    write_file(folder / "config.pbtxt", model.config.encode())
 
 
 # trtexec
