@@ -6,6 +6,7 @@ says how.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import tiny_models
+from helpers.cached_models import FEATURES, HEADS, LENGTH, attention_step
 from helpers.tolerances import FP32_PRODUCTS
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
@@ -25,7 +27,72 @@ SOURCE = Path(__file__).parents[1] / "scripts" / "cpp_loader"
 
 
 def test_it_is_short():
-    assert len((SOURCE / "loader.cpp").read_text().splitlines()) < 250
+    files = [*SOURCE.glob("*.cpp"), *SOURCE.glob("*.h")]
+    assert sum(len(file.read_text().splitlines()) for file in files) < 400
+
+
+REPACK = r"""
+#include <cstdio>
+#include <cstdlib>
+#include "layouts.h"
+int main(int, char** argv) {  // item, spatial, channels, last, pack, extents...
+  std::vector<int64_t> shape;
+  for (char** extent = argv + 6; *extent; ++extent) shape.push_back(std::atoll(*extent));
+  std::vector<char> from;
+  for (int byte; (byte = std::getchar()) != EOF;) from.push_back(static_cast<char>(byte));
+  Layout const layout{std::atoi(argv[2]), std::atoll(argv[3]), argv[4][0] == '1'};
+  auto const to = repack(from, shape, std::atoi(argv[1]), layout, argv[5][0] == '1');
+  std::fwrite(to.data(), 1, to.size(), stdout);
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def repacker(tmp_path_factory):
+    """A program that packs standard input as the loader does; it needs no TensorRT."""
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("there is no C++ compiler")
+    source = tmp_path_factory.mktemp("repack") / "repack.cpp"
+    source.write_text(REPACK)
+    program = source.with_suffix("")
+    flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{SOURCE}"]
+    subprocess.run([compiler, *flags, source, "-o", program], check=True)
+    return program
+
+
+@pytest.mark.parametrize(
+    ("shape", "spatial", "channels", "last"),
+    [
+        ((2, 5, 3, 4), 2, 1, True),
+        ((2, 5, 3, 4), 2, 8, True),
+        ((2, 17, 3, 4), 2, 16, True),
+        ((2, 5, 2, 3, 4), 3, 8, True),
+        ((2, 5, 3, 4), 2, 2, False),
+        ((1, 33, 3, 4), 2, 32, False),
+        ((2, 33, 2, 3, 4), 3, 32, False),
+        ((5, 3, 4), 2, 4, False),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", ["int8", "float16", "float32"])
+def test_layouts(repacker, rng, shape, spatial, channels, last, dtype):
+    x = (100 * rng.standard_normal(shape)).astype(dtype)
+    axis = x.ndim - spatial - 1
+    width = [(0, 0)] * x.ndim
+    width[axis] = (0, -x.shape[axis] % channels)
+    padded = np.pad(x, width)
+    if last:
+        packed = np.moveaxis(padded, axis, -1)
+    else:
+        vectors = padded.shape[axis] // channels
+        split = padded.reshape(*shape[:axis], vectors, channels, *shape[axis + 1 :])
+        packed = np.moveaxis(split, axis + 1, -1)
+    layout = (x.itemsize, spatial, channels, int(last))
+    for pack, source, expected in ((1, x, packed), (0, packed, x)):
+        command = [repacker, *map(str, (*layout, pack, *shape))]
+        done = subprocess.run(command, input=source.tobytes(), capture_output=True, check=True)
+        assert done.stdout == expected.tobytes()
 
 
 @pytest.fixture(scope="module")
@@ -165,3 +232,83 @@ def test_it_runs_shape_inputs_and_data_dependent_outputs(loader, tmp_path):
     saved = build(path).save(tmp_path / "n.plan")
     for x in (np.eye(4, dtype=np.float32), np.zeros((4, 4), np.float32)):
         compare(loader, tmp_path, path, saved, {"x": x})
+
+
+@pytest.mark.gpu
+@pytest.mark.backend
+def test_it_skips_what_is_in_front_of_a_plan(loader, tmp_path, rng):
+    path = tiny_models.conv(tmp_path / "m.onnx", shape=(1, 3, 8, 8))
+    plan = build(path)
+    metadata = json.dumps({"task": "detect"}).encode()
+    prefixed = tmp_path / "m.engine"
+    prefixed.write_bytes(len(metadata).to_bytes(4, "little") + metadata + bytes(plan.data))
+    x = rng.standard_normal((1, 3, 8, 8), np.float32)
+    compare(loader, tmp_path, path, prefixed, {"x": x})
+
+
+@pytest.mark.gpu
+@pytest.mark.backend
+@pytest.mark.parametrize(
+    ("dtype", "formats"),
+    [
+        ("float16", ("x=hwc8", "y=chw16")),
+        ("float16", ("x=chw2", "y=hwc16")),
+        ("float32", ("x=chw32", "y=hwc")),
+    ],
+    ids=str,
+)
+def test_it_packs_other_layouts(loader, tmp_path, rng, dtype, formats):
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    ends = [[tiny_models.tensor(name, kind, [2, 5, 4, 6])] for name in "xy"]
+    nodes = [helper.make_node("Relu", ["x"], ["y"])]
+    path = tiny_models.save(tmp_path / "m.onnx", nodes, *ends)
+    precision = "tf32" if dtype == "float32" else "auto"
+    plan = build_plan(path, BuildConfig(precision=precision, io_formats=formats))
+    x = rng.standard_normal((2, 5, 4, 6)).astype(dtype)
+    compare(loader, tmp_path, path, plan.save(tmp_path / "m.plan"), {"x": x})
+
+
+@pytest.mark.gpu
+@pytest.mark.backend
+def test_it_binds_caches_in_place(loader, tmp_path, rng):
+    path = attention_step(tmp_path / "m.onnx", "float32")
+    plan = build_plan(path, BuildConfig(precision="fp32", in_place_caches=True))
+    caches = (rng.standard_normal((1, HEADS, LENGTH, FEATURES), np.float32) for _ in range(2))
+    x = rng.standard_normal((1, 1, HEADS * FEATURES), np.float32)
+    inputs = {"x": x, "index": np.array([3]), **dict(zip(("keys", "values"), caches, strict=True))}
+    for name, array in inputs.items():
+        np.save(tmp_path / f"{name}_in.npy", array)
+    files = [f"{name}={tmp_path / name}_in.npy" for name in inputs]
+    result = run(loader, plan.save(tmp_path / "m.plan"), tmp_path, *files)
+    assert result.returncode == 0, result.stderr
+    with Session(plan) as session:
+        assert {tensor.alias for tensor in session.outputs} >= {"keys", "values"}
+        for name, expected in session.run(inputs).items():
+            np.testing.assert_array_equal(np.load(tmp_path / f"{name}.npy"), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.backend
+def test_it_replaces_weights(loader, tmp_path, rng):
+    path = tiny_models.dense(tmp_path / "m.onnx")
+    profile = ProfileSpec.parse(["batch=1:2:4"])
+    plan = build_plan(path, BuildConfig(profiles=(profile,), precision="tf32", refit=True))
+    saved = plan.save(tmp_path / "m.plan")
+    x = rng.standard_normal((2, 64), np.float32)
+    weight = rng.standard_normal((64, 64), np.float32)
+    for name, array in (("x", x), ("w0", weight), ("small", weight[:3])):
+        np.save(tmp_path / f"{name}_in.npy", array)
+    given = (saved, tmp_path, f"h0={tmp_path}/x_in.npy", "--refit")
+    result = run(loader, *given, f"w0={tmp_path}/w0_in.npy")
+    assert result.returncode == 0, result.stderr
+    with Session(plan) as session:
+        before = session.run({"h0": x})["h2"]
+        session.engine.refit({"w0": weight})
+        expected = session.run({"h0": x})["h2"]
+    assert not np.array_equal(before, expected)
+    np.testing.assert_array_equal(np.load(tmp_path / "h2.npy"), expected)
+    for wrong, message in (
+        (f"w0={tmp_path}/small_in.npy", "needs 4096 elements of type <f4"),
+        (f"w9={tmp_path}/w0_in.npy", "'w9' is not a weight"),
+    ):
+        assert message in run(loader, *given, wrong).stderr

@@ -6,22 +6,17 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
-#include <filesystem>
-#include <fstream>
 #include <map>
 #include <memory>
 #include <regex>
-#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "layouts.h"
+#include "npy.h"
+
 namespace {
-
-using nvinfer1::DataType, nvinfer1::Dims;
-using Bytes = std::vector<char>;
-
-[[noreturn]] void fail(std::string const& message) { throw std::runtime_error(message); }
 
 void check(cudaError_t code, std::string const& action) {
   if (code != cudaSuccess) fail("cannot " + action + ": " + cudaGetErrorString(code));
@@ -55,93 +50,87 @@ struct OutputAllocator : nvinfer1::IOutputAllocator {
   void notifyShape(char const*, Dims const& reported) noexcept override { shape = reported; }
 };
 
-// An element type as .npy files write it; its size in bytes is the last digit. They know neither
-// bfloat16 nor FP8: raw bytes stand for those, as where NumPy saves the types of ml_dtypes.
-std::string type_of(nvinfer1::ICudaEngine const& engine, std::string const& name) {
-  switch (engine.getTensorDataType(name.c_str())) {
-    case DataType::kFLOAT: return "<f4";
-    case DataType::kHALF: return "<f2";
-    case DataType::kBF16: return "<V2";
-    case DataType::kFP8: return "<V1";
-    case DataType::kINT8: return "|i1";
-    case DataType::kUINT8: return "|u1";
-    case DataType::kINT32: return "<i4";
-    case DataType::kINT64: return "<i8";
-    case DataType::kBOOL: return "|b1";
-    default: fail("tensor '" + name + "' has a packed type, which .npy files have not");
+using Arrays = std::map<std::string, Array>;
+
+// Where the plan begins: Ultralytics' exports have metadata in front, after four bytes with its
+// length. A plan itself begins with "ftrt", that of TensorRT-RTX with "vtrt".
+size_t offset_of_plan(Bytes const& file) {
+  if (file.size() < 8) return 0;
+  size_t length = 0;
+  for (int i = 3; i >= 0; --i) length = length << 8 | static_cast<unsigned char>(file[i]);
+  if (length < 2 || length + 8 > file.size()) return 0;
+  char const* const tag = file.data() + 4 + length;
+  bool const follows = std::memcmp(tag, "ftrt", 4) == 0 || std::memcmp(tag, "vtrt", 4) == 0;
+  return follows ? 4 + length : 0;
+}
+
+// The input in whose memory an output is written; older TensorRT has no such outputs.
+template <class Engine>
+auto alias_of(Engine const& engine, char const* name, int)
+    -> decltype(engine.getAliasedInputTensor(name)) {
+  return engine.getAliasedInputTensor(name);
+}
+template <class Engine>
+char const* alias_of(Engine const&, char const*, long) {
+  return nullptr;
+}
+
+// The layout of a tensor in a profile. That of C order has no channels.
+Layout layout_of(nvinfer1::ICudaEngine const& engine, std::string const& name, int profile) {
+  using Format = nvinfer1::TensorFormat;
+  switch (engine.getTensorFormat(name.c_str(), profile)) {
+    case Format::kLINEAR: return {0, 0, true};
+    case Format::kHWC: return {2, 1, true};
+    case Format::kHWC8: return {2, 8, true};
+    case Format::kHWC16: return {2, 16, true};
+    case Format::kDHWC: return {3, 1, true};
+    case Format::kDHWC8: return {3, 8, true};
+    case Format::kCHW2: return {2, 2, false};
+    case Format::kCHW4: return {2, 4, false};
+    case Format::kCHW16: return {2, 16, false};
+    case Format::kCHW32: return {2, 32, false};
+    case Format::kCDHW32: return {3, 32, false};
+    default: fail("tensor '" + name + "' has a layout that is not read here");
   }
 }
 
-std::string text(Dims const& shape) {  // as Python writes a tuple
-  std::string result = "(";
-  for (int i = 0; i < shape.nbDims; ++i) result += std::to_string(shape.d[i]) + ", ";
-  return result + ")";
+Bytes packed(Array const& array, Layout const& layout, bool pack) {
+  size_t const item = array.descr.back() - '0';
+  std::vector<int64_t> const shape(array.shape.d, array.shape.d + array.shape.nbDims);
+  return layout.channels == 0 ? array.data : repack(array.data, shape, item, layout, pack);
 }
 
-size_t bytes_of(std::string const& type, Dims const& shape) {
-  size_t size = type.back() - '0';
-  for (int i = 0; i < shape.nbDims; ++i) size *= static_cast<size_t>(shape.d[i]);
-  return size;
-}
-
-struct Array {
-  std::string descr;
-  Dims shape{};
-  Bytes data;
-};
-
-Bytes read_file(std::string const& path) {
-  Bytes content(std::filesystem::file_size(path));
-  std::ifstream file(path, std::ios::binary);
-  if (content.empty() || !file.read(content.data(), content.size())) fail(path + ": is unreadable");
-  return content;
-}
-
-// The format is described in numpy.lib.format.
-Array read_npy(std::string const& path) {
-  Bytes const content = read_file(path);
-  if (content.size() < 12 || std::memcmp(content.data(), "\x93NUMPY", 6) != 0)
-    fail(path + ": not a .npy file");
-  size_t const width = content[6] == 1 ? 2 : 4;  // of the header's length, by the format's version
-  size_t end = 8 + width;
-  for (size_t i = 0; i < width; ++i)
-    end += size_t{static_cast<unsigned char>(content[8 + i])} << (8 * i);
-  if (end > std::min<size_t>(content.size(), 10000)) fail(path + ": its .npy header is too long");
-  std::string const header(content.data() + 8 + width, content.data() + end);
-  std::smatch descr, order, shape;
-  if (!std::regex_search(header, descr, std::regex("'descr': *'([^']{3,})'")) ||
-      !std::regex_search(header, order, std::regex("'fortran_order': *(True|False)")) ||
-      !std::regex_search(header, shape, std::regex("'shape': *\\(([0-9, ]*)\\)")))
-    fail(path + ": its .npy header cannot be read");
-  Array array{descr[1], {}, {content.begin() + end, content.end()}};
-  std::istringstream extents(shape[1]);
-  for (std::string extent; std::getline(extents >> std::ws, extent, ',');) {
-    if (array.shape.nbDims == Dims::MAX_DIMS) fail(path + ": has more axes than TensorRT allows");
-    array.shape.d[array.shape.nbDims++] = std::stoll(extent);
+// Replaces weights, by the names that they have in the graph that TensorRT parsed.
+void refit(nvinfer1::ICudaEngine& engine, Arrays const& weights, Logger& logger) {
+  std::unique_ptr<nvinfer1::IRefitter> refitter{nvinfer1::createInferRefitter(engine, logger)};
+  if (!refitter) fail("the plan's weights cannot be replaced" + logger.reason);
+  for (auto const& [name, array] : weights) {
+    nvinfer1::Weights const known = refitter->getWeightsPrototype(name.c_str());
+    int64_t const count = array.data.size() / (array.descr.back() - '0');
+    if (known.count <= 0) fail("'" + name + "' is not a weight that can be replaced");
+    if (type_name(known.type, name) != array.descr || known.count != count)
+      fail("weight '" + name + "' needs " + std::to_string(known.count) + " elements of type " +
+           type_name(known.type, name));
+    if (!refitter->setNamedWeights(name.c_str(), {known.type, array.data.data(), count}))
+      fail("TensorRT does not take weight '" + name + "'" + logger.reason);
   }
-  if (order[1] == "True" && array.shape.nbDims > 1)
-    fail(path + ": is in Fortran order; save it with numpy.ascontiguousarray");
-  return array;
+  char const* missing = nullptr;
+  if (refitter->getMissingWeights(1, &missing) > 0)
+    fail(std::string("TensorRT has merged these weights with '") + missing + "': give it, too");
+  if (!refitter->refitCudaEngine()) fail("TensorRT did not replace the weights" + logger.reason);
 }
 
-void write_npy(std::string const& path, Array const& array) {
-  std::string header = "{'descr': '" + array.descr + "', 'fortran_order': False, ";
-  header += "'shape': " + text(array.shape) + ", }";
-  header.append(63 - (10 + header.size()) % 64, ' ').push_back('\n');
-  std::ofstream file(path, std::ios::binary);
-  file.write("\x93NUMPY\x01\x00", 8).put(static_cast<char>(header.size() & 0xff));
-  file.put(static_cast<char>(header.size() >> 8)) << header;
-  if (!file.write(array.data.data(), array.data.size()).flush()) fail(path + ": cannot be written");
-}
-
-void run(std::string const& plan, std::map<std::string, Array>& inputs, std::string const& folder) {
+void run(std::string const& plan, Arrays& inputs, Arrays const& weights,
+         std::string const& folder) {
   Bytes const bytes = read_file(plan);
+  size_t const offset = offset_of_plan(bytes);
   Logger logger;
   std::unique_ptr<nvinfer1::IRuntime> runtime{nvinfer1::createInferRuntime(logger)};
   if (!runtime) fail("TensorRT gives no runtime" + logger.reason);
   std::unique_ptr<nvinfer1::ICudaEngine> engine{
-      runtime->deserializeCudaEngine(bytes.data(), bytes.size())};
+      runtime->deserializeCudaEngine(bytes.data() + offset, bytes.size() - offset)};
   if (!engine) fail(plan + ": TensorRT cannot load it" + logger.reason);
+  if (!weights.empty()) refit(*engine, weights, logger);
   std::unique_ptr<nvinfer1::IExecutionContext> context{engine->createExecutionContext()};
   if (!context) fail("TensorRT gives no execution context" + logger.reason);
 
@@ -154,7 +143,7 @@ void run(std::string const& plan, std::map<std::string, Array>& inputs, std::str
   for (auto const& name : in) {
     if (!inputs.count(name)) fail("input '" + name + "' is missing: give " + name + "=FILE.npy");
     Array const& array = inputs[name];
-    std::string const type = type_of(*engine, name);
+    std::string const type = type_name(engine->getTensorDataType(name.c_str()), name);
     if (array.descr.substr(1) != type.substr(1) || array.descr[0] == '>')
       fail("input '" + name + "' needs the type " + type + ", its file has " + array.descr);
     if (array.data.size() != bytes_of(type, array.shape))
@@ -197,18 +186,26 @@ void run(std::string const& plan, std::map<std::string, Array>& inputs, std::str
     auto& [descr, shape, data] = inputs[name];
     if (!context->setInputShape(name.c_str(), shape))
       fail("input '" + name + "' cannot have the shape " + text(shape) + logger.reason);
+    if (!is_host(name)) data = packed(inputs[name], layout_of(*engine, name, profile), true);
     bind(name, is_host(name) ? data.data() : memory[name].reserve(data.size()));
     if (is_host(name)) continue;
     void* const to = memory[name].pointer;
     check(cudaMemcpyAsync(to, data.data(), data.size(), cudaMemcpyDefault, stream), "copy " + name);
   }
+  std::map<std::string, std::string> places;  // the tensor in whose memory an output is
   for (auto const& name : out) {
     Dims const shape = context->getTensorShape(name.c_str());
-    if (std::count(shape.d, shape.d + std::max(shape.nbDims, 0), -1) > 0) {
+    char const* const alias = alias_of(*engine, name.c_str(), 0);
+    places[name] = alias == nullptr || *alias == 0 ? name : alias;
+    if (places[name] != name) {
+      bind(name, memory[places[name]].pointer);
+    } else if (std::count(shape.d, shape.d + std::max(shape.nbDims, 0), -1) > 0) {
       allocators[name].memory = &memory[name];
       context->setOutputAllocator(name.c_str(), &allocators[name]);
     } else {
-      size_t const size = bytes_of(type_of(*engine, name), shape);
+      Array empty{type_name(engine->getTensorDataType(name.c_str()), name), shape, {}};
+      empty.data.resize(bytes_of(empty.descr, shape));
+      size_t const size = packed(empty, layout_of(*engine, name, profile), true).size();
       if (is_host(name)) host[name].resize(size + 1);
       bind(name, is_host(name) ? host[name].data() : memory[name].reserve(size));
     }
@@ -219,11 +216,14 @@ void run(std::string const& plan, std::map<std::string, Array>& inputs, std::str
   for (auto const& name : out) {
     Dims const shape =
         allocators.count(name) ? allocators[name].shape : context->getTensorShape(name.c_str());
-    Array array{type_of(*engine, name), shape, {}};
+    Array array{type_name(engine->getTensorDataType(name.c_str()), name), shape, {}};
     array.data.resize(bytes_of(array.descr, shape));
-    void const* from = host.count(name) ? host[name].data() : memory[name].pointer;
+    Layout const layout = is_host(name) ? Layout{0, 0, true} : layout_of(*engine, name, profile);
+    array.data = packed(array, layout, true);
+    void const* from = host.count(name) ? host[name].data() : memory[places[name]].pointer;
     char* const to = array.data.data();
     check(cudaMemcpy(to, from, array.data.size(), cudaMemcpyDefault), "copy " + name);
+    array.data = packed(array, layout, false);
     write_npy(folder + "/" + std::regex_replace(name, std::regex("/"), "_") + ".npy", array);
     std::printf("%s %s %s\n", name.c_str(), array.descr.c_str(), text(shape).c_str());
   }
@@ -232,14 +232,19 @@ void run(std::string const& plan, std::map<std::string, Array>& inputs, std::str
 }  // namespace
 
 int main(int argc, char** argv) try {
-  if (argc < 3) fail("usage: loader PLAN OUTPUT_FOLDER [INPUT=FILE.npy]...");
-  std::map<std::string, Array> inputs;
+  if (argc < 3)
+    fail("usage: loader PLAN OUTPUT_FOLDER [INPUT=FILE.npy]... [--refit WEIGHT=FILE.npy...]");
+  Arrays inputs, weights, *given = &inputs;
   for (int i = 3; i < argc; ++i) {
+    if (std::strcmp(argv[i], "--refit") == 0) {
+      given = &weights;
+      continue;
+    }
     char const* split = std::strrchr(argv[i], '=');
     if (split == nullptr) fail(std::string("'") + argv[i] + "': write INPUT=FILE.npy");
-    inputs[std::string(argv[i], split - argv[i])] = read_npy(split + 1);
+    (*given)[std::string(argv[i], split - argv[i])] = read_npy(split + 1);
   }
-  run(argv[1], inputs, argv[2]);
+  run(argv[1], inputs, weights, argv[2]);
   return 0;
 } catch (std::exception const& error) {
   std::string line = error.what();
