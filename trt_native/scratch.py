@@ -61,13 +61,17 @@ def remove_abandoned(parent: Path | None = None) -> None:
 def _remove_if_abandoned(folder: Path) -> None:
     with contextlib.suppress(OSError):
         found = folder.lstat()
-        own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+        own = stat.S_ISDIR(found.st_mode) and found.st_uid == _user()
         if not own or time.time() - found.st_mtime < _YOUNG_S:
             return
         descriptor = _locked(folder)
         if descriptor is not None:
             shutil.rmtree(folder, ignore_errors=True)
             os.close(descriptor)
+
+
+def _user() -> int:
+    return os.geteuid() if hasattr(os, "geteuid") else 0  # as stat says on Windows
 
 
 def _locked(folder: Path) -> int | None:

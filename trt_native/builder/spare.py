@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
+from trt_native.errors import UnsupportedError
+
 __all__ = ["LINE_BYTES", "Channels", "spare_process", "start_channels", "take_spare"]
 
 LINE_BYTES = 1024
@@ -64,7 +66,8 @@ class Channels:
 @contextmanager
 def spare_process() -> Iterator[None]:
     """A process that waits for a job, which :func:`take_spare` returns; it ends with the block."""
-    _spares.append(start_channels({"job": None, "waits": True}))
+    if _has_channels():  # else it is an error where a process is needed
+        _spares.append(start_channels({"job": None, "waits": True}))
     try:
         yield
     finally:
@@ -78,8 +81,21 @@ def take_spare() -> Channels | None:
     return _spares.pop() if _spares else None
 
 
+def _has_channels() -> bool:
+    return hasattr(os, "memfd_create")
+
+
 def start_channels(request: dict[str, object]) -> Channels:
-    """Start a process with a request."""
+    """Start a process with a request.
+
+    Raises:
+        UnsupportedError: the system is not Linux.
+    """
+    if not _has_channels():
+        raise UnsupportedError(
+            "this needs a process of its own, which is there on Linux alone and not on"
+            f" {sys.platform}; build in Python with trt_native.build_plan, which needs none"
+        )
     with ExitStack() as files:
         events, events_there = os.pipe()
         output, output_there = os.pipe()

@@ -355,7 +355,8 @@ def _copy_part(target: Array, source: Array, part: slice) -> None:
 
 @functools.cache
 def _copy_threads() -> int:
-    return min(_MAX_COPY_THREADS, max(1, len(os.sched_getaffinity(0)) // 2))
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(_MAX_COPY_THREADS, max(1, (count or 1) // 2))
 
 
 @functools.cache

@@ -625,7 +625,12 @@ def _publish(folder: Path, path: Path, *, durable: bool) -> dict[Path, int]:
 def _synchronize(paths: Iterable[Path]) -> None:
     """Wait until files or the entries of folders are on disk."""
     for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except PermissionError:
+            if path.is_dir():  # as Windows says of every folder
+                continue
+            raise
         try:
             os.fsync(descriptor)
         finally:
