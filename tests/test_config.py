@@ -128,6 +128,16 @@ def test_values_of_other_types(options, message):
     assert caught.value.options == tuple(options)
 
 
+def test_a_plan_for_another_system_carries_no_lean_runtime():
+    options = {"runtime_platform": "windows_amd64", "version_compatible": True}
+    with pytest.raises(SpecError, match="cannot carry its lean runtime") as caught:
+        BuildConfig(**options)
+    assert caught.value.options == ("runtime_platform", "exclude_lean_runtime")
+    found = BuildConfig(**options, exclude_lean_runtime=True)
+    assert found.options()["runtime_platform"] == "windows_amd64"
+    assert BuildConfig.from_options(found.options()) == found
+
+
 def test_choices_may_be_texts_and_tuples_lists():
     spec = {"calibration_data": "d", "calibration_method": "MSE", "calibration_runner": "engine"}
     given = BuildConfig(

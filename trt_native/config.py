@@ -31,6 +31,7 @@ __all__ = [
     "Precision",
     "ProfilingVerbosity",
     "QuantizationSpec",
+    "RuntimePlatform",
     "as_config",
     "parse_ops",
     "with_known_names",
@@ -203,6 +204,13 @@ class HardwareCompatibility(_Choice):
     NONE = "none"
     AMPERE_PLUS = "ampere_plus"
     SAME_COMPUTE_CAPABILITY = "same_compute_capability"
+
+
+class RuntimePlatform(_Choice):
+    """The system that a plan of TensorRT 10 or 11 runs on; it does not run where it was built."""
+
+    SAME_AS_BUILD = "same_as_build"
+    WINDOWS_AMD64 = "windows_amd64"
 
 
 _TYPES, _TUNING, _TARGET = "Precision", "Memory and tuning", "Target"
@@ -619,6 +627,7 @@ class BuildConfig:
         exclude_lean_runtime: Leave the lean runtime, which loads a version compatible plan, out of
             it. Later versions then need the library of that runtime beside the plan.
         hardware_compatibility: See :class:`HardwareCompatibility`.
+        runtime_platform: See :class:`RuntimePlatform`.
         compute_capabilities: GPUs that a TensorRT-RTX plan targets, such as ``("8.6", "8.9")``.
             Empty: every GPU the backend supports.
         timing_cache: File with layer timings, read before and written after the build.
@@ -814,6 +823,14 @@ class BuildConfig:
             parse=HardwareCompatibility.parse,
         ),
     )
+    runtime_platform: RuntimePlatform = field(
+        default=RuntimePlatform.SAME_AS_BUILD,
+        metadata=_option(
+            "same_as_build or windows_amd64: the system that runs the plan.",
+            _TARGET,
+            parse=RuntimePlatform.parse,
+        ),
+    )
     compute_capabilities: tuple[str, ...] = field(
         default=(),
         metadata=_option(
@@ -884,6 +901,13 @@ class BuildConfig:
             raise SpecError(
                 "exclude_lean_runtime: only a version compatible plan has a lean runtime",
                 options=("exclude_lean_runtime", "version_compatible"),
+            )
+        foreign = self.runtime_platform is not RuntimePlatform.SAME_AS_BUILD
+        if foreign and self.version_compatible and not self.exclude_lean_runtime:
+            raise SpecError(
+                "a version compatible plan for another system cannot carry its lean runtime: leave"
+                " that out",
+                options=("runtime_platform", "exclude_lean_runtime"),
             )
         self._check_quantization()
         for text in self.compute_capabilities:

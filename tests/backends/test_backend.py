@@ -16,7 +16,12 @@ import pytest
 from helpers import tiny_models
 from helpers.backend_builds import DYNAMIC, build
 
-from trt_native.config import BuildConfig, HardwareCompatibility, ProfilingVerbosity
+from trt_native.config import (
+    BuildConfig,
+    HardwareCompatibility,
+    ProfilingVerbosity,
+    RuntimePlatform,
+)
 from trt_native.cuda import gpu_info
 from trt_native.errors import BuildError, UnsupportedError
 from trt_native.graph.onnx_file import read_model
@@ -147,6 +152,22 @@ def test_options_are_accepted(backend, request_for, options):
     assert len(build(backend, request_for(shapes=DYNAMIC, config=config)).data) > 0
 
 
+def test_a_plan_for_another_system(backend, request_for):
+    """TensorRT on Linux builds one; the libraries behind the lanes refuse it, in their words."""
+    config = BuildConfig(runtime_platform="windows-amd64")
+    if "runtime_platform" in backend.capabilities.unsupported_options:
+        with pytest.raises(UnsupportedError, match="another system"):
+            backend.check(config)
+        return
+    request = request_for(shapes=DYNAMIC, config=config)
+    try:
+        plan = build(backend, request)
+    except BuildError as error:
+        assert "setRuntimePlatform" in error.details[0]  # noqa: PT017
+    else:
+        assert len(plan.data) > 0
+
+
 def test_unsupported_options_are_refused_with_the_reason(backend):
     requests = {
         "timing_cache": {"timing_cache": "cache"},
@@ -156,6 +177,7 @@ def test_unsupported_options_are_refused_with_the_reason(backend):
         "serialize_plugins": {"plugins": ("libx.so",), "serialize_plugins": True},
         "exclude_lean_runtime": {"version_compatible": True, "exclude_lean_runtime": True},
         "hardware_compatibility": {"hardware_compatibility": HardwareCompatibility.AMPERE_PLUS},
+        "runtime_platform": {"runtime_platform": RuntimePlatform.WINDOWS_AMD64},
         "compute_capabilities": {"compute_capabilities": ("8.9",)},
         "optimization_level": {"optimization_level": 3},
         "sparse_weights": {"sparse_weights": True},

@@ -20,6 +20,7 @@ from trt_native.config import (
     Precision,
     ProfilingVerbosity,
     QuantizationSpec,
+    RuntimePlatform,
 )
 from trt_native.errors import PlanError
 from trt_native.shapes import ProfileSpec
@@ -70,6 +71,7 @@ def test_the_rebuild_command_has_every_option(plan, tmp_path):
         version_compatible=True,
         exclude_lean_runtime=True,
         hardware_compatibility=HardwareCompatibility.AMPERE_PLUS,
+        runtime_platform=RuntimePlatform.WINDOWS_AMD64,
         compute_capabilities=("8.6", "8.9"),
         timing_cache=tmp_path / "timing.cache",
         profiling_verbosity=ProfilingVerbosity.NONE,

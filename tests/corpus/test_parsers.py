@@ -18,6 +18,7 @@ from trt_native.config import (
     HardwareCompatibility,
     IoPrecision,
     Precision,
+    RuntimePlatform,
     parse_ops,
 )
 from trt_native.errors import SpecError
@@ -72,7 +73,13 @@ def test_entries(text):
     found, error = attempt(read_shapes, [text], kind=SpecError)
     assert error is not None or isinstance(found, dict)
     attempt(lambda: open_inputs([text]).__enter__(), kind=SpecError)
-    for choice in (Precision, IoPrecision, HardwareCompatibility, CalibrationMethod):
+    for choice in (
+        Precision,
+        IoPrecision,
+        HardwareCompatibility,
+        RuntimePlatform,
+        CalibrationMethod,
+    ):
         found, error = attempt(choice.parse, text)
         assert error is not None or found in choice
 

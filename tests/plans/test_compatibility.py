@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 
 import pytest
 from helpers.header_plans import ADA, plan_bytes
@@ -104,6 +105,15 @@ def test_hardware_compatibility(plan, built, here, compatible_with, loads):
         options={"hardware_compatibility": compatible_with},
     )
     assert report.loads == loads
+
+
+@pytest.mark.parametrize(("system", "loads"), [("linux", False), ("win32", True)])
+def test_plans_for_windows(plan, monkeypatch, system, loads):
+    monkeypatch.setattr(sys, "platform", system)
+    header = PlanHeader.parse(plan_bytes(b"ftrt", (10, 16, 1, 11)))
+    report = check(plan, TENSORRT, header, options={"runtime_platform": "windows_amd64"})
+    assert report.loads == loads
+    assert loads or "for Windows on x86_64" in report.errors[0]
 
 
 def test_another_gpu_of_the_same_kind_is_a_warning(plan):

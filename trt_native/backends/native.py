@@ -38,7 +38,7 @@ from trt_native.backends.callbacks import (
 from trt_native.backends.debug_listener import make_debug_listener
 from trt_native.backends.plugin_loader import PluginLoader
 from trt_native.backends.workspace_shortage import BUDGET_LINE, find_shortage
-from trt_native.config import BuildConfig, KernelSpecialization
+from trt_native.config import BuildConfig, KernelSpecialization, RuntimePlatform
 from trt_native.cuda import Stream, copy_to_host
 from trt_native.errors import (
     BuildError,
@@ -451,11 +451,22 @@ class TensorRTBackend:
                 config.hardware_compatibility_level = getattr(
                     trt.HardwareCompatibilityLevel, wanted.hardware_compatibility.value.upper()
                 )
+            if wanted.runtime_platform is not RuntimePlatform.SAME_AS_BUILD:
+                self._set_platform(wanted.runtime_platform, config)
             self._set_targets(request, config)
             self._set_precision(request, network, config)
         if errors:
             raise BuildError(f"{self.product} {self.version} rejected a build option", errors)
         self._load_timing_cache(request, config)
+
+    def _set_platform(self, platform: RuntimePlatform, config: Any) -> None:
+        platforms = getattr(self._trt, "RuntimePlatform", None)  # 10.3 has none
+        if platforms is None:
+            raise UnsupportedError(
+                f"{self.product} {self.version} builds for the system that it runs on alone",
+                options=("runtime_platform",),
+            )
+        config.runtime_platform = getattr(platforms, platform.value.upper())
 
     def _add_profiles(self, request: BuildRequest, builder: Any, config: Any) -> None:
         for number, profile in enumerate(request.profiles):

@@ -34,6 +34,7 @@ _UNSUPPORTED_OPTIONS = {
         "it has no effect: nothing is timed at build, and every level gives the same plan"
     ),
     "sparse_weights": "it has no effect: the plan is the same with and without it",
+    "runtime_platform": "it refuses another system than the one that it runs on; build there",
     "hardware_compatibility": (
         "its plans run on every supported GPU; narrow them with compute_capabilities instead"
     ),

@@ -35,6 +35,7 @@ from trt_native.config import (
     IoPrecision,
     Precision,
     QuantizationSpec,
+    RuntimePlatform,
     as_config,
 )
 from trt_native.cuda import GpuInfo, gpu_info
@@ -279,7 +280,7 @@ def build_prepared(
     precision = precision_record(prepared)
     if config.precision.quantized:
         precision["engine_layers"] = None
-        if prepared.gpu is not None:
+        if prepared.gpu is not None and config.runtime_platform is RuntimePlatform.SAME_AS_BUILD:
             with phase(progress, "Reading the layers of the engine"):
                 precision["engine_layers"] = _engine_layers(
                     result.data, prepared.config.plugins, chosen

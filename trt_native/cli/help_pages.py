@@ -72,6 +72,7 @@ PLACEHOLDERS = {
     "--quantize-ops": "OP[,OP...]",
     "--quantize-preset": "PRESET",
     "--reference-runner": "RUNNER",
+    "--runtime-platform": "PLATFORM",
     "--resolution": "PIXELS",
     "--save": "FILE.npz",
     "--shape": "NAME=SHAPE",

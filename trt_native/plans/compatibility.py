@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -160,6 +161,8 @@ def _gpu_report(
     header: PlanHeader, manifest: Manifest, environment: Environment
 ) -> Iterator[tuple[str, str]]:
     """Problems with the GPU, its driver and its memory, each with ``error`` or ``warning``."""
+    if manifest.options.get("runtime_platform") == "windows_amd64" and sys.platform != "win32":
+        yield "the plan was built for Windows on x86_64, and loads nowhere else", "error"
     gpu = f"{environment.gpu} (compute capability {environment.compute_capability})"
     here, built = environment.compute_capability, manifest.compute_capabilities
     if not targets_gpu(manifest, here or ""):
