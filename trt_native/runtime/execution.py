@@ -271,7 +271,7 @@ class ExecutionContext:
         if not self._closed:
             self._graphs.close()
             self.serializer.release(stream)
-            self._is_ready = True
+            self._is_ready = self._context is not None
 
     def drop(self) -> None:
         """See :meth:`trt_native.runtime.context_registry.PausableContext.drop`."""
