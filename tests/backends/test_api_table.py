@@ -19,6 +19,7 @@ import enum
 import functools
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -636,3 +637,41 @@ print(json.dumps([column, [path for path in question.get(column, ()) if lacks(pa
     if column is None:
         pytest.skip(f"the installed {package} is not one of the releases in the table")
     assert not missing
+
+
+NATIVE_OBJECTS = {  # how the modules of the runtime call TensorRT's engine, and its contexts
+    ("runtime/engine.py", r"\bnative\.(\w+)"): "ICudaEngine",
+    ("runtime/engine.py", r"\bengine\.(get_\w+|num_\w+)"): "ICudaEngine",
+    ("runtime/execution.py", r"self\._context\.(\w+)"): "IExecutionContext",
+}
+
+
+def natively_used() -> set[str]:
+    return {
+        f"{kind}.{member}"
+        for (file, pattern), kind in NATIVE_OBJECTS.items()
+        for member in re.findall(pattern, (PACKAGE / file).read_text())
+    }
+
+
+def test_sessions_use_only_members_that_every_release_has() -> None:
+    used = natively_used()
+    assert used >= {
+        "ICudaEngine.get_device_memory_size_for_profile_v2",
+        "ICudaEngine.get_weight_streaming_automatic_budget",
+        "ICudaEngine.weight_streaming_budget_v2",
+        "IExecutionContext.set_device_memory",
+        "IExecutionContext.update_device_memory_size_for_shapes",
+    }
+    lacking = {path: sorted(set(COLUMNS) - MEMBERS.get(path, frozenset())) for path in used}
+    assert not {path: columns for path, columns in lacking.items() if columns}
+
+
+@pytest.mark.backend
+def test_an_installed_release_has_what_sessions_use(backend) -> None:
+    lacking = []
+    for path in natively_used():
+        kind, member = path.split(".")
+        if not hasattr(getattr(backend._trt, kind), member):
+            lacking.append(path)
+    assert not lacking
