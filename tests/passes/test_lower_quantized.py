@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -204,6 +205,103 @@ def test_scales_of_blocks(zeros, rng):
     found, expected = run(lowered(proto)[0], {"x": x}), run(proto, {"x": x})
     np.testing.assert_array_equal(found[0], expected[0])
     np.testing.assert_allclose(found[1], expected[1], 1e-6)
+
+
+SHAPE = (6, 8, 10)
+NARROW = {
+    "uint4": ("uint4", SHAPE, 1, 4, None),
+    "uint4 less 8": ("uint4", SHAPE, 1, 4, 8),
+    "zero points": ("int4", SHAPE, -1, 5, 3),
+    "the last block is shorter": ("int4", SHAPE, 2, 4, None),
+    "blocks of the first axis": ("int4", SHAPE, 0, 3, None),
+    "half a byte left": ("int4", (3, 5, 3), 1, 5, None),
+    "half a byte left of channels": ("int4", (3, 5, 3), 1, 0, None),
+    "zero points of channels": ("int4", SHAPE, 1, 0, -2),
+}
+STAYS = {
+    "whole blocks": ("int4", SHAPE, 2, 5, None),
+    "whole blocks of the axis before": ("int4", SHAPE, -2, 4, 0),
+    "channels": ("int4", SHAPE, 1, 0, None),
+}
+
+
+def of_half_bytes(rng, kind, shape, axis, block, zero):
+    """A sum with dequantized constants, and what these are."""
+    axes = [i == axis % 3 for i in range(3)]
+    if block:
+        extents = [-(-n // block) if own else n for n, own in zip(shape, axes, strict=True)]
+        every = (np.arange(shape[axis]) // block).tolist()
+    else:
+        extents, every = [shape[axis]], None
+    low = 0 if kind == "uint4" else -8
+    numbers = rng.integers(low, low + 16, shape)
+    scales = rng.uniform(0.1, 1, extents).astype(np.float32)
+    along = scales.take(every, axis) if block else scales.reshape([-1 if i else 1 for i in axes])
+    real = (numbers - (zero or 0)).astype(np.float32) * along
+    dtype = np.dtype(getattr(ml_dtypes, kind))
+    weights = {"w": numbers.astype(dtype), "s": scales}
+    if zero is not None:
+        weights["z"] = np.full(extents, zero).astype(dtype)
+    options = f"axis = {axis}" + (f", block_size = {block}" if block else "")
+    dims = ", ".join(map(str, shape))
+    text = f"""(float[{dims}] x) => (float[{dims}] y)
+        {{ r = DequantizeLinear <{options}> ({", ".join(weights)}) y = Add (x, r) }}"""
+    return model(text, opset=21, **weights), real
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_numbers_of_half_a_byte(name, rng):
+    """What TensorRT refuses, or of what it takes other blocks."""
+    proto, expected = of_half_bytes(rng, *NARROW[name])
+    made, one = lowered(proto)
+    assert one.record["nodes"] == {"DequantizeLinear": 1}
+    assert {node.op_type for node in made.graph.node} <= {"Identity", "Add"}
+    x = np.zeros(expected.shape, np.float32)
+    np.testing.assert_allclose(run(made, {"x": x})[0], expected, rtol=1e-6)
+
+
+LEFT = {
+    "MatMul": "y = MatMul (r, x)",
+    "Gemm": "y = Gemm (r, x)",
+    "behind nodes": "t = Transpose <perm = [1, 0]> (r) u = Mul (t, h) y = MatMul (u, x)",
+    "Einsum": 'y = Einsum <equation = "ij,jk->ik"> (r, x)',
+}
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("name", LEFT)
+def test_weights_of_half_bytes_from_the_left(name, rng, tmp_path):
+    """They would end the process."""
+    pytest.importorskip("tensorrt_rtx")
+    numbers = rng.integers(-8, 8, (32, 32)).astype(ml_dtypes.int4)
+    weights = {"w": numbers, "s": rng.uniform(0.1, 1, (32, 2)).astype(np.float32)}
+    if ", h)" in LEFT[name]:
+        weights["h"] = np.float32([0.5])
+    proto = model(
+        f"""(float[32,5] x) => (float[32,5] y)
+        {{ r = DequantizeLinear <axis = 1, block_size = 16> (w, s) {LEFT[name]} }}""",
+        opset=21, **weights,
+    )  # fmt: skip
+    made, one = lowered(proto)
+    assert one.record["nodes"] == {"DequantizeLinear": 1}
+    x = rng.standard_normal((32, 5)).astype(np.float32)
+    np.testing.assert_allclose(run(made, {"x": x})[0], run(proto, {"x": x})[0], 1e-4, 1e-4)
+    onnx.save(proto, tmp_path / "m.onnx")
+    assert build_plan(tmp_path / "m.onnx", backend="rtx").data
+
+
+@pytest.mark.parametrize("name", STAYS)
+def test_numbers_of_half_a_byte_that_stay(name, rng):
+    assert lowered(of_half_bytes(rng, *STAYS[name])[0])[0] is None
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("name", [*NARROW, *STAYS])
+def test_tensorrt_builds_numbers_of_half_a_byte(name, rng, tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    onnx.save(of_half_bytes(rng, *{**NARROW, **STAYS}[name])[0], tmp_path / "m.onnx")
+    records = pass_records(build_plan(tmp_path / "m.onnx", backend="rtx").manifest)
+    assert ("lower_quantized" in records) == (name in NARROW)
 
 
 def test_symmetric_int8_stays(rng):

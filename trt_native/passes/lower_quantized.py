@@ -1,7 +1,9 @@
 """Write quantized operators that TensorRT does not have as floating-point arithmetic.
 
-TensorRT builds symmetric INT8 with constant scales. Other quantized numbers are computed here as
-whole numbers in FP32, or as products of dequantized constants.
+TensorRT builds symmetric INT8 with constant scales, and INT4 of weights in whole blocks that are
+the second operand of a product: it takes the size of blocks from the number of scales, and ignores
+the attribute. Other quantized numbers are computed here as whole numbers in FP32, or as products of
+dequantized constants.
 """
 
 from __future__ import annotations
@@ -51,11 +53,15 @@ __all__ = ["LowerQuantized", "lower_quantized"]
 
 _INT8, _UINT8, _INT32 = ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT32
 _WHOLE = frozenset({_INT8, _UINT8, _INT32, ir.DataType.INT16, ir.DataType.UINT16})
+_INT4, _UINT4 = ir.DataType.INT4, ir.DataType.UINT4
 _AXIS = 13  # the first opset in which a DequantizeLinear has one
 _DOMAINS = ("", "com.microsoft")
 _MOVED = op_set(
     "Identity Reshape Flatten Squeeze Unsqueeze Transpose Expand Tile Slice MaxPool DepthToSpace"
 )
+
+
+_LEFT_OPEN = _MOVED | op_set("Cast Mul Div")  # behind which it is still a weight
 
 
 class LowerQuantized(GraphPass):
@@ -176,15 +182,48 @@ def _is_lowered(node: ir.Node) -> bool:
     """Whether TensorRT lacks a kind of Q/DQ that is arithmetic of whole numbers."""
     x, scale, zero = (input_of(node, index) for index in range(3))
     kind = _quantized_type(node)
-    if kind not in _WHOLE or x is None or scale is None:
+    if x is None or scale is None:
+        return False
+    narrow = kind in (_INT4, _UINT4) and constant_of(x) is not None
+    if kind not in _WHOLE and not narrow:
         return False
     symmetric = zero is None or is_filled(zero, 0)
-    plain = kind is _INT8 and symmetric and constant_of(scale) is not None
+    plain = kind in (_INT8, _INT4) and symmetric and constant_of(scale) is not None
     if block := block_size(node):
         extent = extent_of(node, axis_of(node))
         whole = extent is not None and extent % block == 0 and constant_of(x) is not None
+        whole = whole and _of_last_axes(node, x)
+        whole = whole and not (narrow and (_is_odd(x) or _is_multiplied_from_left(node)))
         return extent is not None and not (plain and whole)
-    return bool(node.domain) or not plain
+    return bool(node.domain) or not plain or (narrow and _is_odd(x))
+
+
+def _of_last_axes(node: ir.Node, x: ir.Value) -> bool:
+    """Whether blocks are along one of the last two axes, as TensorRT wants them."""
+    rank = len(x.shape or ())
+    return axis_of(node) % rank >= rank - 2
+
+
+def _is_multiplied_from_left(node: ir.Node) -> bool:
+    """Whether a weight is the first operand of a product; TensorRT-RTX 1.5 to 1.7 end the process.
+
+    An Einsum may become such a product.
+    """
+    pending, seen = list(node.outputs), set(node.outputs)
+    while pending:
+        for user, index in pending.pop().uses():
+            if user.op_type == "Einsum" or (user.op_type in ("MatMul", "Gemm") and index == 0):
+                return True
+            if user.op_type in _LEFT_OPEN:
+                pending += [value for value in user.outputs if value not in seen]
+                seen.update(user.outputs)
+    return False
+
+
+def _is_odd(x: ir.Value) -> bool:
+    """Whether the numbers of a constant, of half a byte each, do not fill their last byte."""
+    tensor = constant_of(x)
+    return tensor is not None and bool(tensor.size % 2)
 
 
 def _reads_int8(node: ir.Node) -> bool:

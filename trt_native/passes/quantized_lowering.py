@@ -129,8 +129,10 @@ class QuantizedLowering:
         """Numbers of blocks of an axis, one for each element."""
         extent = extent_of(self._node, axis)
         assert extent is not None  # noqa: S101  # such nodes are not lowered
-        places = (np.arange(extent) // block).tolist()
-        return self.add("Gather", number, self.integers(places), axis=axis)
+        places = np.arange(extent) // block
+        if (tensor := constant_of(number)) is not None:
+            return self._folded(lambda array: array.take(places, axis), tensor)
+        return self.add("Gather", number, self.integers(places.tolist()), axis=axis)
 
     def centred(self, value: ir.Value, zero: ir.Value | None, axis: int = 0) -> ir.Value:
         """A quantized value less its zero point."""
