@@ -17,7 +17,14 @@ from trt_native.graph.validity import wraps_graph_errors
 __all__ = ["is_reduced", "nodes_with_functions", "quantized_types", "reduced_types"]
 
 
-_QUANTIZED = QDQ | op_set(
+# Of TensorRT's parser, which takes them from any domain; ModelOpt writes them.
+_TENSORRT_QDQ = op_set(
+    "TRT_FP4DynamicQuantize TRT_MXFP8DynamicQuantize TRT_MXFP8QuantizeLinear "
+    "TRT_MXFP8DequantizeLinear TRT_FP8QuantizeLinear TRT_FP8DequantizeLinear "
+    "TRT_INT4QuantizeLinear TRT_INT4DequantizeLinear TRT_DynamicQuantize TRT_BlockQuantize "
+    "TRT_BlockDequantize"
+)
+_QUANTIZED = (QDQ | _TENSORRT_QDQ) | op_set(
     "DynamicQuantizeLinear MatMulInteger ConvInteger QLinearMatMul QLinearConv QLinearAdd "
     "QLinearMul QGemm MatMulIntegerToFloat DynamicQuantizeMatMul DynamicQuantizeLSTM"
 )
@@ -85,7 +92,7 @@ def quantized_types(model: ir.Model) -> tuple[str, ...]:
     """ONNX type names, in order, of the values that the Q/DQ nodes of a model quantize to."""
     found = set()
     for node in nodes_with_functions(model):
-        if node.op_type == "DequantizeLinear":
+        if node.op_type.endswith("DequantizeLinear") and node.op_type in _QUANTIZED:
             types = [v.dtype for v in (node.inputs[0], *node.inputs[2:]) if v is not None]
             found |= {dtype.name.lower() for dtype in types if dtype is not None}
     return tuple(sorted(found))
