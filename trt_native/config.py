@@ -18,6 +18,7 @@ from trt_native.shapes import DimRange, ProfileSpec, ShapeRange
 from trt_native.units import INT64_MAX, parse_bytes
 
 __all__ = [
+    "BLOCK_SIZES",
     "QUANTIZED_OPS",
     "BuildConfig",
     "CalibrationMethod",
@@ -38,6 +39,9 @@ __all__ = [
 ]
 QUANTIZED_OPS = ("Conv", "MatMul", "Gemm")
 """Operators whose inputs Q/DQ nodes are written for."""
+
+BLOCK_SIZES = (8, 16, 32, 64, 128)
+"""Numbers of weights that may share a scale in INT4."""
 
 FixedValues = Mapping[str, bool | int | float]
 """The values of inputs that are constants of a plan, by name."""
@@ -71,7 +75,8 @@ class Precision(_Choice):
 
     ``AUTO``: FP16 for a graph in FP32, with or without Q/DQ nodes, else the graph's own. ``INT8``
     and ``FP8``: matrix products in that, with ranges from a calibration cache, and the rest of an
-    FP32 graph in FP16. ``INT8_WEIGHTS``: FP16 arithmetic on weights that are stored in INT8.
+    FP32 graph in FP16. ``INT8_WEIGHTS`` and ``INT4_WEIGHTS``: FP16 arithmetic on weights that are
+    stored in INT8, or in blocks of INT4.
     """
 
     AUTO = "auto"
@@ -82,16 +87,22 @@ class Precision(_Choice):
     INT8 = "int8"
     FP8 = "fp8"
     INT8_WEIGHTS = "int8-weights"
+    INT4_WEIGHTS = "int4-weights"
 
     @property
     def quantized(self) -> bool:
         """Whether Q/DQ nodes are written for it."""
-        return self in (Precision.INT8, Precision.FP8, Precision.INT8_WEIGHTS)
+        return self.needs_ranges or self in (Precision.INT8_WEIGHTS, Precision.INT4_WEIGHTS)
 
     @property
     def needs_ranges(self) -> bool:
         """Whether activations are quantized, for which calibration must find the ranges."""
         return self in (Precision.INT8, Precision.FP8)
+
+    @property
+    def takes_samples(self) -> bool:
+        """Whether calibration data, which it does not need, makes its weights better."""
+        return self is Precision.INT4_WEIGHTS
 
     @classmethod
     def parse(cls, text: str) -> Precision:
@@ -106,16 +117,25 @@ class Precision(_Choice):
                 "precision best is not that of one plan, but a choice between plans: use"
                 " trt_native.builder.select_precision.select_precision"
             )
-        if str(text).lower() in ("int4", "fp4"):
+        if str(text).lower() in _WITHOUT_WRITER:
+            formats = ", ".join(one.value for one in cls if one.quantized)
             raise UnsupportedError(
-                f"precision {text} is not available: this version quantizes to int8, fp8 and"
-                " int8-weights; use one of these, or an ONNX file that has Q/DQ nodes"
+                f"precision {text} is not available: {_WITHOUT_WRITER[str(text).lower()]}; use one"
+                f" of {formats}, or an ONNX file that has Q/DQ nodes"
             )
         try:
             return super().parse(text)
         except SpecError as error:
             best = "or best, which chooses between plans"
             raise SpecError(f"{error.message}, {best}") from None
+
+
+_WITHOUT_WRITER = {
+    "int4": "TensorRT multiplies nothing in INT4, it only stores weights so (int4-weights)",
+    "fp4": "this version writes no FP4",
+    "nvfp4": "this version writes no FP4",
+    "mxfp8": "this version writes no MXFP8",
+}
 
 
 class KernelSpecialization(_Choice):
@@ -215,7 +235,7 @@ class RuntimePlatform(_Choice):
 
 _TYPES, _TUNING, _TARGET = "Precision", "Memory and tuning", "Target"
 _MEASURING = {"calibration_data", "calibration_runner", "calibration_memory_bytes"}
-_QUANTIZATION = "Quantization (precision int8, fp8, int8-weights)"
+_QUANTIZATION = "Quantization (precision int8, fp8, int8-weights, int4-weights)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -425,12 +445,12 @@ def _capability_texts(value: Any) -> Any:
 @with_known_names
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizationSpec:
-    """Quantization of a floating-point graph for precision INT8, FP8 or INT8_WEIGHTS.
+    """Quantization of a floating-point graph for a quantized :class:`Precision`.
 
     Attributes:
         calibration_cache: The calibration cache with the ranges of the activations.
-        calibration_data: Calibration data to find the ranges with instead; see
-            :func:`trt_native.calibration.batches.read_batches`.
+        calibration_data: Calibration data to find the ranges with instead, or to fit INT4 weights
+            to; see :func:`trt_native.calibration.batches.read_batches`.
         calibration_method: Method that derives the ranges from the data. None: entropy where
             TensorRT calibrates, else the mean squared error. FP8 always takes the largest
             magnitudes.
@@ -446,6 +466,8 @@ class QuantizationSpec:
             error comes from.
         min_coverage: Fail if less than this share of the matrix products' multiply-adds is
             quantized, from 0 to 1.
+        block_size: The most weights that share a scale in INT4, one of :data:`BLOCK_SIZES`. Where a
+            weight has no whole blocks of that size, or only one, smaller ones are taken. None: 64.
     """
 
     calibration_cache: Path | None = field(
@@ -457,8 +479,9 @@ class QuantizationSpec:
     calibration_data: str | None = field(
         default=None,
         metadata=_option(
-            "Calibration data to find the ranges with, instead of a cache. For fp16: sample inputs"
-            " that show which values FP16 cannot hold.",
+            "Calibration data to find the ranges with, instead of a cache. For int4-weights: sample"
+            " inputs that the weights are fitted to. For fp16: sample inputs that show which values"
+            " FP16 cannot hold.",
             _QUANTIZATION,
             metavar="FOLDER|FILE.npz|FILE.py:FUNCTION",
         ),
@@ -531,6 +554,16 @@ class QuantizationSpec:
             flag="quantize-min-coverage",
         ),
     )
+    block_size: int | None = field(
+        default=None,
+        metadata=_option(
+            "Most weights that share a scale in int4-weights: 8, 16, 32, 64 or 128.",
+            _QUANTIZATION,
+            type=int,
+            flag="quantize-block-size",
+            default_text="64",
+        ),
+    )
 
     def __post_init__(self) -> None:
         _read_fields(self)
@@ -567,6 +600,11 @@ class QuantizationSpec:
             raise SpecError(
                 f"minimum coverage {self.min_coverage}: it is a share from 0 to 1",
                 options=("min_coverage",),
+            )
+        if self.block_size is not None and self.block_size not in BLOCK_SIZES:
+            raise SpecError(
+                f"block size {self.block_size} is none of: {', '.join(map(str, BLOCK_SIZES))}",
+                options=("block_size",),
             )
 
 
@@ -672,8 +710,8 @@ class BuildConfig:
     precision: Precision = field(
         default=Precision.AUTO,
         metadata=_option(
-            "auto, fp32, tf32, fp16, bf16, int8, fp8 or int8-weights. auto: FP16 for an FP32 model,"
-            " else the model's own.",
+            "auto, fp32, tf32, fp16, bf16, int8, fp8, int8-weights or int4-weights. auto: FP16 for"
+            " an FP32 model, else the model's own.",
             _TYPES,
             parse=Precision.parse,
         ),
@@ -925,15 +963,30 @@ class BuildConfig:
         if not self.precision.quantized and changed:
             raise SpecError(
                 f"{', '.join(changed)}: no effect at precision {self.precision}; this is"
-                " for precision int8, fp8 and int8-weights, and calibration data for fp16, too",
+                " for precision int8, fp8, int8-weights and int4-weights, and calibration data for"
+                " fp16, too",
                 options=("precision", *changed),
             )
         if not self.precision.quantized:
             return
-        if (spec.calibration_cache or spec.calibration_data) and not self.precision.needs_ranges:
+        data = spec.calibration_data if not self.precision.takes_samples else None
+        if (spec.calibration_cache or data) and not self.precision.needs_ranges:
+            takes = "; it takes calibration data" if self.precision.takes_samples else ""
             raise SpecError(
-                f"calibration: no effect at precision {self.precision}, which needs no ranges",
+                f"calibration: no effect at precision {self.precision}, which needs no"
+                f" ranges{takes}",
                 options=("precision", "calibration_cache", "calibration_data"),
+            )
+        if spec.calibration_method is not None and not self.precision.needs_ranges:
+            raise SpecError(
+                f"calibration method: no effect at precision {self.precision}, which needs no"
+                " ranges",
+                options=("precision", "calibration_method"),
+            )
+        if spec.block_size is not None and self.precision is not Precision.INT4_WEIGHTS:
+            raise SpecError(
+                f"block size: no effect at precision {self.precision}; int4-weights has blocks",
+                options=("precision", "block_size"),
             )
 
     def _check_measuring(self) -> None:

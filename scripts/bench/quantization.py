@@ -244,7 +244,7 @@ def plans(
     dim: Dims = None,
     preset: str = "diffusion-unet",
     precision: Annotated[str, typer.Option(help="Which, besides the first: auto is FP16.")] = (
-        "auto,int8,fp8,int8-weights"
+        "auto,int8,fp8,int8-weights,int4-weights"
     ),
     json_file: JsonFile = None,
 ) -> None:

@@ -16,14 +16,20 @@ from trt_native.arrays import Array, Batch
 from trt_native.builder.quantize_file import quantize_onnx
 from trt_native.calibration.batches import Batches, read_batches
 from trt_native.calibration.collect import calibrate
+from trt_native.calibration.folder import write_batches
 from trt_native.cli.console import report_errors, table
 from trt_native.config import CalibrationMethod, Precision, QuantizationSpec
 from trt_native.graph.onnx_file import read_model, tensor_specs
 
-WAYS: list[tuple[Precision, CalibrationMethod | None]] = [
+WAYS: list[tuple[Precision, CalibrationMethod | str]] = [
     (Precision.INT8, method) for method in CalibrationMethod
 ]
-WAYS += [(Precision.FP8, CalibrationMethod.MINMAX), (Precision.INT8_WEIGHTS, None)]
+WAYS += [
+    (Precision.FP8, CalibrationMethod.MINMAX),
+    (Precision.INT8_WEIGHTS, ""),
+    (Precision.INT4_WEIGHTS, ""),
+    (Precision.INT4_WEIGHTS, "awq"),
+]
 
 
 @report_errors
@@ -32,6 +38,7 @@ def compare(
     data: Annotated[str, typer.Option()],
     preset: str = "diffusion-unet",
     held_out: Annotated[int, typer.Option(min=1, help="Batches to measure with.")] = 2,
+    block_size: Annotated[int, typer.Option(help="For INT4.")] = 64,
 ) -> None:
     """Calibrate on all but the last batches; print the relative L2 error of the first output."""
     batches = read_batches(data, tensor_specs(read_model(model))[0])
@@ -39,12 +46,18 @@ def compare(
     expected = outputs(model, held)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
+        write_batches(Path(folder) / "data", batches[:-held_out], model=model.name)
         for precision, method in WAYS:
             spec = QuantizationSpec(preset=preset)
-            if method is not None:
+            if isinstance(method, CalibrationMethod):
                 cache = Path(folder) / f"{method}.calib"
                 calibrated(model, batches[:-held_out], method, cache)
                 spec = QuantizationSpec(preset=preset, calibration_cache=cache)
+            elif precision is Precision.INT4_WEIGHTS:
+                samples = str(Path(folder) / "data") if method else None
+                spec = QuantizationSpec(
+                    preset=preset, block_size=block_size, calibration_data=samples
+                )
             written = Path(folder) / "quantized.onnx"
             report = quantize_onnx(model, written, precision, spec).report
             found = outputs(written, held)
@@ -53,7 +66,7 @@ def compare(
                 for f, e in zip(found, expected, strict=True)
             )
             texts = ", ".join(f"{error:.3f}" for error in errors)
-            rows.append((precision, method or "", f"{report.coverage:.0%}", texts))
+            rows.append((precision, method, f"{report.coverage:.0%}", texts))
     table("Relative L2 error", ("format", "method", "multiply-adds", "by batch"), rows)
 
 

@@ -17,6 +17,7 @@ from trt_native.builder import engine_calibration as activations
 from trt_native.builder.engine_calibration import EngineActivations, activation_source
 from trt_native.calibration.collect import ReferenceActivations, calibrate
 from trt_native.calibration.ranges import Histogram, magnitude
+from trt_native.calibration.rows import RowReader
 from trt_native.config import CalibrationMethod, CalibrationRunner, CpuRuntime
 from trt_native.cuda import GpuInfo
 from trt_native.errors import CalibrationError, CudaError, UnsupportedError
@@ -81,12 +82,13 @@ class OnReference(EngineActivations):
         super().__init__(self.backend, **options)
         self.evaluator = ReferenceEvaluator(str(path))
         self.gpu = GpuInfo("made up", "9.0", "13.0", free, free)
-        self.runs = []
+        self.runs, self.devices = [], []
 
     def _gpu(self):
         return self.gpu
 
-    def _open(self, plan, group, resources):
+    def _open(self, plan, group, resources, device="cuda"):
+        self.devices.append(device)
         types = {t.name: t.dtype for t in self.backend.results[-1].tensors if t.mode == "output"}
         assert tuple(types) == group.tensors
         assert plan.header.product == "TensorRT-RTX"
@@ -125,6 +127,20 @@ def test_the_same_cache_as_by_reference(dense, batches, method):
         == f"{source.backend.product} {source.backend.version}, engine in FP32"
     )
     assert source.runs == [1] * (3 if method is CalibrationMethod.MINMAX else 6)
+
+
+def test_the_same_rows_as_by_reference(dense, batches):
+    readers = [RowReader("h0"), RowReader("h3"), RowReader("h4")]
+    source = OnReference(dense, memory_bytes=4 * 64 * 4)
+    found = source.rows(read_model(dense), readers, batches, None)
+    expected = ReferenceActivations(CpuRuntime.ONNX).rows(read_model(dense), readers, batches, None)
+    assert found.keys() == expected.keys() == set(readers)
+    for reader, rows in expected.items():
+        assert rows.shape == (10, 64)
+        np.testing.assert_array_equal(found[reader], rows)
+    np.testing.assert_array_equal(found[readers[0]], np.concatenate([b["h0"] for b in batches]))
+    assert source.groups == 2
+    assert source.devices == ["cpu", "cpu"]
 
 
 def test_groups_stay_under_the_memory(dense, batches):

@@ -146,8 +146,9 @@ def test_split_weights_are_refitted(tmp_path):
             precision=Precision.INT8_WEIGHTS,
             quantization=QuantizationSpec(ops=("MatMul",), min_coverage=0.5),
         ),
+        BuildConfig(profiles=(PROFILE,), precision=Precision.INT4_WEIGHTS),
     ],
-    ids=range(6),
+    ids=range(7),
 )
 def test_every_way_of_rewriting_is_repeated(tmp_path, config):
     model = tiny_models.norm(tmp_path / "m.onnx")

@@ -24,8 +24,11 @@ pytest.importorskip("tensorrt_rtx")
 pytestmark = pytest.mark.backend
 
 CONFIG = BuildConfig(profiles=(ProfileSpec.parse(["batch=1:4:8"]),))
-ERRORS = {"fp32": 0.0, "fp16": 0.001, "int8": 0.03, "fp8": 0.015, "int8-weights": 0.01}
-TIMES = {"fp16": 3.0, "int8": 1.0, "fp8": 2.0, "int8-weights": 4.0}
+ERRORS = {
+    "fp32": 0.0, "fp16": 0.001, "int8": 0.03, "fp8": 0.015, "int8-weights": 0.01,
+    "int4-weights": 0.08,
+}  # fmt: skip
+TIMES = {"fp16": 3.0, "int8": 1.0, "fp8": 2.0, "int8-weights": 4.0, "int4-weights": 0.9}
 
 
 class Machine:
@@ -110,7 +113,7 @@ def test_the_fastest_within_the_budget(model, data):
         assert candidate.plan_bytes > 0
         assert candidate.failure is None
     assert machine.open == 0
-    assert [name for name, _ in machine.runs] == ["fp32", "fp16", "int8", "fp8", "int8-weights"]
+    assert [name for name, _ in machine.runs] == list(ERRORS)
     held = np.load(f"{data.calibration_data}/batch_0011.npz")["h0"]
     np.testing.assert_array_equal(machine.runs[0][1]["h0"], held)
     record = found.plan.manifest.precision
@@ -118,6 +121,14 @@ def test_the_fastest_within_the_budget(model, data):
     assert pass_records(found.plan.manifest)["quantize"]["calibration"]["method"] == "mse"
     assert record["selection"] == json.loads(json.dumps(found.to_json()))
     assert record["selection"]["chosen"] == "fp8"
+
+
+def test_int4_weights_are_fitted_to_what_is_not_held_out(model, data):
+    found = fastest(model, data, max_error=0.1)
+    assert found.chosen is Precision.INT4_WEIGHTS
+    record = pass_records(found.plan.manifest)["quantize"]
+    assert (record["calibration"]["batches"], record["calibration"]["method"]) == (11, "awq")
+    assert record["blocks"] == {"32": 2}
 
 
 @pytest.mark.parametrize(("budget", "chosen"), [(0.05, Precision.INT8), (0.005, Precision.FP16)])

@@ -43,6 +43,19 @@ class TestQuantize:
         assert printed["report"]["macs"] == 2 * 3 * 64 * 64
         assert printed["report"]["coverage"] == 0.5
 
+    def test_int4_weights_have_their_errors_beside_rounding_to_nearest(self, dense, tmp_path):
+        np.savez(tmp_path / "x.npz", h0=np.random.default_rng(0).standard_normal((8, 64), "f4"))
+        words = ("quantize", dense, "-o", tmp_path / "q.onnx", "--format", "int4-weights")
+        words = (*words, "--quantize-block-size", "16")
+        result = trt_native(*words)
+        assert result.returncode == 0, result.stderr
+        assert "relative L2 error of weights 0." in " ".join(result.stdout.split())
+        result = trt_native(*words, "--calibration-data", tmp_path / "x.npz")
+        assert result.returncode == 0, result.stderr
+        text = " ".join(result.stdout.split())
+        assert "relative L2 error of products 0." in text
+        assert "rounded to nearest │ 0." in text
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [
@@ -78,6 +91,22 @@ class TestQuantize:
                 "40.0: it is a share from 0 to 1",
             ),
             (("--format", "int8-weights", "--dim", "batc=2"), "did you mean 'batch'"),
+            (
+                ("--format", "int4-weights", "--quantize-block-size", "48"),
+                "block size 48 is none of: 8, 16, 32, 64, 128 (--quantize-block-size)",
+            ),
+            (
+                ("--format", "int8-weights", "--quantize-block-size", "32"),
+                "block size: no effect at precision int8-weights",
+            ),
+            (
+                ("--format", "int4-weights", "--calibration-data", "none"),
+                "none: no such calibration data",
+            ),
+            (
+                ("--calibration-data", "none"),
+                "needs the ranges of the activations: give a calibration cache",
+            ),
         ],
         ids=str,
     )

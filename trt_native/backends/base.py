@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from trt_native.arrays import Array
-from trt_native.config import QUANTIZED_OPS, BuildConfig, KernelSpecialization, Precision
+from trt_native.config import (
+    BLOCK_SIZES,
+    QUANTIZED_OPS,
+    BuildConfig,
+    KernelSpecialization,
+    Precision,
+)
 from trt_native.errors import SpecError
 from trt_native.plans.host_code import HostCode
 from trt_native.plans.manifest import PlanTensor
@@ -86,6 +92,8 @@ class Capabilities:
         quantized_ops: Precision to the operators that the backend builds in it.
         fixed_norm_scales: An ``InstanceNormalization`` whose scale cannot be replaced is built next
             to weights that can.
+        block_sizes: Numbers of INT4 weights that may share a scale.
+        first_targets: Precision to the lowest compute capability that a build may name for it.
         attention_layer: It builds the attention layers that its parser makes, by a fused kernel
             where it has one and else as separate products. Otherwise ``Attention`` must be written
             out.
@@ -111,6 +119,8 @@ class Capabilities:
     unsupported_options: Mapping[str, str]
     int8_unsupported: frozenset[str] = frozenset()
     quantizing_needs_gpu: bool = False
+    block_sizes: tuple[int, ...] = BLOCK_SIZES
+    first_targets: Mapping[Precision, str] = field(default_factory=dict)
     dynamic_conditionals: bool = True
     crashing_operators: frozenset[str] = frozenset()
     small_recurrent: bool = True

@@ -18,6 +18,7 @@ import numpy as np
 
 from trt_native.arrays import Array
 from trt_native.backends.base import (
+    ALL_QUANTIZED_OPS,
     NUMPY_DTYPES,
     BuildRequest,
     BuildResult,
@@ -38,7 +39,7 @@ from trt_native.backends.callbacks import (
 from trt_native.backends.debug_listener import make_debug_listener
 from trt_native.backends.plugin_loader import PluginLoader
 from trt_native.backends.workspace_shortage import BUDGET_LINE, find_shortage
-from trt_native.config import BuildConfig, KernelSpecialization, RuntimePlatform
+from trt_native.config import BuildConfig, KernelSpecialization, Precision, RuntimePlatform
 from trt_native.cuda import Stream, copy_to_host
 from trt_native.errors import (
     BuildError,
@@ -60,9 +61,23 @@ from trt_native.plans.stored_content import ContentReader, StoredContent
 from trt_native.progress import Progress
 from trt_native.units import format_bytes
 
-__all__ = ["TENSORRT_UNSUPPORTED_OPTIONS", "TensorRTBackend"]
+__all__ = [
+    "DOCUMENTED_BLOCK_SIZES",
+    "DOCUMENTED_QUANTIZED_OPS",
+    "TENSORRT_UNSUPPORTED_OPTIONS",
+    "TensorRTBackend",
+]
 
 _LOGGER = logging.getLogger(__name__)
+
+DOCUMENTED_BLOCK_SIZES = (64, 128)
+"""Numbers of INT4 weights that may share a scale by TensorRT's documentation."""
+
+DOCUMENTED_QUANTIZED_OPS = {
+    **ALL_QUANTIZED_OPS,
+    Precision.INT4_WEIGHTS: frozenset({"MatMul", "Gemm"}),
+}
+"""Value of ``Capabilities.quantized_ops``, likewise."""
 
 TENSORRT_UNSUPPORTED_OPTIONS = {
     "compute_capabilities": (
@@ -88,6 +103,10 @@ _PLUGIN_HINT = f"{_HINT}; or name plugins that have them"
 _INNER_REASON = re.compile(
     r"Error Code \d+: [\w ]+\((?:\w+: )?(?P<reason>.*?)\.? In \S+ at ", re.DOTALL
 )
+
+
+def _release(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(".")))
 
 
 class TensorRTBackend:
@@ -167,6 +186,18 @@ class TensorRTBackend:
                 f"{', '.join(unsupported)} in {config.precision} is not supported: it builds"
                 f" {', '.join(sorted(built))} in that; leave {', '.join(unsupported)} out of the"
                 " operators to quantize, or choose another precision"
+            )
+        size, sizes = config.quantization.block_size, self.capabilities.block_sizes
+        if size is not None and size not in sizes:
+            refused.append(
+                f"a block size of {size} is not supported: it builds {', '.join(map(str, sizes))}"
+            )
+        first = self.capabilities.first_targets.get(config.precision, "0.0")
+        older = [c for c in config.compute_capabilities if _release(c) < _release(first)]
+        if older:
+            refused.append(
+                f"{config.precision} for compute capability {', '.join(older)} is not supported: it"
+                f" needs {first} or newer; target those alone, or choose another precision"
             )
         if refused:
             raise UnsupportedError(f"{self.product} {self.version}: {'; '.join(refused)}")

@@ -47,6 +47,9 @@ _OPERATORS_ELSEWHERE = dict.fromkeys(
 )
 
 
+_FIRST_TARGETS = {Precision.BF16: "8.0", Precision.INT4_WEIGHTS: "8.0", Precision.FP8: "8.9"}
+
+
 class RtxBackend(TensorRTBackend):
     """``tensorrt_rtx`` 1.4 and later."""
 
@@ -69,6 +72,7 @@ class RtxBackend(TensorRTBackend):
                 **ALL_QUANTIZED_OPS,
                 Precision.INT8: ALL_QUANTIZED_OPS[Precision.INT8] - unsupported,
             },
+            first_targets=_FIRST_TARGETS,
             attention_layer=hasattr(self._trt, "IAttentionInputLayer"),
             streams_plans=hasattr(self._trt.Builder, "build_serialized_network_to_stream"),
             loads_streams=stream_reader_class(self._trt) is not None,

@@ -7,9 +7,14 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from trt_native.backends.base import ALL_QUANTIZED_OPS, BuildRequest, Capabilities
+from trt_native.backends.base import BuildRequest, Capabilities
 from trt_native.backends.callbacks import stream_reader_class
-from trt_native.backends.native import TENSORRT_UNSUPPORTED_OPTIONS, TensorRTBackend
+from trt_native.backends.native import (
+    DOCUMENTED_BLOCK_SIZES,
+    DOCUMENTED_QUANTIZED_OPS,
+    TENSORRT_UNSUPPORTED_OPTIONS,
+    TensorRTBackend,
+)
 from trt_native.backends.trt10_calibrator import (
     DeviceUploader,
     check_calibration,
@@ -36,7 +41,8 @@ class TensorRT10Backend(TensorRTBackend):
             int8_calibrator=True,
             exact_fp32=True,
             targets=(),
-            quantized_ops=ALL_QUANTIZED_OPS,
+            quantized_ops=DOCUMENTED_QUANTIZED_OPS,
+            block_sizes=DOCUMENTED_BLOCK_SIZES,
             attention_layer=hasattr(self._trt, "IAttentionInputLayer"),
             streams_plans=hasattr(self._trt.Builder, "build_serialized_network_to_stream"),
             loads_streams=stream_reader_class(self._trt) is not None,

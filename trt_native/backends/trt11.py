@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from trt_native.backends.base import ALL_QUANTIZED_OPS, Capabilities
+from trt_native.backends.base import Capabilities
 from trt_native.backends.callbacks import stream_reader_class
-from trt_native.backends.native import TENSORRT_UNSUPPORTED_OPTIONS, TensorRTBackend
+from trt_native.backends.native import (
+    DOCUMENTED_BLOCK_SIZES,
+    DOCUMENTED_QUANTIZED_OPS,
+    TENSORRT_UNSUPPORTED_OPTIONS,
+    TensorRTBackend,
+)
 
 __all__ = ["TensorRT11Backend"]
 
@@ -23,7 +28,8 @@ class TensorRT11Backend(TensorRTBackend):
             int8_calibrator=False,
             exact_fp32=True,
             targets=(),
-            quantized_ops=ALL_QUANTIZED_OPS,
+            quantized_ops=DOCUMENTED_QUANTIZED_OPS,
+            block_sizes=DOCUMENTED_BLOCK_SIZES,
             attention_layer=hasattr(self._trt, "IAttentionInputLayer"),
             streams_plans=hasattr(self._trt.Builder, "build_serialized_network_to_stream"),
             loads_streams=stream_reader_class(self._trt) is not None,

@@ -9,15 +9,21 @@ from typing import Any
 
 import onnx_ir as ir
 
+from trt_native.arrays import Array
 from trt_native.backends.base import Backend
 from trt_native.builder.magnitudes import measure_magnitudes
 from trt_native.calibration.batches import Batches, read_batches
 from trt_native.calibration.model_ranges import NO_RANGES, Ranges, find_ranges, load_ranges
+from trt_native.calibration.rows import RowReader
 from trt_native.config import BuildConfig, CalibrationRunner
 from trt_native.cuda import gpu_info
 from trt_native.errors import SpecError
+from trt_native.graph.fixed_inputs import fix_inputs
+from trt_native.graph.inference import infer_types
+from trt_native.graph.onnx_file import read_model
 from trt_native.graph.quantizable import quantizable_tensors
 from trt_native.passes.base import GraphPass
+from trt_native.passes.normalize import normalize
 from trt_native.passes.quantize import Quantize
 from trt_native.progress import Progress, phase
 from trt_native.shapes import TensorSpec
@@ -102,7 +108,7 @@ def calibrated_ranges(
     ranges: Ranges = NO_RANGES,
     progress: Progress | None = None,
 ) -> Ranges:
-    """The ranges of the activations, found with calibration data.
+    """The ranges of the activations, or samples of them, found with calibration data.
 
     Args:
         path: The ONNX file.
@@ -127,6 +133,8 @@ def calibrated_ranges(
     spec = config.quantization
     with_ranges([quantize], any_ranges(graph))
     quantize.quantize(graph, dry_run=True)  # nothing to quantize: say so before the work
+    if config.precision.takes_samples:
+        return _sampled_rows(path, quantize.row_readers(graph), batches, config, backend, progress)
     from trt_native.builder.engine_calibration import activation_source
 
     source = activation_source(
@@ -143,6 +151,36 @@ def calibrated_ranges(
             source=source,
             fixed_inputs=config.fixed_values(),
         )
+
+
+def _sampled_rows(
+    path: Path,
+    readers: Sequence[RowReader],
+    batches: Batches,
+    config: BuildConfig,
+    backend: str | Backend,
+    progress: Progress | None,
+) -> Ranges:
+    """Samples of what weights are multiplied by."""
+    from trt_native.builder.engine_calibration import activation_source
+
+    spec = config.quantization
+    source = activation_source(
+        spec.calibration_runner, backend=backend, memory_bytes=spec.calibration_memory_bytes
+    )
+    model = read_model(path)
+    fix_inputs(model, config.fixed_values())
+    normalize(model)
+    infer_types(model)
+    values = {value.name for node in model.graph for value in node.outputs}
+    values |= {value.name for value in model.graph.inputs}
+    known = [reader for reader in readers if reader.tensor in values]
+    rows: Mapping[RowReader, Array] = {}
+    if known:
+        with phase(progress, f"Sampling activations with {source.name}"):
+            rows = source.rows(model, known, batches, progress)
+    origin = {"data": batches.source, "batches": len(batches), "method": "awq"}
+    return replace(NO_RANGES, rows=rows, origin={**origin, "runner": source.name})
 
 
 def _measured_magnitudes(

@@ -31,7 +31,8 @@ class ConversionConfig:
     Attributes:
         precision: Arithmetic of the nodes that are not quantized: FP32, FP16 or BF16. FP32 changes
             nothing in a graph in FP32, and is an error for any other. None: as in the model.
-        quantize: INT8, FP8 or INT8_WEIGHTS, for which Q/DQ nodes are written; None for none.
+        quantize: INT8, FP8, INT8_WEIGHTS or INT4_WEIGHTS, for which Q/DQ nodes are written; None
+            for none.
         quantization: What to quantize. Without ``quantize``, its calibration data, runner and
             memory serve FP16, where measured magnitudes replace estimates.
         io_precision: Type of the floating-point inputs and outputs; KEEP is the model's.

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -18,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from trt_native.arrays import Batch
+from trt_native.arrays import Array, Batch
 from trt_native.backends.base import Backend, BuildRequest
 from trt_native.backends.building import default_workspace, run_interruptible
 from trt_native.backends.registry import load_backend
@@ -33,6 +34,7 @@ from trt_native.calibration.collect import (
 )
 from trt_native.calibration.device import MEASURED_DTYPES, DeviceStatistics
 from trt_native.calibration.ranges import Histogram
+from trt_native.calibration.rows import RowReader, sample_rows
 from trt_native.config import (
     BuildConfig,
     CalibrationRunner,
@@ -212,29 +214,53 @@ class EngineActivations:
             found = collect(held, lambda batch: batch.items(), fed, histograms=histograms)
             amax, filled = dict(found.amax), dict(found.histograms)
         ranges = _shape_ranges(model, shapes)
-        self._lower(model, ranges, tensors)
         wanted = [name for name in tensors if name not in given and name not in left_out]
-        groups, too_large = self._grouped(model, wanted, ranges, gpu)
-        self.groups = len(groups)
-        with scratch_folder() as folder:
-            base = folder / "model"
-            save_temporary(model, base)
-            for group in groups:
-                plan = self._build(base, group, ranges, gpu, progress)
-                peaks, counted = self._run(plan, group, held, len(shapes), histograms, progress)
-                amax |= peaks
-                filled |= counted
+        groups, too_large = self._prepare(model, tensors, wanted, ranges, gpu)
+        for group, plan in self._plans(model, groups, ranges, gpu, progress):
+            peaks, counted = self._run(plan, group, held, len(shapes), histograms, progress)
+            amax |= peaks
+            filled |= counted
         ordered = {name: amax[name] for name in tensors if name in amax}
         filled = {name: filled[name] for name in ordered if name in filled}
         left_out |= too_large
         return Activations(ordered, filled, len(shapes), distinct_shapes(shapes), left_out)
+
+    def rows(
+        self,
+        model: ir.Model,
+        readers: Sequence[RowReader],
+        batches: Sequence[Batch],
+        progress: Progress | None,
+    ) -> dict[RowReader, Array]:
+        """Take rows of tensors; see :class:`~trt_native.calibration.collect.ActivationSource`.
+
+        Tensors of a group come to the host batch by batch.
+
+        Raises:
+            CalibrationError, BuildError, CudaError: as when they are measured.
+        """
+        shapes = [{name: np.shape(array) for name, array in batch.items()} for batch in batches]
+        gpu = self._gpu()
+        given = {value.name for value in model.graph.inputs}
+        fed = [reader for reader in readers if reader.tensor in given]
+        found = sample_rows(batches, lambda batch: batch.items(), fed) if fed else {}
+        tensors = list(dict.fromkeys(reader.tensor for reader in readers))
+        wanted = [name for name in tensors if name not in given]
+        ranges = _shape_ranges(model, shapes)
+        groups, _ = self._prepare(model, tensors, wanted, ranges, gpu)
+        for group, plan in self._plans(model, groups, ranges, gpu, progress):
+            of_group = [reader for reader in readers if reader.tensor in group.tensors]
+            with ExitStack() as resources:
+                run = self._open(plan, group, resources, "cpu")
+                found |= sample_rows(batches, partial(_values, run), of_group, progress)
+        return found
 
     # What touches the GPU
 
     def _gpu(self) -> GpuInfo | None:
         return require_gpu(self._ordinal)
 
-    def _open(self, plan: Plan, group: _Group, resources: ExitStack) -> _Run:
+    def _open(self, plan: Plan, group: _Group, resources: ExitStack, device: str = "cuda") -> _Run:
         """Load an engine; it stays until ``resources`` are closed."""
         engine = resources.enter_context(Engine(plan, backend=self._backend, ordinal=self._ordinal))
         session = resources.enter_context(Session(engine, cuda_graphs=0))
@@ -243,7 +269,7 @@ class EngineActivations:
 
         def run(batch: Batch) -> Mapping[str, tuple[Any, str]]:
             arrays = {n: np.asarray(batch[n], dtype) for n, dtype in inputs.items() if n in batch}
-            found = session.run(arrays, device="cuda")
+            found = session.run(arrays, device=device)
             return {name: (found[name], types[name]) for name in group.tensors}
 
         return run
@@ -252,6 +278,35 @@ class EngineActivations:
         return resources.enter_context(DeviceStatistics(tensors, self._ordinal))
 
     # Preparation
+
+    def _prepare(
+        self,
+        model: ir.Model,
+        tensors: Sequence[str],
+        wanted: Sequence[str],
+        ranges: Mapping[str, ShapeRange],
+        gpu: GpuInfo | None,
+    ) -> tuple[list[_Group], dict[str, str]]:
+        """Rewrite the model for the backend; the groups of what engines return, as grouped."""
+        self._lower(model, ranges, tensors)
+        groups, too_large = self._grouped(model, wanted, ranges, gpu)
+        self.groups = len(groups)
+        return groups, too_large
+
+    def _plans(
+        self,
+        model: ir.Model,
+        groups: Sequence[_Group],
+        ranges: Mapping[str, ShapeRange],
+        gpu: GpuInfo | None,
+        progress: Progress | None,
+    ) -> Iterator[tuple[_Group, Plan]]:
+        """Build the engine of each group, one after the other."""
+        with scratch_folder() as folder:
+            base = folder / "model"
+            save_temporary(model, base)
+            for group in groups:
+                yield group, self._build(base, group, ranges, gpu, progress)
 
     def _lower(
         self, model: ir.Model, ranges: Mapping[str, ShapeRange], tensors: Sequence[str]
@@ -394,6 +449,11 @@ class EngineActivations:
                 f"{title}histograms",
             )
             return peaks, statistics.histograms()
+
+
+def _values(run: _Run, batch: Batch) -> Iterator[tuple[str, Array]]:
+    """Names and values, of engines that return them on the host."""
+    return ((name, tensor) for name, (tensor, _) in run(batch).items())
 
 
 class _Renamed:

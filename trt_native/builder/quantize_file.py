@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,11 @@ import onnx_ir as ir
 
 from trt_native.backends.base import Backend
 from trt_native.backends.registry import load_backend
+from trt_native.builder.activation_ranges import (
+    calibrated_ranges,
+    calibration_batches,
+    with_ranges,
+)
 from trt_native.calibration.model_ranges import NO_RANGES, load_ranges
 from trt_native.config import BuildConfig, Precision, QuantizationSpec
 from trt_native.errors import ModelError, SpecError
@@ -43,7 +48,8 @@ class QuantizedFile:
         path: The ONNX file.
         external_data: The file with its weights next to it; None if they are inside.
         total_bytes: Size of both.
-        calibration: Name, SHA-256 and method of the calibration cache; empty without one.
+        calibration: Name, SHA-256 and method of the calibration cache, or the data's source and
+            what ran it; empty without either.
         report: What was quantized.
         seconds: Duration.
     """
@@ -74,26 +80,30 @@ def quantize_onnx(
     *,
     dims: ProfileSpec | None = None,
     backend: str | Backend | None = None,
+    progress: Progress | None = None,
 ) -> QuantizedFile:
     """Write a quantized copy of an ONNX file, whole or not at all.
 
     Args:
         model: The file to quantize; external weights are next to it.
         output: The file to write; weights above 2 GB go to ``<name>.data`` next to it.
-        precision: INT8, FP8 or INT8_WEIGHTS.
-        spec: What to quantize, with which calibration cache.
+        precision: INT8, FP8, INT8_WEIGHTS or INT4_WEIGHTS.
+        spec: What to quantize, with which calibration cache; for INT4 weights perhaps with
+            calibration data.
         dims: Extents to count multiply-adds for, where they are not to be those of the
             calibration.
         backend: The TensorRT that will build the file, as for
             :func:`~trt_native.builder.build_plan.build_plan`: operators that it does not build in
             the format are left alone, or refused where ``spec`` names them. None: any.
+        progress: Receives progress callbacks.
 
     Raises:
         UnsupportedError: no such TensorRT is installed, or it lacks what ``spec`` names; or the
             model's opset is too old and cannot be raised.
         SpecError: no calibration cache where one is needed; or see
             :func:`~trt_native.passes.quantize.quantize_model`.
-        CalibrationError: the cache cannot be read, or was made for another model.
+        CalibrationError: the cache cannot be read, or was made for another model; or the data
+            cannot be used.
         ModelError: the model cannot be read, or the output cannot be written; or as above.
     """
     started = time.perf_counter()
@@ -102,6 +112,11 @@ def quantize_onnx(
             f"{precision} needs the ranges of the activations: give a calibration cache,"
             " or quantize to int8-weights, which needs none",
             options=("calibration_cache",),
+        )
+    if precision.needs_ranges and spec.calibration_data is not None:
+        raise SpecError(
+            f"calibration data: {precision} takes a calibration cache; make one of the data",
+            options=("calibration_data", "calibration_cache"),
         )
     config = BuildConfig(precision=precision, quantization=spec)
     chosen = None if backend is None else load_backend(backend)
@@ -119,10 +134,17 @@ def quantize_onnx(
         config=config,
         backend=chosen,
         precision=ResolvedPrecision(applied=precision, writes_qdq=True),
-        ranges=dataclasses.replace(ranges, shapes=shapes),
+        ranges=replace(ranges, shapes=shapes),
     )
     passes = select_passes(QUANTIZE, graph, context)
-    run_passes(passes, graph)
+    batches = calibration_batches(config, tensor_specs(graph)[0], progress)
+    if batches is not None:
+        ranges = calibrated_ranges(
+            model, graph, passes, batches,
+            config=config, backend=chosen or "auto", progress=progress,
+        )  # fmt: skip
+        passes = with_ranges(passes, replace(ranges, shapes=shapes))
+    run_passes(passes, graph, progress)
     (report,) = (one.report for one in passes if isinstance(one, Quantize) and one.report)
     external, total_bytes = save_result(graph, output, model)
     seconds = time.perf_counter() - started

@@ -18,6 +18,7 @@ from trt_native.builder.build_plan import build_plan
 from trt_native.builder.engine_calibration import activation_source
 from trt_native.calibration.batches import Batches, read_batches
 from trt_native.calibration.collect import calibrate
+from trt_native.calibration.folder import write_batches
 from trt_native.config import (
     QUANTIZED_OPS,
     BuildConfig,
@@ -55,13 +56,20 @@ __all__ = [
     "time_sessions",
 ]
 
-CANDIDATES = (Precision.FP16, Precision.INT8, Precision.FP8, Precision.INT8_WEIGHTS)
+CANDIDATES = (
+    Precision.FP16,
+    Precision.INT8,
+    Precision.FP8,
+    Precision.INT8_WEIGHTS,
+    Precision.INT4_WEIGHTS,
+)
 """The precisions to try."""
 
 DEFAULT_MAX_ERROR = 0.02
 """Relative L2 error that a plan may have against FP32 by default."""
 
 _ROUNDS, _WARM_UP = 50, 5
+_SAMPLES = 16  # batches that INT4 weights are fitted to
 _HELD_OUT = 10  # one in this number of batches is for the comparison
 
 
@@ -196,10 +204,10 @@ def select_precision(
     measuring: MeasurementHooks | None = None,
     progress: AnyProgress = None,
 ) -> SelectionReport:
-    """Build FP16, INT8, FP8 and INT8 weights, and choose the fastest that is accurate enough.
+    """Build FP16, INT8, FP8, INT8 and INT4 weights; choose the fastest that is accurate enough.
 
     One in ten of the batches, from the end, are held out for the comparison with an FP32 plan; the
-    ranges come from the others.
+    ranges come from the others, to which INT4 weights are fitted, too.
 
     Args:
         model: An FP32 model.
@@ -305,7 +313,7 @@ def _split(batches: Batches) -> tuple[Batches, Batches]:
 
 
 class _Calibrated:
-    """A calibration cache for INT8 and FP8, made when it is first needed."""
+    """What precisions take of the data: a calibration cache, or batches; made when first needed."""
 
     def __init__(
         self,
@@ -320,6 +328,7 @@ class _Calibrated:
         self._fixed_inputs = fixed_inputs
         self._arguments = (model, batches, spec, backend, progress)
         self._path = folder / "ranges.calib"
+        self._samples = folder / "samples"
         self._error: TrtNativeError | None = None
 
     def path(self) -> Path:
@@ -337,6 +346,14 @@ class _Calibrated:
                 self._error = error
                 raise
         return self._path
+
+    def samples(self) -> Path:
+        """A folder of at most :data:`_SAMPLES` batches, evenly spaced."""
+        model, batches, *_ = self._arguments
+        if not self._samples.exists():
+            chosen = batches[:: -(-len(batches) // _SAMPLES)]
+            write_batches(self._samples, chosen, model=model.name)
+        return self._samples
 
     def _make(self) -> None:
         model, batches, spec, backend, progress = self._arguments
@@ -371,13 +388,20 @@ def _candidate_config(
 ) -> BuildConfig:
     quantization = QuantizationSpec()
     if precision.quantized:
-        calibration = ranges.path() if precision.needs_ranges else None
         quantization = QuantizationSpec(
-            calibration_cache=calibration,
+            calibration_cache=ranges.path() if precision.needs_ranges else None,
             ops=spec.ops,
             exclude=spec.exclude,
             preset=spec.preset,
         )
+        if precision.takes_samples:
+            quantization = replace(
+                quantization,
+                calibration_data=str(ranges.samples()),
+                calibration_runner=spec.calibration_runner,
+                calibration_memory_bytes=spec.calibration_memory_bytes,
+                block_size=spec.block_size,
+            )
     return replace(config, precision=precision, quantization=quantization)
 
 

@@ -28,6 +28,7 @@ from trt_native.calibration.ranges import (
     magnitude,
     threshold,
 )
+from trt_native.calibration.rows import RowReader, sample_rows
 from trt_native.config import CalibrationMethod, CpuRuntime, FixedValues
 from trt_native.errors import CalibrationError, SpecError, close_names
 from trt_native.graph.fixed_inputs import fix_inputs
@@ -106,6 +107,26 @@ class ActivationSource(Protocol):
         """
         ...
 
+    def rows(
+        self,
+        model: ir.Model,
+        readers: Sequence[RowReader],
+        batches: Sequence[Batch],
+        progress: Progress | None,
+    ) -> dict[RowReader, Array]:
+        """Take rows of tensors of the main graph, as :func:`sample_rows` does.
+
+        Args:
+            model: The model, without model-local functions. It may be changed.
+            readers: How tensors are read.
+            batches: Input name to array, batch by batch.
+            progress: Receives progress callbacks.
+
+        Returns:
+            The rows by reader, without those of tensors that cannot be measured.
+        """
+        ...
+
 
 class ReferenceActivations:
     """Activations from the CPU: by OpenVINO, or the reference evaluator, which is slow.
@@ -139,16 +160,37 @@ class ReferenceActivations:
             UnsupportedError: the model cannot be run.
             CalibrationError: as :func:`collect`.
         """
-        run = CpuRunner(
+        run = self._runner(model, tensors)
+        found = collect(batches, run, tensors, histograms=histograms, progress=progress)
+        self.name = run.program
+        return found
+
+    def rows(
+        self,
+        model: ir.Model,
+        readers: Sequence[RowReader],
+        batches: Sequence[Batch],
+        progress: Progress | None,
+    ) -> dict[RowReader, Array]:
+        """See :class:`ActivationSource`.
+
+        Raises:
+            UnsupportedError: the model cannot be run.
+            CalibrationError: as :func:`sample_rows`.
+        """
+        run = self._runner(model, list(dict.fromkeys(reader.tensor for reader in readers)))
+        found = sample_rows(batches, run, readers, progress)
+        self.name = run.program
+        return found
+
+    def _runner(self, model: ir.Model, tensors: Sequence[str]) -> CpuRunner:
+        return CpuRunner(
             model,
             tensors,
             self._runtime,
             alternative="calibrate with an engine on a GPU",
             options=("calibration_runner",),
         )
-        found = collect(batches, run, tensors, histograms=histograms, progress=progress)
-        self.name = run.program
-        return found
 
 
 @shows_progress

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trt_native.arrays import Array
 from trt_native.calibration.batches import Batches
 from trt_native.calibration.caches import CalibrationCache
 from trt_native.calibration.collect import ActivationSource, calibrate
+from trt_native.calibration.rows import RowReader
 from trt_native.config import QUANTIZED_OPS, CalibrationMethod, FixedValues, Precision
 from trt_native.errors import CalibrationError
 from trt_native.files import sha256_of_file
@@ -30,11 +32,13 @@ class Ranges:
         amax: Tensor to the magnitude that becomes the largest quantized one.
         shapes: For each input, a shape it had; empty where that is not known.
         origin: Origin of the ranges, as JSON can hold it.
+        rows: For weights alone, samples of what products read, float32[rows, K].
     """
 
     amax: Mapping[str, float]
     shapes: Mapping[str, Shape]
     origin: Mapping[str, Any]
+    rows: Mapping[RowReader, Array] = field(default_factory=dict)
 
 
 NO_RANGES = Ranges({}, {}, {})

@@ -37,8 +37,8 @@ __all__ = ["build"]
 
 _SHAPES, _PROCESS = "Shapes", "Process and cache"
 _BEST_HELP = (
-    " best: build fp16, int8, fp8 and int8-weights, and keep the fastest that is accurate enough;"
-    " needs calibration data and a GPU."
+    " best: build fp16, int8, fp8, int8-weights and int4-weights, and keep the fastest that is"
+    " accurate enough; needs calibration data and a GPU."
 )
 
 

@@ -51,9 +51,10 @@ def convert(
     quantize: Annotated[
         str | None,
         typer.Option(
-            help="int8, fp8 or int8-weights: write Q/DQ nodes, as trt-native quantize does."
+            help="int8, fp8, int8-weights or int4-weights: write Q/DQ nodes, as trt-native"
+            " quantize does."
             " \\[default: none]",
-            autocompletion=completing("int8", "fp8", "int8-weights"),
+            autocompletion=completing("int8", "fp8", "int8-weights", "int4-weights"),
             rich_help_panel="Precision",
         ),
     ] = None,

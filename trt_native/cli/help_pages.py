@@ -67,6 +67,7 @@ PLACEHOLDERS = {
     "--precision": "TYPE",
     "--profiling-verbosity": "LEVEL",
     "--quantize": "TYPE",
+    "--quantize-block-size": "N",
     "--quantize-exclude": "PATTERN",
     "--quantize-min-coverage": "X",
     "--quantize-ops": "OP[,OP...]",

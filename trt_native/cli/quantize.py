@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trt_native.cli.console import print_json, report_errors, stderr, table
-from trt_native.cli.options import complete_backend, read_fields, with_fields
+from trt_native.cli.options import complete_backend, completing, read_fields, with_fields
 from trt_native.config import Precision, QuantizationSpec
 from trt_native.errors import SpecError
+from trt_native.progress_bars import ProgressDisplay
 from trt_native.shapes import ProfileSpec
 from trt_native.units import format_bytes
 
@@ -20,7 +21,18 @@ if TYPE_CHECKING:
 __all__ = ["quantize"]
 
 _NAMED = 10
-_FIELDS = ("calibration_cache", "ops", "exclude", "preset", "min_coverage")
+_FORMATS = tuple(precision.value for precision in Precision if precision.quantized)
+_FIELDS = (
+    "calibration_cache",
+    "calibration_data",
+    "calibration_runner",
+    "calibration_memory_bytes",
+    "ops",
+    "exclude",
+    "preset",
+    "min_coverage",
+    "block_size",
+)
 
 
 @report_errors
@@ -30,7 +42,10 @@ def quantize(
     output: Annotated[Path, typer.Option("--output", "-o", help="The ONNX file to write.")],
     format: Annotated[  # noqa: A002
         str,
-        typer.Option(help="int8, fp8, or int8-weights: only the weights, without calibration."),
+        typer.Option(
+            help="int8, fp8, or only the weights: int8-weights, int4-weights.",
+            autocompletion=completing(*_FORMATS),
+        ),
     ] = "int8",
     dims: Annotated[
         list[str] | None,
@@ -55,6 +70,7 @@ def quantize(
 
     $ trt-native quantize net.onnx -o net.int8.onnx \
         --calibration-cache net.calib
+    $ trt-native quantize net.onnx -o net.int4.onnx --format int4-weights
     """
     spec = QuantizationSpec(**read_fields(QuantizationSpec, options))
     precision = _parse_format(format)
@@ -65,9 +81,10 @@ def quantize(
     from trt_native.builder.quantize_file import quantize_onnx
 
     extents = ProfileSpec.parse(dims) if dims else None
-    with stderr.status(f"quantizing to {precision}") as status:
-        result = quantize_onnx(model, output, precision, spec, dims=extents, backend=backend)
-        status.stop()
+    with ProgressDisplay(stderr) as progress:
+        result = quantize_onnx(
+            model, output, precision, spec, dims=extents, backend=backend, progress=progress
+        )
     if json:
         print_json(result.to_dict())
     else:
@@ -75,11 +92,10 @@ def quantize(
 
 
 def _parse_format(text: str) -> Precision:
-    known = [precision for precision in Precision if precision.quantized]
-    for precision in known:
-        if text.lower().replace("_", "-") == precision.value:
-            return precision
-    raise SpecError(f"--format {text!r} is none of: {', '.join(map(str, known))}")
+    wanted = text.lower().replace("_", "-")
+    if wanted in _FORMATS:
+        return Precision(wanted)
+    raise SpecError(f"--format {text!r} is none of: {', '.join(_FORMATS)}")
 
 
 def _print(result: QuantizedFile) -> None:
@@ -93,6 +109,11 @@ def _print(result: QuantizedFile) -> None:
         ("left alone", report.explain()),
         ("size of weights", f"{before} before, {after} after"),
     ]
+    if report.errors:
+        error, _, nearest = report.error_text().partition("; rounded to nearest: ")
+        rows.append(("error", error))
+        if nearest:
+            rows.append(("rounded to nearest", nearest))
     if report.without_range:
         names = ", ".join(report.without_range[:_NAMED])
         more = len(report.without_range) - _NAMED

@@ -2,7 +2,8 @@
 
 Activations get a ``QuantizeLinear`` and a ``DequantizeLinear``, shared by all that read them, with
 one scale for the tensor and zero point 0. Weights are stored as INT8 or FP8 with one scale for each
-output channel, followed by a ``DequantizeLinear`` alone. Biases and outputs stay as they are.
+output channel, followed by a ``DequantizeLinear`` alone; or as matrices of INT4 with one for each
+block: see :mod:`~trt_native.passes.block_weights`. Biases and outputs stay as they are.
 TensorRT fuses the pairs into the product between them. In an FP16 model a linear layer between
 them computes in FP32, for the reason at
 :data:`~trt_native.passes.autocast_rules.ACCUMULATES_UNSCALED`, and its result is cast back.
@@ -18,14 +19,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence, Set
-from typing import Any, TypeAlias, cast, get_args
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from typing import Any, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from trt_native.config import QUANTIZED_OPS
+from trt_native.arrays import Array
+from trt_native.calibration.rows import RowReader
+from trt_native.config import BLOCK_SIZES, QUANTIZED_OPS
 from trt_native.errors import ModelError, SpecError, UnsupportedError
 from trt_native.graph.inference import infer_types
 from trt_native.graph.macs import multiply_adds, static_shapes
@@ -33,8 +37,16 @@ from trt_native.graph.nodes import FLOAT, FLOAT16
 from trt_native.graph.types import reduced_types
 from trt_native.graph.validity import wraps_graph_errors
 from trt_native.passes.base import GraphPass
+from trt_native.passes.block_weights import (
+    BlockWeight,
+    WeightKey,
+    measure_blocks,
+    row_reader,
+    weight_key,
+)
 from trt_native.passes.quantize_arrays import (
     FLOAT8,
+    INT4,
     INT8,
     LARGEST,
     channel_amax,
@@ -47,6 +59,7 @@ from trt_native.passes.quantize_rules import (
     QUANTIZE_PRESETS,
     REASONS,
     Format,
+    Product,
     ProductSelection,
     QuantizedOperand,
     SkipReason,
@@ -74,8 +87,13 @@ __all__ = [
 METADATA_KEY = "trt_native.quantization"
 """Key of the report, as JSON, in an ONNX file's metadata."""
 
-_SUFFIX = {INT8: "int8", FLOAT8: "fp8"}
+DEFAULT_BLOCK_SIZE = 64
+"""The most weights that share a scale in INT4, where nothing else is asked for."""
+
+_SUFFIX = {INT8: "int8", FLOAT8: "fp8", INT4: "int4"}
+_FORMATS = {"int8": INT8, "fp8": FLOAT8, "int8-weights": INT8, "int4-weights": INT4}
 _OPSET_OF_CHANNELS, _OPSET_OF_TYPES = 13, 19  # per-channel scales; FP8, and scales in FP16 and BF16
+_OPSET_OF_BLOCKS = 21  # INT4, and scales of blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +101,7 @@ class QuantizationReport:
     """Report of :func:`quantize_model`.
 
     Attributes:
-        format: ``"int8"``, ``"fp8"`` or ``"int8-weights"``.
+        format: ``"int8"``, ``"fp8"``, ``"int8-weights"`` or ``"int4-weights"``.
         preset: The preset.
         ops: The operators to quantize.
         quantized: Number of nodes whose inputs are quantized, by operator.
@@ -98,11 +116,16 @@ class QuantizationReport:
         weight_bytes: Size of the weights of all matrix products before.
         weight_bytes_quantized: Size of those among them that are quantized, before.
         model_bytes_before: Size of all weights and constants before.
-        model_bytes_after: Size of all weights, constants and scales after.
+        model_bytes_after: Size of all weights, constants, scales and factors after.
         kept_weights: Weights that stay in floating point too, for another reader.
         without_range: Activations that have no range though a product needs one.
         patterns: For each pattern of nodes to skip, the number of nodes that match.
         raised: How the model was raised to a newer opset; None where it was left alone.
+        blocks: Number of weights in INT4, by the number of elements that share a scale.
+        scaled: Number of activations that are divided by factors of their channels, by which the
+            INT4 weights are multiplied.
+        errors: For each weight in INT4 the errors of
+            :class:`~trt_native.passes.block_weights.BlockWeight`.
     """
 
     format: str
@@ -123,6 +146,9 @@ class QuantizationReport:
     without_range: tuple[str, ...]
     patterns: Mapping[str, int]
     raised: RaisedOpset | None
+    blocks: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    scaled: int = 0
+    errors: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
 
     @property
     def products(self) -> int:
@@ -152,6 +178,17 @@ class QuantizationReport:
             text += f", {share:.1%} of their weights' bytes"
         return text
 
+    def error_text(self) -> str:
+        """One line about the relative L2 errors of weights in INT4; empty without any."""
+        if not self.errors:
+            return ""
+        text = f"weights {_spread(self.errors, 'weight')}"
+        fitted = {name: found for name, found in self.errors.items() if "products" in found}
+        if fitted:
+            text = f"products {_spread(fitted, 'products')}"
+            text += f"; rounded to nearest: {_spread(fitted, 'nearest')}"
+        return f"relative L2 error of {text}"
+
     def explain(self) -> str:
         """One line about what is not quantized, and why."""
         parts = [
@@ -160,6 +197,14 @@ class QuantizationReport:
             for operator, count in operators.items()
         ]
         return ", ".join(parts) or "nothing"
+
+
+def _spread(errors: Mapping[str, Mapping[str, float]], kind: str) -> str:
+    """Mean and largest of one kind of error."""
+    found = {name: values[kind] for name, values in errors.items()}
+    worst = max(found, key=lambda name: found[name])
+    mean = sum(found.values()) / len(found)
+    return f"{mean:.2g} in the mean, at most {found[worst]:.2g} ({worst})"
 
 
 @wraps_graph_errors
@@ -175,8 +220,10 @@ def quantize_model(
     shapes: Mapping[str, Shape] | None = None,
     note: str = "",
     dry_run: bool = False,
+    block_sizes: Sequence[int] | None = None,
+    rows: Mapping[RowReader, Array] | None = None,
 ) -> QuantizationReport:
-    """Rewrite a floating-point model, in place, to multiply in INT8 or FP8.
+    """Rewrite a floating-point model, in place, to multiply in INT8 or FP8, or hold such weights.
 
     Names of nodes, inputs, outputs and of existing values stay. The report is stored in the
     model's metadata. Quantized weights are read from their source when they are serialised: save
@@ -185,9 +232,9 @@ def quantize_model(
     Args:
         model: The model, normalized, in FP32, FP16 or BF16, with its weights in memory or on disk.
         ranges: Largest magnitude of each activation, by tensor name. Tensors that the model lacks
-            are ignored; none are needed for ``"int8-weights"``.
+            are ignored; none are needed for weights alone.
         format: ``"int8"``: scale = range / 127. ``"fp8"``: E4M3, scale = range / 448.
-            ``"int8-weights"``: only the weights are stored in INT8.
+            ``"int8-weights"``, ``"int4-weights"``: only the weights are stored so.
         ops: Some of :data:`~trt_native.config.QUANTIZED_OPS`; None is what
             :func:`~trt_native.passes.quantize_rules.default_ops` says.
         skip: Patterns (``fnmatch``, case-sensitive) on node names, or with the prefix ``op:`` on
@@ -196,7 +243,12 @@ def quantize_model(
         min_coverage: Fail if :attr:`QuantizationReport.coverage` is less than this.
         shapes: Shape of each dynamic input, to count multiply-adds for.
         note: What to add where too little can be quantized, such as what a backend lacks.
-        dry_run: Only report, without the opset; leave the model's operators and metadata alone.
+        dry_run: Only report, without opset and errors; leave the model's operators and metadata
+            alone.
+        block_sizes: For INT4, the numbers of elements that may share a scale, of which a weight
+            gets the largest that fits. None: those up to :data:`DEFAULT_BLOCK_SIZE`.
+        rows: Samples of activations that INT4 weights are fitted to; see
+            :meth:`Quantize.row_readers`.
 
     Raises:
         SpecError: A pattern or the preset matches no node, a range is not a positive number, an
@@ -209,8 +261,11 @@ def quantize_model(
     _check_arguments(ranges, format, ops, preset, min_coverage)
     check_not_quantized(model)
     infer_types(model)
-    selection = ProductSelection(model, ranges, format=format, ops=ops, skip=skip, preset=preset)
-    writer = _Writer(model, selection, FLOAT8 if format == "fp8" else INT8)
+    sizes = _sizes_up_to(DEFAULT_BLOCK_SIZE) if block_sizes is None else tuple(block_sizes)
+    selection = ProductSelection(
+        model, ranges, format=format, ops=ops, skip=skip, preset=preset, block_sizes=sizes
+    )
+    writer = _Writer(model, selection, _FORMATS[format], rows or {})
     report = QuantizationReport(
         format=format,
         preset=preset,
@@ -222,13 +277,24 @@ def quantize_model(
     )
     _check_coverage(report, min_coverage, note)
     if not dry_run:
-        report = dataclasses.replace(report, raised=writer.run())
+        raised = writer.run()
+        report = dataclasses.replace(
+            report,
+            raised=raised,
+            scaled=len(writer.divided),
+            errors=writer.errors(),
+            model_bytes_after=report.model_bytes_after + writer.factor_bytes,
+        )
         model.metadata_props[METADATA_KEY] = json.dumps(report.to_dict())
     return report
 
 
+def _sizes_up_to(most: int, sizes: Sequence[int] = BLOCK_SIZES) -> tuple[int, ...]:
+    return tuple(size for size in sizes if size <= most)
+
+
 class Quantize(GraphPass):
-    """Q/DQ nodes around matrix products, for INT8, FP8, and weights in INT8.
+    """Q/DQ nodes around matrix products, for INT8, FP8, and weights in INT8 or INT4.
 
     Attributes:
         report: After it ran, what was quantized.
@@ -266,7 +332,7 @@ class Quantize(GraphPass):
         return quantize_model(
             model,
             context.ranges.amax,
-            format=cast("Format", context.config.precision.value),
+            format=self._format(),
             ops=self.ops(),
             skip=self._skip(),
             preset=spec.preset,
@@ -274,6 +340,8 @@ class Quantize(GraphPass):
             shapes=shapes,
             note=self._not_built(model),
             dry_run=dry_run,
+            block_sizes=self._block_sizes(),
+            rows=context.ranges.rows,
         )
 
     def selection(self, model: ir.Model) -> ProductSelection:
@@ -282,20 +350,38 @@ class Quantize(GraphPass):
         Raises:
             SpecError: a pattern, or the preset, matches nothing.
         """
-        config = self.context.config
         return ProductSelection(
             model,
             self.context.ranges.amax,
-            format=cast("Format", config.precision.value),
+            format=self._format(),
             ops=self.ops(),
             skip=self._skip(),
-            preset=config.quantization.preset,
+            preset=self.context.config.quantization.preset,
+            block_sizes=self._block_sizes(),
         )
+
+    def row_readers(self, model: ir.Model) -> list[RowReader]:
+        """How the products with INT4 weights read what these can be fitted to.
+
+        Raises:
+            SpecError: a pattern, or the preset, matches nothing.
+        """
+        infer_types(model)
+        chosen = self.selection(model).chosen
+        return list(dict.fromkeys(filter(None, map(row_reader, chosen))))
+
+    def _format(self) -> Format:
+        return cast("Format", self.context.config.precision.value)
 
     def _skip(self) -> tuple[str, ...]:
         """Patterns of the nodes to leave alone: what is to compute in FP32 cannot do so in INT8."""
-        config = self.context.config
-        return (*config.quantization.exclude, *config.keep_fp32)
+        return (*self.context.config.quantization.exclude, *self.context.config.keep_fp32)
+
+    def _block_sizes(self) -> tuple[int, ...]:
+        backend = self.context.backend
+        most = self.context.config.quantization.block_size or DEFAULT_BLOCK_SIZE
+        known = BLOCK_SIZES if backend is None else backend.capabilities.block_sizes
+        return _sizes_up_to(most, known)
 
     def ops(self) -> tuple[str, ...]:
         """The operators to quantize, as far as the backend builds them."""
@@ -303,7 +389,7 @@ class Quantize(GraphPass):
 
     def summarize(self, record: Mapping[str, Any]) -> str:
         """Coverage, origin of the ranges, and operators that the backend does not build."""
-        lines = [f"{self.context.config.precision}: {record['covered']}"]
+        lines = [f"{self.context.config.precision}: {record['covered']}", record["error"]]
         calibration = record["calibration"]
         if calibration.get("runner"):
             batches, runner = calibration["batches"], calibration["runner"]
@@ -317,6 +403,7 @@ class Quantize(GraphPass):
             "nodes": dict(report.quantized),
             **report.to_dict(),
             "covered": report.coverage_text(),
+            "error": report.error_text(),
             "calibration": dict(self.context.ranges.origin),
             "not_built": self._not_built(model),
         }
@@ -420,16 +507,6 @@ def _check_coverage(report: QuantizationReport, minimum: float, note: str) -> No
     )
 
 
-_Key: TypeAlias = tuple[ir.Value, tuple[int, ...] | None, int, ir.DataType]
-
-
-def _key(operand: QuantizedOperand) -> _Key:
-    """Identity of a quantized weight: initializer, transposition, axis and type."""
-    weight = operand.weight
-    source, perm = (weight.source, weight.perm) if weight else (operand.value, None)
-    return source, perm, operand.axis, operand.dtype
-
-
 def _has_other_readers(value: ir.Value, wired: Set[tuple[ir.Node, int]]) -> bool:
     """Whether a weight is read in floating point by anything but products to quantize."""
     if value.is_graph_output():
@@ -456,21 +533,39 @@ def _packed_nbytes(operand: QuantizedOperand) -> int:
     tensor = operand.weight.source.const_value if operand.weight else None
     if operand.weight is None or tensor is None:
         return 0
+    if operand.block:
+        return (tensor.size + 1) // 2 + tensor.size // operand.block * int(operand.dtype.itemsize)
     shape, perm = tensor.shape.numpy(), operand.weight.perm
     channels = int(shape[perm[operand.axis] if perm else operand.axis])
     return int(tensor.size) + channels * int(operand.dtype.itemsize)
 
 
+def _block_counts(operands: Iterable[QuantizedOperand]) -> dict[str, int]:
+    """Number of weights by the size of their blocks, as text."""
+    counts = Counter(operand.block for operand in operands if operand.block)
+    return {str(size): count for size, count in sorted(counts.items())}
+
+
 class _Writer:
     """Puts the Q/DQ nodes of a selection into the graph."""
 
-    def __init__(self, model: ir.Model, selection: ProductSelection, dtype: ir.DataType) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        selection: ProductSelection,
+        dtype: ir.DataType,
+        rows: Mapping[RowReader, Array],
+    ) -> None:
         self.model = model
+        self.rows = rows
+        self.blocks: dict[WeightKey, BlockWeight] = {}
+        self.divided: dict[RowReader, ir.Value] = {}
+        self.factor_bytes = 0
         self.graph = model.graph
         self.selection = selection
         self.dtype = dtype
-        self.scale_of: dict[_Key, npt.NDArray[np.float32]] = {}
-        self.weights: dict[_Key, ir.Value] = {}
+        self.scale_of: dict[WeightKey, npt.NDArray[np.float32]] = {}
+        self.weights: dict[WeightKey, ir.Value] = {}
         self.quantizers: dict[ir.Value, ir.Node] = {}
         self.scales: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         self.activations: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
@@ -482,7 +577,7 @@ class _Writer:
         operands = [o for product in self.selection.chosen for o in product.operands]
         activations = {operand.value for operand in operands if operand.weight is None}
         sums = {add.inputs[index] for add, index in self.selection.residuals} - activations
-        copies = {_key(o): o for o in operands if o.weight}
+        copies = {weight_key(o): o for o in operands if o.weight}
         sources = {o.weight.source for o in copies.values() if o.weight}
         wired = {(p.node, o.index) for p in self.selection.chosen for o in p.operands}
         kept = {source for source in sources if _has_other_readers(source, wired)}
@@ -501,7 +596,12 @@ class _Writer:
             "model_bytes_after": after,
             "kept_weights": tuple(sorted(value.name or "" for value in kept)),
             "raised": None,
+            "blocks": _block_counts(copies.values()),
         }
+
+    def errors(self) -> dict[str, Mapping[str, float]]:
+        """The errors of weights in INT4, by the names of their initializers."""
+        return {key[0].name or "": weight.errors for key, weight in self.blocks.items()}
 
     def run(self) -> RaisedOpset | None:
         """Rewrite the graph; returns how it was raised to a newer opset, if it was."""
@@ -513,6 +613,7 @@ class _Writer:
                     result = self._activation(operand.value, operand.dtype)
                 else:
                     result = self._weight(product.node, operand, operand.weight)
+                self._divide_activation(product.node, operand)
                 product.node.replace_input_with(operand.index, result)
                 self._drop_unused(operand.value)
         for add, index in self.selection.residuals:
@@ -526,6 +627,8 @@ class _Writer:
 
     def _raise_opset(self) -> RaisedOpset | None:
         values = [o.value for product in self.selection.chosen for o in product.operands]
+        if self.dtype == INT4:
+            return require_opset(self.model, _OPSET_OF_BLOCKS, "INT4 in blocks")
         if self.dtype == FLOAT8:
             return require_opset(self.model, _OPSET_OF_TYPES, "FP8 Q/DQ nodes")
         if any(value.dtype != FLOAT for value in values):
@@ -538,10 +641,13 @@ class _Writer:
 
     def _measure_weights(self) -> None:
         """Find the scales of every weight, before anything is changed."""
+        if self.dtype == INT4:
+            self.blocks = measure_blocks(self.selection.chosen, self.rows)
+            return
         problems: dict[str, str] = {}
         for product in self.selection.chosen:
             for operand in product.operands:
-                weight, key = operand.weight, _key(operand)
+                weight, key = operand.weight, weight_key(operand)
                 if weight is None or key in self.scale_of or weight.source.const_value is None:
                     continue
                 array = read_tensor(weight.source.const_value)
@@ -577,11 +683,7 @@ class _Writer:
         result = self.names.value(value, "quantized", self.dtype)
         inputs = [value, self._scale(value, value.dtype or FLOAT), self._zero()]
         node = ir.node("QuantizeLinear", inputs, outputs=[result], name=result.name)
-        producer = value.producer()
-        if producer is not None:
-            self.graph.insert_after(producer, node)
-        else:
-            self.graph.insert_before(self.graph[0], node)
+        self._insert_behind(value, node)
         return node
 
     def _scale(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
@@ -608,8 +710,11 @@ class _Writer:
 
     def _weight(self, reader: ir.Node, operand: QuantizedOperand, weight: Weight) -> ir.Value:
         """The quantized weight after its ``DequantizeLinear``."""
-        key = _key(operand)
+        key = weight_key(operand)
         if key in self.weights:
+            return self.weights[key]
+        if key in self.blocks:
+            self.weights[key] = self._block_weight(reader, operand, self.blocks[key])
             return self.weights[key]
         tensor, dtype = weight.source.const_value, operand.dtype
         assert tensor is not None  # noqa: S101  # for the type checker
@@ -626,6 +731,59 @@ class _Writer:
         self.graph.insert_before(reader, node)
         self.weights[key] = result
         return result
+
+    def _block_weight(
+        self, reader: ir.Node, operand: QuantizedOperand, weight: BlockWeight
+    ) -> ir.Value:
+        """The same of a weight in blocks, which TensorRT takes for matrices only."""
+        name, dtype = operand.value.name, operand.dtype
+        packed = self.names.initializer(f"{name}__{_SUFFIX[self.dtype]}", weight.numbers())
+        stored = np.ascontiguousarray(weight.stored_scales().astype(dtype.numpy()))
+        scale = self.names.initializer(f"{name}__scale", ir.tensor(stored))
+        result = self.names.value(operand.value, "dequantized", dtype)
+        result.shape = ir.Shape(weight.matrix_shape)
+        options = {"axis": weight.axis, "block_size": operand.block}
+        node = ir.node(
+            "DequantizeLinear", [packed, scale], options, outputs=[result], name=result.name
+        )
+        self.graph.insert_before(reader, node)
+        if len(weight.shape) == 2:
+            return result
+        shape = ir.tensor(np.array(weight.shape, np.int64))
+        extents = self.names.initializer(f"{name}__shape", shape)
+        filters = self.names.value(operand.value, "filters", dtype)
+        filters.shape = ir.Shape(weight.shape)
+        node = ir.node("Reshape", [result, extents], outputs=[filters], name=filters.name)
+        self.graph.insert_before(reader, node)
+        return filters
+
+    def _divide_activation(self, node: ir.Node, operand: QuantizedOperand) -> None:
+        """Divide what a product reads by the factors that its weight was multiplied by."""
+        weight = self.blocks.get(weight_key(operand))
+        if weight is None or weight.channels is None:
+            return
+        value, reader = node.inputs[0], row_reader(Product(node, (operand,)))
+        assert value is not None and reader is not None  # noqa: S101, PT018  # it has samples
+        if reader not in self.divided:
+            elements = math.prod(reader.kernel)
+            factors = (1 / weight.channels[::elements]).astype(operand.dtype.numpy())
+            factors = factors.reshape(-1, *(1 for _ in reader.kernel))
+            self.factor_bytes += int(factors.nbytes)
+            inverse = self.names.initializer(f"{value.name}__factors", ir.tensor(factors))
+            result = self.names.value(value, "divided", operand.dtype)
+            result.shape = value.shape
+            self._insert_behind(
+                value, ir.node("Mul", [value, inverse], outputs=[result], name=result.name)
+            )
+            self.divided[reader] = result
+        node.replace_input_with(0, self.divided[reader])
+
+    def _insert_behind(self, value: ir.Value, node: ir.Node) -> None:
+        producer = value.producer()
+        if producer is not None:
+            self.graph.insert_after(producer, node)
+        else:
+            self.graph.insert_before(self.graph[0], node)
 
     def _drop_unused(self, value: ir.Value | None) -> None:
         """Remove an unused weight, and the nodes that it passed through."""

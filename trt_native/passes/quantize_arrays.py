@@ -19,6 +19,7 @@ from trt_native.graph.refit_signature import unmapped
 
 __all__ = [
     "FLOAT8",
+    "INT4",
     "INT8",
     "LARGEST",
     "channel_amax",
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 INT8, FLOAT8 = ir.DataType.INT8, ir.DataType.FLOAT8E4M3FN
+INT4 = ir.DataType.INT4
 
 LARGEST = {INT8: 127.0, FLOAT8: 448.0}
 """The value to which the largest magnitude of a tensor is mapped: scale = amax / LARGEST."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,12 +15,13 @@ from typing import Literal, TypeAlias
 
 import onnx_ir as ir
 
-from trt_native.config import QUANTIZED_OPS
+from trt_native.config import BLOCK_SIZES, QUANTIZED_OPS
 from trt_native.errors import SpecError
 from trt_native.graph.nodes import BFLOAT16, FLOAT, FLOAT16, all_nodes, op_set
 from trt_native.graph.patterns import match_nodes
 from trt_native.graph.quantizable import QUANTIZABLE_OPS, constant_values, residual_adds
 from trt_native.passes.autocast_operators import ACCUMULATES_UNSCALED
+from trt_native.passes.block_arrays import whole_block
 
 __all__ = [
     "COPY_OPS",
@@ -27,6 +29,7 @@ __all__ = [
     "DIFFUSION_UNET",
     "QUANTIZE_PRESETS",
     "REASONS",
+    "WEIGHTS_ONLY",
     "Format",
     "Product",
     "ProductSelection",
@@ -39,7 +42,8 @@ __all__ = [
     "find_weight",
 ]
 
-Format: TypeAlias = Literal["int8", "fp8", "int8-weights"]
+Format: TypeAlias = Literal["int8", "fp8", "int8-weights", "int4-weights"]
+WEIGHTS_ONLY = ("int8-weights", "int4-weights")
 
 DEFAULT_PRESET, DIFFUSION_UNET = "default", "diffusion-unet"
 
@@ -76,6 +80,8 @@ class SkipReason(str, enum.Enum):
     SMALL = "small"  # fewer than 16 channels in or out
     ATTENTION = "attention"  # one of the two products around a softmax
     WEIGHT = "weight"  # no constant weight where one is needed
+    LEFT = "left"  # INT4 from the left, with which TensorRT-RTX 1.5 to 1.7 end the process
+    BLOCKS = "blocks"  # no matrix that has two whole blocks along each sum
     RANGE = "range"  # an activation has no range
     SUBGRAPH = "subgraph"  # inside a body of If, Loop or Scan
 
@@ -87,6 +93,8 @@ REASONS = {
     SkipReason.SMALL: f"fewer than {_SMALL} channels",
     SkipReason.ATTENTION: "attention",
     SkipReason.WEIGHT: "no constant weight",
+    SkipReason.LEFT: "weights from the left",
+    SkipReason.BLOCKS: "no whole blocks",
     SkipReason.RANGE: "no range",
     SkipReason.SUBGRAPH: "in a subgraph",
 }
@@ -118,6 +126,8 @@ class QuantizedOperand:
         dtype: The type that the node reads it in, dequantized.
         weight: Where the value comes from, if it is a weight.
         axis: The axis of a weight's output channels.
+        block: Number of weights with one scale, along the axis that the product sums over; 0 for
+            one scale of each output channel.
     """
 
     index: int
@@ -125,6 +135,7 @@ class QuantizedOperand:
     dtype: ir.DataType
     weight: Weight | None = None
     axis: int = 0
+    block: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +162,7 @@ class ProductSelection:
         ops: Operators to quantize.
         skip: Patterns of nodes to leave alone.
         preset: One of :data:`QUANTIZE_PRESETS`.
+        block_sizes: For INT4, the sizes that blocks may have.
 
     Attributes:
         chosen: What to quantize.
@@ -173,7 +185,9 @@ class ProductSelection:
         ops: Sequence[str],
         skip: Sequence[str],
         preset: str,
+        block_sizes: Sequence[int] = BLOCK_SIZES,
     ) -> None:
+        self.block_sizes = tuple(block_sizes)
         self.graph = model.graph
         self.ranges = ranges
         self.format = format
@@ -229,26 +243,44 @@ class ProductSelection:
         kernel = any(o.index == 1 and o.weight for o in operands)
         if computed or (node.op_type == "Conv" and not kernel):
             return SkipReason.WEIGHT
-        if self.format == "int8-weights" and not weights:
+        if self.format in WEIGHTS_ONLY and not weights:
             return SkipReason.WEIGHT
         if len(weights) == len(node.inputs[:2]):
             return SkipReason.WEIGHT  # a constant that TensorRT folds
         if not weights and _is_attention(node):
             return SkipReason.ATTENTION
-        return SkipReason.SMALL if any(n < _SMALL for n in _channels(node)) else None
+        if any(n < _SMALL for n in _channels(node)):
+            return SkipReason.SMALL
+        return self._unfit_for_blocks(operands) if self.format == "int4-weights" else None
+
+    def _unfit_for_blocks(self, operands: tuple[QuantizedOperand, ...]) -> SkipReason | None:
+        if any(operand.index == 0 for operand in operands):
+            return SkipReason.LEFT
+        return None if all(operand.block for operand in operands) else SkipReason.BLOCKS
 
     def _operands(self, node: ir.Node) -> Iterator[QuantizedOperand]:
         values = [(i, value) for i, value in enumerate(node.inputs[:2]) if value is not None]
         weights = {value: weight for _, value in values if (weight := find_weight(value))}
-        wide = self.format != "int8-weights" and weights and node.op_type in ACCUMULATES_UNSCALED
+        alone = self.format in WEIGHTS_ONLY
+        wide = not alone and weights and node.op_type in ACCUMULATES_UNSCALED
         for index, value in values:
             dtype = value.dtype or FLOAT
             dtype = FLOAT if wide and dtype == FLOAT16 else dtype
             if value in weights:
                 axis = _channel_axis(node, index, value)
-                yield QuantizedOperand(index, value, dtype, weights[value], axis)
-            elif self.format != "int8-weights" or value in self._constants:
+                block = self._block(node, value, axis) if self.format == "int4-weights" else 0
+                yield QuantizedOperand(index, value, dtype, weights[value], axis, block)
+            elif not alone or value in self._constants:
                 yield QuantizedOperand(index, value, dtype)
+
+    def _block(self, node: ir.Node, value: ir.Value, axis: int) -> int:
+        """The size of a weight's blocks; 0 where it cannot be a matrix of whole ones."""
+        extents = _extents(value) or ()
+        if node.op_type == "Conv":
+            extents = (extents[0], math.prod(n or 0 for n in extents[1:]))
+        if len(extents) != 2 or not all(extents) or (extents[1] or 0) % 2:  # bytes hold two
+            return 0
+        return whole_block(extents[1 - axis] or 0, self.block_sizes)
 
     def _residuals(self) -> Iterator[tuple[ir.Node, int]]:
         """TensorRT adds the skip path in a convolution's own kernel, if that path is INT8 too."""

@@ -35,6 +35,7 @@ _RELATIVE = {
     "fp16": 1e-2,
     "bf16": 5e-2,
     "int8-weights": 5e-2,
+    "int4-weights": 2.5e-1,
     "int8": 1e-1,
     "fp8": 1e-1,
 }
@@ -186,7 +187,7 @@ def default_thresholds(manifest: Manifest | None) -> tuple[Thresholds, str]:
 
     What rounding does to a deep network of that arithmetic stays below it, what a wrong layer does
     seldom: 1e-4 for FP32, 5e-3 for TF32, 1e-2 for FP16, 5e-2 for BF16 and INT8 weights, 1e-1 for
-    INT8 and FP8. A plan whose precision is not known counts as FP16.
+    INT8 and FP8, 2.5e-1 for INT4 weights. A plan whose precision is not known counts as FP16.
     """
     applied = str(manifest.precision.get("applied")) if manifest else "unknown"
     if applied == "fp32" and manifest is not None and manifest.precision.get("tf32"):
