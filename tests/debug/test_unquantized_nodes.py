@@ -176,7 +176,7 @@ class TestNodes:
         with pytest.raises(ModelError, match="Q/DQ"):
             quantized_nodes(tmp_path / "q.onnx", weights, x)
 
-    @pytest.mark.parametrize("precision", [Precision.INT8, Precision.FP8, Precision.INT8_WEIGHTS])
+    @pytest.mark.parametrize("precision", [p for p in Precision if p.quantized], ids=str)
     def test_errors_are_those_of_onnxs_own_quantizers(self, dense, x, precision):
         """Of both inputs of the first layer, by QuantizeLinear of onnx.reference."""
         model = read_model(dense)
@@ -191,6 +191,8 @@ class TestNodes:
         kind, largest = np.int8, 127
         if precision is Precision.FP8:
             kind, largest = ml_dtypes.float8_e4m3fn, 448
+        elif precision is Precision.INT4_WEIGHTS:
+            kind, largest = ml_dtypes.int4, 7
         code = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
 
         def squared_error(array, scale, **axis):
@@ -206,11 +208,16 @@ class TestNodes:
                 [tensor("y", FLOAT, array.shape)],
                 [zero],
             )
-            proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)])
+            proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
             (found,) = ReferenceEvaluator(proto).run(None, {"x": array, "s": scale})
             return (np.linalg.norm(found - array) / np.linalg.norm(array)) ** 2
 
-        expected = squared_error(weight, np.abs(weight).max(0) / np.float32(largest), axis=1)
+        if precision is Precision.INT4_WEIGHTS:
+            amax_of_blocks = np.abs(weight).reshape(2, 32, 64).max(1)
+            scales = amax_of_blocks / np.float32(largest)
+            expected = squared_error(weight, scales, axis=0, block_size=32)
+        else:
+            expected = squared_error(weight, np.abs(weight).max(0) / np.float32(largest), axis=1)
         if precision.needs_ranges:
             expected += squared_error(x["h0"], np.float32(amax / largest).reshape(()))
         first = next(node for node in errors if node.name == "/dense.0")
@@ -287,6 +294,24 @@ def test_the_command_finds_the_layer_and_prints_what_to_paste(dense, cache, tmp_
     assert made.returncode == 0, made.stderr
     assert error_of(dense, tmp_path / "all.onnx", x) > 0.5
     assert error_of(dense, tmp_path / "most.onnx", x) < 0.12
+
+
+def test_the_command_for_int4_weights(dense, tmp_path, x):
+    np.savez(tmp_path / "x.npz", **x)
+    words = (
+        "debug", "precision", dense, "--max-error", "0.1", "--measure", "cpu", "--precision",
+        "int4-weights", "--quantize-block-size", "16", "--input", tmp_path / "x.npz",
+    )  # fmt: skip
+    result = trt_native(*words, width=80)
+    assert result.returncode == 0, result.stderr
+    line = result.stdout.strip().splitlines()[-1]
+    assert line.startswith("--quantize-exclude /dense.")
+    quantize = ("quantize", dense, "--format", "int4-weights", "--quantize-block-size", "16", "-o")
+    assert trt_native(*quantize, tmp_path / "all.onnx").returncode == 0
+    made = trt_native(*quantize, tmp_path / "most.onnx", *shlex.split(line))
+    assert made.returncode == 0, made.stderr
+    assert error_of(dense, tmp_path / "all.onnx", x) > 0.1
+    assert error_of(dense, tmp_path / "most.onnx", x) <= 0.1
 
 
 def test_the_command_with_calibration_data(dense, tmp_path, rng):

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 __all__ = ["precision"]
 
-_INPUTS, _QUANTIZATION = "Inputs", "Quantization (precision int8, fp8, int8-weights)"
+_INPUTS, _QUANTIZATION = "Inputs", "Quantization (int8, fp8, int8-weights, int4-weights)"
 _LISTED = 30
 _KEEP, _EXCLUDE = "--keep-fp32", "--quantize-exclude"
-_NAMES = ("fp16", "bf16", "int8", "fp8", "int8-weights")
+_NAMES = ("fp16", "bf16", "int8", "fp8", "int8-weights", "int4-weights")
 _FIELDS = (
     "calibration_cache",
     "calibration_method",
@@ -41,6 +41,7 @@ _FIELDS = (
     "ops",
     "exclude",
     "preset",
+    "block_size",
 )
 
 
@@ -56,8 +57,8 @@ def precision(
         str,
         typer.Option(
             "--precision",
-            help="What the other nodes are computed in: fp16 or bf16; or int8, fp8 or int8-weights,"
-            " where nodes are searched that must not be quantized.",
+            help="What the other nodes are computed in: fp16 or bf16; or int8, fp8, int8-weights or"
+            " int4-weights, where nodes are searched that must not be quantized.",
             autocompletion=completing(*_NAMES),
         ),
     ] = "fp16",
@@ -134,7 +135,7 @@ def _config(to: str, keep_fp32: tuple[str, ...], options: dict[str, Any]) -> Bui
     if not found.quantized and spec != QuantizationSpec():
         raise SpecError(
             f"options of calibration and quantization have no effect on {found}; leave them out, or"
-            " choose precision int8, fp8 or int8-weights"
+            " choose precision int8, fp8, int8-weights or int4-weights"
         )
     if not found.needs_ranges and spec.calibration_cache is not None:
         raise SpecError(

@@ -13,6 +13,7 @@ from trt_native.arrays import Array, Batch
 from trt_native.calibration.cpu_runner import CpuRunner
 from trt_native.config import CpuRuntime, Precision
 from trt_native.graph.nodes import FLOAT
+from trt_native.passes.block_weights import measure_blocks, weight_key
 from trt_native.passes.quantize_arrays import (
     FLOAT8,
     INT8,
@@ -22,7 +23,7 @@ from trt_native.passes.quantize_arrays import (
     read_tensor,
     round_scale,
 )
-from trt_native.passes.quantize_rules import ProductSelection, QuantizedOperand
+from trt_native.passes.quantize_rules import Product, ProductSelection, QuantizedOperand
 
 __all__ = ["rounding_errors"]
 
@@ -43,7 +44,7 @@ def rounding_errors(
         model: The model, with types and without functions.
         selection: The nodes.
         ranges: Largest magnitude of each activation, by tensor name.
-        precision: INT8, FP8 or INT8_WEIGHTS.
+        precision: INT8, FP8, INT8_WEIGHTS or INT4_WEIGHTS.
         inputs: The inputs of the model, which is run on the CPU once for its activations.
     """
     dtype = FLOAT8 if precision is Precision.FP8 else INT8
@@ -51,7 +52,7 @@ def rounding_errors(
     readers: defaultdict[str, list[ir.Node]] = defaultdict(list)
     for product in selection.chosen:
         weights = [operand for operand in product.operands if operand.weight is not None]
-        squares[product.node] = sum(_weight_error(weight, dtype) ** 2 for weight in weights)
+        squares[product.node] = sum(_weight_error(product, w, dtype) ** 2 for w in weights)
         for operand in product.operands:
             if operand.weight is None and operand.value.name in ranges:
                 readers[str(operand.value.name)].append(product.node)
@@ -78,8 +79,10 @@ def _activations(
         yield from CpuRunner(model.clone(), made, CpuRuntime.AUTO)(inputs)
 
 
-def _weight_error(operand: QuantizedOperand, dtype: ir.DataType) -> float:
+def _weight_error(product: Product, operand: QuantizedOperand, dtype: ir.DataType) -> float:
     weight = operand.weight
+    if operand.block:
+        return measure_blocks([product], {})[weight_key(operand)].errors["weight"]
     if weight is None or weight.source.const_value is None:
         return 0.0
     array = read_tensor(weight.source.const_value)
