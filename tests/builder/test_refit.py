@@ -171,6 +171,22 @@ def test_sample_inputs_show_the_magnitudes_of_the_new_model_too(tmp_path):
         refit_plan(plan, model)
 
 
+def test_int4_weights_are_fitted_again(tmp_path):
+    model = tiny_models.norm(tmp_path / "m.onnx")
+    x = np.random.default_rng(0).standard_normal((20, 16), np.float32)
+    np.savez(tmp_path / "x.npz", x=x * np.where(np.arange(16) % 5, 1, 30).astype(np.float32))
+    spec = QuantizationSpec(
+        calibration_data=str(tmp_path / "x.npz"), calibration_runner=CalibrationRunner.REFERENCE
+    )
+    config = BuildConfig(profiles=(PROFILE,), precision=Precision.INT4_WEIGHTS, quantization=spec)
+    plan = as_refittable(model, config)
+    assert pass_records(plan.manifest)["quantize"]["calibration"]["method"] == "awq"
+    reaches_the_gpu(plan, changed(tmp_path / "n.onnx", lambda _, a: a * 2, model))
+    (tmp_path / "x.npz").unlink()
+    with pytest.raises(CalibrationError, match="no such calibration data"):
+        refit_plan(plan, model)
+
+
 def test_int8_needs_the_ranges_of_the_new_model(tmp_path):
     model = tiny_models.norm(tmp_path / "m.onnx")
     cache = tmp_path / "ranges.cache"

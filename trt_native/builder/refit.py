@@ -21,7 +21,7 @@ from trt_native.builder.build import (
     prepare,
     refit_record,
 )
-from trt_native.config import BuildConfig, FixedValues
+from trt_native.config import BuildConfig, CalibrationRunner, FixedValues
 from trt_native.errors import PlanError, SpecError, UnsupportedError
 from trt_native.graph.fixed_inputs import check_fixed_inputs
 from trt_native.graph.onnx_file import read_model, tensor_specs
@@ -159,12 +159,14 @@ def _rewriting(
             options=("calibration_cache",),
         )
     spec = config.quantization
-    if config.precision.quantized:  # else its data measures the magnitudes of the new model, too
+    if config.precision.needs_ranges:  # else its data is run through the new model, too
         spec = replace(
             spec,
             calibration_cache=None if calibration_cache is None else Path(calibration_cache),
             calibration_data=None,
             calibration_method=None,
+            calibration_runner=CalibrationRunner.AUTO,
+            calibration_memory_bytes=None,
         )
     return BuildConfig(
         fixed_inputs=config.fixed_inputs,
