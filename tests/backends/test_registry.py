@@ -51,6 +51,9 @@ def test_without_any_package_the_error_says_what_to_install(package):
     with pytest.raises(UnsupportedError, match="backend 'rtx' is not installed") as rtx:
         load_backend("rtx")
     assert [line.split(":")[0] for line in rtx.value.details] == ["rtx"]
+    with pytest.raises(UnsupportedError, match="'tensorrt' is not installed; install it") as one:
+        load_backend("tensorrt")
+    assert "rtx" not in str(one.value)
 
 
 @pytest.mark.parametrize("version", ["8.6.1", "9.3.0", "12.0.0.1"])

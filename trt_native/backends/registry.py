@@ -19,10 +19,10 @@ __all__ = ["BACKEND_VARIABLE", "BackendInfo", "available_backends", "load_backen
 BACKEND_VARIABLE = "TRT_NATIVE_BACKEND"
 """Environment variable that names the backend where no argument does."""
 
-_INSTALL = (
-    f"install one: {install_command('rtx')} (TensorRT-RTX, builds without a GPU too), or"
-    f" {install_command('tensorrt11')} or {install_command('tensorrt')}"
-)
+_INSTALL_RTX = f"{install_command('rtx')} (TensorRT-RTX, builds without a GPU too)"
+_INSTALL_TENSORRT = f"{install_command('tensorrt11')} or {install_command('tensorrt')}"
+_INSTALL = f"install one: {_INSTALL_RTX}, or {_INSTALL_TENSORRT}"
+_INSTALL_ONE = {"tensorrt": _INSTALL_TENSORRT, "rtx": _INSTALL_RTX}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +80,11 @@ def load_backend(name: str | Backend = "auto") -> Backend:
             import_errors.append(f"{candidate}: {' '.join(str(error).split())}")
         else:
             return _wrap(candidate, module)
-    wanted = "no TensorRT is" if name == "auto" else f"backend {name!r} is not"
-    raise UnsupportedError(f"{wanted} installed; {_INSTALL}", import_errors)
+    if name == "auto":
+        raise UnsupportedError(f"no TensorRT is installed; {_INSTALL}", import_errors)
+    raise UnsupportedError(
+        f"backend {name!r} is not installed; install it: {_INSTALL_ONE[name]}", import_errors
+    )
 
 
 @functools.cache  # one for each library: TensorRT keeps the first logger it is given for good
