@@ -287,6 +287,12 @@ class TestResuming:
         with pytest.raises(SpecError, match="holds the reduction of another model"):
             reduce_model(model, tmp_path / "out", has("Floor"))
 
+    def test_a_folder_in_which_nothing_failed_can_be_used_again(self, layers, tmp_path):
+        model = layers(helper.make_node("Floor", ["@"], ["f"]))
+        with pytest.raises(SpecError, match="does not fail"):
+            reduce_model(model, tmp_path / "out", has("Unique"))
+        assert reduce_model(model, tmp_path / "out", has("Floor")).path.is_file()
+
     def test_a_folder_with_other_files_is_left_alone(self, layers, tmp_path):
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "precious").touch()

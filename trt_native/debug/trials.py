@@ -65,10 +65,11 @@ def open_folder(folder: Path, identity: Mapping[str, Any]) -> Iterator[Path]:
         if not results.exists() and any(entry.name != ".lock" for entry in folder.iterdir()):
             raise SpecError(f"{folder}: holds other files; name a new folder", options=("output",))
         with FileLock(folder / ".lock", timeout=0):
-            if not results.exists():
+            known, _, outcomes = (results.read_text() if results.exists() else "").partition("\n")
+            if not outcomes:  # new, or of a model that did not fail
                 with atomic_write(results) as file:
                     file.write(f"{header}\n".encode())
-            elif results.read_text().partition("\n")[0] != header:
+            elif known != header:
                 raise SpecError(
                     f"{folder}: holds the reduction of another model, or with other options; name"
                     " another folder, or remove this one",
