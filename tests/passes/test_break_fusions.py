@@ -738,6 +738,12 @@ def test_an_opset_without_the_means():
     assert broken(proto)[0] == []
 
 
+def test_the_summary_counts_fusions_by_reason():
+    one = BreakFusions(PassContext(config=BuildConfig(), precision=ResolvedPrecision()))
+    record = {"tensors": {"a": "x", "b": "y", "c": "x", "d": "x", "e": "x"}}
+    assert one.summarize(record) == "4 fusions broken, x: a, c, d, ...\n1 fusion broken, y: b"
+
+
 def test_an_opset_that_is_raised(rng):
     proto = parsed("a = Neg (x) y = Softmax <axis = 1> (a)", opset=9)
     model = normalized(proto)

@@ -24,9 +24,11 @@ from trt_native.passes.fusion_search import BREAK_KEY, Point, is_broken
 from trt_native.passes.miscompiled_fusions import miscompiled
 from trt_native.passes.raise_opset import RaisedOpset, opset_problems, require_opset
 from trt_native.passes.replacement import NameAuthority, ReplacementBuilder
+from trt_native.units import counted
 
 __all__ = ["BreakFusions", "break_fusion"]
 
+_EXAMPLES = 3  # tensors that the summary names for each reason
 _OPSET = 11  # has Range
 _RAISED = 13  # what an older model is raised to
 _ROUNDS = 4  # what reads a copy may be wrong, too, where zeros are put beside it
@@ -100,8 +102,15 @@ class BreakFusions(GraphPass):
         return _record(self._points(model, infer=False))
 
     def summarize(self, record: Mapping[str, Any]) -> str:
-        """The tensors, with the reasons, and the opset where it was raised."""
-        lines = [f"fusion broken at {name}: {why}" for name, why in record["tensors"].items()]
+        """Tensors by reason, the first of each by name, and the opset where it was raised."""
+        reasons: dict[str, list[str]] = {}
+        for name, why in record["tensors"].items():
+            reasons.setdefault(why, []).append(name)
+        lines = []
+        for why, names in reasons.items():
+            more = ", ..." if len(names) > _EXAMPLES else ""
+            places = f"{', '.join(names[:_EXAMPLES])}{more}"
+            lines.append(f"{counted(len(names), 'fusion')} broken, {why}: {places}")
         if "raised" in record:
             lines.append(str(RaisedOpset(**record["raised"])))
         return "\n".join(lines)
