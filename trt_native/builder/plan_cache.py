@@ -806,7 +806,7 @@ def _calibration_files(config: BuildConfig) -> dict[str, Path]:
 
 def _path_of_data(source: str) -> Path:
     if not (path := Path(source)).exists():
-        raise TypeError(f"what the function {source} yields has no fingerprint")
+        raise TypeError(f"the data of the function {source} may differ next time")
     return path
 
 

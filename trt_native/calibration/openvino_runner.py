@@ -152,7 +152,7 @@ class OpenVinoRunner:
         self._most_bytes = memory_limit(MOST_BYTES) if most_bytes is None else most_bytes
         trusted = trusted_nodes(model)
         if not trusted:
-            raise EngineError("it is not trusted with any of the operators")
+            raise EngineError("none of its operators, in these types, is known to be right")
         self.others = tuple(sorted({n.op_type for n in model.graph if n not in trusted}))
         self._stages = _stages(model, trusted, self._wanted)
         self._in_parts = False

@@ -58,7 +58,7 @@ def precision(
         typer.Option(
             "--precision",
             help="What the other nodes are computed in: fp16 or bf16; or int8, fp8, int8-weights or"
-            " int4-weights, where nodes are searched that must not be quantized.",
+            " int4-weights, to search for nodes that must not be quantized.",
             autocompletion=completing(*_NAMES),
         ),
     ] = "fp16",

@@ -70,7 +70,7 @@ def doctor(
     packages = ((name, found or "not installed") for name, found in findings["packages"].items())
     table("Python", ("", ""), [("python", findings["python"]), *packages])
     gpu = findings["gpu"]
-    rows = gpu.items() if gpu else [("", f"none usable: {findings['gpu_error']}")]
+    rows = gpu.items() if gpu else [("GPU", f"none usable: {findings['gpu_error']}")]
     table("GPU", ("", ""), rows)
     table(
         "Backends",

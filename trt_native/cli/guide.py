@@ -38,7 +38,9 @@ _Fp16 = Annotated[bool, typer.Option("--fp16", help="FP16.", rich_help_panel=_PA
 _Int8 = Annotated[
     bool,
     typer.Option(
-        "--int8", help="INT8 matrix products, with calibration data.", rich_help_panel=_PANEL
+        "--int8",
+        help="INT8 matrix products, with calibration data: of the build alone.",
+        rich_help_panel=_PANEL,
     ),
 ]
 _Static = Annotated[

@@ -259,7 +259,7 @@ def _inspect_plan(
             ("model", f"{manifest.model['file']} (SHA-256 {manifest.model['sha256'][:16]}...)"),
             ("precision", manifest.arithmetic),
             *_running(manifest),
-            *((f"option {name}", str(value)) for name, value in manifest.options.items()),
+            *((f"option {name}", _option(name, value)) for name, value in manifest.options.items()),
         ]
     else:
         rows.append(("manifest", "ignored" if ignore_manifest else "none next to the plan"))
@@ -328,3 +328,11 @@ def _print_layers(layers: tuple[Layer, ...]) -> None:
     )
     columns = ("name", "type", "precision", "inputs", "outputs", "tactic")
     table(f"Layers ({len(layers)}: {mix})", columns, rows)
+
+
+def _option(name: str, value: Any) -> str:
+    """An option of the build in words; a profile as its ranges, one line for each."""
+    if name != "profiles":
+        return str(value)
+    ranges = ({**profile.get("dims", {}), **profile.get("shapes", {})}.items() for profile in value)
+    return "\n".join(" ".join(f"{key}={text}" for key, text in one) for one in ranges)

@@ -374,7 +374,10 @@ def _checked_dynamic(dynamic: _Dynamic, inputs: Mapping[str, Tensor]) -> dict[st
     """``dynamic`` with an entry for every input, after checking it against the examples."""
     if not isinstance(dynamic, Mapping):
         raise SpecError(f"dynamic needs the axes of each input by name, found {dynamic!r}")
-    problems = [f"{name!r} is not an input" for name in dynamic if name not in inputs]
+    known = ", ".join(inputs)
+    problems = [
+        f"{name!r} is not an input; the inputs: {known}" for name in dynamic if name not in inputs
+    ]
     extents: dict[str, int] = {}
     given = {name: _axis_names(name, dynamic.get(name, {})) for name in inputs}
     for name, axes in given.items():
