@@ -24,6 +24,7 @@ PUBLIC_MODULES = {
     "trt_native.deploy": "Triton's model repository, trtexec's command.",
     "trt_native.deploy.deepstream": "Configuration of DeepStream's Gst-nvinfer.",
     "trt_native.models.latentsync": "LatentSync's U-Net and VAE as modules.",
+    "trt_native.models.lora": "LoRA adapters in engines of U-Nets.",
     "trt_native.progress": "The protocol of progress callbacks.",
     "trt_native.progress_bars": "What may be given as `progress`, and bars.",
     "trt_native.errors": "The exceptions.",
