@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import io
 import json
 import logging
 import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from trt_native.cli import console
@@ -132,3 +134,14 @@ def test_long_names_are_without_their_middle_but_in_json_and_commands(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert json.loads("".join(lines[:-1])) == {"name": name}
     assert lines[-1] == f"build --dim {name}=1\\x1b"
+
+
+def test_lines_of_a_cell_are_indented_below_its_name_where_a_table_is_a_list(monkeypatch):
+    printed = io.StringIO()
+    monkeypatch.setattr(console, "stdout", Console(file=printed, width=20))
+    console.table("", ("key", "options"), [("averylongkey", ("batch 1", "frames 2"))])
+    assert printed.getvalue().splitlines() == [
+        "key: averylongkey",
+        "  options: batch 1",
+        "    frames 2",
+    ]

@@ -250,16 +250,18 @@ def _print_records(heads: Sequence[Text], rows: Iterable[Sequence[Text]]) -> Non
             if number == 0:
                 stdout.print(Text(text, "bold"))
             elif cell.plain:
-                for line in text.split("\n"):
-                    stdout.print(Text(_indented(line)))
+                first, *others = text.split("\n")
+                stdout.print(Text(_indented(first)))
+                for line in others:  # deeper where a column's name is in front of the first
+                    stdout.print(Text(_indented(line, "    " if head.plain else "  ")))
 
 
-def _indented(line: str) -> str:
+def _indented(line: str, indent: str = "  ") -> str:
     """A line with its words whole, in the terminal's width."""
     return textwrap.fill(
         line,
         stdout.width,
-        initial_indent="  ",
+        initial_indent=indent,
         subsequent_indent="    ",
         break_long_words=False,
         break_on_hyphens=False,
