@@ -56,7 +56,8 @@ def reduce(
         typer.Option(
             metavar="COMMAND",
             help="A command that ends with another exit code than 0 if a model fails, the same for"
-            " parts of it; 125: no answer. {} in it is the model's path, which else follows it.",
+            " parts of it; 125: no answer. {} stands for the model's path, which is appended"
+            " where there is no {}.",
             rich_help_panel=_FAILURE,
         ),
     ] = None,
@@ -74,7 +75,7 @@ def reduce(
         str | None,
         typer.Option(
             metavar="REGEX",
-            help="What says this is the failure, whatever its kind, exit code or message.",
+            help="Output that matches this is the failure, whatever its kind or exit code.",
             rich_help_panel=_FAILURE,
         ),
     ] = None,

@@ -244,7 +244,7 @@ def _inspect_plan(
         print_json(report.to_json())
         return
     manifest = report.manifest
-    rows = [
+    rows: list[tuple[str, str | tuple[str, ...]]] = [
         ("made by", f"{report.product} {report.version}"),
         ("size", format_bytes(report.plan_bytes)),
     ]
@@ -330,9 +330,9 @@ def _print_layers(layers: tuple[Layer, ...]) -> None:
     table(f"Layers ({len(layers)}: {mix})", columns, rows)
 
 
-def _option(name: str, value: Any) -> str:
-    """An option of the build in words; a profile as its ranges, one line for each."""
+def _option(name: str, value: Any) -> str | tuple[str, ...]:
+    """An option of the build in words; profiles as their ranges, a line for each."""
     if name != "profiles":
         return str(value)
     ranges = ({**profile.get("dims", {}), **profile.get("shapes", {})}.items() for profile in value)
-    return "\n".join(" ".join(f"{key}={text}" for key, text in one) for one in ranges)
+    return tuple(" ".join(f"{key}={text}" for key, text in one) for one in ranges)
