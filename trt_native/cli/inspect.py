@@ -259,7 +259,7 @@ def _inspect_plan(
             ("model", f"{manifest.model['file']} (SHA-256 {manifest.model['sha256'][:16]}...)"),
             ("precision", manifest.arithmetic),
             *_running(manifest),
-            *((f"option {name}", _option(name, value)) for name, value in manifest.options.items()),
+            *((f"option {name}", lines) for name, lines in manifest.option_lines()),
         ]
     else:
         rows.append(("manifest", "ignored" if ignore_manifest else "none next to the plan"))
@@ -328,11 +328,3 @@ def _print_layers(layers: tuple[Layer, ...]) -> None:
     )
     columns = ("name", "type", "precision", "inputs", "outputs", "tactic")
     table(f"Layers ({len(layers)}: {mix})", columns, rows)
-
-
-def _option(name: str, value: Any) -> str | tuple[str, ...]:
-    """An option of the build in words; profiles as their ranges, a line for each."""
-    if name != "profiles":
-        return str(value)
-    ranges = ({**profile.get("dims", {}), **profile.get("shapes", {})}.items() for profile in value)
-    return tuple(" ".join(f"{key}={text}" for key, text in one) for one in ranges)

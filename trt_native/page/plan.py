@@ -171,7 +171,7 @@ def _tables(
         passes = [(record["name"], record["summary"]) for record in report.manifest.passes]
         if passes:
             tables.append(Table("Passes over the graph", ("pass", "what it did"), passes))
-        options = [(name, str(value)) for name, value in report.manifest.options.items()]
+        options = [(name, "; ".join(lines)) for name, lines in report.manifest.option_lines()]
         if options:
             tables.append(Table("Build options", ("option", "value"), options))
     if layers:

@@ -237,6 +237,13 @@ class Manifest:
         types = ", ".join(map(str, self.precision.get("quantized_in_model", ())))
         return f"{self.precision['applied']}" + f" with Q/DQ nodes of {types}" * bool(types)
 
+    def option_lines(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Build options by name, as lines of text: of profiles one for each, with its ranges."""
+        return [
+            (name, tuple(map(_ranges, value)) if name == "profiles" else (str(value),))
+            for name, value in self.options.items()
+        ]
+
     @property
     def inputs(self) -> tuple[PlanTensor, ...]:
         """The tensors to be supplied."""
@@ -328,6 +335,11 @@ class Manifest:
             return cls(**fields)
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise PlanError(f"malformed manifest: {type(error).__name__}: {error}") from None
+
+
+def _ranges(profile: Mapping[str, Any]) -> str:
+    ranges = {**profile.get("dims", {}), **profile.get("shapes", {})}
+    return " ".join(f"{name}={text}" for name, text in ranges.items())
 
 
 def find_model(manifest: Manifest, plan: Path) -> tuple[Path | None, str]:
