@@ -321,3 +321,20 @@ def test_norms_of_one_element(norm, shape, opset, rewritten, rng):
     (found,) = ReferenceEvaluator(ir.to_proto(graph)).run(None, inputs)
     (wanted,) = ReferenceEvaluator(proto).run(None, inputs)
     np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["float", "float16", "int64", "int32"])
+@pytest.mark.parametrize("operator", ["Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"])
+def test_numbers_that_are_compared_with_themselves(operator, kind):
+    proto = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["": 18]> g ({kind}[6] x) => (bool[6] y)
+        {{ a = Abs (x) b = Neg (a) y = {operator} (b, b) }}"""
+    )
+    graph = normalized(proto)
+    assert apply_parser_workarounds(graph) == {operator: 1}
+    assert not WORKAROUNDS.needed(graph)
+    numbers = [0, 1, 2, np.inf, -np.inf, np.nan] if kind.startswith("float") else [0, 1, -1, 7] * 2
+    x = {"x": np.array(numbers[:6], {"float": "float32"}.get(kind, kind))}
+    (found,) = ReferenceEvaluator(ir.to_proto(graph)).run(None, x)
+    (expected,) = ReferenceEvaluator(proto).run(None, x)
+    np.testing.assert_array_equal(found, expected)

@@ -31,8 +31,8 @@ _FEW = 64  # elements of constants that are compared
 _MOST_AROUND = 256  # values
 _RESHAPING = op_set("Flatten Reshape Squeeze Unsqueeze")
 _COMMUTATIVE = op_set("Add And Equal Max Mean Min Mul Or Sum Xor")
-_OF_ITSELF = COMPARISONS | op_set("Div Sub Xor")
-"""What TensorRT may compute of a value and itself when it builds."""
+_OF_ITSELF = op_set("Div Sub Xor")
+"""What TensorRT may compute of a value and itself when it builds, besides comparisons."""
 _Equals: TypeAlias = dict[ir.Value, list[ir.Value]]
 _ABSORBING = {"And": False, "Or": True}
 
@@ -262,8 +262,8 @@ def _loops_behind_outputs(model: ir.Model) -> Iterator[Point]:
 
 
 def _equal_operands(model: ir.Model) -> Iterator[Point]:
-    """Where a value is compared with itself, or subtracted from it, an output is not written."""
+    """Where a value is subtracted from itself, an output is not written."""
     for node in nodes_of(model, *_OF_ITSELF):
         value = input_of(node, 0)
         if value is input_of(node, 1) and value is not None and constant_of(value) is None:
-            yield Point(value, ((node, 1),), f"{node.op_type} of it and itself")
+            yield Point(value, ((node, 0), (node, 1)), f"{node.op_type} of it and itself")

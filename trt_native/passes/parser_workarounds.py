@@ -45,6 +45,7 @@ _SHAPED = (
     *("Conv", "ConvTranspose", "GridSample", "Tile"),
     *("GroupNormalization", "InstanceNormalization"),
 )
+_COMPARISONS = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
 _BFLOAT16_NORM = 22  # since this opset InstanceNormalization takes it
 _MOST_EXACT = 1 << 24  # whole numbers that FP32 holds
 _BATCH_FIRST = [1, 0, 2]  # swaps the first two axes of a recurrent layer's input, or state
@@ -85,7 +86,7 @@ def _miscompiled(
 ) -> list[tuple[ir.Node, Callable[[ReplacementBuilder], None]]]:
     """The nodes to rewrite, in bodies too, and how."""
     nodes = list(all_nodes(model.graph))
-    if any(_lacks_shape(node) for node in nodes):
+    if any(_lacks_type(node) or _lacks_shape(node) for node in nodes):
         infer_values(model)
     return [(node, rewrite) for node in nodes if (rewrite := _rule(node, refit))]
 
@@ -117,6 +118,13 @@ class ParserWorkarounds(GraphPass):
     def summarize(self, record: Mapping[str, Any]) -> str:
         """The operators that were rewritten."""
         return f"rewritten to work around TensorRT parser bugs: {count_text(record['nodes'])}"
+
+
+def _lacks_type(node: ir.Node) -> bool:
+    """Whether a rule depends on a type that is not known yet."""
+    x = input_of(node, 0)
+    alike = node.op_type in _COMPARISONS and not node.domain and x is input_of(node, 1)
+    return alike and x is not None and x.dtype is None
 
 
 def _lacks_shape(node: ir.Node) -> bool:
@@ -244,6 +252,27 @@ def _rewrite_log_sum_exp(new: ReplacementBuilder) -> None:
     exponents = new.add("Exp", [less])
     (summed,) = new.add_with("ReduceLogSum", [exponents, *axes], 1, node.attributes)
     new.replace(new.add("Add", [summed, offset(node.attributes)]))
+
+
+def _compares_with_itself(node: ir.Node) -> bool:
+    """Whether numbers are compared with themselves: TensorRT then leaves an output unwritten."""
+    x = input_of(node, 0)
+    return x is not None and x is input_of(node, 1) and x.dtype not in (None, ir.DataType.BOOL)
+
+
+def _rewrite_comparison(new: ReplacementBuilder) -> None:
+    """Compare with the least number there is: only NaN is not equal to itself."""
+    x = new.node.inputs[0]
+    assert x is not None  # noqa: S101  # for the type checker
+    kind = known_type(x)
+    least = -np.inf if kind.is_floating_point() else np.iinfo(kind.numpy()).min
+    limit = new.constant(np.array(least, kind.numpy()))
+    if new.node.op_type in ("Greater", "Less"):
+        new.replace(new.add("Less", [x, limit], ir.DataType.BOOL))
+        return
+    above = new.add("Greater", [x, limit], ir.DataType.BOOL)
+    same = new.add("Equal", [x, limit], ir.DataType.BOOL)
+    new.replace(new.add("Or", [above, same], ir.DataType.BOOL))
 
 
 def _normalizes_one_element(node: ir.Node) -> bool:
@@ -388,6 +417,7 @@ _RULES = {
     "GroupNormalization": RewriteRule(_is_odd_group_norm, _rewrite_group_norm),
     "InstanceNormalization": RewriteRule(_normalizes_one_element, decompose_norm),
     "Elu": RewriteRule(_differs_in_alpha, _rewrite_elu),
+    **dict.fromkeys(_COMPARISONS, RewriteRule(_compares_with_itself, _rewrite_comparison)),
     "Where": RewriteRule(_chooses_nothing, _rewrite_where),
     "Trilu": RewriteRule(lambda node: "upper" not in node.attributes, _rewrite_trilu),
     "ReduceLogSumExp": RewriteRule(_overflows, _rewrite_log_sum_exp),
