@@ -40,7 +40,7 @@ __all__ = [
 QUANTIZED_OPS = ("Conv", "MatMul", "Gemm")
 """Operators whose inputs Q/DQ nodes are written for."""
 
-BLOCK_SIZES = (8, 16, 32, 64, 128)
+BLOCK_SIZES = (16, 32, 64, 128)
 """Numbers of weights that may share a scale in INT4."""
 
 FixedValues = Mapping[str, bool | int | float]
@@ -557,7 +557,7 @@ class QuantizationSpec:
     block_size: int | None = field(
         default=None,
         metadata=_option(
-            "Most weights that share a scale in int4-weights: 8, 16, 32, 64 or 128.",
+            "Most weights that share a scale in int4-weights: 16, 32, 64 or 128.",
             _QUANTIZATION,
             type=int,
             flag="quantize-block-size",

@@ -132,7 +132,7 @@ def test_a_unet_stores_a_third(tmp_path):
         if fmt == "int4-weights":
             report = quantize_model(model, {}, format=fmt)
             assert report.quantized["Conv"] >= 20
-            assert report.weight_bytes_quantized > 0.98 * report.weight_bytes
+            assert report.weight_bytes_quantized > 0.97 * report.weight_bytes
         autocast(model, ir.DataType.FLOAT16)
         ir.save(model, tmp_path / f"{fmt}.onnx")
         found[fmt] = stored_bytes(tmp_path / f"{fmt}.onnx", profile)
@@ -211,7 +211,7 @@ def test_what_does_not_go_together(tmp_path):
         build(model, calibration_method="mse")
     with pytest.raises(SpecError, match="block size: no effect at precision int8-weights"):
         build(model, Precision.INT8_WEIGHTS, block_size=64)
-    with pytest.raises(SpecError, match="block size 48 is none of: 8, 16, 32, 64, 128"):
+    with pytest.raises(SpecError, match="block size 48 is none of: 16, 32, 64, 128"):
         build(model, block_size=48)
     for text, reason in (("int4", "it only stores weights so"), ("mxfp8", "writes no MXFP8")):
         with pytest.raises(

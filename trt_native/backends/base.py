@@ -383,8 +383,8 @@ class Backend(Protocol):
         Args:
             engine: The ``ICudaEngine``.
             content: The same plan.
-            stream: Handle of the stream in whose order to copy them; None to have them copied when
-                this returns.
+            stream: Handle of the stream in whose order to copy them from a file; None to have them
+                copied when this returns, as those of a plan in memory are.
 
         Raises:
             PlanError: TensorRT did not take them, or the plan's file cannot be read or has changed.

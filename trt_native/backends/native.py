@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import os
 import re
@@ -57,7 +56,7 @@ from trt_native.plans.host_code import HostCode
 from trt_native.plans.manifest import PlanTensor
 from trt_native.plans.plan_file import PlanFile
 from trt_native.plans.plugins import is_python_plugin
-from trt_native.plans.stored_content import ContentReader, StoredContent
+from trt_native.plans.stored_content import StoredContent
 from trt_native.progress import Progress
 from trt_native.units import format_bytes
 
@@ -717,12 +716,12 @@ class TensorRTBackend:
     def _load_weights(
         self, engine: Any, content: bytes | memoryview | StoredContent, stream: int | None
     ) -> bool:
-        if stream is None:
+        if stream is None or not isinstance(content, StoredContent):
             load = getattr(engine, "load_weights", None)
             whole = content.read() if isinstance(content, StoredContent) else content
             return load is not None and bool(load(whole))
         load = getattr(engine, "load_weights_async", None)
-        with _reader_of(content) as source:
+        with content.open() as source:
             reader = make_stream_reader(self._trt, source)
             loaded = load is not None and load(reader, stream)
             if reader.failure is not None:
@@ -874,14 +873,6 @@ class TensorRTBackend:
     def collected_errors(self) -> contextlib.AbstractContextManager[list[str]]:
         """See :meth:`trt_native.backends.base.Backend.collected_errors`."""
         return self._log.collect_errors()
-
-
-def _reader_of(
-    content: bytes | memoryview | StoredContent,
-) -> contextlib.AbstractContextManager[ContentReader]:
-    if isinstance(content, StoredContent):
-        return content.open()
-    return contextlib.nullcontext(ContentReader(io.BytesIO(content), 0, len(content)))
 
 
 class _StagedWeights:

@@ -82,7 +82,7 @@ class RtxBackend(TensorRTBackend):
             quantizing_needs_gpu=release < _FIRST_TO_QUANTIZE_WITHOUT_GPU,
             dynamic_conditionals=False,
             specializes_kernels=True,
-            debug_tensors=False,  # it takes the marks and the listener, and calls it never
+            debug_tensors=False,  # 1.6 gives some, but nobody has compared their values
             defers_weights=hasattr(self._trt.Runtime, "defer_weights_loading"),
             crashing_operators=frozenset({"RoiAlign"}),
             small_recurrent=False,

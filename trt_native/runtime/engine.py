@@ -307,8 +307,9 @@ class Engine:
 
         Args:
             stream: A stream (see :func:`trt_native.cuda.stream_handle`) in whose order they are
-                copied, while the GPU does other work. Runs that are started later, on any stream,
-                wait for them on the GPU. Without one they are copied when the call returns.
+                copied from the plan's file, while the GPU does other work. Runs that are started
+                later, on any stream, wait for them on the GPU. Without one, and from a plan in
+                memory, they are copied when the call returns.
 
         Raises:
             PlanError: the plan's file cannot be read, or has changed, or TensorRT did not take the

@@ -36,8 +36,9 @@ DebugRunFn: TypeAlias = Callable[[Batch, Callable[[DebugTensor], None]], None]
 OpenDebugRunner: TypeAlias = Callable[[], AbstractContextManager[DebugRunFn]]
 """Opens such a function."""
 
-# A part of a plan numbers its tensors; a pass names the copies of a tensor in another type.
-_SUFFIX = re.compile(r"(?:\.\d+|__(?:fp32|fp16|bf16))$")
+# A part of a plan numbers its tensors, and TensorRT's compiler what it stores of them; a pass names
+# the copies of a tensor in another type.
+_SUFFIX = re.compile(r"(?:\.\d+|_\d+_myl\d+|__(?:fp32|fp16|bf16))$")
 
 
 @contextlib.contextmanager
