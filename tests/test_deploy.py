@@ -203,7 +203,11 @@ def test_a_shape_that_depends_on_data():
     found = tensor("y", "output", "int64", shape=(2, -1))
     with pytest.raises(UnsupportedError, match="the shape of output 'y' depends on data"):
         configure((static, found))
-    assert configure((X, dataclasses.replace(found, dims=(None, None))))[0].output[0].name == "y"
+    dynamic = dataclasses.replace(found, dims=(None, None))
+    assert configure((X, dynamic))[0].output[0].name == "y"
+    known = dataclasses.replace(dynamic, name="n", data_dependent=True)
+    with pytest.raises(UnsupportedError, match="the shape of output 'n' depends on data"):
+        configure((X, Y, known))
 
 
 @pytest.mark.parametrize("name", ['a"b\\c', "l\nine\t\x01", "größe:0", "a b/c#"])

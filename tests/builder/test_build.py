@@ -20,12 +20,14 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from trt_native import BuildConfig, IoPrecision, Plan, Precision, ProfileSpec, build_plan
+from trt_native.backends.base import BuildResult
 from trt_native.backends.registry import load_backend
 from trt_native.backends.rtx import RtxBackend
-from trt_native.builder.build import build_prepared, decide, lower, prepare
+from trt_native.builder.build import _described, build_prepared, decide, lower, prepare
 from trt_native.config import CalibrationRunner, QuantizationSpec
 from trt_native.errors import BuildError, ModelError, SpecError, UnsupportedError
 from trt_native.graph.dims import write_limits
+from trt_native.plans.manifest import PlanTensor
 
 tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
 pytestmark = pytest.mark.backend
@@ -40,6 +42,39 @@ def config(*dims, **options):
 
 def build(path, *dims, **options):
     return build_plan(path, config(*dims, **options), backend="rtx")
+
+
+def test_outputs_of_data_dependent_shape_are_noted(tmp_path):
+    path = tiny_models.reshape_by_input(tmp_path / "reshape.onnx")
+    profile = ProfileSpec.parse(["n=2:8:32"], ["shape=1x2:2x4:4x8"])
+    plan = build_plan(path, BuildConfig(profiles=profile), backend="rtx")
+    assert [t.values != () for t in plan.manifest.inputs] == [False, True]
+    assert [t.data_dependent for t in plan.manifest.tensors] == [False, False, False]
+
+    # TensorRT-RTX has no operator with such an output: the tensors are those of TensorRT 10.
+    path = tiny_models.save(
+        tmp_path / "nonzero.onnx",
+        [helper.make_node("NonZero", ["x"], ["n"]), helper.make_node("Relu", ["x"], ["y"])],
+        [tiny_models.tensor("x", TensorProto.FLOAT, ["batch", 4])],
+        [
+            tiny_models.tensor("n", TensorProto.INT64, [2, "count"]),
+            tiny_models.tensor("y", TensorProto.FLOAT, ["batch", 4]),
+        ],
+    )
+    tensors = (
+        PlanTensor("x", "input", "float32", (-1, 4)),
+        PlanTensor("n", "output", "int64", (2, -1)),
+        PlanTensor("y", "output", "float32", (-1, 4)),
+    )
+    prepared = prepare(path, config("batch=1:3:6"), backend="rtx")
+    result = BuildResult(memoryview(b""), "", tensors, {})
+    described = {tensor.name: tensor for tensor in _described(result, prepared)}
+    assert {name: t.data_dependent for name, t in described.items()} == {
+        "x": False,
+        "n": True,
+        "y": False,
+    }
+    assert described["n"].describe_type() == "int64 (data-dependent shape)"
 
 
 def test_the_manifest_tells_what_the_plan_is(tmp_path):

@@ -55,11 +55,14 @@ def test_readers_of_schema_2_are_kept(schema):
     closed = {name for name, o in objects(schema).items() if o["additionalProperties"] is False}
     assert closed == {"external", "tensor"}
     for name in closed:
-        new = {"alias", "format"} if name == "tensor" else set()
+        new = {"alias", "format", "data_dependent"} if name == "tensor" else set()
         assert set(objects(schema)[name]["properties"]) - new == set(REQUIRED[name].split())
 
 
-@pytest.mark.parametrize(("index", "name", "value"), [(2, "alias", "x"), (0, "format", "HWC8")])
+@pytest.mark.parametrize(
+    ("index", "name", "value"),
+    [(2, "alias", "x"), (0, "format", "HWC8"), (2, "data_dependent", True)],
+)
 def test_schema_3_is_for_plans_that_readers_of_schema_2_would_feed_wrongly(
     validator, index, name, value
 ):
@@ -84,6 +87,14 @@ def test_an_alias_is_an_input_like_the_output(index, alias):
     data = copy.deepcopy(GOLDEN)
     data["tensors"][index]["alias"] = alias
     with pytest.raises(PlanError, match="alias"):
+        Manifest.from_json({**data, "schema": 3})
+
+
+@pytest.mark.parametrize("value", [False, 1, "yes", None])
+def test_a_shape_is_data_dependent_or_nothing_is_said(value):
+    data = copy.deepcopy(GOLDEN)
+    data["tensors"][2]["data_dependent"] = value
+    with pytest.raises(PlanError, match="data_dependent of tensor"):
         Manifest.from_json({**data, "schema": 3})
 
 

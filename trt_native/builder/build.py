@@ -41,6 +41,7 @@ from trt_native.config import (
 from trt_native.cuda import GpuInfo, gpu_info
 from trt_native.errors import SpecError, TrtNativeError, UnsupportedError
 from trt_native.files import as_path, check_writable, sha256_of_file
+from trt_native.graph.data_dependence import data_dependent_outputs
 from trt_native.graph.dims import (
     fixed_extents,
     read_limits,
@@ -340,7 +341,7 @@ def _manifest(
         compute_capabilities=_targets(prepared.config, backend, gpu),
         driver=gpu.driver if gpu else None,
         model={**prepared.files, "metadata": metadata},
-        tensors=_described(result, prepared.decisions),
+        tensors=_described(result, prepared),
         precision=precision,
         passes=lowered.passes,
         options=prepared.config.options(),
@@ -672,8 +673,14 @@ def _targets(config: BuildConfig, backend: Backend, gpu: GpuInfo | None) -> tupl
     return (gpu.compute_capability,) if gpu else ()
 
 
-def _described(result: BuildResult, decisions: BuildDecisions) -> tuple[PlanTensor, ...]:
-    """The network's tensors, with the model's dimension names and the profiles."""
+def _described(result: BuildResult, prepared: PreparedBuild) -> tuple[PlanTensor, ...]:
+    """The network's tensors, with what the model and the profiles say of them."""
+    decisions = prepared.decisions
+    dependent = data_dependent_outputs(
+        prepared.graph,
+        decisions.profiles,
+        {name for profile in decisions.profiles for name in profile.values},
+    )
     specs = {spec.name: spec for spec in (*decisions.model.inputs, *decisions.model.outputs)}
     return tuple(
         replace(
@@ -685,6 +692,7 @@ def _described(result: BuildResult, decisions: BuildDecisions) -> tuple[PlanTens
             values=tuple(
                 p.values[tensor.name] for p in decisions.profiles if tensor.name in p.values
             ),
+            data_dependent=tensor.name in dependent and -1 in tensor.shape,
         )
         for tensor in result.tensors
     )

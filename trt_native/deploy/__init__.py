@@ -277,7 +277,9 @@ def _check_tensors(tensors: Sequence[PlanTensor]) -> None:
             problems.append(
                 f"{tensor.name!r} is a shape of more than one axis, which Triton does not support"
             )
-        if tensor.mode == "output" and not dynamic and -1 in tensor.shape:
+        if tensor.data_dependent or (
+            tensor.mode == "output" and not dynamic and -1 in tensor.shape
+        ):
             problems.append(
                 f"the shape of output {tensor.name!r} depends on data, for which Triton allocates"
                 " nothing; give it a fixed number of elements, such as those of a TopK"

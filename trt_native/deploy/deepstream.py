@@ -302,7 +302,7 @@ def _problems(inputs: Sequence[PlanTensor], outputs: Sequence[PlanTensor]) -> It
             yield f"output {tensor.name!r} is {tensor.dtype}, which NvDsInferDataType lacks"
         if tensor.alias is not None:
             yield f"output {tensor.name!r} is written in the memory of input {tensor.alias!r}"
-        if -1 in tensor.shape and not is_dynamic:
+        if tensor.data_dependent or (-1 in tensor.shape and not is_dynamic):
             yield f"the shape of output {tensor.name!r} depends on data"
         if not re.fullmatch(_TEXT, tensor.name):
             yield f"output {tensor.name!r} has a name that output-blob-names cannot express"

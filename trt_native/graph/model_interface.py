@@ -23,7 +23,7 @@ from trt_native.graph.skeleton import MOST_ELEMENTS, skeleton
 from trt_native.graph.validity import wraps_graph_errors
 from trt_native.shapes import Profile, Shape, TensorSpec
 
-__all__ = ["InferredExtents", "ModelInterface", "model_interface"]
+__all__ = ["InferredExtents", "ModelInterface", "model_interface", "static_tensors"]
 
 _MOST_ROUNDS = 32
 
@@ -114,10 +114,41 @@ def _points(profiles: Sequence[Profile]) -> Iterator[tuple[str, dict[str, Shape]
         yield "", {}
 
 
+@wraps_graph_errors
+def static_tensors(model: ir.Model, profiles: Sequence[Profile]) -> set[str]:
+    """Find the tensors whose shapes follow from those of the inputs at the ends of all profiles.
+
+    Args:
+        model: The model, without functions; unchanged afterwards.
+        profiles: Ranges of the inputs with dynamic shapes.
+
+    Returns:
+        Their names: all such outputs, and, while an output is none, other tensors outside of
+        bodies.
+    """
+    proto = skeleton(model)
+    found = []
+    for _, shapes in _points(profiles):
+        graph = _inferred(proto, shapes).graph
+        constants = {tensor.name for tensor in graph.initializer}
+        values = (*graph.value_info, *graph.input, *graph.output)
+        found.append(constants | _known_shapes(values).keys())
+    return set.intersection(*found)
+
+
 def _outputs(
     proto: onnx.ModelProto, shapes: Mapping[str, Shape], types: dict[str, str]
 ) -> dict[str, Extents | None]:
     """Infer the extents of the outputs; note their types."""
+    inferred = _inferred(proto, shapes)
+    for value in inferred.graph.output:
+        if kind := value.type.tensor_type.elem_type:
+            types[value.name] = dtype_name(ir.DataType(kind))
+    return {value.name: _extents(value) for value in inferred.graph.output}
+
+
+def _inferred(proto: onnx.ModelProto, shapes: Mapping[str, Shape]) -> onnx.ModelProto:
+    """A model with all that follows from the shapes of its inputs, until its outputs are known."""
     bound = onnx.ModelProto()
     bound.CopyFrom(proto)
     for value in bound.graph.input:
@@ -126,18 +157,22 @@ def _outputs(
                 value.type.tensor_type.shape.dim, shapes[value.name], strict=True
             ):
                 axis.dim_value = extent
-    found: dict[str, Extents | None] = {}
     for _ in range(_MOST_ROUNDS):
         inferred = infer_proto(bound)
-        found = {value.name: _extents(value) for value in inferred.graph.output}
-        if all(extents is not None and None not in extents for extents in found.values()):
+        if len(_known_shapes(inferred.graph.output)) == len(inferred.graph.output):
             break
         if not _fold(bound, inferred):
             break
-    for value in inferred.graph.output:
-        if kind := value.type.tensor_type.elem_type:
-            types[value.name] = dtype_name(ir.DataType(kind))
-    return found
+    return inferred
+
+
+def _known_shapes(values: Iterable[onnx.ValueInfoProto]) -> dict[str, Shape]:
+    """The shapes of the values all of whose extents are known."""
+    return {
+        value.name: tuple(extent for extent in extents if extent is not None)
+        for value in values
+        if (extents := _extents(value)) is not None and None not in extents
+    }
 
 
 def _extents(value: onnx.ValueInfoProto) -> Extents | None:
@@ -157,12 +192,8 @@ def _fold(bound: onnx.ModelProto, inferred: onnx.ModelProto) -> bool:
     Returns:
         Whether there were any.
     """
-    values = (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
-    static = {
-        value.name: extents
-        for value in values
-        if (extents := _extents(value)) is not None and None not in extents
-    }
+    graph = inferred.graph
+    static = _known_shapes((*graph.value_info, *graph.input, *graph.output))
     known = {tensor.name: numpy_helper.to_array(tensor) for tensor in bound.graph.initializer}
     kept: list[onnx.NodeProto] = []
     folded: list[onnx.TensorProto] = []
@@ -185,7 +216,7 @@ def _results(
     node: onnx.NodeProto,
     model: onnx.ModelProto,
     known: Mapping[str, Array],
-    static: Mapping[str, Extents],
+    static: Mapping[str, Shape],
 ) -> dict[str, Array] | None:
     """The outputs of a node, where they are small and depend on no input of the model."""
     if node.domain or any(a.HasField("g") or a.graphs for a in node.attribute):
@@ -197,7 +228,7 @@ def _results(
     names = [name for name in node.input if name]
     if not all(name in known for name in names) or node.op_type.startswith("Random"):
         return None
-    sizes = [math.prod(e or 0 for e in static[name]) for name in node.output if name in static]
+    sizes = [math.prod(static[name]) for name in node.output if name in static]
     if len(sizes) < len(node.output) or max(sizes, default=0) > MOST_ELEMENTS:
         return None
     opsets = {entry.domain: entry.version for entry in model.opset_import}

@@ -27,7 +27,7 @@ MANIFEST_SCHEMA = 3
 """Number of the manifest's newest layout; a change that would break readers raises it."""
 
 _PLAIN_SCHEMA = 2
-"""The layout where no tensor has an alias or a format, which readers of it can feed."""
+"""The layout where no tensor has one of the properties that came with the newest."""
 
 _NONE = type(None)
 
@@ -86,6 +86,8 @@ class PlanTensor:
             that it updates, the name of that input. Both must have one address.
         format: TensorRT's name of the layout that the engine reads or writes, such as ``HWC8``;
             None where that is C order.
+        data_dependent: For an output, whether its shape is known only after a run, as that of what
+            NonZero returns is.
     """
 
     name: str
@@ -97,6 +99,7 @@ class PlanTensor:
     values: tuple[ShapeRange, ...] = ()
     alias: str | None = None
     format: str | None = None
+    data_dependent: bool = False
 
     def __str__(self) -> str:
         ranges = ", ".join(map(str, self.profiles or self.values))
@@ -105,9 +108,10 @@ class PlanTensor:
         )
 
     def describe_type(self) -> str:
-        """Element type, with the format or the alias where there is one."""
+        """Element type, with what else decides what must be given or taken."""
         notes = [] if self.format is None else [self.format]
         notes += [] if self.alias is None else [f"in {self.alias}"]
+        notes += ["data-dependent shape"] if self.data_dependent else []
         return f"{self.dtype} ({', '.join(notes)})" if notes else self.dtype
 
     def can_have(self, shape: Shape) -> bool:
@@ -126,6 +130,8 @@ class PlanTensor:
         for name in ("alias", "format"):
             if data[name] is None:
                 del data[name]
+        if not self.data_dependent:
+            del data["data_dependent"]
         return data
 
     @classmethod
@@ -144,6 +150,8 @@ class PlanTensor:
         for optional in ("alias", "format"):
             if not isinstance(data.get(optional), str | None):
                 raise TypeError(f"{optional} of tensor {data['name']!r}")
+        if data.get("data_dependent", True) is not True:
+            raise TypeError(f"data_dependent of tensor {data['name']!r}")
         if len(dims) not in (0, len(shape)) or not all(isinstance(d, (str, _NONE)) for d in dims):
             raise ValueError(f"dims {dims} of tensor {data['name']!r}")
         return cls(
@@ -156,6 +164,7 @@ class PlanTensor:
             values=tuple(ShapeRange.parse(text) for text in data["values"]),
             alias=data.get("alias"),
             format=data.get("format"),
+            data_dependent="data_dependent" in data,
         )
 
     def describe_shape(self) -> str:
@@ -228,7 +237,7 @@ class Manifest:
     @property
     def schema(self) -> int:
         """Number of this layout: an earlier one where that says all there is to say."""
-        new = any(tensor.alias or tensor.format for tensor in self.tensors)
+        new = any(t.alias or t.format or t.data_dependent for t in self.tensors)
         return MANIFEST_SCHEMA if new else _PLAIN_SCHEMA
 
     @property

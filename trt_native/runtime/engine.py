@@ -561,6 +561,7 @@ class Engine:
             if is_input
             else self._alias(name) or getattr(known.get(name), "alias", None),
             format=None if host or self.is_host_tensor(name) else self._format(name, dtype, shape),
+            data_dependent=getattr(known.get(name), "data_dependent", False),
         )
 
     def _format(self, name: str, dtype: str, shape: tuple[int, ...]) -> str | None:
