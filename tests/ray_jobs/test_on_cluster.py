@@ -153,7 +153,7 @@ targets:
         "gone": "target gone: no node of the cluster has CPU 1, label kind=c; add one",
         "large": "no node of the cluster has CPU 1, memory 1.09951e+14; add one",
         "hasty": "the build took too long and was stopped",
-        "gpu": "target gpu: no node of the cluster has CPU 1, GPU 1, accelerator_type:H100 0.001;",
+        "gpu": "target gpu: no node of the cluster has CPU 1, GPU 1, a GPU of kind H100; add one",
     }
     for target, message in messages.items():
         assert message in rows["small", "fp32", target].failure.message

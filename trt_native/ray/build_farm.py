@@ -380,7 +380,9 @@ def _demands(build: MatrixBuild) -> dict[str, Any]:
         if target.gpu != "any":
             options["accelerator_type"] = target.gpu
     if target.labels:
-        options["label_selector"] = dict(target.labels)
+        # Ray allows spaces between values, but takes them for part of a value.
+        labels = {name: text.replace(", ", ",") for name, text in target.labels.items()}
+        options["label_selector"] = labels
     if target.resources:
         options["resources"] = dict(target.resources)
     return options

@@ -79,17 +79,23 @@ class Tasks:
         try:
             while self._waiting or self._running:
                 while self._waiting and len(self._running) < _MOST_RUNNING:
-                    self._start(self._waiting.popleft())
+                    yield from self._start(self._waiting.popleft())
                 yield from self._finished()
                 yield from self._without_node()
         finally:
             for reference in self._running:  # after an interrupt
                 self._ray.cancel(reference, force=True)
 
-    def _start(self, task: _Task) -> None:
+    def _start(self, task: _Task) -> Iterator[tuple[str, TaskResult]]:
+        try:
+            function = task.function.options(max_retries=0, **task.demands)
+            reference = function.remote(*task.arguments)
+        except (ValueError, TypeError, OverflowError) as error:  # half a GPU too many, a label
+            lost = f"Ray does not take what is asked of a node: {_line(error)}"
+            yield task.name, TaskResult(starts=task.starts, lost=lost)
+            return
         task.starts += 1
-        function = task.function.options(max_retries=0, **task.demands)
-        self._running[function.remote(*task.arguments)] = task
+        self._running[reference] = task
 
     def _finished(self) -> Iterator[tuple[str, TaskResult]]:
         references = list(self._running)
@@ -122,47 +128,51 @@ class Tasks:
     def _without_node(self) -> Iterator[tuple[str, TaskResult]]:
         """Give up tasks that no node of the cluster can run, once the time to wait is over."""
         nodes = [node for node in self._ray.nodes() if node["Alive"]]
-        reasons: dict[str, str] = {}
+        found: dict[str, str] = {}
         lacking = {}
         for reference, task in self._running.items():
             key = repr(task.demands)
-            if key not in reasons:
-                reasons[key] = _lacking(task.demands, nodes)
-            if reasons[key]:
-                lacking[reference] = reasons[key]
+            if key not in found:
+                found[key] = _lacking(task.demands, nodes)
+            if found[key]:
+                lacking[reference] = found[key]
         now = time.monotonic()
         if not lacking:
             self._served = now
         elif now - self._served >= self._wait_s:
-            for reference, reason in lacking.items():
+            waited = f", and none came in {self._wait_s:g} s" if self._wait_s else ""
+            for reference, wanted in lacking.items():
                 task = self._running.pop(reference)
                 self._ray.cancel(reference, force=True)
-                yield task.name, TaskResult(starts=task.starts - 1, lost=reason)
+                lost = f"no node of the cluster has {wanted}{waited}; add one, or wait for it"
+                yield task.name, TaskResult(starts=task.starts - 1, lost=lost)
 
 
 def _lacking(demands: Mapping[str, Any], nodes: list[dict[str, Any]]) -> str:
-    """Why no node can ever run a task; empty where one can."""
+    """What no node has of what a task needs; empty where one can run it."""
     amounts = {"CPU": demands.get("num_cpus", 1), **demands.get("resources", {})}
     amounts |= {
         k: demands[o] for k, o in (("memory", "memory"), ("GPU", "num_gpus")) if o in demands
     }
+    wanted = [f"{name} {amount:g}" for name, amount in amounts.items()]
     if "accelerator_type" in demands:
         amounts[f"accelerator_type:{demands['accelerator_type']}"] = 0.001
+        wanted.append(f"a GPU of kind {demands['accelerator_type']}")
     labels = demands.get("label_selector", {})
     for node in nodes:
         has, named = node["Resources"], node.get("Labels") or {}
         if all(has.get(name, 0) >= amount for name, amount in amounts.items()) and all(
-            _matches(named.get(name), wanted) for name, wanted in labels.items()
+            _matches(named.get(name), text) for name, text in labels.items()
         ):
             return ""
-    wanted = [f"{name} {amount:g}" for name, amount in amounts.items()]
-    wanted += [f"label {name}={text}" for name, text in labels.items()]
-    return f"no node of the cluster has {', '.join(wanted)}; add one, or wait for it"
+    return ", ".join([*wanted, *(f"label {name}={text}" for name, text in labels.items())])
 
 
 def _matches(found: str | None, wanted: str) -> bool:
-    """Whether a label may be what is wanted; Ray alone reads operators such as ``!H100``."""
-    return found == wanted or not wanted[:1].isalnum() or "(" in wanted
+    """Whether a label is what is wanted, in Ray's words: ``a``, ``!a``, ``in(a,b)``, ``!in(a)``."""
+    text = wanted.removeprefix("!")
+    values = text[3:-1].split(",") if text.startswith("in(") else [text]
+    return (found in values) != wanted.startswith("!")
 
 
 def _line(error: BaseException) -> str:

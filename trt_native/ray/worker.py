@@ -84,9 +84,12 @@ def describe_node(backend: str, store: str, with_gpu: bool) -> dict[str, Any]:
     """
     with _reported() as found, _gpu_seen(with_gpu):
         from trt_native.backends.registry import load_backend
-        from trt_native.cuda import gpu_info
+        from trt_native.cuda import gpu_info, require_gpu
 
-        loaded, gpu = load_backend(backend), gpu_info()
+        loaded = load_backend(backend)
+        if with_gpu:  # which Ray may take a node to have that has none that works
+            require_gpu()
+        gpu = gpu_info()
         described = (gpu.name, gpu.compute_capability) if gpu else None
         identity = _identity(BuildStore(store))
         found["facts"] = NodeFacts(code_hash(), identity, loaded.name, loaded.version, described)
