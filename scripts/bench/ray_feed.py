@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Measure how fast Ray Data gives rows to Predictors, and takes results, without any inference.
 
-Needs the extra ``ray``, no GPU. The actors have a session that returns at once, so that the figures
-are an upper bound of what the same machine can give to GPUs. Rows are read from Ray's memory.
+Needs the extra ``ray``, no GPU. The actors have a session that only copies its inputs, so that the
+figures are an upper bound of what the same machine can give to GPUs; or one that waits as long as a
+GPU would take. Rows are read from Ray's memory.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, NamedTuple, cast
 
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # read by Ray: listen on loopback alone
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -29,43 +30,78 @@ from trt_native.plans.manifest import PlanTensor
 from trt_native.ray import Predictor
 from trt_native.shapes import ShapeRange
 
-SHAPE = (3, 128, 128)  # of a row, float32: 192 KiB
-BATCH = 32
+
+class Ways(NamedTuple):
+    """How rows, which are FP32, are given to an actor.
+
+    Attributes:
+        shape: Shape of a row.
+        batch: Rows of a run.
+        run_s: Time in seconds of a run.
+        batch_size: Rows of a call.
+        calls: Calls at a time.
+    """
+
+    shape: tuple[int, ...]
+    batch: int
+    run_s: float
+    batch_size: int
+    calls: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+        return 4 * int(np.prod(self.shape))
 
 
 class Idle:
-    """A session that returns a number for each row, at once."""
+    """A session that returns a number for each row, when a GPU would have been done."""
 
-    def __init__(self) -> None:
-        text = "x".join(map(str, SHAPE))
-        profile = ShapeRange.parse(f"1x{text}:{BATCH}x{text}:{BATCH}x{text}")
-        self.inputs = (PlanTensor("x", "input", "float32", (-1, *SHAPE), profiles=(profile,)),)
+    def __init__(self, ways: Ways) -> None:
+        one, most = (1, *ways.shape), (ways.batch, *ways.shape)
+        profile = ShapeRange(one, most, most)
+        self.inputs = (PlanTensor("x", "input", "float32", (-1, *one[1:]), profiles=(profile,)),)
         self.outputs = (PlanTensor("y", "output", "float32", (-1, 1)),)
+        self._staging = np.zeros(most, np.float32)
+        self._run_s, self._end = ways.run_s, 0.0
 
-    def map(self, batches: Iterable[Mapping[str, Any]], *, depth: int) -> Iterator[dict[str, Any]]:
-        """The first value of each row."""
-        del depth
-        for inputs in batches:
-            yield {"y": inputs["x"][:, 0, 0, :1].copy()}
+    def submit(self, inputs: Mapping[str, Any]) -> IdleRun:
+        """Copy the inputs, as to page-locked memory, and return the first value of each row."""
+        x = inputs["x"]
+        np.copyto(self._staging[: len(x)], x)
+        self._end = max(self._end, time.perf_counter()) + self._run_s
+        return IdleRun(x.reshape(len(x), -1)[:, :1].copy(), self._end)
+
+
+class IdleRun:
+    """A run that ends at a time."""
+
+    def __init__(self, y: Any, end: float) -> None:
+        self._y, self._end = y, end
+
+    def result(self) -> dict[str, Any]:
+        """Wait for the end."""
+        time.sleep(max(self._end - time.perf_counter(), 0.0))
+        return {"y": self._y}
 
 
 class IdlePredictor(Predictor):
-    """A Predictor that does everything but inference."""
+    """A Predictor that does everything but inference; its plan is the ways."""
 
     def _opened(self, plan: Any, options: Any) -> Session:
-        del plan, options
-        return cast(Session, Idle())
+        del options
+        return cast(Session, Idle(plan))
 
 
-def seconds_of(actors: int, dataset: Any) -> float:
+def seconds_of(actors: int, dataset: Any, ways: Ways) -> float:
     """Time that all rows take, with the start of the actors."""
     started = time.perf_counter()
     found = dataset.map_batches(
         IdlePredictor,
-        fn_constructor_args=("",),
+        fn_constructor_args=(ways,),
         fn_constructor_kwargs={"keep": ["id"]},
-        compute=ray.data.ActorPoolStrategy(size=actors, max_concurrent_calls_per_actor=2),
-        batch_size=8 * BATCH,
+        compute=ray.data.ActorPoolStrategy(size=actors, max_concurrent_calls_per_actor=ways.calls),
+        batch_size=ways.batch_size,
         batch_format="pyarrow",
         zero_copy_batch=True,
         num_cpus=1,
@@ -75,20 +111,20 @@ def seconds_of(actors: int, dataset: Any) -> float:
     return time.perf_counter() - started
 
 
-def measure(actors: int, rows: int, repeats: int) -> float:
+def measure(actors: int, rows: int, repeats: int, ways: Ways) -> float:
     """Rows per second: of more rows than others, so that starting the actors does not count."""
-    x = np.random.default_rng(0).random((8 * BATCH, *SHAPE), np.float32)
-    blocks = [
-        ray.data.block.BlockAccessor.batch_to_arrow_block(
-            {"id": np.arange(start, start + len(x)), "x": x}
-        )
-        for start in range(0, rows, len(x))
+    block = 4 * ways.batch_size
+    x = np.random.default_rng(0).random((block, *ways.shape), np.float32)
+    to_arrow = ray.data.block.BlockAccessor.batch_to_arrow_block
+    blocks: list[Any] = [
+        ray.put(to_arrow({"id": np.arange(start, start + block), "x": x}))
+        for start in range(0, rows, block)
     ]
-    once = ray.data.from_blocks(blocks)
-    often = once.union(*[once] * repeats)
-    least = min(seconds_of(actors, once) for _ in range(2))
+    once = ray.data.from_arrow_refs(blocks)
+    often = ray.data.from_arrow_refs(blocks * (repeats + 1))
+    least = min(seconds_of(actors, once, ways) for _ in range(2))
     more: int = often.count() - once.count()
-    return more / (seconds_of(actors, often) - least)
+    return more / (seconds_of(actors, often, ways) - least)
 
 
 @report_errors
@@ -96,11 +132,18 @@ def main(
     actors: Annotated[str, typer.Option(help="Numbers of actors.")] = "1,2",
     rows: Annotated[int, typer.Option(help="Number of different rows.")] = 2048,
     repeats: Annotated[int, typer.Option(help="How often they are measured.")] = 40,
+    row: Annotated[str, typer.Option(help="Shape of a row, in FP32.")] = "3x128x128",
+    batch: Annotated[int, typer.Option(help="Rows of a run.")] = 32,
+    run_ms: Annotated[float, typer.Option(help="Time of a run.")] = 0.0,
+    batch_size: Annotated[int, typer.Option(help="Rows of a call.")] = 256,
+    calls: Annotated[int, typer.Option(help="Calls of an actor at a time.")] = 4,
     output: Annotated[Path | None, typer.Option(help="Write the figures to this file.")] = None,
 ) -> None:
     """Measure Ray Data without inference."""
     counts = [int(count) for count in actors.split(",")]
-    size = 4 * int(np.prod(SHAPE))
+    shape = tuple(map(int, row.split("x")))
+    ways = Ways(shape, batch, run_ms / 1e3, batch_size, calls)
+    size = ways.row_bytes
     ray.init(
         address="local",
         num_cpus=max(counts) + 1,
@@ -109,7 +152,7 @@ def main(
         log_to_driver=False,
     )
     ray.data.DataContext.get_current().enable_progress_bars = False
-    rates = {count: measure(count, rows, repeats) for count in counts}
+    rates = {count: measure(count, rows, repeats, ways) for count in counts}
     ray.shutdown()
     table(
         f"{rows * repeats} rows of {size} bytes",

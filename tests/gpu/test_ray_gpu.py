@@ -79,7 +79,7 @@ def test_an_actor_that_dies(data, plan, expected):
 def test_a_plan_with_a_url(data, plan, expected):
     predictor = Predictor(f"local://{plan}")
     batch = images({"id": np.arange(150)})
-    found = predictor(batch)
+    (found,) = predictor(batch)
     np.testing.assert_array_equal(found["id"], batch["id"])
     np.testing.assert_allclose(found["y"], expected[:150], rtol=1e-4, atol=1e-4)
 
@@ -88,6 +88,6 @@ def test_another_type_is_refused_or_converted(data, plan, expected):
     batch = images({"id": np.arange(5)})
     halves = {**batch, "x": batch["x"].astype(np.float16)}
     with pytest.raises(SpecError, match="float16"):
-        Predictor(plan)(halves)
-    found = Predictor(plan, cast=True)(halves)["y"]
+        next(Predictor(plan)(halves))
+    found = next(Predictor(plan, cast=True)(halves))["y"]
     np.testing.assert_allclose(found, expected[:5], rtol=0.02, atol=0.05)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,7 @@ from trt_native.ray.rows import RowBatcher
 from trt_native.scratch import scratch_folder
 
 if TYPE_CHECKING:
+    from trt_native.runtime.future import InferenceFuture
     from trt_native.runtime.session import Session
 
 __all__ = ["Predictor", "predict"]
@@ -34,8 +37,8 @@ class Predictor:
 
     A batch is an Arrow table (``batch_format="pyarrow"``) or a mapping of columns to NumPy arrays.
     Columns of tensors of one shape, of numbers and of lists of one length are used where they are
-    in Ray's memory, unless their rows are in several pieces. A row has one result. Within a batch,
-    uploads, runs and downloads overlap.
+    in Ray's memory, unless their rows are in several pieces. A row has one result. Uploads, runs
+    and downloads overlap, within a batch and between those of several threads.
 
     A row is an element of the plan's batch if each of the plan's inputs has one axis more than a
     row, and a run of its own if it has as many. Batches are as large as the plan's profiles allow;
@@ -68,7 +71,10 @@ class Predictor:
     ) -> None:
         self._resources = ExitStack()
         self._finalizer = weakref.finalize(self, self._resources.close)
+        if depth < 1:
+            raise SpecError(f"depth={depth}: must be at least 1", options=("depth",))
         self._keep, self._cast, self._depth = keep, cast, depth
+        self._submitting = threading.Lock()
         session = self._opened(plan, options)
         self._session = session
         self._batcher = RowBatcher(session.inputs, session.outputs)
@@ -84,14 +90,17 @@ class Predictor:
         path = _local(plan, self._resources)
         return self._resources.enter_context(Session(path, **options))
 
-    def __call__(self, batch: Any) -> Any:
+    def __call__(self, batch: Any) -> Iterator[Any]:
         """Run the plan for the rows of a batch.
+
+        Ray lets one thread make the calls of an actor, but several take their results: the GPU has
+        the rows of one call while another begins or ends.
 
         Args:
             batch: An Arrow table, or a mapping of columns to arrays.
 
-        Returns:
-            The same kind of batch, with the columns to keep and the outputs.
+        Yields:
+            Once: the same kind of batch, with the columns to keep and the outputs.
 
         Raises:
             SpecError: a column is missing, or does not fit the plan; or an output's first axis is
@@ -103,9 +112,10 @@ class Predictor:
         kept = self._kept(names)
         rows = _arrays(batch.select(self._used(names))) if table else batch
         found = self._predicted({i: np.asarray(rows[c]) for i, c in self._columns.items()})
-        if not table:
-            return {**{name: batch[name] for name in kept}, **found}
-        return _with_columns(batch.select(kept), found)
+        if table:
+            yield _with_columns(batch.select(kept), found)
+        else:
+            yield {**{name: batch[name] for name in kept}, **found}
 
     def _predicted(self, columns: dict[str, Array]) -> dict[str, Array]:
         """Outputs by column, a row for each row of the inputs."""
@@ -116,9 +126,20 @@ class Predictor:
                 batches.append(batch)
                 yield self._typed(batch.inputs)
 
-        results = list(self._session.map(inputs(), depth=self._depth))
+        results = list(self._results(inputs()))
         found = self._batcher.joined(list(zip(batches, results, strict=True)))
         return {column: found[name] for name, column in self._outputs.items()}
+
+    def _results(self, batches: Iterable[dict[str, Array]]) -> Iterator[dict[str, Array]]:
+        """Run the engine for batches, as ``Session.map`` does for one thread."""
+        ahead: deque[InferenceFuture] = deque()
+        for inputs in batches:
+            with self._submitting:
+                ahead.append(self._session.submit(inputs))
+            if len(ahead) > self._depth:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
     def _typed(self, inputs: dict[str, Array]) -> dict[str, Array]:
         if not self._cast:
@@ -198,8 +219,8 @@ def predict(
         Predictor,
         fn_constructor_args=(plan,),
         fn_constructor_kwargs=given,
-        # Two calls: what Ray does with the rows of one goes on while the GPU has the other.
-        compute=data.ActorPoolStrategy(size=gpus, max_concurrent_calls_per_actor=2),
+        # Ray prepares the rows of some calls and stores those of others while the GPU is busy.
+        compute=data.ActorPoolStrategy(size=gpus, max_concurrent_calls_per_actor=4),
         batch_size=batch_size,
         batch_format="pyarrow",
         zero_copy_batch=True,
