@@ -156,6 +156,10 @@ def test_functions_that_parse(tmp_path, kind, key):
             (tensor("x", "input", "float32", shape=(1, 3, 8, 8)), OUT),
             "the shape of output 'output0' depends on data",
         ),
+        (
+            (IMAGE, dataclasses.replace(OUT, data_dependent=True)),
+            "the shape of output 'output0' depends on data",
+        ),
     ],
     ids=str,
 )
