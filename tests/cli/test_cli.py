@@ -41,7 +41,7 @@ def test_importing_the_package_imports_nothing_heavy():
 
 def test_version():
     result = trt_native("--version")
-    assert (result.returncode, result.stdout) == (0, "trt-native 0.1.0\n")
+    assert (result.returncode, result.stdout) == (0, "trt-native 0.2.0\n")
 
 
 @pytest.mark.parametrize("command", ["build", "inspect"])
