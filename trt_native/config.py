@@ -235,7 +235,7 @@ class RuntimePlatform(_Choice):
 
 _TYPES, _TUNING, _TARGET = "Precision", "Memory and tuning", "Target"
 _MEASURING = {"calibration_data", "calibration_runner", "calibration_memory_bytes"}
-_QUANTIZATION = "Quantization (precision int8, fp8, int8-weights, int4-weights)"
+_QUANTIZATION = "Quantization (int8, fp8, int8-weights, int4-weights)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

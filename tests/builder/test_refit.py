@@ -151,7 +151,7 @@ def test_split_weights_are_refitted(tmp_path):
     ids=range(7),
 )
 def test_every_way_of_rewriting_is_repeated(tmp_path, config):
-    model = tiny_models.norm(tmp_path / "m.onnx")
+    model = tiny_models.norm(tmp_path / "m.onnx", width=32)
     plan = as_refittable(model, config)
     reaches_the_gpu(plan, changed(tmp_path / "n.onnx", lambda _, a: a * 2, model))
 
@@ -172,9 +172,9 @@ def test_sample_inputs_show_the_magnitudes_of_the_new_model_too(tmp_path):
 
 
 def test_int4_weights_are_fitted_again(tmp_path):
-    model = tiny_models.norm(tmp_path / "m.onnx")
-    x = np.random.default_rng(0).standard_normal((20, 16), np.float32)
-    np.savez(tmp_path / "x.npz", x=x * np.where(np.arange(16) % 5, 1, 30).astype(np.float32))
+    model = tiny_models.norm(tmp_path / "m.onnx", width=32)
+    x = np.random.default_rng(0).standard_normal((20, 32), np.float32)
+    np.savez(tmp_path / "x.npz", x=x * np.where(np.arange(32) % 5, 1, 30).astype(np.float32))
     spec = QuantizationSpec(
         calibration_data=str(tmp_path / "x.npz"), calibration_runner=CalibrationRunner.REFERENCE
     )

@@ -93,7 +93,7 @@ class TestQuantize:
             (("--format", "int8-weights", "--dim", "batc=2"), "did you mean 'batch'"),
             (
                 ("--format", "int4-weights", "--quantize-block-size", "48"),
-                "block size 48 is none of: 8, 16, 32, 64, 128 (--quantize-block-size)",
+                "block size 48 is none of: 16, 32, 64, 128 (--quantize-block-size)",
             ),
             (
                 ("--format", "int8-weights", "--quantize-block-size", "32"),

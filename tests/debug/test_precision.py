@@ -126,7 +126,7 @@ def test_the_command_finds_the_cancellation_and_prints_what_to_paste(cancelling,
     ("words", "message"),
     [
         (["--max-error", "-1"], "--max-error -1.0: must be 0 or more"),
-        (["--max-error", "0.1", "--precision", "fp32"], "choose fp16, bf16, int8, fp8 or int8-w"),
+        (["--max-error", "0.1", "--precision", "fp32"], "choose fp16, bf16, int8, fp8, int8-w"),
         (["--max-error", "0.1", "--measure", "tpu"], "choose auto, cpu or gpu"),
         (
             ["--max-error", "0.1", "--measure", "cpu", "--shape", "z=1"],

@@ -96,13 +96,13 @@ def coupled(path):
     )
 
 
-def norm(path):
+def norm(path, width=16):
     """LayerNormalization, MatMul and Softmax with named nodes."""
     random = np.random.default_rng(0)
     weights = {
-        "scale": np.ones(16, np.float32),
-        "bias": np.zeros(16, np.float32),
-        "w": random.standard_normal((16, 16), np.float32),
+        "scale": np.ones(width, np.float32),
+        "bias": np.zeros(width, np.float32),
+        "w": random.standard_normal((width, width), np.float32),
     }
     nodes = [
         helper.make_node("LayerNormalization", ["x", "scale", "bias"], ["n"], name="/norm"),
@@ -112,8 +112,8 @@ def norm(path):
     return save(
         path,
         nodes,
-        [tensor("x", FLOAT, ["batch", 16])],
-        [tensor("y", FLOAT, ["batch", 16])],
+        [tensor("x", FLOAT, ["batch", width])],
+        [tensor("y", FLOAT, ["batch", width])],
         weights,
     )
 

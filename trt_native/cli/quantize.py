@@ -70,7 +70,8 @@ def quantize(
 
     $ trt-native quantize net.onnx -o net.int8.onnx \
         --calibration-cache net.calib
-    $ trt-native quantize net.onnx -o net.int4.onnx --format int4-weights
+    $ trt-native quantize net.onnx -o net.int4.onnx \
+        --format int4-weights
     """
     spec = QuantizationSpec(**read_fields(QuantizationSpec, options))
     precision = _parse_format(format)
