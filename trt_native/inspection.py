@@ -294,6 +294,7 @@ def _model_facts(manifest: Manifest) -> dict[str, str]:
 
 def _option_facts(manifest: Manifest) -> dict[str, str]:
     facts = {name: json.dumps(value) for name, value in manifest.options.items()}
+    facts |= {n: "; ".join(lines) for n, lines in manifest.option_lines() if n == "profiles"}
     facts["precision applied"] = manifest.arithmetic
     facts["compute capabilities"] = ", ".join(manifest.compute_capabilities) or "all"
     return facts
