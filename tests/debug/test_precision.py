@@ -112,7 +112,7 @@ def test_the_command_finds_the_cancellation_and_prints_what_to_paste(cancelling,
     assert printed["kept"]
     assert all(name.startswith("mid/") for name in printed["kept"])
     assert printed["cost_share"] < 0.1
-    shown = trt_native(*words, *shape, width=80)
+    shown = trt_native(*words, "--dim", "n=3", width=80)
     line = shown.stdout.strip().splitlines()[-1]
     assert line.startswith("--keep-fp32 ")
     converted = trt_native(
@@ -131,6 +131,10 @@ def test_the_command_finds_the_cancellation_and_prints_what_to_paste(cancelling,
         (
             ["--max-error", "0.1", "--measure", "cpu", "--shape", "z=1"],
             "input 'z' is not one of the model's",
+        ),
+        (
+            ["--max-error", "0.1", "--measure", "cpu", "--dim", "n=4", "--shape", "x=3x16"],
+            "input 'x' has the shape 3x16, but dimension 'n' was given as 4",
         ),
     ],
 )

@@ -17,6 +17,7 @@ from trt_native.cli.inputs import (
     check_seed,
     fill_random,
     open_inputs,
+    read_extents,
     read_shapes,
 )
 from trt_native.cli.options import BackendOption, completing, read_fields, with_fields
@@ -94,12 +95,17 @@ def precision(
             rich_help_panel=_INPUTS,
         ),
     ] = None,
-    shape: Annotated[
+    dim: Annotated[
         list[str] | None,
         typer.Option(
-            help="Shape of a random input, NAME=1x3x8x8. \\[default: 2 for a dynamic extent]",
+            metavar="NAME=N",
+            help="Extent of a dynamic dimension. Repeatable. \\[default: 2]",
             rich_help_panel=_INPUTS,
         ),
+    ] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(help="Shape of a random input, NAME=1x3x8x8.", rich_help_panel=_INPUTS),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
     **options: Any,
@@ -116,7 +122,7 @@ def precision(
     config = _config(to, tuple(keep_fp32 or ()), options)
     on_gpu = _on_gpu(measure)
     search = _search_quantized if config.precision.quantized else _search_reduced
-    given = _Inputs(inputs or [], random, shape or [])
+    given = _Inputs(inputs or [], random, shape or [], read_extents(dim or []))
     placement, nodes = search(model, config, on_gpu, backend, given, max_error)
     option = _EXCLUDE if config.precision.quantized else _KEEP
     if json:
@@ -216,6 +222,7 @@ class _Inputs(NamedTuple):
     entries: list[str]
     seed: int | None
     shapes: list[str]
+    dims: dict[str, int]
 
     def arrays(self, model: Path, batch: Batch | None = None) -> dict[str, Array]:
         """The inputs to measure with.
@@ -228,12 +235,12 @@ class _Inputs(NamedTuple):
 
         from trt_native.verify.models import model_inputs
 
-        if batch is not None and (self.entries, self.seed, self.shapes) == ([], None, []):
+        if batch is not None and self == _Inputs([], None, [], {}):
             return dict(batch)
         given_shapes = read_shapes(self.shapes)
         check_seed(0 if self.seed is None else self.seed, given_shapes)
         with open_inputs(self.entries) as given:
-            tensors = model_inputs(model, {**given_shapes, **given.shapes})
+            tensors = model_inputs(model, {**given_shapes, **given.shapes}, self.dims)
             arrays = given.read(tensors)
         left = {name: shape for name, shape in given_shapes.items() if name not in arrays}
         return fill_random(tensors, arrays, left, np.random.default_rng(self.seed or 0))

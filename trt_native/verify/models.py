@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from trt_native.arrays import Batch
 from trt_native.config import FixedValues
+from trt_native.errors import SpecError
 from trt_native.graph.dims import dimension_symbols, read_limits, resolve_profiles
 from trt_native.graph.macs import multiply_adds, static_shapes
 from trt_native.graph.nodes import PRODUCTS, RANDOM_OPS, all_nodes
 from trt_native.graph.onnx_file import read_model, tensor_specs
 from trt_native.plans.manifest import PlanTensor
 from trt_native.progress import Progress
-from trt_native.shapes import DimRange, ProfileSpec, Shape, ShapeRange
+from trt_native.shapes import DimRange, ProfileSpec, Shape, ShapeRange, format_shape
 from trt_native.verify.metrics import OutputComparison, compare_outputs
 from trt_native.verify.reference import OnnxReference, read_inlined
 
@@ -55,28 +56,34 @@ def compare_models(
     return tuple(compare_outputs(name, results[name], wanted[name]) for name in outputs)
 
 
-def model_inputs(path: Path, shapes: Mapping[str, Shape]) -> tuple[PlanTensor, ...]:
+def model_inputs(
+    path: Path, shapes: Mapping[str, Shape], dims: Mapping[str, int] | None = None
+) -> tuple[PlanTensor, ...]:
     """The inputs of a model, each with one shape.
 
     Args:
         path: The ONNX file.
-        shapes: Shapes of inputs. Dimensions that no shape says have the extent 2, or the most that
+        shapes: Shapes of inputs.
+        dims: Extents of dimensions. Those that neither says have the extent 2, or the most that
             the model notes.
 
     Raises:
-        SpecError: the shapes do not fit the model.
+        SpecError: the shapes or dimensions do not fit the model.
     """
     model = read_model(path)
     inputs, _ = tensor_specs(model)
     limits = read_limits(model.metadata_props)
     names = {n for i in inputs for axis in i.shape or () for n in _names(axis)}
-    extents = {name: min(_EXTENT, limits.get(name, _EXTENT)) for name in names}
+    extents = {name: min(_EXTENT, limits.get(name, _EXTENT)) for name in names} | {**(dims or {})}
     spec = ProfileSpec(
         {name: DimRange(n, n, n) for name, n in extents.items()},
         {name: ShapeRange(shape, shape, shape) for name, shape in shapes.items()},
     )
     profiles = resolve_profiles(inputs, [spec])
     found = profiles[0].shapes if profiles else {}
+    for name, allowed in found.items():
+        axes = next(i.shape or () for i in inputs if i.name == name)
+        _check_extents(name, axes, allowed.opt, dims or {})
     return tuple(
         PlanTensor(
             name=i.name,
@@ -86,6 +93,17 @@ def model_inputs(path: Path, shapes: Mapping[str, Shape]) -> tuple[PlanTensor, .
         )
         for i in inputs
     )
+
+
+def _check_extents(
+    name: str, axes: Sequence[int | str | None], shape: Shape, dims: Mapping[str, int]
+) -> None:
+    for axis, extent in zip(axes, shape, strict=True):
+        if isinstance(axis, str) and dims.get(axis, extent) != extent:
+            raise SpecError(
+                f"input {name!r} has the shape {format_shape(shape)}, but dimension {axis!r} was"
+                f" given as {dims[axis]}; give one of the two"
+            )
 
 
 def _names(axis: int | str | None) -> set[str]:
