@@ -113,7 +113,7 @@ def triton(
         tensors = plan_tensors(loaded) if given.names else ()
         arrays = given.read([tensor for tensor in tensors if tensor.mode == "input"])
     config = TritonConfig(
-        name=plan.name.removesuffix(".plan").removesuffix(".engine") if name is None else name,
+        name=_name_of(plan) if name is None else name,
         instances=instances,
         max_batch=max_batch,
         profiles=tuple(profile or ()),
@@ -245,7 +245,7 @@ def deepstream(
         raise SpecError(f"--network-type {network_type!r} is none of: {', '.join(known)}")
     loaded = open_plan(plan, ignore_manifest, allow_host_code, lean_runtime, plugins)
     config = DeepStreamConfig(
-        name=plan.name.removesuffix(".plan").removesuffix(".engine") if name is None else name,
+        name=_name_of(plan) if name is None else name,
         network_type=known[network_type],
         labels=() if labels is None else _read_labels(labels),
         color=color,
@@ -360,6 +360,10 @@ def _read_resources(entries: list[str]) -> dict[str, int]:
             raise SpecError(f"--rate-resource {entry!r}: write NAME=COUNT, each name once")
         found[name] = int(count)
     return found
+
+
+def _name_of(plan: Path) -> str:
+    return plan.name.removesuffix(".plan").removesuffix(".engine")
 
 
 def _needs(plan: Plan) -> str:

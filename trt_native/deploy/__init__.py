@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trt_native.arrays import Array
-from trt_native.deploy.folders import put_folder, put_plan, staging, write_file
+from trt_native.deploy.folders import new_folder, put_plan, write_file
 from trt_native.errors import CudaError, PlanError, SpecError, UnsupportedError
 from trt_native.plans.host_code import LEAN_RUNTIME
 from trt_native.plans.manifest import PlanTensor
@@ -233,15 +233,10 @@ def deploy_triton(
             f" {_VERSION_COMPATIBLE}."
         )
     model = triton_config(plan_tensors(plan), config, comment=comment)
-    folder = Path(repository) / config.name
-    try:
-        Path(repository).mkdir(parents=True, exist_ok=True)
-        with staging(Path(repository), config.name) as staged:
-            _write_model(plan, model, staged)
-            put_folder(staged, folder, force=force, replaced="warmup/profile")
-    except OSError as error:
-        raise PlanError(f"cannot write {folder}: {error.strerror or error}") from error
-    return folder, model
+    parent = Path(repository)
+    with new_folder(parent, config.name, force=force, replaced="warmup/profile") as folder:
+        _write_model(plan, model, folder)
+    return parent / config.name, model
 
 
 def _is_version_compatible(plan: Plan) -> bool:

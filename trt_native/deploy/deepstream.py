@@ -11,8 +11,8 @@ from enum import Enum
 from pathlib import Path
 
 from trt_native.deploy import plan_tensors
-from trt_native.deploy.folders import put_folder, put_plan, staging, write_file
-from trt_native.errors import PlanError, SpecError, UnsupportedError
+from trt_native.deploy.folders import new_folder, put_plan, write_file
+from trt_native.errors import SpecError, UnsupportedError
 from trt_native.plans.manifest import PlanTensor
 from trt_native.plans.plan import Plan
 from trt_native.shapes import format_shape
@@ -237,18 +237,12 @@ def deploy_deepstream(
     precision = None if plan.manifest is None else str(plan.manifest.precision.get("applied"))
     completed = _completed(plan, config)
     model = deepstream_config(plan_tensors(plan), completed, precision=precision)
-    folder = Path(parent) / config.name
-    try:
-        Path(parent).mkdir(parents=True, exist_ok=True)
-        with staging(Path(parent), config.name) as staged:
-            put_plan(plan, staged / "model.plan")
-            write_file(staged / "config_infer.txt", model.config.encode())
-            if model.labels is not None:
-                write_file(staged / "labels.txt", model.labels.encode())
-            put_folder(staged, folder, force=force)
-    except OSError as error:
-        raise PlanError(f"cannot write {folder}: {error.strerror or error}") from error
-    return folder, model
+    with new_folder(Path(parent), config.name, force=force) as folder:
+        put_plan(plan, folder / "model.plan")
+        write_file(folder / "config_infer.txt", model.config.encode())
+        if model.labels is not None:
+            write_file(folder / "labels.txt", model.labels.encode())
+    return Path(parent) / config.name, model
 
 
 def _completed(plan: Plan, config: DeepStreamConfig) -> DeepStreamConfig:

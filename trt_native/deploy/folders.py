@@ -10,14 +10,39 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from trt_native.errors import SpecError
+from trt_native.errors import PlanError, SpecError
 from trt_native.plans.plan import Plan
 
-__all__ = ["put_folder", "put_plan", "staging", "write_file"]
+__all__ = ["new_folder", "put_plan", "write_file"]
 
 
 @contextlib.contextmanager
-def staging(repository: Path, name: str) -> Iterator[Path]:
+def new_folder(
+    parent: Path, name: str, *, force: bool, replaced: str | None = None
+) -> Iterator[Path]:
+    """A folder to fill, which is in its place, complete, when the block ends.
+
+    Args:
+        parent: Where its place is; made if it is missing.
+        name: Its name there. What is there already must be such a model, and equal.
+        force: Replace one that differs.
+        replaced: How names of files begin that such a model may have, and this one lacks.
+
+    Raises:
+        SpecError: something else is there, or another model without ``force``.
+        PlanError: a file or folder cannot be written.
+    """
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with _staging(parent, name) as staged:
+            yield staged
+            _put_folder(staged, parent / name, force=force, replaced=replaced)
+    except OSError as error:
+        raise PlanError(f"cannot write {parent / name}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _staging(repository: Path, name: str) -> Iterator[Path]:
     """A new folder on a repository's file system, outside of it where that is possible.
 
     Triton treats every folder in its repository as a model.
@@ -52,18 +77,8 @@ def write_file(path: Path, content: bytes | memoryview) -> None:
         os.fsync(file.fileno())
 
 
-def put_folder(staged: Path, folder: Path, *, force: bool, replaced: str | None = None) -> None:
-    """Move a new model to its place.
-
-    Args:
-        staged: Its folder now.
-        folder: Its folder then. What is there already must be such a model, and equal.
-        force: Replace one that differs.
-        replaced: How names of files begin that such a model may have, and this one lacks.
-
-    Raises:
-        SpecError: something else is there, or another model without ``force``.
-    """
+def _put_folder(staged: Path, folder: Path, *, force: bool, replaced: str | None) -> None:
+    """Move a new model to its place; see :func:`new_folder`."""
     if not folder.exists():
         staged.rename(folder)
         return
