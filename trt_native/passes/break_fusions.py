@@ -91,7 +91,8 @@ class BreakFusions(GraphPass):
         for name in self.context.config.break_fusions:
             _separate_bias(model, names, _requested(model, name).value)
         for _ in range(_ROUNDS):
-            points = self._points(model, infer=False)
+            if not (points := self._points(model, infer=False)):
+                break
             record["tensors"] = {**_record(points)["tensors"], **record["tensors"]}
             for point in points:
                 _break(model, names, point)
