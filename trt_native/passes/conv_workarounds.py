@@ -105,12 +105,11 @@ def _rewrite_strides(new: ReplacementBuilder) -> None:
 
 def _is_pixel(node: ir.Node) -> bool:
     """Whether each output is a product of one pixel with the weights, all of which come out."""
-    extents, weight = _extents(node), input_of(node, 1)
+    extents = _extents(node)
     return (
         bool(extents)
         and all(extent == 1 for extent in extents)
-        and weight is not None
-        and constant_of(weight) is not None
+        and _knows_weight(node)
         and node.attributes.get_int("group", 1) == 1
         and not any(ints_of(node, "pads"))
         and all(dilation == 1 for dilation in ints_of(node, "dilations"))
@@ -123,8 +122,7 @@ def _rewrite_pixel(new: ReplacementBuilder) -> None:
     x, weight = new.node.inputs[:2]
     assert x is not None  # noqa: S101  # for the type checker
     assert weight is not None  # noqa: S101
-    tensor = constant_of(weight)
-    assert tensor is not None  # noqa: S101
+    tensor = _constant_weight(new.node)
     channels, outputs, *kernel = (int(extent) for extent in tensor.shape.numpy())
     rows = new.reshaped(x, [-1, channels])
     columns = new.reshaped(weight, [channels, outputs * prod(kernel)])
@@ -137,6 +135,19 @@ def _rewrite_pixel(new: ReplacementBuilder) -> None:
     new.replace(y)
 
 
+def _knows_weight(node: ir.Node) -> bool:
+    weight = input_of(node, 1)
+    return weight is not None and constant_of(weight) is not None
+
+
+def _constant_weight(node: ir.Node) -> ir.TensorProtocol:
+    """The weight of a convolution whose weight is known to be a constant."""
+    weight = input_of(node, 1)
+    tensor = None if weight is None else constant_of(weight)
+    assert tensor is not None  # noqa: S101  # for the type checker
+    return tensor
+
+
 def _number(node: ir.Node, name: str, default: int) -> int:
     """An attribute with a number for each axis, of a node that has one axis."""
     return (ints_of(node, name) or [default])[0]
@@ -144,17 +155,12 @@ def _number(node: ir.Node, name: str, default: int) -> int:
 
 def _along_one_axis(node: ir.Node) -> bool:
     """Whether a convolution of known weights goes along one axis, and no more says its extent."""
-    weight = input_of(node, 1)
-    known = weight is not None and constant_of(weight) is not None
-    return known and len(_extents(node)) == 1 and not _is_sized_otherwise(node)
+    return _knows_weight(node) and len(_extents(node)) == 1 and not _is_sized_otherwise(node)
 
 
 def _span(node: ir.Node) -> int:
     """Elements from the first to the last of a window along one axis."""
-    weight = node.inputs[1]
-    assert weight is not None  # noqa: S101  # for the type checker
-    tensor = constant_of(weight)
-    assert tensor is not None  # noqa: S101
+    tensor = _constant_weight(node)
     return _number(node, "dilations", 1) * (tensor.shape.numpy()[2] - 1) + 1
 
 
@@ -166,12 +172,9 @@ def _gap(node: ir.Node) -> int:
 
 def _rewrite_gaps(new: ReplacementBuilder) -> None:
     """Make the windows longer by zeros, and cut off as much at the end."""
-    node, (x, weight, *bias) = new.node, new.node.inputs
-    assert weight is not None  # noqa: S101  # for the type checker
-    tensor = constant_of(weight)
-    assert tensor is not None  # noqa: S101
+    node, (x, _, *bias) = new.node, new.node.inputs
     more = _gap(node)
-    values = tensor.numpy()
+    values = _constant_weight(node).numpy()
     zeros = np.zeros((*values.shape[:2], more), values.dtype)
     longer = new.constant(np.concatenate([values, zeros], axis=2))
     begin, end = ints_of(node, "pads") or [0, 0]
@@ -191,11 +194,9 @@ def _is_spread(node: ir.Node) -> bool:
 
 def _rewrite_spread(new: ReplacementBuilder) -> None:
     """Put zeros between the elements, and convolve that with the reversed windows."""
-    node, (x, weight, *bias) = new.node, new.node.inputs
+    node, (x, _, *bias) = new.node, new.node.inputs
     assert x is not None  # noqa: S101  # for the type checker
-    assert weight is not None  # noqa: S101
-    tensor = constant_of(weight)
-    assert tensor is not None  # noqa: S101
+    tensor = _constant_weight(node)
     stride, groups = _number(node, "strides", 1), node.attributes.get_int("group", 1)
     channels, outputs, length = tensor.shape.numpy()
     grouped = tensor.numpy().reshape(groups, channels // groups, outputs, length)
@@ -222,26 +223,19 @@ def _rewrite_spread(new: ReplacementBuilder) -> None:
 
 def _is_dilated(node: ir.Node) -> bool:
     """Whether a convolution of known weights has both strides and dilated windows."""
-    weight = input_of(node, 1)
     strides, dilations = ints_of(node, "strides"), ints_of(node, "dilations")
     both = any(stride > 1 for stride in strides) and any(step > 1 for step in dilations)
-    return both and weight is not None and constant_of(weight) is not None
-
-
-def _multiples(extent: int, step: int) -> range:
-    return range(0, extent, step)
+    return both and _knows_weight(node)
 
 
 def _rewrite_dilated(new: ReplacementBuilder) -> None:
     """Put zeros between the elements of the windows."""
-    node, (x, weight, *bias) = new.node, new.node.inputs
-    assert weight is not None  # noqa: S101  # for the type checker
-    tensor = constant_of(weight)
-    assert tensor is not None  # noqa: S101
-    values, steps = tensor.numpy(), ints_of(node, "dilations")
+    node, (x, _, *bias) = new.node, new.node.inputs
+    values, steps = _constant_weight(node).numpy(), ints_of(node, "dilations")
     kernel = [(k - 1) * step + 1 for k, step in zip(values.shape[2:], steps, strict=True)]
     windows = np.zeros((*values.shape[:2], *kernel), values.dtype)
-    windows[np.ix_(*map(range, values.shape[:2]), *map(_multiples, kernel, steps))] = values
+    places = (range(0, extent, step) for extent, step in zip(kernel, steps, strict=True))
+    windows[np.ix_(*map(range, values.shape[:2]), *places)] = values
     attributes = {**node.attributes, "dilations": [1] * len(kernel), "kernel_shape": kernel}
     new.replace(*new.add_with(node.op_type, [x, new.constant(windows), *bias], 1, attributes))
 
@@ -251,12 +245,11 @@ CONV_TRANSPOSE = RewriteRule(_is_rewritten, _rewrite)
 
 def _makes_pixels(node: ir.Node) -> bool:
     """Whether all of an input comes into one pixel of each output, for any batch."""
-    x, y, weight = node.inputs[0], node.outputs[0], input_of(node, 1)
+    x, y = node.inputs[0], node.outputs[0]
     if x is None or x.shape is None or y.shape is None or isinstance(x.shape[0], int):
         return False
     return (
-        weight is not None
-        and constant_of(weight) is not None
+        _knows_weight(node)
         and all(isinstance(extent, int) for extent in x.shape[1:])
         and all(extent == 1 for extent in y.shape[2:])
         and node.attributes.get_int("group", 1) == 1
@@ -283,8 +276,7 @@ def _rewrite_to_pixels(new: ReplacementBuilder) -> None:
     x, weight = node.inputs[:2]
     assert x is not None  # noqa: S101  # for the type checker
     assert weight is not None  # noqa: S101
-    tensor = constant_of(weight)
-    assert tensor is not None  # noqa: S101
+    tensor = _constant_weight(node)
     outputs, channels, *kernel = (int(extent) for extent in tensor.shape.numpy())
     extents = [extent for extent in _extents(node) if isinstance(extent, int)]
     begins = _begin_padding(node, kernel)

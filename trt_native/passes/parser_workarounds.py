@@ -34,6 +34,7 @@ from trt_native.passes.extent_workarounds import (
     RESIZE_BY_SCALES,
     RMS_NORM_TYPES,
 )
+from trt_native.passes.fusion_search import COMPARISONS
 from trt_native.passes.loop_workarounds import LOOP
 from trt_native.passes.replacement import NameAuthority, ReplacementBuilder, RewriteRule
 from trt_native.passes.sampler_workarounds import GRID_SAMPLE
@@ -45,7 +46,6 @@ _SHAPED = (
     *("Conv", "ConvTranspose", "GridSample", "Tile"),
     *("GroupNormalization", "InstanceNormalization"),
 )
-_COMPARISONS = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
 _BFLOAT16_NORM = 22  # since this opset InstanceNormalization takes it
 _MOST_EXACT = 1 << 24  # whole numbers that FP32 holds
 _BATCH_FIRST = [1, 0, 2]  # swaps the first two axes of a recurrent layer's input, or state
@@ -123,7 +123,7 @@ class ParserWorkarounds(GraphPass):
 def _lacks_type(node: ir.Node) -> bool:
     """Whether a rule depends on a type that is not known yet."""
     x = input_of(node, 0)
-    alike = node.op_type in _COMPARISONS and not node.domain and x is input_of(node, 1)
+    alike = node.op_type in COMPARISONS and not node.domain and x is input_of(node, 1)
     return alike and x is not None and x.dtype is None
 
 
@@ -417,7 +417,7 @@ _RULES = {
     "GroupNormalization": RewriteRule(_is_odd_group_norm, _rewrite_group_norm),
     "InstanceNormalization": RewriteRule(_normalizes_one_element, decompose_norm),
     "Elu": RewriteRule(_differs_in_alpha, _rewrite_elu),
-    **dict.fromkeys(_COMPARISONS, RewriteRule(_compares_with_itself, _rewrite_comparison)),
+    **dict.fromkeys(COMPARISONS, RewriteRule(_compares_with_itself, _rewrite_comparison)),
     "Where": RewriteRule(_chooses_nothing, _rewrite_where),
     "Trilu": RewriteRule(lambda node: "upper" not in node.attributes, _rewrite_trilu),
     "ReduceLogSumExp": RewriteRule(_overflows, _rewrite_log_sum_exp),
