@@ -11,19 +11,16 @@ import onnx_ir as ir
 
 from trt_native.arrays import Array
 from trt_native.backends.base import Backend
-from trt_native.builder.magnitudes import measure_magnitudes
+from trt_native.builder.magnitudes import measure_magnitudes, read_normalized
 from trt_native.calibration.batches import Batches, read_batches
+from trt_native.calibration.collect import ActivationSource
 from trt_native.calibration.model_ranges import NO_RANGES, Ranges, find_ranges, load_ranges
 from trt_native.calibration.rows import RowReader
 from trt_native.config import BuildConfig, CalibrationRunner
 from trt_native.cuda import gpu_info
 from trt_native.errors import SpecError
-from trt_native.graph.fixed_inputs import fix_inputs
-from trt_native.graph.inference import infer_types
-from trt_native.graph.onnx_file import read_model
 from trt_native.graph.quantizable import quantizable_tensors
 from trt_native.passes.base import GraphPass
-from trt_native.passes.normalize import normalize
 from trt_native.passes.quantize import Quantize
 from trt_native.progress import Progress, phase
 from trt_native.shapes import TensorSpec
@@ -133,13 +130,14 @@ def calibrated_ranges(
     spec = config.quantization
     with_ranges([quantize], any_ranges(graph))
     quantize.quantize(graph, dry_run=True)  # nothing to quantize: say so before the work
-    if config.precision.takes_samples:
-        return _sampled_rows(path, quantize.row_readers(graph), batches, config, backend, progress)
     from trt_native.builder.engine_calibration import activation_source
 
     source = activation_source(
         spec.calibration_runner, backend=backend, memory_bytes=spec.calibration_memory_bytes
     )
+    if config.precision.takes_samples:
+        model = read_normalized(path, config.fixed_values())
+        return _sampled_rows(model, quantize.row_readers(graph), batches, source, progress)
     with phase(progress, f"Calibrating with {source.name}"):
         return find_ranges(
             path,
@@ -154,24 +152,13 @@ def calibrated_ranges(
 
 
 def _sampled_rows(
-    path: Path,
+    model: ir.Model,
     readers: Sequence[RowReader],
     batches: Batches,
-    config: BuildConfig,
-    backend: str | Backend,
+    source: ActivationSource,
     progress: Progress | None,
 ) -> Ranges:
     """Samples of what weights are multiplied by."""
-    from trt_native.builder.engine_calibration import activation_source
-
-    spec = config.quantization
-    source = activation_source(
-        spec.calibration_runner, backend=backend, memory_bytes=spec.calibration_memory_bytes
-    )
-    model = read_model(path)
-    fix_inputs(model, config.fixed_values())
-    normalize(model)
-    infer_types(model)
     values = {value.name for node in model.graph for value in node.outputs}
     values |= {value.name for value in model.graph.inputs}
     known = [reader for reader in readers if reader.tensor in values]

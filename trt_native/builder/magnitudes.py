@@ -20,7 +20,7 @@ from trt_native.passes.autocast_operators import PASSES_MASKS
 from trt_native.passes.normalize import normalize
 from trt_native.progress import Progress
 
-__all__ = ["measure_magnitudes"]
+__all__ = ["measure_magnitudes", "read_normalized"]
 
 
 def measure_magnitudes(
@@ -48,16 +48,22 @@ def measure_magnitudes(
         CalibrationError: a value is NaN or infinite, or the data cannot be used.
         UnsupportedError: the source cannot run the model.
     """
-    model = read_model(path)
-    fix_inputs(model, fixed_inputs or {})
-    normalize(model)
-    infer_types(model)
+    model = read_normalized(path, fixed_inputs or {})
     tensors = _finite_values(model.graph)
     found: Mapping[str, float] = {}
     if tensors:
         found = source(model, tensors, batches, histograms=False, progress=progress).amax
     origin = {"data": batches.source, "batches": len(batches), "runner": source.name}
     return Ranges(found, {}, origin)
+
+
+def read_normalized(path: Path, fixed_inputs: FixedValues) -> ir.Model:
+    """Read a model to run it on data: normalized, with types, and with some inputs as constants."""
+    model = read_model(path)
+    fix_inputs(model, fixed_inputs)
+    normalize(model)
+    infer_types(model)
+    return model
 
 
 def _finite_values(graph: ir.Graph) -> list[str]:

@@ -17,7 +17,6 @@ import onnx_ir as ir
 
 from trt_native.arrays import Array
 from trt_native.calibration.rows import RowReader
-from trt_native.errors import ModelError
 from trt_native.passes.block_arrays import (
     block_scales,
     dequantize_blocks,
@@ -25,7 +24,7 @@ from trt_native.passes.block_arrays import (
     quantize_blocks,
     relative_error,
 )
-from trt_native.passes.quantize_arrays import read_tensor, round_scale
+from trt_native.passes.quantize_arrays import check_finite, read_tensor, round_scale
 from trt_native.passes.quantize_rules import Product, QuantizedOperand
 
 __all__ = ["BlockWeight", "WeightKey", "measure_blocks", "row_reader", "weight_key"]
@@ -179,12 +178,7 @@ def _check_finite(operands: Iterable[tuple[Product, QuantizedOperand]]) -> None:
         if not np.isfinite(_matrix(product, operand)).all():
             name = operand.weight.source.name if operand.weight else operand.value.name
             problems[name or ""] = product.node.name or product.node.op_type
-    if problems:
-        listing = ", ".join(f"{weight!r} (node {node!r})" for weight, node in problems.items())
-        raise ModelError(
-            f"weights hold NaN or infinity: {listing}; export the model again from sound"
-            " weights, or skip these nodes"
-        )
+    check_finite(problems)
 
 
 def _nearest(product: Product, operand: QuantizedOperand) -> BlockWeight:

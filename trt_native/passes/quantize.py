@@ -50,6 +50,7 @@ from trt_native.passes.quantize_arrays import (
     INT8,
     LARGEST,
     channel_amax,
+    check_finite,
     quantize_lazily,
     read_tensor,
     round_scale,
@@ -658,12 +659,7 @@ class _Writer:
                     problems.setdefault(weight.source.name or "", name)
                 scale = np.where(amax > 0, amax / LARGEST[self.dtype], 1.0)
                 self.scale_of[key] = round_scale(scale, operand.dtype)
-        if problems:
-            listing = ", ".join(f"{weight!r} (node {node!r})" for weight, node in problems.items())
-            raise ModelError(
-                f"weights hold NaN or infinity: {listing}; export the model again from sound"
-                " weights, or skip these nodes"
-            )
+        check_finite(problems)
 
     def _activation(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         """The value after its ``QuantizeLinear``, and a ``DequantizeLinear`` to a type."""

@@ -7,6 +7,7 @@ never before, so that a model larger than memory stays on disk.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from trt_native.arrays import Array
+from trt_native.errors import ModelError
 from trt_native.graph.nodes import BFLOAT16, FLOAT, FLOAT16
 from trt_native.graph.refit_signature import unmapped
 
@@ -23,6 +25,7 @@ __all__ = [
     "INT8",
     "LARGEST",
     "channel_amax",
+    "check_finite",
     "quantize_array",
     "quantize_lazily",
     "read_tensor",
@@ -49,6 +52,20 @@ _LARGEST_SCALE = {
 def read_tensor(tensor: ir.TensorProtocol) -> Array:
     """The values of a tensor; external data is mapped only as long as the array lives."""
     return unmapped(tensor).numpy()
+
+
+def check_finite(problems: Mapping[str, str]) -> None:
+    """Refuse weights with values that are not finite, by name, with a node that reads each.
+
+    Raises:
+        ModelError: there are any.
+    """
+    if problems:
+        listing = ", ".join(f"{weight!r} (node {node!r})" for weight, node in problems.items())
+        raise ModelError(
+            f"weights hold NaN or infinity: {listing}; export the model again from sound"
+            " weights, or skip these nodes"
+        )
 
 
 def channel_amax(array: Array, axis: int) -> Array:
